@@ -1,0 +1,4 @@
+from difflens.cli import main
+
+if __name__ == "__main__":
+    main()

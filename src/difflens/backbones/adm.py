@@ -1,0 +1,299 @@
+"""OpenAI guided-diffusion ("ADM") checkpoints: read without running code, converted exactly into diffusers.
+
+A state dict says all about its network but the size of an attention head and the side of the images. Both
+naming schemes number the same modules in the same order, so the conversion is one table of places (which
+block) and one of parts (which layer of it); only the fused query, key and value rows are rearranged.
+"""
+
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from safetensors.torch import load_file
+from torch import Tensor
+
+from difflens.errors import DiffLensError, listing
+
+# Image side by channel multipliers, as in guided-diffusion's script_util.create_model.
+_IMAGE_SIDES = {
+    (0.5, 1, 1, 2, 2, 4, 4): 512,
+    (1, 1, 2, 2, 4, 4): 256,
+    (1, 1, 2, 3, 4): 128,
+    (1, 2, 3, 4): 64,
+}
+
+# Layers of a residual block, of an attention and of a place that is a single layer: diffusers' name to ADM's.
+_PARTS = {
+    "": "",
+    ".norm1": ".in_layers.0",
+    ".conv1": ".in_layers.2",
+    ".time_emb_proj": ".emb_layers.1",
+    ".norm2": ".out_layers.0",
+    ".conv2": ".out_layers.3",
+    ".conv_shortcut": ".skip_connection",
+    ".group_norm": ".norm",
+    ".to_q": ".qkv",
+    ".to_k": ".qkv",
+    ".to_v": ".qkv",
+    ".to_out.0": ".proj_out",
+}
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The state dict in a `.safetensors` or a `.pt`, `.pth` or `.bin` file, on the CPU, by parameter name.
+
+    A training checkpoint with the tensors one level down is accepted, looked up as "ema", "state_dict" and
+    "model" in this order; a "module." before every name is dropped. Large files are mapped, not copied.
+
+    Raises:
+        DiffLensError: no such file, not a checkpoint, truncated, or a pickle that needs code to load. Such a
+            pickle is refused and nothing in it is run.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DiffLensError(
+            f"{path} is a directory, not a checkpoint: give the .pt or .safetensors file itself"
+        )
+    if not path.is_file():
+        raise DiffLensError(f"no checkpoint at {path}: the file does not exist")
+    if path.suffix == ".safetensors":
+        content = _read_safetensors(path)
+    elif path.suffix in (".pt", ".pth", ".bin"):
+        content = _read_pickle(path)
+    else:
+        raise DiffLensError(f"{path} is not a checkpoint: expected .safetensors, .pt, .pth or .bin")
+    entries = content if isinstance(content, Mapping) else {}
+    state = next(filter(_is_state_dict, (content, *map(entries.get, ("ema", "state_dict", "model")))), None)
+    if state is None:
+        held = [f"{key!r} ({type(value).__name__})" for key, value in entries.items()]
+        raise DiffLensError(
+            f"{path} is not a state dict, that is a dict of tensors by parameter name: it holds "
+            f"{listing(held) or f'one {type(content).__name__}'}"
+        )
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items()}
+
+
+def unet_from_adm(
+    state: Mapping[str, Tensor], num_head_channels: int = 64, source: str = "the state dict"
+) -> UNet2DModel:
+    """The diffusers U-Net that computes what guided-diffusion's `UNetModel` computes with `state`.
+
+    Everything is inferred from names and shapes: widths, residual blocks a level, attention levels,
+    scale-shift or additive time embedding, residual or convolutional resampling. Noise steps enter as
+    0 .. T - 1. Weights become float32 on the device they are on; meta tensors give a network without weights.
+
+    A network whose first multiplier is not 1 (ADM-512: 0.5) embeds time in a width that diffusers cannot
+    configure: its time embedding is replaced after construction, and its config alone does not rebuild it.
+
+    Args:
+        state: parameters by guided-diffusion's names.
+        num_head_channels: channels of one attention head, 64 in OpenAI's released models. Query, key and
+            value rows are read in the "legacy" order of these models, (heads, 3, num_head_channels).
+        source: what error messages call `state`, usually the file.
+
+    Returns:
+        The network in eval mode; `config.sample_size` is the side in pixels that OpenAI trained these
+        multipliers at, None for other multipliers.
+
+    Raises:
+        DiffLensError: `state` is class-conditional, or is not a guided-diffusion U-Net that diffusers can
+            express, or its attention cannot be cut into heads of `num_head_channels`.
+    """
+    if any(name.startswith("label_emb.") for name in state):
+        raise DiffLensError(
+            f"{source} is class-conditional (it has label_emb.*): only unconditional models are supported, "
+            "such as OpenAI's 256x256_diffusion_uncond.pt"
+        )
+    config = _config(state, num_head_channels, source)
+    # On the meta device, so that the weights of `state` are the only ones that ever take memory.
+    with torch.device("meta"):
+        try:
+            unet = UNet2DModel(**config)
+        except ValueError as error:
+            raise DiffLensError(f"{source} is not a guided-diffusion U-Net: {error}") from error
+        model_channels = state["time_embed.0.weight"].shape[1]
+        if model_channels != config["block_out_channels"][0]:
+            unet.time_proj = Timesteps(model_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+            unet.time_embedding = TimestepEmbedding(model_channels, config["time_embedding_dim"])
+    converted = _convert(state, unet, source)
+    unet.load_state_dict(converted, strict=True, assign=True)
+    return unet.eval()
+
+
+def _config(state: Mapping[str, Tensor], num_head_channels: int, source: str) -> dict[str, Any]:
+    """The configuration of `UNet2DModel` that has the shapes of `state`, if anything has."""
+
+    def size(name: str, dim: int) -> int:
+        if name not in state:
+            raise _not_adm(source, missing=[name])
+        if state[name].dim() <= dim or not state[name].shape[dim]:
+            raise _not_adm(source, misshapen=[_with_shape(name, state)])
+        return state[name].shape[dim]
+
+    def seen(pattern: str) -> set[int]:
+        return {int(match[1]) for name in state if (match := re.match(pattern, name))}
+
+    in_channels, model_channels = size("input_blocks.0.0.weight", 1), size("time_embed.0.weight", 1)
+    # A decoder level has one residual block more than an encoder level, and its last block is the first with
+    # an upsampler: something other than an attention behind the residual block.
+    blocks = len(seen(r"input_blocks\.(\d+)\."))
+    upsampled = seen(r"output_blocks\.(\d+)\.[12]\.(?:in_layers|emb_layers|out_layers|conv)\.")
+    layers = min([*upsampled, blocks - 1])
+    starts = [first + 1 for first in range(0, blocks, layers + 1)]
+    channels = [size(f"input_blocks.{start}.0.out_layers.3.weight", 0) for start in starts]
+    attention = [bool(seen(rf"input_blocks\.({start})\.1\.")) for start in starts]
+    scale_shift = size("input_blocks.1.0.emb_layers.1.weight", 0) == 2 * channels[0]
+    residual = bool(seen(rf"input_blocks\.({layers + 1})\.0\.in_layers\."))
+
+    attended = {width for width, attends in zip(channels, attention, strict=True) if attends} | {channels[-1]}
+    for width in sorted(attended):
+        if num_head_channels < 1 or width % num_head_channels:
+            raise DiffLensError(
+                f"num_head_channels {num_head_channels} does not divide the attention width {width} of "
+                f"{source}: give the value the model was trained with (64 for OpenAI's released models)"
+            )
+    resampling, down, up = (
+        ("resnet", "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+        if residual
+        else ("conv", "DownBlock2D", "UpBlock2D")
+    )
+    return {
+        "sample_size": _IMAGE_SIDES.get(tuple(width / model_channels for width in channels)),
+        "in_channels": in_channels,
+        "out_channels": size("out.2.weight", 0),
+        "time_embedding_dim": size("time_embed.0.weight", 0),
+        "block_out_channels": tuple(channels),
+        "layers_per_block": layers,
+        "down_block_types": tuple("AttnDownBlock2D" if attends else down for attends in attention),
+        "up_block_types": tuple("AttnUpBlock2D" if attends else up for attends in reversed(attention)),
+        "downsample_type": resampling,
+        "upsample_type": resampling,
+        "attention_head_dim": num_head_channels,
+        # under scale_shift, diffusers leaves the middle attention without its norm unless told
+        "attn_norm_num_groups": 32,
+        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
+        # the rest is diffusers' default, repeated where ADM depends on it
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "downsample_padding": 1,
+        "norm_num_groups": 32,
+        "norm_eps": 1e-5,
+    }
+
+
+def _convert(state: Mapping[str, Tensor], unet: UNet2DModel, source: str) -> dict[str, Tensor]:
+    """`state` in float32 under the names of `unet`, to the last key and shape."""
+    places = _places(
+        unet.config.layers_per_block, ["Attn" in block_type for block_type in unet.config.down_block_types]
+    )
+    names = {
+        place + part: adm_place + adm_part
+        for place, adm_place in places.items()
+        for part, adm_part in _PARTS.items()
+    }
+    converted: dict[str, Tensor] = {}
+    missing, misshapen, unexpected = [], [], set(state)
+    for key, parameter in unet.state_dict().items():
+        module, _, leaf = key.rpartition(".")
+        name = f"{names[module]}.{leaf}"
+        if name not in state:
+            missing.append(name)
+            continue
+        unexpected.discard(name)
+        tensor = state[name].float()
+        if ".attentions." in key and tensor.dim() == 3:
+            tensor = tensor.squeeze(-1)  # a 1x1 convolution over positions is a linear layer
+        if module.endswith(("to_q", "to_k", "to_v")) and tensor.shape[:1] == (3 * len(parameter),):
+            rows = tensor.reshape(-1, 3, unet.config.attention_head_dim, *tensor.shape[1:])
+            tensor = rows[:, "qkv".index(module[-1])].flatten(0, 1)
+        if tensor.shape == parameter.shape:
+            converted[key] = tensor
+        else:
+            misshapen.append(_with_shape(name, state))
+    if missing or misshapen or unexpected:
+        raise _not_adm(source, missing, misshapen, sorted(unexpected))
+    return converted
+
+
+def _places(layers: int, attention: Sequence[bool]) -> dict[str, str]:
+    """diffusers' places, numbered level by level, to ADM's, numbered through; a level may lack some."""
+    places = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    for level in range(len(attention)):
+        for layer in range(layers):
+            block = f"input_blocks.{level * (layers + 1) + layer + 1}"
+            places[f"down_blocks.{level}.resnets.{layer}"] = f"{block}.0"
+            places[f"down_blocks.{level}.attentions.{layer}"] = f"{block}.1"
+        ours, theirs = f"down_blocks.{level}.downsamplers.0", f"input_blocks.{(level + 1) * (layers + 1)}.0"
+        places |= {ours: theirs, f"{ours}.conv": f"{theirs}.op"}
+    for level, attends in enumerate(reversed(attention)):
+        for layer in range(layers + 1):
+            block = f"output_blocks.{level * (layers + 1) + layer}"
+            places[f"up_blocks.{level}.resnets.{layer}"] = f"{block}.0"
+            places[f"up_blocks.{level}.attentions.{layer}"] = f"{block}.1"
+        # in the level's last block, behind the attention if there is one
+        ours, theirs = f"up_blocks.{level}.upsamplers.0", f"{block}.{2 if attends else 1}"
+        places |= {ours: theirs, f"{ours}.conv": f"{theirs}.conv"}
+    return places
+
+
+def _with_shape(name: str, state: Mapping[str, Tensor]) -> str:
+    return f"{name} {tuple(state[name].shape)}"
+
+
+def _not_adm(
+    source: str, missing: Sequence[str] = (), misshapen: Sequence[str] = (), unexpected: Sequence[str] = ()
+) -> DiffLensError:
+    found = {"missing": missing, "of the wrong shape": misshapen, "unexpected": unexpected}
+    # query, key and value come from one name
+    problems = [f"{what}: {listing([*dict.fromkeys(names)], 4)}" for what, names in found.items() if names]
+    return DiffLensError(f"{source} is not a guided-diffusion U-Net: {'; '.join(problems)}")
+
+
+def _is_state_dict(entry: object) -> bool:
+    return (
+        isinstance(entry, Mapping)
+        and bool(entry)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in entry.items())
+    )
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors' own, OSError or ValueError, by where the damage is
+        raise DiffLensError(
+            f"{path} cannot be read as safetensors ({error}): it is truncated or of another format; "
+            "copy it again"
+        ) from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        # only the zip format of torch >= 1.6 can be mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged pickle can fail in any way
+        if code := re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error)):
+            raise DiffLensError(
+                f"{path} was refused, never run: it holds more than tensors, and loading it would call "
+                f"{code[1]}; in the program that wrote it, convert it to .safetensors"
+            ) from error
+        raise DiffLensError(
+            f"{path} cannot be read as a PyTorch checkpoint ({type(error).__name__}): it is truncated, of "
+            "another format, or a pickle with code, which is refused, never run; copy it again or convert it "
+            "to .safetensors"
+        ) from error

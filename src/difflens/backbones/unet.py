@@ -1,0 +1,258 @@
+"""Any diffusers `UNet2DModel`, walked block by block.
+
+The blocks are the network's own submodules in execution order, so the walk computes what the network's forward
+computes, and nothing of the network is written again here:
+
+- encoder: the input convolution; each residual block with its attention; each downsampler;
+- middle: one block;
+- decoder: each residual block with its attention; an upsampler belongs to the block before it.
+
+An encoder block's output is stored as a skip; a decoder block takes the last skip stored. That pairing is the
+mirror of the paper (decoder block b reads encoder block N + 1 - b of N).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from difflens.backbones.blocks import Block, Defaults, DiffusionBackbone, Role
+from difflens.errors import DiffLensError
+from difflens.noise import NoiseSchedule
+
+
+@dataclass
+class _State:
+    """What travels along the walk; NCSN++ networks also carry the image down and an output image up."""
+
+    hidden: Tensor
+    embedding: Tensor
+    image: Tensor
+    output: Tensor | None = None
+    skips: list[Tensor] = field(default_factory=list)
+
+
+class _Unit:
+    """The modules behind one block."""
+
+    def __init__(self, role: Role, modules: Sequence[nn.Module], scale: float = 1.0):
+        self.role: Role = role
+        self.modules = list(modules)
+        self.scale = scale
+        """Side of the output map over side of the input map."""
+
+    @property
+    def channels(self) -> int:
+        modules = [module for module in self.modules if hasattr(module, "out_channels")]
+        return int(modules[-1].out_channels)
+
+    def __call__(self, state: _State) -> None:
+        if self.role == "decoder":
+            state.hidden = torch.cat([state.hidden, state.skips.pop()], dim=1)
+        for module in self.modules:
+            state.hidden = _apply(module, state.hidden, state.embedding)
+
+
+class _SkipDown(_Unit):
+    """The downsampler of an NCSN++ level, which also brings the image down and adds it."""
+
+    def __init__(self, level: nn.Module):
+        super().__init__("encoder", [level.resnet_down], scale=0.5)
+        self.level = level
+
+    def __call__(self, state: _State) -> None:
+        super().__call__(state)
+        for downsampler in self.level.downsamplers:
+            state.image = downsampler(state.image)
+        state.hidden = self.level.skip_conv(state.image) + state.hidden
+
+
+class _SkipUp(_Unit):
+    """The last block of an NCSN++ decoder level, which also brings the output image up."""
+
+    def __init__(self, modules: Sequence[nn.Module], level: nn.Module):
+        super().__init__("decoder", modules, scale=1.0 if level.resnet_up is None else 2.0)
+        self.level = level
+
+    def __call__(self, state: _State) -> None:
+        super().__call__(state)
+        level = self.level
+        if state.output is not None:
+            state.output = level.upsampler(state.output)
+        if level.resnet_up is not None:
+            added = level.skip_conv(level.act(level.skip_norm(state.hidden)))
+            state.output = added if state.output is None else state.output + added
+            state.hidden = level.resnet_up(state.hidden, state.embedding)
+
+
+class UNetBackbone(DiffusionBackbone):
+    """A frozen `UNet2DModel` with the noise schedule it was trained on.
+
+    Args:
+        unet: an unconditional network; it is frozen and set to evaluation mode.
+        schedule: the forward process.
+        spec: what the user named it by.
+        image_size: overrides the side that the network's configuration records.
+        defaults: where probes read if the user names nothing; by default the paper's places, scaled.
+
+    Raises:
+        DiffLensError: the network is class-conditional, of an unknown construction, or of unknown image size.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        schedule: NoiseSchedule,
+        spec: str = "unet",
+        image_size: int | None = None,
+        defaults: Defaults | None = None,
+    ):
+        super().__init__()
+        if unet.class_embedding is not None:
+            raise DiffLensError(f"{spec} is class-conditional; difflens reads unconditional networks")
+        self.unet = unet.requires_grad_(False).eval()
+        self.schedule = schedule
+        self.spec = spec
+        self.prediction_type = str(schedule.config.get("prediction_type", "epsilon"))
+        self.in_channels = int(unet.config.in_channels)
+        size = image_size or unet.config.sample_size
+        if size is None:
+            raise DiffLensError(f"{spec} does not record the image size it was trained on: give image_size")
+        self.image_size = int(size if isinstance(size, int) else size[0])
+        self._units = list(_units(unet))
+        self.blocks = _describe(self._units)
+        self.check_side(self.image_size)
+        self.defaults = defaults or self._paper_defaults()
+
+    def features(
+        self, x_t: Tensor, t: int | Tensor, blocks: Iterable[int], feedback: Mapping[int, Tensor] | None = None
+    ) -> dict[int, Tensor]:
+        wanted = self.check_blocks(blocks)
+        feedback = feedback or {}
+        self.check_feedback(feedback)
+        maps: dict[int, Tensor] = {}
+        state = self._start(x_t, t)
+        for block, unit in zip(self.blocks[: wanted[-1]], self._units, strict=False):
+            self._step(state, block, unit, feedback)
+            if block.index in wanted:
+                maps[block.index] = state.hidden
+        return maps
+
+    def denoise(self, x_t: Tensor, t: int | Tensor) -> Tensor:
+        return self.unet(x_t, self._steps(x_t, t)).sample
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        architecture = {key: value for key, value in self.unet.config.items() if not key.startswith("_")}
+        digest.update(json.dumps(architecture, sort_keys=True, default=str).encode())
+        digest.update(self.schedule.alphas_cumprod.numpy().tobytes())
+        for name, tensor in sorted(self.unet.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def train(self, mode: bool = True) -> "UNetBackbone":
+        """Stays in evaluation mode: a frozen network has no dropout, whatever the head around it does."""
+        return super().train(False)
+
+    def _start(self, x_t: Tensor, t: int | Tensor) -> _State:
+        unet = self.unet
+        embedding = unet.time_embedding(unet.time_proj(self._steps(x_t, t)).to(x_t.dtype))
+        image = 2 * x_t - 1 if unet.config.center_input_sample else x_t
+        return _State(image, embedding, image)
+
+    @staticmethod
+    def _step(state: _State, block: Block, unit: _Unit, feedback: Mapping[int, Tensor]) -> None:
+        unit(state)
+        if block.index in feedback:
+            state.hidden = state.hidden + feedback[block.index]
+        if block.role == "encoder":
+            state.skips.append(state.hidden)
+
+    @staticmethod
+    def _steps(x_t: Tensor, t: int | Tensor) -> Tensor:
+        return torch.as_tensor(t, device=x_t.device, dtype=torch.long).expand(len(x_t))
+
+    def _paper_defaults(self) -> Defaults:
+        """The places the paper reads on ADM-256, at the same relative depth of this network."""
+        decoder = [block.index for block in self.of_role("decoder")]
+        middle = [block.index for block in self.of_role("middle")]
+
+        def at(depth: int) -> int:
+            """The block as deep in this decoder as the paper's decoder block 19 + depth of 18."""
+            return decoder[ceil(len(decoder) * depth / 18) - 1]
+
+        steps = self.num_noise_steps
+        per_level = len(decoder) // len(self.unet.up_blocks)
+        return Defaults(
+            block=at(5),
+            noise_step=int(0.15 * steps),
+            fusion_blocks=tuple(sorted({*middle, at(5), at(11)})),
+            fusion_noise_steps=tuple(sorted({int(share * steps) for share in (0.09, 0.15, 0.3)})),
+            feedback_blocks=tuple(decoder[1::per_level] if per_level > 1 else decoder),
+        )
+
+
+def _apply(module: nn.Module, hidden: Tensor, embedding: Tensor) -> Tensor:
+    return module(hidden, embedding) if isinstance(module, ResnetBlock2D) else module(hidden)
+
+
+def _units(unet: UNet2DModel) -> Iterator[_Unit]:
+    yield _Unit("encoder", [unet.conv_in])
+    for level in unet.down_blocks:
+        yield from (_Unit("encoder", modules) for modules in _layers(level))
+        if level.downsamplers is not None:
+            if hasattr(level, "skip_conv"):
+                yield _SkipDown(level)
+            else:
+                yield _Unit("encoder", level.downsamplers, scale=0.5)
+    if unet.mid_block is not None:
+        first, *rest = unet.mid_block.resnets
+        modules = [first]
+        for attention, resnet in zip(unet.mid_block.attentions, rest, strict=True):
+            modules += [resnet] if attention is None else [attention, resnet]
+        yield _Unit("middle", modules)
+    for level in unet.up_blocks:
+        *others, last = _layers(level)
+        yield from (_Unit("decoder", modules) for modules in others)
+        if hasattr(level, "skip_conv"):
+            yield _SkipUp(last, level)
+        elif level.upsamplers is not None:
+            yield _Unit("decoder", [*last, *level.upsamplers], scale=2.0)
+        else:
+            yield _Unit("decoder", last)
+
+
+def _layers(level: nn.Module) -> list[list[nn.Module]]:
+    """Each residual block of a level with the attention that follows it."""
+    if not hasattr(level, "resnets"):
+        raise DiffLensError(f"{type(level).__name__} is not a block that difflens can walk")
+    layers: list[list[nn.Module]] = [[resnet] for resnet in level.resnets]
+    # AttnSkipUpBlock2D has one attention after its last residual block, all others one for each
+    attentions = list(getattr(level, "attentions", []))
+    for layer, attention in zip(layers[len(layers) - len(attentions) :], attentions, strict=True):
+        layer.append(attention)
+    return layers
+
+
+def _describe(units: Sequence[_Unit]) -> tuple[Block, ...]:
+    mirrors: dict[int, int] = {}
+    stored: list[int] = []
+    for index, unit in enumerate(units, start=1):
+        if unit.role == "encoder":
+            stored.append(index)
+        elif unit.role == "decoder":
+            partner = stored.pop()
+            mirrors |= {index: partner, partner: index}
+    blocks = []
+    stride = 1.0
+    for index, unit in enumerate(units, start=1):
+        stride /= unit.scale
+        blocks.append(Block(index, unit.role, unit.channels, int(stride), mirrors.get(index)))
+    return tuple(blocks)

@@ -1,0 +1,121 @@
+"""Data sets of the Hugging Face hub, and folders that its library `datasets` reads."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difflens.data.split import ImageData, ImageSplit, LibrarySplit, hold_out
+from difflens.errors import DiffLensError, listing
+
+
+def load_hub(name: str, spec: str, labels: bool = True) -> ImageData:
+    """A Hugging Face data set: `name` is ID or ID:CONFIG, or a local folder that `datasets` reads.
+
+    The columns are found by their types: images in the first column of images, preferably "image"; labels in
+    the first of class labels, preferably "label", or else in a column of numbers or words called "label". The
+    test split is the first of test and validation that has all its labels; a data set without either is split
+    4 : 1, class by class.
+
+    Raises:
+        DiffLensError: `datasets` is missing, or the data set cannot be loaded or has no images or labels.
+    """
+    splits = _hub_splits(name)
+    train, classes = _hub_train(name, splits, labels)
+    for key in ("test", "validation", "valid", "val"):
+        if key in splits:
+            found = _hub_split(name, "test", splits[key], classes)
+            if not labels or (found.labels is not None and int(found.labels.min()) >= 0):
+                return ImageData(spec, name, classes, train, found)
+    train, test = hold_out(train)
+    return ImageData(spec, name, classes, train, test)
+
+
+def load_hub_unlabelled(name: str) -> ImageSplit:
+    """The training images of a Hugging Face data set, without labels."""
+    return _hub_train(name, _hub_splits(name), labels=False)[0]
+
+
+def _hub_splits(name: str) -> dict[str, Any]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DiffLensError("Hugging Face data sets need `pip install difflens[hub]`") from error
+    path = Path(name).expanduser()
+    try:
+        if (path / "dataset_dict.json").is_file():
+            return dict(datasets.load_from_disk(str(path)))
+        if path.is_dir():
+            return dict(datasets.load_dataset(str(path)))
+        identity, _, config = name.partition(":")
+        return dict(datasets.load_dataset(identity, config or None))
+    except Exception as error:  # network, an unknown id, a missing configuration, damaged files
+        raise DiffLensError(f"the Hugging Face data set {name!r} could not be loaded: {error}") from error
+
+
+def _hub_train(name: str, splits: dict[str, Any], labels: bool) -> tuple[ImageSplit, tuple[str, ...]]:
+    if "train" not in splits:
+        raise DiffLensError(
+            f"the Hugging Face data set {name!r} has no split train; it has {listing([*splits])}"
+        )
+    classes = _hub_classes(name, splits["train"]) if labels else ()
+    train = _hub_split(name, "train", splits["train"], classes)
+    if train.labels is not None and int(train.labels.min()) < 0:
+        raise DiffLensError(f"the Hugging Face data set {name!r} has training images without labels")
+    return train, classes
+
+
+def _hub_split(name: str, split: str, dataset: Any, classes: tuple[str, ...]) -> ImageSplit:
+    """A split with the labels of `classes`, -1 where they are secret; without labels if there are none."""
+    import datasets
+
+    images = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    if not images:
+        raise DiffLensError(
+            f"the Hugging Face data set {name!r} has no column of images; {_columns(dataset)}"
+        )
+    key = next((each for each in ("image", "img") if each in images), images[0])
+    targets = _hub_labels(name, dataset, classes) if classes else None
+    # undecoded, so that every image goes through the same decoder
+    undecoded = dataset.select_columns([key]).cast_column(key, datasets.Image(decode=False))
+    return LibrarySplit(split, undecoded, key, targets)
+
+
+def _hub_classes(name: str, dataset: Any) -> tuple[str, ...]:
+    column = _label_column(name, dataset)
+    names = getattr(dataset.features[column], "names", None)
+    return tuple(names or map(str, sorted({value for value in dataset[column] if value not in (None, -1)})))
+
+
+def _hub_labels(name: str, dataset: Any, classes: tuple[str, ...]) -> Tensor:
+    column = _label_column(name, dataset)
+    values = [-1 if value is None else value for value in dataset[column]]
+    if getattr(dataset.features[column], "names", None):
+        return torch.tensor(values)
+    number = {"-1": -1} | {each: i for i, each in enumerate(classes)}
+    unknown = sorted({str(value) for value in values} - {*number})
+    if unknown:
+        raise DiffLensError(
+            f"the Hugging Face data set {name!r} has labels that its training split lacks: {listing(unknown)}"
+        )
+    return torch.tensor([number[str(value)] for value in values])
+
+
+def _label_column(name: str, dataset: Any) -> str:
+    import datasets
+
+    found = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
+    if found:
+        return next((each for each in ("label", "labels", "fine_label") if each in found), found[0])
+    dtype = str(getattr(dataset.features.get("label"), "dtype", ""))
+    if not dtype.startswith(("int", "uint", "string", "bool")):
+        raise DiffLensError(
+            f"the Hugging Face data set {name!r} has no column of class labels; {_columns(dataset)}"
+        )
+    return "label"
+
+
+def _columns(dataset: Any) -> str:
+    columns = [f"{key} ({type(feature).__name__})" for key, feature in dataset.features.items()]
+    return f"its columns are {listing(columns)}"

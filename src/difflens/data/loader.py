@@ -1,0 +1,195 @@
+"""Batches of images in a given order, always the same for the same seed, epoch and order.
+
+Neither batch size nor workers nor processes change an image's augmentation.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from difflens.data import images as image_ops
+from difflens.data.images import Augmentation, BadImage
+from difflens.data.split import ImageSplit
+from difflens.noise import philox
+
+OnBadImage = Literal["error", "skip"]
+
+# a Philox counter word that neither seeded noise nor augmentation uses
+_ORDER_STREAM = 0xFFFFFFFE
+# below this, starting worker processes takes longer than decoding
+_FEW_IMAGES = 256
+
+
+@dataclass
+class Batch:
+    """Some images of a split, all tensors on one device.
+
+    Attributes:
+        images: uint8, (B, C, S, S).
+        labels: (B,) long, or None.
+        index: (B,) long, what seeds each image's noise.
+        rows: (B,) long, positions within the split.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    index: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def iterate(
+    split: ImageSplit,
+    *,
+    channels: int,
+    side: int,
+    batch_size: int,
+    rows: Tensor | None = None,
+    augment: Augmentation = "none",
+    seed: int = 0,
+    epoch: int = 0,
+    workers: int | None = None,
+    on_bad_image: OnBadImage = "error",
+    bad: list[str] | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """Read `rows` of `split` in batches.
+
+    A split in memory is indexed and augmented on `device`; any other is decoded by worker processes.
+
+    Args:
+        channels, side: what the network takes; images are brought to it by `images.fit`.
+        rows: positions in the split, (M,) long, in the order wanted; by default all in order.
+        augment: see `images.augment`; a pure function of (seed, epoch, image index).
+        workers: decoding processes; None chooses by the machine and the number of images, 0 decodes here.
+        on_bad_image: "error" raises the first BadImage; "skip" leaves the image out of its batch.
+        bad: with "skip", receives "name: reason" once for every image left out.
+
+    Yields:
+        Batches of at most `batch_size` images, none of them empty.
+
+    Raises:
+        BadImage: an image cannot be decoded, and `on_bad_image` is "error".
+    """
+    rows = torch.arange(len(split)) if rows is None else rows.cpu()
+    device = torch.device(device)
+    prepare = _Prepare(split, channels, side, augment, seed, epoch)
+    if split.pixels is None:
+        return _decoded(prepare, rows, batch_size, workers, on_bad_image, bad, device)
+    return _resident(prepare, rows, batch_size, device)
+
+
+def epoch_order(n: int, seed: int, epoch: int, rank: int = 0, world: int = 1, shuffle: bool = True) -> Tensor:
+    """The rows, (M,) long, that process `rank` of `world` reads of a split of `n` images.
+
+    Shuffled by (seed, epoch), every process gets equally many: the order wraps around to fill up. Unshuffled,
+    as evaluations need it, the processes' shares are disjoint and contain every row once.
+    """
+    if not shuffle:
+        return torch.arange(rank, n, world)
+    position = torch.arange(n)
+    stream = torch.full_like(position, _ORDER_STREAM)
+    keys = philox((stream, position, torch.full_like(position, epoch), torch.zeros_like(position)), seed)
+    order = (keys[:, 0] << 31 | keys[:, 1] >> 1).argsort()
+    share = -(-n // world)
+    return order[torch.arange(rank, share * world, world) % n]
+
+
+@dataclass
+class _Prepare(Dataset[tuple[Tensor, list[int], list[tuple[int, BadImage]]]]):
+    """Rows to network-ready images. As a data set, its items are whole batches, decoded."""
+
+    split: ImageSplit
+    channels: int
+    side: int
+    kind: Augmentation
+    seed: int
+    epoch: int
+
+    def __call__(self, images: Tensor, index: Tensor) -> Tensor:
+        draws = image_ops.augmentation_draws(index, self.seed, self.epoch)
+        return image_ops.augment(images, self.kind, self.channels, self.side, draws)
+
+    def __getitem__(self, rows: list[int]) -> tuple[Tensor, list[int], list[tuple[int, BadImage]]]:
+        images, good, bad = [], [], []
+        for row in rows:
+            try:
+                image = self.split.image(row)
+            except BadImage as error:  # as a value, because DataLoader would wrap the exception
+                bad.append((row, error))
+            else:
+                images.append(self(image[None], self.split.index[row : row + 1]))
+                good.append(row)
+        empty = torch.empty(0, self.channels, self.side, self.side, dtype=torch.uint8)
+        return torch.cat([empty, *images]), good, bad
+
+
+def _resident(prepare: _Prepare, rows: Tensor, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    split = prepare.split
+    pixels = split.pixels_on(device)
+    # everything travels once, so that no step of a small network waits for a copy
+    rows = rows.to(device)
+    index = split.index.to(device)[rows]
+    labels = None if split.labels is None else split.labels.to(device)[rows]
+    for start in range(0, len(rows), batch_size):
+        chunk = slice(start, start + batch_size)
+        images = pixels[rows[chunk].to(pixels.device)].to(device)
+        yield Batch(
+            prepare(images, index[chunk]),
+            None if labels is None else labels[chunk],
+            index[chunk],
+            rows[chunk],
+        )
+
+
+def _decoded(
+    prepare: _Prepare,
+    rows: Tensor,
+    batch_size: int,
+    workers: int | None,
+    on_bad_image: OnBadImage,
+    bad: list[str] | None,
+    device: torch.device,
+) -> Iterator[Batch]:
+    if workers is None:
+        workers = 0 if len(rows) < _FEW_IMAGES else min(8, os.cpu_count() or 1)
+    loader = DataLoader(
+        prepare,
+        batch_size=None,  # an item is a batch already
+        sampler=[chunk.tolist() for chunk in _chunks(rows, batch_size)],  # type: ignore[arg-type]
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        collate_fn=_unchanged,
+        generator=torch.Generator(),  # else every epoch would draw a seed from the global generator
+    )
+    for images, good, failures in loader:
+        for row, error in failures:
+            if on_bad_image == "error":
+                raise error
+            line = f"{prepare.split.ids[row]}: {error.reason}"
+            if bad is not None and line not in bad:
+                bad.append(line)
+        if good:
+            yield _batch(prepare.split, images, torch.tensor(good), device)
+
+
+def _chunks(rows: Tensor, size: int) -> Iterator[Tensor]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _unchanged(item: object) -> object:
+    return item
+
+
+def _batch(split: ImageSplit, images: Tensor, rows: Tensor, device: torch.device) -> Batch:
+    labels = None if split.labels is None else split.labels[rows].to(device)
+    return Batch(
+        images.to(device, non_blocking=True), labels, split.index[rows].to(device), rows.to(device)
+    )  # fmt: skip

@@ -1,0 +1,171 @@
+"""What every source of images becomes: splits of images with labels."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difflens.data.images import BadImage, decode_image, from_pil, read_image
+
+# larger splits stay in main memory and send their batches to the device
+_RESIDENT_BYTES = 2**31
+
+
+class ImageSplit(ABC):
+    """Images in a fixed order, decoded one at a time or already in memory.
+
+    Attributes:
+        name: "train", "test" or what the source calls it.
+        ids: one readable name an image: its file relative to the root, or "train/00012".
+        labels: (N,) long, or None if the images have none.
+        index: (N,) long, the position of each image in the full split. It seeds the image's noise, and a
+            subset keeps it.
+        pixels: the whole split as uint8 (N, C, H, W) where it is in memory, else None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ids: Sequence[str],
+        labels: Tensor | None = None,
+        index: Tensor | None = None,
+        pixels: Tensor | None = None,
+    ) -> None:
+        self.name, self.ids, self.labels, self.pixels = name, ids, labels, pixels
+        self.index = torch.arange(len(ids)) if index is None else index
+        self._resident: dict[torch.device, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def image(self, i: int) -> Tensor:
+        """The image at position `i`: uint8, (C, H, W), C 1 or 3.
+
+        Raises:
+            BadImage: it cannot be decoded.
+        """
+
+    def subset(self, rows: Tensor) -> "ImageSplit":
+        """The images at positions `rows`, (M,) long, with the noise they have in this split."""
+        return _Subset(self, rows)
+
+    def pixels_on(self, device: torch.device) -> Tensor:
+        """`pixels`, kept on `device` so that batches need not travel; where they are if that is too much."""
+        assert self.pixels is not None
+        if device.type == "cpu" or self.pixels.numel() > _RESIDENT_BYTES:
+            return self.pixels
+        if device not in self._resident:
+            self._resident[device] = self.pixels.to(device)
+        return self._resident[device]
+
+    def fingerprint(self) -> str:
+        """Hex digest of names, labels, positions and, in memory, pixels; files are not opened."""
+        digest = sha256("\n".join(self.ids).encode())
+        for tensor in (self.labels, self.index, self.pixels):
+            digest.update(b"none" if tensor is None else tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+
+class MemorySplit(ImageSplit):
+    """`pixels`, uint8 (N, C, H, W), with names "train/00000" and so on."""
+
+    def __init__(self, name: str, pixels: Tensor, labels: Tensor | None = None) -> None:
+        super().__init__(name, numbered(name, len(pixels)), labels, pixels=pixels)
+
+    def image(self, i: int) -> Tensor:
+        assert self.pixels is not None
+        return self.pixels[i]
+
+
+class FileSplit(ImageSplit):
+    """Image files: `ids` are their paths relative to `root`, or absolute ones."""
+
+    def __init__(
+        self, name: str, ids: Sequence[str], labels: Tensor | None = None, root: Path | None = None
+    ) -> None:
+        super().__init__(name, ids, labels)
+        self.root = root or Path()
+
+    def image(self, i: int) -> Tensor:
+        return read_image(self.root / self.ids[i])
+
+
+class LibrarySplit(ImageSplit):
+    """Another library's data set: `dataset[i][key]` is a Pillow image or {"bytes": ..., "path": ...}."""
+
+    def __init__(self, name: str, dataset: Any, key: int | str, labels: Tensor | None = None) -> None:
+        super().__init__(name, numbered(name, len(dataset)), labels)
+        self.dataset, self.key = dataset, key
+
+    def image(self, i: int) -> Tensor:
+        try:
+            found = self.dataset[i][self.key]
+            if not isinstance(found, dict):
+                return from_pil(found)
+        except Exception as error:  # the library opens the file, and Pillow raises nearly anything
+            raise BadImage(self.ids[i], str(error) or type(error).__name__) from error
+        source = Path(found["path"]) if found["bytes"] is None else BytesIO(found["bytes"])
+        return decode_image(source, f"{self.ids[i]} ({found['path']})" if found["path"] else self.ids[i])
+
+
+class _Subset(ImageSplit):
+    def __init__(self, full: ImageSplit, rows: Tensor) -> None:
+        super().__init__(
+            full.name,
+            [full.ids[row] for row in rows.tolist()],
+            None if full.labels is None else full.labels[rows],
+            full.index[rows],
+            None if full.pixels is None else full.pixels[rows],
+        )
+        self.full, self.rows = full, rows
+
+    def image(self, i: int) -> Tensor:
+        return self.full.image(int(self.rows[i]))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set to train on and to evaluate on.
+
+    Attributes:
+        spec: what `load_data` was given.
+        name: for tables and reports.
+        classes: their names, in the order of the labels; empty where labels were not asked for.
+    """
+
+    spec: str
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSplit
+    test: ImageSplit
+
+    def fingerprint(self) -> str:
+        """Hex digest: equal for equal classes, images (by name; by content in memory) and labels."""
+        parts = (*self.classes, self.train.fingerprint(), self.test.fingerprint())
+        return sha256("\n".join(parts).encode()).hexdigest()
+
+
+def numbered(name: str, count: int) -> list[str]:
+    """ "name/00000", "name/00001" and so on."""
+    return [f"{name}/{i:05d}" for i in range(count)]
+
+
+def hold_out(split: ImageSplit, every: int = 5) -> tuple[ImageSplit, ImageSplit]:
+    """(train, test) for a source without a test split: every fifth image of each class is for testing."""
+    place = torch.arange(len(split))
+    if split.labels is not None:
+        order = split.labels.argsort(stable=True)
+        first = torch.searchsorted(split.labels[order].contiguous(), split.labels)
+        place[order] = torch.arange(len(split))
+        place -= first
+    held_out = place % every == every - 1
+    train, test = split.subset((~held_out).nonzero()[:, 0]), split.subset(held_out.nonzero()[:, 0])
+    train.name, test.name = "train", "held-out"
+    return train, test

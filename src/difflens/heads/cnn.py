@@ -1,0 +1,43 @@
+"""The convolutional head (predecessor of the paper, arXiv 2307.08702, section 3)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from difflens.heads.base import Head, MapShape, Place, pool_to
+
+
+class CNNHead(Head):
+    """3x3 convolutions with batch normalisation and ReLU, global average pooling, one linear layer.
+
+    Several maps are pooled to the smallest side among them and concatenated by channel.
+
+    Args:
+        widths: channels after each convolution; each but the first halves the side.
+        pool: as for every head.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[Place, MapShape],
+        num_classes: int,
+        pool: int | None = 16,
+        widths: tuple[int, ...] = (512, 1024),
+    ):
+        super().__init__()
+        sides = [max(shape[1:]) for shape in shapes.values()]
+        self.pool = min(sides) if pool is None else min(pool, *sides)
+        self.places = sorted(shapes)
+        before = sum(channels for channels, _, _ in shapes.values())
+        layers: list[nn.Module] = []
+        for number, width in enumerate(widths):
+            stride = 1 if number == 0 else 2
+            layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            before = width
+        self.convolutions = nn.Sequential(*layers)
+        self.classifier = nn.Linear(before, num_classes)
+
+    def forward(self, features: Mapping[Place, Tensor]) -> Tensor:
+        maps = torch.cat([pool_to(features[place].float(), self.pool) for place in self.places], dim=1)
+        return self.classifier(self.convolutions(maps).mean(dim=(2, 3)))

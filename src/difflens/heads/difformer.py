@@ -1,0 +1,98 @@
+"""The attention head and DifFormer, which is the same head on several blocks and noise steps (paper section 3.2).
+
+Per block (shared between noise steps): pool to at most 16x16, LayerNorm over (C, H, W), 1x1 convolution to `width`.
+Per noise step: a CLS token and the tokens of all blocks, in the order of the blocks, through pre-norm transformer
+blocks (shared). The CLS outputs of all noise steps are concatenated and classified by one linear layer. There is no
+positional embedding: LayerNorm's affine parameters, one for each position, tell positions apart.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from difflens.errors import DiffLensError
+from difflens.heads.base import Head, MapShape, Place, pool_to, pooled_shape
+
+
+class DifFormerHead(Head):
+    """Transformer fusion over blocks and noise steps; with one of each, the paper's attention head.
+
+    Parameters for 1000 classes on ADM-256: attention 27,786,216, DifFormer 31,802,344 (paper section 4).
+
+    Args:
+        shapes: (C, H, W) of the maps; every block must come with every noise step.
+        num_classes: of the logits.
+        width: of the tokens.
+        heads, depth, mlp_ratio: of the transformer.
+        pool: side that larger maps are pooled to.
+        dropout: on the attention output and in the MLP; the paper has none.
+
+    Raises:
+        DiffLensError: the places are not a full grid, or `width` is not a multiple of `heads`.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[Place, MapShape],
+        num_classes: int,
+        width: int = 1024,
+        heads: int = 8,
+        depth: int = 2,
+        mlp_ratio: int = 4,
+        pool: int | None = 16,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if width % heads:
+            raise DiffLensError(f"head width {width} is not a multiple of its {heads} attention heads")
+        self.pool = pool
+        self.blocks = sorted({block for block, _ in shapes})
+        self.noise_steps = sorted({t for _, t in shapes})
+        missing = {(b, t) for b in self.blocks for t in self.noise_steps} - set(shapes)
+        if missing:
+            raise DiffLensError(f"DifFormer needs every block at every noise step; missing are {sorted(missing)}")
+        entry = {}
+        for block in self.blocks:
+            shape = pooled_shape(shapes[block, self.noise_steps[0]], pool)
+            entry[str(block)] = nn.Sequential(nn.LayerNorm(shape), nn.Conv2d(shape[0], width, 1))
+        self.entry = nn.ModuleDict(entry)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        nn.init.normal_(self.cls_token, std=0.02)
+        self.transformer = nn.Sequential(*(TransformerBlock(width, heads, mlp_ratio, dropout) for _ in range(depth)))
+        self.classifier = nn.Linear(width * len(self.noise_steps), num_classes)
+
+    def forward(self, features: Mapping[Place, Tensor]) -> Tensor:
+        return self.classifier(torch.cat([self._read(features, t) for t in self.noise_steps], dim=1))
+
+    def _read(self, features: Mapping[Place, Tensor], t: int) -> Tensor:
+        tokens = []
+        for block in self.blocks:
+            entered = self.entry[str(block)](pool_to(features[block, t].float(), self.pool))
+            tokens.append(entered.flatten(2).transpose(1, 2))
+        cls = self.cls_token.expand(len(tokens[0]), -1, -1)
+        return self.transformer(torch.cat([cls, *tokens], dim=1))[:, 0]
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention (no qkv bias) and a GELU MLP, each with a residual connection; (B, N, width)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int = 4, dropout: float = 0.0):
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.projection = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_ratio * width, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.projection(self._attend(self.norm1(x))))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

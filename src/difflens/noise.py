@@ -1,0 +1,139 @@
+"""The forward process, and noise that belongs to an image rather than to a batch.
+
+Noise is a pure function of (seed, image index, noise step, draw): the counter-based generator Philox4x32-10
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) evaluated in tensor operations, followed
+by the Box-Muller transform. Features therefore do not depend on batch size, workers, processes or device.
+"""
+
+from dataclasses import dataclass, field
+from math import pi
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from difflens.errors import DiffLensError
+
+ScheduleName = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """A variance-preserving schedule: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise.
+
+    Attributes:
+        alphas_cumprod: abar_t for t = 0 .. num_steps - 1, float64, (T,), each in (0, 1].
+        config: the diffusers scheduler configuration it came from, for samplers and for saving.
+    """
+
+    alphas_cumprod: Tensor
+    config: dict[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: dict[str, object] | None = None) -> "NoiseSchedule":
+        """From a diffusers scheduler configuration; empty means DDPM's linear schedule of 1000 steps.
+
+        Computed in float64, as OpenAI's code does (diffusers itself works in float32).
+
+        Raises:
+            DiffLensError: the schedule is not variance preserving or not one that is known here.
+        """
+        config = dict(config or {})
+        name = str(config.get("beta_schedule", "linear"))
+        steps = int(config.get("num_train_timesteps", 1000))  # type: ignore[call-overload]
+        start = float(config.get("beta_start", 1e-4))  # type: ignore[arg-type]
+        end = float(config.get("beta_end", 0.02))  # type: ignore[arg-type]
+        trained = config.get("trained_betas")
+        if "Ve" in str(config.get("_class_name", "")):
+            raise DiffLensError(
+                f"{config['_class_name']} is a variance-exploding schedule; difflens reads variance-preserving "
+                "ones (DDPM, DDIM, DPM-Solver and the like)"
+            )
+        if trained is not None:
+            betas = torch.tensor(trained, dtype=torch.float64)
+        elif name == "linear":
+            betas = torch.linspace(start, end, steps, dtype=torch.float64)
+        elif name == "scaled_linear":
+            betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+        elif name == "squaredcos_cap_v2":
+            edges = torch.arange(steps + 1, dtype=torch.float64) / steps
+            abar = torch.cos((edges + 0.008) / 1.008 * pi / 2) ** 2
+            betas = (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
+        else:
+            raise DiffLensError(
+                f"unknown noise schedule {name!r}; known are linear, scaled_linear and squaredcos_cap_v2"
+            )
+        config |= {
+            "beta_schedule": name, "num_train_timesteps": len(betas), "beta_start": start, "beta_end": end
+        }  # fmt: skip
+        return cls(torch.cumprod(1 - betas, dim=0), config)
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def coefficients(self, t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(sqrt(abar_t), sqrt(1 - abar_t)) shaped to multiply `like` (B, C, H, W)."""
+        steps = torch.as_tensor(t, device=self.alphas_cumprod.device)
+        abar = self.alphas_cumprod[steps].reshape(-1, 1, 1, 1)
+        signal, noise = abar.sqrt(), (1 - abar).sqrt()
+        return signal.to(like.device, like.dtype), noise.to(like.device, like.dtype)
+
+    def add_noise(self, images: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
+        """x_t of `images` in [-1, 1], (B, C, H, W), at step(s) `t` with standard normal `noise`."""
+        signal, scale = self.coefficients(t, images)
+        return signal * images + scale * noise
+
+
+def seeded_noise(
+    shape: tuple[int, ...], index: Tensor, t: int | Tensor, seed: int, draw: int | Tensor = 0
+) -> Tensor:
+    """Standard normal noise for some images.
+
+    Args:
+        shape: of one image, (C, H, W).
+        index: of each image in its data set, (B,) long; its device is where the noise is made.
+        t: the noise step, one for all or (B,) long.
+        seed: 64-bit seed of the run.
+        draw: which independent draw: 0 for evaluation, the epoch in training.
+
+    Returns:
+        (B, C, H, W) float32.
+    """
+    count = torch.Size(shape).numel()
+    words = torch.arange((count + 3) // 4, device=index.device)
+    # one Philox call gives four words, so two Box-Muller pairs
+    uniform = philox((words, index[:, None], _column(t, index), _column(draw, index)), seed)
+    # 24 bits: u in (0, 1), never 0, exact in float32
+    u = ((uniform >> 8).float() + 0.5) * 2.0**-24
+    radius = torch.sqrt(-2 * torch.log(u[..., 0::2]))
+    angle = 2 * pi * u[..., 1::2]
+    normal = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
+    return normal.flatten(1)[:, :count].unflatten(1, shape)
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> Tensor:
+    """Philox4x32-10: four 32-bit words for each counter, as int64 with a trailing dimension of 4.
+
+    Args:
+        counter: four broadcastable int64 tensors, of which the low 32 bits count.
+        seed: the 64-bit key.
+    """
+    c0, c1, c2, c3 = (word & _MASK for word in torch.broadcast_tensors(*counter))
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    for _ in range(10):
+        # the product's bits are right in two's complement even where int64 overflows
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        )  # fmt: skip
+        k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
+    return torch.stack([c0, c1, c2, c3], dim=-1)
+
+
+def _column(value: int | Tensor, index: Tensor) -> Tensor:
+    return torch.as_tensor(value, device=index.device, dtype=torch.long).reshape(-1, 1)

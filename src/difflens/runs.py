@@ -1,0 +1,153 @@
+"""Run directories: what a command was asked, how far it got, and what came out.
+
+    config.yaml   the resolved configuration
+    log.jsonl     one JSON object per epoch or logging interval
+    checkpoints/  last.pt, from which --resume continues
+    metrics.json  results
+    model/        what `difflens predict` or diffusers loads
+    report.html   for people
+
+Every file is written under a temporary name and renamed, so a reader never sees half of one.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from difflens.errors import DiffLensError
+
+FINISHED = "metrics.json"
+
+
+class RunDirectory:
+    """One command's output folder.
+
+    Args:
+        path: the folder; made if missing.
+        command: the command's name, so that a folder of another command is not taken over.
+        config: resolved configuration, plain values only.
+        resume: continue what is there. Without it a folder that holds anything is refused.
+        main_process: False on all processes but one; the others only read.
+
+    Raises:
+        DiffLensError: the folder holds another run, or the same command with another configuration.
+    """
+
+    def __init__(
+        self, path: Path, command: str, config: Mapping[str, Any], resume: bool = False, main_process: bool = True
+    ):
+        self.path = path
+        self.main_process = main_process
+        self.created = not path.exists()
+        stored = path / "config.yaml"
+        record = {"command": command, **config}
+        if path.exists() and not path.is_dir():
+            raise DiffLensError(f"{path} is a file; the output must be a folder")
+        if stored.exists():
+            if not resume:
+                raise DiffLensError(f"{path} already holds a run: choose another folder or add --resume")
+            _check_same(yaml.safe_load(stored.read_text()), record, path)
+        elif path.exists() and any(path.iterdir()):
+            raise DiffLensError(f"{path} is not empty and holds no run of difflens: choose another folder")
+        if main_process:
+            path.mkdir(parents=True, exist_ok=True)
+            self.write("config.yaml", yaml.safe_dump(record, sort_keys=False))
+
+    @contextmanager
+    def discard_on_error(self) -> Iterator[None]:
+        """If a user's error ends the run before its first checkpoint, leave nothing behind."""
+        try:
+            yield
+        except DiffLensError:
+            if self.main_process and not self.checkpoint_path.exists():
+                if self.created:
+                    shutil.rmtree(self.path, ignore_errors=True)
+                else:
+                    for child in self.path.iterdir():
+                        shutil.rmtree(child) if child.is_dir() else child.unlink()
+            raise
+
+    def write(self, name: str, text: str) -> Path:
+        return self.write_with(name, lambda path: path.write_text(text))
+
+    def write_json(self, name: str, value: object) -> Path:
+        return self.write(name, json.dumps(value, indent=2) + "\n")
+
+    def write_with(self, name: str, writer: Callable[[Path], object]) -> Path:
+        """Let `writer` fill a temporary path, which then takes the name."""
+        target = self.path / name
+        if self.main_process:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.stem}.partial{target.suffix}")
+            writer(temporary)
+            temporary.replace(target)
+        return target
+
+    def write_folder(self, name: str, writer: Callable[[Path], object]) -> Path:
+        """As `write_with`, for a whole folder."""
+        target = self.path / name
+        if self.main_process:
+            temporary = target.with_name(f".{target.name}.partial")
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            writer(temporary)
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.replace(target)
+        return target
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        if self.main_process:
+            with (self.path / "log.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def read_log(self) -> list[dict[str, Any]]:
+        path = self.path / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Save tensors and plain values; the log's length goes with them, so that resuming repeats no line."""
+        if self.main_process:
+            record = {**state, "log_lines": len(self.read_log())}
+            self.write_with("checkpoints/last.pt", lambda path: torch.save(record, path))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None; the log is cut back to where it was then."""
+        if not self.checkpoint_path.exists():
+            if self.main_process and (self.path / "log.jsonl").exists():
+                self.write("log.jsonl", "")
+            return None
+        state: dict[str, Any] = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
+        kept = self.read_log()[: state.pop("log_lines")]
+        self.write("log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        return state
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / FINISHED).exists()
+
+
+def _check_same(stored: object, asked: Mapping[str, Any], path: Path) -> None:
+    if not isinstance(stored, dict):
+        raise DiffLensError(f"{path / 'config.yaml'} is not a run's configuration")
+    asked = json.loads(json.dumps(asked))
+    different = [
+        f"{key} was {stored.get(key)!r}, now {asked.get(key)!r}"
+        for key in {**stored, **asked}
+        if stored.get(key) != asked.get(key)
+    ]
+    if different:
+        raise DiffLensError(f"{path} holds another run: {'; '.join(different)}. Choose another folder")

@@ -1,0 +1,73 @@
+"""What every training loop here shares: processes, precision, optimisers, schedules, progress."""
+
+import math
+import os
+import sys
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Precision = Literal["float32", "bfloat16", "float16"]
+OptimizerName = Literal["adamw", "sgd"]
+ScheduleKind = Literal["cosine", "step", "constant"]
+
+console = Console(stderr=True)
+
+
+def accelerator(device: str | None = None) -> Accelerator:
+    """The processes and the device of this run: what `accelerate launch` or `torchrun` started, or one process.
+
+    Args:
+        device: "cpu" keeps a run off the GPU; None takes what is there.
+    """
+    return Accelerator(cpu=device == "cpu")
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], name: OptimizerName, learning_rate: float, weight_decay: float
+) -> Optimizer:
+    """AdamW, or SGD without momentum (the paper's, PAPER protocol of the released runs)."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=learning_rate, weight_decay=weight_decay)
+    fused = parameters[0].device.type == "cuda"
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+
+
+def make_schedule(
+    optimizer: Optimizer, kind: ScheduleKind, total_steps: int, warmup_steps: int = 0, step_every: int = 0
+) -> LambdaLR:
+    """Learning rate per optimiser step: linear warm-up, then cosine to zero, x0.1 every `step_every`, or level."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if kind == "cosine":
+            share = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        if kind == "step" and step_every:
+            return float(0.1 ** (step // step_every))
+        return 1.0
+
+    return LambdaLR(optimizer, factor)
+
+
+def progress_bar(enabled: bool = True) -> Progress:
+    """A progress bar on standard error, silent on all processes but one and where `DIFFLENS_QUIET` is set."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not enabled or "DIFFLENS_QUIET" in os.environ,
+        refresh_per_second=4 if sys.stderr.isatty() else 0.2,
+    )

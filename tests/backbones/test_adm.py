@@ -1,0 +1,493 @@
+"""OpenAI checkpoints: parity with golden tensors and with a reference written here, and every bad input."""
+
+import json
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from difflens.backbones.adm import read_checkpoint, unet_from_adm
+from difflens.backbones.unet import UNetBackbone
+from difflens.errors import DiffLensError
+from difflens.noise import NoiseSchedule
+
+GOLDEN = Path(__file__).parents[1] / "data" / "adm_tiny.safetensors"
+
+
+@dataclass(frozen=True)
+class Adm:
+    """guided-diffusion's `UNetModel` from its hyperparameters: parameter shapes, and the forward pass.
+
+    Written independently of the conversion, in ADM's own names and order.
+    """
+
+    model_channels: int = 32
+    multipliers: tuple[float, ...] = (1, 2, 2)
+    layers: int = 1
+    attention_rates: tuple[int, ...] = (2, 4)
+    head_channels: int = 16
+    scale_shift: bool = True
+    resblock_updown: bool = True
+
+    def modules(self) -> list[tuple[str, list[tuple[str, int, int]]]]:
+        """(block, [(kind, channels in, channels out)]) in execution order."""
+
+        def attention(width: int) -> list[tuple[str, int, int]]:
+            return [("attention", width, width)] if rate in self.attention_rates else []
+
+        kind = "res" if self.resblock_updown else "conv"
+        widths = [int(multiplier * self.model_channels) for multiplier in self.multipliers]
+        encoder, decoder, skips, rate = [[("conv", 3, widths[0])]], [], [widths[0]], 1
+        for level, width in enumerate(widths):
+            for _ in range(self.layers):
+                encoder.append([("res", skips[-1], width), *attention(width)])
+                skips.append(width)
+            if level < len(widths) - 1:
+                encoder.append([(f"{kind}_down", width, width)])
+                skips.append(width)
+                rate *= 2
+        current = widths[-1]
+        middle = [("res", current, current), ("attention", current, current), ("res", current, current)]
+        for level, width in reversed(list(enumerate(widths))):
+            for layer in range(self.layers + 1):
+                decoder.append([("res", current + skips.pop(), width), *attention(width)])
+                current = width
+                if level and layer == self.layers:
+                    decoder[-1].append((f"{kind}_up", width, width))
+                    rate //= 2
+        return [
+            *((f"input_blocks.{i}", block) for i, block in enumerate(encoder)),
+            ("middle_block", middle),
+            *((f"output_blocks.{i}", block) for i, block in enumerate(decoder)),
+        ]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter name to shape."""
+        width, time = int(self.multipliers[0] * self.model_channels), 4 * self.model_channels
+        layers = {
+            "time_embed.0": (time, self.model_channels),
+            "time_embed.2": (time, time),
+            "out.0": (width,),
+            "out.2": (6, width, 3, 3),
+        }
+        for block, modules in self.modules():
+            for i, (kind, fan_in, fan_out) in enumerate(modules):
+                name = f"{block}.{i}"
+                if kind.startswith("res"):
+                    layers |= {
+                        f"{name}.in_layers.0": (fan_in,),
+                        f"{name}.in_layers.2": (fan_out, fan_in, 3, 3),
+                        f"{name}.emb_layers.1": ((1 + self.scale_shift) * fan_out, time),
+                        f"{name}.out_layers.0": (fan_out,),
+                        f"{name}.out_layers.3": (fan_out, fan_out, 3, 3),
+                    }
+                    if fan_in != fan_out:
+                        layers[f"{name}.skip_connection"] = (fan_out, fan_in, 1, 1)
+                elif kind == "attention":
+                    layers |= {
+                        f"{name}.norm": (fan_in,),
+                        f"{name}.qkv": (3 * fan_in, fan_in, 1),
+                        f"{name}.proj_out": (fan_in, fan_in, 1),
+                    }
+                else:
+                    layer = {"conv": "", "conv_down": ".op", "conv_up": ".conv"}[kind]
+                    layers[name + layer] = (fan_out, fan_in, 3, 3)
+        return {
+            f"{name}.{leaf}": shape if leaf == "weight" else shape[:1]
+            for name, shape in layers.items()
+            for leaf in ("weight", "bias")
+        }
+
+    def meta_state(self) -> dict[str, Tensor]:
+        return {name: torch.empty(shape, device="meta") for name, shape in self.shapes().items()}
+
+    def random_state(self, seed: int = 0) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(name: str, shape: tuple[int, ...]) -> Tensor:
+            values = torch.randn(shape, generator=generator)
+            if name.endswith("weight") and len(shape) > 1:
+                return values / torch.Size(shape[1:]).numel() ** 0.5
+            return 0.2 * values + name.endswith("weight")
+
+        return {name: draw(name, shape) for name, shape in self.shapes().items()}
+
+    def forward(self, state: dict[str, Tensor], x: Tensor, t: Tensor) -> Tensor:
+        def params(name: str) -> tuple[Tensor, Tensor]:
+            return state[f"{name}.weight"].float(), state[f"{name}.bias"].float()
+
+        def norm(name: str, x: Tensor) -> Tensor:
+            return F.group_norm(x, 32, *params(name), eps=1e-5)
+
+        def res(name: str, kind: str, x: Tensor) -> Tensor:
+            hidden = F.silu(norm(f"{name}.in_layers.0", x))
+            if kind == "res_down":
+                x, hidden = F.avg_pool2d(x, 2), F.avg_pool2d(hidden, 2)
+            elif kind == "res_up":
+                x, hidden = F.interpolate(x, scale_factor=2), F.interpolate(hidden, scale_factor=2)
+            hidden = F.conv2d(hidden, *params(f"{name}.in_layers.2"), padding=1)
+            added = F.linear(F.silu(embedding), *params(f"{name}.emb_layers.1"))[:, :, None, None]
+            if self.scale_shift:
+                scale, shift = added.chunk(2, dim=1)
+                hidden = norm(f"{name}.out_layers.0", hidden) * (1 + scale) + shift
+            else:
+                hidden = norm(f"{name}.out_layers.0", hidden + added)
+            if f"{name}.skip_connection.weight" in state:
+                x = F.conv2d(x, *params(f"{name}.skip_connection"))
+            return x + F.conv2d(F.silu(hidden), *params(f"{name}.out_layers.3"), padding=1)
+
+        def attend(name: str, x: Tensor) -> Tensor:
+            qkv = F.conv1d(norm(f"{name}.norm", x).flatten(2), *params(f"{name}.qkv"))
+            heads = qkv.unflatten(1, (-1, 3, self.head_channels))
+            scores = torch.einsum("bhcq,bhck->bhqk", heads[:, :, 0], heads[:, :, 1])
+            weights = (scores / self.head_channels**0.5).softmax(dim=-1)
+            mixed = torch.einsum("bhqk,bhck->bhcq", weights, heads[:, :, 2]).flatten(1, 2)
+            return x + F.conv1d(mixed, *params(f"{name}.proj_out")).view_as(x)
+
+        half = self.model_channels // 2
+        angles = t[:, None] * 10000.0 ** (-torch.arange(half) / half)
+        embedding = F.linear(torch.cat([angles.cos(), angles.sin()], dim=1), *params("time_embed.0"))
+        embedding = F.linear(F.silu(embedding), *params("time_embed.2"))
+        skips = []
+        for block, modules in self.modules():
+            if block.startswith("output"):
+                x = torch.cat([x, skips.pop()], dim=1)
+            for i, (kind, _, _) in enumerate(modules):
+                name = f"{block}.{i}"
+                if kind.startswith("res"):
+                    x = res(name, kind, x)
+                elif kind == "attention":
+                    x = attend(name, x)
+                elif kind == "conv":
+                    x = F.conv2d(x, *params(name), padding=1)
+                elif kind == "conv_down":
+                    x = F.conv2d(x, *params(f"{name}.op"), stride=2, padding=1)
+                else:
+                    x = F.conv2d(F.interpolate(x, scale_factor=2), *params(f"{name}.conv"), padding=1)
+            if block.startswith("input"):
+                skips.append(x)
+        return F.conv2d(F.silu(norm("out.0", x)), *params("out.2"), padding=1)
+
+
+TINY = Adm(multipliers=(1, 2), attention_rates=(2,))
+ADM_256 = Adm(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), head_channels=64)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    return load_file(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def weights(golden: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "weights."
+    return {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
+
+
+@pytest.fixture(scope="module")
+def backbone(weights: dict[str, Tensor]) -> UNetBackbone:
+    unet = unet_from_adm(weights, num_head_channels=16)
+    return UNetBackbone(unet, NoiseSchedule.from_config({}), "tiny", image_size=32)
+
+
+@pytest.fixture(scope="module")
+def maps(golden: dict[str, Tensor], backbone: UNetBackbone) -> dict[str, dict[int, Tensor]]:
+    feedback = {block: golden[f"feedback.{block}"] for block in (2, 4)}
+    with torch.no_grad():
+        return {
+            "block": backbone.features(golden["x_t"], golden["t"], blocks=range(1, 14)),
+            "feedback_block": backbone.features(golden["x_t"], golden["t"], range(1, 14), feedback),
+        }
+
+
+# Parity
+
+
+def test_golden_output(golden: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    unet = unet_from_adm(weights, num_head_channels=16)
+    assert not unet.training
+    assert {parameter.dtype for parameter in unet.parameters()} == {torch.float32}
+    with torch.no_grad():
+        torch.testing.assert_close(unet(golden["x_t"], golden["t"]).sample, golden["out"], rtol=0, atol=1e-4)
+
+
+def test_golden_schedule(golden: dict[str, Tensor]) -> None:
+    schedule = NoiseSchedule.from_config({})
+    torch.testing.assert_close(schedule.alphas_cumprod, golden["alphas_cumprod"], rtol=0, atol=1e-12)
+    x_t = schedule.add_noise(golden["x0"], golden["t"], golden["noise"])
+    torch.testing.assert_close(x_t, golden["x_t"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", range(1, 14))
+@pytest.mark.parametrize("kind", ["block", "feedback_block"])
+def test_golden_block(
+    golden: dict[str, Tensor], maps: dict[str, dict[int, Tensor]], kind: str, block: int
+) -> None:
+    torch.testing.assert_close(maps[kind][block], golden[f"{kind}.{block}"], rtol=0, atol=1e-4)
+
+
+def test_golden_denoise(golden: dict[str, Tensor], backbone: UNetBackbone) -> None:
+    with torch.no_grad():
+        out = backbone.denoise(golden["x_t"], golden["t"])
+    torch.testing.assert_close(out, golden["out"], rtol=0, atol=1e-4)
+
+
+def test_reference_of_these_tests_agrees_with_golden(
+    golden: dict[str, Tensor], weights: dict[str, Tensor]
+) -> None:
+    with safe_open(GOLDEN, "pt") as file:
+        assert json.loads(file.metadata()["config"])["channel_mult"] == [1, 2, 2]
+    assert {name: tuple(value.shape) for name, value in weights.items()} == Adm().shapes()
+    out = Adm().forward(weights, golden["x_t"], golden["t"])
+    torch.testing.assert_close(out, golden["out"], rtol=0, atol=1e-4)
+
+
+VARIANTS = {
+    "two layers": Adm(layers=2),
+    "additive, convolutions": Adm(scale_shift=False, resblock_updown=False),
+    "additive": Adm(scale_shift=False),
+    "convolutions": Adm(resblock_updown=False),
+    "convolutions, attention in front": Adm(attention_rates=(1,), head_channels=32, resblock_updown=False),
+    "attention in the middle only": Adm(attention_rates=()),
+    "one level": Adm(multipliers=(2,), attention_rates=()),
+    "first multiplier 0.5": Adm(64, multipliers=(0.5, 1), attention_rates=(2,)),
+}
+
+
+@pytest.mark.parametrize("adm", VARIANTS.values(), ids=VARIANTS)
+def test_variant_agrees_with_reference(adm: Adm) -> None:
+    state = adm.random_state()
+    unet = unet_from_adm(state, adm.head_channels)
+    generator = torch.Generator().manual_seed(1)
+    x, t = torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([0, 999])
+    with torch.no_grad():
+        torch.testing.assert_close(unet(x, t).sample, adm.forward(state, x, t), rtol=0, atol=1e-4)
+
+
+# Structure
+
+
+def test_adm_256() -> None:
+    state = ADM_256.meta_state()
+    unet = unet_from_adm(state)
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    assert parameters == sum(value.numel() for value in state.values())
+    assert parameters // 100_000 == 5528
+    assert {parameter.device.type for parameter in unet.parameters()} == {"meta"}
+
+    backbone = UNetBackbone(unet, NoiseSchedule.from_config({}), "adm-256")
+    assert backbone.image_size == 256
+    table = {  # PAPER.md: last block of a row, channels, side at 256x256
+        3: (256, 256), 6: (256, 128), 7: (256, 64), 9: (512, 64), 12: (512, 32), 13: (512, 16),
+        15: (1024, 16), 21: (1024, 8), 24: (1024, 16), 25: (1024, 32), 27: (512, 32), 30: (512, 64),
+        31: (512, 128), 33: (256, 128), 37: (256, 256),
+    }  # fmt: skip
+    expected = [table[min(last for last in table if last >= index)] for index in range(1, 38)]
+    assert [(block.channels, 256 // block.stride) for block in backbone.blocks] == expected
+    roles = ["encoder"] * 18 + ["middle"] + ["decoder"] * 18
+    assert [block.role for block in backbone.blocks] == roles
+    assert [block.mirror for block in backbone.blocks] == [
+        None if index == 19 else 38 - index for index in range(1, 38)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "layers", "side"),
+    [
+        ((1, 2, 3, 4), 3, 64),
+        ((1, 1, 2, 3, 4), 2, 128),
+        ((1, 1, 2, 2, 4, 4), 2, 256),
+        ((0.5, 1, 1, 2, 2, 4, 4), 2, 512),
+        ((1, 2, 2, 2), 2, None),
+    ],
+)
+def test_image_side(multipliers: tuple[float, ...], layers: int, side: int | None) -> None:
+    unet = unet_from_adm(Adm(256, multipliers, layers, (8, 16)).meta_state())
+    assert unet.config.sample_size == side
+    assert unet.config.layers_per_block == layers
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "model.pth", "model.bin", "legacy.pt"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_round_trip(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    state = {key: value.to(dtype) for key, value in TINY.random_state().items()}
+    path = tmp_path / name
+    if name == "model.safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=name != "legacy.pt")
+    read = read_checkpoint(path)
+    assert set(read) == set(state)
+    assert all(read[key].dtype == dtype and torch.equal(read[key], state[key]) for key in state)
+    expected = unet_from_adm(state, 16).state_dict()
+    converted = unet_from_adm(read, 16).state_dict()
+    assert all(torch.equal(converted[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("key", ["ema", "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_nested_and_prefixed(tmp_path: Path, key: str, prefix: str) -> None:
+    state = {f"{prefix}a.weight": nn.Parameter(torch.arange(3.0)), f"{prefix}b": torch.ones(2)}
+    torch.save({key: state, "step": 3, "optimizer": {"state": {}}}, tmp_path / "training.pt")
+    read = read_checkpoint(tmp_path / "training.pt")
+    assert list(read) == ["a.weight", "b"]
+    assert read["a.weight"].tolist() == [0, 1, 2]
+    assert not read["a.weight"].requires_grad
+
+
+def test_ema_before_model(tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(1)}, "ema": {"a": torch.ones(1)}}, tmp_path / "training.pt")
+    assert read_checkpoint(tmp_path / "training.pt")["a"].item() == 1
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_file_is_never_written_to(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    (torch.save if name.endswith("pt") else save_file)({"a": torch.zeros(1000)}, path)
+    before = path.read_bytes()
+    read_checkpoint(path)["a"].add_(1)
+    assert path.read_bytes() == before
+
+
+class Malicious:
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return eval, (f"open({str(self.marker)!r}, 'w').close()",)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("form", ["pickle", "zip", "legacy", "nested"])
+def test_pickle_with_code_is_refused(tmp_path: Path, form: str) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "model.pt"
+    state = {"weight": torch.zeros(1), "extra": Malicious(marker)}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps({"extra": Malicious(marker)}))
+    elif form == "nested":
+        torch.save({"state_dict": {"a": torch.zeros(1)}, "args": Malicious(marker)}, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
+    # in a plain pickle of protocol 4 torch stops before it knows what would be called
+    named = "" if form == "pickle" else "would call eval;.*"
+    with pytest.raises(DiffLensError, match=rf"model\.pt .* refused, never run.*{named}\.safetensors"):
+        read_checkpoint(path)
+    assert not marker.exists()
+    pickle.loads(path.read_bytes()) if form == "pickle" else torch.load(path, weights_only=False)
+    assert marker.exists(), "this file would do no harm anyway"
+
+
+@pytest.mark.parametrize("name", ["model.pt", "legacy.pt", "model.safetensors"])
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.99])
+def test_truncated(tmp_path: Path, name: str, kept: float) -> None:
+    path = tmp_path / name
+    if name == "model.safetensors":
+        save_file(TINY.random_state(), path)
+    else:
+        torch.save(TINY.random_state(), path, _use_new_zipfile_serialization=name != "legacy.pt")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(DiffLensError, match=rf"{re.escape(str(path))} cannot be read as .* truncated"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["notes.pt", "notes.safetensors", "notes.bin"])
+@pytest.mark.parametrize("text", ["hello, these are my notes\n", "config: none\n", "\x80\x02."])
+def test_text_file(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(DiffLensError, match=f"{name} cannot be read as"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.pt", "no checkpoint at .*absent.pt: the file does not exist"),
+        ("folder", "folder is a directory"),
+        ("model.ckpt", r"model.ckpt is not a checkpoint: expected \.safetensors, \.pt"),
+        ("list.pt", "list.pt is not a state dict.*it holds one list"),
+        ("empty.pt", "empty.pt is not a state dict.*it holds one dict"),
+        ("numbers.pt", r"numbers.pt is not a state dict.*it holds 'a' \(Tensor\), 'step' \(int\)"),
+    ],
+)
+def test_not_a_checkpoint(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "model.ckpt").touch()
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    torch.save({}, tmp_path / "empty.pt")
+    torch.save({"a": torch.zeros(1), "step": 3}, tmp_path / "numbers.pt")
+    with pytest.raises(DiffLensError, match=message):
+        read_checkpoint(tmp_path / name)
+
+
+# State dicts
+
+
+def test_every_key_is_needed() -> None:
+    state = TINY.meta_state()
+    for key in state:
+        with pytest.raises(DiffLensError, match=f"is not a guided-diffusion U-Net: .*{re.escape(key)}"):
+            unet_from_adm({name: value for name, value in state.items() if name != key}, 16)
+
+
+def test_every_shape_is_checked() -> None:
+    state = TINY.meta_state()
+    for key, value in state.items():
+        for wrong in (value[:-1], value.sum()):
+            with pytest.raises(DiffLensError):
+                unet_from_adm(state | {key: wrong}, 16)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"label_emb.weight": (1000, 128)}, "tiny.pt is class-conditional.*only unconditional"),
+        ({"out.4.weight": (1,)}, "unexpected: out.4.weight$"),
+        ({"input_blocks.1.1.norm.weight": (32,)}, "missing: .*input_blocks.1.1"),
+        ({"input_blocks.4.0.op.weight": (32, 32, 3, 3)}, "is not a guided-diffusion U-Net"),
+    ],
+)
+def test_extra_keys(extra: dict[str, tuple[int, ...]], message: str) -> None:
+    state = TINY.meta_state() | {name: torch.empty(shape, device="meta") for name, shape in extra.items()}
+    with pytest.raises(DiffLensError, match=message):
+        unet_from_adm(state, 16, source="tiny.pt")
+
+
+def test_attention_in_only_some_blocks_of_a_level() -> None:
+    state = Adm(layers=2).meta_state()
+    partial = {name: value for name, value in state.items() if not name.startswith("input_blocks.5.1.")}
+    assert len(partial) == len(state) - 6
+    with pytest.raises(DiffLensError, match=r"missing: .*input_blocks\.5\.1\."):
+        unet_from_adm(partial, 16)
+
+
+def test_other_networks() -> None:
+    linear = nn.Linear(2, 2).state_dict()
+    some = ("time_embed.0.weight", "input_blocks.0.0.weight")
+    for state in ({}, linear, *({name: TINY.meta_state()[name] for name in some[:n]} for n in (1, 2))):
+        with pytest.raises(DiffLensError, match=r"^model\.pt is not a guided-diffusion U-Net: missing: "):
+            unet_from_adm(state, source="model.pt")
+
+
+def test_widths_that_do_not_fit_the_norms() -> None:
+    with pytest.raises(DiffLensError, match="is not a guided-diffusion U-Net: num_channels"):
+        unet_from_adm(Adm(48).meta_state(), 16)
+
+
+@pytest.mark.parametrize("num_head_channels", [0, -16, 24, 128])
+def test_wrong_num_head_channels(num_head_channels: int) -> None:
+    with pytest.raises(
+        DiffLensError, match=f"num_head_channels {num_head_channels} does not divide the attention width 64"
+    ):
+        unet_from_adm(Adm().meta_state(), num_head_channels)
