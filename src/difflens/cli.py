@@ -1,32 +1,115 @@
 """The command line: one command per public function. It parses, calls and prints, nothing else."""
 
+import csv
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, listing
+from difflens.tasks.classification import ProbeConfig, probe
+from difflens.tasks.demo import DemoConfig, demo
+from difflens.tasks.prediction import PredictConfig, Prediction, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
-
-COMMANDS = {"pretrain": PretrainConfig}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `difflens` and `python -m difflens`: exits 0, or 2 after a user's error."""
     config = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
+        {name: kind for name, (kind, _) in COMMANDS.items()},
         prog="difflens",
+        description="See what a frozen, unconditional diffusion model already knows.",
         args=arguments,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+    commands: dict[type, Callable[[Any], None]] = dict(COMMANDS.values())
     try:
-        run(config)
+        commands[type(config)](config)
     except DiffLensError as error:
-        Console(stderr=True).print(f"difflens: error: {error}", style="bold red", highlight=False, markup=False)
+        print(f"difflens: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def run(config: PretrainConfig) -> None:
-    if isinstance(config, PretrainConfig):
-        print(pretrain(config))
+def _demo(config: DemoConfig) -> None:
+    results = demo(config)["results"]
+    table = Table("features and head", "top-1", "trainable parameters", "training seconds")
+    for name, row in results.items():
+        table.add_row(
+            name, f"{100 * row['top1']:.1f} %", f"{row['trainable_parameters']:,}", f"{row['train_seconds']:.0f}"
+        )
+    Console().print(table)
+    print(f"Report: {config.out / 'report.html'}")
+
+
+def _probe(config: ProbeConfig) -> None:
+    metrics = probe(config).metrics
+    low, high = metrics["top1_interval_95"]
+    print(
+        f"top-1 {100 * metrics['top1']:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}), "
+        f"top-5 {100 * metrics['top5']:.2f} %, mean per class {100 * metrics['mean_per_class']:.2f} %, "
+        f"{metrics['test_images']:,} test images, {metrics['trainable_parameters']:,} trainable parameters"
+    )
+    _report_skipped(metrics["skipped_images"])
+    print(f"Model: {config.out / 'model'}")
+
+
+def _pretrain(config: PretrainConfig) -> None:
+    print(f"Model: {pretrain(config)}")
+
+
+def _predict(config: PredictConfig) -> None:
+    skipped: list[str] = []
+    predictions = list(predict(config, skipped))
+    if config.format == "json":
+        print(json.dumps([_record(prediction) for prediction in predictions], indent=2))
+    elif config.format == "csv":
+        classes = sorted(predictions[0].probabilities) if predictions else []
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["image", "label", "probability", *classes])
+        for prediction in predictions:
+            values = prediction.probabilities
+            writer.writerow([
+                prediction.image, prediction.label, f"{values[prediction.label]:.6f}",
+                *(f"{values[name]:.6f}" for name in classes),
+            ])  # fmt: skip
+    else:
+        _print_table(predictions, config.top)
+    _report_skipped(skipped)
+
+
+def _record(prediction: Prediction) -> dict[str, Any]:
+    return {
+        "image": prediction.image,
+        "label": prediction.label,
+        "probability": prediction.probabilities[prediction.label],
+        "probabilities": prediction.probabilities,
+    }
+
+
+def _print_table(predictions: list[Prediction], top: int) -> None:
+    table = Table("image", "label", "probability", "then" if top > 1 else "")
+    for prediction in predictions:
+        (label, share), *others = list(prediction.probabilities.items())[:top]
+        then = ", ".join(f"{name} {100 * value:.1f} %" for name, value in others)
+        table.add_row(prediction.image, label, f"{100 * share:.1f} %", then)
+    Console().print(table)
+
+
+def _report_skipped(skipped: list[str]) -> None:
+    if skipped:
+        print(f"skipped {len(skipped)} unreadable images: {listing(skipped, 5)}", file=sys.stderr)
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "demo": (DemoConfig, _demo),
+    "probe": (ProbeConfig, _probe),
+    "predict": (PredictConfig, _predict),
+    "pretrain": (PretrainConfig, _pretrain),
+}

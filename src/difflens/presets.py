@@ -36,3 +36,29 @@ def unet_config(name: str) -> dict[str, Any]:
         "time_embedding_dim": preset.get("embedding"),
         "resnet_time_scale_shift": "scale_shift",
     }
+
+# How each head trains if nothing else is said: AdamW and cosine, chosen on a held-out part of the bundled training
+# images.
+HEADS: dict[str, dict[str, Any]] = {
+    "linear": {"learning_rate": 3e-3, "weight_decay": 1e-4, "epochs": 20},
+    "mlp": {"learning_rate": 1e-3, "weight_decay": 0.05, "epochs": 20},
+    "cnn": {"learning_rate": 1e-3, "weight_decay": 0.05, "epochs": 12},
+    "attention": {"learning_rate": 5e-4, "weight_decay": 0.05, "epochs": 12},
+    "difformer": {"learning_rate": 5e-4, "weight_decay": 0.05, "epochs": 12},
+    "diffeed": {"learning_rate": 5e-4, "weight_decay": 0.05, "epochs": 5},
+}
+
+# The paper's runs on ImageNet-1k with ADM-256: SGD without momentum or weight decay, learning rate x0.1 every 7 of 28
+# epochs, batch 32 on each of 4 GPUs (DifFeed: 4 on each).
+_PAPER: dict[str, Any] = {
+    "optimizer": "sgd", "weight_decay": 0.0, "lr_schedule": "step", "step_epochs": 7, "warmup_epochs": 0.0,
+    "epochs": 28, "batch_size": 128, "augment": "crop", "blocks": (24,), "noise_steps": (150,),
+}  # fmt: skip
+PROBE: dict[str, dict[str, Any]] = {
+    "paper-linear": {**_PAPER, "head": "linear", "learning_rate": 1e-2},  # 64.9 top-1
+    "paper-attention": {**_PAPER, "head": "attention", "learning_rate": 5e-2},  # 74.6
+    "paper-difformer": {**_PAPER, "head": "difformer", "learning_rate": 5e-2, "blocks": (19, 24, 30),
+                        "noise_steps": (90, 150, 300)},  # 76.0
+    "paper-diffeed": {**_PAPER, "head": "diffeed", "learning_rate": 1e-2, "batch_size": 16,
+                      "feedback_blocks": (21, 24, 27, 30, 33, 36)},  # 77.0
+}  # fmt: skip

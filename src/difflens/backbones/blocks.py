@@ -1,7 +1,7 @@
 """The backbone contract: what every source of features offers, whatever network stands behind it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,9 @@ from difflens.errors import DiffLensError, listing
 from difflens.noise import NoiseSchedule
 
 Role = Literal["encoder", "middle", "decoder"]
+
+Respond = Callable[[dict[int, Tensor]], dict[int, Tensor]]
+"""Maps of decoder blocks to feedback for encoder blocks."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,24 @@ class Backbone(nn.Module, ABC):
                 as a skip (DifFeed, paper section 3.3).
         """
 
+    def features_with_feedback(
+        self, x_t: Tensor, t: int | Tensor, blocks: Iterable[int], collect: Iterable[int], respond: Respond
+    ) -> dict[int, Tensor]:
+        """Two passes over the same x_t (DifFeed, paper section 3.3); the maps of `blocks` in the second.
+
+        Args:
+            collect: decoder blocks whose maps the first pass, without gradient, gives to `respond`.
+            respond: from those maps to the feedback of their mirrors.
+        """
+        raise DiffLensError(f"feedback needs a decoder: {self.describe_blocks()}")
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Hex digest of architecture, schedule and weights: equal for equal features."""
+
+    @abstractmethod
+    def modules_of(self, block: int) -> list[nn.Module]:
+        """The submodules that compute `block`, for fine-tuning."""
 
     @property
     def device(self) -> torch.device:

@@ -13,8 +13,8 @@ mirror of the paper (decoder block b reads encoder block N + 1 - b of N).
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import torch
@@ -22,7 +22,7 @@ from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from difflens.backbones.blocks import Block, Defaults, DiffusionBackbone, Role
+from difflens.backbones.blocks import Block, Defaults, DiffusionBackbone, Respond, Role
 from difflens.errors import DiffLensError
 from difflens.noise import NoiseSchedule
 
@@ -98,11 +98,11 @@ class UNetBackbone(DiffusionBackbone):
         unet: an unconditional network; it is frozen and set to evaluation mode.
         schedule: the forward process.
         spec: what the user named it by.
-        image_size: overrides the side that the network's configuration records.
+        image_size: overrides the side that the network's configuration records; where neither says, 256.
         defaults: where probes read if the user names nothing; by default the paper's places, scaled.
 
     Raises:
-        DiffLensError: the network is class-conditional, of an unknown construction, or of unknown image size.
+        DiffLensError: the network is class-conditional or of an unknown construction.
     """
 
     def __init__(
@@ -121,9 +121,7 @@ class UNetBackbone(DiffusionBackbone):
         self.spec = spec
         self.prediction_type = str(schedule.config.get("prediction_type", "epsilon"))
         self.in_channels = int(unet.config.in_channels)
-        size = image_size or unet.config.sample_size
-        if size is None:
-            raise DiffLensError(f"{spec} does not record the image size it was trained on: give image_size")
+        size = image_size or unet.config.sample_size or 256
         self.image_size = int(size if isinstance(size, int) else size[0])
         self._units = list(_units(unet))
         self.blocks = _describe(self._units)
@@ -136,13 +134,23 @@ class UNetBackbone(DiffusionBackbone):
         wanted = self.check_blocks(blocks)
         feedback = feedback or {}
         self.check_feedback(feedback)
-        maps: dict[int, Tensor] = {}
-        state = self._start(x_t, t)
-        for block, unit in zip(self.blocks[: wanted[-1]], self._units, strict=False):
-            self._step(state, block, unit, feedback)
-            if block.index in wanted:
-                maps[block.index] = state.hidden
-        return maps
+        return self._walk(self._start(x_t, t), range(1, wanted[-1] + 1), wanted, feedback)
+
+    def features_with_feedback(
+        self, x_t: Tensor, t: int | Tensor, blocks: Iterable[int], collect: Iterable[int], respond: Respond
+    ) -> dict[int, Tensor]:
+        wanted, collected = self.check_blocks(blocks), self.check_blocks(collect)
+        entered = min(block.mirror or 1 for block in map(self.block, collected))
+        with torch.no_grad():
+            # up to the first block that feedback can enter, both passes are one
+            state = self._start(x_t, t)
+            maps = self._walk(state, range(1, entered), {*wanted, *collected}, {})
+            second = replace(state, skips=list(state.skips))
+            first = self._walk(state, range(entered, collected[-1] + 1), collected, {})
+        feedback = respond({**maps, **first})
+        self.check_feedback(feedback)
+        maps |= self._walk(second, range(entered, wanted[-1] + 1), wanted, feedback)
+        return {index: maps[index] for index in wanted}
 
     def denoise(self, x_t: Tensor, t: int | Tensor) -> Tensor:
         return self.unet(x_t, self._steps(x_t, t)).sample
@@ -157,6 +165,9 @@ class UNetBackbone(DiffusionBackbone):
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    def modules_of(self, block: int) -> list[nn.Module]:
+        return self._units[self.block(block).index - 1].modules
+
     def train(self, mode: bool = True) -> "UNetBackbone":
         """Stays in evaluation mode: a frozen network has no dropout, whatever the head around it does."""
         return super().train(False)
@@ -167,13 +178,21 @@ class UNetBackbone(DiffusionBackbone):
         image = 2 * x_t - 1 if unet.config.center_input_sample else x_t
         return _State(image, embedding, image)
 
-    @staticmethod
-    def _step(state: _State, block: Block, unit: _Unit, feedback: Mapping[int, Tensor]) -> None:
-        unit(state)
-        if block.index in feedback:
-            state.hidden = state.hidden + feedback[block.index]
-        if block.role == "encoder":
-            state.skips.append(state.hidden)
+    def _walk(
+        self, state: _State, indices: range, wanted: Collection[int], feedback: Mapping[int, Tensor]
+    ) -> dict[int, Tensor]:
+        """Run the blocks `indices`, changing `state`; returns the maps of those that are wanted."""
+        maps = {}
+        for index in indices:
+            unit = self._units[index - 1]
+            unit(state)
+            if index in feedback:
+                state.hidden = state.hidden + feedback[index]
+            if unit.role == "encoder":
+                state.skips.append(state.hidden)
+            if index in wanted:
+                maps[index] = state.hidden
+        return maps
 
     @staticmethod
     def _steps(x_t: Tensor, t: int | Tensor) -> Tensor:

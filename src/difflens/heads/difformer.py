@@ -59,7 +59,7 @@ class DifFormerHead(Head):
         self.entry = nn.ModuleDict(entry)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         nn.init.normal_(self.cls_token, std=0.02)
-        self.transformer = nn.Sequential(*(TransformerBlock(width, heads, mlp_ratio, dropout) for _ in range(depth)))
+        self.transformer = nn.ModuleList(TransformerBlock(width, heads, mlp_ratio, dropout) for _ in range(depth))
         self.classifier = nn.Linear(width * len(self.noise_steps), num_classes)
 
     def forward(self, features: Mapping[Place, Tensor]) -> Tensor:
@@ -71,7 +71,11 @@ class DifFormerHead(Head):
             entered = self.entry[str(block)](pool_to(features[block, t].float(), self.pool))
             tokens.append(entered.flatten(2).transpose(1, 2))
         cls = self.cls_token.expand(len(tokens[0]), -1, -1)
-        return self.transformer(torch.cat([cls, *tokens], dim=1))[:, 0]
+        x = torch.cat([cls, *tokens], dim=1)
+        *first, last = self.transformer
+        for block in first:
+            x = block(x)
+        return last(x, outputs=1)[:, 0]  # only the CLS token is read, so only it goes through the last block
 
 
 class TransformerBlock(nn.Module):
@@ -89,10 +93,15 @@ class TransformerBlock(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.projection(self._attend(self.norm1(x))))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
+        """All tokens (B, N, width), or the first `outputs` of them, which still attend to all."""
+        kept = x[:, :outputs]
+        kept = kept + self.dropout(self.projection(self._attend(self.norm1(x), outputs)))
+        return kept + self.dropout(self.mlp(self.norm2(kept)))
 
-    def _attend(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def _attend(self, x: Tensor, outputs: int | None) -> Tensor:
+        width = x.shape[-1]
+        q = nn.functional.linear(x[:, :outputs], self.qkv.weight[:width])
+        k, v = nn.functional.linear(x, self.qkv.weight[width:]).chunk(2, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
         return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -1,0 +1,146 @@
+"""`load_backbone`: from what a user types to something that keeps the contract."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+
+from difflens.backbones.adm import read_checkpoint, unet_from_adm
+from difflens.backbones.blocks import Backbone, Defaults
+from difflens.backbones.pixels import PixelBackbone
+from difflens.backbones.unet import UNetBackbone
+from difflens.errors import DiffLensError
+from difflens.noise import NoiseSchedule, ScheduleName
+
+BUNDLED = {
+    # chosen on a held-out part of the training images (benchmarks/RESULTS.md)
+    "fashion": Defaults(17, 20, (14, 17, 20), (5, 20, 80), (15, 18)),
+}
+
+_CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
+_KNOWN = (
+    "fashion, a diffusers folder, an OpenAI guided-diffusion checkpoint (.pt, .safetensors), a hub id (OWNER/NAME), "
+    "pixels, or random: before any of them for the same network untrained"
+)
+
+
+def load_backbone(
+    spec: str,
+    *,
+    num_head_channels: int = 64,
+    noise_schedule: ScheduleName = "linear",
+    image_size: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Backbone:
+    """Load a frozen backbone.
+
+    Args:
+        spec: one of
+
+            - `fashion`: bundled with the package, 1x32x32, trained on Fashion-MNIST's training images;
+            - a folder in diffusers format, of a `UNet2DModel` or of a pipeline with a `unet/` subfolder;
+            - an OpenAI guided-diffusion checkpoint, `.pt` or `.safetensors`;
+            - the id of a model on the Hugging Face hub;
+            - `pixels` or `pixels:CHANNELSxSIDE`: the images themselves;
+            - `random:` and any of these: the same architecture with fresh weights (seed 0).
+
+        num_head_channels: channels per attention head of an OpenAI checkpoint, which its weights do not show.
+        noise_schedule: of an OpenAI checkpoint, likewise.
+        image_size: overrides the side of the images the network was trained on, in pixels.
+        device: where to put it.
+
+    Raises:
+        DiffLensError: there is no such backbone, or it is not what it should be.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "random" and rest:
+        backbone = load_backbone(
+            rest, num_head_channels=num_head_channels, noise_schedule=noise_schedule, image_size=image_size
+        )
+        _reinitialise(backbone)
+        backbone.spec = spec
+        return backbone.to(device)
+    if kind == "pixels":
+        return PixelBackbone.from_spec(spec)
+    path = Path(spec).expanduser()
+    if spec in BUNDLED:
+        folder = Path(str(files("difflens") / "assets" / spec))
+        backbone = _from_folder(folder, spec, image_size, BUNDLED[spec])
+    elif path.is_dir():
+        backbone = _from_folder(path, spec, image_size)
+    elif path.is_file():
+        unet = unet_from_adm(read_checkpoint(path), num_head_channels, str(path))
+        schedule = NoiseSchedule.from_config({"beta_schedule": noise_schedule})
+        backbone = UNetBackbone(unet, schedule, spec, image_size)
+    elif path.suffix in _CHECKPOINTS or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
+        raise DiffLensError(f"no backbone {spec!r}: no such file or folder, and known are {_KNOWN}")
+    else:
+        backbone = _from_folder(_download(spec), spec, image_size)
+    return backbone.to(device=device, memory_format=torch.channels_last)
+
+
+def _from_folder(
+    folder: Path, spec: str, image_size: int | None, defaults: Defaults | None = None
+) -> UNetBackbone:
+    home = folder / "unet" if (folder / "unet").is_dir() else folder
+    config = _read_json(home / "config.json", f"{folder} is not a diffusers model")
+    name = config.get("_class_name")
+    if name != "UNet2DModel":
+        raise DiffLensError(f"{folder} holds a {name}; difflens reads unconditional networks, UNet2DModel")
+    try:
+        unet, info = UNet2DModel.from_pretrained(
+            home, torch_dtype=torch.float32, output_loading_info=True, low_cpu_mem_usage=False
+        )
+    except Exception as error:  # diffusers raises many kinds for damaged weights and configurations
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DiffLensError(f"{home} cannot be loaded: {reason}") from error
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if wrong:
+        raise DiffLensError(
+            f"the weights in {home} do not belong to its config.json: {len(wrong)} parameters are missing, left over "
+            f"or of another shape, {wrong[0]} for example"
+        )
+    scheduler = next(
+        (path for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+         if path.is_file()), None,
+    )  # fmt: skip
+    schedule = _read_json(scheduler, f"{scheduler} is not a scheduler's configuration") if scheduler else None
+    return UNetBackbone(unet, NoiseSchedule.from_config(schedule), spec, image_size, defaults)
+
+
+def _read_json(path: Path, problem: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DiffLensError(f"{problem}: there is no {path.name} in {path.parent}") from None
+    except (ValueError, OSError) as error:
+        raise DiffLensError(f"{problem}: {path} is not readable JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DiffLensError(f"{problem}: {path} holds no JSON object")
+    return content
+
+
+def _download(spec: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "unet/*", "scheduler/*"]
+    try:
+        return Path(snapshot_download(spec, allow_patterns=patterns))
+    except Exception as error:  # no network, no such repository, no permission
+        reason = str(error).strip().splitlines()[0]
+        raise DiffLensError(
+            f"no backbone {spec!r}: it is no file or folder here, and the hub does not give it ({reason}); "
+            f"known are {_KNOWN}"
+        ) from error
+
+
+def _reinitialise(backbone: Backbone) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for module in backbone.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()

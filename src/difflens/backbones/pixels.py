@@ -1,0 +1,55 @@
+"""The images themselves as a backbone: what a head reaches without any network."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from difflens.backbones.blocks import Backbone, Block, Defaults
+from difflens.errors import DiffLensError
+
+
+class PixelBackbone(Backbone):
+    """One block, the clean image, (B, channels, side, side) in [-1, 1]; noise step 0 only.
+
+    Args:
+        channels: 1 or 3.
+        side: images are brought to it as for any backbone.
+    """
+
+    def __init__(self, channels: int = 3, side: int = 32):
+        super().__init__()
+        self.spec = f"pixels:{channels}x{side}"
+        self.in_channels, self.image_size = channels, side
+        self.blocks = (Block(1, "encoder", channels, 1),)
+        self.defaults = Defaults(1, 0, (1,), (0,))
+
+    @classmethod
+    def from_spec(cls, spec: str) -> "PixelBackbone":
+        """From "pixels" (3 x 32) or "pixels:CHANNELSxSIDE"."""
+        _, _, shape = spec.partition(":")
+        channels, _, side = (shape or "3x32").partition("x")
+        if channels not in ("1", "3") or not side.isdigit() or int(side) < 1:
+            raise DiffLensError(f"{spec!r} is not a pixel backbone; write pixels or pixels:1x28 (channels x side)")
+        return cls(int(channels), int(side))
+
+    @property
+    def num_noise_steps(self) -> int:
+        return 1
+
+    def add_noise(self, images: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
+        return images
+
+    def features(
+        self, x_t: Tensor, t: int | Tensor, blocks: Iterable[int], feedback: Mapping[int, Tensor] | None = None
+    ) -> dict[int, Tensor]:
+        self.check_blocks(blocks)
+        if feedback:
+            raise DiffLensError("pixels have no decoder, so there is nothing to feed back")
+        return {1: x_t}
+
+    def fingerprint(self) -> str:
+        return self.spec
+
+    def modules_of(self, block: int) -> list[torch.nn.Module]:
+        return []

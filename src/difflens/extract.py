@@ -1,0 +1,170 @@
+"""Extractors: images to feature maps at chosen blocks and noise steps.
+
+    FrozenExtractor     reads the frozen backbone
+    FeedbackExtractor   DifFeed: reads its second pass, in which decoder maps return to the encoder; trainable
+    FineTunedExtractor  trains the backbone itself, from a block up
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from difflens.backbones.blocks import Backbone
+from difflens.errors import DiffLensError, listing
+from difflens.heads.base import MapShape, Place
+from difflens.noise import seeded_noise
+
+
+class Extractor(nn.Module, ABC):
+    """What every extractor shares: the backbone, the places it reads and the noise it adds.
+
+    Args:
+        backbone: any backbone; its own parameters stay as frozen or trainable as the extractor leaves them.
+        blocks, noise_steps: what to read, every block at every noise step.
+        seed: of the noise.
+
+    Raises:
+        DiffLensError: the backbone has no such block or noise step.
+    """
+
+    trainable: bool
+
+    def __init__(self, backbone: Backbone, blocks: Iterable[int], noise_steps: Iterable[int], seed: int = 0):
+        super().__init__()
+        self.backbone = backbone
+        self.blocks = backbone.check_blocks(blocks)
+        self.noise_steps = backbone.check_noise_steps(noise_steps)
+        self.seed = seed
+
+    @property
+    def places(self) -> list[Place]:
+        return [(block, t) for t in self.noise_steps for block in self.blocks]
+
+    def shapes(self, side: int | None = None) -> dict[Place, MapShape]:
+        """(C, H, W) of every map for images of `side` pixels; by default the backbone's own size."""
+        side = side or self.backbone.image_size
+        self.backbone.check_side(side)
+        return {
+            (index, t): (block.channels, side // block.stride, side // block.stride)
+            for index, t in self.places
+            for block in [self.backbone.block(index)]
+        }
+
+    def forward(self, images: Tensor, index: Tensor, draw: int = 0) -> dict[Place, Tensor]:
+        """Maps (B, C, H, W) float32 by (block, noise step).
+
+        Args:
+            images: (B, C, S, S) in [-1, 1].
+            index: of each image in its data set, (B,) long: with the seed, it fixes the image's noise.
+            draw: which noise; 0 for evaluation, epoch + 1 in training with fresh noise.
+        """
+        maps = {}
+        for t in self.noise_steps:
+            for block, feature in self._read(self._noised(images, index, t, draw), t).items():
+                maps[block, t] = feature.float()
+        return maps
+
+    @abstractmethod
+    def _read(self, x_t: Tensor, t: int) -> dict[int, Tensor]:
+        """The maps of one noise step by block."""
+
+    def _noised(self, images: Tensor, index: Tensor, t: int, draw: int) -> Tensor:
+        if self.backbone.num_noise_steps == 1:
+            return images
+        noise = seeded_noise(tuple(images.shape[1:]), index, t, self.seed, draw)
+        dtype = next(self.backbone.parameters()).dtype
+        return self.backbone.add_noise(images, t, noise).to(dtype)
+
+
+class FrozenExtractor(Extractor):
+    """The maps of the frozen backbone: a fixed function of image, seed and draw."""
+
+    trainable = False
+
+    def _read(self, x_t: Tensor, t: int) -> dict[int, Tensor]:
+        with torch.no_grad():
+            return self.backbone.features(x_t, t, self.blocks)
+
+
+class FeedbackExtractor(Extractor):
+    """DifFeed (paper section 3.3): two passes over the same x_t.
+
+    The first pass, without gradient, collects decoder maps. Each goes through its own feedback layer (1x1 convolution
+    without bias to the mirror block's channels, batch normalisation, ReLU), is resized bilinearly to the mirror's
+    size, and is added to the mirror's output in the second pass, which is read. Only feedback layers are trained.
+
+    Args:
+        feedback_blocks: decoder blocks to send back; by default the backbone's own choice.
+
+    Raises:
+        DiffLensError: a feedback block is not a decoder block, or the backbone has no decoder.
+    """
+
+    trainable = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        blocks: Iterable[int],
+        noise_steps: Iterable[int],
+        seed: int = 0,
+        feedback_blocks: Iterable[int] | None = None,
+    ):
+        super().__init__(backbone, blocks, noise_steps, seed)
+        chosen = backbone.defaults.feedback_blocks if feedback_blocks is None else tuple(feedback_blocks)
+        if not chosen:
+            raise DiffLensError(f"feedback needs a decoder; {backbone.describe_blocks()}")
+        wrong = [block for block in backbone.check_blocks(chosen) if backbone.block(block).role != "decoder"]
+        if wrong:
+            raise DiffLensError(
+                f"only decoder blocks can be fed back, not block {listing(wrong)}: {backbone.describe_blocks()}"
+            )
+        self.feedback_blocks = backbone.check_blocks(chosen)
+        self.feedback = nn.ModuleDict({str(block): self._layer(block) for block in self.feedback_blocks})
+
+    def _layer(self, block: int) -> nn.Module:
+        source = self.backbone.block(block)
+        assert source.mirror is not None
+        target = self.backbone.block(source.mirror)
+        return nn.Sequential(
+            nn.Conv2d(source.channels, target.channels, 1, bias=False), nn.BatchNorm2d(target.channels), nn.ReLU()
+        )
+
+    def _read(self, x_t: Tensor, t: int) -> dict[int, Tensor]:
+        def respond(first: dict[int, Tensor]) -> dict[int, Tensor]:
+            feedback = {}
+            for block in self.feedback_blocks:
+                mirror = self.backbone.block(self.backbone.block(block).mirror or 0)
+                size = tuple(side // mirror.stride for side in x_t.shape[-2:])
+                sent = self.feedback[str(block)](first[block].float())
+                sent = nn.functional.interpolate(sent, size, mode="bilinear", align_corners=False)
+                feedback[mirror.index] = sent.to(x_t.dtype)
+            return feedback
+
+        return self.backbone.features_with_feedback(x_t, t, self.blocks, self.feedback_blocks, respond)
+
+
+class FineTunedExtractor(Extractor):
+    """The backbone's own maps, with its parameters from block `from_block` up to the last block read trainable."""
+
+    trainable = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        blocks: Iterable[int],
+        noise_steps: Iterable[int],
+        seed: int = 0,
+        from_block: int = 1,
+    ):
+        super().__init__(backbone, blocks, noise_steps, seed)
+        backbone.block(from_block)
+        backbone.requires_grad_(False)
+        for block in range(from_block, max(self.blocks) + 1):
+            for module in backbone.modules_of(block):
+                module.requires_grad_(True)
+
+    def _read(self, x_t: Tensor, t: int) -> dict[int, Tensor]:
+        return self.backbone.features(x_t, t, self.blocks)

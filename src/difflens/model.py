@@ -1,0 +1,228 @@
+"""A probe: an extractor and a head; trained, saved, loaded again, and asked about images."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from difflens.backbones.blocks import Backbone
+from difflens.backbones.load import load_backbone
+from difflens.errors import DiffLensError
+from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, FrozenExtractor
+from difflens.heads import Head, HeadConfig, make_head
+from difflens.noise import ScheduleName
+
+ExtractorName = Literal["frozen", "feedback", "finetuned"]
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """What `load_backbone` needs."""
+
+    spec: str
+    num_head_channels: int = 64
+    noise_schedule: ScheduleName = "linear"
+    image_size: int | None = None
+
+    def load(self, device: torch.device | str = "cpu") -> Backbone:
+        return load_backbone(
+            self.spec, num_head_channels=self.num_head_channels, noise_schedule=self.noise_schedule,
+            image_size=self.image_size, device=device,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """What an extractor needs besides its backbone."""
+
+    name: ExtractorName
+    blocks: tuple[int, ...]
+    noise_steps: tuple[int, ...]
+    seed: int = 0
+    feedback_blocks: tuple[int, ...] | None = None
+    from_block: int = 1
+
+    def build(self, backbone: Backbone) -> Extractor:
+        if self.name == "feedback":
+            return FeedbackExtractor(backbone, self.blocks, self.noise_steps, self.seed, self.feedback_blocks)
+        if self.name == "finetuned":
+            return FineTunedExtractor(backbone, self.blocks, self.noise_steps, self.seed, self.from_block)
+        return FrozenExtractor(backbone, self.blocks, self.noise_steps, self.seed)
+
+
+class Probe(nn.Module):
+    """Images to logits: a head on an extractor's maps."""
+
+    def __init__(self, extractor: Extractor, head: Head):
+        super().__init__()
+        self.extractor, self.head = extractor, head
+
+    def forward(self, images: Tensor, index: Tensor, draw: int = 0) -> Tensor:
+        """Logits (B, num_classes) of images (B, C, S, S) in [-1, 1]; `index`, `draw` as for extractors."""
+        return self.head(self.extractor(images, index, draw))
+
+    @property
+    def trainable_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Everything training changes: the head, feedback layers with their statistics, fine-tuned weights."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        buffers = {name for name, _ in self.named_buffers() if name.startswith("extractor.backbone.")}
+        return {name: value for name, value in self.state_dict().items() if name not in frozen | buffers}
+
+    def load_own_state(self, state: dict[str, Tensor]) -> None:
+        """Load what `own_state` gave; DiffLensError if it is of another model."""
+        mine = self.own_state()
+        different = sorted({*state} ^ {*mine}) or sorted(
+            name for name in mine if mine[name].shape != state[name].shape
+        )
+        if different:
+            raise DiffLensError(f"the weights are of another model: {different[0]} does not fit")
+        self.load_state_dict(state, strict=False)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; training mode comes back afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+@dataclass
+class TrainedModel:
+    """A probe with all that is needed to use it: what `model/` in a run directory holds.
+
+    Attributes:
+        probe: on the CPU after loading.
+        classes: names, in the order of the logits.
+        backbone, extractor, head: how to build the probe.
+        info: anything worth knowing about its training, for the model card.
+    """
+
+    probe: Probe
+    classes: tuple[str, ...]
+    backbone: BackboneConfig
+    extractor: ExtractorConfig
+    head: HeadConfig
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write model.safetensors, config.json and README.md into an existing folder."""
+        state = {name: value.detach().cpu().contiguous() for name, value in self.probe.own_state().items()}
+        save_file(state, folder / "model.safetensors")
+        backbone = asdict(self.backbone)
+        kind, colon, place = backbone["spec"].rpartition(":")
+        if Path(place).exists():  # so that the model can be used from any folder
+            backbone["spec"] = f"{kind}{colon}{Path(place).resolve()}"
+        config = {
+            "difflens": version("difflens"),
+            "task": "classification",
+            "classes": self.classes,
+            "backbone": {**backbone, "fingerprint": self.probe.extractor.backbone.fingerprint()},
+            "extractor": asdict(self.extractor),
+            "head": asdict(self.head),
+            "info": self.info,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "README.md").write_text(self._card(config))
+
+    @classmethod
+    def load(cls, folder: Path, backbone: str | None = None, device: torch.device | str = "cpu") -> "TrainedModel":
+        """Read what `save` wrote.
+
+        Args:
+            folder: a run's `model/`, or the run directory itself.
+            backbone: where the backbone is now, if it has moved.
+            device: where to put the probe.
+
+        Raises:
+            DiffLensError: no model is there, it is damaged, or its backbone is gone or has changed.
+        """
+        folder = folder / "model" if (folder / "model").is_dir() else folder
+        config_path, weights = folder / "config.json", folder / "model.safetensors"
+        for path in (config_path, weights):
+            if not path.is_file():
+                raise DiffLensError(f"{folder} is not a difflens model: there is no {path.name} in it")
+        try:
+            config = json.loads(config_path.read_text())
+            stored = dict(config["backbone"])
+            fingerprint = stored.pop("fingerprint")
+            found = BackboneConfig(**stored)
+            extractor = ExtractorConfig(**{k: _tuple(v) for k, v in config["extractor"].items()})
+            head, classes = HeadConfig(**config["head"]), tuple(config["classes"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DiffLensError(f"{config_path} is not a difflens model's configuration: {error!r}") from error
+        if backbone is not None:
+            found = BackboneConfig(**{**stored, "spec": backbone})
+        try:
+            network = found.load(device)
+        except DiffLensError as error:
+            raise DiffLensError(
+                f"the backbone of {folder} cannot be loaded: {error}. If it has moved, name it with --backbone"
+            ) from error
+        # a fine-tuned model brings its own weights, but the rest of the network must still be the same
+        if network.fingerprint() != fingerprint and extractor.name != "finetuned":
+            raise DiffLensError(
+                f"the backbone {found.spec} has changed since {folder} was trained on it: the weights or the "
+                "configuration differ. Train again, or name the right backbone with --backbone"
+            )
+        built = extractor.build(network)
+        probe = Probe(built, make_head(head, built.shapes(), len(classes))).to(device)
+        try:
+            probe.load_own_state(load_file(weights, device=str(device)))
+        except SafetensorError as error:
+            raise DiffLensError(f"{weights} is damaged: {error}") from error
+        return cls(probe.eval(), classes, found, extractor, head, config.get("info", {}))
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor, draws: int = 1) -> Tensor:
+        """Class probabilities (B, num_classes), averaged over `draws` noises, of images (B, C, S, S) in [-1, 1].
+
+        Every image gets the noise of index 0, so an answer does not depend on what else is asked.
+        """
+        index = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        with evaluating(self.probe):
+            return torch.stack([self.probe(images, index, draw).softmax(1) for draw in range(draws)]).mean(0)
+
+    def _card(self, config: dict[str, Any]) -> str:
+        rows = {
+            "backbone": f"`{self.backbone.spec}`",
+            "extractor": f"{self.extractor.name}, blocks {list(self.extractor.blocks)}, "
+            f"noise steps {list(self.extractor.noise_steps)}",
+            "head": f"{self.head.name}, {self.probe.trainable_parameters:,} trainable parameters",
+            "classes": f"{len(self.classes)}",
+            **{key.replace("_", " "): value for key, value in self.info.items()},
+            "difflens": config["difflens"],
+        }
+        table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+        return f"""---
+library_name: difflens
+tags: [image-classification]
+---
+# Classifier on diffusion features
+
+| | |
+|---|---|
+{table}
+
+    difflens predict {{this folder}} IMAGE_OR_FOLDER
+"""
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value

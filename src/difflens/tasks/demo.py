@@ -1,0 +1,317 @@
+"""The main job in one command: what the bundled backbone knows, read with every head, against two baselines."""
+
+import platform
+import time
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from difflens import presets
+from difflens.analysis import pictures
+from difflens.analysis.report import Picture, Section, Table, render
+from difflens.backbones.blocks import Backbone, DiffusionBackbone
+from difflens.backbones.load import load_backbone
+from difflens.backbones.pixels import PixelBackbone
+from difflens.data.images import fit as fit_images
+from difflens.data.images import to_float
+from difflens.data.sources import load_data
+from difflens.data.split import ImageData
+from difflens.errors import DiffLensError
+from difflens.extract import FrozenExtractor
+from difflens.heads import HeadConfig, HeadName, make_head
+from difflens.model import BackboneConfig, ExtractorConfig, Probe, TrainedModel
+from difflens.runs import FINISHED, RunDirectory
+from difflens.tasks.classification import FeatureCache, TrainConfig, evaluate, extract, fit
+from difflens.tasks.evaluation import Evaluation, paired_difference, wilson
+from difflens.tasks.generation import image_grid, sample
+from difflens.training import accelerator
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Read the bundled backbone with every head on the bundled images, and write a report.
+
+    Takes a few minutes on two CPU cores. A backbone or data of your own can be put in.
+    """
+
+    out: Path
+    """Run directory."""
+    backbone: str = "fashion"
+    """Any diffusion backbone that `probe` takes."""
+    data: str = "fashion"
+    """Any data that `probe` takes."""
+    train_images: int | None = None
+    """Train on the first so many images only."""
+    test_images: int | None = None
+    """Evaluate on the first so many images only."""
+    effort: float = 1.0
+    """Multiplies the number of epochs of every head."""
+    samples: int = 36
+    """Images to generate."""
+    sampling_steps: int = 30
+    """DDIM steps."""
+    seed: int = 0
+    device: str | None = None
+    """"cpu" to stay off the GPU."""
+
+
+# name in the results, how the table calls it
+_TITLES = {
+    "pixels": "Raw pixels, linear",
+    "random_backbone": "Untrained backbone, attention head",
+    "linear": "Linear probe",
+    "mlp": "MLP",
+    "cnn": "CNN",
+    "attention": "Attention head",
+    "difformer": "DifFormer",
+    "diffeed": "DifFeed",
+}
+_BASELINES = ("pixels", "random_backbone")
+
+
+def demo(config: DemoConfig) -> dict[str, Any]:
+    """Run `config`; returns the content of metrics.json, whose `results` has a row for every head.
+
+    Raises:
+        DiffLensError: the folder holds something, or backbone or data cannot be loaded.
+    """
+    settings = {k: v for k, v in asdict(config).items() if k not in ("out", "device")}
+    process = accelerator(config.device)
+    data = _limited(load_data(config.data), config)
+    backbone = load_backbone(config.backbone)
+    if not isinstance(backbone, DiffusionBackbone):
+        raise DiffLensError(f"the demo needs a diffusion backbone, and {config.backbone} is none")
+    run = RunDirectory(config.out, "demo", settings)
+    with run.discard_on_error():
+        return _Demo(config, data, backbone, run, process).run_all()
+
+
+class _Demo:
+    def __init__(
+        self, config: DemoConfig, data: ImageData, backbone: DiffusionBackbone, run: RunDirectory, process: Accelerator
+    ):
+        self.config, self.data, self.backbone, self.run, self.process = config, data, backbone, run, process
+        self.evaluations: dict[str, Evaluation] = {}
+        self.results: dict[str, dict[str, Any]] = {}
+        self.best: tuple[float, str, TrainedModel] | None = None
+
+    def run_all(self) -> dict[str, Any]:
+        started = time.monotonic()
+        defaults = self.backbone.defaults
+        single, fused = ((defaults.block,), (defaults.noise_step,)), (
+            defaults.fusion_blocks, defaults.fusion_noise_steps
+        )  # fmt: skip
+        clean = PixelBackbone(self.backbone.in_channels, self.backbone.image_size)
+        self._frozen("pixels", "linear", clean, ((1,), (0,)), pool=0)
+        untrained = load_backbone(f"random:{self.config.backbone}").to(self.process.device)
+        self._frozen("random_backbone", "attention", untrained, single)
+        self.backbone.to(self.process.device)
+        # one reading of the frozen backbone serves every head on it
+        blocks, steps = ({*a, *b} for a, b in zip(single, fused, strict=True))
+        caches = self._extract(FrozenExtractor(self.backbone, blocks, steps, self.config.seed))
+        heads: tuple[HeadName, ...] = ("linear", "mlp", "cnn", "attention")
+        for name in heads:
+            self._frozen(name, name, self.backbone, single, caches=caches)
+        self._frozen("difformer", "difformer", self.backbone, fused, caches=caches)
+        self._feedback(single)
+        metrics = {
+            "results": self.results,
+            "seconds": round(time.monotonic() - started, 1),
+            "train_images": len(self.data.train),
+            "test_images": len(self.data.test),
+            "best": self.best[1] if self.best else None,
+        }
+        self.run.write("report.html", self._report(metrics))
+        if self.best:
+            self.run.write_folder("model", self.best[2].save)
+        self.run.write_json(FINISHED, metrics)
+        return metrics
+
+    def _frozen(
+        self,
+        name: str,
+        head: HeadName,
+        backbone: Backbone,
+        places: tuple[tuple[int, ...], tuple[int, ...]],
+        pool: int | None = None,
+        caches: tuple[FeatureCache, FeatureCache] | None = None,
+    ) -> None:
+        extractor = ExtractorConfig("frozen", *places, self.config.seed)
+        built = extractor.build(backbone)
+        train, test = caches or self._extract(built)
+        self._train(
+            name, backbone, extractor, HeadConfig(head, pool), (train.only(built.places), test.only(built.places))
+        )
+
+    def _feedback(self, places: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+        extractor = ExtractorConfig("feedback", *places, self.config.seed)
+        self._train("diffeed", self.backbone, extractor, HeadConfig("attention"))
+
+    def _train(
+        self,
+        name: str,
+        backbone: Backbone,
+        extractor: ExtractorConfig,
+        head: HeadConfig,
+        caches: tuple[FeatureCache, FeatureCache] | None = None,
+    ) -> None:
+        torch.manual_seed(self.config.seed)
+        built = extractor.build(backbone)
+        probe = Probe(built, make_head(head, built.shapes(), len(self.data.classes)))
+        training = self._training(name if name in presets.HEADS else head.name)
+        seconds = fit(
+            probe, self.data.train, training, self.process, cache=caches and caches[0], label=_TITLES[name]
+        )
+        evaluation = evaluate(
+            probe, self.data.test, self.data.classes, training, self.process, caches and caches[1]
+        )
+        self.evaluations[name] = evaluation
+        self.results[name] = {
+            "top1": evaluation.top1,
+            "top1_interval_95": wilson(int(evaluation.correct.sum()), len(evaluation.correct)),
+            "trainable_parameters": probe.trainable_parameters,
+            "train_seconds": round(seconds, 2),
+        }
+        self.run.log({"head": name, **self.results[name]})
+        if name not in _BASELINES and (self.best is None or evaluation.top1 > self.best[0]):
+            info = {"data": self.data.name, "top1": round(evaluation.top1, 4), "epochs": training.epochs}
+            model = TrainedModel(
+                probe, self.data.classes, BackboneConfig(self.config.backbone), extractor, head, info
+            )
+            self.best = evaluation.top1, name, model
+
+    def _training(self, head: str) -> TrainConfig:
+        recipe = presets.HEADS[head]
+        known = {key: value for key, value in recipe.items() if key in TrainConfig.__dataclass_fields__}
+        training = TrainConfig(**known, seed=self.config.seed)
+        return replace(training, epochs=max(1, round(training.epochs * self.config.effort)))
+
+    def _extract(self, extractor: Any) -> tuple[FeatureCache, FeatureCache]:
+        pool = None if isinstance(extractor.backbone, PixelBackbone) else 16
+        training = TrainConfig(seed=self.config.seed)
+        train, test = (
+            extract(extractor, pool, split, training, self.process) for split in (self.data.train, self.data.test)
+        )
+        return train, test
+
+    def _report(self, metrics: dict[str, Any]) -> str:
+        config, data, backbone, results = self.config, self.data, self.backbone, self.results
+        defaults = backbone.defaults
+        assert self.best is not None
+        best = self.best[1]
+        shown = data.test.subset(_one_of_each(data))
+        images = to_float(torch.stack([
+            fit_images(shown.image(i), backbone.in_channels, backbone.image_size) for i in range(len(shown))
+        ])).to(backbone.device)  # fmt: skip
+        steps = sorted({*defaults.fusion_noise_steps, defaults.noise_step})
+        spread = sorted({
+            backbone.of_role("encoder")[len(backbone.of_role("encoder")) // 2].index,
+            *defaults.fusion_blocks, defaults.block, backbone.of_role("decoder")[-2].index,
+        })  # fmt: skip
+        rows = [
+            (
+                _TITLES[name], f"{100 * row['top1']:.2f}",
+                "{:.1f} - {:.1f}".format(*(100 * bound for bound in row["top1_interval_95"])),
+                f"{row['trainable_parameters']:,}", f"{row['train_seconds']:.1f}",
+            )
+            for name, row in results.items()
+        ]  # fmt: skip
+        sections = [
+            Section("Results", self._findings(), (
+                Table(("Features and head", "Top-1, %", "95 % interval", "Trainable parameters", "Training, s"), rows,
+                      f"{len(data.train):,} training images, {len(data.test):,} test images, each evaluated once. "
+                      "Training times are for comparison within this run; reading features is not included.",
+                      list(results).index(best)),
+                Picture(
+                    pictures.accuracy_bars(
+                        [_TITLES[name] for name in results], [row["top1"] for row in results.values()],
+                        [row["top1_interval_95"] for row in results.values()],
+                        [_TITLES[name] for name in _BASELINES],
+                    ),
+                    "Top-1 accuracy with 95 % intervals.", "Top-1 accuracy of every head with its interval"),
+            )),
+            Section("What the backbone sees", f"The single-map heads read noise step t = {defaults.noise_step}; "
+                    f"DifFormer reads t = {_join(defaults.fusion_noise_steps)}.", (
+                Picture(pictures.noised_images(backbone, images[:4], steps, config.seed),
+                        "Test images, clean and noised.", "Images at increasing noise steps"),
+            )),
+            Section("What it makes of it", "The first three principal components of each block's feature maps, as red, "
+                    "green and blue. No label was used to make them.", (
+                Picture(pictures.principal_components(backbone, images[:6], spread, defaults.noise_step, config.seed),
+                        f"Feature maps at t = {defaults.noise_step}. {backbone.describe_blocks().capitalize()}.",
+                        "Principal components of feature maps as colour images"),
+            )),
+            Section("What it can draw", "Images generated by the same weights, not selected.", (
+                Picture(image_grid(sample(backbone, config.samples, config.sampling_steps, config.seed)),
+                        f"{config.samples} samples, DDIM with {config.sampling_steps} steps.",
+                        "A grid of generated images", scale=3),
+            )),
+            Section(f"Where the best head errs: {_TITLES[best]}", "", (
+                Picture(pictures.confusion_matrix(self.evaluations[best].confusion, data.classes, ""),
+                        "Rows are true classes, columns predictions; test images counted.",
+                        "Confusion matrix of the best head"),
+            )),
+        ]  # fmt: skip
+        lead = (
+            f"One unconditional diffusion network ({config.backbone}), trained only to predict noise and never shown a "
+            f"label, frozen, and read by small heads on {data.name}."
+        )
+        return render("What a diffusion model knows", lead, sections, self._provenance(metrics))
+
+    def _findings(self) -> str:
+        """The comparisons that matter, in words, with their uncertainty."""
+        sentences = []
+        for a, b in (("attention", "linear"), ("difformer", "attention"), ("diffeed", "attention")):
+            difference, half = paired_difference(self.evaluations[a], self.evaluations[b])
+            verdict = "above" if difference > half else "below" if difference < -half else "not told apart from"
+            sentences.append(
+                f"{_TITLES[a]} is {verdict} {_TITLES[b].lower() if b == 'linear' else 'the attention head'} "
+                f"({100 * difference:+.2f} ± {100 * half:.2f} points on the same images, 95 %)."
+            )
+        pixels = self.results["pixels"]["top1"]
+        behind = [_TITLES[n] for n, row in self.results.items() if n not in _BASELINES and row["top1"] <= pixels]
+        sentences.append(
+            f"Not above raw pixels: {_join(behind)}." if behind else "Every head on the frozen backbone is above raw pixels."
+        )
+        return " ".join(sentences)
+
+    def _provenance(self, metrics: dict[str, Any]) -> dict[str, object]:
+        config = self.config
+        cuda = self.process.device.type == "cuda"
+        return {
+            "Command": f"difflens demo --backbone {config.backbone} --data {config.data} --seed {config.seed}",
+            "Backbone": f"{config.backbone}, {sum(p.numel() for p in self.backbone.parameters()):,} parameters, "
+            f"fingerprint {self.backbone.fingerprint()[:12]}",
+            "Places read": f"single-map heads: block {self.backbone.defaults.block} at t = "
+            f"{self.backbone.defaults.noise_step}; DifFormer: blocks {_join(self.backbone.defaults.fusion_blocks)} at "
+            f"t = {_join(self.backbone.defaults.fusion_noise_steps)}; DifFeed returns blocks "
+            f"{_join(self.backbone.defaults.feedback_blocks)}",
+            "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
+            "Whole run": f"{metrics['seconds']} s on "
+            f"{torch.cuda.get_device_name() if cuda else f'{torch.get_num_threads()} CPU threads'}",
+            "Versions": f"difflens {version('difflens')}, torch {torch.__version__}, diffusers {version('diffusers')}, "
+            f"Python {platform.python_version()}",
+        }
+
+
+def _limited(data: ImageData, config: DemoConfig) -> ImageData:
+    for name, count in (("train", config.train_images), ("test", config.test_images)):
+        if count is not None:
+            split = getattr(data, name)
+            data = replace(data, **{name: split.subset(torch.arange(min(count, len(split))))})
+    return data
+
+
+def _one_of_each(data: ImageData) -> torch.Tensor:
+    """The first test image of each of the first eight classes present."""
+    labels = data.test.labels
+    assert labels is not None
+    return torch.tensor([int((labels == k).nonzero()[0]) for k in labels.unique()[:8].tolist()])
+
+
+def _join(values: Any) -> str:
+    return ", ".join(str(value) for value in values)

@@ -1,0 +1,93 @@
+"""Classification metrics from predictions, with the uncertainty of a finite test set."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+Z95 = 1.959964
+"""Two-sided 95 % quantile of the standard normal distribution."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions on a test split.
+
+    Attributes:
+        rows: positions in the split, (N,) long, each once; without images that were skipped.
+        labels: (N,) long.
+        ranked: the five (or fewer) most probable classes, best first, (N, K) long.
+        confidence: probability of the best class, (N,).
+        classes: names.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    ranked: Tensor
+    confidence: Tensor
+    classes: tuple[str, ...]
+
+    @property
+    def correct(self) -> Tensor:
+        return self.ranked[:, 0] == self.labels
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose most probable class is right, in [0, 1]."""
+        return float(self.correct.double().mean())
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose class is among the five most probable."""
+        return float((self.ranked == self.labels[:, None]).any(1).double().mean())
+
+    @property
+    def confusion(self) -> Tensor:
+        """(classes, classes) counts; rows are true classes."""
+        count = len(self.classes)
+        if count == 1:
+            return torch.tensor([[len(self.labels)]])
+        return multiclass_confusion_matrix(self.ranked[:, 0], self.labels, count)
+
+    @property
+    def per_class(self) -> dict[str, float | None]:
+        """Accuracy by class; None for a class without test images."""
+        matrix = self.confusion
+        totals, hits = matrix.sum(1).tolist(), matrix.diagonal().tolist()
+        return {
+            name: hit / total if total else None
+            for name, hit, total in zip(self.classes, hits, totals, strict=True)
+        }
+
+    def metrics(self) -> dict[str, object]:
+        """Everything above as plain values."""
+        per_class = self.per_class
+        known = [value for value in per_class.values() if value is not None]
+        return {
+            "top1": self.top1,
+            "top1_interval_95": wilson(int(self.correct.sum()), len(self.correct)),
+            "top5": self.top5,
+            "mean_per_class": sum(known) / len(known),
+            "test_images": len(self.rows),
+            "per_class": per_class,
+            "confusion_matrix": self.confusion.tolist(),
+        }
+
+
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927)."""
+    share = hits / total
+    centre = share + Z95**2 / (2 * total)
+    half = Z95 * (share * (1 - share) / total + Z95**2 / (4 * total**2)) ** 0.5
+    scale = 1 + Z95**2 / total
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def paired_difference(a: Evaluation, b: Evaluation) -> tuple[float, float]:
+    """Top-1 of `a` minus top-1 of `b` on the same images, and the half-width of its 95 % interval.
+
+    The images are paired, so only those that one gets right and the other wrong add to the uncertainty.
+    """
+    difference = a.correct.double() - b.correct.double()
+    return float(difference.mean()), float(Z95 * difference.std() / len(difference) ** 0.5)

@@ -1,0 +1,122 @@
+"""Heads: parity with golden logits, the paper's parameter counts, and what each head promises."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from difflens.errors import DiffLensError
+from difflens.heads import DifFormerHead, HeadConfig, make_head
+from difflens.heads.difformer import TransformerBlock
+
+GOLDEN = Path(__file__).parents[1] / "data" / "difformer_tiny.safetensors"
+
+ADM_24 = {(24, 150): (1024, 16, 16)}
+ADM_FUSION = {
+    (block, t): shape
+    for block, shape in {19: (1024, 8, 8), 24: (1024, 16, 16), 30: (512, 64, 64)}.items()
+    for t in (90, 150, 300)
+}
+
+
+def golden_head() -> tuple[DifFormerHead, dict, torch.Tensor]:
+    """The golden weights under our names, its inputs and its logits."""
+    stored = load_file(GOLDEN)
+    features = {}
+    for name, value in stored.items():
+        if match := re.fullmatch(r"features\.t(\d+)\.b(\d+)", name):
+            features[int(match[2]), int(match[1])] = value
+    shapes = {place: tuple(value.shape[1:]) for place, value in features.items()}
+    head = DifFormerHead(shapes, num_classes=7, width=32, heads=4, depth=2, pool=8)
+    rename = {
+        r"pre_layer\.(\d+)\.1\.": r"entry.\1.0.",
+        r"pre_layer\.(\d+)\.2\.": r"entry.\1.1.",
+        r"intra_inter_block_attention\.cls_token": "cls_token",
+        r"intra_inter_block_attention\.layers\.1\.": "transformer.0.",
+        r"intra_inter_block_attention\.layers\.2\.": "transformer.1.",
+        r"transformer\.(\d)\.attn\.qkv": r"transformer.\1.qkv",
+        r"transformer\.(\d)\.attn\.proj": r"transformer.\1.projection",
+        r"mlp\.fc1": "mlp.0",
+        r"mlp\.fc2": "mlp.3",
+        r"^head\.": "classifier.",
+    }
+    state = {}
+    for name, value in stored.items():
+        if name.startswith("weights."):
+            mine = name.removeprefix("weights.")
+            for pattern, replacement in rename.items():
+                mine = re.sub(pattern, replacement, mine)
+            state[mine] = value.float()
+    head.load_state_dict(state)
+    return head.eval(), features, stored["logits"]
+
+
+def test_difformer_equals_golden_logits() -> None:
+    head, features, logits = golden_head()
+    torch.testing.assert_close(head(features), logits, atol=1e-4, rtol=0)
+
+
+def test_difformer_does_not_depend_on_the_order_of_its_inputs() -> None:
+    head, features, logits = golden_head()
+    torch.testing.assert_close(head(dict(reversed(features.items()))), logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "count"),
+    [
+        ("linear", ADM_24, 4_097_000),
+        ("attention", ADM_24, 27_786_216),
+        ("difformer", ADM_FUSION, 31_802_344),
+    ],
+)
+def test_parameter_counts_of_the_paper(name: str, shapes: dict, count: int) -> None:
+    with torch.device("meta"):
+        head = make_head(HeadConfig(name), shapes, num_classes=1000)
+    assert sum(parameter.numel() for parameter in head.parameters()) == count
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "cnn", "attention", "difformer"])
+@pytest.mark.parametrize("pool", [None, 0, 1, 2, 4, 8])
+def test_every_head_gives_logits_and_gradients_to_all_its_parameters(name: str, pool: int | None) -> None:
+    shapes = {(3, 10): (8, 8, 8)}
+    if name in ("linear", "difformer"):
+        shapes |= {(3, 20): (8, 8, 8), (5, 10): (4, 16, 16), (5, 20): (4, 16, 16)}
+    head = make_head(HeadConfig(name, pool=pool, width=16), shapes, num_classes=6)
+    logits = head({place: torch.randn(5, *shape) for place, shape in shapes.items()})
+    assert logits.shape == (5, 6)
+    logits.square().sum().backward()
+    without = [name for name, parameter in head.named_parameters() if parameter.grad is None]
+    assert without == []
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "cnn", "attention"])
+def test_maps_pooled_beforehand_give_the_same_logits(name: str) -> None:
+    """What a cache relies on."""
+    from difflens.heads.base import pool_to
+
+    head = make_head(HeadConfig(name, pool=4, width=16), {(1, 0): (6, 16, 16)}, num_classes=3).eval()
+    maps = torch.randn(4, 6, 16, 16)
+    torch.testing.assert_close(head({(1, 0): maps}), head({(1, 0): pool_to(maps, head.pool)}))
+
+
+def test_only_needed_outputs_equal_all_outputs() -> None:
+    block = TransformerBlock(16, heads=4)
+    x = torch.randn(2, 9, 16)
+    torch.testing.assert_close(block(x, outputs=1), block(x)[:, :1])
+
+
+def test_attention_refuses_several_maps() -> None:
+    with pytest.raises(DiffLensError, match="DifFormer reads several"):
+        make_head(HeadConfig("attention"), ADM_FUSION, 10)
+
+
+def test_difformer_needs_a_full_grid() -> None:
+    with pytest.raises(DiffLensError, match=r"missing are \[\(5, 20\)\]"):
+        make_head(HeadConfig("difformer"), {(3, 10): (8, 4, 4), (3, 20): (8, 4, 4), (5, 10): (8, 4, 4)}, 10)
+
+
+def test_width_must_divide_into_heads() -> None:
+    with pytest.raises(DiffLensError, match="not a multiple of its 8 attention heads"):
+        make_head(HeadConfig("attention", width=20), {(1, 0): (8, 4, 4)}, 10)
