@@ -86,11 +86,20 @@ def test_blocks_describe_their_maps_and_early_exit_changes_nothing(backbone: UNe
 
 def test_ncsnpp_networks_with_an_image_path() -> None:
     backbone = make_backbone(
-        in_channels=3, out_channels=3, block_out_channels=(8, 16),
+        in_channels=3, out_channels=3, block_out_channels=(32, 64), layers_per_block=2, norm_num_groups=None,
+        attn_norm_num_groups=4, time_embedding_type="fourier",
         down_block_types=("SkipDownBlock2D", "AttnSkipDownBlock2D"),
-        up_block_types=("AttnSkipUpBlock2D", "SkipUpBlock2D"), norm_num_groups=None, attn_norm_num_groups=4,
-    ) if False else None  # fmt: skip
-    assert backbone is None
+        up_block_types=("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+    )  # fmt: skip
+    x = torch.randn(2, 3, 16, 16)
+    seen = []
+    backbone.unet.conv_norm_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    backbone.denoise(x, 30)
+    last = len(backbone.blocks)
+    maps = backbone.features(x, 30, range(1, last + 1))
+    torch.testing.assert_close(maps[last], seen[0])
+    for block in backbone.blocks:
+        assert maps[block.index].shape[1:] == (block.channels, 16 // block.stride, 16 // block.stride)
 
 
 def test_early_exit_runs_nothing_beyond_the_last_block() -> None:
@@ -113,8 +122,8 @@ def test_one_step_each_equals_separate_calls() -> None:
 def test_feedback_enters_the_block_and_its_skip() -> None:
     backbone = make_backbone()
     x, sent = torch.randn(2, 1, 16, 16), torch.randn(2, 8, 8, 8)
-    plain = backbone.features(x, 10, range(1, 12))
-    fed = backbone.features(x, 10, range(1, 12), feedback={3: sent})
+    plain = backbone.features(x, 10, range(1, 10))
+    fed = backbone.features(x, 10, range(1, 10), feedback={3: sent})
     assert torch.equal(fed[2], plain[2])
     torch.testing.assert_close(fed[3], plain[3] + sent)
     mirror = backbone.block(3).mirror
@@ -127,14 +136,14 @@ def test_feedback_enters_the_block_and_its_skip() -> None:
     torch.testing.assert_close(seen[0], plain[3] + sent)
 
 
-@pytest.mark.parametrize("collect", [(8,), (9,), (8, 10), (7, 8, 9, 10, 11), (11,)])
+@pytest.mark.parametrize("collect", [(6,), (7,), (6, 8), (6, 7, 8, 9), (9,)])
 def test_two_passes_equal_two_calls(collect: Sequence[int]) -> None:
     """Sharing the blocks before the first feedback is exact."""
     backbone = make_backbone()
     x = torch.randn(2, 1, 16, 16)
 
     def respond(maps: dict[int, Tensor]) -> dict[int, Tensor]:
-        assert sorted(maps) >= list(collect)
+        assert set(maps) >= set(collect)
         sent = {}
         for block in collect:
             mirror = backbone.block(backbone.block(block).mirror)
@@ -142,7 +151,7 @@ def test_two_passes_equal_two_calls(collect: Sequence[int]) -> None:
             sent[mirror.index] = resized.expand(-1, mirror.channels, -1, -1)
         return sent
 
-    blocks = (1, 4, 9)
+    blocks = (1, 4, 7)
     once = backbone.features_with_feedback(x, 50, blocks, collect, respond)
     first = backbone.features(x, 50, collect)
     twice = backbone.features(x, 50, blocks, respond(first))
@@ -154,7 +163,7 @@ def test_two_passes_equal_two_calls(collect: Sequence[int]) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda b, x: b.features(x, 0, [12]), r"no block 12: .*11 blocks: encoder 1-4, middle 5, decoder 6-11"),
+        (lambda b, x: b.features(x, 0, [12]), r"no block 12: .*9 blocks: encoder 1-4, middle 5, decoder 6-9"),
         (lambda b, x: b.features(x, 0, [0]), "no block 0"),
         (lambda b, x: b.features(x, 0, []), "no block asked for"),
         (lambda b, x: b.features(x, 0, [5], {7: x}), "encoder blocks only, not block 7"),

@@ -16,12 +16,12 @@ from difflens.backbones.blocks import DiffusionBackbone
 from difflens.noise import seeded_noise
 
 ACCENT = "#2f5bd0"
-BASELINE = "#8b9099"
+BASELINE = "#7b828d"
 INK = "#20242b"
-LINE = "#d9dce1"
+LINE = "#e6e8ec"
 
 _WIDTH = 9.6  # inches; the text width of the report
-_TILE = 1.25  # inches; the largest side of a small image
+_TILE = 1.5  # inches; the largest side of a small image
 _CELL_TEXT = 30  # the most classes whose counts fit into the cells of a confusion matrix
 _LABELS = 25  # the most labels on an axis of more classes than that
 

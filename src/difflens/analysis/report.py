@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL.Image import Image
+from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ class Picture:
         scale: CSS pixels for each pixel of a PIL image, whose pixels then stay sharp squares.
     """
 
-    image: "Image | Figure"
+    image: "Image.Image | Figure"
     caption: str
     alt: str
     scale: int = 1
@@ -73,14 +73,16 @@ class Picture:
     def png(self) -> tuple[bytes, int, int]:
         """The encoded image, and its width and height in CSS pixels."""
         buffer = BytesIO()
-        if isinstance(self.image, Image):
+        if isinstance(self.image, Image.Image):
             self.image.save(buffer, "PNG", optimize=True)
             width, height = self.image.size
             return buffer.getvalue(), width * self.scale, height * self.scale
-        figure = self.image
-        figure.savefig(buffer, format="png", dpi=_DENSITY * _CSS_DPI, transparent=True, metadata={"Software": None})
-        width, height = (round(inches * _CSS_DPI) for inches in figure.get_size_inches())
-        return buffer.getvalue(), width, height
+        self.image.savefig(
+            buffer, format="png", dpi=_DENSITY * _CSS_DPI, transparent=True, bbox_inches="tight", pad_inches=0.02,
+            metadata={"Software": None},
+        )  # fmt: skip
+        width, height = Image.open(buffer).size
+        return buffer.getvalue(), width // _DENSITY, height // _DENSITY
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,9 @@ def render(title: str, lead: str, sections: Sequence[Section], provenance: Mappi
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{b64encode(png).decode()}"
+    environment.filters["prose"] = lambda text: re.sub(r"(?<=\d) (?=%)", "\u00a0", text)
     environment.tests["table"] = lambda part: isinstance(part, Table)
+    environment.tests["pixels"] = lambda part: isinstance(part.image, Image.Image)
     return environment.get_template("report.html.j2").render(
         title=title,
         lead=lead,
