@@ -13,6 +13,7 @@ from difflens.tasks.demo import DemoConfig, demo
 from difflens.tasks.generation import sample
 from difflens.tasks.prediction import PredictConfig, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
+from difflens.version import __version__
 
 __all__ = [
     "Backbone",
@@ -33,6 +34,7 @@ __all__ = [
     "ProbeConfig",
     "TrainConfig",
     "TrainedModel",
+    "__version__",
     "demo",
     "evaluate",
     "fit",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from difflens.version import __version__
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,7 +130,7 @@ class TrainedModel:
         if Path(place).exists():  # so that the model can be used from any folder
             backbone["spec"] = f"{kind}{colon}{Path(place).resolve()}"
         config = {
-            "difflens": version("difflens"),
+            "difflens": __version__,
             "task": "classification",
             "classes": self.classes,
             "backbone": {**backbone, "fingerprint": self.probe.extractor.backbone.fingerprint()},

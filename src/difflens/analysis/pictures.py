@@ -3,25 +3,27 @@
 Every function returns a matplotlib figure of its own, outside pyplot's global state.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from math import ceil
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from difflens.backbones.blocks import DiffusionBackbone
 from difflens.noise import seeded_noise
 
 ACCENT = "#2f5bd0"
-BASELINE = "#7b828d"
+BASELINE = "#6f7680"
 INK = "#20242b"
 LINE = "#e6e8ec"
 
-_WIDTH = 9.6  # inches; the text width of the report
-_TILE = 1.5  # inches; the largest side of a small image
+# inches, to suit the report
+_WIDTH = 9.5
+_TEXT_WIDTH = 7.3
+_TILE = 1.5
 _CELL_TEXT = 30  # the most classes whose counts fit into the cells of a confusion matrix
 _LABELS = 25  # the most labels on an axis of more classes than that
 
@@ -48,8 +50,8 @@ def principal_components(
 ) -> Figure:
     """Feature maps as colour images: a row an image, a column a block.
 
-    A block's colours are the first three principal components of its maps over all positions of all images, so
-    they compare between images, not between blocks.
+    A block's colours are the first three principal components of its maps over all positions of all images,
+    so they compare between images, not between blocks.
 
     Args:
         images: (N, C, S, S) in [-1, 1], on the backbone's device; image k has the noise of index k.
@@ -106,7 +108,8 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str], title: str) -> Figu
     """
     count = len(classes)
     assert matrix.shape == (count, count), f"{count} classes, but the matrix is {tuple(matrix.shape)}"
-    shares = (matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)).cpu()
+    matrix = matrix.cpu()
+    shares = matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
     small = count <= _CELL_TEXT
     side = min(_WIDTH, max(4.0, 1.8 + (0.5 if small else 0.25) * count))
     figure = Figure(figsize=(side, side), layout="constrained")
@@ -129,6 +132,7 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str], title: str) -> Figu
     bar = figure.colorbar(picture, ax=axes, shrink=0.6, aspect=30, pad=0.02)
     marks = (0, 0.01, 0.05, 0.2, 0.5, 1)
     bar.set_ticks([mark**0.5 for mark in marks], labels=[f"{100 * mark:g} %" for mark in marks])
+    bar.set_label("of the true class", size=8, color=INK)
     bar.ax.tick_params(length=0, labelsize=8, labelcolor=INK)
     bar.outline.set_visible(False)
     return figure
@@ -148,11 +152,12 @@ def accuracy_bars(
         intervals: (low, high) shares around them.
         baseline_names: those of `names` to show in grey.
     """
-    figure = Figure(figsize=(_WIDTH, 0.9 + 0.36 * len(names)), layout="constrained")
+    figure = Figure(figsize=(_TEXT_WIDTH, 0.9 + 0.36 * len(names)), layout="constrained")
     axes = figure.subplots()
     for row, (name, value, (low, high)) in enumerate(zip(names, top1, intervals, strict=True)):
         colour = BASELINE if name in baseline_names else ACCENT
-        axes.plot([100 * low, 100 * high], [row, row], color=colour, linewidth=5, alpha=0.3, solid_capstyle="round")
+        ends = [100 * low, 100 * high]
+        axes.plot(ends, [row, row], color=colour, linewidth=5, alpha=0.3, solid_capstyle="round")
         axes.plot(100 * value, row, "o", color=colour, markersize=7)
         axes.annotate(
             f"{100 * value:.1f}", (100 * high, row), (9, 0), textcoords="offset points", va="center", size=10,
@@ -165,7 +170,9 @@ def accuracy_bars(
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.margins(x=0.09)
     axes.set_xlabel("top-1 accuracy, %", color=INK)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    left, right = axes.get_xlim()  # the margins may leave 0 .. 100, the ticks may not
+    ticks = [tick for tick in axes.get_xticks() if max(left, 0) <= tick <= min(right, 100)]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.grid(axis="x", color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     _quiet(axes)
@@ -183,23 +190,19 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def _tiles(titles: Sequence[str], columns: Sequence[Tensor]) -> Figure:
-    """Small images in a grid: `columns` are (N, C, H, W) in [0, 1], C being 1 (grey) or 3, sizes may differ."""
+    """Small images in a grid: each column is (N, C, H, W) in [0, 1], C 1 (grey) or 3, of its own size."""
     rows = len(columns[0])
     side = min(_TILE, _WIDTH / len(columns))
-    figure = Figure(figsize=(side * len(columns), side * rows + 0.45), layout="compressed")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02, compress=True)
+    figure = Figure(figsize=(side * len(columns), side * rows + 0.45), layout=layout)
     grid = figure.subplots(rows, len(columns), squeeze=False)
     for k, (title, images) in enumerate(zip(titles, columns, strict=True)):
-        grid[0, k].set_title(title, size=9, color=INK)
-        for axes, image in zip(grid[:, k], _as_pictures(images), strict=True):
-            axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        grid[0, k].set_title(title, size=10, color=INK)
+        for axes, image in zip(grid[:, k], images, strict=True):
+            pixels = image.permute(1, 2, 0).squeeze(2).numpy()  # imshow takes grey as (H, W)
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_axis_off()
     return figure
-
-
-def _as_pictures(images: Tensor) -> Iterable[object]:
-    """Arrays as imshow takes them: (H, W) for grey, (H, W, 3) for colour."""
-    return (image.permute(1, 2, 0).squeeze(2).numpy() for image in images)
 
 
 def _quiet(axes: Axes) -> None:

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 _CSS_DPI = 96
 _DENSITY = 2  # figures have two pixels for each CSS pixel, for sharp screens
 
-# numbers, intervals, differences, shares and times: "1,234", "86.1 - 88.2", "+0.5 ± 0.3", "12 %", "3e-4", "1.5 s"
-_NUMERIC = re.compile(r"[\d\s.,+\-\u2212\u2013±%()/e]*\d[\d\s.,+\-\u2212\u2013±%()/e]*s?")
+# numbers, intervals, differences, shares and times: "1,234", "86.1 - 88.2", "+0.5 ± 0.3", "12 %", "1.5 s"
+_NUMERIC = re.compile(r"(?=.*\d)[\d\s.,+\-\u2212\u2013±%()/e]+s?")
 _MISSING = ("", "-", "\u2013", "\u2014")
+
+# spaces at which no line should break: "95 %", "+0.5 ± 0.3"
+_UNBROKEN = re.compile(r" (?=[%±])|(?<=±) ")
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ class Picture:
             width, height = self.image.size
             return buffer.getvalue(), width * self.scale, height * self.scale
         self.image.savefig(
-            buffer, format="png", dpi=_DENSITY * _CSS_DPI, transparent=True, bbox_inches="tight", pad_inches=0.02,
-            metadata={"Software": None},
+            buffer, format="png", dpi=_DENSITY * _CSS_DPI, transparent=True, bbox_inches="tight",
+            pad_inches=0.02, metadata={"Software": None},
         )  # fmt: skip
         width, height = Image.open(buffer).size
         return buffer.getvalue(), width // _DENSITY, height // _DENSITY
@@ -118,14 +121,10 @@ def render(title: str, lead: str, sections: Sequence[Section], provenance: Mappi
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{b64encode(png).decode()}"
-    environment.filters["prose"] = lambda text: re.sub(r"(?<=\d) (?=%)", "\u00a0", text)
+    environment.filters["prose"] = lambda text: _UNBROKEN.sub("\u00a0", text)
     environment.tests["table"] = lambda part: isinstance(part, Table)
-    environment.tests["pixels"] = lambda part: isinstance(part.image, Image.Image)
     return environment.get_template("report.html.j2").render(
-        title=title,
-        lead=lead,
-        sections=sections,
-        provenance={key: _text(value) for key, value in provenance.items()},
+        title=title, lead=lead, sections=sections, provenance=provenance
     )
 
 

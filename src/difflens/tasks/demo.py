@@ -3,7 +3,7 @@
 import platform
 import time
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+import diffusers
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from difflens.tasks.classification import FeatureCache, TrainConfig, evaluate, e
 from difflens.tasks.evaluation import Evaluation, paired_difference, wilson
 from difflens.tasks.generation import image_grid, sample
 from difflens.training import accelerator
+from difflens.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +294,7 @@ class _Demo:
             "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
             "Whole run": f"{metrics['seconds']} s on "
             f"{torch.cuda.get_device_name() if cuda else f'{torch.get_num_threads()} CPU threads'}",
-            "Versions": f"difflens {version('difflens')}, torch {torch.__version__}, diffusers {version('diffusers')}, "
+            "Versions": f"difflens {__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
             f"Python {platform.python_version()}",
         }
 
