@@ -27,7 +27,10 @@ def test_philox_known_answers(counter: tuple[int, ...], key: int, words: tuple[i
 
 
 @given(
-    seed=st.integers(0, 2**63 - 1), t=st.integers(0, 999), draw=st.integers(0, 50), start=st.integers(0, 10**6)
+    seed=st.integers(0, 2**63 - 1),
+    t=st.integers(0, 999),
+    draw=st.integers(0, 50),
+    start=st.integers(0, 10**6),
 )
 def test_an_images_noise_does_not_depend_on_its_batch(seed: int, t: int, draw: int, start: int) -> None:
     index = torch.arange(start, start + 5)
@@ -46,7 +49,7 @@ def test_one_step_for_all_or_one_each() -> None:
 
 
 def test_seed_index_step_and_draw_all_matter() -> None:
-    base = dict(index=torch.tensor([5]), t=20, seed=0, draw=0)
+    base = {"index": torch.tensor([5]), "t": 20, "seed": 0, "draw": 0}
     changed = [{"index": torch.tensor([6])}, {"t": 21}, {"seed": 1}, {"seed": 2**32}, {"draw": 1}]
     reference = seeded_noise((1, 32, 32), **base)
     for change in changed:
@@ -82,11 +85,16 @@ def test_schedules_equal_those_of_diffusers(config: dict) -> None:
     scheduler = DDPMScheduler(**config)
     assert schedule.num_steps == len(scheduler.alphas_cumprod)
     # diffusers multiplies in float32, difflens in float64
-    torch.testing.assert_close(schedule.alphas_cumprod.float(), scheduler.alphas_cumprod, rtol=2e-3, atol=1e-6)
+    torch.testing.assert_close(
+        schedule.alphas_cumprod.float(), scheduler.alphas_cumprod, rtol=2e-3, atol=1e-6
+    )
     images, noise = torch.rand(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
     steps = torch.tensor([0, 1, schedule.num_steps - 1])
     torch.testing.assert_close(
-        schedule.add_noise(images, steps, noise), scheduler.add_noise(images, noise, steps), rtol=1e-3, atol=1e-3
+        schedule.add_noise(images, steps, noise),
+        scheduler.add_noise(images, noise, steps),
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 

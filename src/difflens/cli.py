@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from difflens.errors import DiffLensError, listing
 from difflens.tasks.classification import ProbeConfig, probe
@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DiffLensError as error:
         print(f"difflens: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("difflens: interrupted; what has a --resume goes on with it", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -42,7 +45,10 @@ def _demo(config: DemoConfig) -> None:
     table = Table("features and head", "top-1", "trainable parameters", "training seconds")
     for name, row in results.items():
         table.add_row(
-            name, f"{100 * row['top1']:.1f} %", f"{row['trainable_parameters']:,}", f"{row['train_seconds']:.0f}"
+            name,
+            f"{100 * row['top1']:.1f} %",
+            f"{row['trainable_parameters']:,}",
+            f"{row['train_seconds']:.0f}",
         )
     Console().print(table)
     print(f"Report: {config.out / 'report.html'}")
@@ -94,7 +100,7 @@ def _record(prediction: Prediction) -> dict[str, Any]:
 
 
 def _print_table(predictions: list[Prediction], top: int) -> None:
-    table = Table("image", "label", "probability", "then" if top > 1 else "")
+    table = Table(Column("image", overflow="fold"), "label", "probability", "then" if top > 1 else "")
     for prediction in predictions:
         (label, share), *others = list(prediction.probabilities.items())[:top]
         then = ", ".join(f"{name} {100 * value:.1f} %" for name, value in others)

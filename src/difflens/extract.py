@@ -1,8 +1,8 @@
 """Extractors: images to feature maps at chosen blocks and noise steps.
 
-    FrozenExtractor     reads the frozen backbone
-    FeedbackExtractor   DifFeed: reads its second pass, in which decoder maps return to the encoder; trainable
-    FineTunedExtractor  trains the backbone itself, from a block up
+FrozenExtractor     reads the frozen backbone
+FeedbackExtractor   DifFeed: reads its second pass, in which decoder maps return to the encoder; trainable
+FineTunedExtractor  trains the backbone itself, from a block up
 """
 
 from abc import ABC, abstractmethod
@@ -129,7 +129,9 @@ class FeedbackExtractor(Extractor):
         assert source.mirror is not None
         target = self.backbone.block(source.mirror)
         return nn.Sequential(
-            nn.Conv2d(source.channels, target.channels, 1, bias=False), nn.BatchNorm2d(target.channels), nn.ReLU()
+            nn.Conv2d(source.channels, target.channels, 1, bias=False),
+            nn.BatchNorm2d(target.channels),
+            nn.ReLU(),
         )
 
     def _read(self, x_t: Tensor, t: int) -> dict[int, Tensor]:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from difflens.version import __version__
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from difflens.backbones.blocks import Backbone
-from difflens.backbones.load import load_backbone
+from difflens.backbones.load import BUNDLED, load_backbone
 from difflens.errors import DiffLensError
 from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, FrozenExtractor
 from difflens.heads import Head, HeadConfig, make_head
 from difflens.noise import ScheduleName
+from difflens.version import __version__
 
 ExtractorName = Literal["frozen", "feedback", "finetuned"]
 
@@ -111,6 +111,7 @@ class TrainedModel:
         probe: on the CPU after loading.
         classes: names, in the order of the logits.
         backbone, extractor, head: how to build the probe.
+        fingerprint: of the backbone as it was loaded, before anything trained or converted its weights.
         info: anything worth knowing about its training, for the model card.
     """
 
@@ -119,6 +120,7 @@ class TrainedModel:
     backbone: BackboneConfig
     extractor: ExtractorConfig
     head: HeadConfig
+    fingerprint: str
     info: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -127,13 +129,15 @@ class TrainedModel:
         save_file(state, folder / "model.safetensors")
         backbone = asdict(self.backbone)
         kind, colon, place = backbone["spec"].rpartition(":")
-        if Path(place).exists():  # so that the model can be used from any folder
-            backbone["spec"] = f"{kind}{colon}{Path(place).resolve()}"
+        if (
+            place not in BUNDLED and Path(place).expanduser().exists()
+        ):  # so that the model can be used from any folder
+            backbone["spec"] = f"{kind}{colon}{Path(place).expanduser().resolve()}"
         config = {
             "difflens": __version__,
             "task": "classification",
             "classes": self.classes,
-            "backbone": {**backbone, "fingerprint": self.probe.extractor.backbone.fingerprint()},
+            "backbone": {**backbone, "fingerprint": self.fingerprint},
             "extractor": asdict(self.extractor),
             "head": asdict(self.head),
             "info": self.info,
@@ -142,7 +146,9 @@ class TrainedModel:
         (folder / "README.md").write_text(self._card(config))
 
     @classmethod
-    def load(cls, folder: Path, backbone: str | None = None, device: torch.device | str = "cpu") -> "TrainedModel":
+    def load(
+        cls, folder: Path, backbone: str | None = None, device: torch.device | str = "cpu"
+    ) -> "TrainedModel":
         """Read what `save` wrote.
 
         Args:
@@ -163,10 +169,12 @@ class TrainedModel:
             stored = dict(config["backbone"])
             fingerprint = stored.pop("fingerprint")
             found = BackboneConfig(**stored)
-            extractor = ExtractorConfig(**{k: _tuple(v) for k, v in config["extractor"].items()})
+            extractor = ExtractorConfig(**_tuples(config["extractor"]))
             head, classes = HeadConfig(**config["head"]), tuple(config["classes"])
         except (ValueError, KeyError, TypeError) as error:
-            raise DiffLensError(f"{config_path} is not a difflens model's configuration: {error!r}") from error
+            raise DiffLensError(
+                f"{config_path} is not a difflens model's configuration: {error!r}"
+            ) from error
         if backbone is not None:
             found = BackboneConfig(**{**stored, "spec": backbone})
         try:
@@ -175,8 +183,7 @@ class TrainedModel:
             raise DiffLensError(
                 f"the backbone of {folder} cannot be loaded: {error}. If it has moved, name it with --backbone"
             ) from error
-        # a fine-tuned model brings its own weights, but the rest of the network must still be the same
-        if network.fingerprint() != fingerprint and extractor.name != "finetuned":
+        if network.fingerprint() != fingerprint:
             raise DiffLensError(
                 f"the backbone {found.spec} has changed since {folder} was trained on it: the weights or the "
                 "configuration differ. Train again, or name the right backbone with --backbone"
@@ -187,7 +194,7 @@ class TrainedModel:
             probe.load_own_state(load_file(weights, device=str(device)))
         except SafetensorError as error:
             raise DiffLensError(f"{weights} is damaged: {error}") from error
-        return cls(probe.eval(), classes, found, extractor, head, config.get("info", {}))
+        return cls(probe.eval(), classes, found, extractor, head, fingerprint, config.get("info", {}))
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, draws: int = 1) -> Tensor:
@@ -224,5 +231,6 @@ tags: [image-classification]
 """
 
 
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+def _tuples(config: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples they were."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}

@@ -13,7 +13,13 @@ UNETS: dict[str, dict[str, Any]] = {
 # Pre-training recipes: a U-Net of the table above and what differs from PretrainConfig's defaults.
 PRETRAIN: dict[str, dict[str, Any]] = {
     "tiny": {"unet": "tiny", "epochs": 1, "batch_size": 64},
-    "fashion-32": {"unet": "fashion-32", "epochs": 200, "batch_size": 256, "learning_rate": 6e-4, "flip": True},
+    "fashion-32": {
+        "unet": "fashion-32",
+        "epochs": 200,
+        "batch_size": 256,
+        "learning_rate": 6e-4,
+        "flip": True,
+    },
 }
 
 
@@ -36,6 +42,7 @@ def unet_config(name: str) -> dict[str, Any]:
         "time_embedding_dim": preset.get("embedding"),
         "resnet_time_scale_shift": "scale_shift",
     }
+
 
 # How each head trains if nothing else is said: AdamW and cosine, chosen on a held-out part of the bundled training
 # images.

@@ -41,7 +41,12 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: Path, command: str, config: Mapping[str, Any], resume: bool = False, main_process: bool = True
+        self,
+        path: Path,
+        command: str,
+        config: Mapping[str, Any],
+        resume: bool = False,
+        main_process: bool = True,
     ):
         self.path = path
         self.main_process = main_process

@@ -74,7 +74,12 @@ def test_blocks_describe_their_maps_and_early_exit_changes_nothing(backbone: UNe
     with torch.no_grad():
         everything = backbone.features(x, 30, range(1, len(backbone.blocks) + 1))
         for block in backbone.blocks:
-            assert everything[block.index].shape == (1, block.channels, 16 // block.stride, 16 // block.stride)
+            assert everything[block.index].shape == (
+                1,
+                block.channels,
+                16 // block.stride,
+                16 // block.stride,
+            )
             assert torch.equal(backbone.features(x, 30, [block.index])[block.index], everything[block.index])
             if block.mirror is not None:
                 other = backbone.block(block.mirror)
@@ -106,7 +111,9 @@ def test_early_exit_runs_nothing_beyond_the_last_block() -> None:
     backbone = make_backbone()
     ran = []
     for block in backbone.blocks:
-        backbone.modules_of(block.index)[-1].register_forward_hook(lambda *_, index=block.index: ran.append(index))
+        backbone.modules_of(block.index)[-1].register_forward_hook(
+            lambda *_, index=block.index: ran.append(index)
+        )
     backbone.features(torch.randn(1, 1, 16, 16), 10, [5, 2])
     assert ran == [1, 2, 3, 4, 5]
 

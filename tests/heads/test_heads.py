@@ -39,7 +39,7 @@ def golden_head() -> tuple[DifFormerHead, dict, torch.Tensor]:
         r"transformer\.(\d)\.attn\.qkv": r"transformer.\1.qkv",
         r"transformer\.(\d)\.attn\.proj": r"transformer.\1.projection",
         r"mlp\.fc1": "mlp.0",
-        r"mlp\.fc2": "mlp.3",
+        r"mlp\.fc2": "mlp.2",
         r"^head\.": "classifier.",
     }
     state = {}

@@ -82,7 +82,11 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def features(
-        self, x_t: Tensor, t: int | Tensor, blocks: Iterable[int], feedback: Mapping[int, Tensor] | None = None
+        self,
+        x_t: Tensor,
+        t: int | Tensor,
+        blocks: Iterable[int],
+        feedback: Mapping[int, Tensor] | None = None,
     ) -> dict[int, Tensor]:
         """Feature maps of `blocks`, each (B, channels, H / stride, W / stride); stops after the last one.
 
@@ -162,7 +166,9 @@ class Backbone(nn.Module, ABC):
         """DiffLensError if images of `side` pixels do not divide evenly down to the deepest block."""
         stride = max(block.stride for block in self.blocks)
         if side % stride:
-            raise DiffLensError(f"image side {side} is not a multiple of {stride}, the backbone's largest stride")
+            raise DiffLensError(
+                f"image side {side} is not a multiple of {stride}, the backbone's largest stride"
+            )
 
     def check_feedback(self, feedback: Iterable[int]) -> None:
         """DiffLensError if feedback is meant for a block that is not an encoder block."""

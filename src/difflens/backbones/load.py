@@ -79,7 +79,7 @@ def load_backbone(
         raise DiffLensError(f"no backbone {spec!r}: no such file or folder, and known are {_KNOWN}")
     else:
         backbone = _from_folder(_download(spec), spec, image_size)
-    return backbone.to(device=device, memory_format=torch.channels_last)
+    return backbone.to(device)
 
 
 def _from_folder(

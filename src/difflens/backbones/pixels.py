@@ -30,7 +30,9 @@ class PixelBackbone(Backbone):
         _, _, shape = spec.partition(":")
         channels, _, side = (shape or "3x32").partition("x")
         if channels not in ("1", "3") or not side.isdigit() or int(side) < 1:
-            raise DiffLensError(f"{spec!r} is not a pixel backbone; write pixels or pixels:1x28 (channels x side)")
+            raise DiffLensError(
+                f"{spec!r} is not a pixel backbone; write pixels or pixels:1x28 (channels x side)"
+            )
         return cls(int(channels), int(side))
 
     @property
@@ -41,7 +43,11 @@ class PixelBackbone(Backbone):
         return images
 
     def features(
-        self, x_t: Tensor, t: int | Tensor, blocks: Iterable[int], feedback: Mapping[int, Tensor] | None = None
+        self,
+        x_t: Tensor,
+        t: int | Tensor,
+        blocks: Iterable[int],
+        feedback: Mapping[int, Tensor] | None = None,
     ) -> dict[int, Tensor]:
         self.check_blocks(blocks)
         if feedback:

@@ -16,6 +16,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -49,8 +50,8 @@ class _Unit:
 
     @property
     def channels(self) -> int:
-        modules = [module for module in self.modules if hasattr(module, "out_channels")]
-        return int(modules[-1].out_channels)
+        channels = [getattr(module, "out_channels", None) for module in self.modules]
+        return int([count for count in channels if count is not None][-1])
 
     def __call__(self, state: _State) -> None:
         if self.role == "decoder":
@@ -62,7 +63,7 @@ class _Unit:
 class _SkipDown(_Unit):
     """The downsampler of an NCSN++ level, which also brings the image down and adds it."""
 
-    def __init__(self, level: nn.Module):
+    def __init__(self, level: Any):
         super().__init__("encoder", [level.resnet_down], scale=0.5)
         self.level = level
 
@@ -76,7 +77,7 @@ class _SkipDown(_Unit):
 class _SkipUp(_Unit):
     """The last block of an NCSN++ decoder level, which also brings the output image up."""
 
-    def __init__(self, modules: Sequence[nn.Module], level: nn.Module):
+    def __init__(self, modules: Sequence[nn.Module], level: Any):
         super().__init__("decoder", modules, scale=1.0 if level.resnet_up is None else 2.0)
         self.level = level
 
@@ -129,7 +130,11 @@ class UNetBackbone(DiffusionBackbone):
         self.defaults = defaults or self._paper_defaults()
 
     def features(
-        self, x_t: Tensor, t: int | Tensor, blocks: Iterable[int], feedback: Mapping[int, Tensor] | None = None
+        self,
+        x_t: Tensor,
+        t: int | Tensor,
+        blocks: Iterable[int],
+        feedback: Mapping[int, Tensor] | None = None,
     ) -> dict[int, Tensor]:
         wanted = self.check_blocks(blocks)
         feedback = feedback or {}
@@ -248,7 +253,7 @@ def _units(unet: UNet2DModel) -> Iterator[_Unit]:
             yield _Unit("decoder", last)
 
 
-def _layers(level: nn.Module) -> list[list[nn.Module]]:
+def _layers(level: Any) -> list[list[nn.Module]]:
     """Each residual block of a level with the attention that follows it."""
     if not hasattr(level, "resnets"):
         raise DiffLensError(f"{type(level).__name__} is not a block that difflens can walk")

@@ -24,7 +24,8 @@ class HeadConfig:
         name: which head.
         pool: side that larger maps are average-pooled to; None: 2 (linear, MLP) or 16; 0: no pooling.
         width: of tokens (attention, DifFormer), hidden layer (MLP) or first convolution (CNN). None: the paper's
-            1024 for maps of 512 channels and more, else twice the channels.
+            1024 (CNN: 512) for maps of 512 channels and more; for smaller ones half the channels, but at least 64
+            (CNN and MLP: 128 and 512).
         depth: transformer blocks, hidden layers or convolutions; None: 2, but 1 for the MLP.
         dropout: in all heads but linear and CNN.
     """
@@ -44,19 +45,23 @@ def make_head(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes:
     """
     pool = config.pool if config.pool is not None else 2 if config.name in ("linear", "mlp") else 16
     side = pool or None
-    width = config.width or min(1024, 2 * max(channels for channels, _, _ in shapes.values()))
+    channels = max(channels for channels, _, _ in shapes.values())
+    large = channels >= 512
+    width = config.width or (1024 if large else max(64, channels // 2))
     if config.name == "linear":
         return LinearHead(shapes, num_classes, side)
     if config.name == "mlp":
-        hidden = (config.width or 2048,) * (config.depth or 1)
+        hidden = (config.width or (2048 if large else 512),) * (config.depth or 1)
         return MLPHead(shapes, num_classes, side, hidden, config.dropout)
     if config.name == "cnn":
-        widths = tuple(width * 2**i for i in range(config.depth or 2))
+        first = config.width or (512 if large else 128)
+        widths = tuple(first * 2**i for i in range(config.depth or 2))
         return CNNHead(shapes, num_classes, side, widths)
     if config.name == "attention" and len(shapes) > 1:
         raise DiffLensError(
             f"the attention head reads one map, not {len(shapes)}; DifFormer reads several blocks and noise steps"
         )
+    heads = max(1, min(8, width // 16))  # the paper's 8 where they have at least 16 channels each
     return DifFormerHead(
-        shapes, num_classes, width, depth=config.depth or 2, pool=side, dropout=config.dropout
+        shapes, num_classes, width, heads, config.depth or 2, pool=side, dropout=config.dropout
     )

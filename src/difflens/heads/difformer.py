@@ -26,7 +26,7 @@ class DifFormerHead(Head):
         width: of the tokens.
         heads, depth, mlp_ratio: of the transformer.
         pool: side that larger maps are pooled to.
-        dropout: on the attention output and in the MLP; the paper has none.
+        dropout: on what each residual branch adds; the paper has none.
 
     Raises:
         DiffLensError: the places are not a full grid, or `width` is not a multiple of `heads`.
@@ -51,7 +51,9 @@ class DifFormerHead(Head):
         self.noise_steps = sorted({t for _, t in shapes})
         missing = {(b, t) for b in self.blocks for t in self.noise_steps} - set(shapes)
         if missing:
-            raise DiffLensError(f"DifFormer needs every block at every noise step; missing are {sorted(missing)}")
+            raise DiffLensError(
+                f"DifFormer needs every block at every noise step; missing are {sorted(missing)}"
+            )
         entry = {}
         for block in self.blocks:
             shape = pooled_shape(shapes[block, self.noise_steps[0]], pool)
@@ -59,7 +61,9 @@ class DifFormerHead(Head):
         self.entry = nn.ModuleDict(entry)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         nn.init.normal_(self.cls_token, std=0.02)
-        self.transformer = nn.ModuleList(TransformerBlock(width, heads, mlp_ratio, dropout) for _ in range(depth))
+        self.transformer = nn.ModuleList(
+            TransformerBlock(width, heads, mlp_ratio, dropout) for _ in range(depth)
+        )
         self.classifier = nn.Linear(width * len(self.noise_steps), num_classes)
 
     def forward(self, features: Mapping[Place, Tensor]) -> Tensor:
@@ -73,8 +77,8 @@ class DifFormerHead(Head):
         cls = self.cls_token.expand(len(tokens[0]), -1, -1)
         x = torch.cat([cls, *tokens], dim=1)
         *first, last = self.transformer
-        for block in first:
-            x = block(x)
+        for earlier in first:
+            x = earlier(x)
         return last(x, outputs=1)[:, 0]  # only the CLS token is read, so only it goes through the last block
 
 
@@ -89,7 +93,7 @@ class TransformerBlock(nn.Module):
         self.projection = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_ratio * width, width)
+            nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Linear(mlp_ratio * width, width)
         )
         self.dropout = nn.Dropout(dropout)
 

@@ -1,5 +1,6 @@
 """Heads that see a map as one vector: linear and MLP (predecessor of the paper, arXiv 2307.08702, section 3)."""
 
+import itertools
 from collections.abc import Mapping
 from math import prod
 
@@ -41,7 +42,7 @@ class MLPHead(Head):
         self.places = sorted(shapes)
         widths = [vector_size(shapes, pool), *hidden]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
         self.classifier = nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
 

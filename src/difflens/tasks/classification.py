@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -28,7 +29,13 @@ from difflens.noise import ScheduleName
 from difflens.runs import FINISHED, RunDirectory
 from difflens.tasks.evaluation import Evaluation
 from difflens.training import (
-    OptimizerName, Precision, ScheduleKind, accelerator, make_optimizer, make_schedule, progress_bar
+    OptimizerName,
+    Precision,
+    ScheduleKind,
+    accelerator,
+    make_optimizer,
+    make_schedule,
+    progress_bar,
 )  # fmt: skip
 
 HeadChoice = Literal["linear", "mlp", "cnn", "attention", "difformer", "diffeed"]
@@ -146,7 +153,7 @@ class ProbeConfig:
         """With every field that a recipe or a general default knows filled in."""
         recipe = self.recipe()
         general = {field.name: field.default for field in fields(TrainConfig)}
-        filled = {
+        filled: dict[str, Any] = {
             field.name: recipe.get(field.name, general.get(field.name))
             for field in fields(self)
             if getattr(self, field.name) is None
@@ -190,7 +197,14 @@ def probe(config: ProbeConfig) -> ProbeResult:
     torch.manual_seed(config.seed)
     extractor = extractor_config.build(backbone)
     head = make_head(head_config, extractor.shapes(), len(data.classes))
-    model = TrainedModel(Probe(extractor, head), data.classes, backbone_config, extractor_config, head_config)
+    model = TrainedModel(
+        Probe(extractor, head),
+        data.classes,
+        backbone_config,
+        extractor_config,
+        head_config,
+        backbone.fingerprint(),
+    )
     _set_precision(backbone, config.precision, extractor_config.name)
     settings = _plain({k: v for k, v in asdict(config).items() if k not in _FREE})
     settings |= {"blocks": list(extractor.blocks), "noise_steps": list(extractor.noise_steps)}
@@ -231,15 +245,16 @@ def _run(
     probe = model.probe.to(process.device)
     caches = None
     if not probe.extractor.trainable and training.augment == "none":
-        spill = config.out / "cache" if run.main_process else None
         caches = {
             split.name: extract(probe.extractor, probe.head, split, training, process, skipped,
-                                config.cache_gigabytes, spill)
+                                config.cache_gigabytes, config.out / "cache")
             for split in (data.train, data.test)
         }  # fmt: skip
-    seconds = fit(probe, data.train, training, process, run, caches and caches[data.train.name], skipped)
+    seconds = fit(
+        probe, data.train, training, process, run, caches[data.train.name] if caches else None, skipped
+    )
     evaluation = evaluate(
-        probe, data.test, data.classes, training, process, caches and caches[data.test.name], skipped
+        probe, data.test, data.classes, training, process, caches[data.test.name] if caches else None, skipped
     )
     metrics = {
         **evaluation.metrics(),
@@ -255,10 +270,9 @@ def _run(
     run.write("predictions.csv", predictions_csv(evaluation, data.test))
     run.write_folder("model", model.save)
     run.write_json(FINISHED, metrics)
-    for path in (config.out / "cache").glob("*"):
-        path.unlink()
-    if (config.out / "cache").is_dir():
-        (config.out / "cache").rmdir()
+    process.wait_for_everyone()
+    if run.main_process:
+        shutil.rmtree(config.out / "cache", ignore_errors=True)
     return ProbeResult(model, evaluation, metrics)
 
 
@@ -398,7 +412,9 @@ def fit(
         start, seconds = state["epoch"], state["seconds"]
     probe.train()
     with progress_bar(process.is_main_process) as bar:
-        task = bar.add_task(label or "training", total=config.epochs * steps, completed=start * steps, note="")
+        task = bar.add_task(
+            label or "training", total=config.epochs * steps, completed=start * steps, note=""
+        )
         for epoch in range(start, config.epochs):
             begun = time.monotonic()
             order = epoch_order(count, config.seed, epoch, rank, world)
@@ -489,7 +505,9 @@ def _training_batches(
             yield (cache.batch(chosen, device),), cache.labels[chosen].to(device)
         return
     draw = epoch + 1 if config.fresh_noise else 0
-    for batch in _read(probe.extractor, split, order, config, device, skipped, batch_size, epoch, config.augment):
+    for batch in _read(
+        probe.extractor, split, order, config, device, skipped, batch_size, epoch, config.augment
+    ):
         assert batch.labels is not None
         yield (to_float(batch.images), batch.index, draw), batch.labels
 

@@ -3,10 +3,10 @@
 import platform
 import time
 from dataclasses import asdict, dataclass, replace
-import diffusers
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import Accelerator
 
@@ -93,7 +93,12 @@ def demo(config: DemoConfig) -> dict[str, Any]:
 
 class _Demo:
     def __init__(
-        self, config: DemoConfig, data: ImageData, backbone: DiffusionBackbone, run: RunDirectory, process: Accelerator
+        self,
+        config: DemoConfig,
+        data: ImageData,
+        backbone: DiffusionBackbone,
+        run: RunDirectory,
+        process: Accelerator,
     ):
         self.config, self.data, self.backbone, self.run, self.process = config, data, backbone, run, process
         self.evaluations: dict[str, Evaluation] = {}
@@ -145,7 +150,11 @@ class _Demo:
         built = extractor.build(backbone)
         train, test = caches or self._extract(built)
         self._train(
-            name, backbone, extractor, HeadConfig(head, pool), (train.only(built.places), test.only(built.places))
+            name,
+            backbone,
+            extractor,
+            HeadConfig(head, pool),
+            (train.only(built.places), test.only(built.places)),
         )
 
     def _feedback(self, places: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
@@ -181,8 +190,9 @@ class _Demo:
         if name not in _BASELINES and (self.best is None or evaluation.top1 > self.best[0]):
             info = {"data": self.data.name, "top1": round(evaluation.top1, 4), "epochs": training.epochs}
             model = TrainedModel(
-                probe, self.data.classes, BackboneConfig(self.config.backbone), extractor, head, info
-            )
+                probe, self.data.classes, BackboneConfig(self.config.backbone), extractor, head,
+                self.backbone.fingerprint(), info,
+            )  # fmt: skip
             self.best = evaluation.top1, name, model
 
     def _training(self, head: str) -> TrainConfig:
@@ -195,7 +205,8 @@ class _Demo:
         pool = None if isinstance(extractor.backbone, PixelBackbone) else 16
         training = TrainConfig(seed=self.config.seed)
         train, test = (
-            extract(extractor, pool, split, training, self.process) for split in (self.data.train, self.data.test)
+            extract(extractor, pool, split, training, self.process)
+            for split in (self.data.train, self.data.test)
         )
         return train, test
 
@@ -213,7 +224,7 @@ class _Demo:
             backbone.of_role("encoder")[len(backbone.of_role("encoder")) // 2].index,
             *defaults.fusion_blocks, defaults.block, backbone.of_role("decoder")[-2].index,
         })  # fmt: skip
-        rows = [
+        rows: list[tuple[object, ...]] = [
             (
                 _TITLES[name], f"{100 * row['top1']:.2f}",
                 "{:.1f} - {:.1f}".format(*(100 * bound for bound in row["top1_interval_95"])),
@@ -268,15 +279,21 @@ class _Demo:
         sentences = []
         for a, b in (("attention", "linear"), ("difformer", "attention"), ("diffeed", "attention")):
             difference, half = paired_difference(self.evaluations[a], self.evaluations[b])
-            verdict = "above" if difference > half else "below" if difference < -half else "not told apart from"
+            verdict = (
+                "above" if difference > half else "below" if difference < -half else "not told apart from"
+            )
             sentences.append(
                 f"{_TITLES[a]} is {verdict} {_TITLES[b].lower() if b == 'linear' else 'the attention head'} "
                 f"({100 * difference:+.2f} ± {100 * half:.2f} points on the same images, 95 %)."
             )
         pixels = self.results["pixels"]["top1"]
-        behind = [_TITLES[n] for n, row in self.results.items() if n not in _BASELINES and row["top1"] <= pixels]
+        behind = [
+            _TITLES[n] for n, row in self.results.items() if n not in _BASELINES and row["top1"] <= pixels
+        ]
         sentences.append(
-            f"Not above raw pixels: {_join(behind)}." if behind else "Every head on the frozen backbone is above raw pixels."
+            f"Not above raw pixels: {_join(behind)}."
+            if behind
+            else "Every head on the frozen backbone is above raw pixels."
         )
         return " ".join(sentences)
 

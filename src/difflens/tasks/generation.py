@@ -31,7 +31,9 @@ def sample(
     if not 1 <= steps <= total:
         raise DiffLensError(f"{steps} sampling steps: the schedule allows 1 to {total}")
     scheduler = DDIMScheduler(
-        trained_betas=(1 - backbone.schedule.alphas_cumprod / shifted(backbone.schedule.alphas_cumprod)).numpy(),
+        trained_betas=(
+            1 - backbone.schedule.alphas_cumprod / shifted(backbone.schedule.alphas_cumprod)
+        ).numpy(),
         num_train_timesteps=total,
         prediction_type=backbone.prediction_type,
         clip_sample=True,
@@ -61,7 +63,9 @@ def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Imag
     count, channels, height, width = images.shape
     columns = columns or ceil(count**0.5)
     rows = ceil(count / columns)
-    sheet = torch.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
+    sheet = torch.full(
+        (channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8
+    )
     for k, image in enumerate(to_uint8(images)):
         top, left = k // columns * (height + gap), k % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = image

@@ -74,6 +74,8 @@ def predict(config: PredictConfig, skipped: list[str] | None = None) -> Iterator
         split, channels=backbone.in_channels, side=backbone.image_size, batch_size=32,
         on_bad_image=config.on_bad_image, bad=skipped, device=device,
     ):  # fmt: skip
-        for row, values in zip(batch.rows.tolist(), model.probabilities(to_float(batch.images), config.draws), strict=True):
+        for row, values in zip(
+            batch.rows.tolist(), model.probabilities(to_float(batch.images), config.draws), strict=True
+        ):
             order = torch.argsort(values, descending=True, stable=True).tolist()
             yield Prediction(split.ids[row], {model.classes[k]: float(values[k]) for k in order})

@@ -20,7 +20,8 @@ from difflens import presets
 from difflens.backbones.unet import UNetBackbone
 from difflens.data.images import to_float
 from difflens.data.loader import epoch_order, iterate
-from difflens.data.sources import ImageSplit, load_unlabelled
+from difflens.data.sources import load_unlabelled
+from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError, listing
 from difflens.noise import NoiseSchedule, ScheduleName, seeded_noise
 from difflens.runs import RunDirectory
@@ -85,7 +86,16 @@ class PretrainConfig:
 T = TypeVar("T")
 
 # What may differ between a run and its continuation.
-_FREE = ("resume", "device", "workers", "compile", "max_minutes", "checkpoint_minutes", "snapshot_epochs", "out")
+_FREE = (
+    "resume",
+    "device",
+    "workers",
+    "compile",
+    "max_minutes",
+    "checkpoint_minutes",
+    "snapshot_epochs",
+    "out",
+)
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -119,9 +129,7 @@ class _Trainer:
         self.unet = unet.to(self.device)
         self.ema = [parameter.detach().clone() for parameter in self.unet.parameters()]
         self.batch_size = max(1, _given(config.batch_size) // process.num_processes)
-        self.steps_per_epoch = math.ceil(
-            math.ceil(len(images) / process.num_processes) / self.batch_size
-        )
+        self.steps_per_epoch = math.ceil(math.ceil(len(images) / process.num_processes) / self.batch_size)
         self.optimizer = make_optimizer(
             self.unet.parameters(), "adamw", _given(config.learning_rate), config.weight_decay
         )
@@ -168,7 +176,9 @@ class _Trainer:
         rows = rows[torch.arange(self.steps_per_epoch * self.batch_size) % len(rows)]
         draw = torch.tensor(self.epoch + 1, device=self.device)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.epoch)
-        steps = torch.randint(self.schedule.num_steps, (len(self.images),), generator=generator).to(self.device)
+        steps = torch.randint(self.schedule.num_steps, (len(self.images),), generator=generator).to(
+            self.device
+        )
         total = torch.zeros((), device=self.device)
         for batch in iterate(
             self.images, channels=self.channels, side=self.side, batch_size=self.batch_size, rows=rows,

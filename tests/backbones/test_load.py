@@ -1,0 +1,173 @@
+"""`load_backbone`: everything a user may type, right and wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+
+from difflens import DiffLensError, load_backbone
+from difflens.backbones.unet import UNetBackbone
+
+GOLDEN = Path(__file__).parents[1] / "data" / "adm_tiny.safetensors"
+
+
+def test_the_bundled_backbone() -> None:
+    backbone = load_backbone("fashion")
+    assert (backbone.in_channels, backbone.image_size, backbone.num_noise_steps) == (1, 32, 1000)
+    assert backbone.describe_blocks() == "the backbone has 25 blocks: encoder 1-12, middle 13, decoder 14-25"
+    weights = Path(load_backbone.__code__.co_filename).parents[1] / "assets/fashion/unet"
+    assert (weights / "diffusion_pytorch_model.safetensors").stat().st_size <= 10_000_000
+    assert all(parameter.dtype == torch.float32 for parameter in backbone.parameters())
+
+
+def test_the_bundled_backbone_predicts_noise() -> None:
+    """On test images, which it was not trained on: far better than predicting nothing."""
+    from difflens import load_data, seeded_noise
+    from difflens.data.images import fit, to_float
+
+    backbone = load_backbone("fashion")
+    images = to_float(fit(load_data("fashion").test.pixels[:32], 1, 32))
+    index = torch.arange(32)
+    for t, limit in ((100, 0.10), (500, 0.02)):
+        noise = seeded_noise((1, 32, 32), index, t, seed=0)
+        predicted = backbone.denoise(backbone.add_noise(images, t, noise), t)
+        assert float((predicted - noise).square().mean()) < limit
+
+
+def test_folders_with_and_without_a_pipeline(backbone_folder: Path, tmp_path: Path) -> None:
+    plain = load_backbone(str(backbone_folder))
+    assert plain.num_noise_steps == 100
+    unet = UNet2DModel.from_pretrained(backbone_folder)
+    DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=100)).save_pretrained(tmp_path / "pipeline")
+    assert load_backbone(str(tmp_path / "pipeline")).fingerprint() == plain.fingerprint()
+    unet.save_pretrained(tmp_path / "bare")
+    assert load_backbone(str(tmp_path / "bare")).num_noise_steps == 1000
+
+
+def test_diffusers_own_forward_gives_the_same(backbone_folder: Path) -> None:
+    backbone, unet = load_backbone(str(backbone_folder)), UNet2DModel.from_pretrained(backbone_folder)
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(backbone.denoise(x, 7), unet(x, 7).sample, atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def adm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    state = {k.removeprefix("weights."): v for k, v in load_file(GOLDEN).items() if k.startswith("weights.")}
+    path = tmp_path_factory.mktemp("adm") / "x.pt"
+    torch.save(state, path)
+    return path
+
+
+def test_the_command_of_the_readme(adm_file: Path) -> None:
+    golden = load_file(GOLDEN)
+    features = load_backbone(str(adm_file), num_head_channels=16).features(
+        golden["x_t"], golden["t"], blocks=(1, 5), feedback=None
+    )
+    assert sorted(features) == [1, 5]
+    for block, value in features.items():
+        torch.testing.assert_close(value, golden[f"block.{block}"], atol=1e-4, rtol=0)
+
+
+def test_another_schedule_for_a_checkpoint(adm_file: Path) -> None:
+    linear, cosine = (
+        load_backbone(str(adm_file), num_head_channels=16, noise_schedule=name, image_size=32)
+        for name in ("linear", "squaredcos_cap_v2")
+    )
+    assert linear.fingerprint() != cosine.fingerprint()
+    assert linear.image_size == 32
+
+
+def test_random_keeps_architecture_and_schedule_but_no_weights(backbone_folder: Path) -> None:
+    trained, random = load_backbone(str(backbone_folder)), load_backbone(f"random:{backbone_folder}")
+    assert isinstance(random, UNetBackbone)
+    assert random.blocks == trained.blocks
+    assert random.spec == f"random:{backbone_folder}"
+    different = [
+        name for (name, a), b in zip(trained.named_parameters(), random.parameters(), strict=True)
+        if not torch.equal(a, b)
+    ]  # fmt: skip
+    assert "unet.conv_in.weight" in different
+    assert random.fingerprint() == load_backbone(f"random:{backbone_folder}").fingerprint()
+
+
+def test_pixels() -> None:
+    backbone = load_backbone("pixels:1x28")
+    images = torch.rand(2, 1, 28, 28)
+    assert torch.equal(backbone.features(images, 0, [1])[1], images)
+    assert (backbone.num_noise_steps, backbone.block(1).channels) == (1, 1)
+    assert load_backbone("pixels").image_size == 32
+
+
+def broken(folder: Path, tmp_path: Path, change: str) -> Path:
+    """A copy of a diffusers folder with one thing wrong."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    weights, config = copy / "diffusion_pytorch_model.safetensors", copy / "config.json"
+    if change == "truncated":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    elif change == "missing key":
+        state = load_file(weights)
+        del state["conv_in.weight"]
+        save_file(state, weights, {"format": "pt"})
+    elif change == "other class":
+        config.write_text(
+            json.dumps({**json.loads(config.read_text()), "_class_name": "UNet2DConditionModel"})
+        )
+    elif change == "broken json":
+        config.write_text("{")
+    elif change == "no weights":
+        weights.unlink()
+    elif change == "other size":
+        config.write_text(json.dumps({**json.loads(config.read_text()), "block_out_channels": [8, 32]}))
+    elif change == "variance exploding":
+        (copy / "scheduler_config.json").write_text(json.dumps({"_class_name": "ScoreSdeVeScheduler"}))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("truncated", "cannot be loaded"),
+        ("missing key", "do not belong to its config.json: 1 parameters are missing.*conv_in.weight"),
+        ("other class", "holds a UNet2DConditionModel; difflens reads unconditional"),
+        ("broken json", "not readable JSON"),
+        ("no weights", "cannot be loaded"),
+        ("other size", "cannot be loaded|do not belong"),
+        ("variance exploding", "variance-exploding"),
+    ],
+)
+def test_folders_that_are_not_what_they_claim(
+    backbone_folder: Path, tmp_path: Path, change: str, message: str
+) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        load_backbone(str(broken(backbone_folder, tmp_path, change)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("no-such-thing", "no backbone 'no-such-thing'.* known are fashion"),
+        ("./missing.pt", "no such file or folder"),
+        ("/nowhere/at/all", "no such file or folder"),
+        ("pixels:2x8", "write pixels or pixels:1x28"),
+        ("random:", "no backbone 'random:'"),
+    ],
+)
+def test_names_that_mean_nothing(spec: str, message: str) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        load_backbone(spec)
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(DiffLensError, match=r"not a diffusers model: there is no config\.json"):
+        load_backbone(str(tmp_path))
+
+
+def test_a_hub_id_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DiffLensError, match=r"no backbone 'somebody/something'.* the hub does not give it"):
+        load_backbone("somebody/something")

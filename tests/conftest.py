@@ -1,0 +1,43 @@
+"""Small real things that tests share: a network in diffusers format and a folder of images to tell apart."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from PIL import Image
+
+os.environ["DIFFLENS_QUIET"] = "1"
+
+
+@pytest.fixture(scope="session")
+def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An RGB network for 16-pixel images: encoder 1-4, middle 5, decoder 6-9."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("backbone")
+    UNet2DModel(
+        sample_size=16, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, attention_head_dim=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).save_pretrained(folder)  # fmt: skip
+    DDPMScheduler(num_train_timesteps=100).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def image_tree(tmp_path: Path) -> Path:
+    """train/ with 12 and val/ with 5 images of each of three classes, which differ in colour."""
+    return make_image_tree(tmp_path / "images")
+
+
+def make_image_tree(root: Path, per_class: int = 12, side: int = 16) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", per_class), ("val", 5)):
+        for channel, name in enumerate(("red", "green", "blue")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(0, 90, (side, side, 3), generator=generator)
+                pixels[..., channel] += 120
+                Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{number}.png")
+    return root

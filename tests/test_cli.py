@@ -1,0 +1,200 @@
+"""The command line as a user meets it: exit codes, messages, formats."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from difflens import TrainedModel, cli
+from difflens.backbones.load import load_backbone
+
+
+def run(*arguments: object) -> int:
+    """The exit code of `difflens` with these arguments."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> tuple[Path, Path]:
+    """A run directory and the images it was trained on."""
+    from tests.conftest import make_image_tree
+
+    root = tmp_path_factory.mktemp("trained")
+    tree = make_image_tree(root / "images")
+    code = run(
+        "probe", "--backbone", backbone_folder, "--data", tree, "--head", "mlp", "--width", 64, "--blocks", 6,
+        "--noise-steps", 5, "--epochs", 15, "--learning-rate", 0.003, "--batch-size", 8, "--device", "cpu",
+        "--out", root / "run",
+    )  # fmt: skip
+    assert code == 0
+    return root / "run", tree
+
+
+def test_probe_prints_what_it_found(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "probe", "--backbone", backbone_folder, "--data", f"folder:{image_tree}", "--head", "linear", "--blocks", 6,
+        "--noise-steps", 5, "--epochs", 1, "--out", tmp_path / "run",
+    ]  # fmt: skip
+    assert run(*arguments) == 0
+    assert "top-1" in capsys.readouterr().out
+    assert run(*arguments) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert run(*arguments, "--resume") == 0
+
+
+def test_predict_as_json(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    model, images = trained
+    assert run("predict", model / "model", images / "val", "--format", "json", "--device", "cpu") == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert len(answers) == 15
+    for answer in answers:
+        assert answer["label"] == Path(answer["image"]).parent.name
+        assert answer["probability"] == max(answer["probabilities"].values())
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_answer_does_not_depend_on_what_else_is_asked(
+    trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, images = trained
+    one = images / "val" / "red" / "2.png"
+    assert run("predict", model, images / "val", "--format", "csv") == 0
+    rows = {row["image"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    assert run("predict", model, one, "--format", "csv") == 0
+    alone = next(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert float(alone["red"]) == pytest.approx(float(rows[str(one)]["red"]), abs=1e-5)
+
+
+def test_predict_as_a_table(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    model, images = trained
+    assert run("predict", model, images / "val" / "green" / "0.png", "--top", 2, "--draws", 2) == 0
+    out = capsys.readouterr().out
+    assert "green" in out
+    assert "%" in out
+
+
+def test_predict_skips_or_stops_at_a_bad_image(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, images = trained
+    (tmp_path / "broken.png").write_bytes(b"?")
+    Image.open(images / "val" / "red" / "0.png").save(tmp_path / "good.png")
+    assert run("predict", model, tmp_path, "--format", "json") == 2
+    captured = capsys.readouterr()
+    assert "broken.png" in captured.err
+    assert captured.out == ""
+    assert run("predict", model, tmp_path, "--format", "json", "--on-bad-image", "skip") == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)) == 1
+    assert "skipped 1" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "NOWHERE", "x.png"], "NOWHERE"),
+        (["predict", "MODEL", "missing.png"], "missing.png"),
+        (["predict", "MODEL"], "no images given"),
+        (["predict", "MODEL", "EMPTY"], "no images"),
+        (["predict", "MODEL", "IMAGES", "--top", "0"], "--top"),
+        (["probe", "--data", "nowhere", "--out", "OUT"], "nowhere"),
+        (["probe", "--backbone", "nowhere", "--out", "OUT"], "nowhere"),
+        (["probe", "--blocks", "99", "--out", "OUT"], "no block 99"),
+        (["probe", "--noise-steps", "5000", "--out", "OUT"], "noise step 5000"),
+        (["pretrain", "--data", "nowhere", "--out", "OUT"], "nowhere"),
+        (["demo", "--backbone", "pixels", "--out", "OUT"], "needs a diffusion backbone"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_mistakes_exit_with_2_and_a_message(
+    trained: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    names = {"MODEL": trained[0], "IMAGES": trained[1], "OUT": tmp_path / "out", "EMPTY": tmp_path / "empty"}
+    assert run(*(names.get(argument, argument) for argument in arguments)) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_whose_backbone_is_gone_or_changed(
+    trained: tuple[Path, Path], backbone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    run_folder, images = trained
+    moved, model = tmp_path / "moved", tmp_path / "model"
+    shutil.copytree(backbone_folder, moved)
+    shutil.copytree(run_folder / "model", model)
+    config = json.loads((model / "config.json").read_text())
+    config["backbone"]["spec"] = str(tmp_path / "gone")
+    (model / "config.json").write_text(json.dumps(config))
+    image = images / "val" / "red" / "0.png"
+    assert run("predict", model, image) == 2
+    assert "If it has moved, name it with --backbone" in capsys.readouterr().err
+    assert run("predict", model, image, "--backbone", moved) == 0
+    capsys.readouterr()
+    changed = load_backbone(str(moved))
+    with torch.no_grad():
+        changed.unet.conv_in.weight[0] += 0.1
+    changed.unet.save_pretrained(moved)
+    assert run("predict", model, image, "--backbone", moved) == 2
+    assert "has changed since" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other", "config", "no config"])
+def test_a_damaged_model(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(trained[0] / "model", model)
+    weights = model / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:100])
+    elif damage == "other":
+        from safetensors.torch import save_file
+
+        save_file({"x": torch.ones(1)}, weights)
+    elif damage == "config":
+        (model / "config.json").write_text('{"classes": []}')
+    else:
+        (model / "config.json").unlink()
+    assert run("predict", model, trained[1]) == 2
+    assert "difflens: error:" in capsys.readouterr().err
+
+
+def test_a_model_is_its_own_folder(trained: tuple[Path, Path]) -> None:
+    loaded = TrainedModel.load(trained[0])
+    card = (trained[0] / "model" / "README.md").read_text()
+    assert "| head | mlp" in card
+    assert Path(loaded.backbone.spec).is_absolute()
+
+
+def test_python_dash_m() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "difflens", "predict", "/nowhere", "x.png"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
