@@ -14,7 +14,7 @@ os.environ["DIFFLENS_QUIET"] = "1"
 @pytest.fixture(scope="session")
 def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An RGB network for 16-pixel images: encoder 1-4, middle 5, decoder 6-9."""
-    torch.manual_seed(0)
+    torch.manual_seed(7)
     folder = tmp_path_factory.mktemp("backbone")
     UNet2DModel(
         sample_size=16, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, attention_head_dim=4,

@@ -118,5 +118,5 @@ def test_difformer_needs_a_full_grid() -> None:
 
 
 def test_width_must_divide_into_heads() -> None:
-    with pytest.raises(DiffLensError, match="not a multiple of its 8 attention heads"):
-        make_head(HeadConfig("attention", width=20), {(1, 0): (8, 4, 4)}, 10)
+    with pytest.raises(DiffLensError, match="not a multiple of its 3 attention heads"):
+        make_head(HeadConfig("attention", width=50), {(1, 0): (8, 4, 4)}, 10)

@@ -16,9 +16,9 @@ from difflens.tasks import classification
 from difflens.tasks.evaluation import Evaluation, paired_difference, wilson
 
 
-def config(out: Path, backbone: Path, data: Path, **changes: object) -> ProbeConfig:
+def config(out: Path, folder: Path, images: Path, /, **changes: object) -> ProbeConfig:
     base = ProbeConfig(
-        out=out, backbone=str(backbone), data=str(data), head="linear", blocks=(6,), noise_steps=(5,), epochs=3,
+        out=out, backbone=str(folder), data=str(images), head="linear", blocks=(6,), noise_steps=(5,), epochs=3,
         batch_size=8, device="cpu", workers=0,
     )  # fmt: skip
     return replace(base, **changes)
@@ -171,7 +171,7 @@ def test_bad_images_can_be_skipped_and_are_listed(
         ({"learning_rate": 1e12, "optimizer": "sgd"}, "no longer finite in epoch"),
         ({"backbone": "nothing"}, "no backbone 'nothing'"),
         ({"data": "/nothing"}, "/nothing"),
-        ({"width": 12, "head": "attention"}, "not a multiple of its 8"),
+        ({"width": 50, "head": "attention"}, "not a multiple of its 3"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -45,6 +45,7 @@ class Defaults:
         block, noise_step: of single-map heads.
         fusion_blocks, fusion_noise_steps: of DifFormer.
         feedback_blocks: decoder blocks whose maps DifFeed sends back to their mirrors.
+        token_side: side that the attention head and DifFormer pool larger maps to; the paper's is 16.
     """
 
     block: int
@@ -52,6 +53,7 @@ class Defaults:
     fusion_blocks: tuple[int, ...]
     fusion_noise_steps: tuple[int, ...]
     feedback_blocks: tuple[int, ...] = ()
+    token_side: int = 16
 
 
 class Backbone(nn.Module, ABC):

@@ -17,7 +17,7 @@ from difflens.noise import NoiseSchedule, ScheduleName
 
 BUNDLED = {
     # chosen on a held-out part of the training images (benchmarks/RESULTS.md)
-    "fashion": Defaults(18, 10, (13, 18, 20), (5, 20, 80), (15, 18)),
+    "fashion": Defaults(18, 5, (18, 20), (5, 20), (15, 18), token_side=4),
 }
 
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")

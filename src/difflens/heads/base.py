@@ -21,6 +21,14 @@ class Head(nn.Module, ABC):
     """
 
     pool: int | None
+    classifier: nn.Module
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits the head gives."""
+        last = self.classifier[-1] if isinstance(self.classifier, nn.Sequential) else self.classifier
+        assert isinstance(last, nn.Linear)
+        return last.out_features
 
     @abstractmethod
     def forward(self, features: Mapping[Place, Tensor]) -> Tensor:

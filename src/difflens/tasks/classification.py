@@ -16,13 +16,14 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from difflens import presets
+from difflens.backbones.blocks import Defaults
 from difflens.data.images import Augmentation, to_float
 from difflens.data.loader import OnBadImage, epoch_order, iterate
 from difflens.data.sources import load_data
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, listing
 from difflens.extract import Extractor
-from difflens.heads import Head, HeadConfig, Place, make_head
+from difflens.heads import Head, HeadConfig, HeadName, Place, make_head
 from difflens.heads.base import pool_to
 from difflens.model import BackboneConfig, ExtractorConfig, ExtractorName, Probe, TrainedModel, evaluating
 from difflens.noise import ScheduleName
@@ -56,6 +57,9 @@ class TrainConfig:
     step_epochs: int = 7
     warmup_epochs: float = 0.5
     label_smoothing: float = 0.0
+    mixup: float = 0.0
+    """Blend pairs of inputs (cached features, or images) and their labels, with a share drawn from
+    Beta(mixup, mixup) for every batch (Zhang et al., 2018). 0: off."""
     augment: Augmentation = "none"
     """none; flip; crop: the paper's random resized crop and flip. With none, a frozen extractor runs once."""
     fresh_noise: bool = True
@@ -114,6 +118,8 @@ class ProbeConfig:
     step_epochs: int | None = None
     warmup_epochs: float | None = None
     label_smoothing: float | None = None
+    mixup: float | None = None
+    """Blend pairs of inputs and labels, the share drawn from Beta(mixup, mixup). (default: the head's)"""
     augment: Augmentation | None = None
     """none (default); flip; crop: the paper's random crop and flip. With none, a frozen extractor runs once."""
     fresh_noise: bool = True
@@ -214,7 +220,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
         return _run(config, model, data, run, process)
 
 
-def _plan(config: ProbeConfig, defaults: Any) -> tuple[ExtractorConfig, HeadConfig]:
+def _plan(config: ProbeConfig, defaults: Defaults) -> tuple[ExtractorConfig, HeadConfig]:
     """Which extractor and head a resolved configuration means on a backbone with these defaults."""
     assert config.head is not None
     several = config.head == "difformer"
@@ -225,9 +231,14 @@ def _plan(config: ProbeConfig, defaults: Any) -> tuple[ExtractorConfig, HeadConf
         raise DiffLensError(f"diffeed is the attention head on the feedback extractor, not on {name}")
     extractor = ExtractorConfig(name, blocks, steps, config.seed, config.feedback_blocks, config.from_block)
     reads_many = config.head == "diffeed" and len(blocks) * len(steps) > 1
-    head = "difformer" if reads_many else "attention" if config.head == "diffeed" else config.head
-    # pixels are one vector: pooling them to 2x2 would leave nothing to read
-    pool = 0 if config.pool is None and config.backbone.startswith("pixels") else config.pool
+    head: HeadName = "attention" if config.head == "diffeed" else config.head
+    if reads_many:
+        head = "difformer"
+    pool = config.pool
+    if pool is None and config.backbone.startswith("pixels"):
+        pool = 0  # pooling would leave little of the images to read
+    if pool is None and head in ("attention", "difformer"):
+        pool = defaults.token_side
     return extractor, HeadConfig(head, pool, config.width, config.depth, config.dropout or 0.0)
 
 
@@ -392,6 +403,7 @@ def fit(
     # a cache holds this process's share already
     rank, world = (process.process_index, process.num_processes) if cache is None else (0, 1)
     batch_size = max(1, min(config.batch_size // process.num_processes, count))
+    classes = probe.head.num_classes
     steps = math.ceil(math.ceil(count / world) / batch_size)
     if process.num_processes > 1:  # shares may differ by an image, but every process must take as many steps
         steps = max(gather_object([steps]))
@@ -421,11 +433,13 @@ def fit(
             if process.num_processes > 1:
                 order = order[torch.arange(steps * batch_size) % len(order)]
             total = torch.zeros((), device=device)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
             for inputs, labels in _training_batches(
                 probe, split, cache, order, batch_size, config, epoch, device, skipped
             ):
+                inputs, target = _mix(inputs, labels, classes, config.mixup, generator)
                 logits = trained(*inputs)
-                loss = nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+                loss = nn.functional.cross_entropy(logits, target, label_smoothing=config.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 process.backward(loss)
                 optimizer.step()
@@ -510,6 +524,26 @@ def _training_batches(
     ):
         assert batch.labels is not None
         yield (to_float(batch.images), batch.index, draw), batch.labels
+
+
+def _mix(
+    inputs: tuple[Any, ...], labels: Tensor, classes: int, alpha: float, generator: torch.Generator
+) -> tuple[tuple[Any, ...], Tensor]:
+    """Mixup of what the module takes (maps by place, or images first), with labels as class probabilities."""
+    if not alpha:
+        return inputs, labels
+    # of two Gamma(alpha) draws the first one's share is Beta(alpha, alpha); torch samples neither from a generator
+    a, b = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator).tolist()
+    share = a / (a + b) if a + b > 0 else 0.5
+    partner = torch.randperm(len(labels), generator=generator).to(labels.device)
+    first = inputs[0]
+    mixed = (
+        {place: share * maps + (1 - share) * maps[partner] for place, maps in first.items()}
+        if isinstance(first, dict)
+        else share * first + (1 - share) * first[partner]
+    )
+    target = nn.functional.one_hot(labels, classes).to(torch.get_default_dtype())
+    return (mixed, *inputs[1:]), share * target + (1 - share) * target[partner]
 
 
 def _read(

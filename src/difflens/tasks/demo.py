@@ -63,7 +63,7 @@ class DemoConfig:
 # name in the results, how the table calls it
 _TITLES = {
     "pixels": "Raw pixels, linear",
-    "random_backbone": "Untrained backbone, attention head",
+    "random_backbone": "Untrained backbone, linear",
     "linear": "Linear probe",
     "mlp": "MLP",
     "cnn": "CNN",
@@ -114,7 +114,7 @@ class _Demo:
         clean = PixelBackbone(self.backbone.in_channels, self.backbone.image_size)
         self._frozen("pixels", "linear", clean, ((1,), (0,)), pool=0)
         untrained = load_backbone(f"random:{self.config.backbone}").to(self.process.device)
-        self._frozen("random_backbone", "attention", untrained, single)
+        self._frozen("random_backbone", "linear", untrained, single)
         self.backbone.to(self.process.device)
         # one reading of the frozen backbone serves every head on it
         blocks, steps = ({*a, *b} for a, b in zip(single, fused, strict=True))
@@ -153,13 +153,13 @@ class _Demo:
             name,
             backbone,
             extractor,
-            HeadConfig(head, pool),
+            self._head(head, pool),
             (train.only(built.places), test.only(built.places)),
         )
 
     def _feedback(self, places: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
         extractor = ExtractorConfig("feedback", *places, self.config.seed)
-        self._train("diffeed", self.backbone, extractor, HeadConfig("attention"))
+        self._train("diffeed", self.backbone, extractor, self._head("attention"))
 
     def _train(
         self,
@@ -194,6 +194,10 @@ class _Demo:
                 self.backbone.fingerprint(), info,
             )  # fmt: skip
             self.best = evaluation.top1, name, model
+
+    def _head(self, name: HeadName, pool: int | None = None) -> HeadConfig:
+        tokens = self.backbone.defaults.token_side if name in ("attention", "difformer") else None
+        return HeadConfig(name, pool if pool is not None else tokens)
 
     def _training(self, head: str) -> TrainConfig:
         recipe = presets.HEADS[head]

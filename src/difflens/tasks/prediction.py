@@ -67,8 +67,8 @@ def predict(config: PredictConfig, skipped: list[str] | None = None) -> Iterator
     if not config.images:
         raise DiffLensError("no images given: name image files or folders of images after the model")
     device = accelerator(config.device).device
-    split = FileSplit("images", [str(path) for path in list_images(config.images)])
     model = TrainedModel.load(config.model, config.backbone, device)
+    split = FileSplit("images", [str(path) for path in list_images(config.images)])
     backbone = model.probe.extractor.backbone
     for batch in iterate(
         split, channels=backbone.in_channels, side=backbone.image_size, batch_size=32,
