@@ -5,6 +5,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -28,8 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     commands: dict[type, Callable[[Any], None]] = dict(COMMANDS.values())
+    # of several processes one speaks
+    silent = int(os.environ.get("RANK", 0)) > 0
     try:
-        commands[type(config)](config)
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if silent else sys.stdout):
+            commands[type(config)](config)
     except DiffLensError as error:
         print(f"difflens: error: {error}", file=sys.stderr)
         sys.exit(2)

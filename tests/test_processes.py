@@ -1,0 +1,52 @@
+"""Two processes on the CPU (gloo), as `torchrun` starts them."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run_two(*arguments: object) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    result = subprocess.run(
+        [*command, "-m", "difflens", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("head", ["linear", "diffeed"])
+def test_probe_scores_every_test_image_once(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, head: str
+) -> None:
+    """Cached and online; 15 test images do not divide by two."""
+    out = tmp_path / "run"
+    run_two(
+        "probe", "--backbone", backbone_folder, "--data", image_tree, "--head", head, "--blocks", 6,
+        "--noise-steps", 5, "--epochs", 2, "--batch-size", 8, "--device", "cpu", "--out", out,
+    )  # fmt: skip
+    rows = list(csv.DictReader((out / "predictions.csv").open()))
+    assert len(rows) == 15
+    assert len({row["image"] for row in rows}) == 15
+    assert json.loads((out / "metrics.json").read_text())["test_images"] == 15
+    assert len((out / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_pretrain(image_tree: Path, tmp_path: Path) -> None:
+    run_two(
+        "pretrain", "--preset", "tiny", "--data", image_tree, "--epochs", 2, "--batch-size", 8, "--device", "cpu",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert (tmp_path / "run" / "model" / "unet" / "config.json").is_file()
