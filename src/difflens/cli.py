@@ -1,6 +1,7 @@
 """The command line: one command per public function. It parses, calls and prints, nothing else."""
 
 import csv
+import errno
 import json
 import os
 import sys
@@ -38,11 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DiffLensError as error:
         print(f"difflens: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # the reader of our output went away, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"difflens: error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("difflens: interrupted; what has a --resume goes on with it", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _demo(config: DemoConfig) -> None:

@@ -14,3 +14,15 @@ def listing(items: Sequence[object], limit: int = 8) -> str:
     """Join `items` for a message, at most `limit` of them followed by how many more there are."""
     text = ", ".join(str(item) for item in items[:limit])
     return text if len(items) <= limit else f"{text} and {len(items) - limit} more"
+
+
+def require(**ranges: tuple[float | None, float, float | None]) -> None:
+    """Check numbers that a user sets: name=(value, least, most); None for a value that was left out, or no bound.
+
+    Raises:
+        DiffLensError: names the first value outside its range, and the range.
+    """
+    for name, (value, least, most) in ranges.items():
+        if value is not None and not (least <= value and (most is None or value <= most)):
+            span = f"at least {least:g}" if most is None else f"between {least:g} and {most:g}"
+            raise DiffLensError(f"{name.replace('_', '-')} is {value:g}; it must be {span}")

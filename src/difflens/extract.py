@@ -122,6 +122,13 @@ class FeedbackExtractor(Extractor):
                 f"only decoder blocks can be fed back, not block {listing(wrong)}: {backbone.describe_blocks()}"
             )
         self.feedback_blocks = backbone.check_blocks(chosen)
+        entered = min(backbone.block(block).mirror or 1 for block in self.feedback_blocks)
+        early = [block for block in self.blocks if block < entered]
+        if early:
+            raise DiffLensError(
+                f"block {listing(early)} comes before block {entered}, the first that feedback enters: read later "
+                "blocks, or feed back later decoder blocks"
+            )
         self.feedback = nn.ModuleDict({str(block): self._layer(block) for block in self.feedback_blocks})
 
     def _layer(self, block: int) -> nn.Module:
@@ -163,6 +170,10 @@ class FineTunedExtractor(Extractor):
     ):
         super().__init__(backbone, blocks, noise_steps, seed)
         backbone.block(from_block)
+        if from_block > max(self.blocks):
+            raise DiffLensError(
+                f"nothing to fine-tune: block {from_block} comes after block {max(self.blocks)}, the last that is read"
+            )
         backbone.requires_grad_(False)
         for block in range(from_block, max(self.blocks) + 1):
             for module in backbone.modules_of(block):

@@ -18,6 +18,7 @@ from difflens.errors import DiffLensError
 from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, FrozenExtractor
 from difflens.heads import Head, HeadConfig, make_head
 from difflens.noise import ScheduleName
+from difflens.training import Precision
 from difflens.version import __version__
 
 ExtractorName = Literal["frozen", "feedback", "finetuned"]
@@ -49,8 +50,14 @@ class ExtractorConfig:
     seed: int = 0
     feedback_blocks: tuple[int, ...] | None = None
     from_block: int = 1
+    precision: Precision = "float32"
 
     def build(self, backbone: Backbone) -> Extractor:
+        """The extractor on `backbone`, whose weights become `precision`."""
+        if self.precision != "float32":
+            if self.name == "finetuned":
+                raise DiffLensError("a fine-tuned backbone keeps float32 weights: leave out --precision")
+            backbone.to(getattr(torch, self.precision))
         if self.name == "feedback":
             return FeedbackExtractor(backbone, self.blocks, self.noise_steps, self.seed, self.feedback_blocks)
         if self.name == "finetuned":
@@ -188,8 +195,11 @@ class TrainedModel:
                 f"the backbone {found.spec} has changed since {folder} was trained on it: the weights or the "
                 "configuration differ. Train again, or name the right backbone with --backbone"
             )
-        built = extractor.build(network)
-        probe = Probe(built, make_head(head, built.shapes(), len(classes))).to(device)
+        try:
+            built = extractor.build(network)
+            probe = Probe(built, make_head(head, built.shapes(), len(classes))).to(device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DiffLensError(f"{config_path} does not describe a model: {error}") from error
         try:
             probe.load_own_state(load_file(weights, device=str(device)))
         except SafetensorError as error:

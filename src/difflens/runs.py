@@ -15,11 +15,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 
 from difflens.errors import DiffLensError
 
@@ -33,8 +35,9 @@ class RunDirectory:
         path: the folder; made if missing.
         command: the command's name, so that a folder of another command is not taken over.
         config: resolved configuration, plain values only.
-        resume: continue what is there. Without it a folder that holds anything is refused.
-        main_process: False on all processes but one; the others only read.
+        resume: continue what is there; None where the command knows no resuming. Without it a folder that holds
+            anything is refused.
+        process: of several processes all check and one writes; None: there is one.
 
     Raises:
         DiffLensError: the folder holds another run, or the same command with another configuration.
@@ -45,33 +48,40 @@ class RunDirectory:
         path: Path,
         command: str,
         config: Mapping[str, Any],
-        resume: bool = False,
-        main_process: bool = True,
+        resume: bool | None = False,
+        process: Accelerator | None = None,
     ):
         self.path = path
-        self.main_process = main_process
+        self.main_process = process is None or process.is_main_process
         self.created = not path.exists()
+        self.fresh = self.created or (path.is_dir() and not any(path.iterdir()))
         stored = path / "config.yaml"
         record = {"command": command, **config}
         if path.exists() and not path.is_dir():
             raise DiffLensError(f"{path} is a file; the output must be a folder")
         if stored.exists():
             if not resume:
-                raise DiffLensError(f"{path} already holds a run: choose another folder or add --resume")
-            _check_same(yaml.safe_load(stored.read_text()), record, path)
+                hint = "" if resume is None else " or add --resume"
+                raise DiffLensError(f"{path} already holds a run: choose another folder{hint}")
+            _check_same(_read_yaml(stored), record, path)
         elif path.exists() and any(path.iterdir()):
             raise DiffLensError(f"{path} is not empty and holds no run of difflens: choose another folder")
-        if main_process:
-            path.mkdir(parents=True, exist_ok=True)
+        if process is not None:  # nobody writes before everybody has looked
+            process.wait_for_everyone()
+        if self.main_process:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DiffLensError(f"cannot make the folder {path}: {error.strerror}") from error
             self.write("config.yaml", yaml.safe_dump(record, sort_keys=False))
 
     @contextmanager
     def discard_on_error(self) -> Iterator[None]:
-        """If a user's error ends the run before its first checkpoint, leave nothing behind."""
+        """If an error ends a run that began in a fresh folder before its first checkpoint, leave nothing behind."""
         try:
             yield
-        except DiffLensError:
-            if self.main_process and not self.checkpoint_path.exists():
+        except Exception:
+            if self.main_process and self.fresh and not self.checkpoint_path.exists():
                 if self.created:
                     shutil.rmtree(self.path, ignore_errors=True)
                 else:
@@ -135,14 +145,32 @@ class RunDirectory:
             if self.main_process and (self.path / "log.jsonl").exists():
                 self.write("log.jsonl", "")
             return None
-        state: dict[str, Any] = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise DiffLensError(
+                f"the checkpoint {self.checkpoint_path} is damaged: start again in another folder"
+            ) from error
         kept = self.read_log()[: state.pop("log_lines")]
         self.write("log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         return state
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.path / name).read_text()))
+        except (ValueError, OSError) as error:
+            raise DiffLensError(f"{self.path / name} cannot be read: {error}") from error
+
     @property
     def finished(self) -> bool:
         return (self.path / FINISHED).exists()
+
+
+def _read_yaml(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError) as error:
+        raise DiffLensError(f"{path} is not a run's configuration: it is damaged") from error
 
 
 def _check_same(stored: object, asked: Mapping[str, Any], path: Path) -> None:
@@ -156,3 +184,14 @@ def _check_same(stored: object, asked: Mapping[str, Any], path: Path) -> None:
     ]
     if different:
         raise DiffLensError(f"{path} holds another run: {'; '.join(different)}. Choose another folder")
+
+
+def shown_command(command: str, config: Any) -> str:
+    """The command line that repeats a run: every field that is set to something else than its default."""
+    words = ["difflens", command]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != field.default and field.name not in ("out", "resume") and value is not None:
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    return " ".join([*words, "--out", "DIR"])

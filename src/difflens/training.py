@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -27,6 +28,9 @@ def accelerator(device: str | None = None) -> Accelerator:
     Args:
         device: "cpu" keeps a run off the GPU; None takes what is there.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        # accelerate keeps its first device for the whole process; each of our runs chooses its own
+        AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=device == "cpu")
 
 

@@ -78,11 +78,13 @@ def test_colours_are_learnt(backbone_folder: Path, image_tree: Path, tmp_path: P
     assert rows[0]["image"] == "val/blue/0.png"
 
 
-@pytest.mark.parametrize("head", ["linear", "diffeed"])
+@pytest.mark.parametrize("head", ["mlp", "diffeed"])
 def test_resuming_ends_as_an_uninterrupted_run(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
-    whole = config(tmp_path / "whole", backbone_folder, image_tree, head=head, width=16, augment="flip")
+    whole = config(
+        tmp_path / "whole", backbone_folder, image_tree, head=head, width=16, augment="flip", dropout=0.3
+    )
     expected = probe(whole)
     stopped = replace(whole, out=tmp_path / "stopped")
     save, saved = classification.RunDirectory.save_checkpoint, []
@@ -105,7 +107,7 @@ def test_resuming_ends_as_an_uninterrupted_run(
         del metrics["train_seconds"]
     assert result.metrics == expected.metrics
     assert (stopped.out / "log.jsonl").read_text() == (whole.out / "log.jsonl").read_text()
-    # a finished run that is resumed says the same again
+    # a finished run is not run again
     finished = probe(replace(stopped, resume=True)).metrics
     del finished["train_seconds"]
     assert finished == expected.metrics
@@ -167,6 +169,15 @@ def test_bad_images_can_be_skipped_and_are_listed(
         ({"head": "diffeed", "extractor": "frozen"}, "on the feedback extractor, not on frozen"),
         ({"head": "diffeed", "feedback_blocks": (2,)}, "only decoder blocks"),
         ({"extractor": "finetuned", "precision": "bfloat16"}, "keeps float32 weights"),
+        ({"extractor": "finetuned", "from_block": 8}, "nothing to fine-tune: block 8 comes after block 6"),
+        ({"head": "diffeed", "blocks": (1,), "feedback_blocks": (6,)}, "block 1 comes before block 4"),
+        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"batch_size": -3}, "batch-size is -3"),
+        ({"learning_rate": -1.0}, "learning-rate is -1"),
+        ({"label_smoothing": 3.0}, "label-smoothing is 3; it must be between 0 and 1"),
+        ({"dropout": 2.0}, "dropout is 2"),
+        ({"limit": 0}, "limit is 0"),
+        ({"preset": "paper-attention"}, "is for the head attention, not linear"),
         ({"preset": "paper-nothing"}, "no preset 'paper-nothing'; there are paper-linear"),
         ({"learning_rate": 1e12, "optimizer": "sgd"}, "no longer finite in epoch"),
         ({"backbone": "nothing"}, "no backbone 'nothing'"),

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 
 from difflens import presets
@@ -21,7 +22,7 @@ from difflens.data.images import Augmentation, to_float
 from difflens.data.loader import OnBadImage, epoch_order, iterate
 from difflens.data.sources import load_data
 from difflens.data.split import ImageData, ImageSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, listing, require
 from difflens.extract import Extractor
 from difflens.heads import Head, HeadConfig, HeadName, Place, make_head
 from difflens.heads.base import pool_to
@@ -142,7 +143,7 @@ class ProbeConfig:
     """skip leaves images out that cannot be read, and lists them in metrics.json."""
     workers: int | None = None
     """Processes that decode images; None: as many as help."""
-    device: str | None = None
+    device: Literal["cpu"] | None = None
     """"cpu" to stay off the GPU."""
     resume: bool = False
     """Go on with the run in `out`."""
@@ -152,12 +153,15 @@ class ProbeConfig:
         if self.preset is not None and self.preset not in presets.PROBE:
             raise DiffLensError(f"no preset {self.preset!r}; there are {listing(list(presets.PROBE))}")
         preset = presets.PROBE.get(self.preset or "", {})
+        if self.head is not None and self.head != preset.get("head", self.head):
+            raise DiffLensError(f"the preset {self.preset} is for the head {preset['head']}, not {self.head}")
         head = self.head or preset.get("head", "attention")
         return {**presets.HEADS[head], **preset, "head": head}
 
     def resolved(self) -> "ProbeConfig":
         """With every field that a recipe or a general default knows filled in."""
         recipe = self.recipe()
+        self.check()
         general = {field.name: field.default for field in fields(TrainConfig)}
         filled: dict[str, Any] = {
             field.name: recipe.get(field.name, general.get(field.name))
@@ -165,6 +169,19 @@ class ProbeConfig:
             if getattr(self, field.name) is None
         }
         return replace(self, **filled)
+
+    def check(self) -> None:
+        """DiffLensError for a number that cannot be right."""
+        require(
+            pool=(self.pool, 0, None), width=(self.width, 1, None), depth=(self.depth, 1, None),
+            dropout=(self.dropout, 0, 0.99), epochs=(self.epochs, 1, None), batch_size=(self.batch_size, 1, None),
+            learning_rate=(self.learning_rate, 0, None), weight_decay=(self.weight_decay, 0, None),
+            step_epochs=(self.step_epochs, 1, None), warmup_epochs=(self.warmup_epochs, 0, None),
+            label_smoothing=(self.label_smoothing, 0, 1), mixup=(self.mixup, 0, None),
+            cache_gigabytes=(self.cache_gigabytes, 0, None), num_head_channels=(self.num_head_channels, 1, None),
+            image_size=(self.image_size, 1, None), limit=(self.limit, 1, None), workers=(self.workers, 0, None),
+            seed=(self.seed, 0, 2**31),
+        )  # fmt: skip
 
     def training(self) -> TrainConfig:
         """The part of a resolved configuration that `fit` takes."""
@@ -177,10 +194,9 @@ _FREE = ("out", "resume", "device", "workers", "cache_gigabytes")
 
 @dataclass
 class ProbeResult:
-    """What `probe` returns: the model, its evaluation, and metrics.json's content."""
+    """What `probe` returns: the model, and metrics.json's content."""
 
     model: TrainedModel
-    evaluation: Evaluation
     metrics: dict[str, Any]
 
 
@@ -200,6 +216,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
     )
     backbone = backbone_config.load()
     extractor_config, head_config = _plan(config, backbone.defaults)
+    fingerprint = backbone.fingerprint()  # before anything converts or trains its weights
     torch.manual_seed(config.seed)
     extractor = extractor_config.build(backbone)
     head = make_head(head_config, extractor.shapes(), len(data.classes))
@@ -209,13 +226,13 @@ def probe(config: ProbeConfig) -> ProbeResult:
         backbone_config,
         extractor_config,
         head_config,
-        backbone.fingerprint(),
+        fingerprint,
     )
-    _set_precision(backbone, config.precision, extractor_config.name)
     settings = _plain({k: v for k, v in asdict(config).items() if k not in _FREE})
     settings |= {"blocks": list(extractor.blocks), "noise_steps": list(extractor.noise_steps)}
-    run = RunDirectory(config.out, "probe", settings, config.resume, process.is_main_process)
-    process.wait_for_everyone()
+    run = RunDirectory(config.out, "probe", settings, config.resume, process)
+    if run.finished:
+        return ProbeResult(TrainedModel.load(config.out), run.read_json(FINISHED))
     with run.discard_on_error():
         return _run(config, model, data, run, process)
 
@@ -229,7 +246,9 @@ def _plan(config: ProbeConfig, defaults: Defaults) -> tuple[ExtractorConfig, Hea
     name = config.extractor or ("feedback" if config.head == "diffeed" else "frozen")
     if config.head == "diffeed" and name != "feedback":
         raise DiffLensError(f"diffeed is the attention head on the feedback extractor, not on {name}")
-    extractor = ExtractorConfig(name, blocks, steps, config.seed, config.feedback_blocks, config.from_block)
+    extractor = ExtractorConfig(
+        name, blocks, steps, config.seed, config.feedback_blocks, config.from_block, config.precision
+    )
     reads_many = config.head == "diffeed" and len(blocks) * len(steps) > 1
     head: HeadName = "attention" if config.head == "diffeed" else config.head
     if reads_many:
@@ -242,20 +261,19 @@ def _plan(config: ProbeConfig, defaults: Defaults) -> tuple[ExtractorConfig, Hea
     return extractor, HeadConfig(head, pool, config.width, config.depth, config.dropout or 0.0)
 
 
-def _set_precision(backbone: nn.Module, precision: Precision, extractor: ExtractorName) -> None:
-    if precision != "float32":
-        if extractor == "finetuned":
-            raise DiffLensError("a fine-tuned backbone keeps float32 weights: leave out --precision")
-        backbone.to(getattr(torch, precision))
-
-
 def _run(
     config: ProbeConfig, model: TrainedModel, data: ImageData, run: RunDirectory, process: Accelerator
 ) -> ProbeResult:
     training, skipped = config.training(), list[str]()
     probe = model.probe.to(process.device)
+    online = probe.extractor.trainable or training.augment != "none"
+    if online and process.num_processes > 1 and training.on_bad_image == "skip":
+        raise DiffLensError(
+            "bad images cannot be skipped while several processes train online, since each must take as many steps: "
+            "remove them, or use one process"
+        )
     caches = None
-    if not probe.extractor.trainable and training.augment == "none":
+    if not online:
         caches = {
             split.name: extract(probe.extractor, probe.head, split, training, process, skipped,
                                 config.cache_gigabytes, config.out / "cache")
@@ -267,10 +285,14 @@ def _run(
     evaluation = evaluate(
         probe, data.test, data.classes, training, process, caches[data.test.name] if caches else None, skipped
     )
+    if process.num_processes > 1:
+        skipped = sorted(set(gather_object(skipped)))
+    names = set(data.train.ids)
+    unread = sum(line.split(":")[0] in names for line in skipped)
     metrics = {
         **evaluation.metrics(),
         "trainable_parameters": probe.trainable_parameters,
-        "train_images": len(data.train),
+        "train_images": len(data.train) - unread,
         "train_seconds": round(seconds, 2),
         "skipped_images": skipped,
     }
@@ -284,7 +306,7 @@ def _run(
     process.wait_for_everyone()
     if run.main_process:
         shutil.rmtree(config.out / "cache", ignore_errors=True)
-    return ProbeResult(model, evaluation, metrics)
+    return ProbeResult(model, metrics)
 
 
 @dataclass
@@ -434,6 +456,7 @@ def fit(
                 order = order[torch.arange(steps * batch_size) % len(order)]
             total = torch.zeros((), device=device)
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            torch.manual_seed(config.seed * 1_000_003 + epoch + rank)  # of dropout, the same after a resume
             for inputs, labels in _training_batches(
                 probe, split, cache, order, batch_size, config, epoch, device, skipped
             ):
@@ -460,6 +483,11 @@ def fit(
                     "probe": probe.own_state(), "optimizer": optimizer.state_dict(),
                     "rates": rates.state_dict(), "epoch": epoch + 1, "seconds": seconds,
                 })  # fmt: skip
+    if not all(bool(value.isfinite().all()) for value in probe.own_state().values()):
+        raise DiffLensError(f"training diverged: lower the learning rate (now {config.learning_rate:g})")
+    if process.num_processes > 1:  # each process kept its own batch statistics
+        for buffer in probe.buffers():
+            broadcast(buffer)
     return seconds
 
 
@@ -570,6 +598,14 @@ def _room(shape: tuple[int, ...], path: Path | None) -> Tensor:
     if path is None:
         return torch.empty(shape, dtype=torch.float16)
     path.parent.mkdir(parents=True, exist_ok=True)
+    size = 2 * math.prod(shape)
+    try:
+        with path.open("wb") as file:  # a full disk shows now, not as a crash while writing to memory
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise DiffLensError(
+            f"no room for {size / 1e9:.1f} GB of features in {path.parent}: {error.strerror}"
+        ) from error
     return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.float16).view(shape)
 
 

@@ -4,7 +4,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -20,11 +20,11 @@ from difflens.data.images import fit as fit_images
 from difflens.data.images import to_float
 from difflens.data.sources import load_data
 from difflens.data.split import ImageData
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, require
 from difflens.extract import FrozenExtractor
 from difflens.heads import HeadConfig, HeadName, make_head
 from difflens.model import BackboneConfig, ExtractorConfig, Probe, TrainedModel
-from difflens.runs import FINISHED, RunDirectory
+from difflens.runs import FINISHED, RunDirectory, shown_command
 from difflens.tasks.classification import FeatureCache, TrainConfig, evaluate, extract, fit
 from difflens.tasks.evaluation import Evaluation, paired_difference, wilson
 from difflens.tasks.generation import image_grid, sample
@@ -56,8 +56,16 @@ class DemoConfig:
     sampling_steps: int = 30
     """DDIM steps."""
     seed: int = 0
-    device: str | None = None
+    device: Literal["cpu"] | None = None
     """"cpu" to stay off the GPU."""
+
+    def check(self) -> None:
+        """DiffLensError for a number that cannot be right."""
+        require(
+            train_images=(self.train_images, 1, None), test_images=(self.test_images, 1, None),
+            effort=(self.effort, 0, None), samples=(self.samples, 1, None), seed=(self.seed, 0, 2**31),
+            sampling_steps=(self.sampling_steps, 1, None),
+        )  # fmt: skip
 
 
 # name in the results, how the table calls it
@@ -83,12 +91,15 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         DiffLensError: the folder holds something, or backbone or data cannot be loaded.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in ("out", "device")}
+    config.check()
     process = accelerator(config.device)
+    if process.num_processes > 1:
+        raise DiffLensError("the demo runs in one process; `difflens probe` runs in several")
     data = _limited(load_data(config.data), config)
     backbone = load_backbone(config.backbone)
     if not isinstance(backbone, DiffusionBackbone):
         raise DiffLensError(f"the demo needs a diffusion backbone, and {config.backbone} is none")
-    run = RunDirectory(config.out, "demo", settings)
+    run = RunDirectory(config.out, "demo", settings, resume=None)
     with run.discard_on_error():
         return _Demo(config, data, backbone, run, process).run_all()
 
@@ -313,7 +324,7 @@ class _Demo:
         config = self.config
         cuda = self.process.device.type == "cuda"
         return {
-            "Command": f"difflens demo --backbone {config.backbone} --data {config.data} --seed {config.seed}",
+            "Command": shown_command("demo", config),
             "Backbone": f"{config.backbone}, {sum(p.numel() for p in self.backbone.parameters()):,} parameters, "
             f"fingerprint {self.backbone.fingerprint()[:12]}",
             "Places read": f"single-map heads: block {self.backbone.defaults.block} at t = "

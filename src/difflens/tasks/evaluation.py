@@ -66,7 +66,7 @@ class Evaluation:
         known = [value for value in per_class.values() if value is not None]
         return {
             "top1": self.top1,
-            "top1_interval_95": wilson(int(self.correct.sum()), len(self.correct)),
+            "top1_interval_95": list(wilson(int(self.correct.sum()), len(self.correct))),
             "top5": self.top5,
             "mean_per_class": sum(known) / len(known),
             "test_images": len(self.rows),

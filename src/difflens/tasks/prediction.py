@@ -35,7 +35,7 @@ class PredictConfig:
     """Where the backbone is now, if it has moved."""
     on_bad_image: OnBadImage = "error"
     """skip leaves images out that cannot be read, and says so on standard error."""
-    device: str | None = None
+    device: Literal["cpu"] | None = None
     """"cpu" to stay off the GPU."""
 
 

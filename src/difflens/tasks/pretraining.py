@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -22,9 +22,9 @@ from difflens.data.images import to_float
 from difflens.data.loader import epoch_order, iterate
 from difflens.data.sources import load_unlabelled
 from difflens.data.split import ImageSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, listing, require
 from difflens.noise import NoiseSchedule, ScheduleName, seeded_noise
-from difflens.runs import RunDirectory
+from difflens.runs import RunDirectory, shown_command
 from difflens.tasks.generation import image_grid, sample
 from difflens.training import Precision, accelerator, make_optimizer, make_schedule, progress_bar
 
@@ -59,7 +59,7 @@ class PretrainConfig:
     """Of the network's arithmetic; weights stay float32. None: bfloat16 on a GPU, float32 on the CPU."""
     compile: bool = False
     """torch.compile the training step: minutes of compiling for a faster step on a GPU."""
-    device: str | None = None
+    device: Literal["cpu"] | None = None
     """"cpu" to stay off the GPU."""
     limit: int | None = None
     """Use the first so many images only."""
@@ -78,6 +78,14 @@ class PretrainConfig:
         """With every None that the preset knows filled in."""
         if self.preset not in presets.PRETRAIN:
             raise DiffLensError(f"no preset {self.preset!r}; there are {listing(list(presets.PRETRAIN))}")
+        require(
+            epochs=(self.epochs, 1, None), batch_size=(self.batch_size, 1, None),
+            learning_rate=(self.learning_rate, 0, None), warmup_steps=(self.warmup_steps, 0, None),
+            weight_decay=(self.weight_decay, 0, None), ema_decay=(self.ema_decay, 0, 1), limit=(self.limit, 1, None),
+            workers=(self.workers, 0, None), snapshot_epochs=(self.snapshot_epochs, 1, None),
+            max_minutes=(self.max_minutes, 0, None), checkpoint_minutes=(self.checkpoint_minutes, 0, None),
+            seed=(self.seed, 0, 2**31),
+        )  # fmt: skip
         recipe = {"learning_rate": 2e-4, "flip": False, **presets.PRETRAIN[self.preset]}
         recipe.pop("unet")
         return replace(self, **{key: value for key, value in recipe.items() if getattr(self, key) is None})
@@ -110,8 +118,7 @@ def pretrain(config: PretrainConfig) -> Path:
         images = images.subset(torch.arange(min(config.limit, len(images))))
     process = accelerator(config.device)
     settings = {key: value for key, value in asdict(config).items() if key not in _FREE}
-    run = RunDirectory(config.out, "pretrain", settings, config.resume, process.is_main_process)
-    process.wait_for_everyone()
+    run = RunDirectory(config.out, "pretrain", settings, config.resume, process)
     with run.discard_on_error():
         return _Trainer(config, images, run, process).train()
 
@@ -271,7 +278,7 @@ class _Trainer:
         config = self.config
         hardware = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
         parameters = sum(p.numel() for p in self.unet.parameters())
-        command = f"difflens pretrain --preset {config.preset} --data {config.data} --seed {config.seed}"
+        command = shown_command("pretrain", config)
         return CARD.format(
             parameters=f"{parameters:,}", command=command, images=f"{len(self.images):,}",
             epochs=self.epoch, of=config.epochs, steps=f"{self.step:,}", batch=config.batch_size,
