@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from difflens.backbones.blocks import Backbone
+from difflens.backbones.blocks import Backbone, Block
 from difflens.errors import DiffLensError, listing
 from difflens.heads.base import MapShape, Place
 from difflens.noise import seeded_noise
@@ -116,13 +116,13 @@ class FeedbackExtractor(Extractor):
         chosen = backbone.defaults.feedback_blocks if feedback_blocks is None else tuple(feedback_blocks)
         if not chosen:
             raise DiffLensError(f"feedback needs a decoder; {backbone.describe_blocks()}")
-        wrong = [block for block in backbone.check_blocks(chosen) if backbone.block(block).role != "decoder"]
+        self.feedback_blocks = backbone.check_blocks(chosen)
+        wrong = [block for block in self.feedback_blocks if backbone.block(block).role != "decoder"]
         if wrong:
             raise DiffLensError(
                 f"only decoder blocks can be fed back, not block {listing(wrong)}: {backbone.describe_blocks()}"
             )
-        self.feedback_blocks = backbone.check_blocks(chosen)
-        entered = min(backbone.block(block).mirror or 1 for block in self.feedback_blocks)
+        entered = min(self._mirror(block).index for block in self.feedback_blocks)
         early = [block for block in self.blocks if block < entered]
         if early:
             raise DiffLensError(
@@ -131,10 +131,14 @@ class FeedbackExtractor(Extractor):
             )
         self.feedback = nn.ModuleDict({str(block): self._layer(block) for block in self.feedback_blocks})
 
+    def _mirror(self, block: int) -> Block:
+        """The encoder block that `block` sends to."""
+        mirror = self.backbone.block(block).mirror
+        assert mirror is not None, "every decoder block takes a skip"
+        return self.backbone.block(mirror)
+
     def _layer(self, block: int) -> nn.Module:
-        source = self.backbone.block(block)
-        assert source.mirror is not None
-        target = self.backbone.block(source.mirror)
+        source, target = self.backbone.block(block), self._mirror(block)
         return nn.Sequential(
             nn.Conv2d(source.channels, target.channels, 1, bias=False),
             nn.BatchNorm2d(target.channels),
@@ -145,7 +149,7 @@ class FeedbackExtractor(Extractor):
         def respond(first: dict[int, Tensor]) -> dict[int, Tensor]:
             feedback = {}
             for block in self.feedback_blocks:
-                mirror = self.backbone.block(self.backbone.block(block).mirror or 0)
+                mirror = self._mirror(block)
                 size = tuple(side // mirror.stride for side in x_t.shape[-2:])
                 sent = self.feedback[str(block)](first[block].float())
                 sent = nn.functional.interpolate(sent, size, mode="bilinear", align_corners=False)

@@ -64,7 +64,7 @@ class RunDirectory:
                 hint = "" if resume is None else " or add --resume"
                 raise DiffLensError(f"{path} already holds a run: choose another folder{hint}")
             _check_same(_read_yaml(stored), record, path)
-        elif path.exists() and any(path.iterdir()):
+        elif not self.fresh:
             raise DiffLensError(f"{path} is not empty and holds no run of difflens: choose another folder")
         if process is not None:  # nobody writes before everybody has looked
             process.wait_for_everyone()

@@ -34,6 +34,11 @@ def accelerator(device: str | None = None) -> Accelerator:
     return Accelerator(cpu=device == "cpu")
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of what a loop draws in one epoch, so that a resumed run draws the same."""
+    return seed * 1_000_003 + epoch
+
+
 def make_optimizer(
     parameters: Iterable[nn.Parameter], name: OptimizerName, learning_rate: float, weight_decay: float
 ) -> Optimizer:

@@ -56,6 +56,10 @@ class ImageSplit(ABC):
         """The images at positions `rows`, (M,) long, with the noise they have in this split."""
         return _Subset(self, rows)
 
+    def first(self, count: int | None) -> "ImageSplit":
+        """The first `count` images, or all of them where there are fewer or `count` is None."""
+        return self if count is None else self.subset(torch.arange(min(count, len(self))))
+
     def pixels_on(self, device: torch.device) -> Tensor:
         """`pixels`, kept on `device` so that batches need not travel; where they are if that is too much."""
         assert self.pixels is not None

@@ -35,6 +35,7 @@ from difflens.training import (
     Precision,
     ScheduleKind,
     accelerator,
+    epoch_seed,
     make_optimizer,
     make_schedule,
     progress_bar,
@@ -209,8 +210,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
     config = config.resolved()
     process = accelerator(config.device)
     data = load_data(config.data)
-    if config.limit is not None:
-        data = replace(data, train=data.train.subset(torch.arange(min(config.limit, len(data.train)))))
+    data = replace(data, train=data.train.first(config.limit))
     backbone_config = BackboneConfig(
         config.backbone, config.num_head_channels, config.noise_schedule, config.image_size
     )
@@ -228,8 +228,8 @@ def probe(config: ProbeConfig) -> ProbeResult:
         head_config,
         fingerprint,
     )
-    settings = _plain({k: v for k, v in asdict(config).items() if k not in _FREE})
-    settings |= {"blocks": list(extractor.blocks), "noise_steps": list(extractor.noise_steps)}
+    settings = {k: v for k, v in asdict(config).items() if k not in _FREE}
+    settings |= {"blocks": extractor.blocks, "noise_steps": extractor.noise_steps}
     run = RunDirectory(config.out, "probe", settings, config.resume, process)
     if run.finished:
         return ProbeResult(TrainedModel.load(config.out), run.read_json(FINISHED))
@@ -455,8 +455,8 @@ def fit(
             if process.num_processes > 1:
                 order = order[torch.arange(steps * batch_size) % len(order)]
             total = torch.zeros((), device=device)
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-            torch.manual_seed(config.seed * 1_000_003 + epoch + rank)  # of dropout, the same after a resume
+            generator = torch.Generator().manual_seed(epoch_seed(config.seed, epoch))
+            torch.manual_seed(epoch_seed(config.seed, epoch) + rank)  # of dropout, the same after a resume
             for inputs, labels in _training_batches(
                 probe, split, cache, order, batch_size, config, epoch, device, skipped
             ):
@@ -621,10 +621,3 @@ def predictions_csv(evaluation: Evaluation, split: ImageSplit) -> str:
     ):  # fmt: skip
         writer.writerow([split.ids[row], names[label], names[ranked], f"{confidence:.4f}"])
     return text.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, recursively, so that the configuration is the same before and after YAML."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value

@@ -26,7 +26,7 @@ from difflens.heads import HeadConfig, HeadName, make_head
 from difflens.model import BackboneConfig, ExtractorConfig, Probe, TrainedModel
 from difflens.runs import FINISHED, RunDirectory, shown_command
 from difflens.tasks.classification import FeatureCache, TrainConfig, evaluate, extract, fit
-from difflens.tasks.evaluation import Evaluation, paired_difference, wilson
+from difflens.tasks.evaluation import Evaluation, paired_difference
 from difflens.tasks.generation import image_grid, sample
 from difflens.training import accelerator
 from difflens.version import __version__
@@ -95,7 +95,10 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     process = accelerator(config.device)
     if process.num_processes > 1:
         raise DiffLensError("the demo runs in one process; `difflens probe` runs in several")
-    data = _limited(load_data(config.data), config)
+    data = load_data(config.data)
+    data = replace(
+        data, train=data.train.first(config.train_images), test=data.test.first(config.test_images)
+    )
     backbone = load_backbone(config.backbone)
     if not isinstance(backbone, DiffusionBackbone):
         raise DiffLensError(f"the demo needs a diffusion backbone, and {config.backbone} is none")
@@ -198,7 +201,7 @@ class _Demo:
         self.evaluations[name] = evaluation
         self.results[name] = {
             "top1": evaluation.top1,
-            "top1_interval_95": wilson(int(evaluation.correct.sum()), len(evaluation.correct)),
+            "top1_interval_95": evaluation.top1_interval,
             "trainable_parameters": probe.trainable_parameters,
             "train_seconds": round(seconds, 2),
         }
@@ -337,14 +340,6 @@ class _Demo:
             "Versions": f"difflens {__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
             f"Python {platform.python_version()}",
         }
-
-
-def _limited(data: ImageData, config: DemoConfig) -> ImageData:
-    for name, count in (("train", config.train_images), ("test", config.test_images)):
-        if count is not None:
-            split = getattr(data, name)
-            data = replace(data, **{name: split.subset(torch.arange(min(count, len(split))))})
-    return data
 
 
 def _one_of_each(data: ImageData) -> torch.Tensor:

@@ -38,6 +38,11 @@ class Evaluation:
         return float(self.correct.double().mean())
 
     @property
+    def top1_interval(self) -> tuple[float, float]:
+        """95 % interval of `top1`."""
+        return wilson(int(self.correct.sum()), len(self.correct))
+
+    @property
     def top5(self) -> float:
         """Share of images whose class is among the five most probable."""
         return float((self.ranked == self.labels[:, None]).any(1).double().mean())
@@ -66,7 +71,7 @@ class Evaluation:
         known = [value for value in per_class.values() if value is not None]
         return {
             "top1": self.top1,
-            "top1_interval_95": list(wilson(int(self.correct.sum()), len(self.correct))),
+            "top1_interval_95": list(self.top1_interval),
             "top5": self.top5,
             "mean_per_class": sum(known) / len(known),
             "test_images": len(self.rows),

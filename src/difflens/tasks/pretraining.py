@@ -26,7 +26,7 @@ from difflens.errors import DiffLensError, listing, require
 from difflens.noise import NoiseSchedule, ScheduleName, seeded_noise
 from difflens.runs import RunDirectory, shown_command
 from difflens.tasks.generation import image_grid, sample
-from difflens.training import Precision, accelerator, make_optimizer, make_schedule, progress_bar
+from difflens.training import Precision, accelerator, epoch_seed, make_optimizer, make_schedule, progress_bar
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,7 @@ def pretrain(config: PretrainConfig) -> Path:
         DiffLensError: no images, a folder that holds something else, or a loss that is no longer finite.
     """
     config = config.resolved()
-    images = load_unlabelled(config.data)
-    if config.limit is not None:
-        images = images.subset(torch.arange(min(config.limit, len(images))))
+    images = load_unlabelled(config.data).first(config.limit)
     process = accelerator(config.device)
     settings = {key: value for key, value in asdict(config).items() if key not in _FREE}
     run = RunDirectory(config.out, "pretrain", settings, config.resume, process)
@@ -146,6 +144,7 @@ class _Trainer:
         self.loss = torch.compile(self._loss, dynamic=False) if config.compile else self._loss
         alone = cuda and process.num_processes == 1
         self.gradients = _CapturedGradients(self._gradients) if alone else self._gradients
+        # on the device, where a captured step can index them
         self.signal = self.schedule.alphas_cumprod.sqrt().float().to(self.device)
         self.noise = (1 - self.schedule.alphas_cumprod).sqrt().float().to(self.device)
         self.epoch = self.step = 0
@@ -182,7 +181,7 @@ class _Trainer:
         # whole batches only: the order wraps around, and one compiled graph serves every step
         rows = rows[torch.arange(self.steps_per_epoch * self.batch_size) % len(rows)]
         draw = torch.tensor(self.epoch + 1, device=self.device)
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(epoch_seed(config.seed, self.epoch))
         steps = torch.randint(self.schedule.num_steps, (len(self.images),), generator=generator).to(
             self.device
         )
