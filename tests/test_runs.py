@@ -36,7 +36,7 @@ def test_another_run_is_refused_and_what_differs_is_named(tmp_path: Path) -> Non
 
 def test_an_error_before_the_first_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run", "probe", {})
-    with pytest.raises(DiffLensError), run.discard_on_error():
+    with pytest.raises(DiffLensError), run.working():
         run.log({"epoch": 1})
         raise DiffLensError("bad image")
     assert not (tmp_path / "run").exists()
@@ -44,7 +44,7 @@ def test_an_error_before_the_first_checkpoint_leaves_nothing(tmp_path: Path) -> 
 
 def test_an_error_after_a_checkpoint_keeps_it(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run", "probe", {})
-    with pytest.raises(DiffLensError), run.discard_on_error():
+    with pytest.raises(DiffLensError), run.working():
         run.save_checkpoint({"epoch": 1})
         raise DiffLensError("bad image")
     assert run.load_checkpoint() == {"epoch": 1}

@@ -8,11 +8,15 @@ from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, F
 from difflens.heads import Head, HeadConfig, make_head
 from difflens.model import Probe, TrainedModel
 from difflens.noise import NoiseSchedule, seeded_noise
-from difflens.tasks.classification import ProbeConfig, TrainConfig, evaluate, fit, probe
+from difflens.store import FeatureStore
+from difflens.tasks.classification import TrainConfig, evaluate, fit
 from difflens.tasks.demo import DemoConfig, demo
+from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.generation import sample
 from difflens.tasks.prediction import PredictConfig, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
+from difflens.tasks.probing import ProbeConfig, probe
+from difflens.tasks.sweep import SweepConfig, sweep
 from difflens.version import __version__
 
 __all__ = [
@@ -21,7 +25,9 @@ __all__ = [
     "DemoConfig",
     "DiffLensError",
     "DiffusionBackbone",
+    "ExtractConfig",
     "Extractor",
+    "FeatureStore",
     "FeedbackExtractor",
     "FineTunedExtractor",
     "FrozenExtractor",
@@ -32,11 +38,13 @@ __all__ = [
     "PretrainConfig",
     "Probe",
     "ProbeConfig",
+    "SweepConfig",
     "TrainConfig",
     "TrainedModel",
     "__version__",
     "demo",
     "evaluate",
+    "extract",
     "fit",
     "load_backbone",
     "load_data",
@@ -46,4 +54,5 @@ __all__ = [
     "probe",
     "sample",
     "seeded_noise",
+    "sweep",
 ]

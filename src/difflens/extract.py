@@ -24,6 +24,7 @@ class Extractor(nn.Module, ABC):
         backbone: any backbone; its own parameters stay as frozen or trainable as the extractor leaves them.
         blocks, noise_steps: what to read, every block at every noise step.
         seed: of the noise.
+        draws: how many noises the maps are averaged over.
 
     Raises:
         DiffLensError: the backbone has no such block or noise step.
@@ -31,12 +32,21 @@ class Extractor(nn.Module, ABC):
 
     trainable: bool
 
-    def __init__(self, backbone: Backbone, blocks: Iterable[int], noise_steps: Iterable[int], seed: int = 0):
+    def __init__(
+        self,
+        backbone: Backbone,
+        blocks: Iterable[int],
+        noise_steps: Iterable[int],
+        seed: int = 0,
+        draws: int = 1,
+    ):
         super().__init__()
+        if draws < 1:
+            raise DiffLensError(f"features are averaged over at least one noise draw, not {draws}")
         self.backbone = backbone
         self.blocks = backbone.check_blocks(blocks)
         self.noise_steps = backbone.check_noise_steps(noise_steps)
-        self.seed = seed
+        self.seed, self.draws = seed, draws
 
     @property
     def places(self) -> list[Place]:
@@ -60,11 +70,19 @@ class Extractor(nn.Module, ABC):
             index: of each image in its data set, (B,) long: with the seed, it fixes the image's noise.
             draw: which noise; 0 for evaluation, epoch + 1 in training with fresh noise.
         """
-        maps = {}
+        maps: dict[Place, Tensor] = {}
         for t in self.noise_steps:
-            for block, feature in self._read(self._noised(images, index, t, draw), t).items():
-                maps[block, t] = feature.float()
-        return maps
+            for each in range(draw * self.draws, (draw + 1) * self.draws):
+                for block, feature in self._read(self._noised(images, index, t, each), t).items():
+                    maps[block, t] = (
+                        maps[block, t] + feature.float() if (block, t) in maps else feature.float()
+                    )
+        return maps if self.draws == 1 else {place: total / self.draws for place, total in maps.items()}
+
+    @property
+    def trained_blocks(self) -> dict[int, list[nn.Parameter]]:
+        """The parameters of each backbone block that is trained, in the order of the blocks."""
+        return {}
 
     @abstractmethod
     def _read(self, x_t: Tensor, t: int) -> dict[int, Tensor]:
@@ -111,8 +129,9 @@ class FeedbackExtractor(Extractor):
         noise_steps: Iterable[int],
         seed: int = 0,
         feedback_blocks: Iterable[int] | None = None,
+        draws: int = 1,
     ):
-        super().__init__(backbone, blocks, noise_steps, seed)
+        super().__init__(backbone, blocks, noise_steps, seed, draws)
         chosen = backbone.defaults.feedback_blocks if feedback_blocks is None else tuple(feedback_blocks)
         if not chosen:
             raise DiffLensError(f"feedback needs a decoder; {backbone.describe_blocks()}")
@@ -171,17 +190,26 @@ class FineTunedExtractor(Extractor):
         noise_steps: Iterable[int],
         seed: int = 0,
         from_block: int = 1,
+        draws: int = 1,
     ):
-        super().__init__(backbone, blocks, noise_steps, seed)
+        super().__init__(backbone, blocks, noise_steps, seed, draws)
         backbone.block(from_block)
         if from_block > max(self.blocks):
             raise DiffLensError(
                 f"nothing to fine-tune: block {from_block} comes after block {max(self.blocks)}, the last that is read"
             )
+        self.from_block = from_block
         backbone.requires_grad_(False)
-        for block in range(from_block, max(self.blocks) + 1):
-            for module in backbone.modules_of(block):
-                module.requires_grad_(True)
+        for parameters in self.trained_blocks.values():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    @property
+    def trained_blocks(self) -> dict[int, list[nn.Parameter]]:
+        return {
+            block: [p for module in self.backbone.modules_of(block) for p in module.parameters()]
+            for block in range(self.from_block, max(self.blocks) + 1)
+        }
 
     def _read(self, x_t: Tensor, t: int) -> dict[int, Tensor]:
         return self.backbone.features(x_t, t, self.blocks)

@@ -18,7 +18,7 @@ from difflens.errors import DiffLensError
 from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, FrozenExtractor
 from difflens.heads import Head, HeadConfig, make_head
 from difflens.noise import ScheduleName
-from difflens.training import Precision
+from difflens.training import ParameterGroup, Precision
 from difflens.version import __version__
 
 ExtractorName = Literal["frozen", "feedback", "finetuned"]
@@ -51,6 +51,7 @@ class ExtractorConfig:
     feedback_blocks: tuple[int, ...] | None = None
     from_block: int = 1
     precision: Precision = "float32"
+    draws: int = 1
 
     def build(self, backbone: Backbone) -> Extractor:
         """The extractor on `backbone`, whose weights become `precision`."""
@@ -58,11 +59,12 @@ class ExtractorConfig:
             if self.name == "finetuned":
                 raise DiffLensError("a fine-tuned backbone keeps float32 weights: leave out --precision")
             backbone.to(getattr(torch, self.precision))
+        common = backbone, self.blocks, self.noise_steps, self.seed
         if self.name == "feedback":
-            return FeedbackExtractor(backbone, self.blocks, self.noise_steps, self.seed, self.feedback_blocks)
+            return FeedbackExtractor(*common, feedback_blocks=self.feedback_blocks, draws=self.draws)
         if self.name == "finetuned":
-            return FineTunedExtractor(backbone, self.blocks, self.noise_steps, self.seed, self.from_block)
-        return FrozenExtractor(backbone, self.blocks, self.noise_steps, self.seed)
+            return FineTunedExtractor(*common, from_block=self.from_block, draws=self.draws)
+        return FrozenExtractor(*common, draws=self.draws)
 
 
 class Probe(nn.Module):
@@ -79,6 +81,19 @@ class Probe(nn.Module):
     @property
     def trainable_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def parameter_groups(
+        self, learning_rate: float, weight_decay: float, layer_decay: float
+    ) -> list[ParameterGroup]:
+        """What is trained, at which rate: all at the same, but a fine-tuned backbone block by block if that decays."""
+        blocks = self.extractor.trained_blocks if layer_decay != 1 else {}
+        groups = [
+            ParameterGroup(parameters, learning_rate * layer_decay**depth, weight_decay)
+            for depth, parameters in enumerate(reversed(blocks.values()), start=1)
+        ]
+        grouped = {id(parameter) for group in groups for parameter in group.parameters}
+        others = [parameter for parameter in self.parameters() if id(parameter) not in grouped]
+        return [ParameterGroup(others, learning_rate, weight_decay), *groups]
 
     def own_state(self) -> dict[str, Tensor]:
         """Everything training changes: the head, feedback layers with their statistics, fine-tuned weights."""

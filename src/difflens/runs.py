@@ -10,9 +10,11 @@
 Every file is written under a temporary name and renamed, so a reader never sees half of one.
 """
 
+import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -27,6 +29,9 @@ from difflens.errors import DiffLensError
 
 FINISHED = "metrics.json"
 
+# seconds: decoding workers of a killed process outlive it for a moment, and hold its folder
+_LOCK_ATTEMPTS = 6
+
 
 class RunDirectory:
     """One command's output folder.
@@ -38,9 +43,11 @@ class RunDirectory:
         resume: continue what is there; None where the command knows no resuming. Without it a folder that holds
             anything is refused.
         process: of several processes all check and one writes; None: there is one.
+        growing: a list in `config` that may have more entries than when the run was made; the rest is kept.
 
     Raises:
-        DiffLensError: the folder holds another run, or the same command with another configuration.
+        DiffLensError: the folder holds another run, or the same command with another configuration, or another
+            command is writing to it.
     """
 
     def __init__(
@@ -50,20 +57,22 @@ class RunDirectory:
         config: Mapping[str, Any],
         resume: bool | None = False,
         process: Accelerator | None = None,
+        growing: str | None = None,
     ):
         self.path = path
         self.main_process = process is None or process.is_main_process
+        self._lock: int | None = None
         self.created = not path.exists()
         self.fresh = self.created or (path.is_dir() and not any(path.iterdir()))
         stored = path / "config.yaml"
         record = {"command": command, **config}
         if path.exists() and not path.is_dir():
             raise DiffLensError(f"{path} is a file; the output must be a folder")
+        hint = "choose another folder" if resume is None else "choose another folder or add --resume"
         if stored.exists():
             if not resume:
-                hint = "" if resume is None else " or add --resume"
-                raise DiffLensError(f"{path} already holds a run: choose another folder{hint}")
-            _check_same(_read_yaml(stored), record, path)
+                raise DiffLensError(f"{path} already holds a run: {hint}")
+            _check_same(_read_yaml(stored), record, path, growing)
         elif not self.fresh:
             raise DiffLensError(f"{path} is not empty and holds no run of difflens: choose another folder")
         if process is not None:  # nobody writes before everybody has looked
@@ -73,11 +82,20 @@ class RunDirectory:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise DiffLensError(f"cannot make the folder {path}: {error.strerror}") from error
+            self._lock = _lock(path)
+            if self.fresh and stored.exists():  # made while we looked
+                raise DiffLensError(f"{path} already holds a run: {hint}")
             self.write("config.yaml", yaml.safe_dump(record, sort_keys=False))
+        if process is not None:  # nobody goes on before the folder is there
+            process.wait_for_everyone()
 
     @contextmanager
-    def discard_on_error(self) -> Iterator[None]:
-        """If an error ends a run that began in a fresh folder before its first checkpoint, leave nothing behind."""
+    def working(self) -> Iterator[None]:
+        """Where the run is done: afterwards the folder is free for other commands.
+
+        An error that ends a run which began in a fresh folder, before its first checkpoint or `keep`, leaves nothing
+        behind.
+        """
         try:
             yield
         except Exception:
@@ -88,6 +106,21 @@ class RunDirectory:
                     for child in self.path.iterdir():
                         shutil.rmtree(child) if child.is_dir() else child.unlink()
             raise
+        finally:
+            self.release()
+
+    def keep(self) -> None:
+        """From here on an error leaves what is there, so that it can be resumed."""
+        self.fresh = False
+
+    def release(self) -> None:
+        """Let other commands write to the folder; without effect the second time."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __del__(self) -> None:
+        self.release()
 
     def write(self, name: str, text: str) -> Path:
         return self.write_with(name, lambda path: path.write_text(text))
@@ -100,9 +133,7 @@ class RunDirectory:
         target = self.path / name
         if self.main_process:
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.stem}.partial{target.suffix}")
-            writer(temporary)
-            temporary.replace(target)
+            replace_with(target, writer)
         return target
 
     def write_folder(self, name: str, writer: Callable[[Path], object]) -> Path:
@@ -125,9 +156,7 @@ class RunDirectory:
                 os.fsync(file.fileno())
 
     def read_log(self) -> list[dict[str, Any]]:
-        path = self.path / "log.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        return read_log(self.path)
 
     @property
     def checkpoint_path(self) -> Path:
@@ -173,7 +202,46 @@ def _read_yaml(path: Path) -> object:
         raise DiffLensError(f"{path} is not a run's configuration: it is damaged") from error
 
 
-def _check_same(stored: object, asked: Mapping[str, Any], path: Path) -> None:
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run directory's log.jsonl; the last line may be half written."""
+    path = folder / "log.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def replace_with(target: Path, writer: Callable[[Path], object]) -> None:
+    """Let `writer` fill a temporary path that then takes the name `target`; if it fails, nothing is left."""
+    temporary = target.with_name(f".{target.stem}.partial{target.suffix}")
+    try:
+        writer(temporary)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _lock(path: Path) -> int | None:
+    """Hold the folder for this process, to its end if it is killed; None where the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    for _ in range(_LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(handle)
+                return None
+            time.sleep(1)
+        else:
+            return handle
+    os.close(handle)
+    raise DiffLensError(f"another process is writing to {path}: choose another folder")
+
+
+def _check_same(stored: object, asked: Mapping[str, Any], path: Path, growing: str | None) -> None:
     if not isinstance(stored, dict):
         raise DiffLensError(f"{path / 'config.yaml'} is not a run's configuration")
     asked = json.loads(json.dumps(asked))
@@ -181,6 +249,7 @@ def _check_same(stored: object, asked: Mapping[str, Any], path: Path) -> None:
         f"{key} was {stored.get(key)!r}, now {asked.get(key)!r}"
         for key in {**stored, **asked}
         if stored.get(key) != asked.get(key)
+        and not (key == growing and {*(stored.get(key) or ())} <= {*asked[key]})
     ]
     if different:
         raise DiffLensError(f"{path} holds another run: {'; '.join(different)}. Choose another folder")

@@ -4,7 +4,8 @@ import math
 import os
 import sys
 from collections.abc import Iterable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -31,7 +32,8 @@ def accelerator(device: str | None = None) -> Accelerator:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         # accelerate keeps its first device for the whole process; each of our runs chooses its own
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=device == "cpu")
+    # where there is no GPU, accelerate takes several processes for what they are only if told so
+    return Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -39,15 +41,35 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return seed * 1_000_003 + epoch
 
 
-def make_optimizer(
-    parameters: Iterable[nn.Parameter], name: OptimizerName, learning_rate: float, weight_decay: float
-) -> Optimizer:
-    """AdamW, or SGD without momentum (the paper's, PAPER protocol of the released runs)."""
-    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that train alike.
+
+    Attributes:
+        parameters: those that need no gradient are passed over.
+        learning_rate, weight_decay: of the optimiser.
+    """
+
+    parameters: Iterable[nn.Parameter]
+    learning_rate: float
+    weight_decay: float
+
+
+def make_optimizer(name: OptimizerName, *groups: ParameterGroup) -> Optimizer:
+    """AdamW, or SGD without momentum (as the released code trains every head)."""
+    settings: list[dict[str, Any]] = [
+        {
+            "params": [parameter for parameter in group.parameters if parameter.requires_grad],
+            "lr": group.learning_rate,
+            "weight_decay": group.weight_decay,
+        }
+        for group in groups
+    ]
+    settings = [group for group in settings if group["params"]]
     if name == "sgd":
-        return torch.optim.SGD(parameters, lr=learning_rate, weight_decay=weight_decay)
-    fused = parameters[0].device.type == "cuda"
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+        return torch.optim.SGD(settings, lr=groups[0].learning_rate)
+    fused = settings[0]["params"][0].device.type == "cuda"
+    return torch.optim.AdamW(settings, fused=fused)
 
 
 def make_schedule(

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -143,59 +142,22 @@ def test_principal_components(backbone: UNetBackbone, images: Tensor) -> None:
         pictures.principal_components(backbone, images, (99,), 20, seed=0)
 
 
-def test_confusion_matrix_counts() -> None:
-    matrix = torch.tensor([[8, 2, 0], [0, 0, 0], [1, 0, 3]])
-    figure = pictures.confusion_matrix(matrix, ("a $\\broken$", "b" * 99, "c\nd"), "which $ is which")
-    axes = figure.axes[0]
-    assert {text.get_position(): text.get_text() for text in axes.texts} == {
-        (0, 0): "8", (1, 0): "2", (0, 2): "1", (2, 2): "3"
-    }  # fmt: skip
-    shares = np.asarray(axes.get_images()[0].get_array()) ** 2
-    np.testing.assert_allclose(shares, [[0.8, 0.2, 0], [0, 0, 0], [0.25, 0, 0.75]], atol=1e-9)
-    names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names == ["a $\\broken$", "b" * 23 + "\u2026", "c d"]
-    assert draw(figure)  # a dollar sign starts no formula
-
-
-@pytest.mark.parametrize(
-    ("count", "written", "labels"), [(10, True, 10), (30, True, 30), (31, False, 16), (1000, False, 25)]
-)
-def test_confusion_matrix_of_many_classes(count: int, written: bool, labels: int) -> None:
-    figure = pictures.confusion_matrix(torch.eye(count, dtype=torch.long), [str(k) for k in range(count)], "")
-    axes = figure.axes[0]
-    assert len(axes.texts) == (count if written else 0)
-    assert len(axes.get_xticks()) == len(axes.get_yticks()) == labels
-    assert max(figure.get_size_inches()) <= 10
-
-
-def test_confusion_matrix_of_other_classes() -> None:
-    with pytest.raises(AssertionError, match="2 classes"):
-        pictures.confusion_matrix(torch.eye(3), ("a", "b"), "")
-
-
-def test_accuracy_bars() -> None:
-    figure = pictures.accuracy_bars(
-        ["pixels", "linear $x", "best"],
-        [0.845, 0.903, 1.0],
-        [(0.83, 0.86), (0.89, 0.915), (0.998, 1.0)],
-        ["pixels"],
-    )
-    (axes,) = figure.axes
-    dots = {line.get_ydata()[0]: line for line in axes.lines if line.get_marker() == "o"}
-    assert [dots[row].get_xdata()[0] for row in range(3)] == pytest.approx([84.5, 90.3, 100])
-    colours = [to_hex(dots[row].get_color()) for row in range(3)]
-    assert colours == [pictures.BASELINE, pictures.ACCENT, pictures.ACCENT]
-    intervals = [line.get_xdata() for line in axes.lines if line.get_marker() == "None" and line.get_alpha()]
-    np.testing.assert_allclose(intervals, [[83, 86], [89, 91.5], [99.8, 100]])
-    assert [text.get_text() for text in axes.texts] == ["84.5", "90.3", "100.0"]
-    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first row is on top
-    assert max(axes.get_xticks()) <= 100
-    left, right = axes.get_xlim()
-    assert right - left < 1.2 * (100 - 83)
+def test_confused_pairs(images: Tensor) -> None:
+    grey = torch.randint(0, 256, (9, 1, 5, 5), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    pairs = [("a $\\broken$", "b" * 99, 1234, grey), ("cat", "dog", 1, images[:1])]
+    figure = pictures.confused_pairs(pairs)
+    rows = [figure.axes[:7], figure.axes[7:]]
+    assert [[text.get_text() for text in row[0].texts] for row in rows] == [
+        ["a $\\broken$", "\u2192 " + "b" * 23 + "\u2026", "1,234 images"],
+        ["cat", "\u2192 dog", "1 image"],
+    ]
+    assert [[len(axes.get_images()) for axes in row] for row in rows] == [[0] + 6 * [1], [0, 1] + 5 * [0]]
+    for column in range(6):
+        np.testing.assert_allclose(shown(figure, 0, 1 + column, 7), grey[column, 0] / 255, atol=1e-6)
+    np.testing.assert_allclose(shown(figure, 1, 1, 7), (images[0].permute(1, 2, 0) + 1) / 2, atol=1e-6)
     assert draw(figure)
 
 
-def test_accuracy_bars_without_baseline() -> None:
-    figure = pictures.accuracy_bars(["one"], [0.0], [(0.0, 0.0)], [])
-    assert len(figure.axes[0].lines) == 2
-    assert draw(figure)
+def test_no_confused_pairs() -> None:
+    with pytest.raises(AssertionError, match="no pair"):
+        pictures.confused_pairs([])

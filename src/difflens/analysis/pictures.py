@@ -1,10 +1,9 @@
-"""Pictures for reports: what a backbone sees, what it makes of it, and how well its heads do.
+"""Images for reports: what a backbone sees, what it makes of it, and what its heads confuse.
 
 Every function returns a matplotlib figure of its own, outside pyplot's global state.
 """
 
-from collections.abc import Collection, Sequence
-from math import ceil
+from collections.abc import Sequence
 
 import torch
 from matplotlib.axes import Axes
@@ -12,20 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
+from difflens.analysis.charts import BASELINE, INK, WIDTH, shortened
 from difflens.backbones.blocks import DiffusionBackbone
 from difflens.noise import seeded_noise
 
-ACCENT = "#2f5bd0"
-BASELINE = "#6f7680"
-INK = "#20242b"
-LINE = "#e6e8ec"
-
-# inches, to suit the report
-_WIDTH = 9.5
-_TEXT_WIDTH = 7.3
+# inches
 _TILE = 1.5
-_CELL_TEXT = 30  # the most classes whose counts fit into the cells of a confusion matrix
-_LABELS = 25  # the most labels on an axis of more classes than that
+_EXAMPLE = 0.86
+_TEXT_SHARE = 2.3  # beside the examples, for the names of two classes
+
+_EXAMPLES = 6  # images of a pair of classes
 
 
 @torch.inference_mode()
@@ -95,87 +90,32 @@ def pca_rgb(maps: Tensor) -> Tensor:
     return rgb.reshape(count, height, width, 3).permute(0, 3, 1, 2)
 
 
-def confusion_matrix(matrix: Tensor, classes: Sequence[str], title: str) -> Figure:
-    """Which classes are taken for which.
-
-    Colours are shares of a true class, on a square-root scale, so that rare confusions are seen. Cells hold
-    counts (none is 0); beyond 30 classes there are colours only, and some of the labels.
+def confused_pairs(pairs: Sequence[tuple[str, str, int, Tensor]]) -> Figure:
+    """Classes taken for others, with images: a row a pair, at most six images each.
 
     Args:
-        matrix: (K, K) counts; rows are true classes, columns predictions.
-        classes: K names.
-        title: above the matrix; may be empty.
+        pairs: at least one (true class, predicted class, count, (N, C, S, S) images, uint8 or in [-1, 1]).
     """
-    count = len(classes)
-    assert matrix.shape == (count, count), f"{count} classes, but the matrix is {tuple(matrix.shape)}"
-    matrix = matrix.cpu()
-    shares = matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
-    small = count <= _CELL_TEXT
-    side = min(_WIDTH, max(4.0, 1.8 + (0.5 if small else 0.25) * count))
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.subplots()
-    picture = axes.imshow(shares.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
-    ticks = range(0, count, 1 if small else ceil(count / _LABELS))
-    names = [_shortened(classes[k]) for k in ticks]
-    axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
-    axes.set_yticks(ticks, names, parse_math=False)
-    axes.set_xlabel("predicted", color=INK)
-    axes.set_ylabel("true", color=INK)
-    axes.set_title(title, color=INK, parse_math=False)
-    _quiet(axes)
-    if small:
-        size = 9 if count <= 15 else 6
-        for row, column in matrix.nonzero().tolist():
-            colour = "white" if shares[row, column] > 0.35 else INK
-            text = f"{int(matrix[row, column])}"
-            axes.text(column, row, text, ha="center", va="center", size=size, color=colour)
-    bar = figure.colorbar(picture, ax=axes, shrink=0.6, aspect=30, pad=0.02)
-    marks = (0, 0.01, 0.05, 0.2, 0.5, 1)
-    bar.set_ticks([mark**0.5 for mark in marks], labels=[f"{100 * mark:g} %" for mark in marks])
-    bar.set_label("of the true class", size=8, color=INK)
-    bar.ax.tick_params(length=0, labelsize=8, labelcolor=INK)
-    bar.outline.set_visible(False)
-    return figure
-
-
-def accuracy_bars(
-    names: Sequence[str],
-    top1: Sequence[float],
-    intervals: Sequence[tuple[float, float]],
-    baseline_names: Collection[str] = (),
-) -> Figure:
-    """Accuracies as dots with their intervals, from top to bottom; a dotted line marks the best baseline.
-
-    Args:
-        names: of the rows.
-        top1: shares in [0, 1].
-        intervals: (low, high) shares around them.
-        baseline_names: those of `names` to show in grey.
-    """
-    figure = Figure(figsize=(_TEXT_WIDTH, 0.9 + 0.36 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    for row, (name, value, (low, high)) in enumerate(zip(names, top1, intervals, strict=True)):
-        colour = BASELINE if name in baseline_names else ACCENT
-        ends = [100 * low, 100 * high]
-        axes.plot(ends, [row, row], color=colour, linewidth=5, alpha=0.3, solid_capstyle="round")
-        axes.plot(100 * value, row, "o", color=colour, markersize=7)
-        axes.annotate(
-            f"{100 * value:.1f}", (100 * high, row), (9, 0), textcoords="offset points", va="center", size=10,
-            color=colour if name in baseline_names else INK,
-        )  # fmt: skip
-    baselines = [value for name, value in zip(names, top1, strict=True) if name in baseline_names]
-    if baselines:
-        axes.axvline(100 * max(baselines), color=BASELINE, linewidth=1, linestyle=(0, (1, 3)), zorder=0)
-    axes.set_yticks(range(len(names)), [_shortened(name, 44) for name in names], parse_math=False)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.margins(x=0.09)
-    axes.set_xlabel("top-1 accuracy, %", color=INK)
-    left, right = axes.get_xlim()  # the margins may leave 0 .. 100, the ticks may not
-    ticks = [tick for tick in axes.get_xticks() if max(left, 0) <= tick <= min(right, 100)]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.grid(axis="x", color=LINE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    _quiet(axes)
+    assert pairs, "no pair of classes to show"
+    size = (_TEXT_SHARE + _EXAMPLES * _EXAMPLE, len(pairs) * (_EXAMPLE + 0.06))
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    figure = Figure(figsize=size, layout=layout)
+    widths = [_TEXT_SHARE, *[_EXAMPLE] * _EXAMPLES]
+    grid = figure.subplots(len(pairs), 1 + _EXAMPLES, squeeze=False, width_ratios=widths)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, (true, predicted, count, images) in zip(grid, pairs, strict=True):
+        for height, weight, colour, text in (
+            (0.78, "bold", INK, shortened(true)),
+            (0.5, "normal", INK, f"\u2192 {shortened(predicted)}"),
+            (0.22, "normal", BASELINE, f"{count:,} image{'s' * (count != 1)}"),
+        ):
+            row[0].text(
+                0, height, text, weight=weight, color=colour, size=10, va="center", transform=row[0].transAxes,
+                parse_math=False, clip_on=True,
+            )  # fmt: skip
+        for axes, image in zip(row[1:], _pixels(images[:_EXAMPLES]), strict=False):
+            _show(axes, image, "auto")
     return figure
 
 
@@ -185,32 +125,27 @@ def _noised(backbone: DiffusionBackbone, images: Tensor, t: int, seed: int) -> T
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """From [-1, 1] to [0, 1], cut off there: noise leaves the range."""
+    """uint8, or [-1, 1], to [0, 1], cut off there: noise leaves the range."""
+    if images.dtype == torch.uint8:
+        return images.cpu() / 255
     return ((images.float().cpu() + 1) / 2).clamp(0, 1)
 
 
 def _tiles(titles: Sequence[str], columns: Sequence[Tensor]) -> Figure:
     """Small images in a grid: each column is (N, C, H, W) in [0, 1], C 1 (grey) or 3, of its own size."""
     rows = len(columns[0])
-    side = min(_TILE, _WIDTH / len(columns))
+    side = min(_TILE, WIDTH / len(columns))
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02, compress=True)
     figure = Figure(figsize=(side * len(columns), side * rows + 0.45), layout=layout)
     grid = figure.subplots(rows, len(columns), squeeze=False)
     for k, (title, images) in enumerate(zip(titles, columns, strict=True)):
         grid[0, k].set_title(title, size=10, color=INK)
         for axes, image in zip(grid[:, k], images, strict=True):
-            pixels = image.permute(1, 2, 0).squeeze(2).numpy()  # imshow takes grey as (H, W)
-            axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            _show(axes, image, "nearest")
             axes.set_axis_off()
     return figure
 
 
-def _quiet(axes: Axes) -> None:
-    axes.tick_params(length=0, labelcolor=INK)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _shortened(name: str, length: int = 24) -> str:
-    line = " ".join(name.split())
-    return line if len(line) <= length else f"{line[: length - 1]}\u2026"
+def _show(axes: Axes, image: Tensor, interpolation: str) -> None:
+    pixels = image.permute(1, 2, 0).squeeze(2).numpy()  # imshow takes grey as (H, W)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation=interpolation)

@@ -1,17 +1,21 @@
 """What every source of images becomes: splits of images with labels."""
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from difflens.data.images import BadImage, decode_image, from_pil, read_image
+
+Metric = Literal["top1", "mean_per_class"]
 
 # larger splits stay in main memory and send their batches to the device
 _RESIDENT_BYTES = 2**31
@@ -119,6 +123,27 @@ class LibrarySplit(ImageSplit):
         return decode_image(source, f"{self.ids[i]} ({found['path']})" if found["path"] else self.ids[i])
 
 
+class JoinedSplit(ImageSplit):
+    """The images of several splits one after another, with indices, and so noise, of their own.
+
+    It has labels if all parts have, and is read image by image even where the parts are in memory.
+    """
+
+    def __init__(self, name: str, parts: Sequence[ImageSplit]) -> None:
+        labels = [part.labels for part in parts if part.labels is not None]
+        super().__init__(
+            name,
+            [identity for part in parts for identity in part.ids],
+            torch.cat(labels) if len(labels) == len(parts) else None,
+        )
+        self.parts = parts
+        self._ends = list(accumulate(map(len, parts)))
+
+    def image(self, i: int) -> Tensor:
+        number = bisect_right(self._ends, i)
+        return self.parts[number].image(i - self._ends[number] + len(self.parts[number]))
+
+
 class _Subset(ImageSplit):
     def __init__(self, full: ImageSplit, rows: Tensor) -> None:
         super().__init__(
@@ -142,6 +167,7 @@ class ImageData:
         spec: what `load_data` was given.
         name: for tables and reports.
         classes: their names, in the order of the labels; empty where labels were not asked for.
+        metric: what the field reports on this data set: accuracy over all images, or the mean of the classes'.
     """
 
     spec: str
@@ -149,6 +175,7 @@ class ImageData:
     classes: tuple[str, ...]
     train: ImageSplit
     test: ImageSplit
+    metric: Metric = field(default="top1", kw_only=True)
 
     def fingerprint(self) -> str:
         """Hex digest: equal for equal classes, images (by name; by content in memory) and labels."""
@@ -163,13 +190,17 @@ def numbered(name: str, count: int) -> list[str]:
 
 def hold_out(split: ImageSplit, every: int = 5) -> tuple[ImageSplit, ImageSplit]:
     """(train, test) for a source without a test split: every fifth image of each class is for testing."""
-    place = torch.arange(len(split))
-    if split.labels is not None:
-        order = split.labels.argsort(stable=True)
-        first = torch.searchsorted(split.labels[order].contiguous(), split.labels)
-        place[order] = torch.arange(len(split))
-        place -= first
-    held_out = place % every == every - 1
+    labels = torch.zeros(len(split)) if split.labels is None else split.labels
+    held_out = every_nth(labels, every)
     train, test = split.subset((~held_out).nonzero()[:, 0]), split.subset(held_out.nonzero()[:, 0])
     train.name, test.name = "train", "held-out"
     return train, test
+
+
+def every_nth(labels: Tensor, every: int) -> Tensor:
+    """(N,) bool: every so many-th image of each class, in the order of the images."""
+    order = labels.argsort(stable=True)
+    place = torch.empty(len(labels), dtype=torch.long)
+    place[order] = torch.arange(len(labels))
+    place -= torch.searchsorted(labels[order].contiguous(), labels)
+    return place % every == every - 1

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from difflens.data.idx import cache_folder
 from difflens.data.images import from_pil
-from difflens.data.split import ImageData, ImageSplit, LibrarySplit, MemorySplit, hold_out
+from difflens.data.split import ImageData, ImageSplit, LibrarySplit, MemorySplit, Metric, hold_out
 from difflens.errors import DiffLensError, listing
 
 # torchvision's signatures that do not speak for themselves: (training split, test split)
@@ -23,6 +24,10 @@ _SPECIAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "Places365": ({"split": "train-standard", "small": True}, {"split": "val", "small": True}),
 }
 _NOT_BY_NAME = ("DatasetFolder", "ImageFolder", "VisionDataset")
+# take `download` but refuse it: the files have to be there
+_NO_DOWNLOAD = ("ImageNet", "StanfordCars")
+# the field reports the mean of the classes' accuracies on these, top-1 on all others
+_MEAN_PER_CLASS = ("Caltech101", "FGVCAircraft", "Flowers102", "OxfordIIITPet")
 
 
 def load_torchvision(name: str, spec: str, labels: bool = True) -> ImageData:
@@ -39,9 +44,9 @@ def load_torchvision(name: str, spec: str, labels: bool = True) -> ImageData:
     test = test_options and _torchvision_split(make, name, "test", test_options, labels)[0]
     if not test or (labels and test.labels is None):
         train, test = hold_out(train)
-    if not labels:
-        return ImageData(spec, name, (), train, test)
-    return ImageData(spec, name, classes or _numbers(train, test), train, test)
+    metric: Metric = "mean_per_class" if name in _MEAN_PER_CLASS else "top1"
+    classes = (classes or _numbers(train, test)) if labels else ()
+    return ImageData(spec, name, classes, train, test, metric=metric)
 
 
 def load_torchvision_unlabelled(name: str) -> ImageSplit:
@@ -85,23 +90,34 @@ def _split_options(
 def _torchvision_split(
     make: Callable[..., Any], name: str, split: str, options: list[dict[str, Any]], labels: bool
 ) -> tuple[ImageSplit, tuple[str, ...]]:
-    dataset = _instantiate(make, name, options)
+    dataset = instantiate(make, name, options)
     targets = _targets(dataset, name) if labels else None
     pixels = _pixels(dataset)
     found: ImageSplit = (
         LibrarySplit(split, dataset, 0, targets) if pixels is None else MemorySplit(split, pixels, targets)
     )
-    return found, _class_names(dataset)
+    return found, class_names(dataset)
 
 
-def _instantiate(make: Callable[..., Any], name: str, options: list[dict[str, Any]]) -> Any:
+def instantiate(
+    make: Callable[..., Any], name: str, options: list[dict[str, Any]], root: Path | None = None
+) -> Any:
+    """torchvision's data set `make`, with the first of `options` whose split it has.
+
+    Args:
+        root: where its files are; None downloads them into `cache_folder()` if need be.
+
+    Raises:
+        DiffLensError: it cannot be loaded.
+    """
     parameters = inspect.signature(make).parameters
     common: dict[str, Any] = {}
     if "root" in parameters:
-        common["root"] = str(cache_folder())
-        cache_folder().mkdir(parents=True, exist_ok=True)
+        common["root"] = str(root or cache_folder())
+        if root is None:
+            cache_folder().mkdir(parents=True, exist_ok=True)
     # EMNIST and QMNIST hide `download` behind **kwargs
-    if "download" in parameters or ("kwargs" in parameters and name != "ImageNet"):
+    if root is None and {"download", "kwargs"} & {*parameters} and name not in _NO_DOWNLOAD:
         common["download"] = True
     for option in options:
         try:
@@ -111,7 +127,9 @@ def _instantiate(make: Callable[..., Any], name: str, options: list[dict[str, An
         except Exception as error:  # network, disk, checksum, a missing archive or library
             problem = error
             break
-    raise DiffLensError(f"torchvision's {name} could not be loaded: {problem}") from problem
+    raise DiffLensError(
+        f"torchvision's {name} could not be loaded: {type(problem).__name__}: {problem}"
+    ) from problem
 
 
 def _targets(dataset: Any, name: str) -> Tensor | None:
@@ -162,7 +180,8 @@ def _pixels(dataset: Any) -> Tensor | None:
     return None
 
 
-def _class_names(dataset: Any) -> tuple[str, ...]:
+def class_names(dataset: Any) -> tuple[str, ...]:
+    """The names that a torchvision data set gives its classes; none if it gives none."""
     names: Sequence[Any] = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or ()
     # ImageNet's names are tuples of synonyms
     return tuple(str(name[0] if isinstance(name, tuple) else name) for name in names)

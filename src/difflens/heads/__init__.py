@@ -8,12 +8,13 @@ from difflens.errors import DiffLensError
 from difflens.heads.base import Head, MapShape, Place
 from difflens.heads.cnn import CNNHead
 from difflens.heads.difformer import DifFormerHead
+from difflens.heads.neighbours import NeighbourHead
 from difflens.heads.vector import LinearHead, MLPHead
 
-HeadName = Literal["linear", "mlp", "cnn", "attention", "difformer"]
+HeadName = Literal["linear", "mlp", "cnn", "attention", "difformer", "knn"]
 
 __all__ = ["CNNHead", "DifFormerHead", "Head", "HeadConfig", "HeadName", "LinearHead", "MLPHead", "MapShape",
-           "Place", "make_head"]  # fmt: skip
+           "NeighbourHead", "Place", "make_head"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,13 @@ class HeadConfig:
 
     Attributes:
         name: which head.
-        pool: side that larger maps are average-pooled to; None: 2 (linear, MLP) or 16; 0: no pooling.
+        pool: side that larger maps are average-pooled to; None: 2 (linear, MLP, k-NN) or 16; 0: no pooling.
         width: of tokens (attention, DifFormer), hidden layer (MLP) or first convolution (CNN). None: the paper's
             1024 (CNN: 512) for maps of 512 channels and more; for smaller ones half the channels, but at least 64
             (CNN and MLP: 128 and 512).
         depth: transformer blocks, hidden layers or convolutions; None: 2, but 1 for the MLP.
-        dropout: in all heads but linear and CNN.
+        dropout: in all heads but linear, CNN and k-NN.
+        neighbours, bank: of the k-NN head: how many training images vote, of how many that it remembers.
     """
 
     name: HeadName = "attention"
@@ -35,6 +37,8 @@ class HeadConfig:
     width: int | None = None
     depth: int | None = None
     dropout: float = 0.0
+    neighbours: int = 20
+    bank: int = 0
 
 
 def make_head(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int) -> Head:
@@ -43,13 +47,15 @@ def make_head(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes:
     Raises:
         DiffLensError: several blocks or noise steps for the attention head, which reads one map.
     """
-    pool = config.pool if config.pool is not None else 2 if config.name in ("linear", "mlp") else 16
+    pool = config.pool if config.pool is not None else 2 if config.name in ("linear", "mlp", "knn") else 16
     side = pool or None
     channels = max(channels for channels, _, _ in shapes.values())
     large = channels >= 512
     width = config.width or (1024 if large else max(64, channels // 2))
     if config.name == "linear":
         return LinearHead(shapes, num_classes, side)
+    if config.name == "knn":
+        return NeighbourHead(shapes, num_classes, side, config.bank, config.neighbours)
     if config.name == "mlp":
         hidden = (config.width or (2048 if large else 512),) * (config.depth or 1)
         return MLPHead(shapes, num_classes, side, hidden, config.dropout)

@@ -20,10 +20,15 @@ class LinearHead(Head):
         super().__init__()
         self.pool = pool
         self.places = sorted(shapes)
-        self.classifier = nn.Linear(vector_size(shapes, pool), num_classes)
+        self.inputs = vector_size(shapes, pool)
+        self.classifier = nn.Linear(self.inputs, num_classes)
+
+    def vectors(self, features: Mapping[Place, Tensor]) -> Tensor:
+        """What the linear layer reads, (B, D)."""
+        return flatten(features, self.places, self.pool)
 
     def forward(self, features: Mapping[Place, Tensor]) -> Tensor:
-        return self.classifier(flatten(features, self.places, self.pool))
+        return self.classifier(self.vectors(features))
 
 
 class MLPHead(Head):

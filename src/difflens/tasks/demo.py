@@ -1,17 +1,16 @@
 """The main job in one command: what the bundled backbone knows, read with every head, against two baselines."""
 
-import platform
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import diffusers
 import torch
 from accelerate import Accelerator
 
 from difflens import presets
-from difflens.analysis import pictures
+from difflens.analysis import charts, pictures
+from difflens.analysis.provenance import environment
 from difflens.analysis.report import Picture, Section, Table, render
 from difflens.backbones.blocks import Backbone, DiffusionBackbone
 from difflens.backbones.load import load_backbone
@@ -22,14 +21,14 @@ from difflens.data.sources import load_data
 from difflens.data.split import ImageData
 from difflens.errors import DiffLensError, require
 from difflens.extract import FrozenExtractor
+from difflens.features import FeatureCache, read_features
 from difflens.heads import HeadConfig, HeadName, make_head
 from difflens.model import BackboneConfig, ExtractorConfig, Probe, TrainedModel
 from difflens.runs import FINISHED, RunDirectory, shown_command
-from difflens.tasks.classification import FeatureCache, TrainConfig, evaluate, extract, fit
+from difflens.tasks.classification import TrainConfig, evaluate, fit
 from difflens.tasks.evaluation import Evaluation, paired_difference
 from difflens.tasks.generation import image_grid, sample
 from difflens.training import accelerator
-from difflens.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     if not isinstance(backbone, DiffusionBackbone):
         raise DiffLensError(f"the demo needs a diffusion backbone, and {config.backbone} is none")
     run = RunDirectory(config.out, "demo", settings, resume=None)
-    with run.discard_on_error():
+    with run.working():
         return _Demo(config, data, backbone, run, process).run_all()
 
 
@@ -225,10 +224,8 @@ class _Demo:
 
     def _extract(self, extractor: Any) -> tuple[FeatureCache, FeatureCache]:
         pool = None if isinstance(extractor.backbone, PixelBackbone) else 16
-        training = TrainConfig(seed=self.config.seed)
         train, test = (
-            extract(extractor, pool, split, training, self.process)
-            for split in (self.data.train, self.data.test)
+            read_features(extractor, pool, split, self.process) for split in (self.data.train, self.data.test)
         )
         return train, test
 
@@ -261,7 +258,7 @@ class _Demo:
                       "Training times are for comparison within this run; reading features is not included.",
                       list(results).index(best)),
                 Picture(
-                    pictures.accuracy_bars(
+                    charts.accuracy_bars(
                         [_TITLES[name] for name in results], [row["top1"] for row in results.values()],
                         [row["top1_interval_95"] for row in results.values()],
                         [_TITLES[name] for name in _BASELINES],
@@ -285,7 +282,7 @@ class _Demo:
                         "A grid of generated images", scale=3),
             )),
             Section(f"Where the best head errs: {_TITLES[best]}", "", (
-                Picture(pictures.confusion_matrix(self.evaluations[best].confusion, data.classes, ""),
+                Picture(charts.confusion_matrix(self.evaluations[best].confusion, data.classes, ""),
                         "Rows are true classes, columns predictions; test images counted.",
                         "Confusion matrix of the best head"),
             )),
@@ -325,7 +322,6 @@ class _Demo:
 
     def _provenance(self, metrics: dict[str, Any]) -> dict[str, object]:
         config = self.config
-        cuda = self.process.device.type == "cuda"
         return {
             "Command": shown_command("demo", config),
             "Backbone": f"{config.backbone}, {sum(p.numel() for p in self.backbone.parameters()):,} parameters, "
@@ -335,10 +331,8 @@ class _Demo:
             f"t = {_join(self.backbone.defaults.fusion_noise_steps)}; DifFeed returns blocks "
             f"{_join(self.backbone.defaults.feedback_blocks)}",
             "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
-            "Whole run": f"{metrics['seconds']} s on "
-            f"{torch.cuda.get_device_name() if cuda else f'{torch.get_num_threads()} CPU threads'}",
-            "Versions": f"difflens {__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
-            f"Python {platform.python_version()}",
+            "Whole run": f"{metrics['seconds']} s",
+            **environment(self.process.device),
         }
 
 

@@ -1,10 +1,16 @@
 """Classification metrics from predictions, with the uncertainty of a finite test set."""
 
+import csv
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from difflens.errors import DiffLensError
 
 Z95 = 1.959964
 """Two-sided 95 % quantile of the standard normal distribution."""
@@ -65,8 +71,29 @@ class Evaluation:
             for name, hit, total in zip(self.classes, hits, totals, strict=True)
         }
 
+    @property
+    def per_class_intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals of `per_class`; classes without test images are left out."""
+        matrix = self.confusion
+        totals, hits = matrix.sum(1).tolist(), matrix.diagonal().tolist()
+        return {
+            name: wilson(hit, total)
+            for name, hit, total in zip(self.classes, hits, totals, strict=True)
+            if total
+        }
+
+    def most_confused(self, count: int = 6) -> list[tuple[int, int, int]]:
+        """The commonest mistakes as (true class, predicted class, images), at most `count`, most images first."""
+        mistakes = self.confusion.clone().fill_diagonal_(0)
+        images, cells = mistakes.flatten().sort(descending=True, stable=True)
+        return [
+            (cell // len(self.classes), cell % len(self.classes), number)
+            for number, cell in zip(images[:count].tolist(), cells[:count].tolist(), strict=True)
+            if number
+        ]
+
     def metrics(self) -> dict[str, object]:
-        """Everything above as plain values."""
+        """Accuracies and counts as plain values, for metrics.json."""
         per_class = self.per_class
         known = [value for value in per_class.values() if value is not None]
         return {
@@ -96,3 +123,43 @@ def paired_difference(a: Evaluation, b: Evaluation) -> tuple[float, float]:
     """
     difference = a.correct.double() - b.correct.double()
     return float(difference.mean()), float(Z95 * difference.std() / len(difference) ** 0.5)
+
+
+def predictions_csv(evaluation: Evaluation, ids: Sequence[str]) -> str:
+    """One line per test image: its name, true class, predicted class and that class's probability.
+
+    Args:
+        ids: of the whole split.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "class", "predicted", "probability"])
+    names = evaluation.classes
+    for row, label, ranked, confidence in zip(
+        evaluation.rows.tolist(), evaluation.labels.tolist(), evaluation.ranked[:, 0].tolist(),
+        evaluation.confidence.tolist(), strict=True,
+    ):  # fmt: skip
+        writer.writerow([ids[row], names[label], names[ranked], f"{confidence:.4f}"])
+    return text.getvalue()
+
+
+def read_predictions(path: Path, ids: Sequence[str], classes: tuple[str, ...]) -> Evaluation:
+    """What `predictions_csv` wrote; of the ranking only the best class is there.
+
+    Raises:
+        DiffLensError: the file is missing or damaged, or is of other images or classes.
+    """
+    row_of = {name: row for row, name in enumerate(ids)}
+    class_of = {name: k for k, name in enumerate(classes)}
+    try:
+        with path.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        return Evaluation(
+            torch.tensor([row_of[line["image"]] for line in lines]),
+            torch.tensor([class_of[line["class"]] for line in lines]),
+            torch.tensor([[class_of[line["predicted"]]] for line in lines]),
+            torch.tensor([float(line["probability"]) for line in lines]),
+            classes,
+        )
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise DiffLensError(f"{path} does not hold the run's predictions: {error!r}") from error

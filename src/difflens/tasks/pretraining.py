@@ -26,7 +26,15 @@ from difflens.errors import DiffLensError, listing, require
 from difflens.noise import NoiseSchedule, ScheduleName, seeded_noise
 from difflens.runs import RunDirectory, shown_command
 from difflens.tasks.generation import image_grid, sample
-from difflens.training import Precision, accelerator, epoch_seed, make_optimizer, make_schedule, progress_bar
+from difflens.training import (
+    ParameterGroup,
+    Precision,
+    accelerator,
+    epoch_seed,
+    make_optimizer,
+    make_schedule,
+    progress_bar,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ def pretrain(config: PretrainConfig) -> Path:
     process = accelerator(config.device)
     settings = {key: value for key, value in asdict(config).items() if key not in _FREE}
     run = RunDirectory(config.out, "pretrain", settings, config.resume, process)
-    with run.discard_on_error():
+    with run.working():
         return _Trainer(config, images, run, process).train()
 
 
@@ -135,9 +143,8 @@ class _Trainer:
         self.ema = [parameter.detach().clone() for parameter in self.unet.parameters()]
         self.batch_size = max(1, _given(config.batch_size) // process.num_processes)
         self.steps_per_epoch = math.ceil(math.ceil(len(images) / process.num_processes) / self.batch_size)
-        self.optimizer = make_optimizer(
-            self.unet.parameters(), "adamw", _given(config.learning_rate), config.weight_decay
-        )
+        group = ParameterGroup(self.unet.parameters(), _given(config.learning_rate), config.weight_decay)
+        self.optimizer = make_optimizer("adamw", group)
         total = _given(config.epochs) * self.steps_per_epoch
         self.rates = make_schedule(self.optimizer, "cosine", total, min(config.warmup_steps, total // 10))
         self.model = process.prepare(self.unet)

@@ -12,7 +12,8 @@ from PIL import Image
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from difflens import DiffLensError, ProbeConfig, TrainedModel, load_data, presets, probe
-from difflens.tasks import classification
+from difflens.runs import RunDirectory
+from difflens.tasks import probing
 from difflens.tasks.evaluation import Evaluation, paired_difference, wilson
 
 
@@ -87,7 +88,7 @@ def test_resuming_ends_as_an_uninterrupted_run(
     )
     expected = probe(whole)
     stopped = replace(whole, out=tmp_path / "stopped")
-    save, saved = classification.RunDirectory.save_checkpoint, []
+    save, saved = RunDirectory.save_checkpoint, []
 
     def stop_after_two(self: object, state: dict) -> None:
         save(self, state)
@@ -95,7 +96,7 @@ def test_resuming_ends_as_an_uninterrupted_run(
         if len(saved) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(classification.RunDirectory, "save_checkpoint", stop_after_two)
+    monkeypatch.setattr(RunDirectory, "save_checkpoint", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         probe(stopped)
     monkeypatch.undo()
@@ -133,7 +134,7 @@ def test_a_cache_gives_what_reading_the_images_gives(
     cached = probe(
         config(tmp_path / "cached", backbone_folder, image_tree, **changes)
     ).model.probe.own_state()
-    monkeypatch.setattr(classification, "extract", lambda *_: None)
+    monkeypatch.setattr(probing._Run, "_read", lambda *_: None)
     online = probe(
         config(tmp_path / "online", backbone_folder, image_tree, **changes)
     ).model.probe.own_state()

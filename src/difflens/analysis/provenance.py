@@ -1,0 +1,29 @@
+"""What a run stood on, for the closing table of its report."""
+
+import platform
+
+import diffusers
+import torch
+
+from difflens.version import __version__
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Hardware and versions, as rows of a report's provenance.
+
+    Args:
+        device: where the run computed.
+    """
+    return {
+        "Hardware": _hardware(device),
+        "Versions": f"difflens {__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
+        f"Python {platform.python_version()}",
+    }
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    host = f"{threads} CPU thread{'s' * (threads != 1)} ({platform.machine()})"
+    return host if device.type == "cpu" else f"{device.type}, {host}"

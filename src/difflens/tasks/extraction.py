@@ -1,0 +1,331 @@
+"""Features of a data set into a store on disk."""
+
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from difflens.data.loader import OnBadImage
+from difflens.data.sources import load_data, load_unlabelled
+from difflens.data.split import ImageSplit
+from difflens.errors import DiffLensError, listing, require
+from difflens.extract import Extractor
+from difflens.features import Reading
+from difflens.heads.base import pooled_shape
+from difflens.model import BackboneConfig, ExtractorConfig
+from difflens.noise import ScheduleName
+from difflens.runs import FINISHED, RunDirectory
+from difflens.store import (
+    CHECKSUMS,
+    DTYPES,
+    MANIFEST,
+    Layout,
+    Shard,
+    checksum,
+    manifest_of,
+    write_bytes,
+    write_images,
+    write_shard,
+)  # fmt: skip
+from difflens.training import Precision, accelerator, progress_bar
+
+StoreFormat = Literal["safetensors", "parquet"]
+StoreType = Literal["float16", "bfloat16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Write the features of a data set at chosen blocks and noise steps into a folder.
+
+    A stopped extraction goes on with --resume, and ends with the same bytes; noise steps may be added to a finished
+    one that way. `difflens probe --store` trains heads on the result.
+    """
+
+    out: Path
+    """Folder of the store."""
+    backbone: str = "fashion"
+    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, pixels, or random: before any of them."""
+    data: str = "fashion"
+    """Any data that `probe` takes."""
+    unlabelled: bool = False
+    """Take all images of `data` as one split without labels, from any folder of images."""
+    splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+    """Which splits to read."""
+    blocks: tuple[int, ...] | None = None
+    """Blocks to read. (default: those that suit DifFormer)"""
+    noise_steps: tuple[int, ...] | None = None
+    """Noise steps to read them at. (default: likewise)"""
+    pool: int = 0
+    """Average-pool larger maps to this side; 0: keep them whole."""
+    dtype: StoreType = "float16"
+    """Of the stored numbers."""
+    draws: int = 1
+    """Average the maps over so many noises."""
+    limit: int | None = None
+    """Only the first so many images of each split."""
+    seed: int = 0
+    """Of the noise."""
+    format: StoreFormat = "safetensors"
+    """parquet is a table for other programs; difflens does not read it back."""
+    shard_megabytes: int = 128
+    """About how large each file is, and so how much a stop may lose and how much memory a noise step takes."""
+    precision: Precision = "float32"
+    """Of the backbone's arithmetic."""
+    num_head_channels: int = 64
+    """Of an OpenAI checkpoint, whose weights do not show it."""
+    noise_schedule: ScheduleName = "linear"
+    """Of an OpenAI checkpoint."""
+    image_size: int | None = None
+    """Overrides the image side that the backbone was trained on."""
+    on_bad_image: OnBadImage = "error"
+    """skip leaves images out that cannot be read."""
+    workers: int | None = None
+    """Processes that decode images; None: as many as help."""
+    device: Literal["cpu"] | None = None
+    """"cpu" to stay off the GPU."""
+    resume: bool = False
+    """Complete the store in `out`."""
+
+    def check(self) -> None:
+        """DiffLensError for a number that cannot be right."""
+        require(
+            pool=(self.pool, 0, None), draws=(self.draws, 1, None), limit=(self.limit, 1, None),
+            seed=(self.seed, 0, 2**31), shard_megabytes=(self.shard_megabytes, 1, None),
+            num_head_channels=(self.num_head_channels, 1, None), image_size=(self.image_size, 1, None),
+            workers=(self.workers, 0, None),
+        )  # fmt: skip
+        if not self.splits:
+            raise DiffLensError("no split asked for: --splits takes train, test or both")
+        if self.format == "parquet" and self.dtype == "bfloat16":
+            raise DiffLensError("parquet knows no bfloat16: ask for float16 or float32")
+
+
+# What may differ between an extraction and its continuation: where and by whom the same bytes are written.
+_FREE = ("out", "resume", "device", "workers")
+
+
+def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
+    """Run `config`; several processes share the work, shard by shard.
+
+    Args:
+        announce: is told what will be written, and how large it will be, before anything is.
+
+    Returns:
+        The content of metrics.json: images, predicted and found bytes, and the SHA-256 of checksums.sha256, which
+        stands for the whole store. Besides, not in the file: "images_per_second" and "skipped_images" of this call.
+
+    Raises:
+        DiffLensError: anything in the configuration, the data or the backbone is not what it should be, the folder
+            holds another store, or the disk has too little room.
+    """
+    config.check()
+    process = accelerator(config.device)
+    sources, identity = _sources(config)
+    backbone_config = BackboneConfig(
+        config.backbone, config.num_head_channels, config.noise_schedule, config.image_size
+    )
+    backbone = backbone_config.load()
+    places = ExtractorConfig(
+        "frozen", config.blocks or backbone.defaults.fusion_blocks,
+        config.noise_steps or backbone.defaults.fusion_noise_steps, config.seed,
+        precision=config.precision, draws=config.draws,
+    )  # fmt: skip
+    fingerprint = backbone.fingerprint()
+    extractor = places.build(backbone)
+    side = config.pool or None
+    shapes = {block: pooled_shape(shape, side) for (block, _), shape in extractor.shapes().items()}
+    layout = Layout(
+        {split.name: len(split) for split in sources}, shapes, extractor.noise_steps, config.dtype,
+        config.shard_megabytes,
+    )  # fmt: skip
+    settings = {key: value for key, value in asdict(config).items() if key not in _FREE} | {
+        "blocks": extractor.blocks, "noise_steps": extractor.noise_steps, "backbone_fingerprint": fingerprint,
+        "data_fingerprint": identity["fingerprint"],
+    }  # fmt: skip
+    manifest = manifest_of(layout, {
+        "format": config.format, "seed": config.seed, "draws": config.draws, "pool": config.pool,
+        "backbone": {**asdict(backbone_config), "precision": config.precision, "fingerprint": fingerprint},
+        "preprocessing": {
+            "channels": backbone.in_channels, "side": backbone.image_size, "range": [-1, 1],
+            "steps": "EXIF orientation, RGB or grey, shorter side resized with antialiasing, centre crop",
+        },
+        "data": identity,
+    })  # fmt: skip
+    run = RunDirectory(config.out, "extract", settings, config.resume, process, growing="noise_steps")
+    with run.working():
+        return _Extraction(config, extractor, layout, sources, run, process, announce).run_all(manifest)
+
+
+def _sources(config: ExtractConfig) -> tuple[list[ImageSplit], dict[str, Any]]:
+    """The splits to read, and what the manifest says of them."""
+    if config.unlabelled:
+        whole = load_unlabelled(config.data)
+        identity: dict[str, Any] = {"name": config.data, "classes": [], "fingerprint": whole.fingerprint()}
+        splits = [whole]
+    else:
+        data = load_data(config.data)
+        identity = {"name": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint()}
+        splits = [{"train": data.train, "test": data.test}[name] for name in dict.fromkeys(config.splits)]
+    return [split.first(config.limit) for split in splits], {"spec": config.data, **identity}
+
+
+class _Extraction:
+    def __init__(
+        self,
+        config: ExtractConfig,
+        extractor: Extractor,
+        layout: Layout,
+        sources: list[ImageSplit],
+        run: RunDirectory,
+        process: Accelerator,
+        announce: Callable[[str], object],
+    ):
+        self.config, self.extractor, self.layout, self.run = config, extractor, layout, run
+        self.process, self.announce, self.out = process, announce, config.out
+        self.sources = {split.name: split for split in sources}
+        self.reading = Reading(config.workers, config.on_bad_image, [])
+        self.digests: dict[str, str] = {}
+
+    def run_all(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        missing = self._missing()
+        left = sum(
+            len(shard.rows) * len(steps) * self.layout.image_bytes + len(steps) * self.layout.file_bytes
+            for shard, steps in missing
+        )
+        self._announce(left)
+        self._require_room(left)
+        self.process.wait_for_everyone()
+        if self.process.is_main_process:
+            for split in self.sources.values():
+                write_images(self.out, split)
+            self.run.write_json(MANIFEST, manifest)
+            self.run.keep()
+        self.extractor.to(self.process.device)
+        mine = missing[self.process.process_index :: self.process.num_processes]
+        began = time.monotonic()
+        count = sum(len(shard.rows) for shard, _ in missing)
+        with progress_bar(self.process.is_main_process) as bar:
+            task = bar.add_task("extracting", total=sum(len(shard.rows) for shard, _ in mine), note="")
+            for shard, steps in mine:
+                self._write(shard, steps)
+                bar.update(task, advance=len(shard.rows))
+        self.process.wait_for_everyone()
+        rate = count / max(time.monotonic() - began, 1e-9)
+        return self._finish() | {"images_per_second": rate, "skipped_images": self._skipped()}
+
+    def _missing(self) -> list[tuple[Shard, list[int]]]:
+        """Each shard that is not whole, with the noise steps that it lacks."""
+        lacking = [
+            (shard, [t for t in self.layout.noise_steps if not (self.out / self._name(shard, t)).exists()])
+            for shard in self.layout.shards
+        ]
+        return [(shard, steps) for shard, steps in lacking if steps]
+
+    def _announce(self, left: int) -> None:
+        images = " + ".join(f"{count:,} {split}" for split, count in self.layout.images.items())
+        total = self.layout.total_bytes
+        there = "" if left == total else f", {(total - left) / 1e9:.3g} GB of them there"
+        self.announce(
+            f"{images} images, blocks {listing(sorted(self.layout.shapes))} at noise steps "
+            f"{listing(self.layout.noise_steps)}: {total:,} bytes ({total / 1e9:.3g} GB) in "
+            f"{len(self.layout.shards) * len(self.layout.noise_steps):,} shards{there}"
+        )
+
+    def _require_room(self, left: int) -> None:
+        free = shutil.disk_usage(self.out).free
+        if left > free:
+            raise DiffLensError(
+                f"{self.out} would need {left / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there: read fewer blocks "
+                "or noise steps, pool them (--pool 4), or choose another disk"
+            )
+
+    def _write(self, shard: Shard, steps: list[int]) -> None:
+        """Read the shard's images once, and write a file for each of `steps`."""
+        self.extractor.noise_steps = tuple(steps)
+        rows: list[Tensor] = []
+        parts: dict[int, dict[int, list[Tensor]]] = {t: {b: [] for b in self.extractor.blocks} for t in steps}
+        split = self.sources[shard.split]
+        for batch, found in self.reading.features(
+            self.extractor, split, shard.rows, self.config.pool or None, DTYPES[self.config.dtype]
+        ):
+            rows.append(batch.rows.cpu())
+            for (block, t), maps in found.items():
+                parts[t][block].append(maps)
+        kept = torch.cat([torch.empty(0, dtype=torch.long), *rows])
+        for t in steps:
+            blocks = parts.pop(t)
+            joined = {
+                block: torch.cat(blocks[block])
+                if rows
+                else torch.empty(0, *self.layout.shapes[block], dtype=DTYPES[self.config.dtype])
+                for block in list(blocks)
+            }
+            self._write_file(shard, t, split, kept, joined)
+
+    def _write_file(
+        self, shard: Shard, t: int, split: ImageSplit, rows: Tensor, maps: dict[int, Tensor]
+    ) -> None:
+        name = self._name(shard, t)
+        if self.config.format == "parquet":
+            write_bytes(self.out / name, _parquet(split, rows, maps))
+        else:
+            self.digests[name] = write_shard(self.out / name, rows, maps)
+
+    def _name(self, shard: Shard, t: int) -> str:
+        return shard.path(t, self.config.format).as_posix()
+
+    def _finish(self) -> dict[str, Any]:
+        """Write checksums and metrics once all is there; the same on every process."""
+        if self.process.num_processes > 1:
+            self.digests = dict(gather_object([*self.digests.items()]))
+        names = [self._name(shard, t) for shard in self.layout.shards for t in self.layout.noise_steps]
+        described = [MANIFEST, *(f"{split}/images.csv" for split in self.sources)]
+        if self.process.is_main_process:
+            for name in [*described, *names]:
+                if name not in self.digests:
+                    self.digests[name] = checksum(self.out / name)
+            lines = [f"{self.digests[name]}  {name}\n" for name in sorted([*described, *names])]
+            write_bytes(self.out / CHECKSUMS, "".join(lines).encode())
+            self.run.write_json(FINISHED, {
+                "images": dict(self.layout.images),
+                "predicted_bytes": self.layout.total_bytes,
+                "bytes": sum((self.out / name).stat().st_size for name in names),
+                "shards": len(names),
+                "sha256": checksum(self.out / CHECKSUMS),
+            })  # fmt: skip
+        self.process.wait_for_everyone()
+        return self.run.read_json(FINISHED)
+
+    def _skipped(self) -> list[str]:
+        skipped = self.reading.skipped
+        return sorted(gather_object(skipped)) if self.process.num_processes > 1 else skipped
+
+
+def _parquet(split: ImageSplit, rows: Tensor, maps: dict[int, Tensor]) -> bytes:
+    """A table: image, label, and a column of flattened maps for each block, whose shape is in the metadata."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DiffLensError('parquet needs `pip install "difflens[hub]"`, which brings pyarrow') from error
+    columns: dict[str, Any] = {"image": [split.ids[row] for row in rows.tolist()]}
+    if split.labels is not None:
+        columns["label"] = split.labels[rows].numpy()
+    for block, values in maps.items():
+        flat = pyarrow.array(values.flatten().numpy())
+        columns[f"block{block:03d}"] = pyarrow.FixedSizeListArray.from_arrays(flat, values[:1].numel() or 1)
+    table = pyarrow.table(columns).replace_schema_metadata(
+        {f"block{block:03d}": json.dumps(list(values.shape[1:])) for block, values in maps.items()}
+    )
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer)
+    return buffer.getvalue()

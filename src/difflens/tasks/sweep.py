@@ -1,0 +1,568 @@
+"""`difflens sweep`: which block, which noise step."""
+
+import csv
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from difflens.analysis.charts import accuracy_curves, heat_map
+from difflens.analysis.provenance import environment
+from difflens.analysis.report import Picture, Section, Table, render
+from difflens.backbones.blocks import Backbone
+from difflens.classifiers import (
+    LOGISTIC_STRENGTHS,
+    NEIGHBOURS,
+    RIDGE_STRENGTHS,
+    Standardiser,
+    logistic,
+    neighbour_votes,
+    ridge,
+)  # fmt: skip
+from difflens.data.labels import balanced
+from difflens.data.loader import OnBadImage
+from difflens.data.sources import load_data
+from difflens.data.split import ImageData, ImageSplit, every_nth
+from difflens.errors import DiffLensError, listing, require
+from difflens.extract import FrozenExtractor
+from difflens.features import FeatureCache, Reading, read_features
+from difflens.model import BackboneConfig, ExtractorConfig
+from difflens.noise import ScheduleName
+from difflens.runs import FINISHED, RunDirectory, shown_command
+from difflens.tasks.evaluation import Z95, wilson
+from difflens.training import Precision, accelerator
+
+ClassifierName = Literal["ridge", "logistic", "knn"]
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+# DifFormer reads at most so many blocks and noise steps, as in the paper
+_MOST_FUSED = 3
+
+# shares of the schedule at which a sweep looks if nothing is said
+_LADDER = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
+
+# the part of a time budget that is planned for; the rest is for the classifiers and for surprises
+_PLANNED = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Measure how well each block at each noise step classifies, and recommend where to read.
+
+    Trains on four fifths of some training images and judges on the others; the test split is not touched. Noise steps
+    may be added to a finished sweep with --resume, which measures the new ones only.
+    """
+
+    out: Path
+    """Run directory."""
+    backbone: str = "fashion"
+    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, or random: before any of them."""
+    data: str = "fashion"
+    """Any data that `probe` takes."""
+    noise_steps: tuple[int, ...] | None = None
+    """Noise steps to look at. (default: six, from 0.5 % to 40 % of the schedule)"""
+    blocks: tuple[int, ...] | None = None
+    """Blocks to look at. (default: all)"""
+    classifiers: tuple[ClassifierName, ...] = ("ridge",)
+    """The first one decides; ridge is in closed form."""
+    budget: tuple[str, ...] = ("5000",)
+    """At most so many images, and at most so much time: 5000, 90s, 10m, 1h, or both, as in 5000 10m."""
+    pool: int = 2
+    """Side that maps are average-pooled to."""
+    seed: int = 0
+    """Of the noise and of the choice of images."""
+    precision: Precision = "float32"
+    """Of the backbone's arithmetic."""
+    cache_gigabytes: float = 4.0
+    """Features of one noise step beyond this lie in a file in the run directory, not in memory."""
+    num_head_channels: int = 64
+    """Of an OpenAI checkpoint, whose weights do not show it."""
+    noise_schedule: ScheduleName = "linear"
+    """Of an OpenAI checkpoint."""
+    image_size: int | None = None
+    """Overrides the image side that the backbone was trained on."""
+    on_bad_image: OnBadImage = "error"
+    """skip leaves images out that cannot be read."""
+    workers: int | None = None
+    """Processes that decode images; None: as many as help."""
+    device: Literal["cpu"] | None = None
+    """"cpu" to stay off the GPU."""
+    resume: bool = False
+    """Go on with the sweep in `out`, or add noise steps to it."""
+
+    def check(self) -> None:
+        """DiffLensError for a value that cannot be right."""
+        require(
+            pool=(self.pool, 1, None), seed=(self.seed, 0, 2**31), workers=(self.workers, 0, None),
+            cache_gigabytes=(self.cache_gigabytes, 0, None), num_head_channels=(self.num_head_channels, 1, None),
+            image_size=(self.image_size, 1, None),
+        )  # fmt: skip
+        if not self.classifiers:
+            raise DiffLensError("no classifier asked for: --classifiers takes ridge, logistic and knn")
+        self.limits()
+
+    def limits(self) -> tuple[int | None, float | None]:
+        """What `budget` means: images, and seconds; None for no limit."""
+        images, seconds = None, None
+        for word in self.budget:
+            number, unit = (word[:-1], word[-1]) if word[-1:] in _UNITS else (word, "")
+            try:
+                value = float(number) * _UNITS[unit] if unit else float(int(number))
+            except ValueError:
+                value = -1.0
+            if value <= 0:
+                raise DiffLensError(
+                    f"--budget takes a number of images or a time such as 90s, 10m or 1h, not {word!r}"
+                )
+            if unit:
+                seconds = value
+            else:
+                images = int(value)
+        return images, seconds
+
+
+_FREE = ("out", "resume", "device", "workers", "cache_gigabytes", "budget")
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Where to read, judged on validation images.
+
+    Attributes:
+        block, noise_step: the single place with the highest accuracy.
+        top1, interval: its accuracy and 95 % interval, of an image set on which it was also chosen.
+        honest, honest_interval: accuracy when one half of the images chooses and the other judges, both ways.
+        cheaper: (block, noise step) of the earliest block that the images do not tell from the best; None if that is
+            the best itself.
+        fusion_blocks, fusion_noise_steps: for DifFormer.
+        fusion_top1: accuracy of the averaged scores of those.
+    """
+
+    block: int
+    noise_step: int
+    top1: float
+    interval: tuple[float, float]
+    honest: float
+    honest_interval: tuple[float, float]
+    cheaper: tuple[int, int] | None
+    fusion_blocks: tuple[int, ...]
+    fusion_noise_steps: tuple[int, ...]
+    fusion_top1: float
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What `sweep` returns.
+
+    Attributes:
+        accuracy: (T, B) by classifier, shares in [0, 1].
+        blocks, noise_steps: of its columns and rows.
+        recommendation: by the first classifier.
+        metrics: metrics.json's content.
+        commands: what to run next.
+    """
+
+    accuracy: dict[str, Tensor]
+    blocks: tuple[int, ...]
+    noise_steps: tuple[int, ...]
+    recommendation: Recommendation
+    metrics: dict[str, Any]
+    commands: tuple[str, ...]
+
+
+def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: None) -> SweepResult:
+    """Run `config` and fill its run directory.
+
+    Args:
+        announce: is told how many images the sweep will use, and of each noise step that is done.
+
+    Raises:
+        DiffLensError: anything in the configuration, the data or the backbone is not what it should be.
+    """
+    config.check()
+    began = time.monotonic()
+    process = accelerator(config.device)
+    if process.num_processes > 1:
+        raise DiffLensError("a sweep runs in one process; `difflens extract` runs in several")
+    data = load_data(config.data)
+    if len(data.classes) < 2:
+        raise DiffLensError(f"a sweep needs at least two classes, and {data.name} has {len(data.classes)}")
+    backbone_config = BackboneConfig(
+        config.backbone, config.num_head_channels, config.noise_schedule, config.image_size
+    )
+    backbone = backbone_config.load()
+    fingerprint = backbone.fingerprint()
+    blocks = backbone.check_blocks(config.blocks or [block.index for block in backbone.blocks])
+    steps = backbone.check_noise_steps(config.noise_steps or _ladder(backbone))
+    ExtractorConfig("frozen", blocks, steps, precision=config.precision).build(backbone)
+    settings = {key: value for key, value in asdict(config).items() if key not in _FREE} | {
+        "blocks": blocks, "noise_steps": steps, "backbone_fingerprint": fingerprint,
+        "data_fingerprint": data.fingerprint(),
+    }  # fmt: skip
+    run = RunDirectory(config.out, "sweep", settings, config.resume, process, growing="noise_steps")
+    with run.working():
+        backbone.to(process.device)
+        return _Sweep(config, data, backbone, blocks, steps, run, process, announce, began).run_all()
+
+
+def _ladder(backbone: Backbone) -> list[int]:
+    return sorted({int(share * backbone.num_noise_steps) for share in _LADDER})
+
+
+class _Sweep:
+    def __init__(
+        self,
+        config: SweepConfig,
+        data: ImageData,
+        backbone: Backbone,
+        blocks: tuple[int, ...],
+        steps: tuple[int, ...],
+        run: RunDirectory,
+        process: Accelerator,
+        announce: Callable[[str], object],
+        began: float,
+    ):
+        self.config, self.data, self.backbone, self.blocks, self.steps = config, data, backbone, blocks, steps
+        self.run, self.process, self.announce, self.began = run, process, announce, began
+        self.reading = Reading(config.workers, config.on_bad_image, [])
+        self.seconds = config.limits()[1]
+
+    def run_all(self) -> SweepResult:
+        split = self._images()
+        self.announce(
+            f"{len(split):,} training images, of which a fifth judges; {len(self.blocks)} blocks at noise steps "
+            f"{listing(self.steps)}"
+        )
+        done: dict[int, dict[str, Tensor]] = {}
+        for t in self.steps:
+            found = self._stored(t)
+            if found is None:
+                if self.seconds is not None and done and time.monotonic() - self.began > self.seconds:
+                    break
+                found = self._measure(split, t)
+                self.run.write_with(f"steps/t{t:05d}.safetensors", partial(save_file, found))
+                self.run.keep()
+                best = int(found["accuracy"][0].argmax())
+                self.announce(
+                    f"t = {t}: best block {self.blocks[best]}, {100 * float(found['accuracy'][0, best]):.2f} %"
+                )
+            done[t] = found
+        return self._conclude(split, done)
+
+    def _images(self) -> ImageSplit:
+        """The training images that the budget allows, the same ones after a resume."""
+        if (self.run.path / "images.json").exists():
+            count = int(self.run.read_json("images.json")["images"])
+        else:
+            count = self._affordable()
+            self.run.write_json("images.json", {"images": count})
+        return self.data.train.subset(balanced(self.data.train, count, self.config.seed))
+
+    def _affordable(self) -> int:
+        images, seconds = self.config.limits()
+        train = self.data.train
+        count = min(len(train), images or len(train))
+        least = min(len(train), 5 * len(self.data.classes))
+        if seconds is not None:
+            pilot = train.subset(balanced(train, 128, self.config.seed))
+            extractor = FrozenExtractor(self.backbone, self.blocks, self.steps[:1], self.config.seed)
+            for _ in range(2):  # the first reading also warms up
+                started = time.monotonic()
+                read_features(extractor, self.config.pool, pilot, self.process, self.reading)
+                each = (time.monotonic() - started) / len(pilot)
+            count = min(count, int(_PLANNED * seconds / (len(self.steps) * each)))
+        if count < least:
+            raise DiffLensError(
+                f"the budget {' '.join(self.config.budget)} allows {count} images, and {len(self.data.classes)} classes "
+                f"at {len(self.steps)} noise steps need at least {least}: allow more, or look at fewer noise steps"
+            )
+        return count
+
+    def _stored(self, t: int) -> dict[str, Tensor] | None:
+        path = self.run.path / "steps" / f"t{t:05d}.safetensors"
+        if not path.exists():
+            return None
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise DiffLensError(f"{path} is damaged: delete it and run again with --resume") from error
+
+    def _measure(self, split: ImageSplit, t: int) -> dict[str, Tensor]:
+        """All blocks at one noise step, which one pass through the backbone reads.
+
+        Returns:
+            "accuracy" (classifiers, B); "scores" (B, V, K) float16 of the first classifier on the validation images;
+            "labels" (V,).
+        """
+        extractor = FrozenExtractor(self.backbone, self.blocks, (t,), self.config.seed)
+        spill = self.run.path / "cache"
+        cache = read_features(
+            extractor, self.config.pool, split, self.process, self.reading, self.config.cache_gigabytes, spill
+        )
+        held_out = every_nth(cache.labels, 5)
+        labels = cache.labels.to(self.process.device)
+        accuracy, scores = [], []
+        for block in self.blocks:
+            features = self._matrix(cache, (block, t))
+            by_classifier = [
+                _judge(name, features, labels, held_out, len(self.data.classes))
+                for name in self.config.classifiers
+            ]
+            accuracy.append(
+                [float((each.argmax(1) == labels[held_out]).double().mean()) for each in by_classifier]
+            )
+            scores.append(_comparable(by_classifier[0]).half().cpu())
+        for file in spill.glob("*.bin"):
+            file.unlink()
+        return {
+            "accuracy": torch.tensor(accuracy, dtype=torch.float64).T.contiguous(),
+            "scores": torch.stack(scores),
+            "labels": cache.labels[held_out].contiguous(),
+        }
+
+    def _matrix(self, cache: FeatureCache, place: tuple[int, int]) -> Tensor:
+        maps = cache.maps[place]
+        return maps[torch.arange(len(cache))].flatten(1).to(self.process.device).float()
+
+    def _conclude(self, split: ImageSplit, done: dict[int, dict[str, Tensor]]) -> SweepResult:
+        config, steps = self.config, tuple(done)
+        accuracy: dict[str, Tensor] = {
+            name: torch.stack([done[t]["accuracy"][k] for t in steps])
+            for k, name in enumerate(config.classifiers)
+        }
+        labels = done[steps[0]]["labels"]
+        best = recommend(torch.stack([done[t]["scores"] for t in steps]), labels, self.blocks, steps)
+        commands = self._commands(best)
+        metrics: dict[str, Any] = {
+            "accuracy": {name: values.tolist() for name, values in accuracy.items()},
+            "blocks": self.blocks,
+            "noise_steps": steps,
+            "not_measured": [t for t in self.steps if t not in done],
+            "images": len(split),
+            "validation_images": len(labels),
+            "recommended": asdict(best),
+            "next": commands,
+            "skipped_images": self.reading.skipped,
+        }
+        table = _table(self.backbone, self.blocks, steps, accuracy, len(labels))
+        self.run.write("table.csv", table)
+        roles = [self.backbone.block(block).role for block in self.blocks]
+        place = (best.block, best.noise_step)
+        figure = heat_map(accuracy[config.classifiers[0]], self.blocks, steps, roles, place)
+        self.run.write_with("heatmap.png", lambda path: figure.savefig(path, dpi=160))
+        self.run.write("report.html", self._report(accuracy, steps, best, metrics))
+        self.run.write_json(FINISHED, metrics)
+        return SweepResult(accuracy, self.blocks, steps, best, metrics, commands)
+
+    def _commands(self, best: Recommendation) -> tuple[str, ...]:
+        config = self.config
+        given = {
+            "--backbone": config.backbone, "--num-head-channels": config.num_head_channels,
+            "--noise-schedule": config.noise_schedule, "--image-size": config.image_size, "--data": config.data,
+        }  # fmt: skip
+        defaults = {"--num-head-channels": 64, "--noise-schedule": "linear", "--image-size": None}
+        start = " ".join(
+            [
+                "difflens probe",
+                *(f"{k} {v}" for k, v in given.items() if k not in defaults or v != defaults[k]),
+            ]
+        )
+        fused = " ".join(map(str, best.fusion_blocks)), " ".join(map(str, best.fusion_noise_steps))
+        return (
+            f"{start} --head attention --blocks {best.block} --noise-steps {best.noise_step} --out DIR",
+            f"{start} --head difformer --blocks {fused[0]} --noise-steps {fused[1]} --out DIR",
+        )
+
+    def _report(
+        self,
+        accuracy: dict[str, Tensor],
+        steps: tuple[int, ...],
+        best: Recommendation,
+        metrics: dict[str, Any],
+    ) -> str:
+        config, place = self.config, (best.block, best.noise_step)
+        roles = [self.backbone.block(block).role for block in self.blocks]
+        validation = metrics["validation_images"]
+        sections = [Section("Where to read", describe(best, validation), (
+            Table(("For", "Blocks", "Noise steps", "Validation accuracy, %"), [
+                ("one map", str(best.block), str(best.noise_step), f"{100 * best.top1:.2f}"),
+                ("DifFormer", _words(best.fusion_blocks), _words(best.fusion_noise_steps), f"{100 * best.fusion_top1:.2f}"),
+            ], "DifFormer's figure is of averaged scores of the single places, a stand-in for training it."),
+        ))]  # fmt: skip
+        if metrics["not_measured"]:
+            sections.append(Section("Not measured", f"The time budget ended before noise steps "
+                                    f"{_words(metrics['not_measured'])}; --resume goes on with them."))  # fmt: skip
+        for name, values in accuracy.items():
+            first = name == config.classifiers[0]
+            marked = place if first else None
+            sections.append(Section(f"Accuracy of every place: {_TITLES[name]}", "" if first else "For comparison.", (
+                Picture(heat_map(values, self.blocks, steps, roles, marked),
+                        f"Validation accuracy in per cent; {_TITLES[name]} on maps pooled to {config.pool} x {config.pool}.",
+                        f"Heat map of accuracy by block and noise step, {name}"),
+                *((Picture(accuracy_curves(values, self.blocks, steps, place), "The same figures as curves.",
+                           "Accuracy by block, and by noise step"),) if first else ()),
+            )))  # fmt: skip
+        main = accuracy[config.classifiers[0]]
+        sections.append(Section("All figures", "", (
+            Table(("Block", "Part", *(f"t = {t}" for t in steps)), [
+                (str(block), roles[k], *(f"{100 * float(value):.2f}" for value in main[:, k]))
+                for k, block in enumerate(self.blocks)
+            ], f"{_TITLES[config.classifiers[0]]}, validation accuracy in per cent.", self.blocks.index(best.block)),
+        )))  # fmt: skip
+        sections.append(Section("Next", "\n\n".join(metrics["next"])))
+        provenance = {
+            "Command": shown_command("sweep", config),
+            "Backbone": f"{config.backbone}, fingerprint {self.backbone.fingerprint()[:12]}",
+            "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
+            "Images": f"{metrics['images']:,} training images, equally many of each class where possible; "
+            f"{validation:,} of them validate. The test split was not read.",
+            "Seed": config.seed,
+            **environment(self.process.device),
+        }
+        lead = f"How well a simple classifier reads each block of {config.backbone} at each noise step on {self.data.name}."
+        return render("Which block, which noise step", lead, sections, provenance)
+
+
+_TITLES = {"ridge": "ridge regression", "logistic": "logistic regression", "knn": "nearest neighbours"}
+
+
+def recommend(
+    scores: Tensor, labels: Tensor, blocks: Sequence[int], noise_steps: Sequence[int]
+) -> Recommendation:
+    """Where to read, from scores of every place on validation images.
+
+    Args:
+        scores: (T, B, V, K), comparable between places.
+        labels: (V,) long.
+        blocks, noise_steps: B and T of them.
+    """
+    correct = scores.argmax(-1) == labels
+    t, b = _best_cell(correct)
+    count = len(labels)
+    hits = int(correct[t, b].sum())
+    honest = 0
+    for judges in (torch.arange(count) % 2 == 0, torch.arange(count) % 2 == 1):
+        honest += int(correct[_best_cell(correct[..., ~judges])][judges].sum())
+    ts, bs = _fusion(scores, labels, (t, b))
+    fused = _fused_accuracy(scores, labels, ts, bs)
+    cheap_t, cheap_b = _cheapest(correct, (t, b))
+    return Recommendation(
+        blocks[b], noise_steps[t], hits / count, wilson(hits, count), honest / count, wilson(honest, count),
+        None if cheap_b == b else (blocks[cheap_b], noise_steps[cheap_t]),
+        tuple(sorted(blocks[k] for k in bs)), tuple(sorted(noise_steps[k] for k in ts)), fused,
+    )  # fmt: skip
+
+
+def describe(best: Recommendation, images: int) -> str:
+    """The recommendation in words."""
+    low, high = (100 * bound for bound in best.interval)
+    honest_low, honest_high = (100 * bound for bound in best.honest_interval)
+    text = (
+        f"Block {best.block} at noise step {best.noise_step}: {100 * best.top1:.2f} % of {images:,} validation images "
+        f"(95 % interval {low:.2f} to {high:.2f}). It was chosen on these images, so that is a little too good; when one "
+        f"half of them chooses and the other half judges, {100 * best.honest:.2f} % ({honest_low:.2f} to "
+        f"{honest_high:.2f})."
+    )
+    if best.cheaper is not None:
+        block, t = best.cheaper
+        text += f" Block {block} at noise step {t} costs less, and these images do not tell it from the best."
+    return text
+
+
+def _best_cell(correct: Tensor) -> tuple[int, int]:
+    """(t, b) of the most hits in (T, B, V); of equal ones the earliest block, then the first noise step."""
+    hits = correct.sum(-1).T.flatten()
+    b, t = divmod(int(hits.argmax()), correct.shape[0])
+    return t, b
+
+
+def _cheapest(correct: Tensor, best: tuple[int, int]) -> tuple[int, int]:
+    """(t, b) of the earliest block with a place whose paired 95 % interval to the best place includes 0."""
+    difference = correct.double() - correct[best].double()
+    half = Z95 * difference.std(-1) / correct.shape[-1] ** 0.5
+    near = difference.mean(-1) + half >= 0
+    near[best] = True
+    b = int(near.any(0).nonzero()[0])
+    t = int(torch.where(near[:, b], correct[:, b].sum(-1), -1).argmax())
+    return t, b
+
+
+def _fusion(scores: Tensor, labels: Tensor, best: tuple[int, int]) -> tuple[set[int], set[int]]:
+    """Noise steps and blocks whose averaged scores do best, found greedily from the best place.
+
+    Each round adds the block or the noise step that helps most, to at most three of each. The first addition is made
+    even if it does not help, since one place is no fusion.
+    """
+    ts, bs = {best[0]}, {best[1]}
+    reached = _fused_accuracy(scores, labels, ts, bs)
+    while True:
+        options = [(ts | {t}, bs) for t in range(scores.shape[0]) if t not in ts and len(ts) < _MOST_FUSED]
+        options += [(ts, bs | {b}) for b in range(scores.shape[1]) if b not in bs and len(bs) < _MOST_FUSED]
+        if not options:
+            return ts, bs
+        values = [_fused_accuracy(scores, labels, *option) for option in options]
+        found = max(values)
+        if found <= reached and len(ts) * len(bs) > 1:
+            return ts, bs
+        (ts, bs), reached = options[values.index(found)], found
+
+
+def _fused_accuracy(scores: Tensor, labels: Tensor, ts: set[int], bs: set[int]) -> float:
+    total = sum(scores[t, b].float() for t in ts for b in bs)
+    assert isinstance(total, Tensor)
+    return float((total.argmax(-1) == labels).double().mean())
+
+
+def _judge(name: ClassifierName, features: Tensor, labels: Tensor, held_out: Tensor, classes: int) -> Tensor:
+    """Scores (V, K) of the held-out images by the classifier with its best strength or number of neighbours."""
+    x, y, judged, truth = features[~held_out], labels[~held_out], features[held_out], labels[held_out]
+    if name == "knn":
+        found = neighbour_votes(x, y, judged, classes, NEIGHBOURS)
+    else:
+        standardise = Standardiser(x)
+        x, judged = standardise(x), standardise(judged)
+        if name == "ridge":
+            models = ridge(x, y, classes, [len(x) * strength for strength in RIDGE_STRENGTHS])
+        else:
+            models = logistic(x, y, classes, LOGISTIC_STRENGTHS)
+        found = [model(judged) for model in models]
+    return max(found, key=lambda scores: int((scores.argmax(1) == truth).sum()))
+
+
+def _comparable(scores: Tensor) -> Tensor:
+    """Scores on one scale for all places, in the range of float16."""
+    return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True).clamp(min=1e-6).mean()
+
+
+def _table(
+    backbone: Backbone, blocks: Sequence[int], steps: Sequence[int], accuracy: dict[str, Tensor], images: int
+) -> str:
+    """table.csv: a line a place."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["noise_step", "block", "part", "channels", "stride", "classifier", "accuracy", "low_95", "high_95"]
+    )
+    for name, values in accuracy.items():
+        for k, t in enumerate(steps):
+            for block, value in zip(blocks, values[k].tolist(), strict=True):
+                low, high = wilson(round(value * images), images)
+                what = backbone.block(block)
+                writer.writerow([
+                    t, block, what.role, what.channels, what.stride, name, f"{value:.4f}", f"{low:.4f}", f"{high:.4f}",
+                ])  # fmt: skip
+    return text.getvalue()
+
+
+def _words(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
