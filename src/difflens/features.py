@@ -61,13 +61,19 @@ class Reading:
     ) -> Iterator[tuple[Batch, dict[Place, Tensor]]]:
         """Each batch with its maps, pooled to `side` and turned into `dtype`, on the CPU.
 
+        The backbone always sees `READ_BATCH` images, a smaller batch with its last image repeated: kernels choose their
+        order of summation by the size of the batch, so the last bits of an image's features would depend on it.
+
         Raises:
             DiffLensError: a feature is not finite, or overflows `dtype`.
         """
         with evaluating(extractor):
             for batch in self.batches(extractor, split, rows):
-                found = extractor(to_float(batch.images), batch.index)
-                yield batch, {place: _converted(maps, place, side, dtype) for place, maps in found.items()}
+                filled = torch.arange(READ_BATCH, device=batch.index.device).clamp(max=len(batch) - 1)
+                found = extractor(to_float(batch.images[filled]), batch.index[filled])
+                yield batch, {
+                    place: _converted(maps[: len(batch)], place, side, dtype) for place, maps in found.items()
+                }
 
 
 class Maps(Protocol):
