@@ -53,6 +53,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "attention": {"learning_rate": 3e-3, "epochs": 12, "mixup": 0.5},
     "difformer": {"learning_rate": 3e-3, "epochs": 6, "mixup": 0.5},
     "diffeed": {"learning_rate": 2e-3, "epochs": 2, "augment": "flip"},
+    "knn": {"epochs": 0},
 }
 
 # What else a fine-tuned backbone needs, with any head.
@@ -64,7 +65,7 @@ FINETUNING: dict[str, Any] = {
     "epochs": 3,
 }
 
-# The recipes above are for thousands of images; with fewer, the epochs grow so that the steps do not get fewer.
+# With fewer training images than this, the recipes' epochs grow, so that they make no fewer steps.
 FEW_IMAGES = 2000
 
 # The paper's runs on ImageNet-1k with ADM-256: SGD without momentum or weight decay, learning rate x0.1 every 7 of 28

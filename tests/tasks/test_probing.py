@@ -263,3 +263,199 @@ def test_bundled_data_by_default() -> None:
     resolved = ProbeConfig(out=Path("x")).resolved()
     assert (resolved.backbone, resolved.data, resolved.head) == ("fashion", "fashion", "attention")
     assert len(load_data(resolved.data).classes) == 10
+
+
+def comparable(metrics: dict) -> dict:
+    return {key: value for key, value in metrics.items() if key != "train_seconds"}
+
+
+def test_seeds_are_runs_of_their_own(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    """Each equals the run with that seed alone; mean and standard deviation are theirs; a resume repeats nothing."""
+    many = config(
+        tmp_path / "many", backbone_folder, image_tree, seed=4, seeds=2, label_fraction=0.5, epochs=None
+    )
+    result = probe(many)
+    singles = [probe(replace(many, out=tmp_path / str(seed), seed=seed, seeds=1)).metrics for seed in (4, 5)]
+    assert [comparable(run) for run in result.metrics["runs"]] == [comparable(single) for single in singles]
+    values = torch.tensor([single["top1"] for single in singles], dtype=torch.float64)
+    assert result.metrics["top1"] == pytest.approx(float(values.mean()))
+    assert result.metrics["top1_std"] == pytest.approx(float(values.std()))
+    assert TrainedModel.load(many.out).info["seed"] == 4
+    (many.out / "metrics.json").unlink()
+    again = probe(replace(many, resume=True))
+    assert again.metrics == result.metrics
+    for ours, theirs in zip(again.evaluations, result.evaluations, strict=True):
+        assert torch.equal(ours.confusion, theirs.confusion)
+
+
+def test_few_labels_are_the_same_for_every_head(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    fit = probing.fit
+    monkeypatch.setattr(
+        probing, "fit", lambda probe, split, *rest: (seen.append(split.ids), fit(probe, split, *rest))[1]
+    )
+    for head in ("linear", "cnn"):
+        out = tmp_path / head
+        metrics = probe(
+            config(out, backbone_folder, image_tree, head=head, width=8, label_fraction=0.25)
+        ).metrics
+        assert metrics["train_images"] == 9
+    assert seen[0] == seen[1]
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{name}\n" for name in seen[0]))
+    probe(config(tmp_path / "listed", backbone_folder, image_tree, label_list=names))
+    assert seen[2] == seen[0]
+
+
+def test_few_images_get_more_epochs(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    run = config(tmp_path / "run", backbone_folder, image_tree, epochs=None, batch_size=None)
+    # 36 images are one step of the default batch of 128
+    expected = presets.HEADS["linear"]["epochs"] * math.ceil(presets.FEW_IMAGES / 128)
+    assert probe(run).metrics["epochs"] == expected
+    assert probe(replace(run, out=tmp_path / "asked", epochs=3)).metrics["epochs"] == 3
+
+
+def test_nearest_neighbours(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    result = probe(config(tmp_path / "run", backbone_folder, image_tree, head="knn"))
+    assert [record["k"] for record in result.metrics["neighbours"]] == [5, 10, 20, 200]
+    (chosen,) = (record for record in result.metrics["neighbours"] if record["chosen"])
+    assert chosen["validation_top1"] == max(r["validation_top1"] for r in result.metrics["neighbours"])
+    assert chosen["top1"] == result.metrics["top1"] > 0.6
+    assert result.metrics["trainable_parameters"] == 0
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    torch.testing.assert_close(
+        TrainedModel.load(tmp_path / "run").probabilities(images), result.model.probabilities(images)
+    )
+
+
+def test_the_grid_chooses_on_training_images_only(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(tmp_path / "grid", backbone_folder, image_tree, grid=True, epochs=4)
+    read: list[str] = []
+    real = probing._Run._read
+    monkeypatch.setattr(
+        probing._Run, "_read", lambda self, split: (read.append(split.name), real(self, split))[1]
+    )
+    choose = probing.choose_linear
+    counts: list[int] = []
+    monkeypatch.setattr(
+        probing,
+        "choose_linear",
+        lambda head, cache, *rest: (counts.append(len(cache)), choose(head, cache, *rest))[1],
+    )
+    metrics = probe(run).metrics
+    assert counts == [36]
+    assert len(metrics["grid"]) == 15
+    (best,) = (record for record in metrics["grid"] if record["chosen"])
+    assert best["validation_top1"] == max(record["validation_top1"] for record in metrics["grid"])
+    plain = probe(replace(
+        run, out=tmp_path / "plain", grid=False, learning_rate=best["learning_rate"], weight_decay=best["weight_decay"]
+    )).metrics  # fmt: skip
+    assert plain["confusion_matrix"] == metrics["confusion_matrix"]
+
+
+@pytest.mark.parametrize("head", ["linear", "attention", "difformer", "knn"])
+def test_a_store_gives_what_the_backbone_gives(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, head: str
+) -> None:
+    from difflens import ExtractConfig, extract
+
+    places = {"blocks": (5, 6), "noise_steps": (2, 5)} if head == "difformer" else {}
+    direct = config(
+        tmp_path / "direct", backbone_folder, image_tree, head=head, width=16, label_fraction=0.5, **places
+    )
+    extract(ExtractConfig(
+        out=tmp_path / "store", backbone=direct.backbone, data=str(image_tree), blocks=(5, 6), noise_steps=(2, 5),
+        pool=2 if head in ("linear", "knn") else 0, device="cpu", workers=0,
+    ))  # fmt: skip
+    stored = replace(direct, out=tmp_path / "stored", store=tmp_path / "store")
+    first, second = probe(direct), probe(stored)
+    assert comparable(first.metrics) == comparable(second.metrics)
+    for name, value in first.model.probe.own_state().items():
+        assert torch.equal(value, second.model.probe.own_state()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "message"),
+    [
+        ({}, {"blocks": (7,)}, "no block 7 at noise step 5"),
+        ({}, {"noise_steps": (6,)}, "no block 6 at noise step 6"),
+        ({"backbone": "random"}, {}, "its backbone was random:.*, with other weights than"),
+        ({"pool": 1}, {}, "pooled to side 1, and the head reads maps of side 2: give --pool 1"),
+        ({"limit": 20}, {}, "lacks 16 of the 36 train images, train/green/6.png for example"),
+        ({"unlabelled": True}, {}, "its data was"),
+        ({}, {"precision": "bfloat16"}, "its backbone ran in float32, not in bfloat16"),
+        ({}, {"draws": 2}, "averages over 1 draws, not over 2"),
+    ],
+    ids=str,
+)
+def test_a_store_that_does_not_fit_is_refused(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, made: dict, asked: dict, message: str
+) -> None:
+    from difflens import ExtractConfig, extract
+
+    if "backbone" in made:
+        made = {"backbone": f"random:{backbone_folder}"}
+    base = {"backbone": str(backbone_folder), "data": str(image_tree), "blocks": (6,), "noise_steps": (5,)}
+    extract(ExtractConfig(**{**base, "out": tmp_path / "store", "device": "cpu", "workers": 0, **made}))
+    with pytest.raises(DiffLensError, match=message):
+        probe(config(tmp_path / "run", backbone_folder, image_tree, store=tmp_path / "store", **asked))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label_fraction": 0.01}, "leaves no image of blue, green, red"),
+        ({"label_fraction": 1.5}, "must be above 0 and at most 1"),
+        ({"label_fraction": 0.5, "label_list": Path("x")}, "give one of them"),
+        ({"label_list": Path("/nowhere.txt")}, "/nowhere.txt"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"layer_decay": 2.0}, "layer-decay is 2"),
+        ({"grid": True, "head": "mlp"}, "the grid is for the linear head, not for mlp"),
+        ({"grid": True, "augment": "flip"}, "read frozen features of unchanged images"),
+        ({"head": "knn", "extractor": "finetuned"}, "read frozen features of unchanged images"),
+        ({"head": "diffeed", "store": Path("x")}, "a store holds frozen features"),
+        ({"store": Path("/nowhere")}, "not a feature store"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        probe(config(tmp_path / "run", backbone_folder, image_tree, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_layers_learn_at_their_own_rates(backbone_folder: Path) -> None:
+    """Geometric from the head down; every trained parameter once; frozen ones nowhere."""
+    from difflens import FineTunedExtractor, HeadConfig, Probe, load_backbone, make_head
+
+    extractor = FineTunedExtractor(load_backbone(str(backbone_folder)), (6,), (5,), from_block=3)
+    probed = Probe(extractor, make_head(HeadConfig("linear"), extractor.shapes(), 3))
+    groups = probed.parameter_groups(0.1, 0.0, 0.5)
+    rates = {id(p): group.learning_rate for group in groups for p in group.parameters if p.requires_grad}
+    trained = [p for p in probed.parameters() if p.requires_grad]
+    assert {id(p) for p in trained} == set(rates)
+    assert sum(len([p for p in g.parameters if p.requires_grad]) for g in groups) == len(trained)
+    assert all(rates[id(p)] == 0.1 for p in probed.head.parameters())
+    for block in range(3, 7):
+        for module in extractor.backbone.modules_of(block):
+            assert all(rates[id(p)] == pytest.approx(0.1 * 0.5 ** (7 - block)) for p in module.parameters())
+    assert len(probed.parameter_groups(0.1, 0.0, 1.0)) == 1
+
+
+def test_the_report_opens_in_a_browser(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    from tests.browser import open_in_browser
+
+    probe(config(tmp_path / "run", backbone_folder, image_tree, grid=True, seeds=2, epochs=1))
+    dom, console = open_in_browser(tmp_path / "run" / "report.html")
+    assert console == []
+    for heading in ("Result", "Training", "Per class", "Most confused", "Confusion matrix", "Provenance"):
+        assert heading in dom
+    assert "--grid" in dom
+    assert "--seeds 2" in dom

@@ -148,8 +148,9 @@ class ProbeConfig:
             field.name: recipe.get(field.name, general.get(field.name))
             for field in fields(self)
             if getattr(self, field.name) is None
-            and field.name != "epochs"  # they depend on the number of images
         }
+        if self.epochs is None and "epochs" not in presets.PROBE.get(self.preset or "", {}):
+            filled["epochs"] = None  # they depend on the number of images
         return replace(self, **filled)
 
     def check(self) -> None:
@@ -304,7 +305,9 @@ def _epochs(config: ProbeConfig, images: int) -> int:
     if config.epochs is not None:
         return config.epochs
     epochs: int = config.recipe()["epochs"]
-    return epochs if config.preset else math.ceil(epochs * max(1, presets.FEW_IMAGES / images))
+    assert config.batch_size is not None
+    enough, steps = (math.ceil(count / config.batch_size) for count in (presets.FEW_IMAGES, images))
+    return math.ceil(epochs * max(1, enough / steps))
 
 
 def _plan(
