@@ -115,6 +115,13 @@ def test_predict_skips_or_stops_at_a_bad_image(
         (["probe", "--noise-steps", "5000", "--out", "OUT"], "noise step 5000"),
         (["pretrain", "--data", "nowhere", "--out", "OUT"], "nowhere"),
         (["demo", "--backbone", "pixels", "--out", "OUT"], "needs a diffusion backbone"),
+        (["extract", "--blocks", "99", "--out", "OUT"], "no block 99"),
+        (["extract", "--data", "cub:EMPTY", "--out", "OUT"], "images.txt"),
+        (["sweep", "--noise-steps", "5000", "--out", "OUT"], "noise step 5000"),
+        (["sweep", "--budget", "lots", "--out", "OUT"], "not 'lots'"),
+        (["probe", "--label-list", "nowhere.txt", "--out", "OUT"], "nowhere.txt"),
+        (["probe", "--label-fraction", "0.0001", "--out", "OUT"], "leaves no image of"),
+        (["probe", "--store", "EMPTY", "--out", "OUT"], "not a feature store"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -127,7 +134,8 @@ def test_mistakes_exit_with_2_and_a_message(
 ) -> None:
     (tmp_path / "empty").mkdir()
     names = {"MODEL": trained[0], "IMAGES": trained[1], "OUT": tmp_path / "out", "EMPTY": tmp_path / "empty"}
-    assert run(*(names.get(argument, argument) for argument in arguments)) == 2
+    words = [names.get(word, word.replace("EMPTY", str(names["EMPTY"]))) for word in arguments]
+    assert run(*words) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from difflens import runs
 from difflens.errors import DiffLensError
 from difflens.runs import RunDirectory
 
@@ -32,6 +33,30 @@ def test_another_run_is_refused_and_what_differs_is_named(tmp_path: Path) -> Non
         RunDirectory(tmp_path / "run", "probe", {"seed": 1, "blocks": [1, 2]}, resume=True)
     with pytest.raises(DiffLensError, match="command was 'probe', now 'demo'"):
         RunDirectory(tmp_path / "run", "demo", {"seed": 0, "blocks": [1, 2]}, resume=True)
+
+
+def test_a_folder_in_which_a_run_was_killed_at_once_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / ".config.partial.yaml").write_text("comm")
+    RunDirectory(tmp_path, "probe", {}, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_folder_is_one_commands_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_LOCK_ATTEMPTS", 1)
+    run = RunDirectory(tmp_path / "run", "probe", {})
+    with run.working(), pytest.raises(DiffLensError, match="another process is writing to"):
+        RunDirectory(tmp_path / "run", "probe", {}, resume=True)
+    RunDirectory(tmp_path / "run", "probe", {}, resume=True)
+
+
+def test_a_list_may_grow_and_nothing_else(tmp_path: Path) -> None:
+    RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 20), "pool": 2}, growing="noise_steps")
+    again = {"resume": True, "growing": "noise_steps"}
+    RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 10, 20), "pool": 2}, **again)
+    with pytest.raises(DiffLensError, match=r"noise_steps was \[5, 10, 20\], now \[5, 20\]"):
+        RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 20), "pool": 2}, **again)
+    with pytest.raises(DiffLensError, match="pool was 2, now 4"):
+        RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 10, 20, 30), "pool": 4}, **again)
 
 
 def test_an_error_before_the_first_checkpoint_leaves_nothing(tmp_path: Path) -> None:
@@ -70,6 +95,7 @@ def test_the_log_goes_back_to_the_checkpoint(tmp_path: Path) -> None:
     run.log({"epoch": 2})
     with (run.path / "log.jsonl").open("a") as file:
         file.write('{"epoch": 3, "lo')  # killed while writing
+    run.release()
     state = RunDirectory(tmp_path / "run", "probe", {}, resume=True).load_checkpoint()
     assert state is not None
     assert state["epoch"] == 1

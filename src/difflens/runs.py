@@ -63,7 +63,7 @@ class RunDirectory:
         self.main_process = process is None or process.is_main_process
         self._lock: int | None = None
         self.created = not path.exists()
-        self.fresh = self.created or (path.is_dir() and not any(path.iterdir()))
+        self.fresh = self.created or (path.is_dir() and all(map(_is_partial, path.iterdir())))
         stored = path / "config.yaml"
         record = {"command": command, **config}
         if path.exists() and not path.is_dir():
@@ -218,6 +218,11 @@ def replace_with(target: Path, writer: Callable[[Path], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _is_partial(path: Path) -> bool:
+    """Is this what a killed process left of a file that it was writing?"""
+    return path.name.startswith(".") and ".partial" in path.name
 
 
 def _lock(path: Path) -> int | None:
