@@ -14,13 +14,14 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
+from difflens.analysis.recommendation import describe
 from difflens.errors import DiffLensError, listing
 from difflens.tasks.demo import DemoConfig, demo
 from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.prediction import PredictConfig, Prediction, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
-from difflens.tasks.sweep import SweepConfig, describe, sweep
+from difflens.tasks.sweep import SweepConfig, sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

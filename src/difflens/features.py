@@ -71,9 +71,13 @@ class Reading:
             for batch in self.batches(extractor, split, rows):
                 filled = torch.arange(READ_BATCH, device=batch.index.device).clamp(max=len(batch) - 1)
                 found = extractor(to_float(batch.images[filled]), batch.index[filled])
-                yield batch, {
-                    place: _converted(maps[: len(batch)], place, side, dtype) for place, maps in found.items()
-                }
+                yield (
+                    batch,
+                    {
+                        place: _converted(maps[: len(batch)], place, side, dtype)
+                        for place, maps in found.items()
+                    },
+                )
 
 
 class Maps(Protocol):

@@ -275,10 +275,16 @@ class _Extraction:
         self, shard: Shard, t: int, split: ImageSplit, rows: Tensor, maps: dict[int, Tensor]
     ) -> None:
         name = self._name(shard, t)
-        if self.config.format == "parquet":
-            write_bytes(self.out / name, _parquet(split, rows, maps))
-        else:
-            self.digests[name] = write_shard(self.out / name, rows, maps)
+        try:
+            if self.config.format == "parquet":
+                write_bytes(self.out / name, _parquet(split, rows, maps))
+            else:
+                self.digests[name] = write_shard(self.out / name, rows, maps)
+        except OSError as error:
+            raise DiffLensError(
+                f"{self.out / name} cannot be written: {error.strerror}. The shards before it are whole; --resume goes "
+                "on from there"
+            ) from error
 
     def _name(self, shard: Shard, t: int) -> str:
         return shard.path(t, self.config.format).as_posix()

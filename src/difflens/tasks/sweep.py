@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from difflens.analysis.charts import accuracy_curves, heat_map
+from difflens.analysis.charts import heat_map
 from difflens.analysis.provenance import environment
-from difflens.analysis.report import Picture, Section, Table, render
+from difflens.analysis.recommendation import Recommendation, recommend
+from difflens.analysis.sweep_report import sweep_report
 from difflens.backbones.blocks import Backbone
 from difflens.classifiers import (
     LOGISTIC_STRENGTHS,
@@ -38,15 +39,12 @@ from difflens.features import FeatureCache, Reading, read_features
 from difflens.model import BackboneConfig, ExtractorConfig
 from difflens.noise import ScheduleName
 from difflens.runs import FINISHED, RunDirectory, shown_command
-from difflens.tasks.evaluation import Z95, wilson
+from difflens.tasks.evaluation import wilson
 from difflens.training import Precision, accelerator
 
 ClassifierName = Literal["ridge", "logistic", "knn"]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
-
-# DifFormer reads at most so many blocks and noise steps, as in the paper
-_MOST_FUSED = 3
 
 # shares of the schedule at which a sweep looks if nothing is said
 _LADDER = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
@@ -132,32 +130,6 @@ class SweepConfig:
 
 
 _FREE = ("out", "resume", "device", "workers", "cache_gigabytes", "budget")
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """Where to read, judged on validation images.
-
-    Attributes:
-        block, noise_step: the single place with the highest accuracy.
-        top1, interval: its accuracy and 95 % interval, of an image set on which it was also chosen.
-        honest, honest_interval: accuracy when one half of the images chooses and the other judges, both ways.
-        cheaper: (block, noise step) of the earliest block that the images do not tell from the best; None if that is
-            the best itself.
-        fusion_blocks, fusion_noise_steps: for DifFormer.
-        fusion_top1: accuracy of the averaged scores of those.
-    """
-
-    block: int
-    noise_step: int
-    top1: float
-    interval: tuple[float, float]
-    honest: float
-    honest_interval: tuple[float, float]
-    cheaper: tuple[int, int] | None
-    fusion_blocks: tuple[int, ...]
-    fusion_noise_steps: tuple[int, ...]
-    fusion_top1: float
 
 
 @dataclass(frozen=True)
@@ -360,7 +332,21 @@ class _Sweep:
         place = (best.block, best.noise_step)
         figure = heat_map(accuracy[config.classifiers[0]], self.blocks, steps, roles, place)
         self.run.write_with("heatmap.png", lambda path: figure.savefig(path, dpi=160))
-        self.run.write("report.html", self._report(accuracy, steps, best, metrics))
+        report = sweep_report(
+            summary=f"How well a simple classifier reads each block of {config.backbone} at each noise step on "
+            f"{self.data.name}, on maps pooled to {config.pool} x {config.pool}.",
+            accuracy=accuracy, blocks=self.blocks, roles=roles, noise_steps=steps, not_measured=metrics["not_measured"],
+            best=best, images=len(labels), commands=commands, provenance={
+                "Command": shown_command("sweep", config),
+                "Backbone": f"{config.backbone}, fingerprint {self.backbone.fingerprint()[:12]}",
+                "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
+                "Images": f"{len(split):,} training images, equally many of each class where possible; {len(labels):,} of "
+                "them validate. The test split was not read.",
+                "Seed": config.seed,
+                **environment(self.process.device),
+            },
+        )  # fmt: skip
+        self.run.write("report.html", report)
         self.run.write_json(FINISHED, metrics)
         return SweepResult(accuracy, self.blocks, steps, best, metrics, commands)
 
@@ -382,145 +368,6 @@ class _Sweep:
             f"{start} --head attention --blocks {best.block} --noise-steps {best.noise_step} --out DIR",
             f"{start} --head difformer --blocks {fused[0]} --noise-steps {fused[1]} --out DIR",
         )
-
-    def _report(
-        self,
-        accuracy: dict[str, Tensor],
-        steps: tuple[int, ...],
-        best: Recommendation,
-        metrics: dict[str, Any],
-    ) -> str:
-        config, place = self.config, (best.block, best.noise_step)
-        roles = [self.backbone.block(block).role for block in self.blocks]
-        validation = metrics["validation_images"]
-        sections = [Section("Where to read", describe(best, validation), (
-            Table(("For", "Blocks", "Noise steps", "Validation accuracy, %"), [
-                ("one map", str(best.block), str(best.noise_step), f"{100 * best.top1:.2f}"),
-                ("DifFormer", _words(best.fusion_blocks), _words(best.fusion_noise_steps), f"{100 * best.fusion_top1:.2f}"),
-            ], "DifFormer's figure is of averaged scores of the single places, a stand-in for training it."),
-        ))]  # fmt: skip
-        if metrics["not_measured"]:
-            sections.append(Section("Not measured", f"The time budget ended before noise steps "
-                                    f"{_words(metrics['not_measured'])}; --resume goes on with them."))  # fmt: skip
-        for name, values in accuracy.items():
-            first = name == config.classifiers[0]
-            marked = place if first else None
-            sections.append(Section(f"Accuracy of every place: {_TITLES[name]}", "" if first else "For comparison.", (
-                Picture(heat_map(values, self.blocks, steps, roles, marked),
-                        f"Validation accuracy in per cent; {_TITLES[name]} on maps pooled to {config.pool} x {config.pool}.",
-                        f"Heat map of accuracy by block and noise step, {name}"),
-                *((Picture(accuracy_curves(values, self.blocks, steps, place), "The same figures as curves.",
-                           "Accuracy by block, and by noise step"),) if first else ()),
-            )))  # fmt: skip
-        main = accuracy[config.classifiers[0]]
-        sections.append(Section("All figures", "", (
-            Table(("Block", "Part", *(f"t = {t}" for t in steps)), [
-                (str(block), roles[k], *(f"{100 * float(value):.2f}" for value in main[:, k]))
-                for k, block in enumerate(self.blocks)
-            ], f"{_TITLES[config.classifiers[0]]}, validation accuracy in per cent.", self.blocks.index(best.block)),
-        )))  # fmt: skip
-        sections.append(Section("Next", "\n\n".join(metrics["next"])))
-        provenance = {
-            "Command": shown_command("sweep", config),
-            "Backbone": f"{config.backbone}, fingerprint {self.backbone.fingerprint()[:12]}",
-            "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
-            "Images": f"{metrics['images']:,} training images, equally many of each class where possible; "
-            f"{validation:,} of them validate. The test split was not read.",
-            "Seed": config.seed,
-            **environment(self.process.device),
-        }
-        lead = f"How well a simple classifier reads each block of {config.backbone} at each noise step on {self.data.name}."
-        return render("Which block, which noise step", lead, sections, provenance)
-
-
-_TITLES = {"ridge": "ridge regression", "logistic": "logistic regression", "knn": "nearest neighbours"}
-
-
-def recommend(
-    scores: Tensor, labels: Tensor, blocks: Sequence[int], noise_steps: Sequence[int]
-) -> Recommendation:
-    """Where to read, from scores of every place on validation images.
-
-    Args:
-        scores: (T, B, V, K), comparable between places.
-        labels: (V,) long.
-        blocks, noise_steps: B and T of them.
-    """
-    correct = scores.argmax(-1) == labels
-    t, b = _best_cell(correct)
-    count = len(labels)
-    hits = int(correct[t, b].sum())
-    honest = 0
-    for judges in (torch.arange(count) % 2 == 0, torch.arange(count) % 2 == 1):
-        honest += int(correct[_best_cell(correct[..., ~judges])][judges].sum())
-    ts, bs = _fusion(scores, labels, (t, b))
-    fused = _fused_accuracy(scores, labels, ts, bs)
-    cheap_t, cheap_b = _cheapest(correct, (t, b))
-    return Recommendation(
-        blocks[b], noise_steps[t], hits / count, wilson(hits, count), honest / count, wilson(honest, count),
-        None if cheap_b == b else (blocks[cheap_b], noise_steps[cheap_t]),
-        tuple(sorted(blocks[k] for k in bs)), tuple(sorted(noise_steps[k] for k in ts)), fused,
-    )  # fmt: skip
-
-
-def describe(best: Recommendation, images: int) -> str:
-    """The recommendation in words."""
-    low, high = (100 * bound for bound in best.interval)
-    honest_low, honest_high = (100 * bound for bound in best.honest_interval)
-    text = (
-        f"Block {best.block} at noise step {best.noise_step}: {100 * best.top1:.2f} % of {images:,} validation images "
-        f"(95 % interval {low:.2f} to {high:.2f}). It was chosen on these images, so that is a little too good; when one "
-        f"half of them chooses and the other half judges, {100 * best.honest:.2f} % ({honest_low:.2f} to "
-        f"{honest_high:.2f})."
-    )
-    if best.cheaper is not None:
-        block, t = best.cheaper
-        text += f" Block {block} at noise step {t} costs less, and these images do not tell it from the best."
-    return text
-
-
-def _best_cell(correct: Tensor) -> tuple[int, int]:
-    """(t, b) of the most hits in (T, B, V); of equal ones the earliest block, then the first noise step."""
-    hits = correct.sum(-1).T.flatten()
-    b, t = divmod(int(hits.argmax()), correct.shape[0])
-    return t, b
-
-
-def _cheapest(correct: Tensor, best: tuple[int, int]) -> tuple[int, int]:
-    """(t, b) of the earliest block with a place whose paired 95 % interval to the best place includes 0."""
-    difference = correct.double() - correct[best].double()
-    half = Z95 * difference.std(-1) / correct.shape[-1] ** 0.5
-    near = difference.mean(-1) + half >= 0
-    near[best] = True
-    b = int(near.any(0).nonzero()[0])
-    t = int(torch.where(near[:, b], correct[:, b].sum(-1), -1).argmax())
-    return t, b
-
-
-def _fusion(scores: Tensor, labels: Tensor, best: tuple[int, int]) -> tuple[set[int], set[int]]:
-    """Noise steps and blocks whose averaged scores do best, found greedily from the best place.
-
-    Each round adds the block or the noise step that helps most, to at most three of each. The first addition is made
-    even if it does not help, since one place is no fusion.
-    """
-    ts, bs = {best[0]}, {best[1]}
-    reached = _fused_accuracy(scores, labels, ts, bs)
-    while True:
-        options = [(ts | {t}, bs) for t in range(scores.shape[0]) if t not in ts and len(ts) < _MOST_FUSED]
-        options += [(ts, bs | {b}) for b in range(scores.shape[1]) if b not in bs and len(bs) < _MOST_FUSED]
-        if not options:
-            return ts, bs
-        values = [_fused_accuracy(scores, labels, *option) for option in options]
-        found = max(values)
-        if found <= reached and len(ts) * len(bs) > 1:
-            return ts, bs
-        (ts, bs), reached = options[values.index(found)], found
-
-
-def _fused_accuracy(scores: Tensor, labels: Tensor, ts: set[int], bs: set[int]) -> float:
-    total = sum(scores[t, b].float() for t in ts for b in bs)
-    assert isinstance(total, Tensor)
-    return float((total.argmax(-1) == labels).double().mean())
 
 
 def _judge(name: ClassifierName, features: Tensor, labels: Tensor, held_out: Tensor, classes: int) -> Tensor:
@@ -562,7 +409,3 @@ def _table(
                     t, block, what.role, what.channels, what.stride, name, f"{value:.4f}", f"{low:.4f}", f"{high:.4f}",
                 ])  # fmt: skip
     return text.getvalue()
-
-
-def _words(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))
