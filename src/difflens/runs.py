@@ -99,7 +99,7 @@ class RunDirectory:
         try:
             yield
         except Exception:
-            if self.main_process and self.fresh and not self.checkpoint_path.exists():
+            if self.main_process and self.fresh and not any(self.path.rglob(self.checkpoint_path.name)):
                 if self.created:
                     shutil.rmtree(self.path, ignore_errors=True)
                 else:
