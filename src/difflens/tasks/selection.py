@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from difflens.classifiers import NEIGHBOURS, neighbour_votes
 from difflens.data.loader import epoch_order
 from difflens.data.split import every_nth
+from difflens.errors import DiffLensError
 from difflens.features import FeatureCache
 from difflens.heads import LinearHead, NeighbourHead
 from difflens.tasks.classification import TrainConfig, mix
@@ -55,6 +56,8 @@ def choose_linear(
     """
     pairs = list(itertools.product(*GRID[config.optimizer]))
     held_out = every_nth(cache.labels, 5)
+    if not held_out.any():
+        raise DiffLensError("the grid holds out a fifth of each class, and no class has five training images")
     train, validation = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     torch.manual_seed(config.seed)
     size, classes = head.inputs, head.num_classes

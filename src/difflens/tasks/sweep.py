@@ -282,6 +282,8 @@ class _Sweep:
             extractor, self.config.pool, split, self.process, self.reading, self.config.cache_gigabytes, spill
         )
         held_out = every_nth(cache.labels, 5)
+        if not held_out.any():
+            raise DiffLensError("a sweep holds out a fifth of each class, and no class has five training images")
         labels = cache.labels.to(self.process.device)
         accuracy, scores = [], []
         for block in self.blocks:
