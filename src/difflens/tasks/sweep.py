@@ -283,7 +283,9 @@ class _Sweep:
         )
         held_out = every_nth(cache.labels, 5)
         if not held_out.any():
-            raise DiffLensError("a sweep holds out a fifth of each class, and no class has five training images")
+            raise DiffLensError(
+                "a sweep holds out a fifth of each class, and no class has five training images"
+            )
         labels = cache.labels.to(self.process.device)
         accuracy, scores = [], []
         for block in self.blocks:
