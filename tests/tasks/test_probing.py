@@ -271,9 +271,7 @@ def comparable(metrics: dict) -> dict:
 
 def test_seeds_are_runs_of_their_own(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
     """Each equals the run with that seed alone; mean and standard deviation are theirs; a resume repeats nothing."""
-    many = config(
-        tmp_path / "many", backbone_folder, image_tree, seed=4, seeds=2, label_fraction=0.5, epochs=None
-    )
+    many = config(tmp_path / "many", backbone_folder, image_tree, seed=4, seeds=2, label_fraction=0.5)
     result = probe(many)
     singles = [probe(replace(many, out=tmp_path / str(seed), seed=seed, seeds=1)).metrics for seed in (4, 5)]
     assert [comparable(run) for run in result.metrics["runs"]] == [comparable(single) for single in singles]
@@ -309,7 +307,10 @@ def test_few_labels_are_the_same_for_every_head(
     assert seen[2] == seen[0]
 
 
-def test_few_images_get_more_epochs(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+def test_few_images_get_more_epochs(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presets, "FEW_IMAGES", 300)
     run = config(tmp_path / "run", backbone_folder, image_tree, epochs=None, batch_size=None)
     # 36 images are one step of the default batch of 128
     expected = presets.HEADS["linear"]["epochs"] * math.ceil(presets.FEW_IMAGES / 128)
