@@ -8,11 +8,12 @@ from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, F
 from difflens.heads import Head, HeadConfig, make_head
 from difflens.model import Probe, TrainedModel
 from difflens.noise import NoiseSchedule, seeded_noise
+from difflens.sampling import sample
 from difflens.store import FeatureStore
 from difflens.tasks.classification import TrainConfig, evaluate, fit
 from difflens.tasks.demo import DemoConfig, demo
 from difflens.tasks.extraction import ExtractConfig, extract
-from difflens.tasks.generation import sample
+from difflens.tasks.generation import GenerateConfig, generate
 from difflens.tasks.prediction import PredictConfig, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
@@ -31,6 +32,7 @@ __all__ = [
     "FeedbackExtractor",
     "FineTunedExtractor",
     "FrozenExtractor",
+    "GenerateConfig",
     "Head",
     "HeadConfig",
     "NoiseSchedule",
@@ -46,6 +48,7 @@ __all__ = [
     "evaluate",
     "extract",
     "fit",
+    "generate",
     "load_backbone",
     "load_data",
     "make_head",

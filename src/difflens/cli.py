@@ -18,6 +18,7 @@ from difflens.analysis.recommendation import describe
 from difflens.errors import DiffLensError, listing
 from difflens.tasks.demo import DemoConfig, demo
 from difflens.tasks.extraction import ExtractConfig, extract
+from difflens.tasks.generation import GenerateConfig, generate
 from difflens.tasks.prediction import PredictConfig, Prediction, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
@@ -117,6 +118,15 @@ def _pretrain(config: PretrainConfig) -> None:
     print(f"Model: {pretrain(config)}")
 
 
+def _generate(config: GenerateConfig) -> None:
+    metrics = generate(config)
+    print(
+        f"{metrics['images']:,} images ({metrics['sampler']}, {metrics['steps']:,} steps), "
+        f"{metrics['images_per_second']:.3g} images/s\n"
+        f"Images: {config.out / 'images'}, grid: {config.out / 'grid.png'}"
+    )
+
+
 def _predict(config: PredictConfig) -> None:
     skipped: list[str] = []
     predictions = list(predict(config, skipped))
@@ -167,4 +177,5 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "probe": (ProbeConfig, _probe),
     "predict": (PredictConfig, _predict),
     "pretrain": (PretrainConfig, _pretrain),
+    "generate": (GenerateConfig, _generate),
 }

@@ -2,44 +2,79 @@
 
 from typing import Any
 
-# U-Nets to pre-train: channels per level, residual blocks per level, levels with attention, channels per head.
-# Everything else follows ADM (scale-shift norm).
+from difflens.errors import DiffLensError
+
+# U-Nets to pre-train: side of the images, channels per level, residual blocks per level, levels with attention (level i
+# has stride 2**i), channels per head. Scale-shift norm as in ADM; "residual": also ADM's resampling by residual blocks
+# and its normalised attention in the middle.
+_ADM: dict[str, Any] = {"layers": 2, "head": 64, "groups": 32, "residual": True}
 UNETS: dict[str, dict[str, Any]] = {
     "tiny": {"side": 16, "channels": (16, 32), "layers": 1, "attention": (1,), "head": 16, "groups": 8},
     "fashion-32": {"side": 32, "channels": (32, 64, 128, 96), "layers": 2, "attention": (3,), "head": 16,
                    "groups": 8, "embedding": 64, "in_channels": 1},
+    # widths of DDPM (32, 256) and of improved DDPM (64), attention on maps of 16 and 8 pixels
+    "rgb-32": {**_ADM, "side": 32, "channels": (128, 256, 256, 256), "attention": (1, 2)},
+    "rgb-64": {**_ADM, "side": 64, "channels": (128, 256, 384, 512), "attention": (2, 3), "layers": 3},
+    "rgb-128": {**_ADM, "side": 128, "channels": (128, 128, 256, 384, 512), "attention": (3, 4)},
+    "rgb-256": {**_ADM, "side": 256, "channels": (128, 128, 256, 256, 512, 512), "attention": (4, 5)},
+    # the paper's network: OpenAI's 256x256_diffusion_uncond, 552.8 M parameters with learned variance
+    "adm-256": {**_ADM, "side": 256, "channels": (256, 256, 512, 512, 1024, 1024), "attention": (3, 4, 5)},
 }  # fmt: skip
 
-# Pre-training recipes: a U-Net of the table above and what differs from PretrainConfig's defaults.
+# Pre-training recipes: a U-Net of the table above and what differs from PretrainConfig's defaults. Epochs are meant for
+# Fashion-MNIST, CIFAR-10 (rgb-32), a hundred thousand images, and ImageNet (adm-256, as long as the paper's).
+_RGB: dict[str, Any] = {"batch_size": 128, "learning_rate": 1e-4, "ema_decay": 0.9999, "flip": True}
 PRETRAIN: dict[str, dict[str, Any]] = {
     "tiny": {"unet": "tiny", "epochs": 1, "batch_size": 64},
-    "fashion-32": {
-        "unet": "fashion-32",
-        "epochs": 200,
-        "batch_size": 256,
-        "learning_rate": 6e-4,
-        "flip": True,
-    },
-}
+    "fashion-32": {"unet": "fashion-32", "epochs": 200, "batch_size": 256, "learning_rate": 6e-4, "flip": True},
+    "rgb-32": {**_RGB, "unet": "rgb-32", "epochs": 500, "learning_rate": 2e-4},
+    "rgb-64": {**_RGB, "unet": "rgb-64", "epochs": 300},
+    "rgb-128": {**_RGB, "unet": "rgb-128", "epochs": 300},
+    "rgb-256": {**_RGB, "unet": "rgb-256", "epochs": 300, "checkpoint_minutes": 10.0},
+    "adm-256": {**_RGB, "unet": "adm-256", "epochs": 396, "batch_size": 256, "weight_decay": 0.0,
+                "learned_variance": True, "checkpoint_minutes": 10.0},
+}  # fmt: skip
 
 
-def unet_config(name: str) -> dict[str, Any]:
-    """The `UNet2DModel` arguments of a U-Net preset."""
+def unet_config(name: str, learned_variance: bool = False, side: int | None = None) -> dict[str, Any]:
+    """The `UNet2DModel` arguments of a U-Net preset; with learned variance it has twice the output channels.
+
+    Args:
+        side: of the images, in pixels; None: the preset's.
+
+    Raises:
+        DiffLensError: the network cannot halve `side` as often as it has to.
+    """
     preset = UNETS[name]
     levels = range(len(preset["channels"]))
     attention = preset["attention"]
     channels = preset.get("in_channels", 3)
+    side, stride = side or preset["side"], 2 ** levels[-1]
+    if side % stride:
+        raise DiffLensError(
+            f"image-size {side} cannot be halved down to the deepest level of the U-Net {name}: it must be a multiple of "
+            f"{stride}"
+        )
+    resampling, down, up = (
+        ("resnet", "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+        if preset.get("residual")
+        else ("conv", "DownBlock2D", "UpBlock2D")
+    )
     return {
-        "sample_size": preset["side"],
+        "sample_size": side,
         "in_channels": channels,
-        "out_channels": channels,
+        "out_channels": channels * (2 if learned_variance else 1),
         "layers_per_block": preset["layers"],
         "block_out_channels": preset["channels"],
-        "down_block_types": tuple("AttnDownBlock2D" if i in attention else "DownBlock2D" for i in levels),
-        "up_block_types": tuple("AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(levels)),
+        "down_block_types": tuple("AttnDownBlock2D" if i in attention else down for i in levels),
+        "up_block_types": tuple("AttnUpBlock2D" if i in attention else up for i in reversed(levels)),
+        "downsample_type": resampling,
+        "upsample_type": resampling,
         "attention_head_dim": preset["head"],
         "norm_num_groups": preset["groups"],
-        "time_embedding_dim": preset.get("embedding"),
+        # under scale_shift, diffusers leaves the middle attention without its norm unless told
+        "attn_norm_num_groups": preset["groups"] if preset.get("residual") else None,
+        "time_embedding_dim": preset.get("embedding", 4 * preset["channels"][0]),
         "resnet_time_scale_shift": "scale_shift",
     }
 

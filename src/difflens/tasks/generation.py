@@ -1,61 +1,193 @@
-"""Images from the same weights that are read for features."""
+"""Images from the same weights that are read for features, into a folder."""
 
+import re
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import ceil
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
-from diffusers import DDIMScheduler
+import tyro
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from difflens.backbones.blocks import DiffusionBackbone
-from difflens.data.images import to_uint8
-from difflens.errors import DiffLensError
-from difflens.noise import seeded_noise
+from difflens.data.images import read_image, to_float, to_uint8
+from difflens.errors import DiffLensError, require
+from difflens.model import BackboneConfig
+from difflens.noise import ScheduleName
+from difflens.runs import FINISHED, RunDirectory, replace_with
+from difflens.sampling import Sampler, SamplerName, sample
+from difflens.training import Precision, accelerator, progress_bar
+
+__all__ = ["GenerateConfig", "generate", "image_grid", "sample"]
+
+GRID_IMAGES = 64
+
+_IMAGE_NAME = re.compile(r"\d{6}\.png")
 
 
-@torch.inference_mode()
-def sample(
-    backbone: DiffusionBackbone, count: int, steps: int = 50, seed: int = 0, batch_size: int = 64
-) -> Tensor:
-    """Generate images with DDIM (Song et al., 2021; eta = 0).
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Draw images from a backbone into a folder of PNGs.
 
-    Image k depends on (seed, k) alone: not on `count` or `batch_size`.
+    Image k depends on the seed and on k alone: the same file for any --n and any number of processes. Another
+    --batch-size may change a pixel by one grey level. A stopped run goes on with --resume, and a finished one grows
+    that way to a larger --n.
+    """
+
+    out: Path
+    """Run directory; `images/` in it receives 000000.png and so on, and grid.png shows the first 64."""
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))]
+    """How many images, at most a million."""
+    backbone: str = "fashion"
+    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, or random: before any of them."""
+    sampler: SamplerName = "ddim"
+    """dpm-solver is DPM-Solver++ 2M."""
+    steps: int | None = None
+    """Of the sampler. (default: 50 for ddim, 20 for dpm-solver, the whole schedule for ddpm)"""
+    eta: float = 0.0
+    """Of ddim: how much noise each step adds, 0 to 1."""
+    batch_size: int = 64
+    """Images at a time. Batches are always full: fewer images cost as much as one batch."""
+    seed: int = 0
+    """Of all noise."""
+    precision: Precision = "float32"
+    """Of the backbone's arithmetic."""
+    num_head_channels: int = 64
+    """Of an OpenAI checkpoint, whose weights do not show it."""
+    noise_schedule: ScheduleName = "linear"
+    """Of an OpenAI checkpoint."""
+    image_size: int | None = None
+    """Overrides the image side that the backbone was trained on."""
+    device: Literal["cpu"] | None = None
+    """"cpu" to stay off the GPU."""
+    resume: bool = False
+    """Complete the images in `out`."""
+
+    def check(self) -> None:
+        """DiffLensError for a number that cannot be right."""
+        require(
+            n=(self.n, 1, 10**6), steps=(self.steps, 1, None), eta=(self.eta, 0, 1), batch_size=(self.batch_size, 1, None),
+            seed=(self.seed, 0, 2**31), num_head_channels=(self.num_head_channels, 1, None),
+            image_size=(self.image_size, 1, None),
+        )  # fmt: skip
+
+
+# What may differ between a run and its continuation; n may grow.
+_FREE = ("out", "n", "resume", "device")
+
+
+def generate(config: GenerateConfig) -> dict[str, Any]:
+    """Run `config`; several processes share the batches.
 
     Returns:
-        (count, C, H, W) float32 in [-1, 1], on the CPU.
+        The content of metrics.json, which is there if and only if all images are: images, sampler, steps. Besides, not
+        in the file: "images_per_second" of this call.
 
     Raises:
-        DiffLensError: more steps than the schedule has.
+        DiffLensError: anything in the configuration or the backbone is not what it should be, the backbone cannot
+            generate, the folder holds another run or more than `n` images, or an image cannot be written.
     """
-    total = backbone.num_noise_steps
-    if not 1 <= steps <= total:
-        raise DiffLensError(f"{steps} sampling steps: the schedule allows 1 to {total}")
-    scheduler = DDIMScheduler(
-        trained_betas=(
-            1 - backbone.schedule.alphas_cumprod / shifted(backbone.schedule.alphas_cumprod)
-        ).numpy(),
-        num_train_timesteps=total,
-        prediction_type=backbone.prediction_type,
-        clip_sample=True,
-        timestep_spacing="trailing",
-    )
-    scheduler.set_timesteps(steps)
-    shape = (backbone.in_channels, backbone.image_size, backbone.image_size)
-    images = []
-    for start in range(0, count, batch_size):
-        index = torch.arange(start, min(start + batch_size, count), device=backbone.device)
-        x = seeded_noise(shape, index, total, seed)  # t = total: a stream that no noised image uses
-        for t in scheduler.timesteps.tolist():
-            # a network with learned variance predicts it in the second half of its channels
-            prediction = backbone.denoise(x, t)[:, : shape[0]]
-            x = scheduler.step(prediction, t, x).prev_sample
-        images.append(x.clamp(-1, 1).cpu())
-    return torch.cat(images)
+    config.check()
+    process = accelerator(config.device)
+    backbone = BackboneConfig(
+        config.backbone, config.num_head_channels, config.noise_schedule, config.image_size
+    ).load()
+    sampler = Sampler(backbone, config.sampler, config.steps, config.eta, config.seed)
+    if backbone.in_channels not in (1, 3):
+        raise DiffLensError(f"{backbone.spec} has {backbone.in_channels} channels: no grey or RGB images")
+    config = replace(config, steps=sampler.steps)
+    settings = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    settings["backbone_fingerprint"] = backbone.fingerprint()
+    backbone.to(getattr(torch, config.precision))
+    run = RunDirectory(config.out, "generate", settings, config.resume, process)
+    with run.working():
+        return _Generation(config, sampler, run, process).run_all()
 
 
-def shifted(alphas_cumprod: Tensor) -> Tensor:
-    """abar_{t-1}, with abar_{-1} = 1."""
-    return torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+class _Generation:
+    def __init__(self, config: GenerateConfig, sampler: Sampler, run: RunDirectory, process: Accelerator):
+        self.config, self.sampler, self.run, self.process = config, sampler, run, process
+        self.folder = config.out / "images"
+
+    def run_all(self) -> dict[str, Any]:
+        missing = self._missing()
+        self.process.wait_for_everyone()  # nobody writes before everybody has looked
+        self.folder.mkdir(exist_ok=True)
+        if missing and self.process.is_main_process:
+            (self.config.out / FINISHED).unlink(missing_ok=True)
+        began = time.monotonic()
+        self._draw(missing)
+        self.process.wait_for_everyone()
+        rate = len(missing) / max(time.monotonic() - began, 1e-9)
+        return self._finish() | {"images_per_second": rate}
+
+    def _missing(self) -> set[int]:
+        """The numbers of the images that are not there; DiffLensError if there are more than asked for."""
+        names = (path.name for path in self.folder.iterdir()) if self.folder.exists() else ()
+        there = {int(name[:6]) for name in names if _IMAGE_NAME.fullmatch(name)}
+        most = max(there, default=-1) + 1
+        if most > self.config.n:
+            raise DiffLensError(
+                f"{self.config.out} holds images up to number {most - 1}, so -n must be at least {most}, not "
+                f"{self.config.n}: a run can grow, not shrink"
+            )
+        return {*range(self.config.n)} - there
+
+    def _draw(self, missing: set[int]) -> None:
+        """This process's share of the missing images, batch by batch.
+
+        Batch b always holds the images from b * batch_size on, wanted or not: kernels choose their order of summation
+        by the size of the batch, so the last bits of an image would else depend on n and on where a run was stopped.
+        """
+        size, process = self.config.batch_size, self.process
+        batches = sorted({number // size for number in missing})
+        shares = [
+            (batch, sorted(missing & {*range(batch * size, (batch + 1) * size)}))
+            for batch in batches[process.process_index :: process.num_processes]
+        ]
+        self.sampler.backbone.to(process.device)
+        began, done = time.monotonic(), 0
+        with progress_bar(process.is_main_process) as bar:
+            task = bar.add_task("generating", total=sum(len(wanted) for _, wanted in shares), note="")
+
+            def advance(images: int) -> None:
+                """A step of so many images is done."""
+                nonlocal done
+                done += images
+                completed = done / self.sampler.steps
+                rate = completed / max(time.monotonic() - began, 1e-9) * process.num_processes
+                bar.update(task, completed=completed, note=f"{rate:.3g} images/s")
+
+            for batch, wanted in shares:
+                index = torch.arange(batch * size, (batch + 1) * size, device=process.device)
+                images = self.sampler(index, partial(advance, len(wanted)))
+                for number in wanted:
+                    self._write(number, images[number % size])
+
+    def _write(self, number: int, image: Tensor) -> None:
+        path = self.folder / _name(number)
+        try:
+            replace_with(path, _picture(to_uint8(image).cpu()).save)
+        except OSError as error:
+            raise DiffLensError(
+                f"{path} cannot be written: {error.strerror}. The images before it are whole; --resume goes on from there"
+            ) from error
+        self.run.keep()
+
+    def _finish(self) -> dict[str, Any]:
+        """Write the grid and the metrics once all is there; the same on every process."""
+        config = self.config
+        if self.process.is_main_process:
+            shown = [read_image(self.folder / _name(k)) for k in range(min(config.n, GRID_IMAGES))]
+            self.run.write_with("grid.png", image_grid(to_float(torch.stack(shown))).save)
+            metrics = {"images": config.n, "sampler": config.sampler, "steps": config.steps}
+            self.run.write_json(FINISHED, metrics)
+        self.process.wait_for_everyone()
+        return self.run.read_json(FINISHED)
 
 
 def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Image.Image:
@@ -69,5 +201,14 @@ def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Imag
     for k, image in enumerate(to_uint8(images)):
         top, left = k // columns * (height + gap), k % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = image
-    array = sheet.permute(1, 2, 0).numpy()
-    return Image.fromarray(array[..., 0] if channels == 1 else array)
+    return _picture(sheet)
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """(C, H, W) uint8, grey or RGB."""
+    array = image.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if image.shape[0] == 1 else array)
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}.png"

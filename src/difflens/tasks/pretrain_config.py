@@ -1,0 +1,104 @@
+"""What pre-training is asked for: its options, and what those left out become."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from difflens import presets
+from difflens.errors import DiffLensError, listing, require
+from difflens.noise import ScheduleName
+from difflens.tasks.diffusion_loss import Prediction
+from difflens.training import Precision
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Train an unconditional diffusion U-Net on images without labels.
+
+    A field left at None takes the preset's value, and where the preset has none the default that is named.
+    """
+
+    data: str
+    """What to train on: as for `probe`, or a folder of images in any arrangement. Labels are not used."""
+    out: Path
+    """Run directory; `model/` in it becomes a diffusers-format folder."""
+    preset: str = "fashion-32"
+    """A recipe of `difflens.presets.PRETRAIN`."""
+    image_size: int | None = None
+    """Side in pixels that images are brought to, if not the preset's; the U-Net must be able to halve it."""
+    epochs: int | None = None
+    batch_size: int | None = None
+    """Images per step, over all processes and micro-batches."""
+    learning_rate: float | None = None
+    """Peak of AdamW's learning rate, by default 2e-4; warmed up linearly, then cosine to zero."""
+    flip: bool | None = None
+    """Random horizontal flips; by default none."""
+    warmup_steps: int = 500
+    weight_decay: float | None = None
+    """AdamW's; by default 0.01."""
+    ema_decay: float | None = None
+    """Decay per step of the averaged weights that are saved, float32; by default 0.9995."""
+    schedule: ScheduleName | None = None
+    """Noise schedule of 1000 steps, by default linear; squaredcos_cap_v2 is the cosine schedule."""
+    prediction: Prediction | None = None
+    """What the network predicts: by default the noise, or v, a mixture of noise and image."""
+    learned_variance: bool | None = None
+    """Learn the variance too, by the hybrid loss of Nichol and Dhariwal (2021); by default not."""
+    min_snr_gamma: float | None = None
+    """Min-SNR weighting (Hang et al., 2023), which proposes 5. None: all noise steps weigh the same."""
+    accumulate: int = 1
+    """Micro-batches per step, one after another: a step in less memory."""
+    checkpoint_activations: bool = False
+    """Gradient checkpointing: compute activations again in the backward pass, in much less memory."""
+    precision: Precision | None = None
+    """Of the network's arithmetic; weights stay float32. None: bfloat16 on a GPU, float32 on the CPU."""
+    compile: bool = False
+    """torch.compile the training step: minutes of compiling for a faster step on a GPU."""
+    device: Literal["cpu"] | None = None
+    """"cpu" to stay off the GPU."""
+    limit: int | None = None
+    """Use the first so many images only."""
+    workers: int | None = None
+    """Processes that decode images; None: as many as help."""
+    snapshot_epochs: int | None = None
+    """Also keep the averaged weights every so many epochs, under `snapshots/`, and draw a sample grid."""
+    checkpoint_minutes: float | None = None
+    """Write a checkpoint if the last one is this old, by default 1, looking every 50 steps."""
+    max_minutes: float | None = None
+    """Stop cleanly after so many minutes, looking every 50 steps; --resume goes on."""
+    seed: int = 0
+    resume: bool = False
+
+    def resolved(self) -> "PretrainConfig":
+        """With every None that the preset or the defaults know filled in.
+
+        Raises:
+            DiffLensError: there is no such preset, or a number is outside its range.
+        """
+        if self.preset not in presets.PRETRAIN:
+            raise DiffLensError(f"no preset {self.preset!r}; there are {listing(list(presets.PRETRAIN))}")
+        require(
+            image_size=(self.image_size, 1, None), epochs=(self.epochs, 1, None),
+            batch_size=(self.batch_size, 1, None), learning_rate=(self.learning_rate, 0, None),
+            warmup_steps=(self.warmup_steps, 0, None), weight_decay=(self.weight_decay, 0, None),
+            ema_decay=(self.ema_decay, 0, 1), min_snr_gamma=(self.min_snr_gamma, 1e-3, None),
+            accumulate=(self.accumulate, 1, None), limit=(self.limit, 1, None), workers=(self.workers, 0, None),
+            snapshot_epochs=(self.snapshot_epochs, 1, None), max_minutes=(self.max_minutes, 0, None),
+            checkpoint_minutes=(self.checkpoint_minutes, 0, None), seed=(self.seed, 0, 2**31),
+        )  # fmt: skip
+        recipe = {**_DEFAULTS, **presets.PRETRAIN[self.preset]}
+        recipe.pop("unet")
+        return replace(self, **{key: value for key, value in recipe.items() if getattr(self, key) is None})
+
+
+# Where neither the user nor the preset says anything.
+_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 2e-4,
+    "flip": False,
+    "weight_decay": 0.01,
+    "ema_decay": 0.9995,
+    "schedule": "linear",
+    "prediction": "epsilon",
+    "learned_variance": False,
+    "checkpoint_minutes": 1.0,
+}

@@ -1,0 +1,46 @@
+"""Every U-Net that can be pre-trained, on the meta device: no weights, no time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from difflens import DiffLensError, PretrainConfig, presets
+from difflens.backbones.adm import unet_from_adm
+from difflens.backbones.unet import UNetBackbone
+from difflens.noise import NoiseSchedule
+from tests.backbones.test_adm import ADM_256
+
+
+@pytest.mark.parametrize("name", presets.PRETRAIN)
+def test_every_recipe_has_a_network_that_takes_its_images(name: str, tmp_path: Path) -> None:
+    config = PretrainConfig("fashion", tmp_path, preset=name).resolved()
+    assert None not in (config.epochs, config.batch_size, config.learning_rate, config.ema_decay)
+    arguments = presets.unet_config(presets.PRETRAIN[name]["unet"], bool(config.learned_variance))
+    channels, side = arguments["in_channels"], arguments["sample_size"]
+    with torch.device("meta"):
+        unet = UNet2DModel(**arguments)
+        output = unet(torch.empty(2, channels, side, side), torch.zeros(2, dtype=torch.long)).sample
+    assert output.shape == (2, channels * (2 if config.learned_variance else 1), side, side)
+    backbone = UNetBackbone(unet, NoiseSchedule.from_config({}), name)
+    assert side // max(block.stride for block in backbone.blocks) >= 4
+
+
+def test_adm_256_is_the_papers_network() -> None:
+    arguments = presets.unet_config("adm-256", learned_variance=True)
+    with torch.device("meta"):
+        ours = UNet2DModel(**arguments)
+    theirs = unet_from_adm(ADM_256.meta_state())
+    assert round(sum(parameter.numel() for parameter in ours.parameters()) / 1e5) == 5528
+    configs = [{k: v for k, v in unet.config.items() if not k.startswith("_")} for unet in (ours, theirs)]
+    assert configs[0] == configs[1]
+    assert {name: p.shape for name, p in ours.named_parameters()} == {
+        name: p.shape for name, p in theirs.named_parameters()
+    }
+
+
+def test_sides_that_cannot_be_halved() -> None:
+    assert presets.unet_config("fashion-32", side=40)["sample_size"] == 40
+    with pytest.raises(DiffLensError, match=r"image-size 28 cannot be halved .* a multiple of 8"):
+        presets.unet_config("fashion-32", side=28)
