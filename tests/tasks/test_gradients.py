@@ -22,10 +22,18 @@ def gradients_of(**options: Any) -> tuple[Tensor, dict[str, Tensor]]:
     loss = DiffusionLoss(NoiseSchedule.from_config({}), learned_variance=True, min_snr_gamma=5.0)
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
     gradients = Gradients(unet, loss, accelerator("cpu"), **options)
-    for _ in range(2):  # the second call's are not added to the first's
-        mean = gradients(images, torch.arange(8), torch.arange(8) * 100, torch.tensor(1))
+    inputs = (images, torch.arange(8), torch.arange(8) * 100, torch.tensor(1))
+    gradients(*inputs)
+    first = found(unet)
+    loss_again = gradients(*inputs)
+    # not added to those of the call before
+    torch.testing.assert_close(found(unet), first, atol=0, rtol=0)
+    return loss_again, first
+
+
+def found(unet: UNet2DModel) -> dict[str, Tensor]:
     assert {parameter.dtype for parameter in unet.parameters()} == {torch.float32}
-    return mean, {name: p.grad for name, p in unet.named_parameters() if p.grad is not None}
+    return {name: p.grad.clone() for name, p in unet.named_parameters() if p.grad is not None}
 
 
 @pytest.fixture

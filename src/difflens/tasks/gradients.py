@@ -99,7 +99,7 @@ def _recomputed(module: nn.Module, *inputs: Tensor) -> Tensor:
     The weights are those of now: cast to a lower precision, they are no longer in the module when the backward pass
     comes. There is no dropout, so no state of a generator to keep, which a captured graph could not.
     """
-    weights = dict(module.named_parameters())
+    weights: dict[str, Tensor] = dict(module.named_parameters())
 
     def run(*inputs: Tensor) -> Tensor:
         return torch.func.functional_call(module, weights, inputs)
