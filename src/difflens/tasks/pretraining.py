@@ -7,7 +7,7 @@ resumed sees exactly what an uninterrupted one sees.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,7 +24,7 @@ from difflens.data.sources import load_unlabelled
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError, listing, require
 from difflens.noise import NoiseSchedule, ScheduleName, seeded_noise
-from difflens.runs import RunDirectory, shown_command
+from difflens.runs import RunDirectory, settings_of, shown_command
 from difflens.tasks.generation import image_grid, sample
 from difflens.training import (
     ParameterGroup,
@@ -123,7 +123,7 @@ def pretrain(config: PretrainConfig) -> Path:
     config = config.resolved()
     images = load_unlabelled(config.data).first(config.limit)
     process = accelerator(config.device)
-    settings = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    settings = settings_of(config, _FREE)
     run = RunDirectory(config.out, "pretrain", settings, config.resume, process)
     with run.working():
         return _Trainer(config, images, run, process).train()
