@@ -116,6 +116,17 @@ def seeded_noise(
     return normal.flatten(1)[:, :count].unflatten(1, shape)
 
 
+def random_order(stream: int, index: Tensor, seed: int, epoch: int = 0) -> Tensor:
+    """The rows of `index`, (N,) long, in an order drawn by (seed, epoch, index).
+
+    Args:
+        stream: a Philox counter word that keeps this draw apart from noise and from other orders.
+    """
+    zero = torch.zeros_like(index)
+    keys = philox((zero + stream, index, zero + epoch, zero), seed)
+    return (keys[:, 0] << 31 | keys[:, 1] >> 1).argsort(stable=True)
+
+
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> Tensor:
     """Philox4x32-10: four 32-bit words for each counter, as int64 with a trailing dimension of 4.
 

@@ -15,9 +15,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +258,15 @@ def _check_same(stored: object, asked: Mapping[str, Any], path: Path, growing: s
     ]
     if different:
         raise DiffLensError(f"{path} holds another run: {'; '.join(different)}. Choose another folder")
+
+
+def settings_of(config: Any, free: Collection[str]) -> dict[str, Any]:
+    """What makes a run the same run: the fields of a configuration but those that a continuation may change."""
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in asdict(config).items()
+        if key not in free
+    }
 
 
 def shown_command(command: str, config: Any) -> str:

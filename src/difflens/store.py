@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class Layout:
         batches = self.shard_megabytes * 10**6 // (self.image_bytes * READ_BATCH)
         return READ_BATCH * max(1, int(batches))
 
-    @property
+    @cached_property
     def shards(self) -> list[Shard]:
         return [
             Shard(split, number, rows)
@@ -100,11 +101,14 @@ class Layout:
         """Bytes of a file besides its images: safetensors' header, whose JSON takes about so much a tensor."""
         return 80 + 90 * len(self.shapes)
 
+    def bytes_of(self, shard: Shard, noise_steps: int) -> int:
+        """Predicted size of a shard's files at so many noise steps."""
+        return noise_steps * (len(shard.rows) * self.image_bytes + self.file_bytes)
+
     @property
     def total_bytes(self) -> int:
         """Predicted size of all shards."""
-        files = len(self.shards) * len(self.noise_steps)
-        return sum(self.images.values()) * len(self.noise_steps) * self.image_bytes + files * self.file_bytes
+        return sum(self.bytes_of(shard, len(self.noise_steps)) for shard in self.shards)
 
 
 def write_shard(path: Path, rows: Tensor, maps: Mapping[int, Tensor]) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from difflens import DiffLensError, ExtractConfig, FeatureStore, extract
+from difflens.data.images import read_image, to_float
 from difflens.tasks import extraction
 from tests.test_processes import run_two
 
@@ -114,10 +115,8 @@ def test_draws_are_averaged(backbone_folder: Path, image_tree: Path, tmp_path: P
     extract(many)
     backbone = load_backbone(str(backbone_folder))
     single = FrozenExtractor(backbone, (6,), (9,))
-    images = torch.stack([
-        torch.from_numpy(__import__("numpy").array(__import__("PIL.Image").Image.open(image_tree / name)))
-        for name in FeatureStore(many.out).ids("train")
-    ]).permute(0, 3, 1, 2) / 127.5 - 1  # fmt: skip
+    names = FeatureStore(many.out).ids("train")
+    images = to_float(torch.stack([read_image(image_tree / name) for name in names]))
     maps = [single(images, torch.arange(2), draw)[6, 9] for draw in range(3)]
     torch.testing.assert_close(
         FeatureStore(many.out).maps("train", 6, 9)[:], sum(maps) / 3, atol=1e-5, rtol=1e-4

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from difflens.data.split import ImageSplit
+from difflens.data.split import ImageSplit, place_in_class
 from difflens.errors import DiffLensError, listing, require
-from difflens.noise import philox
+from difflens.noise import random_order
 
 # a Philox counter word that neither seeded noise nor augmentation nor the order of an epoch uses
 _SUBSET_STREAM = 0xFFFFFFFD
@@ -48,7 +48,9 @@ def label_fraction(split: ImageSplit, fraction: float, seed: int, classes: Seque
             f"a fraction of {fraction:g} leaves no image of {_named(left_out, classes)}; "
             f"the smallest that leaves one of every class is {enough:g}"
         )
-    return split.subset((_places(split, seed) < wanted[labels]).nonzero()[:, 0])
+    order = random_order(_SUBSET_STREAM, split.index, seed)
+    chosen = order[place_in_class(labels[order]) < wanted[labels[order]]]
+    return split.subset(chosen.sort().values)
 
 
 def balanced(split: ImageSplit, count: int, seed: int) -> Tensor:
@@ -64,9 +66,10 @@ def balanced(split: ImageSplit, count: int, seed: int) -> Tensor:
         DiffLensError: `count` is below 1.
     """
     require(count=(count, 1, None))
-    order = _order(split, seed)
-    # first of all classes the first image, then of all the second, and so on
-    order = order[_places(split, seed)[order].argsort(stable=True)]
+    order = random_order(_SUBSET_STREAM, split.index, seed)
+    if split.labels is not None:
+        # first of all classes the first image, then of all the second, and so on
+        order = order[place_in_class(split.labels[order]).argsort(stable=True)]
     return order[:count].sort().values
 
 
@@ -133,24 +136,6 @@ def _find(ids: Sequence[str], wanted: set[str]) -> dict[str, list[int]]:
             if (name := shorten(identity)) in missing:
                 found.setdefault(name, []).append(row)
     return found
-
-
-def _order(split: ImageSplit, seed: int) -> Tensor:
-    """The rows in an order drawn by (seed, index)."""
-    zero = torch.zeros_like(split.index)
-    keys = philox((torch.full_like(zero, _SUBSET_STREAM), split.index, zero, zero), seed)
-    return (keys[:, 0] << 31 | keys[:, 1] >> 1).argsort(stable=True)
-
-
-def _places(split: ImageSplit, seed: int) -> Tensor:
-    """The place, from 0, of each image among those of its class in `_order`, (N,) long; without labels 0."""
-    places = torch.zeros_like(split.index)
-    if split.labels is not None:
-        order = _order(split, seed)
-        order = order[split.labels[order].argsort(stable=True)]
-        ascending = split.labels[order].contiguous()
-        places[order] = torch.arange(len(split)) - torch.searchsorted(ascending, ascending)
-    return places
 
 
 def _labels(split: ImageSplit) -> Tensor:

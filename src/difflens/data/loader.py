@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from difflens.data import images as image_ops
 from difflens.data.images import Augmentation, BadImage
 from difflens.data.split import ImageSplit
-from difflens.noise import philox
+from difflens.noise import random_order
 
 OnBadImage = Literal["error", "skip"]
 
@@ -94,10 +94,7 @@ def epoch_order(n: int, seed: int, epoch: int, rank: int = 0, world: int = 1, sh
     """
     if not shuffle:
         return torch.arange(rank, n, world)
-    position = torch.arange(n)
-    stream = torch.full_like(position, _ORDER_STREAM)
-    keys = philox((stream, position, torch.full_like(position, epoch), torch.zeros_like(position)), seed)
-    order = (keys[:, 0] << 31 | keys[:, 1] >> 1).argsort()
+    order = random_order(_ORDER_STREAM, torch.arange(n), seed, epoch)
     share = -(-n // world)
     return order[torch.arange(rank, share * world, world) % n]
 

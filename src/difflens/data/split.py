@@ -199,8 +199,12 @@ def hold_out(split: ImageSplit, every: int = 5) -> tuple[ImageSplit, ImageSplit]
 
 def every_nth(labels: Tensor, every: int) -> Tensor:
     """(N,) bool: every so many-th image of each class, in the order of the images."""
+    return place_in_class(labels) % every == every - 1
+
+
+def place_in_class(labels: Tensor) -> Tensor:
+    """The place, from 0, of each image among those of its class, (N,) long."""
     order = labels.argsort(stable=True)
     place = torch.empty(len(labels), dtype=torch.long)
     place[order] = torch.arange(len(labels))
-    place -= torch.searchsorted(labels[order].contiguous(), labels)
-    return place % every == every - 1
+    return place - torch.searchsorted(labels[order].contiguous(), labels)

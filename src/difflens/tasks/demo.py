@@ -1,7 +1,7 @@
 """The main job in one command: what the bundled backbone knows, read with every head, against two baselines."""
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,11 @@ from difflens.extract import FrozenExtractor
 from difflens.features import FeatureCache, read_features
 from difflens.heads import HeadConfig, HeadName, make_head
 from difflens.model import BackboneConfig, ExtractorConfig, Probe, TrainedModel
-from difflens.runs import FINISHED, RunDirectory, shown_command
+from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
+from difflens.sampling import sample
 from difflens.tasks.classification import TrainConfig, evaluate, fit
 from difflens.tasks.evaluation import Evaluation, paired_difference
-from difflens.tasks.generation import image_grid, sample
+from difflens.tasks.generation import image_grid
 from difflens.training import accelerator
 
 
@@ -89,7 +90,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     Raises:
         DiffLensError: the folder holds something, or backbone or data cannot be loaded.
     """
-    settings = {k: v for k, v in asdict(config).items() if k not in ("out", "device")}
+    settings = settings_of(config, ("out", "device"))
     config.check()
     process = accelerator(config.device)
     if process.num_processes > 1:

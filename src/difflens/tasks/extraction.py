@@ -23,7 +23,7 @@ from difflens.features import Reading
 from difflens.heads.base import pooled_shape
 from difflens.model import BackboneConfig, ExtractorConfig
 from difflens.noise import ScheduleName
-from difflens.runs import FINISHED, RunDirectory
+from difflens.runs import FINISHED, RunDirectory, settings_of
 from difflens.store import (
     CHECKSUMS,
     DTYPES,
@@ -147,7 +147,7 @@ def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda li
         {split.name: len(split) for split in sources}, shapes, extractor.noise_steps, config.dtype,
         config.shard_megabytes,
     )  # fmt: skip
-    settings = {key: value for key, value in asdict(config).items() if key not in _FREE} | {
+    settings = settings_of(config, _FREE) | {
         "blocks": extractor.blocks, "noise_steps": extractor.noise_steps, "backbone_fingerprint": fingerprint,
         "data_fingerprint": identity["fingerprint"],
     }  # fmt: skip
@@ -197,10 +197,7 @@ class _Extraction:
 
     def run_all(self, manifest: dict[str, Any]) -> dict[str, Any]:
         missing = self._missing()
-        left = sum(
-            len(shard.rows) * len(steps) * self.layout.image_bytes + len(steps) * self.layout.file_bytes
-            for shard, steps in missing
-        )
+        left = sum(self.layout.bytes_of(shard, len(steps)) for shard, steps in missing)
         self._announce(left)
         self._require_room(left)
         self.process.wait_for_everyone()

@@ -2,7 +2,7 @@
 
 import re
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -18,11 +18,9 @@ from difflens.data.images import read_image, to_float, to_uint8
 from difflens.errors import DiffLensError, require
 from difflens.model import BackboneConfig
 from difflens.noise import ScheduleName
-from difflens.runs import FINISHED, RunDirectory, replace_with
-from difflens.sampling import Sampler, SamplerName, sample
+from difflens.runs import FINISHED, RunDirectory, replace_with, settings_of
+from difflens.sampling import Sampler, SamplerName
 from difflens.training import Precision, accelerator, progress_bar
-
-__all__ = ["GenerateConfig", "generate", "image_grid", "sample"]
 
 GRID_IMAGES = 64
 
@@ -100,7 +98,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     if backbone.in_channels not in (1, 3):
         raise DiffLensError(f"{backbone.spec} has {backbone.in_channels} channels: no grey or RGB images")
     config = replace(config, steps=sampler.steps)
-    settings = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    settings = settings_of(config, _FREE)
     settings["backbone_fingerprint"] = backbone.fingerprint()
     backbone.to(getattr(torch, config.precision))
     run = RunDirectory(config.out, "generate", settings, config.resume, process)

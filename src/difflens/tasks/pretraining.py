@@ -6,7 +6,6 @@ on the number of processes. So a run that is stopped and resumed sees exactly wh
 
 import math
 import time
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
@@ -25,7 +24,7 @@ from difflens.data.sources import load_unlabelled
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
 from difflens.noise import NoiseSchedule
-from difflens.runs import RunDirectory, shown_command
+from difflens.runs import RunDirectory, settings_of, shown_command
 from difflens.sampling import sample
 from difflens.tasks.board import Board
 from difflens.tasks.diffusion_loss import DiffusionLoss
@@ -79,7 +78,7 @@ def pretrain(config: PretrainConfig) -> Path:
             f"batch-size {config.batch_size} is not a multiple of {parts}: {process.num_processes} processes times "
             f"{config.accumulate} micro-batches (--accumulate)"
         )
-    settings = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    settings = settings_of(config, _FREE)
     run = RunDirectory(config.out, "pretrain", settings, config.resume, process)
     with run.working():
         try:

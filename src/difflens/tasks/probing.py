@@ -4,7 +4,7 @@ import math
 import shutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from difflens.backbones.blocks import Backbone, Defaults
 from difflens.data.images import Augmentation
 from difflens.data.images import fit as fit_images
 from difflens.data.labels import label_fraction, label_list
-from difflens.data.loader import OnBadImage
+from difflens.data.loader import OnBadImage, epoch_order
 from difflens.data.sources import load_data
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, listing, require
@@ -28,7 +28,7 @@ from difflens.features import FeatureCache, read_features
 from difflens.heads import HeadConfig, HeadName, LinearHead, NeighbourHead, make_head
 from difflens.model import BackboneConfig, ExtractorConfig, ExtractorName, Probe, TrainedModel
 from difflens.noise import ScheduleName
-from difflens.runs import FINISHED, RunDirectory, read_log, shown_command
+from difflens.runs import FINISHED, RunDirectory, read_log, settings_of, shown_command
 from difflens.store import FeatureStore
 from difflens.tasks.classification import TrainConfig, evaluate, fit
 from difflens.tasks.evaluation import Evaluation, predictions_csv, read_predictions
@@ -218,15 +218,13 @@ def probe(config: ProbeConfig) -> ProbeResult:
     """
     config = config.resolved()
     config.check_resolved()
-    return _probe_once(config) if config.seeds == 1 else _probe_seeds(config)
-
-
-def _probe_once(config: ProbeConfig) -> ProbeResult:
-    process = accelerator(config.device)
     assert config.data is not None
-    data = load_data(config.data)
-    everything = data.fingerprint()
-    data = replace(data, train=_labelled(config, data.train.first(config.limit), data.classes))
+    process = accelerator(config.device)
+    return (_probe_once if config.seeds == 1 else _probe_seeds)(config, load_data(config.data), process)
+
+
+def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> ProbeResult:
+    data = replace(whole, train=_labelled(config, whole.train.first(config.limit), whole.classes))
     config = replace(config, epochs=_epochs(config, len(data.train)))
     backbone_config = BackboneConfig(
         config.backbone, config.num_head_channels, config.noise_schedule, config.image_size
@@ -239,7 +237,7 @@ def _probe_once(config: ProbeConfig) -> ProbeResult:
     extractor = extractor_config.build(backbone)
     head = make_head(head_config, extractor.shapes(), len(data.classes))
     if store is not None:
-        _check_store(store, config, everything, fingerprint, head.pool, backbone)
+        _check_store(store, config, whole.fingerprint(), fingerprint, head.pool, backbone)
     model = TrainedModel(
         Probe(extractor, head),
         data.classes,
@@ -248,7 +246,7 @@ def _probe_once(config: ProbeConfig) -> ProbeResult:
         head_config,
         fingerprint,
     )
-    run = RunDirectory(config.out, "probe", _settings(config) | {
+    run = RunDirectory(config.out, "probe", settings_of(config, _FREE) | {
         "blocks": extractor.blocks, "noise_steps": extractor.noise_steps, "noise_seed": extractor.seed,
         "draws": extractor.draws,
     }, config.resume, process)  # fmt: skip
@@ -258,15 +256,14 @@ def _probe_once(config: ProbeConfig) -> ProbeResult:
         return _Run(config, model, data, store, run, process).run_all()
 
 
-def _probe_seeds(config: ProbeConfig) -> ProbeResult:
+def _probe_seeds(config: ProbeConfig, data: ImageData, process: Accelerator) -> ProbeResult:
     """A run directory a seed within the run directory, and a summary of them."""
-    process = accelerator(config.device)
-    run = RunDirectory(config.out, "probe", _settings(config), config.resume, process)
+    run = RunDirectory(config.out, "probe", settings_of(config, _FREE), config.resume, process)
     with run.working():
         results = []
         for seed in range(config.seed, config.seed + config.seeds):
             out = config.out / f"seed-{seed}"
-            results.append(_probe_once(replace(config, out=out, seed=seed, seeds=1, resume=config.resume)))
+            results.append(_probe_once(replace(config, out=out, seed=seed, seeds=1), data, process))
             run.keep()
         every = [result.metrics for result in results]
         metrics: dict[str, Any] = {key: statistics.mean(each[key] for each in every) for key in _SUMMARISED}
@@ -275,20 +272,12 @@ def _probe_seeds(config: ProbeConfig) -> ProbeResult:
             key: every[0][key] for key in ("metric", "test_images", "train_images", "trainable_parameters")
         } | {"runs": every}  # fmt: skip
         first = results[0]
-        assert config.data is not None
-        data = load_data(config.data)
         logs = [read_log(config.out / f"seed-{each['seed']}") for each in every]
         evaluations = [evaluation for result in results for evaluation in result.evaluations]
         run.write("report.html", _report(config, first.model, data, evaluations, every, logs, process))
         run.write_folder("model", first.model.save)
         run.write_json(FINISHED, metrics)
     return ProbeResult(first.model, metrics, evaluations)
-
-
-def _settings(config: ProbeConfig) -> dict[str, Any]:
-    """What makes a run the same run."""
-    settings = {key: value for key, value in asdict(config).items() if key not in _FREE}
-    return settings | {"label_list": None if config.label_list is None else str(config.label_list)}
 
 
 def _labelled(config: ProbeConfig, train: ImageSplit, classes: tuple[str, ...]) -> ImageSplit:
@@ -428,7 +417,7 @@ class _Run:
             )
         evaluation = self._evaluate()
         if isinstance(head, NeighbourHead):
-            self._evaluate_others(head)
+            self._evaluate_others(head, evaluation)
         return self._write(evaluation, seconds)
 
     def _read(self, split: ImageSplit) -> FeatureCache:
@@ -438,7 +427,9 @@ class _Run:
                 extractor, head.pool, split, self.process, self.training.reading(self.skipped),
                 config.cache_gigabytes, config.out / "cache",
             )  # fmt: skip
-        rows = torch.arange(self.process.process_index, len(split), self.process.num_processes)
+        rows = epoch_order(
+            len(split), 0, 0, self.process.process_index, self.process.num_processes, shuffle=False
+        )
         cache = self.store.cache(split.subset(rows), extractor.places, config.cache_gigabytes)
         return replace(cache, rows=rows[cache.rows])
 
@@ -448,7 +439,7 @@ class _Run:
             head.vectors(cache.batch(chosen, self.process.device)).half()
             for chosen in torch.arange(len(cache)).split(1024)
         ]
-        head.bank, head.labels = torch.cat(vectors), cache.labels.to(self.process.device)
+        head.remember(torch.cat(vectors), cache.labels)
         records = choose_neighbours(head, len(self.data.classes))
         head.neighbours = _best(records)["k"]
         self.chosen = {"neighbours": records}
@@ -468,13 +459,13 @@ class _Run:
             self.probe, self.data.test, self.data.classes, self.training, self.process, cache, self.skipped
         )
 
-    def _evaluate_others(self, head: NeighbourHead) -> None:
+    def _evaluate_others(self, head: NeighbourHead, chosen: Evaluation) -> None:
         """The usual table by number of neighbours; the choice among them is made already."""
-        chosen = head.neighbours
+        kept = head.neighbours
         for record in self.chosen["neighbours"]:
             head.neighbours = record["k"]
-            record["top1"] = self._evaluate().top1
-        head.neighbours = chosen
+            record["top1"] = chosen.top1 if record["chosen"] else self._evaluate().top1
+        head.neighbours = kept
 
     def _write(self, evaluation: Evaluation, seconds: float) -> ProbeResult:
         config, data, run, process = self.config, self.data, self.run, self.process

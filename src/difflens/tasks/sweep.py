@@ -34,11 +34,11 @@ from difflens.data.loader import OnBadImage
 from difflens.data.sources import load_data
 from difflens.data.split import ImageData, ImageSplit, every_nth
 from difflens.errors import DiffLensError, listing, require
-from difflens.extract import FrozenExtractor
+from difflens.extract import Extractor
 from difflens.features import FeatureCache, Reading, read_features
 from difflens.model import BackboneConfig, ExtractorConfig
 from difflens.noise import ScheduleName
-from difflens.runs import FINISHED, RunDirectory, shown_command
+from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
 from difflens.tasks.evaluation import wilson
 from difflens.training import Precision, accelerator
 
@@ -173,18 +173,17 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
         config.backbone, config.num_head_channels, config.noise_schedule, config.image_size
     )
     backbone = backbone_config.load()
-    fingerprint = backbone.fingerprint()
     blocks = backbone.check_blocks(config.blocks or [block.index for block in backbone.blocks])
     steps = backbone.check_noise_steps(config.noise_steps or _ladder(backbone))
-    ExtractorConfig("frozen", blocks, steps, precision=config.precision).build(backbone)
-    settings = {key: value for key, value in asdict(config).items() if key not in _FREE} | {
-        "blocks": blocks, "noise_steps": steps, "backbone_fingerprint": fingerprint,
-        "data_fingerprint": data.fingerprint(),
-    }  # fmt: skip
+    # before anything converts the backbone's weights
+    fingerprints = {"backbone_fingerprint": backbone.fingerprint(), "data_fingerprint": data.fingerprint()}
+    settings = settings_of(config, _FREE) | {"blocks": blocks, "noise_steps": steps, **fingerprints}
     run = RunDirectory(config.out, "sweep", settings, config.resume, process, growing="noise_steps")
     with run.working():
         backbone.to(process.device)
-        return _Sweep(config, data, backbone, blocks, steps, run, process, announce, began).run_all()
+        return _Sweep(
+            config, data, backbone, fingerprints, blocks, steps, run, process, announce, began
+        ).run_all()
 
 
 def _ladder(backbone: Backbone) -> list[int]:
@@ -197,6 +196,7 @@ class _Sweep:
         config: SweepConfig,
         data: ImageData,
         backbone: Backbone,
+        fingerprints: dict[str, str],
         blocks: tuple[int, ...],
         steps: tuple[int, ...],
         run: RunDirectory,
@@ -206,6 +206,7 @@ class _Sweep:
     ):
         self.config, self.data, self.backbone, self.blocks, self.steps = config, data, backbone, blocks, steps
         self.run, self.process, self.announce, self.began = run, process, announce, began
+        self.fingerprints = fingerprints
         self.reading = Reading(config.workers, config.on_bad_image, [])
         self.seconds = config.limits()[1]
 
@@ -247,7 +248,7 @@ class _Sweep:
         least = min(len(train), 5 * len(self.data.classes))
         if seconds is not None:
             pilot = train.subset(balanced(train, 128, self.config.seed))
-            extractor = FrozenExtractor(self.backbone, self.blocks, self.steps[:1], self.config.seed)
+            extractor = self._extractor(self.steps[0])
             for _ in range(2):  # the first reading also warms up
                 started = time.monotonic()
                 read_features(extractor, self.config.pool, pilot, self.process, self.reading)
@@ -276,11 +277,11 @@ class _Sweep:
             "accuracy" (classifiers, B); "scores" (B, V, K) float16 of the first classifier on the validation images;
             "labels" (V,).
         """
-        extractor = FrozenExtractor(self.backbone, self.blocks, (t,), self.config.seed)
         spill = self.run.path / "cache"
         cache = read_features(
-            extractor, self.config.pool, split, self.process, self.reading, self.config.cache_gigabytes, spill
-        )
+            self._extractor(t), self.config.pool, split, self.process, self.reading, self.config.cache_gigabytes,
+            spill,
+        )  # fmt: skip
         held_out = every_nth(cache.labels, 5)
         if not held_out.any():
             raise DiffLensError(
@@ -305,6 +306,11 @@ class _Sweep:
             "scores": torch.stack(scores),
             "labels": cache.labels[held_out].contiguous(),
         }
+
+    def _extractor(self, t: int) -> Extractor:
+        config = self.config
+        places = ExtractorConfig("frozen", self.blocks, (t,), config.seed, precision=config.precision)
+        return places.build(self.backbone)
 
     def _matrix(self, cache: FeatureCache, place: tuple[int, int]) -> Tensor:
         maps = cache.maps[place]
@@ -342,8 +348,8 @@ class _Sweep:
             accuracy=accuracy, blocks=self.blocks, roles=roles, noise_steps=steps, not_measured=metrics["not_measured"],
             best=best, images=len(labels), commands=commands, provenance={
                 "Command": shown_command("sweep", config),
-                "Backbone": f"{config.backbone}, fingerprint {self.backbone.fingerprint()[:12]}",
-                "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
+                "Backbone": f"{config.backbone}, fingerprint {self.fingerprints['backbone_fingerprint'][:12]}",
+                "Data": f"{self.data.name}, fingerprint {self.fingerprints['data_fingerprint'][:12]}",
                 "Images": f"{len(split):,} training images, equally many of each class where possible; {len(labels):,} of "
                 "them validate. The test split was not read.",
                 "Seed": config.seed,
