@@ -13,6 +13,7 @@ from difflens.store import FeatureStore
 from difflens.tasks.classification import TrainConfig, evaluate, fit
 from difflens.tasks.demo import DemoConfig, demo
 from difflens.tasks.extraction import ExtractConfig, extract
+from difflens.tasks.fidelity import FidelityConfig, FidelityResult, fidelity
 from difflens.tasks.generation import GenerateConfig, generate
 from difflens.tasks.prediction import PredictConfig, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
@@ -30,6 +31,8 @@ __all__ = [
     "Extractor",
     "FeatureStore",
     "FeedbackExtractor",
+    "FidelityConfig",
+    "FidelityResult",
     "FineTunedExtractor",
     "FrozenExtractor",
     "GenerateConfig",
@@ -47,6 +50,7 @@ __all__ = [
     "demo",
     "evaluate",
     "extract",
+    "fidelity",
     "fit",
     "generate",
     "load_backbone",

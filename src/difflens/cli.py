@@ -18,6 +18,7 @@ from difflens.analysis.recommendation import describe
 from difflens.errors import DiffLensError, listing
 from difflens.tasks.demo import DemoConfig, demo
 from difflens.tasks.extraction import ExtractConfig, extract
+from difflens.tasks.fidelity import FidelityConfig, fidelity
 from difflens.tasks.generation import GenerateConfig, generate
 from difflens.tasks.prediction import PredictConfig, Prediction, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
@@ -127,6 +128,29 @@ def _generate(config: GenerateConfig) -> None:
     )
 
 
+def _fidelity(config: FidelityConfig) -> None:
+    skipped: list[str] = []
+    result = fidelity(config, skipped)
+    inception = result.inception is not None
+    table = Table(
+        "images", Column("number", justify="right"), "FID" if inception else "Fréchet distance", "KID x 1,000"
+    )
+    for row in result.distances:
+        kid = f"{1000 * row.kid:.3f} ± {1000 * row.kid_std:.3f}"
+        table.add_row(row.images, f"{row.count:,}", f"{row.frechet:.4g}", kid)
+    print(f"Features: {result.space}\nCompared with: {result.real}, {result.real_images:,}")
+    Console().print(table)
+    for name in ("inception_score", "precision", "recall"):
+        if result.inception and name in result.inception:
+            print(f"{name.replace('_', ' ')}: {result.inception[name]:.4g}")
+    if result.class_shares is not None:
+        shares = sorted(result.class_shares.items(), key=lambda item: -item[1])
+        print(
+            "Classes of the samples:", listing([f"{name} {100 * share:.1f} %" for name, share in shares], 20)
+        )
+    _report_skipped(skipped)
+
+
 def _predict(config: PredictConfig) -> None:
     skipped: list[str] = []
     predictions = list(predict(config, skipped))
@@ -178,4 +202,5 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "predict": (PredictConfig, _predict),
     "pretrain": (PretrainConfig, _pretrain),
     "generate": (GenerateConfig, _generate),
+    "fidelity": (FidelityConfig, _fidelity),
 }

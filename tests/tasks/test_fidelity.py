@@ -4,53 +4,21 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import scipy.linalg
 import torch
+from PIL import Image
 
-from difflens import DiffLensError, ProbeConfig, probe
+from difflens import (
+    DiffLensError,
+    FidelityConfig,
+    GenerateConfig,
+    ProbeConfig,
+    fidelity,
+    generate,
+    load_backbone,
+    probe,
+)  # fmt: skip
 from difflens.tasks import fidelity as module
-from difflens.tasks.fidelity import FidelityConfig, fidelity, frechet_distance, kid
-
-
-def test_frechet_distance_equals_the_closed_form_for_gaussians() -> None:
-    """Of diagonal Gaussians: sum (m1 - m2)^2 + (s1 - s2)^2; of samples, up to their number."""
-    generator = torch.Generator().manual_seed(0)
-    means, scales = torch.tensor([[0.0, 1, -2], [1, 1, 0]]), torch.tensor([[1.0, 2, 0.5], [0.5, 2, 1.5]])
-    a, b = (m + s * torch.randn(200_000, 3, generator=generator) for m, s in zip(means, scales, strict=True))
-    expected = float((means[0] - means[1]).square().sum() + (scales[0] - scales[1]).square().sum())
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=0.02)
-
-
-def test_frechet_distance_equals_the_matrix_square_root() -> None:
-    generator = torch.Generator().manual_seed(1)
-    a, b = (
-        torch.randn(60, 5, generator=generator) @ torch.randn(5, 5, generator=generator) for _ in range(2)
-    )
-    first, second = (np.cov(each.double().numpy().T) for each in (a, b))
-    root = scipy.linalg.sqrtm(first @ second).real
-    expected = np.square((a - b).double().mean(0).numpy()).sum() + np.trace(first + second - 2 * root)
-    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
-    # fewer images than dimensions: singular covariances
-    assert frechet_distance(a[:3], b[:4]) > 0
-
-
-def test_kid_equals_its_definition_and_is_unbiased() -> None:
-    generator = torch.Generator().manual_seed(2)
-    a, b = torch.randn(6, 4, generator=generator), torch.randn(6, 4, generator=generator) + 1
-
-    def kernel(x: torch.Tensor, y: torch.Tensor) -> float:
-        return float((x @ y / 4 + 1) ** 3)
-
-    pairs = [(i, j) for i in range(6) for j in range(6)]
-    expected = sum(kernel(a[i], a[j]) + kernel(b[i], b[j]) for i, j in pairs if i != j) / 30
-    expected -= 2 * sum(kernel(a[i], b[j]) for i, j in pairs) / 36
-    assert kid(a, b, 1, 6, 0)[0] == pytest.approx(expected, rel=1e-5)
-    same = torch.randn(4000, 4, generator=generator)
-    mean, spread = kid(same[:2000], same[2000:], 50, 200, 0)
-    assert abs(mean) < 0.5 * spread
 
 
 def config(samples: Path, images: Path, backbone: Path, /, **changes: object) -> FidelityConfig:
@@ -66,22 +34,28 @@ def test_the_ruler_orders_what_is_further_away(
 ) -> None:
     run = config(image_tree / "train" / "red", image_tree, backbone_folder, ruler=True)
     result = fidelity(run)
-    assert (result.dimensions, result.real) == (16, 15)
+    assert (result.dimensions, result.real_images, result.source) == (16, 15, None)
+    assert result.real == f"val images of {image_tree}"
     assert "block 6 at noise step 5" in result.space
     names = [each.images for each in result.distances]
     assert names == [
         "samples",
         "train images",
-        *(f"val images + noise {s:g}" for s in module.NOISE_STRENGTHS),
+        *(f"train images + noise {s:g}" for s in module.NOISE_STRENGTHS),
     ]
+    # as many as the samples, and not those of one class
+    assert {each.count for each in result.distances} == {12}
     by_name = {each.images: each.frechet for each in result.distances}
-    ruler = [by_name[name] for name in names[2:]]
+    ruler = [by_name[name] for name in names[3:]]
     assert ruler == sorted(ruler)
     # one colour alone is further from all three than other images of all three
-    assert by_name["samples"] > by_name["train images"]
+    assert by_name["samples"] > 1.5 * by_name["train images"]
     # against themselves, which have no other split
     alone = fidelity(replace(run, data=str(image_tree / "train" / "red")))
     assert alone.distances[0].frechet == pytest.approx(0, abs=1e-6)
+    assert [each.images for each in alone.distances[1:]] == [
+        f"train images + noise {s:g}" for s in module.NOISE_STRENGTHS
+    ]
 
 
 def test_the_space_of_a_trained_model_and_its_classes(
@@ -144,3 +118,68 @@ def test_what_cannot_work_says_so(
 def test_figures_are_plain_values(backbone_folder: Path, image_tree: Path) -> None:
     result = fidelity(config(image_tree / "val" / "red", image_tree, backbone_folder))
     assert json.loads(json.dumps(result.metrics()))["distances"][0]["images"] == "samples"
+
+
+def test_a_run_directory_keeps_the_figures_and_where_the_samples_came_from(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made"
+    drawing = GenerateConfig(
+        out=made, n=4, backbone=str(backbone_folder), steps=2, batch_size=2, device="cpu"
+    )
+    generate(drawing)
+    run = config(made, image_tree, backbone_folder, out=tmp_path / "figures")
+    result = fidelity(run)
+    assert result.source is not None
+    assert (result.source["sampler"], result.source["steps"]) == ("ddim", 2)
+    assert result.source["backbone_fingerprint"] == load_backbone(str(backbone_folder)).fingerprint()
+    kept = json.loads((tmp_path / "figures" / "metrics.json").read_text())
+    assert kept == json.loads(json.dumps(result.metrics()))
+    with pytest.raises(DiffLensError, match="figures already holds a run"):
+        fidelity(run)
+    # the kernel distance from a part of the images; the Fréchet distance from all
+    monkeypatch.setattr(module, "KERNEL_IMAGES", 3)
+    part = fidelity(replace(run, out=None))
+    assert part.distances[0].frechet == result.distances[0].frechet
+    assert part.distances[0].kid != result.distances[0].kid
+    (made / "metrics.json").unlink()
+    with pytest.raises(DiffLensError, match=r"made is not finished: .*--resume"):
+        fidelity(run)
+    with pytest.raises(DiffLensError, match="figures is a run directory, but not of `difflens generate`"):
+        fidelity(replace(run, samples=tmp_path / "figures"))
+
+
+@pytest.mark.parametrize(("size", "mode"), [((9, 16), "RGB"), ((16, 16), "L")])
+def test_samples_of_mixed_size_or_mode_are_refused(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, size: tuple[int, int], mode: str
+) -> None:
+    red = image_tree / "train" / "red"
+    Image.new(mode, size).save(red / "99.png")
+    run = config(red, image_tree, backbone_folder, out=tmp_path / "figures")
+    with pytest.raises(
+        DiffLensError, match=rf"not alike: .*png is 16 x 16 RGB, .*99.png is {size[0]} x 16 {mode}"
+    ):
+        fidelity(run)
+    assert not run.out.exists()
+
+
+def test_inception_with_weights_at_random(image_tree: Path, tmp_path: Path) -> None:
+    """The whole way through torch-fidelity; its weights are 95 MB of a download, and any will do for that."""
+    inception = pytest.importorskip(
+        "torch_fidelity.feature_extractor_inceptionv3", reason="an optional extra"
+    )
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        weights = inception.FeatureExtractorInceptionV3("inception", ["2048"]).state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    red, green = (image_tree / "val" / colour for colour in ("red", "green"))
+    run = config(red, green, Path("inception"), inception_weights=tmp_path / "weights.pth", kid_subsets=2)
+    result = fidelity(run)
+    assert result.inception is not None
+    assert result.inception.keys() >= {"fid", "kid", "inception_score", "precision", "recall"}
+    assert (result.space, result.distances[0].count, result.real_images) == ("Inception (FID)", 5, 5)
+    assert result.distances[0].frechet > 0
+    with pytest.raises(DiffLensError, match="leave out --ruler"):
+        fidelity(replace(run, ruler=True))

@@ -12,24 +12,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+import yaml
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from difflens.analysis.distances import Moments, frechet_distance, kernel_distance
 from difflens.data.folders import list_images
-from difflens.data.images import fit, to_float
+from difflens.data.images import fit
 from difflens.data.loader import OnBadImage
 from difflens.data.sources import load_data, load_unlabelled
 from difflens.data.split import FileSplit, ImageSplit
 from difflens.errors import DiffLensError, require
-from difflens.extract import Extractor, FrozenExtractor
+from difflens.feature_space import FeatureSpace
 from difflens.features import Reading
-from difflens.heads import NeighbourHead
-from difflens.model import BackboneConfig, Probe, TrainedModel, evaluating
-from difflens.noise import ScheduleName, seeded_noise
-from difflens.training import accelerator, progress_bar
+from difflens.model import BackboneConfig
+from difflens.noise import ScheduleName, random_order
+from difflens.runs import FINISHED, RunDirectory, settings_of
+from difflens.training import accelerator
 
 NOISE_STRENGTHS = (0.01, 0.03, 0.1, 0.3)
 """Standard deviations of the noise on the ruler's images, whose values are in [-1, 1]."""
+
+KERNEL_IMAGES = 20_000
+"""The kernel distance draws its subsets from at most so many images of a set, chosen at random."""
+
+# Philox counter words that nothing else uses
+_CHOICE_STREAM, _KERNEL_STREAM = 0xFFFFFFFB, 0xFFFFFFFA
 
 INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 
@@ -51,11 +60,11 @@ class FidelityConfig:
     noise_step: int | None = None
     """Noise step at which it is read. (default: likewise)"""
     ruler: bool = False
-    """Also measure the other split's images, and real images with a little noise, to compare with."""
+    """Also measure as many images of the other split, and these with a little noise, to compare with."""
     limit: int | None = None
-    """Only the first so many images of each side."""
+    """Only so many images of each set, chosen at random."""
     seed: int = 0
-    """Of the noise and of KID's subsets."""
+    """Of the noise, of KID's subsets and of the choice of images."""
     kid_subsets: int = 100
     kid_subset_size: int = 1000
     inception_weights: Path | None = None
@@ -67,9 +76,9 @@ class FidelityConfig:
     image_size: int | None = None
     """Overrides the image side that the backbone was trained on."""
     out: Path | None = None
-    """A JSON file for the figures."""
+    """Run directory that keeps the figures, for `report`. (default: they are printed only)"""
     on_bad_image: OnBadImage = "error"
-    """skip leaves images out that cannot be read."""
+    """skip leaves images out that cannot be read; torch-fidelity, for inception, knows no skipping."""
     workers: int | None = None
     """Processes that decode images; None: as many as help."""
     device: Literal["cpu"] | None = None
@@ -82,8 +91,6 @@ class FidelityConfig:
             kid_subset_size=(self.kid_subset_size, 2, None), num_head_channels=(self.num_head_channels, 1, None),
             image_size=(self.image_size, 1, None), workers=(self.workers, 0, None),
         )  # fmt: skip
-        if self.out is not None and self.out.exists():
-            raise DiffLensError(f"{self.out} exists: name another file")
 
 
 @dataclass(frozen=True)
@@ -111,21 +118,25 @@ class FidelityResult:
     Attributes:
         space: the feature space, in words.
         dimensions: of it.
-        real: how many real images.
+        real: what the images are compared with, in words.
+        real_images: how many.
         distances: the samples first, then the ruler.
+        source: of the samples, where `generate` made them: backbone, backbone_fingerprint, sampler, steps.
         class_shares: of the samples, as a trained model judges them; None in other spaces.
         inception: torch-fidelity's figures; None in other spaces.
     """
 
     space: str
-    dimensions: int | None
-    real: int
+    dimensions: int
+    real: str
+    real_images: int
     distances: tuple[Distance, ...]
+    source: dict[str, Any] | None = None
     class_shares: dict[str, float] | None = None
     inception: dict[str, float] | None = None
 
     def metrics(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values, as metrics.json holds them."""
         return asdict(self)
 
 
@@ -133,169 +144,192 @@ def fidelity(config: FidelityConfig, skipped: list[str] | None = None) -> Fideli
     """Run `config`; `skipped` receives images that could not be read.
 
     Raises:
-        DiffLensError: images, features or weights are not there, or too few images.
+        DiffLensError: images, features or weights are not there, the samples are of several sizes or modes or a run that
+            is not finished, there are too few images, or `out` holds something.
     """
     config.check()
-    folder = config.samples / "images" if (config.samples / "images").is_dir() else config.samples
+    process = accelerator(config.device)
+    if process.num_processes > 1:
+        raise DiffLensError("fidelity runs in one process; `difflens generate` runs in several")
+    samples, source = _samples(config)
+    real, other = _real(config, len(samples))
+    for split in (samples, real):
+        if len(split) < 2:
+            raise DiffLensError(f"a distance needs at least two images, and there is one of the {split.name}")
+    run = (
+        None if config.out is None else RunDirectory(config.out, "fidelity", settings_of(config, _FREE), None)
+    )
+    measure = _inception if config.features == "inception" else _in_space
+    if run is None:
+        return measure(config, samples, real, other, source, [] if skipped is None else skipped)
+    with run.working():
+        result = measure(config, samples, real, other, source, [] if skipped is None else skipped)
+        run.write_json(FINISHED, result.metrics())
+        return result
+
+
+# What no figure depends on.
+_FREE = ("out", "device", "workers")
+
+
+def _samples(config: FidelityConfig) -> tuple[ImageSplit, dict[str, Any] | None]:
+    """The generated images, and where they come from, if `generate` made them."""
+    folder, source = config.samples, None
+    made = folder / "config.yaml"
+    if made.is_file():
+        run = yaml.safe_load(made.read_text())
+        if not isinstance(run, dict) or run.get("command") != "generate":
+            raise DiffLensError(f"{folder} is a run directory, but not of `difflens generate`")
+        if not (folder / FINISHED).is_file():
+            raise DiffLensError(f"{folder} is not finished: `difflens generate` goes on with --resume")
+        source = {key: run[key] for key in ("backbone", "backbone_fingerprint", "sampler", "steps")}
+        folder = folder / "images"
     paths = list_images([folder])
-    samples: ImageSplit = FileSplit("samples", [str(path) for path in paths]).first(config.limit)
-    real, other = _real(config)
-    if config.features == "inception":
-        return _inception(config, samples, real)
-    space = _Space(config, [] if skipped is None else skipped)
-    target = space.read(real)
-    sets = [("samples", space.read(samples))]
-    shares = space.class_shares()
+    split = _some(FileSplit("samples", [str(path) for path in paths]), config.limit, config.seed)
+    _check_alike(split)
+    return split, source
+
+
+def _check_alike(split: ImageSplit) -> None:
+    """DiffLensError unless all image files have one size and mode, as those of one generator do."""
+    first: tuple[object, ...] | None = None
+    for name in split.ids:
+        try:
+            with Image.open(name) as image:
+                kind = (f"{image.width} x {image.height}", image.mode)
+        except OSError:  # reading it says more, or skips it
+            continue
+        first = first or (*kind, name)
+        if kind != first[:2]:
+            raise DiffLensError(
+                f"the samples are not alike: {first[2]} is {first[0]} {first[1]}, {name} is {kind[0]} {kind[1]}; give the "
+                "images of one generator"
+            )
+
+
+def _real(config: FidelityConfig, count: int) -> tuple[ImageSplit, ImageSplit | None]:
+    """The real images, and about `count` of the other split, as a distance depends on numbers; None: there is none."""
+    folder = Path(config.data.removeprefix("folder:")).expanduser()
+    if folder.is_dir() and not (folder / "train").is_dir():
+        return _some(load_unlabelled(config.data), config.limit, config.seed), None
+    data = load_data(config.data, labels=False)
+    chosen, other = (data.test, data.train) if config.split == "test" else (data.train, data.test)
+    return _some(chosen, config.limit, config.seed), _some(other, count, config.seed)
+
+
+def _some(split: ImageSplit, count: int | None, seed: int) -> ImageSplit:
+    """`count` images at random, in order: folders are sorted by class."""
+    if count is None or count >= len(split):
+        return split
+    return split.subset(random_order(_CHOICE_STREAM, split.index, seed)[:count].sort().values)
+
+
+class _Set:
+    """Of a set of images, what the distances need.
+
+    Attributes:
+        moments: of all.
+        kept: (N, D) float32, at most `KERNEL_IMAGES` of them.
+        votes: (K,) images by the class a trained model puts them in, else None.
+    """
+
+    def __init__(
+        self,
+        config: FidelityConfig,
+        space: FeatureSpace,
+        split: ImageSplit,
+        reading: Reading,
+        noise: float = 0,
+    ):
+        kept = torch.zeros(len(split), dtype=torch.bool)
+        kept[random_order(_KERNEL_STREAM, split.index, config.seed)[:KERNEL_IMAGES]] = True
+        self.moments, parts = Moments(), []
+        self.votes: Tensor | None = None
+        for found in space.read(split, reading, noise):
+            self.moments.add(found.vectors)
+            parts.append(found.vectors.cpu()[kept[found.batch.rows.cpu()]])
+            if found.logits is not None:
+                votes = found.logits.argmax(1).cpu().bincount(minlength=found.logits.shape[1])
+                self.votes = votes if self.votes is None else self.votes + votes
+        if self.moments.count < 2:
+            raise DiffLensError(
+                f"a distance needs at least two images, and fewer of the {split.name} could be read"
+            )
+        self.kept = torch.cat(parts)
+
+
+def _in_space(
+    config: FidelityConfig,
+    samples: ImageSplit,
+    real: ImageSplit,
+    other: ImageSplit | None,
+    source: dict[str, Any] | None,
+    skipped: list[str],
+) -> FidelityResult:
+    backbone = BackboneConfig(
+        config.features, config.num_head_channels, config.noise_schedule, config.image_size
+    )
+    device = accelerator(config.device).device
+    space = FeatureSpace.load(backbone, config.block, config.noise_step, config.seed, device)
+    reading = Reading(config.workers, config.on_bad_image, skipped)
+    target, drawn = (_Set(config, space, split, reading) for split in (real, samples))
+    sets = [("samples", drawn)]
     if config.ruler:
+        near = real if other is None else other
         if other is not None:
-            sets.append((f"{other.name} images", space.read(other)))
-        sets += [(f"{real.name} images + noise {s:g}", space.read(real, s)) for s in NOISE_STRENGTHS]
+            sets.append((f"{near.name} images", _Set(config, space, near, reading)))
+        sets += [
+            (f"{near.name} images + noise {s:g}", _Set(config, space, near, reading, s))
+            for s in NOISE_STRENGTHS
+        ]
     distances = tuple(
-        Distance(name, len(found), frechet_distance(found, target), *kid(
-            found, target, config.kid_subsets, config.kid_subset_size, config.seed
+        Distance(name, found.moments.count, frechet_distance(found.moments, target.moments), *kernel_distance(
+            found.kept, target.kept, config.kid_subsets, config.kid_subset_size, config.seed
         ))
         for name, found in sets
     )  # fmt: skip
-    return FidelityResult(space.name, target.shape[1], len(target), distances, shares)
+    shares = None
+    if space.model is not None and drawn.votes is not None:
+        shares = dict(zip(space.model.classes, (drawn.votes / drawn.votes.sum()).tolist(), strict=True))
+    return FidelityResult(
+        space.name,
+        target.kept.shape[1],
+        _described(config, real),
+        target.moments.count,
+        distances,
+        source,
+        shares,
+    )
 
 
-def _real(config: FidelityConfig) -> tuple[ImageSplit, ImageSplit | None]:
-    """The real images to compare with, and those of the other split, if there is one."""
-    try:
-        data = load_data(config.data, labels=False)
-    except DiffLensError:
-        return load_unlabelled(config.data).first(config.limit), None
-    chosen, other = (data.test, data.train) if config.split == "test" else (data.train, data.test)
-    # as many as the chosen ones: the distance depends on the number
-    return chosen.first(config.limit), other.first(min(len(chosen), config.limit or len(chosen)))
+def _described(config: FidelityConfig, real: ImageSplit) -> str:
+    return f"{real.name} images of {config.data}"
 
 
-class _Space:
-    """The features in which images are compared."""
-
-    def __init__(self, config: FidelityConfig, skipped: list[str]):
-        self.config, self.device = config, accelerator(config.device).device
-        self.reading = Reading(config.workers, config.on_bad_image, skipped)
-        self.model: TrainedModel | None = None
-        if (Path(config.features) / "model.safetensors").is_file() or (
-            Path(config.features) / "model" / "model.safetensors"
-        ).is_file():
-            self.model = TrainedModel.load(Path(config.features), device=self.device)
-            self.extractor: Extractor = self.model.probe.extractor
-            self.name = f"input of the classifier of {config.features}"
-        else:
-            backbone = BackboneConfig(
-                config.features, config.num_head_channels, config.noise_schedule, config.image_size
-            ).load(self.device)
-            block = config.block or backbone.defaults.block
-            step = backbone.defaults.noise_step if config.noise_step is None else config.noise_step
-            self.extractor = FrozenExtractor(backbone, (block,), (step,), config.seed)
-            self.name = f"{config.features}, block {block} at noise step {step}, averaged over places"
-        self._votes: Tensor | None = None
-
-    def read(self, split: ImageSplit, noise: float = 0.0) -> Tensor:
-        """(N, D) float64 features of a split, whose images may first get Gaussian noise of a standard deviation."""
-        parts = []
-        with progress_bar() as bar, evaluating(self.extractor):
-            task = bar.add_task(f"features of {split.name}", total=len(split), note="")
-            for batch in self.reading.batches(self.extractor, split, torch.arange(len(split))):
-                images = to_float(batch.images)
-                if noise:
-                    # t = -1: a stream of its own
-                    images = images + noise * seeded_noise(
-                        tuple(images.shape[1:]), batch.index, -1, self.config.seed
-                    )
-                    images = images.clamp(-1, 1)
-                parts.append(self._vectors(images, batch.index).double().cpu())
-                bar.update(task, advance=len(batch))
-        if sum(map(len, parts)) < 2:
-            raise DiffLensError(f"a distance needs at least two {split.name} images")
-        return torch.cat(parts)
-
-    def class_shares(self) -> dict[str, float] | None:
-        """Of the images that were read last."""
-        if self.model is None or self._votes is None:
-            return None
-        shares = (self._votes / self._votes.sum()).tolist()
-        return dict(zip(self.model.classes, shares, strict=True))
-
-    def _vectors(self, images: Tensor, index: Tensor) -> Tensor:
-        if self.model is None:
-            (maps,) = self.extractor(images, index).values()
-            return maps.mean((2, 3))
-        vectors, logits = classifier_input(self.model.probe, images, index)
-        votes = torch.bincount(logits.argmax(1).cpu(), minlength=len(self.model.classes))
-        self._votes = votes if self._votes is None else self._votes + votes
-        return vectors
-
-
-def classifier_input(probe: Probe, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """What the last linear layer of a probe's head reads (of k-NN, the unit vectors), (B, D), and its logits (B, K)."""
-    head = probe.head
-    maps = probe.extractor(images, index)
-    if isinstance(head, NeighbourHead):
-        return head.vectors(maps), head(maps)
-    last = head.classifier[-1] if isinstance(head.classifier, nn.Sequential) else head.classifier
-    assert isinstance(last, nn.Module)
-    kept: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
-    try:
-        logits = head(maps)
-    finally:
-        hook.remove()
-    return kept[0], logits
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Squared Fréchet distance between Gaussians fitted to features (N, D) and (M, D).
-
-    |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with covariances A and B (Dowson and Landau, 1982). The trace of
-    the root is the sum of the roots of the eigenvalues of A^(1/2) B A^(1/2), which is symmetric.
-    """
-    a, b = a.double(), b.double()
-    mean = (a.mean(0) - b.mean(0)).square().sum()
-    first, second = (torch.atleast_2d(torch.cov(each.T)) for each in (a, b))
-    values, vectors = torch.linalg.eigh(first)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
-    return float(mean + first.trace() + second.trace() - 2 * cross)
-
-
-def kid(a: Tensor, b: Tensor, subsets: int, size: int, seed: int) -> tuple[float, float]:
-    """Kernel inception distance's estimator (Binkowski et al., 2018) on features (N, D) and (M, D).
-
-    The unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, over random subsets.
-
-    Returns:
-        Mean and standard deviation over subsets (0 for one).
-    """
-    a, b = a.double(), b.double()
-    size = min(size, len(a), len(b))
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for _ in range(subsets):
-        x = a[torch.randperm(len(a), generator=generator)[:size]]
-        y = b[torch.randperm(len(b), generator=generator)[:size]]
-        xx, yy, xy = (((p @ q.T) / a.shape[1] + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
-        same = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
-        found.append(same - 2 * xy.mean())
-    values = torch.stack(found)
-    return float(values.mean()), float(values.std()) if subsets > 1 else 0.0
-
-
-def _inception(config: FidelityConfig, samples: ImageSplit, real: ImageSplit) -> FidelityResult:
+def _inception(
+    config: FidelityConfig,
+    samples: ImageSplit,
+    real: ImageSplit,
+    other: ImageSplit | None,
+    source: dict[str, Any] | None,
+    skipped: list[str],
+) -> FidelityResult:
+    if config.ruler:
+        raise DiffLensError(
+            "the ruler is for feature spaces of your own; leave out --ruler or --features inception"
+        )
     try:
         import torch_fidelity
     except ImportError as error:
         raise DiffLensError('features of Inception need `pip install "difflens[fidelity]"`') from error
     weights = _inception_weights(config)
-    count = min(len(samples), len(real))
-    if count < 2:
-        raise DiffLensError("a distance needs at least two images on each side")
+    count, side = min(len(samples), len(real)), min(samples.image(0).shape[-2:])
     found = torch_fidelity.calculate_metrics(
-        input1=_Images(samples), input2=_Images(real), cuda=accelerator(config.device).device.type == "cuda",
-        fid=True, kid=True, isc=True, prc=True, feature_extractor_weights_path=str(weights),
-        kid_subset_size=min(config.kid_subset_size, count), kid_subsets=config.kid_subsets, cache=False,
+        input1=_Images(samples, side), input2=_Images(real, side), fid=True, kid=True, isc=True, prc=True,
+        # one network for all of them, precision and recall too, as ADM was evaluated
+        feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights),
+        cuda=accelerator(config.device).device.type == "cuda", save_cpu_ram=config.workers == 0, cache=False,
+        kid_subset_size=min(config.kid_subset_size, count), kid_subsets=config.kid_subsets,
         isc_splits=min(10, len(samples)), rng_seed=config.seed, verbose=False,
     )  # fmt: skip
     names = {
@@ -305,7 +339,9 @@ def _inception(config: FidelityConfig, samples: ImageSplit, real: ImageSplit) ->
     }  # fmt: skip
     figures = {name: float(found[key]) for key, name in names.items() if key in found}
     distance = Distance("samples", len(samples), figures["fid"], figures["kid"], figures["kid_std"])
-    return FidelityResult("Inception (FID)", 2048, len(real), (distance,), inception=figures)
+    return FidelityResult(
+        "Inception (FID)", 2048, _described(config, real), len(real), (distance,), source, inception=figures
+    )
 
 
 def _inception_weights(config: FidelityConfig) -> Path:
@@ -332,11 +368,10 @@ def _inception_weights(config: FidelityConfig) -> Path:
 
 
 class _Images(Dataset[Tensor]):
-    """A split as torch-fidelity takes it: uint8 (3, H, W), all of the size of the first."""
+    """A split as torch-fidelity takes it: uint8 (3, side, side); real images are brought to the size of the samples."""
 
-    def __init__(self, split: ImageSplit):
-        self.split = split
-        self.side = min(split.image(0).shape[-2:])
+    def __init__(self, split: ImageSplit, side: int):
+        self.split, self.side = split, side
 
     def __len__(self) -> int:
         return len(self.split)
