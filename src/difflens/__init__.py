@@ -18,6 +18,7 @@ from difflens.tasks.generation import GenerateConfig, generate
 from difflens.tasks.prediction import PredictConfig, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
+from difflens.tasks.reporting import ReportConfig, report
 from difflens.tasks.sweep import SweepConfig, sweep
 from difflens.version import __version__
 
@@ -43,6 +44,7 @@ __all__ = [
     "PretrainConfig",
     "Probe",
     "ProbeConfig",
+    "ReportConfig",
     "SweepConfig",
     "TrainConfig",
     "TrainedModel",
@@ -59,6 +61,7 @@ __all__ = [
     "predict",
     "pretrain",
     "probe",
+    "report",
     "sample",
     "seeded_noise",
     "sweep",

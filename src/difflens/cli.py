@@ -23,6 +23,7 @@ from difflens.tasks.generation import GenerateConfig, generate
 from difflens.tasks.prediction import PredictConfig, Prediction, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
+from difflens.tasks.reporting import ReportConfig, report
 from difflens.tasks.sweep import SweepConfig, sweep
 
 
@@ -140,6 +141,8 @@ def _fidelity(config: FidelityConfig) -> None:
         table.add_row(row.images, f"{row.count:,}", f"{row.frechet:.4g}", kid)
     print(f"Features: {result.space}\nCompared with: {result.real}, {result.real_images:,}")
     Console().print(table)
+    if result.caution:
+        print(result.caution)
     for name in ("inception_score", "precision", "recall"):
         if result.inception and name in result.inception:
             print(f"{name.replace('_', ' ')}: {result.inception[name]:.4g}")
@@ -149,6 +152,10 @@ def _fidelity(config: FidelityConfig) -> None:
             "Classes of the samples:", listing([f"{name} {100 * share:.1f} %" for name, share in shares], 20)
         )
     _report_skipped(skipped)
+
+
+def _report(config: ReportConfig) -> None:
+    print(f"Report: {report(config)}")
 
 
 def _predict(config: PredictConfig) -> None:
@@ -203,4 +210,5 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "pretrain": (PretrainConfig, _pretrain),
     "generate": (GenerateConfig, _generate),
     "fidelity": (FidelityConfig, _fidelity),
+    "report": (ReportConfig, _report),
 }

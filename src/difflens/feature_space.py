@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from difflens.backbones.blocks import Backbone
 from difflens.data.images import to_float
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
@@ -70,12 +71,18 @@ class FeatureSpace:
         if any((place / "model.safetensors").is_file() for place in (folder, folder / "model")):
             model = TrainedModel.load(folder, device=device)
             return cls(f"input of the classifier of {features.spec}", model.probe.extractor, model)
-        backbone = features.load(device)
+        return cls.of(features.load(device), block, noise_step, seed)
+
+    @classmethod
+    def of(
+        cls, backbone: Backbone, block: int | None = None, noise_step: int | None = None, seed: int = 0
+    ) -> "FeatureSpace":
+        """The space of one block of a backbone; arguments and errors as for `load`."""
         defaults = backbone.defaults
         block = defaults.block if block is None else block
         step = defaults.noise_step if noise_step is None else noise_step
         extractor = FrozenExtractor(backbone, (block,), (step,), seed)
-        return cls(f"{features.spec}, block {block} at noise step {step}, averaged over places", extractor)
+        return cls(f"{backbone.spec}, block {block} at noise step {step}, averaged over places", extractor)
 
     def read(self, split: ImageSplit, reading: Reading, noise: float = 0.0) -> Iterator[Vectors]:
         """All images of `split`, batch by batch.

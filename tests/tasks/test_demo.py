@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from difflens import DemoConfig, DiffLensError, TrainedModel, demo
+from difflens.tasks.pretrained_folder import card_fact
 
 KEYS = {"pixels", "random_backbone", "linear", "mlp", "cnn", "attention", "difformer", "diffeed"}
 
@@ -38,9 +39,21 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
         "Attention",
         "DifFormer",
         "DifFeed",
+        "Is it copying?",
+        "the 160 training images of this run",
     ):
         assert title in report
-    assert report.count("data:image/png;base64,") == 5
+    assert report.count("data:image/png;base64,") == 6
     assert TrainedModel.load(config.out).classes[0] == "T-shirt/top"
     with pytest.raises(DiffLensError, match="already holds a run"):
         demo(config)
+
+
+def test_the_model_card_states_the_distance(tmp_path: Path) -> None:
+    assert card_fact("fashion", "images") == (
+        "the 60,000 training images of Fashion-MNIST (MIT licence), without labels; no test image"
+    )
+    (tmp_path / "README.md").write_text("| | |\n|---|---|\n| Fréchet distance | 1.5 of 10 images |\n")
+    assert card_fact(str(tmp_path), "Fréchet distance") == "1.5 of 10 images"
+    assert card_fact(str(tmp_path), "FID") is None
+    assert card_fact("someone/somewhere", "images") is None

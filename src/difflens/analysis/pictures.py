@@ -90,6 +90,11 @@ def pca_rgb(maps: Tensor) -> Tensor:
     return rgb.reshape(count, height, width, 3).permute(0, 3, 1, 2)
 
 
+def image_columns(columns: Sequence[tuple[str, Tensor]]) -> Figure:
+    """Images side by side: each column is a title and (N, C, S, S) in [-1, 1], all of the same N."""
+    return _tiles([title for title, _ in columns], [_pixels(images) for _, images in columns], _EXAMPLE)
+
+
 def confused_pairs(pairs: Sequence[tuple[str, str, int, Tensor]]) -> Figure:
     """Classes taken for others, with images: a row a pair, at most six images each.
 
@@ -131,10 +136,14 @@ def _pixels(images: Tensor) -> Tensor:
     return ((images.float().cpu() + 1) / 2).clamp(0, 1)
 
 
-def _tiles(titles: Sequence[str], columns: Sequence[Tensor]) -> Figure:
-    """Small images in a grid: each column is (N, C, H, W) in [0, 1], C 1 (grey) or 3, of its own size."""
+def _tiles(titles: Sequence[str], columns: Sequence[Tensor], tile: float = _TILE) -> Figure:
+    """Small images in a grid: each column is (N, C, H, W) in [0, 1], C 1 (grey) or 3, of its own size.
+
+    Args:
+        tile: the largest side of an image, in inches.
+    """
     rows = len(columns[0])
-    side = min(_TILE, WIDTH / len(columns))
+    side = min(tile, WIDTH / len(columns))
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02, compress=True)
     figure = Figure(figsize=(side * len(columns), side * rows + 0.45), layout=layout)
     grid = figure.subplots(rows, len(columns), squeeze=False)

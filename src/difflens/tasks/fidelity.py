@@ -135,9 +135,17 @@ class FidelityResult:
     class_shares: dict[str, float] | None = None
     inception: dict[str, float] | None = None
 
+    @property
+    def caution(self) -> str:
+        """What to know before believing the distance of the samples; empty if nothing."""
+        count = self.distances[0].count
+        if count > self.dimensions:
+            return ""
+        return f"{count:,} samples in {self.dimensions:,} dimensions: the Fréchet distance says little of so few."
+
     def metrics(self) -> dict[str, Any]:
         """Plain values, as metrics.json holds them."""
-        return asdict(self)
+        return {**asdict(self), "caution": self.caution}
 
 
 def fidelity(config: FidelityConfig, skipped: list[str] | None = None) -> FidelityResult:
@@ -185,7 +193,7 @@ def _samples(config: FidelityConfig) -> tuple[ImageSplit, dict[str, Any] | None]
         source = {key: run[key] for key in ("backbone", "backbone_fingerprint", "sampler", "steps")}
         folder = folder / "images"
     paths = list_images([folder])
-    split = _some(FileSplit("samples", [str(path) for path in paths]), config.limit, config.seed)
+    split = at_random(FileSplit("samples", [str(path) for path in paths]), config.limit, config.seed)
     _check_alike(split)
     return split, source
 
@@ -211,13 +219,13 @@ def _real(config: FidelityConfig, count: int) -> tuple[ImageSplit, ImageSplit | 
     """The real images, and about `count` of the other split, as a distance depends on numbers; None: there is none."""
     folder = Path(config.data.removeprefix("folder:")).expanduser()
     if folder.is_dir() and not (folder / "train").is_dir():
-        return _some(load_unlabelled(config.data), config.limit, config.seed), None
+        return at_random(load_unlabelled(config.data), config.limit, config.seed), None
     data = load_data(config.data, labels=False)
     chosen, other = (data.test, data.train) if config.split == "test" else (data.train, data.test)
-    return _some(chosen, config.limit, config.seed), _some(other, count, config.seed)
+    return at_random(chosen, config.limit, config.seed), at_random(other, count, config.seed)
 
 
-def _some(split: ImageSplit, count: int | None, seed: int) -> ImageSplit:
+def at_random(split: ImageSplit, count: int | None, seed: int) -> ImageSplit:
     """`count` images at random, in order: folders are sorted by class."""
     if count is None or count >= len(split):
         return split

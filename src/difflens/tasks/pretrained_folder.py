@@ -1,5 +1,6 @@
 """What pre-training hands over: a folder that diffusers loads, with samples, the loss and a model card."""
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
+from difflens.backbones.load import BUNDLED
 from difflens.noise import NoiseSchedule
 
 _CARD = """\
@@ -58,6 +60,17 @@ def write_pretrained(
         rows="\n".join(f"| {name} | {fact} |" for name, fact in facts.items()),
     )
     (folder / "README.md").write_text(card)
+
+
+def card_fact(backbone: str, name: str) -> str | None:
+    """What the model card of a bundled backbone or of a folder says in the row `name` of its table; None: nothing."""
+    folder = Path(str(files("difflens") / "assets" / backbone)) if backbone in BUNDLED else Path(backbone)
+    card = folder / "README.md"
+    lines = card.read_text().splitlines() if card.is_file() else []
+    start = f"| {name} | "
+    return next(
+        (line.removeprefix(start).removesuffix(" |") for line in lines if line.startswith(start)), None
+    )
 
 
 def plot_loss(log: list[dict[str, Any]], path: Path) -> None:
