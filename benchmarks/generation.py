@@ -1,0 +1,167 @@
+"""The tables of generation in RESULTS.md: quality next to floor and ruler, samplers, accuracy and quality along pre-training.
+
+Usage: python benchmarks/generation.py --out FOLDER --space SPACE [--data DATA] [--backbone BACKBONE]
+           [--previous BACKBONE] [--trail BACKBONE ...] [--images 10000] [--batch-size 500]
+
+SPACE is where distances are measured: a probe's run directory, which also judges the samples' classes, or a backbone.
+`--trail` names the snapshots of a pre-training, oldest first. Everything lies in FOLDER and is taken up again there; the
+tables are printed and written to FOLDER/tables.md.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from difflens import (
+    FidelityConfig,
+    FidelityResult,
+    GenerateConfig,
+    ProbeConfig,
+    fidelity,
+    generate,
+    probe,
+)  # fmt: skip
+from difflens.heads import HeadName
+from difflens.sampling import SamplerName
+
+SAMPLERS: tuple[tuple[SamplerName, int], ...] = (
+    ("ddpm", 1000),
+    ("ddim", 50),
+    ("ddim", 100),
+    ("dpm-solver", 20),
+)
+# of the comparisons between backbones
+USUAL: tuple[SamplerName, int] = ("ddim", 50)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    out: Path
+    space: str
+    """A probe's run directory, or a backbone."""
+    data: str = "fashion-full"
+    backbone: str = "fashion"
+    previous: str | None = None
+    """A backbone to compare with."""
+    trail: tuple[str, ...] = ()
+    """Snapshots of a pre-training, oldest first."""
+    heads: tuple[HeadName, ...] = ("linear", "attention")
+    """What reads the snapshots."""
+    probe_images: int | None = None
+    """Train those heads on the first so many images."""
+    images: int = 10_000
+    """To generate with each sampler and each backbone."""
+    limit: int | None = None
+    """Compare with so many test images only."""
+    batch_size: int = 500
+    """Of the samplers."""
+    samplers: bool = True
+    """False leaves the table of samplers out, of which DDPM takes nearly all the time."""
+    seed: int = 0
+
+
+def drawn(config: Config, backbone: str, sampler: tuple[SamplerName, int]) -> tuple[Path, float]:
+    """The folder of the images, made if it is not there, and the images/s of making them."""
+    name, steps = sampler
+    place = backbone.strip("/").replace("/", "-")
+    folder, rate_file = (config.out / kind / f"{place}-{name}-{steps}" for kind in ("images", "rates"))
+    metrics = generate(GenerateConfig(
+        out=folder, n=config.images, backbone=backbone, sampler=name, steps=steps, batch_size=config.batch_size,
+        seed=config.seed, resume=(folder / "config.yaml").exists(),
+    ))  # fmt: skip
+    if not rate_file.exists():
+        rate_file.parent.mkdir(exist_ok=True)
+        rate_file.write_text(str(metrics["images_per_second"]))
+    return folder, float(rate_file.read_text())
+
+
+def measured(config: Config, folder: Path, ruler: bool = False) -> FidelityResult:
+    return fidelity(FidelityConfig(
+        samples=folder, data=config.data, features=config.space, ruler=ruler, limit=config.limit, seed=config.seed,
+    ))  # fmt: skip
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def head(*columns: str) -> list[str]:
+    return ["", row(*columns), row(*["---"] * len(columns))]
+
+
+def kid(distance: Any) -> str:
+    return f"{1000 * distance.kid:.3f} ± {1000 * distance.kid_std:.3f}"
+
+
+def quality(config: Config) -> list[str]:
+    """Samples, floor and ruler; the classes of the samples."""
+    result = measured(config, drawn(config, config.backbone, USUAL)[0], ruler=True)
+    samples, *ruler = result.distances
+    sets = [(f"samples of {config.backbone}", samples)]
+    if config.previous is not None:
+        sets.append((
+            f"samples of {config.previous}",
+            measured(config, drawn(config, config.previous, USUAL)[0]).distances[0],
+        ))  # fmt: skip
+    sets += [(each.images, each) for each in ruler]
+    lines = [f"Features: {result.space}. Compared with {result.real_images:,} {result.real}. "
+             f"Samples: {USUAL[0]}, {USUAL[1]} steps, seed {config.seed}."]  # fmt: skip
+    lines += head("images", "number", "Fréchet distance", "KID x 1,000")
+    lines += [row(name, f"{each.count:,}", f"{each.frechet:.4g}", kid(each)) for name, each in sets]
+    if result.class_shares is not None:
+        lines += head("class of the samples", "share, %")
+        lines += [row(name, f"{100 * share:.1f}") for name, share in result.class_shares.items()]
+    return lines
+
+
+def samplers(config: Config) -> list[str]:
+    found = [(each, *drawn(config, config.backbone, each)) for each in SAMPLERS]
+    slowest = found[0][2]
+    lines = head("sampler", "steps", "Fréchet distance", "KID x 1,000", "images/s, DDPM = 1")
+    for (name, steps), folder, rate in found:
+        distance = measured(config, folder).distances[0]
+        lines.append(
+            row(name, f"{steps:,}", f"{distance.frechet:.4g}", kid(distance), f"{rate / slowest:.1f}")
+        )
+    return lines
+
+
+def along_pretraining(config: Config) -> list[str]:
+    lines = head(
+        "backbone", *(f"{name}, top-1 %" for name in config.heads), "Fréchet distance", "KID x 1,000"
+    )
+    for number, backbone in enumerate(config.trail):
+        accuracies = []
+        for name in config.heads:
+            out = config.out / "probes" / f"{number}-{name}"
+            if not (out / "metrics.json").exists():
+                probe(ProbeConfig(
+                    out=out, backbone=backbone, data=config.data, head=name, limit=config.probe_images,
+                    seed=config.seed, resume=(out / "config.yaml").exists(),
+                ))  # fmt: skip
+            accuracies.append(f"{100 * json.loads((out / 'metrics.json').read_text())['top1']:.2f}")
+        distance = measured(config, drawn(config, backbone, USUAL)[0]).distances[0]
+        lines.append(row(backbone, *accuracies, f"{distance.frechet:.4g}", kid(distance)))
+    return lines
+
+
+def main(config: Config) -> None:
+    (config.out / "images").mkdir(parents=True, exist_ok=True)
+    tables = [("Quality", quality)]
+    if config.trail:
+        tables.append(("Along pre-training", along_pretraining))
+    if config.samplers:
+        tables.append(("Samplers", samplers))
+    text = ""
+    for title, table in tables:
+        part = "\n".join([f"## {title}", "", *table(config), "", ""])
+        print(part, flush=True)
+        text += part
+        (config.out / "tables.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, config=(tyro.conf.FlagCreatePairsOff,)))
