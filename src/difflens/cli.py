@@ -18,7 +18,7 @@ from difflens.analysis.recommendation import describe
 from difflens.errors import DiffLensError, listing
 from difflens.tasks.demo import DemoConfig, demo
 from difflens.tasks.extraction import ExtractConfig, extract
-from difflens.tasks.fidelity import FidelityConfig, fidelity
+from difflens.tasks.fidelity import FidelityConfig, caution, fidelity
 from difflens.tasks.generation import GenerateConfig, generate
 from difflens.tasks.prediction import PredictConfig, Prediction, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
@@ -141,8 +141,9 @@ def _fidelity(config: FidelityConfig) -> None:
         table.add_row(row.images, f"{row.count:,}", f"{row.frechet:.4g}", kid)
     print(f"Features: {result.space}\nCompared with: {result.real}, {result.real_images:,}")
     Console().print(table)
-    if result.caution:
-        print(result.caution)
+    few = caution(result.distances[0].count, result.dimensions)
+    if few:
+        print(few)
     for name in ("inception_score", "precision", "recall"):
         if result.inception and name in result.inception:
             print(f"{name.replace('_', ' ')}: {result.inception[name]:.4g}")

@@ -59,8 +59,8 @@ def test_everything_of_one_backbone(runs: dict[str, Path], tmp_path: Path) -> No
     page = report(config(tmp_path, *given)).read_text()
     titles = ("Top-1 by head", "Fréchet distance", "What it draws", "Is it copying?", "How it was trained")
     assert all(f"<h2>{title}</h2>" in page for title in titles)
-    assert "knn, blocks 6 at t = 5" in page
-    assert "linear, blocks 6 at t = 5" in page
+    assert "knn, block 6 at t = 5" in page
+    assert "linear, block 6 at t = 5" in page
     assert "input of the classifier of" in page
     assert "ddim, 2 steps" in page
     assert f"the 30 training images of {runs['images']}, on which it was trained" in page
@@ -75,7 +75,7 @@ def test_a_run_alone_and_its_default_file(runs: dict[str, Path], tmp_path: Path)
     assert written == tmp_path / "knn" / "backbone.html"
     page = written.read_text()
     assert "4 samples, DDIM with 50 steps" in page
-    assert "No run of `difflens fidelity`" in page
+    assert "No run of difflens fidelity" in page
     assert f"the 36 training images of {runs['images']}" in page
     assert "on which it was trained" not in page
     with pytest.raises(DiffLensError, match=r"backbone\.html exists: name another file"):
@@ -84,7 +84,7 @@ def test_a_run_alone_and_its_default_file(runs: dict[str, Path], tmp_path: Path)
 
 def test_a_backbone_alone(runs: dict[str, Path], tmp_path: Path) -> None:
     page = report(config(tmp_path, runs["model"])).read_text()
-    assert "No run of `difflens probe`" in page
+    assert "No run of difflens probe" in page
     assert "--data DATA names them" in page
     with pytest.raises(DiffLensError, match="is no run directory: name the report's file with --out"):
         report(config(tmp_path, runs["model"], out=None))
@@ -109,6 +109,7 @@ def test_the_distance_on_request(runs: dict[str, Path], tmp_path: Path) -> None:
         (("knn", "fashion"), "are of different backbones"),
         (("unfinished",), "unfinished is not finished: `difflens generate` goes on with --resume"),
         (("foreign",), "foreign is a run of sweep; a report reads pretrain, probe"),
+        (("older",), "older is damaged, or of another version of difflens: KeyError"),
         (("damaged",), "config.yaml is not what a run writes"),
     ],
     ids=str,
@@ -116,11 +117,13 @@ def test_the_distance_on_request(runs: dict[str, Path], tmp_path: Path) -> None:
 def test_what_cannot_be_reported_writes_nothing(
     runs: dict[str, Path], tmp_path: Path, named: tuple[str, ...], message: str
 ) -> None:
-    places = {name: tmp_path / name for name in ("unfinished", "foreign", "damaged")}
+    places = {name: tmp_path / name for name in ("unfinished", "foreign", "damaged", "older")}
     for name, text in (("foreign", "command: sweep\n"), ("damaged", "- 1\n")):
         places[name].mkdir()
         (places[name] / "config.yaml").write_text(text)
     shutil.copytree(runs["generate"], places["unfinished"])
+    shutil.copytree(runs["fidelity"], places["older"])
+    (places["older"] / "metrics.json").write_text("{}")
     (places["unfinished"] / "metrics.json").unlink()
     before = contents(tmp_path)
     with pytest.raises(DiffLensError, match=message):

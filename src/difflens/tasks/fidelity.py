@@ -135,17 +135,16 @@ class FidelityResult:
     class_shares: dict[str, float] | None = None
     inception: dict[str, float] | None = None
 
-    @property
-    def caution(self) -> str:
-        """What to know before believing the distance of the samples; empty if nothing."""
-        count = self.distances[0].count
-        if count > self.dimensions:
-            return ""
-        return f"{count:,} samples in {self.dimensions:,} dimensions: the Fréchet distance says little of so few."
-
     def metrics(self) -> dict[str, Any]:
         """Plain values, as metrics.json holds them."""
-        return {**asdict(self), "caution": self.caution}
+        return asdict(self)
+
+
+def caution(samples: int, dimensions: int) -> str:
+    """What to know before believing a Fréchet distance of so many images; empty if nothing."""
+    if samples > dimensions:
+        return ""
+    return f"{samples:,} samples in {dimensions:,} dimensions: the Fréchet distance says little of so few."
 
 
 def fidelity(config: FidelityConfig, skipped: list[str] | None = None) -> FidelityResult:

@@ -25,7 +25,7 @@ from difflens.features import Reading
 from difflens.model import BackboneConfig
 from difflens.runs import FINISHED, read_log, replace_with, shown_command
 from difflens.sampling import sample
-from difflens.tasks.fidelity import FidelityConfig, at_random, fidelity
+from difflens.tasks.fidelity import FidelityConfig, at_random, caution, fidelity
 from difflens.tasks.generation import image_grid
 from difflens.training import accelerator
 
@@ -140,7 +140,10 @@ def _look(config: ReportConfig) -> _Found:
             raise DiffLensError(f"{name} is a run of {command}; a report reads {listing(list(_READERS))}")
         if not (path / ("model" if command == "pretrain" else FINISHED)).exists():
             raise DiffLensError(f"{name} is not finished: `difflens {command}` goes on with --resume")
-        _READERS[command](name, path, run, found)
+        try:
+            _READERS[command](name, path, run, found)
+        except (KeyError, TypeError) as error:
+            raise DiffLensError(f"{name} is damaged, or of another version of difflens: {error!r}") from error
     return found
 
 
@@ -155,7 +158,8 @@ def _read_probe(name: str, path: Path, run: dict[str, Any], found: _Found) -> No
     _name_backbone(name, dict(model["backbone"]), found)
     metrics = _read(path / FINISHED)
     read = model["extractor"]
-    where = f"blocks {listing(read['blocks'])} at t = {listing(read['noise_steps'])}"
+    plural = "s" * (len(read["blocks"]) > 1)
+    where = f"block{plural} {listing(read['blocks'])} at t = {listing(read['noise_steps'])}"
     kind = "" if read["name"] == "frozen" else f", {read['name']}"
     found.heads.append({**metrics, "title": f"{model['head']['name']}{kind}, {where}", "data": run["data"]})
 
@@ -260,7 +264,7 @@ class _Page:
     def _heads(self) -> Section:
         heads = sorted(self.found.heads, key=lambda head: head["top1"])
         if not heads:
-            return Section("Top-1 by head", "No run of `difflens probe` on this backbone was given.")
+            return Section("Top-1 by head", "No run of difflens probe on this backbone was given.")
         rows: list[tuple[object, ...]] = []
         for head in heads:
             low, high = head.get("top1_interval_95", (None, None))
@@ -284,7 +288,8 @@ class _Page:
                 columns, rows, "Every test image is scored once; ± is the standard deviation between seeds."
             ),
         )
-        if all("top1_interval_95" in head for head in heads) and len({head["data"] for head in heads}) == 1:
+        one_data = len({head["data"] for head in heads}) == 1
+        if len(heads) > 1 and one_data and all("top1_interval_95" in head for head in heads):
             bars = charts.accuracy_bars(
                 [head["title"] for head in heads], [head["top1"] for head in heads],
                 [head["top1_interval_95"] for head in heads], [],
@@ -294,7 +299,7 @@ class _Page:
 
     def _distances(self) -> Section:
         if not self.found.distances:
-            return Section("Fréchet distance", "No run of `difflens fidelity` on its images was given.")
+            return Section("Fréchet distance", "No run of difflens fidelity on its images was given.")
         tables = []
         for metrics in self.found.distances:
             rows: list[tuple[object, ...]] = [
@@ -304,10 +309,11 @@ class _Page:
             ]  # fmt: skip
             source = metrics["source"]
             sampler = f" Samples: {source['sampler']}, {source['steps']:,} steps." if source else ""
+            few = caution(metrics["distances"][0]["count"], metrics["dimensions"])
             name = "FID" if metrics["inception"] else "Fréchet distance"
             tables.append(Table(
                 ("Images", "Number", name, "KID x 1,000"), rows,
-                f"To {metrics['real_images']:,} {metrics['real']}. Features: {metrics['space']}.{sampler} {metrics['caution']}",
+                f"To {metrics['real_images']:,} {metrics['real']}. Features: {metrics['space']}.{sampler} {few}",
             ))  # fmt: skip
         text = "How far generated images are from real ones. Distances compare within one feature space only."
         return Section("Fréchet distance", text, tuple(tables))
