@@ -54,6 +54,26 @@ def test_probe_prints_what_it_found(
     assert run(*arguments, "--resume") == 0
 
 
+def test_fidelity_and_report_of_generated_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "DIR"
+    assert (
+        run(
+            *["generate", "--backbone", "fashion", "-n", "3", "--steps", "1", "--batch-size", "3", "--out"],
+            out,
+        )
+        == 0
+    )
+    figures = ["--data", "fashion", "--features", "fashion", "--limit", "60"]
+    assert run("fidelity", "--samples", out, *figures, "--out", tmp_path / "figures") == 0
+    printed = capsys.readouterr().out
+    assert "Features: fashion, block 18 at noise step 5, averaged over places" in printed
+    assert "test images of fashion, 60" in printed
+    assert "says little of so few" in printed
+    assert "FID" not in printed
+    assert run("report", out, tmp_path / "figures") == 0
+    assert "To 60 test images of fashion" in (out / "backbone.html").read_text()
+
+
 def test_predict_as_json(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     model, images = trained
     assert run("predict", model / "model", images / "val", "--format", "json", "--device", "cpu") == 0
@@ -114,6 +134,16 @@ def test_predict_skips_or_stops_at_a_bad_image(
         (["probe", "--blocks", "99", "--out", "OUT"], "no block 99"),
         (["probe", "--noise-steps", "5000", "--out", "OUT"], "noise step 5000"),
         (["pretrain", "--data", "nowhere", "--out", "OUT"], "nowhere"),
+        (
+            ["pretrain", "--preset", "tiny", "--image-size", "17", "--data", "fashion", "--out", "OUT"],
+            "multiple of 2",
+        ),
+        (["pretrain", "--preset", "tiny", "--data", "EMPTY", "--out", "OUT"], "no images in"),
+        (["generate", "-n", "1", "--steps", "1001", "--out", "OUT"], "the schedule allows 1 to 1000"),
+        (["fidelity", "--samples", "EMPTY", "--out", "OUT"], "no images in"),
+        (["fidelity", "--samples", "MODEL", "--out", "OUT"], "but not of `difflens generate`"),
+        (["report", "nowhere", "--out", "OUT"], "no backbone 'nowhere'"),
+        (["report", "MODEL", "fashion", "--out", "OUT"], "are of different backbones"),
         (["demo", "--backbone", "pixels", "--out", "OUT"], "needs a diffusion backbone"),
         (["extract", "--blocks", "99", "--out", "OUT"], "no block 99"),
         (["extract", "--data", "cub:EMPTY", "--out", "OUT"], "images.txt"),

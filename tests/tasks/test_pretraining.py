@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DDPMPipeline, UNet2DModel
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,6 +20,7 @@ from difflens import DiffLensError, PretrainConfig, load_backbone, pretrain
 from difflens.tasks import pretraining
 from difflens.tasks.gradients import Gradients
 from tests.conftest import make_image_tree
+from tests.tasks.test_extraction import contents
 from tests.test_processes import run_two
 
 Curve = list[tuple[int, int, float, float]]
@@ -147,6 +149,17 @@ def test_another_configuration_is_not_resumed(image_tree: Path, tmp_path: Path, 
         pretrain(run)
     with pytest.raises(DiffLensError, match="learning_rate was"):
         pretrain(replace(run, resume=True, learning_rate=1.0))
+
+
+def test_a_run_of_an_earlier_version_is_left_as_it_is(image_tree: Path, tmp_path: Path) -> None:
+    run = config(tmp_path / "run", image_tree, epochs=1, resume=True)
+    run.out.mkdir()
+    stored = {"command": "pretrain", "data": str(image_tree), "preset": "tiny", "epochs": 1, "batch_size": 8}
+    (run.out / "config.yaml").write_text(yaml.safe_dump(stored))
+    before = contents(tmp_path)
+    with pytest.raises(DiffLensError, match=r"holds another run: .*prediction was None, now 'epsilon'"):
+        pretrain(run)
+    assert contents(tmp_path) == before
 
 
 def test_unknown_preset_and_missing_images(tmp_path: Path) -> None:
@@ -301,10 +314,15 @@ def test_tensorboard_holds_the_loss_and_the_samples(
 
 
 def test_without_tensorboard(
-    image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_samples: None
+    image_tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_samples: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     pretrain(config(tmp_path / "run", image_tree, epochs=1))
+    assert 'pip install "difflens[tensorboard]"' in capsys.readouterr().err
     assert not (tmp_path / "run" / "tensorboard").exists()
 
 

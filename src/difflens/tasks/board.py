@@ -1,5 +1,6 @@
 """Scalars and pictures of a run for TensorBoard, where the package `tensorboard` is installed."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from PIL import Image
 
 
 class Board:
-    """A run's TensorBoard files; does nothing without the package.
+    """A run's TensorBoard files; without the package says so and does nothing.
 
     Args:
         folder: where they lie.
@@ -21,7 +22,10 @@ class Board:
         if enabled:
             try:
                 from torch.utils.tensorboard import SummaryWriter
-            except ImportError:  # an optional extra
+            except ImportError:
+                print(
+                    'No TensorBoard files; they need `pip install "difflens[tensorboard]"`', file=sys.stderr
+                )
                 return
             self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
