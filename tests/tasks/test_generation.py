@@ -112,6 +112,14 @@ def test_two_processes_write_what_one_writes(backbone_folder: Path, tmp_path: Pa
     assert contents(tmp_path / "two") == contents(one.out)
 
 
+def test_large_images_come_a_few_at_a_time(backbone_folder: Path, tmp_path: Path) -> None:
+    for side, size in ((16, 64), (48, 42), (4096, 1)):
+        run = config(tmp_path / str(side), backbone_folder, batch_size=None, image_size=side, n=1, steps=1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generation._Generation, "run_all", lambda self: {"size": self.size})
+            assert generate(run) == {"size": size}
+
+
 def test_a_lower_precision_draws_nearly_the_same(backbone_folder: Path, tmp_path: Path) -> None:
     full = config(tmp_path / "full", backbone_folder, sampler="ddim")
     generate(full)

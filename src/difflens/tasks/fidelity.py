@@ -344,7 +344,7 @@ def _inception(
         "kernel_inception_distance_std": "kid_std", "inception_score_mean": "inception_score",
         "inception_score_std": "inception_score_std", "precision": "precision", "recall": "recall",
     }  # fmt: skip
-    figures = {name: float(found[key]) for key, name in names.items() if key in found}
+    figures = {name: float(found[key]) for key, name in names.items()}
     distance = Distance("samples", len(samples), figures["fid"], figures["kid"], figures["kid_std"])
     return FidelityResult(
         "Inception (FID)", 2048, _described(config, real), len(real), (distance,), source, inception=figures

@@ -48,8 +48,8 @@ class GenerateConfig:
     """Of the sampler. (default: 50 for ddim, 20 for dpm-solver, the whole schedule for ddpm)"""
     eta: float = 0.0
     """Of ddim: how much noise each step adds, 0 to 1."""
-    batch_size: int = 64
-    """Images at a time. Batches are always full: fewer images cost as much as one batch."""
+    batch_size: int | None = None
+    """Images at a time. Batches are always full: fewer images cost as much. (default: 64, fewer beyond 32 pixels)"""
     seed: int = 0
     """Of all noise."""
     precision: Precision = "float32"
@@ -87,7 +87,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
     Raises:
         DiffLensError: anything in the configuration or the backbone is not what it should be, the backbone cannot
-            generate, the folder holds another run or more than `n` images, or an image cannot be written.
+            generate, the GPU has too little memory, the folder holds another run or more than `n` images, or an image cannot be written.
     """
     config.check()
     process = accelerator(config.device)
@@ -97,19 +97,27 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     sampler = Sampler(backbone, config.sampler, config.steps, config.eta, config.seed)
     if backbone.in_channels not in (1, 3):
         raise DiffLensError(f"{backbone.spec} has {backbone.in_channels} channels: no grey or RGB images")
-    config = replace(config, steps=sampler.steps)
+    usual = max(1, min(64, 64 * 32 // backbone.image_size))
+    config = replace(config, steps=sampler.steps, batch_size=config.batch_size or usual)
     settings = settings_of(config, _FREE)
     settings["backbone_fingerprint"] = backbone.fingerprint()
     backbone.to(getattr(torch, config.precision))
     run = RunDirectory(config.out, "generate", settings, config.resume, process)
     with run.working():
-        return _Generation(config, sampler, run, process).run_all()
+        try:
+            return _Generation(config, sampler, run, process).run_all()
+        except torch.OutOfMemoryError as error:
+            raise DiffLensError(
+                f"the GPU has too little memory for {config.batch_size} images: lower --batch-size"
+            ) from error
 
 
 class _Generation:
     def __init__(self, config: GenerateConfig, sampler: Sampler, run: RunDirectory, process: Accelerator):
         self.config, self.sampler, self.run, self.process = config, sampler, run, process
         self.folder = config.out / "images"
+        assert config.batch_size is not None, "filled in above"
+        self.size = config.batch_size
 
     def run_all(self) -> dict[str, Any]:
         missing = self._missing()
@@ -141,7 +149,7 @@ class _Generation:
         Batch b always holds the images from b * batch_size on, wanted or not: kernels choose their order of summation
         by the size of the batch, so the last bits of an image would else depend on n and on where a run was stopped.
         """
-        size, process = self.config.batch_size, self.process
+        size, process = self.size, self.process
         batches = sorted({number // size for number in missing})
         shares = [
             (batch, sorted(missing & {*range(batch * size, (batch + 1) * size)}))

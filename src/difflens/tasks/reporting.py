@@ -346,11 +346,11 @@ class _Page:
             for each in space.read(split, reading):
                 yield each.batch.images, each.vectors, each.batch.rows
 
-        drawn = [*seen(MemorySplit("samples", samples))]
-        own: Seen = tuple(torch.cat(parts) for parts in zip(*drawn, strict=True))  # type: ignore[assignment]
-        neighbours = find_nearest(
-            own, seen(train), None if test is None else seen(at_random(test, UNSEEN, config.seed)), space.name
+        own, vectors, rows = (
+            torch.cat(parts) for parts in zip(*seen(MemorySplit("samples", samples)), strict=True)
         )
+        unseen = None if test is None else seen(at_random(test, UNSEEN, config.seed))
+        neighbours = find_nearest((own, vectors, rows), seen(train), unseen, space.name)
 
         def images(rows: torch.Tensor) -> torch.Tensor:
             shown = (train.image(int(row)) for row in rows)
