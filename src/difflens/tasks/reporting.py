@@ -358,13 +358,13 @@ class _Page:
 
         which = ", on which it was trained" if data == trained_on else ""
         return copying_section(
-            own[0].cpu(), neighbours, images, f"the {len(train):,} training images of {data}{which}"
+            own.cpu(), neighbours, images, f"the {len(train):,} training images of {data}{which}"
         )
 
     def _pretraining(self) -> list[Section]:
-        if self.found.pretrained is None:
+        log = [] if self.found.pretrained is None else read_log(self.found.pretrained)
+        if not log:  # a run may have been stopped in its first epoch
             return []
-        log = read_log(self.found.pretrained)
         curve = Picture(charts.loss_curve([log]), "Mean loss by epoch.", "Pre-training loss by epoch")
         return [
             Section(
