@@ -52,7 +52,8 @@ def test_a_folder_is_one_commands_until_it_ends(tmp_path: Path, monkeypatch: pyt
 def test_a_list_may_grow_and_nothing_else(tmp_path: Path) -> None:
     RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 20), "pool": 2}, growing="noise_steps")
     again = {"resume": True, "growing": "noise_steps"}
-    RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 10, 20), "pool": 2}, **again)
+    RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 7, 20), "pool": 2}, **again)  # looked, and refused
+    RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 10, 20), "pool": 2}, **again).grow()
     with pytest.raises(DiffLensError, match=r"noise_steps was \[5, 10, 20\], now \[5, 20\]"):
         RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 20), "pool": 2}, **again)
     with pytest.raises(DiffLensError, match="pool was 2, now 4"):

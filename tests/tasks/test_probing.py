@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from difflens import DiffLensError, ProbeConfig, TrainedModel, load_data, presets, probe
 from difflens.runs import RunDirectory
+from difflens.tasks import classification
 from difflens.tasks import probing
 from difflens.tasks.evaluation import Evaluation, paired_difference, wilson
 
@@ -96,6 +97,7 @@ def test_resuming_ends_as_an_uninterrupted_run(
         if len(saved) == 2:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(classification, "_CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(RunDirectory, "save_checkpoint", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         probe(stopped)
