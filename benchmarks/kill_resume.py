@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 COMMANDS = {
-    "extract": ["extract", "--blocks", "13", "18", "--noise-steps", "5", "20", "--limit", "500", "--pool", "4",
+    "extract": ["extract", "--blocks", "13", "18", "--noise-steps", "5", "20", "--limit", "500", "--splits", "train", "--pool", "4",
                 "--shard-megabytes", "1"],
     "probe": ["probe", "--head", "attention", "--limit", "500", "--epochs", "6", "--dropout", "0.1"],
 }  # fmt: skip

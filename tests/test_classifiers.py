@@ -29,6 +29,22 @@ def test_ridge_equals_scikit_learn_at_every_strength(count: int, size: int) -> N
         np.testing.assert_allclose(model.bias.numpy(), expected.intercept_, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize(("count", "size"), [(60, 12), (24, 80)], ids=["more images", "more features"])
+def test_ridge_leaves_each_image_out_as_training_without_it_would(count: int, size: int) -> None:
+    x, y = features(count, size)
+    strengths = (1e-1, 30.0, 3000.0)
+    found = [model.left_out_top1 for model in ridge(x, y, 4, strengths)]
+    for strength, left_out in zip(strengths, found, strict=True):
+        hits = 0
+        for row in range(count):
+            others = torch.arange(count) != row
+            target = np.eye(4)[y[others].numpy()]
+            expected = Ridge(alpha=strength).fit(x[others].double().numpy(), target)
+            hits += int(expected.predict(x[row : row + 1].double().numpy()).argmax() == y[row])
+        assert left_out == pytest.approx(hits / count)
+    assert len(set(found)) > 1
+
+
 def test_ridge_on_constant_features_stays_finite() -> None:
     x, y = features(50, 6)
     x[:, 2] = 7

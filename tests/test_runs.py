@@ -1,14 +1,17 @@
 """Run directories: never half a file, never another run's."""
 
 import json
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
 from difflens import runs
 from difflens.errors import DiffLensError
-from difflens.runs import RunDirectory
+from difflens.runs import RunDirectory, shown_command
 
 
 def test_a_folder_with_anything_in_it_is_refused(tmp_path: Path) -> None:
@@ -52,7 +55,8 @@ def test_a_folder_is_one_commands_until_it_ends(tmp_path: Path, monkeypatch: pyt
 def test_a_list_may_grow_and_nothing_else(tmp_path: Path) -> None:
     RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 20), "pool": 2}, growing="noise_steps")
     again = {"resume": True, "growing": "noise_steps"}
-    RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 10, 20), "pool": 2}, **again)
+    RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 7, 20), "pool": 2}, **again)  # looked, and refused
+    RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 10, 20), "pool": 2}, **again).grow()
     with pytest.raises(DiffLensError, match=r"noise_steps was \[5, 10, 20\], now \[5, 20\]"):
         RunDirectory(tmp_path, "sweep", {"noise_steps": (5, 20), "pool": 2}, **again)
     with pytest.raises(DiffLensError, match="pool was 2, now 4"):
@@ -100,3 +104,32 @@ def test_the_log_goes_back_to_the_checkpoint(tmp_path: Path) -> None:
     assert state is not None
     assert state["epoch"] == 1
     assert run.read_log() == [{"epoch": 1}]
+
+
+def test_the_shown_command_can_be_pasted() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        out: Path
+        data: str = "fashion"
+        blocks: tuple[int, ...] | None = None
+        fresh_noise: bool = True
+        grid: bool = False
+        flip: bool | None = None
+        resume: bool = False
+
+    config = Config(
+        out=Path("x"),
+        data="my images; rm",
+        blocks=(3, 4),
+        fresh_noise=False,
+        grid=True,
+        flip=False,
+        resume=True,
+    )
+    assert shown_command("probe", config) == (
+        "difflens probe --data 'my images; rm' --blocks 3 4 --no-fresh-noise --grid --flip False --out DIR"
+    )
+    parsed = tyro.cli(
+        Config, args=shlex.split(shown_command("probe", config))[2:], config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    assert parsed == replace(config, out=Path("DIR"), resume=False)

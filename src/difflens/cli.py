@@ -37,10 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     commands: dict[type, Callable[[Any], None]] = dict(COMMANDS.values())
-    # of several processes one speaks
-    silent = int(os.environ.get("RANK", 0)) > 0
     try:
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if silent else sys.stdout):
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if _silent() else sys.stdout):
             commands[type(config)](config)
     except DiffLensError as error:
         print(f"difflens: error: {error}", file=sys.stderr)
@@ -55,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("difflens: interrupted; what has a --resume goes on with it", file=sys.stderr)
         sys.exit(130)
+
+
+def _silent() -> bool:
+    """Of several processes one speaks."""
+    return int(os.environ.get("RANK", 0)) > 0
 
 
 def _demo(config: DemoConfig) -> None:
@@ -198,7 +201,7 @@ def _print_table(predictions: list[Prediction], top: int) -> None:
 
 
 def _report_skipped(skipped: list[str]) -> None:
-    if skipped:
+    if skipped and not _silent():
         print(f"skipped {len(skipped)} unreadable images: {listing(skipped, 5)}", file=sys.stderr)
 
 

@@ -13,6 +13,7 @@ Every file is written under a temporary name and renamed, so a reader never sees
 import errno
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -43,7 +44,7 @@ class RunDirectory:
         resume: continue what is there; None where the command knows no resuming. Without it a folder that holds
             anything is refused.
         process: of several processes all check and one writes; None: there is one.
-        growing: a list in `config` that may have more entries than when the run was made; the rest is kept.
+        growing: a list in `config` that may have more entries than when the run was made; `grow` writes it down.
 
     Raises:
         DiffLensError: the folder holds another run, or the same command with another configuration, or another
@@ -65,7 +66,8 @@ class RunDirectory:
         self.created = not path.exists()
         self.fresh = self.created or (path.is_dir() and all(map(_is_partial, path.iterdir())))
         stored = path / "config.yaml"
-        record = {"command": command, **config}
+        self._record = record = {"command": command, **config}
+        self._log_lines: int | None = None
         if path.exists() and not path.is_dir():
             raise DiffLensError(f"{path} is a file; the output must be a folder")
         hint = "choose another folder" if resume is None else "choose another folder or add --resume"
@@ -85,7 +87,8 @@ class RunDirectory:
             self._lock = _lock(path)
             if self.fresh and stored.exists():  # made while we looked
                 raise DiffLensError(f"{path} already holds a run: {hint}")
-            self.write("config.yaml", yaml.safe_dump(record, sort_keys=False))
+            if not stored.exists():
+                self._write_config()
         if process is not None:  # nobody goes on before the folder is there
             process.wait_for_everyone()
 
@@ -108,6 +111,13 @@ class RunDirectory:
             raise
         finally:
             self.release()
+
+    def grow(self) -> None:
+        """Write down what `growing` has become, once nothing speaks against it."""
+        self._write_config()
+
+    def _write_config(self) -> None:
+        self.write("config.yaml", yaml.safe_dump(self._record, sort_keys=False))
 
     def keep(self) -> None:
         """From here on an error leaves what is there, so that it can be resumed."""
@@ -150,10 +160,15 @@ class RunDirectory:
 
     def log(self, record: Mapping[str, Any]) -> None:
         if self.main_process:
+            lines = self._lines_logged()
             with (self.path / "log.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            self._log_lines = lines + 1
+
+    def _lines_logged(self) -> int:
+        if self._log_lines is None:
+            self._log_lines = len(self.read_log())
+        return self._log_lines
 
     def read_log(self) -> list[dict[str, Any]]:
         return read_log(self.path)
@@ -165,7 +180,10 @@ class RunDirectory:
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Save tensors and plain values; the log's length goes with them, so that resuming repeats no line."""
         if self.main_process:
-            record = {**state, "log_lines": len(self.read_log())}
+            record = {**state, "log_lines": self._lines_logged()}
+            if record["log_lines"]:  # a checkpoint must not get to the disk before the log that it counts
+                with (self.path / "log.jsonl").open("a") as file:
+                    os.fsync(file.fileno())
             self.write_with("checkpoints/last.pt", lambda path: torch.save(record, path))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
@@ -173,6 +191,7 @@ class RunDirectory:
         if not self.checkpoint_path.exists():
             if self.main_process and (self.path / "log.jsonl").exists():
                 self.write("log.jsonl", "")
+            self._log_lines = None
             return None
         try:
             state: dict[str, Any] = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
@@ -182,6 +201,7 @@ class RunDirectory:
             ) from error
         kept = self.read_log()[: state.pop("log_lines")]
         self.write("log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        self._log_lines = None
         return state
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -253,11 +273,22 @@ def _check_same(stored: object, asked: Mapping[str, Any], path: Path, growing: s
     different = [
         f"{key} was {stored.get(key)!r}, now {asked.get(key)!r}"
         for key in {**stored, **asked}
-        if stored.get(key) != asked.get(key)
+        if not _same(stored.get(key), asked.get(key))
         and not (key == growing and {*(stored.get(key) or ())} <= {*asked[key]})
     ]
     if different:
         raise DiffLensError(f"{path} holds another run: {'; '.join(different)}. Choose another folder")
+
+
+def _same(stored: object, asked: object) -> bool:
+    """Equal, or two spellings of the same file or folder, after the same prefix as in idx:FOLDER."""
+    if stored == asked or not (isinstance(stored, str) and isinstance(asked, str)):
+        return stored == asked
+    (kind, _, there), (asked_kind, _, here) = stored.rpartition(":"), asked.rpartition(":")
+    try:
+        return kind == asked_kind and Path(there).expanduser().samefile(Path(here).expanduser())
+    except OSError:
+        return False
 
 
 def settings_of(config: Any, free: Collection[str]) -> dict[str, Any]:
@@ -273,8 +304,11 @@ def shown_command(command: str, config: Any) -> str:
     """The command line that repeats a run: every field that is set to something else than its default."""
     words = ["difflens", command]
     for field in fields(config):
-        value = getattr(config, field.name)
-        if value != field.default and field.name not in ("out", "resume") and value is not None:
-            values = value if isinstance(value, tuple) else () if value is True else (value,)
-            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
-    return " ".join([*words, "--out", "DIR"])
+        value, name = getattr(config, field.name), field.name.replace("_", "-")
+        if value == field.default or value is None or field.name in ("out", "resume"):
+            continue
+        if isinstance(value, bool) and isinstance(field.default, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join([*words, "--out", "DIR"])

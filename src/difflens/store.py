@@ -28,7 +28,7 @@ from torch import Tensor
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError, listing
 from difflens.features import READ_BATCH, FeatureCache
-from difflens.heads.base import MapShape, Place
+from difflens.heads.base import MapShape, Place, pool_to, pooled_shape
 from difflens.runs import replace_with
 
 MANIFEST = "manifest.json"
@@ -268,11 +268,16 @@ class FeatureStore:
             )
 
     def cache(
-        self, split: ImageSplit, places: Sequence[Place], memory_gigabytes: float = 4.0
+        self,
+        split: ImageSplit,
+        places: Sequence[Place],
+        memory_gigabytes: float = 4.0,
+        side: int | None = None,
     ) -> FeatureCache:
-        """The maps of the images of `split`, found by name; in memory unless they take more than is said.
+        """The maps of the images of `split`, found by name.
 
-        Images that the store left out as unreadable are left out here too.
+        They are pooled to `side` and in memory, unless that takes more than is said: then they stay in the store, as
+        they are. Images that the store left out as unreadable are left out here too.
 
         Raises:
             DiffLensError: an image or a place is not in the store.
@@ -291,11 +296,12 @@ class FeatureStore:
         found = position[torch.tensor([known[name] for name in split.ids])]
         kept = (found >= 0).nonzero()[:, 0]
         maps = {place: self.maps(split.name, *place).subset(found[kept]) for place in places}
-        total = sum(math.prod(each.shape) * each.dtype.itemsize for each in maps.values())
+        shapes = [pooled_shape((*each.shape[1:],), side) for each in maps.values()]
+        total = sum(len(kept) * math.prod(shape) for shape in shapes) * DTYPES[self.layout.dtype].itemsize
         labels = torch.full((len(kept),), -1) if split.labels is None else split.labels[kept]
         if total > memory_gigabytes * 1e9:
             return FeatureCache(maps, labels, kept)
-        return FeatureCache({place: each[:] for place, each in maps.items()}, labels, kept)
+        return FeatureCache({place: _loaded(each, side) for place, each in maps.items()}, labels, kept)
 
     def _check(self, split: str) -> None:
         if split not in self.splits:
@@ -312,6 +318,12 @@ class FeatureStore:
                     raise DiffLensError(
                         f"{path} is damaged ({error}): delete it and run `difflens extract --resume`"
                     ) from error
+
+
+def _loaded(maps: StoredMaps, side: int | None) -> Tensor:
+    """All maps in memory, pooled as they are read."""
+    parts = (maps[rows] for rows in torch.arange(len(maps)).split(1024))
+    return torch.cat([pool_to(part.float(), side).to(maps.dtype) for part in parts])
 
 
 def manifest_of(layout: Layout, identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def test_the_best_place_is_recommended_and_the_cheapest_of_equals_named() -> Non
 def test_fusion_takes_places_that_complement_each_other() -> None:
     """Block 1 knows the first half for sure, block 3 the second; block 2 is as good as either, but adds nothing."""
     count = 100
-    labels = torch.arange(count) % 2
+    labels = torch.arange(count) // 2 % 2
     sure = torch.nn.functional.one_hot(labels, 2).float()
     guess = torch.nn.functional.one_hot(torch.zeros(count, dtype=torch.long), 2).float() * 0.1
     first = (torch.arange(count) < 50)[:, None]
@@ -34,6 +34,19 @@ def test_fusion_takes_places_that_complement_each_other() -> None:
     assert best.fusion_blocks == (1, 3)
     assert best.fusion_noise_steps == (7,)
     assert best.fusion_top1 == 1.0
+    assert best.fusion_honest == 1.0
+    assert best.fusion_honest_interval[0] < 1.0
+
+
+def test_chance_is_not_recommended_as_skill() -> None:
+    """Of many places that guess, the best looks better than chance, but not on images that did not choose it."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(300) % 2
+    best = recommend(
+        torch.rand(8, 20, 300, 2, generator=generator), labels, tuple(range(20)), tuple(range(8))
+    )
+    assert best.fusion_top1 > 0.55 > best.fusion_honest
+    assert best.fusion_honest_interval[0] < 0.5 < best.fusion_honest_interval[1]
 
 
 def test_one_place_alone_can_be_recommended() -> None:

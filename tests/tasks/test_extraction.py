@@ -129,7 +129,8 @@ def test_parquet(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> Non
     plain = config(tmp_path / "plain", backbone_folder, image_tree, noise_steps=(3,))
     extract(plain)
     table = replace(plain, out=tmp_path / "table", format="parquet")
-    extract(table)
+    found = extract(table)
+    assert found["bytes"] == pytest.approx(found["predicted_bytes"], rel=0.1)
     read = pyarrow.parquet.read_table(table.out / "train" / "t00003-00000.parquet")
     store = FeatureStore(plain.out)
     assert read["image"].to_pylist() == store.ids("train")
@@ -152,13 +153,52 @@ def test_images_without_labels(backbone_folder: Path, image_tree: Path, tmp_path
 def test_bad_images_are_left_out(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
     (image_tree / "train" / "red" / "3.png").write_bytes(b"not an image")
     run = config(tmp_path / "store", backbone_folder, image_tree)
-    with pytest.raises(DiffLensError, match=r"train/red/3\.png"):
+    with pytest.raises(DiffLensError, match=r"train/red/3\.png.*--on-bad-image skip leaves it out"):
         extract(run)
+    assert not run.out.exists()
     metrics = extract(replace(run, out=tmp_path / "other", on_bad_image="skip"))
+    assert metrics["skipped"] == 1
     assert [line.split(":")[0] for line in metrics["skipped_images"]] == ["train/red/3.png"]
     store = FeatureStore(tmp_path / "other")
     assert "train/red/3.png" not in store.ids("train")
     assert len(store.maps("train", 4, 3)) == len(store.ids("train")) == 35
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_bad_image_may_be_skipped_later(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    (image_tree / "train" / "red" / "3.png").write_bytes(b"not an image")
+    whole = config(tmp_path / "whole", backbone_folder, image_tree, on_bad_image="skip")
+    extract(whole)
+    stopped = replace(whole, out=tmp_path / "stopped", on_bad_image="error")
+    with pytest.raises(DiffLensError, match=r"train/red/3\.png"):
+        extract(stopped)
+    assert list(stopped.out.rglob("*.safetensors"))
+    extract(replace(stopped, on_bad_image="skip", resume=True))
+    assert contents(stopped.out) == contents(whole.out)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_refused_or_stopped_extension_leaves_the_store_usable(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = config(tmp_path / "store", backbone_folder, image_tree, noise_steps=(3,))
+    extract(first)
+    before = contents(first.out)
+    more = replace(first, noise_steps=(3, 9), resume=True)
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: usage(10**6, 0, 1000))
+        with pytest.raises(DiffLensError, match="are free there"):
+            extract(more)
+    assert contents(first.out) == before
+    with monkeypatch.context() as patched:
+        patched.setattr(extraction._Extraction, "_finish", lambda self: 1 / 0)
+        patched.setattr(extraction.RunDirectory, "write_json", lambda self, name, value: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            extract(more)
+    assert FeatureStore(first.out).noise_steps == (3,)
+    extract(more)
+    assert FeatureStore(first.out).noise_steps == (3, 9)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +209,7 @@ def test_bad_images_are_left_out(backbone_folder: Path, image_tree: Path, tmp_pa
         ({"draws": 0}, "draws is 0"),
         ({"limit": 0}, "limit is 0"),
         ({"splits": ()}, "no split asked for"),
+        ({"splits": ("test",), "unlabelled": True}, "leave out --splits"),
         ({"format": "parquet", "dtype": "bfloat16"}, "parquet knows no bfloat16"),
         ({"backbone": "nothing"}, "no backbone 'nothing'"),
     ],

@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from difflens import DiffLensError, ProbeConfig, TrainedModel, load_data, presets, probe
 from difflens.runs import RunDirectory
-from difflens.tasks import probing
+from difflens.tasks import classification, probing
 from difflens.tasks.evaluation import Evaluation, paired_difference, wilson
 
 
@@ -22,6 +22,8 @@ def config(out: Path, folder: Path, images: Path, /, **changes: object) -> Probe
         out=out, backbone=str(folder), data=str(images), head="linear", blocks=(6,), noise_steps=(5,), epochs=3,
         batch_size=8, device="cpu", workers=0,
     )  # fmt: skip
+    if changes.get("head") == "knn":
+        base = replace(base, epochs=None, batch_size=None)
     return replace(base, **changes)
 
 
@@ -96,6 +98,7 @@ def test_resuming_ends_as_an_uninterrupted_run(
         if len(saved) == 2:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(classification, "_CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(RunDirectory, "save_checkpoint", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         probe(stopped)
@@ -366,8 +369,9 @@ def test_a_store_gives_what_the_backbone_gives(
 
     places = {"blocks": (5, 6), "noise_steps": (2, 5)} if head == "difformer" else {}
     direct = config(
-        tmp_path / "direct", backbone_folder, image_tree, head=head, width=16, label_fraction=0.5, **places
-    )
+        tmp_path / "direct", backbone_folder, image_tree, head=head, width=None if head == "knn" else 16,
+        label_fraction=0.5, **places,
+    )  # fmt: skip
     extract(ExtractConfig(
         out=tmp_path / "store", backbone=direct.backbone, data=str(image_tree), blocks=(5, 6), noise_steps=(2, 5),
         pool=2 if head in ("linear", "knn") else 0, device="cpu", workers=0,
@@ -379,6 +383,44 @@ def test_a_store_gives_what_the_backbone_gives(
         assert torch.equal(value, second.model.probe.own_state()[name]), name
 
 
+def test_a_store_says_what_to_read(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    """Its blocks, noise steps and pooling are the defaults; images that it left out are reported."""
+    from difflens import ExtractConfig, extract
+
+    (image_tree / "train" / "red" / "3.png").write_bytes(b"not an image")
+    (image_tree / "train" / "green" / "a: b.png").write_bytes(b"not an image")
+    extract(ExtractConfig(
+        out=tmp_path / "store", backbone=str(backbone_folder), data=str(image_tree), blocks=(3, 7), noise_steps=(2, 9),
+        pool=4, limit=30, on_bad_image="skip", device="cpu", workers=0,
+    ))  # fmt: skip
+    asked = config(
+        tmp_path / "run", backbone_folder, image_tree, head="difformer", blocks=None, noise_steps=None, width=16,
+        limit=30, store=tmp_path / "store",
+    )  # fmt: skip
+    result = probe(asked)
+    assert (result.model.extractor.blocks, result.model.extractor.noise_steps) == ((3, 7), (2, 9))
+    assert result.model.head.pool == 4
+    assert result.metrics["train_images"] == 29
+    assert result.metrics["test_images"] == 15
+    (line,) = result.metrics["skipped_images"]
+    assert line.startswith("train/green/a: b.png: not in the store")
+    with pytest.raises(DiffLensError, match="reads one map, not 2"):
+        probe(replace(asked, out=tmp_path / "other", head="attention"))
+
+
+def test_a_run_is_the_same_by_any_spelling_but_not_on_other_images(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = config(tmp_path / "run", backbone_folder, image_tree)
+    expected = probe(first).metrics
+    monkeypatch.chdir(image_tree.parent)
+    again = replace(first, data=f"./{image_tree.name}", resume=True)
+    assert probe(again).metrics == expected
+    Image.new("RGB", (16, 16)).save(image_tree / "val" / "red" / "0.png")
+    with pytest.raises(DiffLensError, match="data_fingerprint was"):
+        probe(again)
+
+
 @pytest.mark.parametrize(
     ("made", "asked", "message"),
     [
@@ -386,6 +428,7 @@ def test_a_store_gives_what_the_backbone_gives(
         ({}, {"noise_steps": (6,)}, "no block 6 at noise step 6"),
         ({"backbone": "random"}, {}, "its backbone was random:.*, with other weights than"),
         ({"pool": 1}, {}, "pooled to side 1, and the head reads maps of side 2: give --pool 1"),
+        ({"pool": 3}, {"pool": 2}, "pooled to side 3, and the head reads maps of side 2: give --pool 3"),
         ({"limit": 20}, {}, "lacks 16 of the 36 train images, train/green/6.png for example"),
         ({"unlabelled": True}, {}, "its data was"),
         ({}, {"precision": "bfloat16"}, "its backbone ran in float32, not in bfloat16"),
@@ -419,6 +462,11 @@ def test_a_store_that_does_not_fit_is_refused(
         ({"grid": True, "head": "mlp"}, "the grid is for the linear head, not for mlp"),
         ({"grid": True, "augment": "flip"}, "read frozen features of unchanged images"),
         ({"head": "knn", "extractor": "finetuned"}, "read frozen features of unchanged images"),
+        (
+            {"head": "knn", "learning_rate": 0.1, "mixup": 0.5},
+            "k-NN trains nothing: leave out --learning-rate, --mixup",
+        ),
+        ({"grid": True, "weight_decay": 0.1}, "rates and decays of its own: leave out --weight-decay"),
         ({"head": "diffeed", "store": Path("x")}, "a store holds frozen features"),
         ({"store": Path("/nowhere")}, "not a feature store"),
     ],

@@ -118,11 +118,29 @@ def test_the_budget_bounds_images_and_time(
     assert sweep(replace(short, budget=("1h",), resume=True)).noise_steps == (3, 40)
 
 
+def test_small_classes_are_judged_and_single_images_named(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    for number in range(3, 12):
+        (image_tree / "train" / "red" / f"{number}.png").unlink()
+    for number in range(1, 12):
+        (image_tree / "train" / "blue" / f"{number}.png").unlink()
+    lines: list[str] = []
+    metrics = sweep(config(tmp_path / "run", backbone_folder, image_tree), lines.append).metrics
+    assert metrics["validation_images"] == 2 + 1
+    assert "Trained on but not judged, with a single image: blue" in lines
+    sweep(config(tmp_path / "run", backbone_folder, image_tree, budget=("16",), resume=True), lines.append)
+    assert "The sweep goes on with the 16 images that it began with" not in lines
+    sweep(config(tmp_path / "run", backbone_folder, image_tree, budget=("15",), resume=True), lines.append)
+    assert "The sweep goes on with the 16 images that it began with" in lines
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"budget": ("many",)}, "takes a number of images or a time such as 90s, 10m or 1h, not 'many'"),
         ({"budget": ("-5",)}, "not '-5'"),
+        ({"budget": ("infs",)}, "not 'infs'"),
         ({"blocks": (10,)}, "no block 10"),
         ({"noise_steps": (100,)}, "noise step 100 is outside"),
         ({"classifiers": ()}, "no classifier asked for"),

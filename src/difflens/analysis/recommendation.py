@@ -24,6 +24,7 @@ class Recommendation:
             the best itself.
         fusion_blocks, fusion_noise_steps: for DifFormer.
         fusion_top1: accuracy of the averaged scores of those.
+        fusion_honest, fusion_honest_interval: as `honest`, of that.
     """
 
     block: int
@@ -36,6 +37,8 @@ class Recommendation:
     fusion_blocks: tuple[int, ...]
     fusion_noise_steps: tuple[int, ...]
     fusion_top1: float
+    fusion_honest: float
+    fusion_honest_interval: tuple[float, float]
 
 
 def recommend(
@@ -52,16 +55,19 @@ def recommend(
     t, b = _best_cell(correct)
     count = len(labels)
     hits = int(correct[t, b].sum())
-    honest = 0
+    honest = fused_honest = 0
     for judges in (torch.arange(count) % 2 == 0, torch.arange(count) % 2 == 1):
-        honest += int(correct[_best_cell(correct[..., ~judges])][judges].sum())
+        place = _best_cell(correct[..., ~judges])
+        honest += int(correct[place][judges].sum())
+        chosen = _fusion(scores[:, :, ~judges], labels[~judges], place)
+        fused_honest += _fused_hits(scores[:, :, judges], labels[judges], *chosen)
     ts, bs = _fusion(scores, labels, (t, b))
-    fused = _fused_accuracy(scores, labels, ts, bs)
     cheap_t, cheap_b = _cheapest(correct, (t, b))
     return Recommendation(
         blocks[b], noise_steps[t], hits / count, wilson(hits, count), honest / count, wilson(honest, count),
         None if cheap_b == b else (blocks[cheap_b], noise_steps[cheap_t]),
-        tuple(sorted(blocks[k] for k in bs)), tuple(sorted(noise_steps[k] for k in ts)), fused,
+        tuple(sorted(blocks[k] for k in bs)), tuple(sorted(noise_steps[k] for k in ts)),
+        _fused_hits(scores, labels, ts, bs) / count, fused_honest / count, wilson(fused_honest, count),
     )  # fmt: skip
 
 
@@ -106,20 +112,20 @@ def _fusion(scores: Tensor, labels: Tensor, best: tuple[int, int]) -> tuple[set[
     even if it does not help, since one place is no fusion.
     """
     ts, bs = {best[0]}, {best[1]}
-    reached = _fused_accuracy(scores, labels, ts, bs)
+    reached = _fused_hits(scores, labels, ts, bs)
     while True:
         options = [(ts | {t}, bs) for t in range(scores.shape[0]) if t not in ts and len(ts) < _MOST_FUSED]
         options += [(ts, bs | {b}) for b in range(scores.shape[1]) if b not in bs and len(bs) < _MOST_FUSED]
         if not options:
             return ts, bs
-        values = [_fused_accuracy(scores, labels, *option) for option in options]
+        values = [_fused_hits(scores, labels, *option) for option in options]
         found = max(values)
         if found <= reached and len(ts) * len(bs) > 1:
             return ts, bs
         (ts, bs), reached = options[values.index(found)], found
 
 
-def _fused_accuracy(scores: Tensor, labels: Tensor, ts: set[int], bs: set[int]) -> float:
+def _fused_hits(scores: Tensor, labels: Tensor, ts: set[int], bs: set[int]) -> int:
     total = sum(scores[t, b].float() for t in ts for b in bs)
     assert isinstance(total, Tensor)
-    return float((total.argmax(-1) == labels).double().mean())
+    return int((total.argmax(-1) == labels).sum())

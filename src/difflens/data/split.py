@@ -74,7 +74,7 @@ class ImageSplit(ABC):
         return self._resident[device]
 
     def fingerprint(self) -> str:
-        """Hex digest of names, labels, positions and, in memory, pixels; files are not opened."""
+        """Hex digest of names, labels, positions and, in memory, pixels."""
         digest = sha256("\n".join(self.ids).encode())
         for tensor in (self.labels, self.index, self.pixels):
             digest.update(b"none" if tensor is None else tensor.numpy().tobytes())
@@ -103,6 +103,11 @@ class FileSplit(ImageSplit):
 
     def image(self, i: int) -> Tensor:
         return read_image(self.root / self.ids[i])
+
+    def fingerprint(self) -> str:
+        """As for any split, and of the files' sizes."""
+        sizes = ",".join(str(_size(self.root / name)) for name in self.ids)
+        return sha256(f"{super().fingerprint()} {sizes}".encode()).hexdigest()
 
 
 class LibrarySplit(ImageSplit):
@@ -178,9 +183,16 @@ class ImageData:
     metric: Metric = field(default="top1", kw_only=True)
 
     def fingerprint(self) -> str:
-        """Hex digest: equal for equal classes, images (by name; by content in memory) and labels."""
+        """Hex digest: equal for equal classes, images (files by name and size, in memory by content) and labels."""
         parts = (*self.classes, self.train.fingerprint(), self.test.fingerprint())
         return sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a missing file is an unreadable image, which is not for here
+        return -1
 
 
 def numbered(name: str, count: int) -> list[str]:
@@ -198,8 +210,14 @@ def hold_out(split: ImageSplit, every: int = 5) -> tuple[ImageSplit, ImageSplit]
 
 
 def every_nth(labels: Tensor, every: int) -> Tensor:
-    """(N,) bool: every so many-th image of each class, in the order of the images."""
-    return place_in_class(labels) % every == every - 1
+    """(N,) bool: every so many-th image of each class, in the order of the images; of a smaller class its last one.
+
+    A class with a single image has none.
+    """
+    place = place_in_class(labels)
+    values, counts = labels.unique(return_counts=True)
+    size = counts[torch.searchsorted(values, labels)]
+    return (place % every == every - 1) | ((size > 1) & (size < every) & (place == size - 1))
 
 
 def place_in_class(labels: Tensor) -> Tensor:

@@ -29,6 +29,9 @@ from difflens.training import (
     progress_bar,
 )  # fmt: skip
 
+# with few images an epoch is shorter than writing a checkpoint
+_CHECKPOINT_SECONDS = 2.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -84,7 +87,7 @@ def fit(
 
     Args:
         cache: of a frozen extractor's maps, to train on instead of the images.
-        run: where to log and to keep checkpoints, one an epoch.
+        run: where to log, and to keep checkpoints at the ends of epochs.
         label: what the progress bar calls this.
 
     Returns:
@@ -119,6 +122,7 @@ def fit(
         rates.load_state_dict(state["rates"])
         start, seconds = state["epoch"], state["seconds"]
     probe.train()
+    saved = time.monotonic()
     with progress_bar(process.is_main_process) as bar:
         task = bar.add_task(
             label or "training", total=config.epochs * steps, completed=start * steps, note=""
@@ -153,10 +157,12 @@ def fit(
             bar.update(task, note=f"loss {mean:.3f}")
             if run:
                 run.log({"epoch": epoch + 1, "loss": mean, "learning_rate": rates.get_last_lr()[0]})
+            if run and (epoch + 1 == config.epochs or time.monotonic() - saved >= _CHECKPOINT_SECONDS):
                 run.save_checkpoint({
                     "probe": probe.own_state(), "optimizer": optimizer.state_dict(),
                     "rates": rates.state_dict(), "epoch": epoch + 1, "seconds": seconds,
                 })  # fmt: skip
+                saved = time.monotonic()
     if not all(bool(value.isfinite().all()) for value in probe.own_state().values()):
         raise DiffLensError(f"training diverged: lower the learning rate (now {config.learning_rate:g})")
     if process.num_processes > 1:  # each process kept its own batch statistics

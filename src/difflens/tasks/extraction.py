@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors import safe_open
 from torch import Tensor
 
 from difflens.data.loader import OnBadImage
@@ -40,6 +41,9 @@ from difflens.training import Precision, accelerator, progress_bar
 
 StoreFormat = Literal["safetensors", "parquet"]
 StoreType = Literal["float16", "bfloat16", "float32"]
+SplitName = Literal["train", "test"]
+
+_SPLITS: tuple[SplitName, ...] = ("train", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +62,12 @@ class ExtractConfig:
     """Any data that `probe` takes."""
     unlabelled: bool = False
     """Take all images of `data` as one split without labels, from any folder of images."""
-    splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+    splits: tuple[SplitName, ...] = _SPLITS
     """Which splits to read."""
     blocks: tuple[int, ...] | None = None
-    """Blocks to read. (default: those that suit DifFormer)"""
+    """Blocks to read; None: those that suit DifFormer."""
     noise_steps: tuple[int, ...] | None = None
-    """Noise steps to read them at. (default: likewise)"""
+    """Noise steps to read them at; None: likewise."""
     pool: int = 0
     """Average-pool larger maps to this side; 0: keep them whole."""
     dtype: StoreType = "float16"
@@ -71,7 +75,7 @@ class ExtractConfig:
     draws: int = 1
     """Average the maps over so many noises."""
     limit: int | None = None
-    """Only the first so many images of each split."""
+    """Only the first so many training images, as for `probe`; of a single split, so many of that."""
     seed: int = 0
     """Of the noise."""
     format: StoreFormat = "safetensors"
@@ -105,12 +109,14 @@ class ExtractConfig:
         )  # fmt: skip
         if not self.splits:
             raise DiffLensError("no split asked for: --splits takes train, test or both")
+        if self.unlabelled and self.splits != _SPLITS:
+            raise DiffLensError("--unlabelled takes all images as one split: leave out --splits")
         if self.format == "parquet" and self.dtype == "bfloat16":
             raise DiffLensError("parquet knows no bfloat16: ask for float16 or float32")
 
 
 # What may differ between an extraction and its continuation: where and by whom the same bytes are written.
-_FREE = ("out", "resume", "device", "workers")
+_FREE = ("out", "resume", "device", "workers", "on_bad_image")
 
 
 def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
@@ -170,12 +176,16 @@ def _sources(config: ExtractConfig) -> tuple[list[ImageSplit], dict[str, Any]]:
     if config.unlabelled:
         whole = load_unlabelled(config.data)
         identity: dict[str, Any] = {"name": config.data, "classes": [], "fingerprint": whole.fingerprint()}
-        splits = [whole]
+        splits = [whole.first(config.limit)]
     else:
         data = load_data(config.data)
         identity = {"name": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint()}
-        splits = [{"train": data.train, "test": data.test}[name] for name in dict.fromkeys(config.splits)]
-    return [split.first(config.limit) for split in splits], {"spec": config.data, **identity}
+        chosen = {name: data.train if name == "train" else data.test for name in config.splits}
+        splits = [
+            split.first(config.limit) if name == "train" or len(chosen) == 1 else split
+            for name, split in chosen.items()
+        ]
+    return splits, {"spec": config.data, **identity}
 
 
 class _Extraction:
@@ -201,11 +211,14 @@ class _Extraction:
         self._announce(left)
         self._require_room(left)
         self.process.wait_for_everyone()
+        if self.process.num_processes > 1:  # another's shards are not for this one to clear away
+            self.run.keep()
+        self.run.grow()
         if self.process.is_main_process:
             for split in self.sources.values():
                 write_images(self.out, split)
-            self.run.write_json(MANIFEST, manifest)
-            self.run.keep()
+            if not (self.out / MANIFEST).exists():  # what is there can be read while noise steps are added
+                self.run.write_json(MANIFEST, manifest)
         self.extractor.to(self.process.device)
         mine = missing[self.process.process_index :: self.process.num_processes]
         began = time.monotonic()
@@ -214,9 +227,11 @@ class _Extraction:
             task = bar.add_task("extracting", total=sum(len(shard.rows) for shard, _ in mine), note="")
             for shard, steps in mine:
                 self._write(shard, steps)
+                self.run.keep()
                 bar.update(task, advance=len(shard.rows))
         self.process.wait_for_everyone()
         rate = count / max(time.monotonic() - began, 1e-9)
+        self.run.write_json(MANIFEST, manifest)
         return self._finish() | {"images_per_second": rate, "skipped_images": self._skipped()}
 
     def _missing(self) -> list[tuple[Shard, list[int]]]:
@@ -291,6 +306,7 @@ class _Extraction:
         if self.process.num_processes > 1:
             self.digests = dict(gather_object([*self.digests.items()]))
         names = [self._name(shard, t) for shard in self.layout.shards for t in self.layout.noise_steps]
+        first = [self._name(shard, self.layout.noise_steps[0]) for shard in self.layout.shards]
         described = [MANIFEST, *(f"{split}/images.csv" for split in self.sources)]
         if self.process.is_main_process:
             for name in [*described, *names]:
@@ -303,6 +319,7 @@ class _Extraction:
                 "predicted_bytes": self.layout.total_bytes,
                 "bytes": sum((self.out / name).stat().st_size for name in names),
                 "shards": len(names),
+                "skipped": sum(self.layout.images.values()) - sum(_stored_images(self.out / name) for name in first),
                 "sha256": checksum(self.out / CHECKSUMS),
             })  # fmt: skip
         self.process.wait_for_everyone()
@@ -311,6 +328,16 @@ class _Extraction:
     def _skipped(self) -> list[str]:
         skipped = self.reading.skipped
         return sorted(gather_object(skipped)) if self.process.num_processes > 1 else skipped
+
+
+def _stored_images(path: Path) -> int:
+    """How many images a file of a store holds."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
+    with safe_open(path, framework="pt") as file:
+        return int(file.get_slice("rows").get_shape()[0])
 
 
 def _parquet(split: ImageSplit, rows: Tensor, maps: dict[int, Tensor]) -> bytes:
@@ -330,5 +357,6 @@ def _parquet(split: ImageSplit, rows: Tensor, maps: dict[int, Tensor]) -> bytes:
         {f"block{block:03d}": json.dumps(list(values.shape[1:])) for block, values in maps.items()}
     )
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer)
+    # features hardly repeat, so a dictionary of them only adds to the size
+    pyarrow.parquet.write_table(table, buffer, use_dictionary=False)
     return buffer.getvalue()

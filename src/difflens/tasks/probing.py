@@ -1,9 +1,10 @@
 """`difflens probe`: a head on a backbone's features, trained, and evaluated once on the test split."""
 
 import math
+import re
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from torch import Tensor
 from difflens import presets
 from difflens.analysis.probe_report import probe_report
 from difflens.analysis.provenance import environment
-from difflens.backbones.blocks import Backbone, Defaults
+from difflens.backbones.blocks import Defaults
 from difflens.data.images import Augmentation
 from difflens.data.images import fit as fit_images
 from difflens.data.labels import label_fraction, label_list
@@ -24,6 +25,7 @@ from difflens.data.loader import OnBadImage, epoch_order
 from difflens.data.sources import load_data
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, listing, require
+from difflens.extract import Extractor
 from difflens.features import FeatureCache, read_features
 from difflens.heads import HeadConfig, HeadName, LinearHead, NeighbourHead, make_head
 from difflens.model import BackboneConfig, ExtractorConfig, ExtractorName, Probe, TrainedModel
@@ -51,19 +53,19 @@ class ProbeConfig:
     """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, pixels, or random: before any of them."""
     data: str | None = None
     """fashion, fashion-full, aircraft, cars, cub, dogs, flowers, nabirds, idx:FOLDER, folder:PATH (or the path alone),
-    torchvision:NAME, hf:ID. (default: the preset's, or fashion)"""
+    torchvision:NAME, hf:ID. None: the preset's, or fashion."""
     store: Path | None = None
     """Read the features from a store of `difflens extract` instead of running the backbone."""
     preset: str | None = None
     """A recipe of `difflens.presets.PROBE`, such as paper-attention."""
     head: HeadChoice | None = None
-    """diffeed is the attention head on the feedback extractor; knn trains nothing. (default: attention)"""
+    """diffeed is the attention head on the feedback extractor; knn trains nothing. None: the preset's, or attention."""
     extractor: ExtractorName | None = None
-    """frozen, feedback (DifFeed), or finetuned. (default: frozen)"""
+    """frozen, feedback (DifFeed), or finetuned. None: frozen, but feedback for diffeed."""
     blocks: tuple[int, ...] | None = None
-    """Blocks to read."""
+    """Blocks to read; None: those that suit the head, or what the store holds."""
     noise_steps: tuple[int, ...] | None = None
-    """Noise steps to read them at."""
+    """Noise steps to read them at; None: likewise."""
     feedback_blocks: tuple[int, ...] | None = None
     """Decoder blocks that DifFeed sends back."""
     from_block: int = 1
@@ -79,24 +81,25 @@ class ProbeConfig:
     dropout: float | None = None
     epochs: int | None = None
     batch_size: int | None = None
-    """Images per step, over all processes. (default: 128)"""
+    """Images per step, over all processes. None: 128."""
     optimizer: OptimizerName | None = None
-    """(default: adamw)"""
+    """None: adamw."""
     learning_rate: float | None = None
     grid: bool = False
     """linear: try a grid of learning rates and weight decays on a fifth of the training images, keep the best."""
     weight_decay: float | None = None
     lr_schedule: ScheduleKind | None = None
-    """Learning rate: cosine to zero (default), x0.1 every `step_epochs`, or constant."""
+    """Learning rate: cosine to zero, x0.1 every `step_epochs`, or constant. None: cosine."""
     step_epochs: int | None = None
     warmup_epochs: float | None = None
     label_smoothing: float | None = None
     mixup: float | None = None
-    """Blend pairs of inputs and labels, the share drawn from Beta(mixup, mixup). (default: the head's)"""
+    """Blend pairs of inputs and labels, the share drawn from Beta(mixup, mixup). None: the head's."""
     layer_decay: float | None = None
-    """finetuned: each block learns at so many times the rate of the next one. (default: 0.85)"""
+    """finetuned: each block learns at so many times the rate of the next one. None: 0.85."""
     augment: Augmentation | None = None
-    """none (default); flip; crop: the paper's random crop and flip. With none, a frozen extractor runs once."""
+    """none; flip; crop: the paper's random crop and flip. With none, a frozen extractor runs once. None: the head's, else
+    none."""
     fresh_noise: bool = True
     """Draw new noise in every epoch where features are not cached."""
     precision: Precision = "float32"
@@ -143,15 +146,29 @@ class ProbeConfig:
         """With every field that a recipe or a general default knows filled in."""
         recipe = self.recipe()
         self.check()
+        unused = self._unused(recipe["head"])
         general = {field.name: field.default for field in fields(TrainConfig)}
         filled: dict[str, Any] = {
             field.name: recipe.get(field.name, general.get(field.name))
             for field in fields(self)
-            if getattr(self, field.name) is None
+            if getattr(self, field.name) is None and field.name not in unused
         }
         if self.epochs is None and "epochs" not in presets.PROBE.get(self.preset or "", {}):
             filled["epochs"] = None  # they depend on the number of images
         return replace(self, **filled)
+
+    def _unused(self, head: HeadChoice) -> tuple[str, ...]:
+        """Options that mean nothing to the head or the grid; DiffLensError if one is given."""
+        unused: tuple[str, ...] = ()
+        why = ""
+        if head == "knn":
+            unused, why = ("width", "depth", "dropout", *_TRAINING), "k-NN trains nothing"
+        elif self.grid:
+            unused, why = ("learning_rate", "weight_decay"), "the grid tries rates and decays of its own"
+        given = [f"--{name.replace('_', '-')}" for name in unused if getattr(self, name) is not None]
+        if given:
+            raise DiffLensError(f"{why}: leave out {listing(given)}")
+        return unused
 
     def check(self) -> None:
         """DiffLensError for a number that cannot be right."""
@@ -185,11 +202,18 @@ class ProbeConfig:
 
     def training(self) -> TrainConfig:
         """The part of a resolved configuration that `fit` takes."""
-        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+        values = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
+        return TrainConfig(**{name: value for name, value in values.items() if value is not None})
 
+
+# How a head is trained, and so nothing to one that is not.
+_TRAINING = (
+    "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "lr_schedule", "step_epochs",
+    "warmup_epochs", "label_smoothing", "mixup", "layer_decay",
+)  # fmt: skip
 
 # What may differ between a run and its continuation.
-_FREE = ("out", "resume", "device", "workers", "cache_gigabytes", "store")
+_FREE = ("out", "resume", "device", "workers", "cache_gigabytes", "store", "on_bad_image")
 
 # What summarises several seeds: mean, and standard deviation between seeds.
 _SUMMARISED = ("top1", "top5", "mean_per_class")
@@ -225,19 +249,21 @@ def probe(config: ProbeConfig) -> ProbeResult:
 
 def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> ProbeResult:
     data = replace(whole, train=_labelled(config, whole.train.first(config.limit), whole.classes))
-    config = replace(config, epochs=_epochs(config, len(data.train)))
+    if config.head != "knn":
+        config = replace(config, epochs=_epochs(config, len(data.train)))
     backbone_config = BackboneConfig(
         config.backbone, config.num_head_channels, config.noise_schedule, config.image_size
     )
     backbone = backbone_config.load()
     fingerprint = backbone.fingerprint()  # before anything converts or trains its weights
+    data_fingerprint = whole.fingerprint()
     store = None if config.store is None else FeatureStore(config.store)
     extractor_config, head_config = _plan(config, backbone.defaults, store)
     torch.manual_seed(config.seed)
     extractor = extractor_config.build(backbone)
     head = make_head(head_config, extractor.shapes(), len(data.classes))
     if store is not None:
-        _check_store(store, config, whole.fingerprint(), fingerprint, head.pool, backbone)
+        _check_store(store, config, data_fingerprint, fingerprint, head.pool, extractor)
     model = TrainedModel(
         Probe(extractor, head),
         data.classes,
@@ -248,7 +274,8 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
     )
     run = RunDirectory(config.out, "probe", settings_of(config, _FREE) | {
         "blocks": extractor.blocks, "noise_steps": extractor.noise_steps, "noise_seed": extractor.seed,
-        "draws": extractor.draws,
+        "draws": extractor.draws, "backbone_fingerprint": fingerprint, "data_fingerprint": data_fingerprint,
+        "labels_sha256": data.train.fingerprint() if config.label_list else None,
     }, config.resume, process)  # fmt: skip
     with run.working():
         if run.finished:
@@ -305,8 +332,13 @@ def _plan(
     """Which extractor and head a resolved configuration means on a backbone with these defaults."""
     assert config.head is not None
     several = config.head == "difformer"
-    blocks = config.blocks or (defaults.fusion_blocks if several else (defaults.block,))
-    steps = config.noise_steps or (defaults.fusion_noise_steps if several else (defaults.noise_step,))
+    blocks, steps = config.blocks, config.noise_steps
+    if blocks is None:
+        usual = defaults.fusion_blocks if several else (defaults.block,)
+        blocks = usual if store is None else _usual(usual, store.blocks)
+    if steps is None:
+        usual = defaults.fusion_noise_steps if several else (defaults.noise_step,)
+        steps = usual if store is None else _usual(usual, store.noise_steps)
     name = config.extractor or ("feedback" if config.head == "diffeed" else "frozen")
     if config.head == "diffeed" and name != "feedback":
         raise DiffLensError(f"diffeed is the attention head on the feedback extractor, not on {name}")
@@ -325,7 +357,15 @@ def _plan(
         pool = 0  # pooling would leave little of the images to read
     if pool is None and head in ("attention", "difformer"):
         pool = defaults.token_side
+        kept = 0 if store is None else store.manifest["pool"]
+        if config.pool is None and kept:
+            pool = min(pool, kept)
     return extractor, HeadConfig(head, pool, config.width, config.depth, config.dropout or 0.0)
+
+
+def _usual(usual: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
+    """The blocks or noise steps to read if nothing is said: the usual ones where they are, else all that is stored."""
+    return usual if {*usual} <= {*stored} else stored
 
 
 def _check_store(
@@ -334,7 +374,7 @@ def _check_store(
     data_fingerprint: str,
     backbone_fingerprint: str,
     side: int | None,
-    backbone: Backbone,
+    extractor: Extractor,
 ) -> None:
     """DiffLensError that names the difference if a store's features are not those that the run would read."""
     manifest = store.manifest
@@ -346,20 +386,28 @@ def _check_store(
         different.append(f"its data was {manifest['data']['spec']}, which is not what {asked.data} holds now")
     if stored["precision"] != asked.precision:
         different.append(f"its backbone ran in {stored['precision']}, not in {asked.precision}")
-    if manifest["preprocessing"]["side"] != backbone.image_size:
+    if manifest["preprocessing"]["side"] != extractor.backbone.image_size:
         different.append(
-            f"its images were {manifest['preprocessing']['side']} pixels wide, not {backbone.image_size}"
+            f"its images were {manifest['preprocessing']['side']} pixels wide, not {extractor.backbone.image_size}"
         )
     if asked.draws not in (1, manifest["draws"]):
         different.append(f"its maps are averages over {manifest['draws']} draws, not over {asked.draws}")
-    kept = manifest["pool"] or None
-    if kept is not None and (side is None or kept < side):
+    kept = manifest["pool"]
+    widths = {max(shape[1:]) for shape in extractor.shapes().values()}
+    if kept and any(not _pools_alike(width, kept, side) for width in widths):
         wanted = "whole maps" if side is None else f"maps of side {side}"
         different.append(
             f"its maps are pooled to side {kept}, and the head reads {wanted}: give --pool {kept}"
         )
     if different:
         raise DiffLensError(f"{store.path} does not fit: {'; '.join(different)}")
+
+
+def _pools_alike(width: int, kept: int, side: int | None) -> bool:
+    """Is a map pooled to `kept` and then to `side` what it is when pooled to `side` at once?"""
+    if width <= kept or side == kept:
+        return True
+    return side is not None and side < kept and width % kept == 0 and kept % side == 0
 
 
 def _finished(config: ProbeConfig, data: ImageData, run: RunDirectory) -> ProbeResult:
@@ -430,7 +478,13 @@ class _Run:
         rows = epoch_order(
             len(split), 0, 0, self.process.process_index, self.process.num_processes, shuffle=False
         )
-        cache = self.store.cache(split.subset(rows), extractor.places, config.cache_gigabytes)
+        cache = self.store.cache(split.subset(rows), extractor.places, config.cache_gigabytes, head.pool)
+        there = set(cache.rows.tolist())
+        self.skipped += [
+            f"{split.ids[row]}: not in the store, which left it out as unreadable"
+            for k, row in enumerate(rows.tolist())
+            if k not in there
+        ]
         return replace(cache, rows=rows[cache.rows])
 
     def _remember(self, head: NeighbourHead, cache: FeatureCache) -> None:
@@ -473,7 +527,7 @@ class _Run:
         if process.num_processes > 1:
             skipped = sorted(set(gather_object(skipped)))
         names = set(data.train.ids)
-        unread = sum(line.split(":")[0] in names for line in skipped)
+        unread = sum(_image_of(line, names) is not None for line in skipped)
         metrics = {
             **evaluation.metrics(),
             "metric": data.metric,
@@ -498,6 +552,12 @@ class _Run:
         if run.main_process:
             shutil.rmtree(config.out / "cache", ignore_errors=True)
         return ProbeResult(self.model, metrics, [evaluation])
+
+
+def _image_of(line: str, names: Collection[str]) -> str | None:
+    """Which of `names` a line "name: reason" is about; both may hold colons."""
+    ends = (found.start() for found in re.finditer(": ", line))
+    return next((line[:end] for end in ends if line[:end] in names), None)
 
 
 def _best(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -4,9 +4,9 @@ import itertools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from difflens.classifiers import NEIGHBOURS, neighbour_votes
+from difflens.classifiers import NEIGHBOURS, left_out_neighbours
 from difflens.data.loader import epoch_order
 from difflens.data.split import every_nth
 from difflens.errors import DiffLensError
@@ -21,9 +21,6 @@ GRID: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "sgd": ((1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3), (0.0, 1e-5, 1e-4, 1e-3)),
 }
 
-# enough to tell numbers of neighbours apart, and quick
-_MOST_QUERIES = 5000
-
 
 def choose_neighbours(head: NeighbourHead, classes: int) -> list[dict[str, Any]]:
     """How well each number of neighbours does on the training images that `head` remembers, each left out in turn.
@@ -31,12 +28,9 @@ def choose_neighbours(head: NeighbourHead, classes: int) -> list[dict[str, Any]]
     Returns:
         A record for each of `classifiers.NEIGHBOURS`: "k", "validation_top1", and "chosen", true for the best.
     """
-    size = len(head.labels)
-    own = torch.arange(size, device=head.bank.device)[:: max(1, size // _MOST_QUERIES)]
-    votes = neighbour_votes(head.bank, head.labels, head.bank[own], classes, NEIGHBOURS, own=own)
+    accuracy = left_out_neighbours(head.bank, head.labels, classes)
     return _chosen([
-        {"k": k, "validation_top1": _accuracy(each, head.labels[own])}
-        for k, each in zip(NEIGHBOURS, votes, strict=True)
+        {"k": k, "validation_top1": each} for k, each in zip(NEIGHBOURS, accuracy, strict=True)
     ])  # fmt: skip
 
 
@@ -57,7 +51,7 @@ def choose_linear(
     pairs = list(itertools.product(*GRID[config.optimizer]))
     held_out = every_nth(cache.labels, 5)
     if not held_out.any():
-        raise DiffLensError("the grid holds out a fifth of each class, and no class has five training images")
+        raise DiffLensError("the grid holds out a fifth of each class, and no class has two training images")
     train, validation = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     torch.manual_seed(config.seed)
     size, classes = head.inputs, head.num_classes
@@ -107,7 +101,3 @@ def choose_linear(
 def _chosen(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     best = max(range(len(records)), key=lambda k: records[k]["validation_top1"])
     return [{**record, "chosen": k == best} for k, record in enumerate(records)]
-
-
-def _accuracy(scores: Tensor, labels: Tensor) -> float:
-    return float((scores.argmax(1) == labels).double().mean())

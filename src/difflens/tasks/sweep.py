@@ -2,9 +2,10 @@
 
 import csv
 import io
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from difflens.classifiers import (
     NEIGHBOURS,
     RIDGE_STRENGTHS,
     Standardiser,
+    left_out_neighbours,
     logistic,
     neighbour_votes,
     ridge,
@@ -40,6 +42,7 @@ from difflens.model import BackboneConfig, ExtractorConfig
 from difflens.noise import ScheduleName
 from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
 from difflens.tasks.evaluation import wilson
+from difflens.tasks.probing import ProbeConfig
 from difflens.training import Precision, accelerator
 
 ClassifierName = Literal["ridge", "logistic", "knn"]
@@ -68,9 +71,9 @@ class SweepConfig:
     data: str = "fashion"
     """Any data that `probe` takes."""
     noise_steps: tuple[int, ...] | None = None
-    """Noise steps to look at. (default: six, from 0.5 % to 40 % of the schedule)"""
+    """Noise steps to look at; None: six, from 0.5 % to 40 % of the schedule."""
     blocks: tuple[int, ...] | None = None
-    """Blocks to look at. (default: all)"""
+    """Blocks to look at; None: all."""
     classifiers: tuple[ClassifierName, ...] = ("ridge",)
     """The first one decides; ridge is in closed form."""
     budget: tuple[str, ...] = ("5000",)
@@ -118,7 +121,7 @@ class SweepConfig:
                 value = float(number) * _UNITS[unit] if unit else float(int(number))
             except ValueError:
                 value = -1.0
-            if value <= 0:
+            if not 0 < value < math.inf:
                 raise DiffLensError(
                     f"--budget takes a number of images or a time such as 90s, 10m or 1h, not {word!r}"
                 )
@@ -129,7 +132,7 @@ class SweepConfig:
         return images, seconds
 
 
-_FREE = ("out", "resume", "device", "workers", "cache_gigabytes", "budget")
+_FREE = ("out", "resume", "device", "workers", "cache_gigabytes", "budget", "on_bad_image")
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,7 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
     settings = settings_of(config, _FREE) | {"blocks": blocks, "noise_steps": steps, **fingerprints}
     run = RunDirectory(config.out, "sweep", settings, config.resume, process, growing="noise_steps")
     with run.working():
+        run.grow()
         backbone.to(process.device)
         return _Sweep(
             config, data, backbone, fingerprints, blocks, steps, run, process, announce, began
@@ -206,7 +210,7 @@ class _Sweep:
     ):
         self.config, self.data, self.backbone, self.blocks, self.steps = config, data, backbone, blocks, steps
         self.run, self.process, self.announce, self.began = run, process, announce, began
-        self.fingerprints = fingerprints
+        self.fingerprints, self._told = fingerprints, False
         self.reading = Reading(config.workers, config.on_bad_image, [])
         self.seconds = config.limits()[1]
 
@@ -236,6 +240,9 @@ class _Sweep:
         """The training images that the budget allows, the same ones after a resume."""
         if (self.run.path / "images.json").exists():
             count = int(self.run.read_json("images.json")["images"])
+            asked = self.config.limits()[0]
+            if asked is not None and count != min(asked, len(self.data.train)):
+                self.announce(f"The sweep goes on with the {count:,} images that it began with")
         else:
             count = self._affordable()
             self.run.write_json("images.json", {"images": count})
@@ -285,8 +292,13 @@ class _Sweep:
         held_out = every_nth(cache.labels, 5)
         if not held_out.any():
             raise DiffLensError(
-                "a sweep holds out a fifth of each class, and no class has five training images"
+                "a sweep holds out a fifth of each class, and no class has two training images"
             )
+        alone = (cache.labels.bincount() == 1).nonzero()[:, 0].tolist()
+        if alone and not self._told:
+            self._told = True
+            names = listing([self.data.classes[label] for label in alone])
+            self.announce(f"Trained on but not judged, with a single image: {names}")
         labels = cache.labels.to(self.process.device)
         accuracy, scores = [], []
         for block in self.blocks:
@@ -361,39 +373,35 @@ class _Sweep:
         return SweepResult(accuracy, self.blocks, steps, best, metrics, commands)
 
     def _commands(self, best: Recommendation) -> tuple[str, ...]:
-        config = self.config
-        given = {
-            "--backbone": config.backbone, "--num-head-channels": config.num_head_channels,
-            "--noise-schedule": config.noise_schedule, "--image-size": config.image_size, "--data": config.data,
-        }  # fmt: skip
-        defaults = {"--num-head-channels": 64, "--noise-schedule": "linear", "--image-size": None}
-        start = " ".join(
-            [
-                "difflens probe",
-                *(f"{k} {v}" for k, v in given.items() if k not in defaults or v != defaults[k]),
-            ]
+        same = {field.name for field in fields(ProbeConfig)} & {field.name for field in fields(SweepConfig)}
+        given = {name: getattr(self.config, name) for name in same - {"pool", "resume"}}
+        probe = ProbeConfig(**given)
+        single = replace(probe, head="attention", blocks=(best.block,), noise_steps=(best.noise_step,))
+        fused = replace(
+            probe, head="difformer", blocks=best.fusion_blocks, noise_steps=best.fusion_noise_steps
         )
-        fused = " ".join(map(str, best.fusion_blocks)), " ".join(map(str, best.fusion_noise_steps))
-        return (
-            f"{start} --head attention --blocks {best.block} --noise-steps {best.noise_step} --out DIR",
-            f"{start} --head difformer --blocks {fused[0]} --noise-steps {fused[1]} --out DIR",
-        )
+        return shown_command("probe", single), shown_command("probe", fused)  # fmt: skip
 
 
 def _judge(name: ClassifierName, features: Tensor, labels: Tensor, held_out: Tensor, classes: int) -> Tensor:
-    """Scores (V, K) of the held-out images by the classifier with its best strength or number of neighbours."""
-    x, y, judged, truth = features[~held_out], labels[~held_out], features[held_out], labels[held_out]
+    """Scores (V, K) of the held-out images by a classifier of the others.
+
+    Its strength or number of neighbours is chosen on those others: leaving one out, or for logistic regression a fifth.
+    """
+    x, y, judged = features[~held_out], labels[~held_out], features[held_out]
     if name == "knn":
-        found = neighbour_votes(x, y, judged, classes, NEIGHBOURS)
-    else:
-        standardise = Standardiser(x)
-        x, judged = standardise(x), standardise(judged)
-        if name == "ridge":
-            models = ridge(x, y, classes, [len(x) * strength for strength in RIDGE_STRENGTHS])
-        else:
-            models = logistic(x, y, classes, LOGISTIC_STRENGTHS)
-        found = [model(judged) for model in models]
-    return max(found, key=lambda scores: int((scores.argmax(1) == truth).sum()))
+        accuracy = left_out_neighbours(x, y, classes)
+        return neighbour_votes(x, y, judged, classes, [NEIGHBOURS[accuracy.index(max(accuracy))]])[0]
+    standardise = Standardiser(x)
+    x, judged = standardise(x), standardise(judged)
+    if name == "ridge":
+        models = ridge(x, y, classes, [len(x) * strength for strength in RIDGE_STRENGTHS])
+        return max(models, key=lambda model: model.left_out_top1)(judged)
+    inner = every_nth(y.cpu(), 5).to(y.device)
+    trials = logistic(x[~inner], y[~inner], classes, LOGISTIC_STRENGTHS)
+    hits = [int((model(x[inner]).argmax(1) == y[inner]).sum()) for model in trials]
+    (model,) = logistic(x, y, classes, [LOGISTIC_STRENGTHS[hits.index(max(hits))]])
+    return model(judged)
 
 
 def _comparable(scores: Tensor) -> Tensor:
