@@ -61,11 +61,14 @@ def test_the_ruler_orders_what_is_further_away(
 def test_the_space_of_a_trained_model_and_its_classes(
     backbone_folder: Path, image_tree: Path, tmp_path: Path
 ) -> None:
-    for head in ("mlp", "knn"):
+    for head, options in (
+        ("mlp", {"width": 64, "epochs": 15, "learning_rate": 3e-3, "batch_size": 8}),
+        ("knn", {}),
+    ):
         out = tmp_path / head
         probe(ProbeConfig(
-            out=out, backbone=str(backbone_folder), data=str(image_tree), head=head, width=64, blocks=(6,),
-            noise_steps=(5,), epochs=15, learning_rate=3e-3, batch_size=8, device="cpu", workers=0,
+            out=out, backbone=str(backbone_folder), data=str(image_tree), head=head, blocks=(6,), noise_steps=(5,),
+            device="cpu", workers=0, **options,
         ))  # fmt: skip
         result = fidelity(config(image_tree / "train" / "red", image_tree, out))
         assert result.dimensions == 64

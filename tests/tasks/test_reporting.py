@@ -34,8 +34,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ))  # fmt: skip
     for head in ("linear", "knn"):
         probe(ProbeConfig(
-            out=paths[head], backbone=str(folder), data=str(tree), head=head, blocks=(6,), noise_steps=(5,), epochs=2,
-            batch_size=8, device="cpu", workers=0, seeds=2 if head == "linear" else 1,
+            out=paths[head], backbone=str(folder), data=str(tree), head=head, blocks=(6,), noise_steps=(5,),
+            epochs=2 if head == "linear" else None, seeds=2 if head == "linear" else 1, device="cpu", workers=0,
         ))  # fmt: skip
     generate(GenerateConfig(
         out=paths["generate"], n=5, backbone=str(folder), steps=2, batch_size=5, device="cpu"
