@@ -96,7 +96,8 @@ class Extractor(nn.Module, ABC):
             except torch.OutOfMemoryError:
                 self.joint = False
                 console.print(
-                    f"warning: no memory for {len(noised)} noise steps in one batch: read one by one", style="yellow"
+                    f"warning: no memory for {len(noised)} noise steps in one batch: read one by one",
+                    style="yellow",
                 )
         return {(block, t): maps for t, x_t in noised.items() for block, maps in self._read(x_t, t).items()}
 
@@ -204,20 +205,21 @@ class FeedbackExtractor(Extractor):
         )
 
     def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
-        def respond(first: dict[int, Tensor]) -> dict[int, Tensor]:
-            feedback = {}
-            for block in self.feedback_blocks:
-                mirror = self._mirror(block)
-                size = tuple(side // mirror.stride for side in x_t.shape[-2:])
-                sent = self.feedback[str(block)](first[block].float())
-                sent = nn.functional.interpolate(sent, size, mode="bilinear", align_corners=False)
-                feedback[mirror.index] = sent.to(x_t.dtype)
-            return feedback
-
         return self.backbone.features_with_feedback(
-            x_t, t, self.blocks, self.feedback_blocks, respond,
+            x_t, t, self.blocks, self.feedback_blocks, lambda maps: self._respond(maps, x_t),
             compiled=self._default(self.compiled), checkpoint=self.checkpoint and torch.is_grad_enabled(),
         )  # fmt: skip
+
+    def _respond(self, maps: dict[int, Tensor], x_t: Tensor) -> dict[int, Tensor]:
+        """The feedback for each mirror, from the first pass's maps."""
+        feedback = {}
+        for block in self.feedback_blocks:
+            mirror = self._mirror(block)
+            size = tuple(side // mirror.stride for side in x_t.shape[-2:])
+            sent = self.feedback[str(block)](maps[block].float())
+            sent = nn.functional.interpolate(sent, size, mode="bilinear", align_corners=False)
+            feedback[mirror.index] = sent.to(x_t.dtype)
+        return feedback
 
 
 class FineTunedExtractor(Extractor):

@@ -33,7 +33,11 @@ def accelerator(device: str | None = None) -> Accelerator:
         # accelerate keeps its first device for the whole process; each of our runs chooses its own
         AcceleratorState._reset_state(reset_partial_state=True)
     # where there is no GPU, accelerate takes several processes for what they are only if told so
-    return Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
+    process = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
+    if process.device.type == "cuda":
+        # heads train in float32: their matrix products in TF32 (10 bits of mantissa), as convolutions are by default
+        torch.set_float32_matmul_precision("high")
+    return process
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -70,7 +71,10 @@ class CompiledGraphs:
         graph = torch.compile(function, fullgraph=True, dynamic=False, options=options)
         began = time.monotonic()
         try:
-            with torch._dynamo.config.patch(recompile_limit=_GRAPHS):
+            with (
+                torch._dynamo.config.patch(recompile_limit=_GRAPHS),
+                warnings.catch_warnings(action="ignore"),
+            ):
                 found = graph(*inputs)
                 if gradient:
                     _backward(found, inputs)

@@ -108,6 +108,9 @@ class UNetBackbone(DiffusionBackbone):
         image_size: overrides the side that the network's configuration records; where neither says, 256.
         defaults: where probes read if the user names nothing; by default the paper's places, scaled.
 
+    Attributes:
+        cuda_graphs: record what is compiled as CUDA graphs too; by default for small networks.
+
     Raises:
         DiffLensError: the network is class-conditional or of an unknown construction.
     """
@@ -132,6 +135,7 @@ class UNetBackbone(DiffusionBackbone):
         self.image_size = int(size if isinstance(size, int) else size[0])
         self._units = list(_units(unet))
         self.blocks = _describe(self._units)
+        self.cuda_graphs = sum(parameter.numel() for parameter in self.parameters()) < _LAUNCH_BOUND
         self._graphs: CompiledGraphs | None = None
         self.check_side(self.image_size)
         self.defaults = defaults or self._paper_defaults()
@@ -221,8 +225,7 @@ class UNetBackbone(DiffusionBackbone):
         if not compiled:
             return function(*inputs)
         if self._graphs is None:
-            small = sum(parameter.numel() for parameter in self.parameters()) < _LAUNCH_BOUND
-            self._graphs = CompiledGraphs(cuda_graphs=small)
+            self._graphs = CompiledGraphs(self.cuda_graphs)
             self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         dtype = next(self.parameters()).dtype
         return self._graphs(name, (key, dtype), function, *tree_map_only(Tensor, _channels_last, inputs))
