@@ -48,6 +48,7 @@ from difflens.extract import Extractor
 from difflens.features import FeatureCache, Reading
 from difflens.heads.base import pool_to
 from difflens.noise import NoiseSchedule
+from difflens.tasks.classification import cached_batches
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.training import accelerator
 
@@ -67,6 +68,8 @@ ADM_256: dict[str, Any] = {
     "downsample_type": "resnet", "upsample_type": "resnet", "attention_head_dim": 64, "attn_norm_num_groups": 32,
     "resnet_time_scale_shift": "scale_shift", "downsample_padding": 1,
 }  # fmt: skip
+
+CACHED = "on cached features"
 
 
 @dataclass
@@ -308,7 +311,7 @@ class Bench:
             rows = torch.arange(len(images))
             step = stepper(probe, lambda: probe.head(cache.batch(rows, self.device)), labels)
             count = len(images) * len(steps)
-            yield self.row(head, "on cached features", step, count, None, None, probe.head)
+            yield self.row(head, CACHED, step, count, None, None, probe.head)
 
     def head(self, name: Any, extractor: Extractor) -> nn.Module:
         pool = None if name == "linear" else self.defaults.token_side
@@ -420,10 +423,10 @@ def synchronised(step: Callable[[], Any], device: torch.device, times: int = 1) 
     return (time.perf_counter() - began) / times
 
 
-def measure(
-    rows: list[Row], config: Config, device: torch.device, matrix: float, reference: dict[Any, Tensor]
-) -> None:
-    """Fill in the results of a group, its rows taking turns."""
+def measure(rows: list[Row], config: Config, device: torch.device, reference: dict[Any, Tensor]) -> None:
+    """Fill in the results of a group, its rows and a matrix product taking turns."""
+    product, product_operations = matrix_product(device)
+    product_seconds = []
     times = {}
     for row in rows:
         first = synchronised(row.step, device)
@@ -438,8 +441,10 @@ def measure(
             "relative_error": difference(row.maps(), reference) if row.maps else None,
         }  # fmt: skip
     for _ in range(config.repetitions):
+        product_seconds.append(synchronised(product, device))
         for row in rows:
             row.seconds.append(synchronised(row.step, device, times[row.name]))
+    matrix = product_operations / statistics.median(product_seconds)
     named = {row.name: row for row in rows}
     for row, before in zip(rows, [None, *rows], strict=False):
         above = named.get(row.over) if row.over else before
@@ -451,12 +456,13 @@ def measure(
             "quartiles": [quartiles[0], quartiles[2]],
             "tflops": rate * flops / 1e12,
             "matrix_share": rate * flops / matrix,
+            "matrix_tflops": matrix / 1e12,
         }
         row.result["over_released"] = rate / rows[0].result["images_per_second"]
         if above is not None:
             counted = above.result["operations_per_image"] / flops if flops else None
             row.result |= {
-                "predicted_gain": row.gain or counted,
+                "predicted_gain": row.gain or (None if row.name == CACHED else counted),
                 "gain": rate / above.result["images_per_second"],
             }
 
@@ -489,12 +495,12 @@ def difference(maps: dict[Any, Tensor], reference: dict[Any, Tensor]) -> float:
     return max(float((maps[k] - reference[k]).norm() / reference[k].norm()) for k in reference)
 
 
-def matrix_rate(device: torch.device) -> float:
-    """Operations per second of a large matrix product: bfloat16 on CUDA, float32 on the CPU."""
+def matrix_product(device: torch.device) -> tuple[Callable[[], Tensor], int]:
+    """A large matrix product, bfloat16 on CUDA and float32 on the CPU, and its operations."""
     side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
     a = torch.randn(side, side, device=device, dtype=dtype)
-    synchronised(lambda: a @ a, device, 3)
-    return 2 * side**3 / statistics.median(synchronised(lambda: a @ a, device, 3) for _ in range(9))
+    synchronised(lambda: a @ a, device)
+    return lambda: a @ a, 2 * side**3
 
 
 def pretraining_rate(config: Config) -> float:
@@ -525,10 +531,7 @@ def waiting(bench: Bench) -> Iterator[dict[str, Any]]:
         few = cached(extractor, images, index, probe.head.pool, labels)
         rows = torch.arange(4096) % len(images)  # as many entries as a small data set has
         cache = FeatureCache({p: maps[rows] for p, maps in few.maps.items()}, few.labels[rows], rows)
-        batches = (
-            (cache.batch(chosen, bench.device), cache.labels[chosen])
-            for chosen in torch.randperm(4096).split(128)
-        )
+        batches = cached_batches(cache, torch.randperm(4096), 128, bench.device)
         yield shares(f"{name} head on cached features", probe, probe.head, batches, bench.device)
     extractor = bench.frozen(options, *places)
     probe = Probe(extractor, bench.head("linear", extractor)).to(bench.device)
@@ -635,7 +638,6 @@ def main(config: Config) -> None:
     console = Console(width=150)
     bench = Bench(config)
     device = bench.device
-    matrix = matrix_rate(device)
     makers: dict[str, Callable[[], Iterator[Row]]] = {
         "extraction": bench.extraction,
         "linear": lambda: bench.training("linear"),
@@ -650,7 +652,7 @@ def main(config: Config) -> None:
             continue
         rows = list(make())
         reference = bench.reference() if group == "extraction" else {}
-        measure(rows, config, device, matrix, reference)
+        measure(rows, config, device, reference)
         results += [row.result for row in rows]
         bench.networks.clear()
         console.print(shown([row.result for row in rows]))
@@ -663,12 +665,11 @@ def main(config: Config) -> None:
     for each in data:
         share = f", waiting for data {each['waiting_share']:.1%}" if "waiting_share" in each else ""
         console.print(f"{each['name']}: {each['images_per_second']:,.0f} images/s{share}")
-    console.print(f"{hardware}; torch {torch.__version__}; matrix product {matrix / 1e12:.3g} TFLOP/s")
+    console.print(f"{hardware}; torch {torch.__version__}")
     if config.json:
         config.json.parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "hardware": hardware, "torch": torch.__version__, "matrix_tflops": matrix / 1e12,
-            "config": {**asdict(config), "json": str(config.json)}, "rows": results, "data": data,
+            "hardware": hardware, "torch": torch.__version__, "config": {**asdict(config), "json": str(config.json)}, "rows": results, "data": data,
         }  # fmt: skip
         config.json.write_text(json.dumps(content, indent=2) + "\n")
 

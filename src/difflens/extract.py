@@ -104,10 +104,9 @@ class Extractor(nn.Module, ABC):
     def _read_jointly(self, noised: dict[int, Tensor], count: int) -> dict[Place, Tensor]:
         x_t = torch.cat(list(noised.values()))
         steps = torch.tensor(list(noised), device=x_t.device).repeat_interleave(count)
+        parts = {block: maps.split(count) for block, maps in self._read(x_t, steps).items()}
         return {
-            (block, t): part
-            for block, maps in self._read(x_t, steps).items()
-            for t, part in zip(noised, maps.split(count), strict=True)
+            (block, t): split[number] for number, t in enumerate(noised) for block, split in parts.items()
         }
 
     def _default(self, choice: bool | None) -> bool:
