@@ -90,6 +90,8 @@ class Config:
     batch_size: int | None = None
     """Images a pass where nothing is trained; half of it in training, a quarter in DifFeed's. (default: 32, on CUDA 64)"""
     repetitions: int = 9
+    seconds: float = 0.2
+    """Steps shorter than this are repeated to fill it."""
     threads: int | None = None
     """Of the CPU. (default: PyTorch's)"""
 
@@ -431,7 +433,7 @@ def measure(rows: list[Row], config: Config, device: torch.device, reference: di
     for row in rows:
         first = synchronised(row.step, device)
         second = synchronised(row.step, device)
-        times[row.name] = max(1, round(0.2 / second)) if second < 0.2 else 1
+        times[row.name] = max(1, round(config.seconds / second))
         with FlopCounterMode(display=False) as counter:
             (row.count or row.step)()
         row.result = {
