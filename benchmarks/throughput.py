@@ -291,7 +291,7 @@ class Bench:
             yield row
 
     def training(self, head: Literal["linear", "attention", "difformer"]) -> Iterator[Row]:
-        images, index, labels = self.images(self.batch_size // 2)
+        images, index, labels = self.images(max(1, self.batch_size // 2))
         many = head == "difformer"
         blocks = self.defaults.fusion_blocks if many else (self.defaults.block,)
         steps = self.defaults.fusion_noise_steps if many else (self.defaults.noise_step,)
@@ -437,7 +437,7 @@ def measure(rows: list[Row], config: Config, device: torch.device, reference: di
         with FlopCounterMode(display=False) as counter:
             (row.count or row.step)()
         row.result = {
-            "group": row.group, "name": row.name, "operations_per_image": counter.get_total_flops() / row.images,
+            "group": row.group, "name": f"{row.group}: {row.name}", "operations_per_image": counter.get_total_flops() / row.images,
             "peak_bytes": row.weights + peak(row.step, device),
             "compile_seconds": round(first - second, 1) if row.compiles else None,
             "relative_error": difference(row.maps(), reference) if row.maps else None,
@@ -558,7 +558,7 @@ def online(
     workers: int | None = None,
 ) -> Iterator[tuple[Any, Tensor]]:
     """Batches as `difflens probe` trains on them without a cache."""
-    size = bench.batch_size // 2
+    size = max(1, bench.batch_size // 2)
     for batch in Reading(workers, "error", []).batches(
         extractor, split, rows % len(split), size, augment=augment
     ):
@@ -625,7 +625,7 @@ def shown(rows: list[dict[str, Any]]) -> Table:
             return "" if row.get(key) is None else pattern.format(row[key])
 
         table.add_row(
-            row["name"], text("images_per_second", "{:,.1f}"), text("over_released", "{:.2f}"), text("gain", "{:.2f}"),
+            row["name"].removeprefix(f"{group}: "), text("images_per_second", "{:,.1f}"), text("over_released", "{:.2f}"), text("gain", "{:.2f}"),
             text("predicted_gain", "{:.2f}"), text("tflops", "{:.3g}"), text("matrix_share", "{:.0%}"),
             "" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 1e9:.2f}", text("compile_seconds", "{:.0f}"),
             text("relative_error", "{:.1e}"),
@@ -637,6 +637,8 @@ def main(config: Config) -> None:
     os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler that measures memory on the CPU otherwise chats
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device is to be seen: --device cpu")
     console = Console(width=150)
     bench = Bench(config)
     device = bench.device
@@ -659,7 +661,7 @@ def main(config: Config) -> None:
         bench.networks.clear()
         console.print(shown([row.result for row in rows]))
     if "pretraining" in config.groups:
-        name = "difflens pretrain, fashion-32"
+        name = "pretraining: difflens pretrain, fashion-32"
         results.append({"group": "pretraining", "name": name, "images_per_second": pretraining_rate(config)})
     data = list(waiting(bench)) if "data" in config.groups else []
     hardware = torch.cuda.get_device_name() if bench.cuda else f"CPU, {torch.get_num_threads()} threads"

@@ -32,9 +32,9 @@ def test_one_table_with_the_released_way_first(
     )  # fmt: skip
     throughput.main(config)
     rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
-    assert rows[0]["name"] == "the released way"
+    assert rows[0]["name"] == "extraction: the released way"
     assert all(row["images_per_second"] > 0 for row in rows)
-    extraction = [row["name"] for row in rows if row["group"] == "extraction"]
+    extraction = [row["name"].removeprefix("extraction: ") for row in rows if row["group"] == "extraction"]
     assert extraction == [
         "the released way", "+ stop after block 7", "+ 3 noise steps in one batch", "stop, with --precision bfloat16",
     ]  # fmt: skip
@@ -46,7 +46,7 @@ def test_one_table_with_the_released_way_first(
     assert 1e-4 < half["relative_error"] < 0.1
     feed = {row["name"]: row for row in rows if row["group"] == "diffeed"}
     order = list(feed.values())
-    assert [row["name"] for row in order][-1].startswith("+ checkpointing")
+    assert [row["name"] for row in order][-1].startswith("diffeed: + checkpointing")
     for before, after in itertools.pairwise(order[:-1]):
         assert after["operations_per_image"] < before["operations_per_image"]
     assert order[-1]["operations_per_image"] > order[-2]["operations_per_image"]

@@ -65,6 +65,8 @@ class CompiledGraphs:
         self, name: str, function: Callable[..., Any], gradient: bool, inputs: tuple[Any, ...]
     ) -> Callable[..., Any] | None:
         """The graph of `function` for the shapes of `inputs`, or None where it cannot be had."""
+        if torch._dynamo.config.disable:  # TORCH_COMPILE_DISABLE=1
+            return None
         first = tree_leaves(inputs)[0]
         recorded = self.cuda_graphs and not gradient and first.device.type == "cuda"
         options: dict[str, Any] = {"triton.cudagraphs": True} if recorded else {}
