@@ -15,7 +15,7 @@ from difflens.backbones.blocks import Backbone, Block
 from difflens.errors import DiffLensError, listing
 from difflens.heads.base import MapShape, Place
 from difflens.noise import seeded_noise
-from difflens.training import console
+from difflens.training import warn
 
 
 class Extractor(nn.Module, ABC):
@@ -95,10 +95,7 @@ class Extractor(nn.Module, ABC):
                 return self._read_jointly(noised, len(images))
             except torch.OutOfMemoryError:
                 self.joint = False
-                console.print(
-                    f"warning: no memory for {len(noised)} noise steps in one batch: read one by one",
-                    style="yellow",
-                )
+                warn(f"no memory for {len(noised)} noise steps in one batch: they are read one by one")
         return {(block, t): maps for t, x_t in noised.items() for block, maps in self._read(x_t, t).items()}
 
     def _read_jointly(self, noised: dict[int, Tensor], count: int) -> dict[Place, Tensor]:

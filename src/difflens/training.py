@@ -23,6 +23,11 @@ ScheduleKind = Literal["cosine", "step", "constant"]
 console = Console(stderr=True)
 
 
+def warn(problem: str) -> None:
+    """One line on standard error, above any progress bar."""
+    console.print(f"warning: {problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def accelerator(device: str | None = None) -> Accelerator:
     """The processes and the device of this run: what `accelerate launch` or `torchrun` started, or one process.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from difflens.training import console
+from difflens.training import console, warn
 
 TOLERANCE = 0.02
 """Relative error, by the Euclidean norm of a whole tensor, that a compiled graph may add."""
@@ -86,12 +86,10 @@ class CompiledGraphs:
             raise
         except Exception as problem:  # the compiler, the tools it calls and the driver raise what they like
             reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
-            console.print(f"warning: {name} runs uncompiled: {reason}", style="yellow", soft_wrap=True)
+            warn(f"{name} runs uncompiled: {reason}")
             return None
         if not error <= TOLERANCE:
-            console.print(
-                f"warning: {name} runs uncompiled: compiled, its result is off by {error:.1%}", style="yellow"
-            )
+            warn(f"{name} runs uncompiled: compiled, its result is off by {error:.1%}")
             return None
         _say(f"compiled {name}, {tuple(first.shape)}, in {time.monotonic() - began:.0f} s")
         # what a recorded graph returns is overwritten by its next replay
@@ -124,4 +122,4 @@ def _difference(compiled: Any, plain: Any) -> float:
 
 def _say(line: str) -> None:
     if "DIFFLENS_QUIET" not in os.environ and int(os.environ.get("RANK", 0)) == 0:
-        console.print(line, style="dim")
+        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
