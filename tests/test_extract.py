@@ -1,8 +1,13 @@
 """Extractors: independence from the batch, gradients only where training happens, DifFeed's parameters."""
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from difflens import (
     FeedbackExtractor,
@@ -103,6 +108,124 @@ def test_fine_tuning_trains_from_the_block_asked_for_to_the_last_read() -> None:
     assert trained == inside
     assert {id(p) for p in backbone.parameters() if p.requires_grad} == inside
     assert len(probe.own_state()) > len(inside)
+
+
+def operations(run: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def test_a_walk_costs_the_sum_of_its_blocks(backbone: UNetBackbone) -> None:
+    """Counted operations: nothing runs beyond the last block, and every block runs once."""
+    x = torch.rand(1, 1, 32, 32)
+    count = len(backbone.blocks)
+    state = backbone._start(x, torch.tensor([20]))
+    embedding = operations(lambda: backbone._start(x, torch.tensor([20])))
+    alone = [operations(lambda block=block: backbone._walk(state, range(block, block + 1), (), {}))
+             for block in range(1, count + 1)]  # fmt: skip
+    for last in (1, 8, 13, 18, count):
+        walk = operations(lambda last=last: FrozenExtractor(backbone, (last,), (20,))(x, torch.arange(1)))
+        assert walk == embedding + sum(alone[:last])
+    assert operations(lambda: backbone.denoise(x, 20)) > 2.4 * (embedding + sum(alone[:18]))
+    # feedback from blocks 15 and 18 first enters block 8: the second pass begins there
+    feedback = FeedbackExtractor(backbone, (18,), (20,), feedback_blocks=(15, 18)).eval()
+    layers = operations(
+        lambda: feedback._respond(backbone.features(x, 20, (15, 18)), x)
+    ) - operations(lambda: backbone.features(x, 20, (15, 18)))  # fmt: skip
+    with torch.no_grad():
+        both = operations(lambda: feedback(x, torch.arange(1)))
+    assert both == embedding + sum(alone[:18]) + layers + sum(alone[7:18])
+
+
+def test_training_a_head_on_frozen_features_leaves_no_gradient_buffers(backbone: UNetBackbone) -> None:
+    for extractor in (FrozenExtractor(backbone, (18,), (20,)), FeedbackExtractor(backbone, (18,), (20,))):
+        run_backward(extractor)
+        assert gradients(extractor.backbone) == set()
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_several_noise_steps_in_one_batch_equal_separate_passes(backbone: UNetBackbone, draws: int) -> None:
+    extractor = FrozenExtractor(backbone, (8, 18), (200, 5), seed=3, draws=draws).train()
+    images, index = torch.rand(3, 1, 32, 32) * 2 - 1, torch.tensor([4, 90, 2])
+    extractor.joint = False
+    apart = extractor(images, index, 1)
+    batches: list[int] = []
+    hook = backbone.modules_of(1)[0].register_forward_hook(
+        lambda _, inputs, output: batches.append(len(output))
+    )
+    extractor.joint = True
+    together = extractor(images, index, 1)
+    assert batches == [6] * draws
+    assert list(together) == extractor.places == list(apart)
+    for place in apart:
+        torch.testing.assert_close(together[place], apart[place], atol=2e-4, rtol=1e-4)
+    # in evaluation a map must not depend on what else is read
+    extractor.eval()
+    alone = FrozenExtractor(backbone, (8, 18), (5,), seed=3, draws=draws).eval()(images, index)
+    del batches[:]
+    found = extractor(images, index)
+    hook.remove()
+    assert batches == [3] * (2 * draws)
+    assert all(torch.equal(found[place], alone[place]) for place in alone)
+
+
+def test_noise_steps_share_no_batch_normalisation(backbone: UNetBackbone) -> None:
+    extractor = FeedbackExtractor(backbone, (18,), (5, 200)).train()
+    images, index = torch.rand(3, 1, 32, 32) * 2 - 1, torch.arange(3)
+    apart = extractor(images, index)
+    extractor.joint = True
+    together = extractor(images, index)
+    assert all(torch.equal(together[place], apart[place]) for place in apart)
+
+
+def test_without_memory_for_all_noise_steps_they_are_read_one_by_one(
+    backbone: UNetBackbone, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    walk = backbone.features
+
+    def small(x_t: Tensor, *arguments: object, **options: object) -> dict[int, Tensor]:
+        if len(x_t) > 2:
+            raise torch.OutOfMemoryError("full")
+        return walk(x_t, *arguments, **options)
+
+    monkeypatch.setattr(backbone, "features", small)
+    extractor = FrozenExtractor(backbone, (8,), (5, 20)).train()
+    extractor.joint = True
+    images, index = torch.rand(2, 1, 32, 32), torch.arange(2)
+    assert list(extractor(images, index)) == [(8, 5), (8, 20)]
+    assert list(extractor(images, index)) == [(8, 5), (8, 20)]
+    assert capfd.readouterr().err.count("no memory for 2 noise steps in one batch") == 1
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most bytes that `run` holds at a time."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        run()
+    events, sizes = list(record.profiler.kineto_results.experimental_event_tree()), []
+    while events:
+        event = events.pop()
+        events += event.children
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            sizes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    return max(itertools.accumulate(size for _, size in sorted(sizes)))
+
+
+def test_checkpointing_takes_less_memory_for_the_same_gradients(backbone: UNetBackbone) -> None:
+    extractor = FeedbackExtractor(backbone, (18,), (20,)).train()
+    images, index = torch.rand(4, 1, 32, 32) * 2 - 1, torch.arange(4)
+
+    def step() -> list[Tensor]:
+        extractor.zero_grad()
+        extractor(images, index)[18, 20].square().mean().backward()
+        return [parameter.grad.clone() for parameter in extractor.feedback.parameters()]
+
+    plain, plain_bytes = step(), peak_bytes(step)
+    extractor.checkpoint = True
+    again, again_bytes = step(), peak_bytes(step)
+    assert again_bytes < 0.7 * plain_bytes
+    for found, expected in zip(again, plain, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_evaluation_restores_the_training_mode(backbone: UNetBackbone) -> None:

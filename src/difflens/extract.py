@@ -15,6 +15,7 @@ from difflens.backbones.blocks import Backbone, Block
 from difflens.errors import DiffLensError, listing
 from difflens.heads.base import MapShape, Place
 from difflens.noise import seeded_noise
+from difflens.training import warn
 
 
 class Extractor(nn.Module, ABC):
@@ -26,11 +27,21 @@ class Extractor(nn.Module, ABC):
         seed: of the noise.
         draws: how many noises the maps are averaged over.
 
+    Attributes:
+        compiled: run the backbone compiled; None: on a CUDA device. Maps differ from those that are not compiled by
+            rounding.
+        joint: read several noise steps in one batch while training; None: on a CUDA device. In evaluation each is read
+            alone always, since the last bits of a map depend on the size of its batch.
+
     Raises:
         DiffLensError: the backbone has no such block or noise step.
     """
 
     trainable: bool
+    compiled: bool | None = None
+    joint: bool | None = None
+    mixes_images = False
+    """Whether an image's maps depend on its batch in training, so that noise steps must not share one."""
 
     def __init__(
         self,
@@ -71,13 +82,33 @@ class Extractor(nn.Module, ABC):
             draw: which noise; 0 for evaluation, epoch + 1 in training with fresh noise.
         """
         maps: dict[Place, Tensor] = {}
-        for t in self.noise_steps:
-            for each in range(draw * self.draws, (draw + 1) * self.draws):
-                for block, feature in self._read(self._noised(images, index, t, each), t).items():
-                    maps[block, t] = (
-                        maps[block, t] + feature.float() if (block, t) in maps else feature.float()
-                    )
+        for each in range(draw * self.draws, (draw + 1) * self.draws):
+            for place, feature in self._read_all(images, index, each).items():
+                maps[place] = maps[place] + feature.float() if place in maps else feature.float()
         return maps if self.draws == 1 else {place: total / self.draws for place, total in maps.items()}
+
+    def _read_all(self, images: Tensor, index: Tensor, draw: int) -> dict[Place, Tensor]:
+        """The maps of one draw, in the backbone's precision."""
+        noised = {t: self._noised(images, index, t, draw) for t in self.noise_steps}
+        if len(noised) > 1 and self.training and not self.mixes_images and self._default(self.joint):
+            try:
+                return self._read_jointly(noised, len(images))
+            except torch.OutOfMemoryError:
+                self.joint = False
+                warn(f"no memory for {len(noised)} noise steps in one batch: they are read one by one")
+        return {(block, t): maps for t, x_t in noised.items() for block, maps in self._read(x_t, t).items()}
+
+    def _read_jointly(self, noised: dict[int, Tensor], count: int) -> dict[Place, Tensor]:
+        x_t = torch.cat(list(noised.values()))
+        steps = torch.tensor(list(noised), device=x_t.device).repeat_interleave(count)
+        parts = {block: maps.split(count) for block, maps in self._read(x_t, steps).items()}
+        return {
+            (block, t): split[number] for number, t in enumerate(noised) for block, split in parts.items()
+        }
+
+    def _default(self, choice: bool | None) -> bool:
+        """A choice that is left open is for a CUDA device."""
+        return self.backbone.device.type == "cuda" if choice is None else choice
 
     @property
     def trained_blocks(self) -> dict[int, list[nn.Parameter]]:
@@ -85,8 +116,8 @@ class Extractor(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def _read(self, x_t: Tensor, t: int) -> dict[int, Tensor]:
-        """The maps of one noise step by block."""
+    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
+        """The maps by block, of one noise step or of one for each image."""
 
     def _noised(self, images: Tensor, index: Tensor, t: int, draw: int) -> Tensor:
         if self.backbone.num_noise_steps == 1:
@@ -101,9 +132,9 @@ class FrozenExtractor(Extractor):
 
     trainable = False
 
-    def _read(self, x_t: Tensor, t: int) -> dict[int, Tensor]:
+    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
         with torch.no_grad():
-            return self.backbone.features(x_t, t, self.blocks)
+            return self.backbone.features(x_t, t, self.blocks, compiled=self._default(self.compiled))
 
 
 class FeedbackExtractor(Extractor):
@@ -116,11 +147,16 @@ class FeedbackExtractor(Extractor):
     Args:
         feedback_blocks: decoder blocks to send back; by default the backbone's own choice.
 
+    Attributes:
+        checkpoint: keep less of the second pass for its gradient, and compute it again: larger batches, slower steps.
+
     Raises:
         DiffLensError: a feedback block is not a decoder block, or the backbone has no decoder.
     """
 
     trainable = True
+    checkpoint: bool = False
+    mixes_images = True  # the batch normalisation of the feedback layers
 
     def __init__(
         self,
@@ -164,18 +200,22 @@ class FeedbackExtractor(Extractor):
             nn.ReLU(),
         )
 
-    def _read(self, x_t: Tensor, t: int) -> dict[int, Tensor]:
-        def respond(first: dict[int, Tensor]) -> dict[int, Tensor]:
-            feedback = {}
-            for block in self.feedback_blocks:
-                mirror = self._mirror(block)
-                size = tuple(side // mirror.stride for side in x_t.shape[-2:])
-                sent = self.feedback[str(block)](first[block].float())
-                sent = nn.functional.interpolate(sent, size, mode="bilinear", align_corners=False)
-                feedback[mirror.index] = sent.to(x_t.dtype)
-            return feedback
+    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
+        return self.backbone.features_with_feedback(
+            x_t, t, self.blocks, self.feedback_blocks, lambda maps: self._respond(maps, x_t),
+            compiled=self._default(self.compiled), checkpoint=self.checkpoint and torch.is_grad_enabled(),
+        )  # fmt: skip
 
-        return self.backbone.features_with_feedback(x_t, t, self.blocks, self.feedback_blocks, respond)
+    def _respond(self, maps: dict[int, Tensor], x_t: Tensor) -> dict[int, Tensor]:
+        """The feedback for each mirror, from the first pass's maps."""
+        feedback = {}
+        for block in self.feedback_blocks:
+            mirror = self._mirror(block)
+            size = tuple(side // mirror.stride for side in x_t.shape[-2:])
+            sent = self.feedback[str(block)](maps[block].float())
+            sent = nn.functional.interpolate(sent, size, mode="bilinear", align_corners=False)
+            feedback[mirror.index] = sent.to(x_t.dtype)
+        return feedback
 
 
 class FineTunedExtractor(Extractor):
@@ -211,5 +251,5 @@ class FineTunedExtractor(Extractor):
             for block in range(self.from_block, max(self.blocks) + 1)
         }
 
-    def _read(self, x_t: Tensor, t: int) -> dict[int, Tensor]:
+    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
         return self.backbone.features(x_t, t, self.blocks)

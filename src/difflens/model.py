@@ -212,6 +212,9 @@ class TrainedModel:
             )
         try:
             built = extractor.build(network)
+            built.compiled = (
+                False  # the images that a loaded model is shown are read sooner than a graph is made
+            )
             probe = Probe(built, make_head(head, built.shapes(), len(classes))).to(device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DiffLensError(f"{config_path} does not describe a model: {error}") from error

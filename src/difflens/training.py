@@ -23,6 +23,11 @@ ScheduleKind = Literal["cosine", "step", "constant"]
 console = Console(stderr=True)
 
 
+def warn(problem: str) -> None:
+    """One line on standard error, above any progress bar."""
+    console.print(f"warning: {problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def accelerator(device: str | None = None) -> Accelerator:
     """The processes and the device of this run: what `accelerate launch` or `torchrun` started, or one process.
 
@@ -33,7 +38,11 @@ def accelerator(device: str | None = None) -> Accelerator:
         # accelerate keeps its first device for the whole process; each of our runs chooses its own
         AcceleratorState._reset_state(reset_partial_state=True)
     # where there is no GPU, accelerate takes several processes for what they are only if told so
-    return Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
+    process = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
+    if process.device.type == "cuda":
+        # heads train in float32: their matrix products in TF32 (10 bits of mantissa), as convolutions are by default
+        torch.set_float32_matmul_precision("high")
+    return process
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

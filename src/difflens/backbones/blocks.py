@@ -89,6 +89,8 @@ class Backbone(nn.Module, ABC):
         t: int | Tensor,
         blocks: Iterable[int],
         feedback: Mapping[int, Tensor] | None = None,
+        *,
+        compiled: bool = False,
     ) -> dict[int, Tensor]:
         """Feature maps of `blocks`, each (B, channels, H / stride, W / stride); stops after the last one.
 
@@ -98,16 +100,29 @@ class Backbone(nn.Module, ABC):
             blocks: block indices, in any order.
             feedback: tensors added to the output of the encoder blocks that key them, before it is stored
                 as a skip (DifFeed, paper section 3.3).
+            compiled: through one compiled graph for these blocks and this shape, where the backbone has something to
+                compile. The first call takes up to minutes; maps differ from those that are not compiled by rounding.
         """
 
     def features_with_feedback(
-        self, x_t: Tensor, t: int | Tensor, blocks: Iterable[int], collect: Iterable[int], respond: Respond
+        self,
+        x_t: Tensor,
+        t: int | Tensor,
+        blocks: Iterable[int],
+        collect: Iterable[int],
+        respond: Respond,
+        *,
+        compiled: bool = False,
+        checkpoint: bool = False,
     ) -> dict[int, Tensor]:
         """Two passes over the same x_t (DifFeed, paper section 3.3); the maps of `blocks` in the second.
 
         Args:
             collect: decoder blocks whose maps the first pass, without gradient, gives to `respond`.
             respond: from those maps to the feedback of their mirrors.
+            compiled: as for `features`, each pass.
+            checkpoint: keep only what enters each block of the second pass, and compute the block again for its
+                gradient (Chen et al., 2016): less memory, a third more time.
         """
         raise DiffLensError(f"feedback needs a decoder: {self.describe_blocks()}")
 
@@ -196,5 +211,5 @@ class DiffusionBackbone(Backbone):
         return self.schedule.add_noise(images, t, noise)
 
     @abstractmethod
-    def denoise(self, x_t: Tensor, t: int | Tensor) -> Tensor:
+    def denoise(self, x_t: Tensor, t: int | Tensor, *, compiled: bool = False) -> Tensor:
         """The full network's output, (B, out_channels, H, W); with learned variance twice the channels."""

@@ -48,6 +48,8 @@ class PixelBackbone(Backbone):
         t: int | Tensor,
         blocks: Iterable[int],
         feedback: Mapping[int, Tensor] | None = None,
+        *,
+        compiled: bool = False,
     ) -> dict[int, Tensor]:
         self.check_blocks(blocks)
         if feedback:

@@ -13,8 +13,8 @@ mirror of the paper (decoder block b reads encoder block N + 1 - b of N).
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
@@ -22,10 +22,16 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint as checkpoint_of
 
 from difflens.backbones.blocks import Block, Defaults, DiffusionBackbone, Respond, Role
+from difflens.backbones.compiled import CompiledGraphs
 from difflens.errors import DiffLensError
 from difflens.noise import NoiseSchedule
+
+# Networks with fewer parameters than this wait for the launches of their kernels on a large GPU.
+_LAUNCH_BOUND = 50_000_000
 
 
 @dataclass
@@ -102,6 +108,9 @@ class UNetBackbone(DiffusionBackbone):
         image_size: overrides the side that the network's configuration records; where neither says, 256.
         defaults: where probes read if the user names nothing; by default the paper's places, scaled.
 
+    Attributes:
+        cuda_graphs: record what is compiled as CUDA graphs too; by default for small networks.
+
     Raises:
         DiffLensError: the network is class-conditional or of an unknown construction.
     """
@@ -126,6 +135,8 @@ class UNetBackbone(DiffusionBackbone):
         self.image_size = int(size if isinstance(size, int) else size[0])
         self._units = list(_units(unet))
         self.blocks = _describe(self._units)
+        self.cuda_graphs = sum(parameter.numel() for parameter in self.parameters()) < _LAUNCH_BOUND
+        self._graphs: CompiledGraphs | None = None
         self.check_side(self.image_size)
         self.defaults = defaults or self._paper_defaults()
 
@@ -135,30 +146,60 @@ class UNetBackbone(DiffusionBackbone):
         t: int | Tensor,
         blocks: Iterable[int],
         feedback: Mapping[int, Tensor] | None = None,
+        *,
+        compiled: bool = False,
     ) -> dict[int, Tensor]:
         wanted = self.check_blocks(blocks)
-        feedback = feedback or {}
+        feedback = dict(feedback or {})
         self.check_feedback(feedback)
-        return self._walk(self._start(x_t, t), range(1, wanted[-1] + 1), wanted, feedback)
+
+        def walk(x_t: Tensor, steps: Tensor, feedback: dict[int, Tensor]) -> dict[int, Tensor]:
+            return self._walk(self._start(x_t, steps), range(1, wanted[-1] + 1), wanted, feedback)
+
+        name = f"the walk to block {wanted[-1]}"
+        key = (wanted, tuple(feedback))
+        return self._run(compiled, name, key, walk, x_t, self._steps(x_t, t), feedback)
 
     def features_with_feedback(
-        self, x_t: Tensor, t: int | Tensor, blocks: Iterable[int], collect: Iterable[int], respond: Respond
+        self,
+        x_t: Tensor,
+        t: int | Tensor,
+        blocks: Iterable[int],
+        collect: Iterable[int],
+        respond: Respond,
+        *,
+        compiled: bool = False,
+        checkpoint: bool = False,
     ) -> dict[int, Tensor]:
         wanted, collected = self.check_blocks(blocks), self.check_blocks(collect)
         entered = min(block.mirror or 1 for block in map(self.block, collected))
-        with torch.no_grad():
+
+        def first(x_t: Tensor, steps: Tensor) -> tuple[dict[int, Tensor], dict[str, Any]]:
             # up to the first block that feedback can enter, both passes are one
-            state = self._start(x_t, t)
+            state = self._start(x_t, steps)
             maps = self._walk(state, range(1, entered), {*wanted, *collected}, {})
-            second = replace(state, skips=list(state.skips))
-            first = self._walk(state, range(entered, collected[-1] + 1), collected, {})
-        feedback = respond({**maps, **first})
+            shared = {**vars(state), "skips": list(state.skips)}
+            return maps | self._walk(state, range(entered, collected[-1] + 1), collected, {}), shared
+
+        def second(shared: dict[str, Any], feedback: dict[int, Tensor]) -> dict[int, Tensor]:
+            state = _State(**{**shared, "skips": list(shared["skips"])})
+            later = [index for index in wanted if index >= entered]
+            return self._walk(state, range(entered, wanted[-1] + 1), later, feedback, checkpoint)
+
+        steps = self._steps(x_t, t)
+        with torch.no_grad():
+            maps, shared = self._run(compiled, "the first pass", (1, wanted, collected), first, x_t, steps)
+        feedback = respond(maps)
         self.check_feedback(feedback)
-        maps |= self._walk(second, range(entered, wanted[-1] + 1), wanted, feedback)
+        key = (2, wanted, collected, tuple(feedback), checkpoint)
+        maps |= self._run(compiled, "the second pass", key, second, shared, feedback)
         return {index: maps[index] for index in wanted}
 
-    def denoise(self, x_t: Tensor, t: int | Tensor) -> Tensor:
-        return self.unet(x_t, self._steps(x_t, t)).sample
+    def denoise(self, x_t: Tensor, t: int | Tensor, *, compiled: bool = False) -> Tensor:
+        def whole(x_t: Tensor, steps: Tensor) -> Tensor:
+            return self.unet(x_t, steps).sample
+
+        return self._run(compiled, "the whole network", "denoise", whole, x_t, self._steps(x_t, t))
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -177,20 +218,40 @@ class UNetBackbone(DiffusionBackbone):
         """Stays in evaluation mode: a frozen network has no dropout, whatever the head around it does."""
         return super().train(False)
 
-    def _start(self, x_t: Tensor, t: int | Tensor) -> _State:
+    def _run(
+        self, compiled: bool, name: str, key: Hashable, function: Callable[..., Any], *inputs: Any
+    ) -> Any:
+        """`function(*inputs)`, as it stands or compiled, with all maps in channels-last order."""
+        if not compiled:
+            return function(*inputs)
+        if self._graphs is None:
+            self._graphs = CompiledGraphs(self.cuda_graphs)
+            self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        dtype = next(self.parameters()).dtype
+        return self._graphs(name, (key, dtype), function, *tree_map_only(Tensor, _channels_last, inputs))
+
+    def _start(self, x_t: Tensor, steps: Tensor) -> _State:
         unet = self.unet
-        embedding = unet.time_embedding(unet.time_proj(self._steps(x_t, t)).to(x_t.dtype))
+        embedding = unet.time_embedding(unet.time_proj(steps).to(x_t.dtype))
         image = 2 * x_t - 1 if unet.config.center_input_sample else x_t
         return _State(image, embedding, image)
 
     def _walk(
-        self, state: _State, indices: range, wanted: Collection[int], feedback: Mapping[int, Tensor]
+        self,
+        state: _State,
+        indices: range,
+        wanted: Collection[int],
+        feedback: Mapping[int, Tensor],
+        checkpoint: bool = False,
     ) -> dict[int, Tensor]:
         """Run the blocks `indices`, changing `state`; returns the maps of those that are wanted."""
         maps = {}
         for index in indices:
             unit = self._units[index - 1]
-            unit(state)
+            if checkpoint:
+                _checkpointed(unit, state)
+            else:
+                unit(state)
             if index in feedback:
                 state.hidden = state.hidden + feedback[index]
             if unit.role == "encoder":
@@ -221,6 +282,25 @@ class UNetBackbone(DiffusionBackbone):
             fusion_noise_steps=tuple(sorted({int(share * steps) for share in (0.09, 0.15, 0.3)})),
             feedback_blocks=tuple(decoder[1::per_level] if per_level > 1 else decoder),
         )
+
+
+def _checkpointed(unit: _Unit, state: _State) -> None:
+    """Run a block so that its gradient needs only what entered it."""
+
+    def run(*entering: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        hidden, embedding, image, output, skips = entering
+        inside = _State(hidden, embedding, image, output, list(skips))
+        unit(inside)
+        return inside.hidden, inside.image, inside.output
+
+    skips = [state.skips.pop()] if unit.role == "decoder" else []
+    state.hidden, state.image, state.output = checkpoint_of(
+        run, state.hidden, state.embedding, state.image, state.output, skips, use_reentrant=False
+    )
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor.contiguous()
 
 
 def _apply(module: nn.Module, hidden: Tensor, embedding: Tensor) -> Tensor:

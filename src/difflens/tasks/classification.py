@@ -16,6 +16,7 @@ from difflens.data.loader import OnBadImage, epoch_order
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
 from difflens.features import READ_BATCH, FeatureCache, Reading
+from difflens.heads.base import Place
 from difflens.model import Probe, evaluating
 from difflens.runs import RunDirectory
 from difflens.tasks.evaluation import Evaluation
@@ -31,6 +32,9 @@ from difflens.training import (
 
 # with few images an epoch is shorter than writing a checkpoint
 _CHECKPOINT_SECONDS = 2.0
+
+# cached maps that are fetched at once, in float32.
+_FETCHED_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,8 +227,8 @@ def _training_batches(
 ) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
     """What the trained module takes, and the labels."""
     if cache is not None:
-        for chosen in order.split(batch_size):
-            yield (cache.batch(chosen, device),), cache.labels[chosen].to(device)
+        for maps, labels in cached_batches(cache, order, batch_size, device):
+            yield (maps,), labels
         return
     draw = epoch + 1 if config.fresh_noise else 0
     for batch in config.reading(skipped).batches(
@@ -232,6 +236,22 @@ def _training_batches(
     ):
         assert batch.labels is not None
         yield (to_float(batch.images), batch.index, draw), batch.labels
+
+
+def cached_batches(
+    cache: FeatureCache, order: Tensor, batch_size: int, device: torch.device
+) -> Iterator[tuple[dict[Place, Tensor], Tensor]]:
+    """Maps and labels of the entries `order`, (M,) long, batch by batch.
+
+    Several batches of small maps are fetched at once: a linear head would otherwise wait for them.
+    """
+    size = 4 * sum(math.prod(maps.shape[1:]) for maps in cache.maps.values())
+    several = batch_size * max(1, _FETCHED_BYTES // (size * batch_size))
+    for fetched in order.split(several):
+        maps, labels = cache.batch(fetched, device), cache.labels[fetched].to(device)
+        for start in range(0, len(fetched), batch_size):
+            part = slice(start, start + batch_size)
+            yield {place: values[part] for place, values in maps.items()}, labels[part]
 
 
 def mix(

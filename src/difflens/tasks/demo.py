@@ -172,6 +172,7 @@ class _Demo:
     ) -> None:
         extractor = ExtractorConfig("frozen", *places, self.config.seed)
         built = extractor.build(backbone)
+        built.compiled = False  # twelve thousand images are read sooner than a graph is made
         train, test = caches or self._extract(built)
         self._train(
             name,
@@ -195,6 +196,7 @@ class _Demo:
     ) -> None:
         torch.manual_seed(self.config.seed)
         built = extractor.build(backbone)
+        built.compiled = False
         probe = Probe(built, make_head(head, built.shapes(), len(self.data.classes)))
         training = self._training(name if name in presets.HEADS else head.name)
         seconds = fit(

@@ -1,0 +1,124 @@
+"""The compiled walk: equal to the plain one, compiled once, and never in the way where compiling fails."""
+
+import shutil
+
+import pytest
+import torch
+from torch import Tensor
+
+from difflens import FeedbackExtractor, FrozenExtractor
+from difflens.backbones import compiled
+from difflens.backbones.compiled import CompiledGraphs
+from difflens.backbones.unet import UNetBackbone
+from tests.backbones.test_unet import make_backbone
+
+needs_compiler = pytest.mark.skipif(
+    not shutil.which("g++") and not shutil.which("clang++"),
+    reason="torch.compile on the CPU needs a C++ compiler",
+)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@needs_compiler
+def test_the_compiled_walk_equals_the_plain_one_and_serves_smaller_batches(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DIFFLENS_QUIET")
+    backbone = make_backbone()
+    x = torch.randn(3, 1, 16, 16)
+    plain = backbone.features(x, 50, [1, 2])
+    assert backbone._graphs is None
+    through = backbone.features(x, 50, [1, 2], compiled=True)
+    assert sorted(through) == [1, 2]
+    assert "compiled the walk to block 2, (3, 1, 16, 16), in" in capfd.readouterr().err
+    for block in plain:
+        torch.testing.assert_close(through[block], plain[block], atol=1e-4, rtol=1e-4)
+    # another noise step and a smaller batch go through the same graph
+    for rows, t in ((3, 7), (2, 50), (1, torch.tensor([9]))):
+        through = backbone.features(x[:rows], t, [1, 2], compiled=True)
+        expected = backbone.features(x[:rows], t, [1, 2])
+        for block in expected:
+            torch.testing.assert_close(through[block], expected[block], atol=1e-4, rtol=1e-4)
+    assert "compiled" not in capfd.readouterr().err
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_extractors_stay_within_the_tolerance(dtype: torch.dtype) -> None:
+    backbone = make_backbone()
+    images, index = torch.rand(4, 1, 16, 16) * 2 - 1, torch.arange(4)
+    expected = FrozenExtractor(backbone, (2, 7), (5, 500)).eval()(images, index)
+    backbone.to(dtype)
+    extractor = FrozenExtractor(backbone, (2, 7), (5, 500)).eval()
+    extractor.compiled = True
+    found = extractor(images, index)
+    for place in expected:
+        assert relative_error(found[place], expected[place]) <= compiled.TOLERANCE
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_compiled_feedback_gives_the_same_maps_and_gradients(checkpoint: bool) -> None:
+    extractor = FeedbackExtractor(make_backbone(), (6,), (20,)).train()
+    images, index = torch.rand(4, 1, 16, 16) * 2 - 1, torch.arange(4)
+
+    def step() -> tuple[Tensor, list[Tensor]]:
+        extractor.zero_grad()
+        maps = extractor(images, index)[6, 20]
+        maps.square().mean().backward()
+        return maps.detach(), [parameter.grad.clone() for parameter in extractor.feedback.parameters()]
+
+    maps, gradients = step()
+    extractor.compiled, extractor.checkpoint = True, checkpoint
+    compiled_maps, compiled_gradients = step()
+    torch.testing.assert_close(compiled_maps, maps, atol=1e-4, rtol=1e-4)
+    for found, expected in zip(compiled_gradients, gradients, strict=True):
+        assert relative_error(found, expected) < 1e-4
+
+
+def uncompilable(x: Tensor) -> Tensor:
+    torch._dynamo.graph_break()
+    return 2 * x
+
+
+def test_where_compiling_fails_one_line_says_so_and_the_plain_function_answers(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    graphs, x = CompiledGraphs(), torch.arange(6.0).reshape(3, 2)
+    for _ in range(2):
+        assert torch.equal(graphs("the function", "key", uncompilable, x), 2 * x)
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: the function runs uncompiled: ")
+
+
+def test_a_graph_that_computes_something_else_is_not_used(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda x: function(x) * 1.03)
+    x = torch.ones(3, 2)
+    assert torch.equal(CompiledGraphs()("doubling", "key", lambda x: 2 * x, x), 2 * x)
+    assert "doubling runs uncompiled: compiled, its result is off by 3.0%" in capfd.readouterr().err
+
+
+def test_running_out_of_memory_is_not_taken_for_a_failed_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    with pytest.raises(torch.OutOfMemoryError):
+        CompiledGraphs()("filling", "key", full, torch.ones(1))
+
+
+def test_nothing_is_compiled_on_the_cpu_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded features stay what they are, bit for bit."""
+    monkeypatch.setattr(torch, "compile", None)
+    backbone: UNetBackbone = make_backbone()
+    images, index = torch.rand(2, 1, 16, 16), torch.arange(2)
+    FrozenExtractor(backbone, (6,), (5, 20)).train()(images, index)
+    FeedbackExtractor(backbone, (6,), (5,)).train()(images, index)
