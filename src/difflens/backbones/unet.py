@@ -11,7 +11,6 @@ An encoder block's output is stored as a skip; a decoder block takes the last sk
 mirror of the paper (decoder block b reads encoder block N + 1 - b of N).
 """
 
-import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from difflens.backbones.blocks import Block, Defaults, DiffusionBackbone, Respond, Role
+from difflens.backbones.blocks import Block, Defaults, DiffusionBackbone, Respond, Role, digest_of
 from difflens.errors import DiffLensError
 from difflens.noise import NoiseSchedule
 
@@ -161,14 +160,9 @@ class UNetBackbone(DiffusionBackbone):
         return self.unet(x_t, self._steps(x_t, t)).sample
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
         architecture = {key: value for key, value in self.unet.config.items() if not key.startswith("_")}
-        digest.update(json.dumps(architecture, sort_keys=True, default=str).encode())
-        digest.update(self.schedule.alphas_cumprod.numpy().tobytes())
-        for name, tensor in sorted(self.unet.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        described = json.dumps(architecture, sort_keys=True, default=str).encode()
+        return digest_of(self.unet, described, self.schedule.alphas_cumprod.numpy().tobytes())
 
     def modules_of(self, block: int) -> list[nn.Module]:
         return self._units[self.block(block).index - 1].modules
