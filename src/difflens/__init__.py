@@ -16,12 +16,14 @@ from difflens.tasks.generation import sample
 from difflens.tasks.prediction import PredictConfig, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
+from difflens.tasks.similarity import CkaConfig, cka
 from difflens.tasks.sweep import SweepConfig, sweep
 from difflens.version import __version__
 
 __all__ = [
     "Backbone",
     "Block",
+    "CkaConfig",
     "DemoConfig",
     "DiffLensError",
     "DiffusionBackbone",
@@ -42,6 +44,7 @@ __all__ = [
     "TrainConfig",
     "TrainedModel",
     "__version__",
+    "cka",
     "demo",
     "evaluate",
     "extract",

@@ -21,6 +21,7 @@ from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.prediction import PredictConfig, Prediction, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
+from difflens.tasks.similarity import CkaConfig, cka
 from difflens.tasks.sweep import SweepConfig, sweep
 
 
@@ -113,6 +114,18 @@ def _sweep(config: SweepConfig) -> None:
     _report_skipped(result.metrics["skipped_images"])
 
 
+def _cka(config: CkaConfig) -> None:
+    metrics = cka(config).metrics
+    print(f"{metrics['images']:,} images in {metrics['minibatches']} minibatches; the widest 95 % interval is "
+          f"± {metrics['largest_half_width_95']:.3f}")  # fmt: skip
+    for t, found in metrics["mirrors"].items():
+        lead, half = found["lead_of_mirrors"]
+        print(f"t = {t}: decoder blocks are {lead:+.3f} ± {half:.3f} more like their mirrors than like other encoder "
+              f"blocks; {found['nearest_is_mirror']} of {found['decoder_blocks']} are most like their mirror")  # fmt: skip
+    _report_skipped(metrics["skipped_images"])
+    print(f"Report: {config.out / 'report.html'}, every pair: {config.out / 'table.csv'}")
+
+
 def _pretrain(config: PretrainConfig) -> None:
     print(f"Model: {pretrain(config)}")
 
@@ -166,5 +179,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "sweep": (SweepConfig, _sweep),
     "probe": (ProbeConfig, _probe),
     "predict": (PredictConfig, _predict),
+    "cka": (CkaConfig, _cka),
     "pretrain": (PretrainConfig, _pretrain),
 }

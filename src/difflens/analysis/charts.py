@@ -4,7 +4,7 @@ Every function returns a matplotlib figure of its own, outside pyplot's global s
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import ceil, inf
 from typing import Any
 
@@ -137,6 +137,63 @@ def accuracy_curves(
         for axes, place in zip(drawn, [best[0]] * by_block + [best[1]] * by_noise, strict=True):
             axes.plot(place, value, "o", markersize=10, fillstyle="none", color=INK, markeredgewidth=1.2)
     drawn[0].set_ylabel("top-1 accuracy, %", color=INK)
+    return figure
+
+
+def similarity_map(
+    values: Tensor,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    titles: tuple[str, str],
+    roles: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    marks: Sequence[tuple[int, int]] = (),
+) -> Figure:
+    """How alike things are, pair by pair, on one scale from 0 to 1.
+
+    Up to 12 x 12 cells hold numbers.
+
+    Args:
+        values: (R, C) similarities; negative ones share the colour of 0, NaN is grey.
+        rows, columns: their names.
+        titles: of rows and columns.
+        roles: the part of the network of each row and column ("encoder", "middle", "decoder"), or empty.
+        marks: (row, column) of cells to frame.
+    """
+    height, width = len(rows), len(columns)
+    assert values.shape == (height, width), f"{height} x {width} names, but values {tuple(values.shape)}"
+    values = values.detach().cpu().double()
+    cell = min(0.5, 6.2 / max(height, width))
+    figure = Figure(
+        figsize=(max(3.0, cell * width + 1.9), max(2.2, cell * height + 1.2)), layout="constrained"
+    )
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad=LINE)
+    picture = axes.imshow(values.clamp(min=0).numpy(), cmap=colours, vmin=0, vmax=1)
+    ticks = [range(0, count, ceil(count / 40)) for count in (width, height)]
+    size = 8 if cell < 0.35 else 9
+    axes.set_xticks(ticks[0], [columns[k] for k in ticks[0]], size=size, parse_math=False)
+    axes.set_yticks(ticks[1], [rows[k] for k in ticks[1]], size=size, parse_math=False)
+    axes.set_ylabel(shortened(titles[0], 44), color=INK, parse_math=False)
+    axes.set_xlabel(shortened(titles[1], 44), color=INK, parse_math=False)
+    _quiet(axes)
+    for where, names in ((axes.axvline, roles[1]), (axes.axhline, roles[0])):
+        for k, (role, following) in enumerate(pairwise(names)):
+            if role != following:
+                where(k + 0.5, color="white", linewidth=1.2)
+    if roles[1]:
+        _role_brackets(figure, axes, roles[1], cell)
+    if max(height, width) <= 12:
+        for row, column in (~values.isnan()).nonzero().tolist():
+            value = float(values[row, column])
+            colour = "white" if value < 0.6 else INK
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", size=8, color=colour)
+    for row, column in marks:
+        half = 0.42
+        axes.add_patch(Rectangle((column - half, row - half), 2 * half, 2 * half, fill=False, edgecolor="#d1495b",
+                                 linewidth=min(1.6, 5 * cell)))  # fmt: skip
+    bar = figure.colorbar(picture, ax=axes, shrink=0.7, aspect=25, pad=0.02)
+    bar.set_label("CKA", size=8, color=INK)
+    _quiet_bar(bar)
     return figure
 
 
