@@ -16,6 +16,7 @@ from difflens.tasks.generation import sample
 from difflens.tasks.prediction import PredictConfig, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
+from difflens.tasks.rivals import RivalsConfig, rivals
 from difflens.tasks.similarity import CkaConfig, cka
 from difflens.tasks.sweep import SweepConfig, sweep
 from difflens.version import __version__
@@ -40,6 +41,7 @@ __all__ = [
     "PretrainConfig",
     "Probe",
     "ProbeConfig",
+    "RivalsConfig",
     "SweepConfig",
     "TrainConfig",
     "TrainedModel",
@@ -55,6 +57,7 @@ __all__ = [
     "predict",
     "pretrain",
     "probe",
+    "rivals",
     "sample",
     "seeded_noise",
     "sweep",

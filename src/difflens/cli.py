@@ -15,12 +15,14 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from difflens.analysis.recommendation import describe
+from difflens.analysis.rivals_report import PROTOCOLS
 from difflens.errors import DiffLensError, listing
 from difflens.tasks.demo import DemoConfig, demo
 from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.prediction import PredictConfig, Prediction, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
+from difflens.tasks.rivals import RivalsConfig, rivals
 from difflens.tasks.similarity import CkaConfig, cka
 from difflens.tasks.sweep import SweepConfig, sweep
 
@@ -126,6 +128,22 @@ def _cka(config: CkaConfig) -> None:
     print(f"Report: {config.out / 'report.html'}, every pair: {config.out / 'table.csv'}")
 
 
+def _rivals(config: RivalsConfig) -> None:
+    found = rivals(config, announce=lambda line: print(line, flush=True)).rivals
+    table = Table(
+        "backbone", *(PROTOCOLS[each] for each in config.protocols), "parameters", "images/s, relative"
+    )
+    for rival in found:
+        table.add_row(
+            rival.name,
+            *(f"{100 * rival.scores[each].value:.2f} %" for each in config.protocols),
+            f"{rival.parameters:,}",
+            f"{rival.relative_speed:.2f}",
+        )
+    Console().print(table)
+    print(f"Report: {config.out / 'report.html'}, plot: {config.out / 'rivals.png'}")
+
+
 def _pretrain(config: PretrainConfig) -> None:
     print(f"Model: {pretrain(config)}")
 
@@ -180,5 +198,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "probe": (ProbeConfig, _probe),
     "predict": (PredictConfig, _predict),
     "cka": (CkaConfig, _cka),
+    "rivals": (RivalsConfig, _rivals),
     "pretrain": (PretrainConfig, _pretrain),
 }

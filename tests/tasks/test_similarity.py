@@ -58,7 +58,7 @@ def test_every_comparison_is_shown(backbone_folder: Path, images: Path, tmp_path
         backbone_folder,
         images,
         pool=(4, 1),
-        blocks=(1, 4, 6, 9),
+        blocks=(1, 4, 6),
         other="random:timm:test_resnet",
     )
     result = cka(run)

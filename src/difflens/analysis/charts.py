@@ -260,6 +260,51 @@ def accuracy_bars(
     )  # fmt: skip
 
 
+def protocol_dots(
+    names: Sequence[str], scores: Mapping[str, Sequence[tuple[float, tuple[float, float]]]]
+) -> Figure:
+    """Accuracies of several things by several protocols: a row a name, a colour a protocol.
+
+    Args:
+        names: of the rows, from top to bottom.
+        scores: by protocol (at most five), for each name a share in [0, 1] and the interval around it.
+    """
+    assert len(scores) <= len(_KINDS), f"{len(scores)} protocols"
+    height = 0.28 + 0.16 * len(scores)
+    figure = Figure(figsize=(_TEXT_WIDTH, 1.3 + height * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for k, (protocol, colour) in enumerate(zip(scores, _KINDS, strict=False)):
+        shift = (k - (len(scores) - 1) / 2) * 0.16 / height
+        for row, (value, (low, high)) in enumerate(scores[protocol]):
+            place = row + shift
+            axes.plot(
+                [100 * low, 100 * high],
+                [place] * 2,
+                color=colour,
+                linewidth=4,
+                alpha=0.3,
+                solid_capstyle="round",
+            )
+            axes.plot(100 * value, place, "o", color=colour, markersize=5, label=None if row else protocol)
+    axes.set_yticks(range(len(names)), [shortened(name, 44) for name in names], parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel("accuracy, %", color=INK)
+    axes.grid(axis="x", color=LINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for row in range(1, len(names)):
+        axes.axhline(row - 0.5, color=LINE, linewidth=0.8)
+    axes.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        ncols=len(scores),
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+    )
+    _quiet(axes)
+    return figure
+
+
 def per_class_bars(
     per_class: Mapping[str, float | None], intervals: Mapping[str, tuple[float, float]] | None
 ) -> Figure:
