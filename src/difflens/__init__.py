@@ -11,6 +11,7 @@ from difflens.noise import NoiseSchedule, seeded_noise
 from difflens.store import FeatureStore
 from difflens.tasks.classification import TrainConfig, evaluate, fit
 from difflens.tasks.demo import DemoConfig, demo
+from difflens.tasks.explanation import ExplainConfig, explain
 from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.generation import sample
 from difflens.tasks.prediction import PredictConfig, predict
@@ -28,6 +29,7 @@ __all__ = [
     "DemoConfig",
     "DiffLensError",
     "DiffusionBackbone",
+    "ExplainConfig",
     "ExtractConfig",
     "Extractor",
     "FeatureStore",
@@ -49,6 +51,7 @@ __all__ = [
     "cka",
     "demo",
     "evaluate",
+    "explain",
     "extract",
     "fit",
     "load_backbone",

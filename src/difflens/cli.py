@@ -18,6 +18,7 @@ from difflens.analysis.recommendation import describe
 from difflens.analysis.rivals_report import PROTOCOLS
 from difflens.errors import DiffLensError, listing
 from difflens.tasks.demo import DemoConfig, demo
+from difflens.tasks.explanation import ExplainConfig, explain
 from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.prediction import PredictConfig, Prediction, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
@@ -144,6 +145,14 @@ def _rivals(config: RivalsConfig) -> None:
     print(f"Report: {config.out / 'report.html'}, plot: {config.out / 'rivals.png'}")
 
 
+def _explain(config: ExplainConfig) -> None:
+    metrics = explain(config)
+    for name, share in {**metrics.get("attention_shares", {}), **metrics.get("logit_shares", {})}.items():
+        print(f"{name}: {100 * share:.1f} %")
+    _report_skipped(metrics["skipped_images"])
+    print(f"Report: {config.out / 'report.html'}, pictures beside it")
+
+
 def _pretrain(config: PretrainConfig) -> None:
     print(f"Model: {pretrain(config)}")
 
@@ -199,5 +208,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "predict": (PredictConfig, _predict),
     "cka": (CkaConfig, _cka),
     "rivals": (RivalsConfig, _rivals),
+    "explain": (ExplainConfig, _explain),
     "pretrain": (PretrainConfig, _pretrain),
 }

@@ -305,6 +305,36 @@ def protocol_dots(
     return figure
 
 
+def share_bars(shares: Mapping[str, float], label: str) -> Figure:
+    """Parts of a whole as bars, from top to bottom; a negative one points left.
+
+    Args:
+        shares: by name.
+        label: what they are shares of.
+    """
+    figure = Figure(figsize=(_TEXT_WIDTH, 0.9 + 0.3 * len(shares)), layout="constrained")
+    axes = figure.subplots()
+    values = [100 * value for value in shares.values()]
+    axes.barh(range(len(shares)), values, height=0.6, color=ACCENT)
+    for row, value in enumerate(values):
+        axes.annotate(
+            f"{value:.1f}",
+            (max(value, 0), row),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            size=9,
+            color=INK,
+        )
+    axes.set_yticks(range(len(shares)), [shortened(name, 44) for name in shares], parse_math=False)
+    axes.set_ylim(len(shares) - 0.4, -0.6)
+    axes.axvline(0, color=BASELINE, linewidth=0.8)
+    axes.set_xlabel(f"{label}, %", color=INK)
+    axes.margins(x=0.1)
+    _quiet(axes)
+    return figure
+
+
 def per_class_bars(
     per_class: Mapping[str, float | None], intervals: Mapping[str, tuple[float, float]] | None
 ) -> Figure:
