@@ -52,6 +52,14 @@ def test_a_model_with_a_mean_of_its_own() -> None:
     assert seen[0].abs().max() < 1e-6
 
 
+def test_grey_images_are_taken_as_rgb() -> None:
+    backbone = load_backbone("random:timm:test_resnet")
+    grey = torch.rand(2, 1, 160, 160) * 2 - 1
+    torch.testing.assert_close(
+        backbone.features(grey, 0, [5])[5], backbone.features(grey.expand(2, 3, 160, 160), 0, [5])[5]
+    )
+
+
 def test_blocks() -> None:
     resnet, vit = load_backbone("random:timm:resnet18"), load_backbone("random:timm:vit_tiny_patch16_224")
     assert [(block.channels, block.stride) for block in resnet.blocks] == [
