@@ -12,6 +12,7 @@ from difflens.sampling import sample
 from difflens.store import FeatureStore
 from difflens.tasks.classification import TrainConfig, evaluate, fit
 from difflens.tasks.demo import DemoConfig, demo
+from difflens.tasks.explanation import ExplainConfig, explain
 from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.fidelity import FidelityConfig, FidelityResult, fidelity
 from difflens.tasks.generation import GenerateConfig, generate
@@ -19,15 +20,19 @@ from difflens.tasks.prediction import PredictConfig, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
 from difflens.tasks.reporting import ReportConfig, report
+from difflens.tasks.rivals import RivalsConfig, rivals
+from difflens.tasks.similarity import CkaConfig, cka
 from difflens.tasks.sweep import SweepConfig, sweep
 from difflens.version import __version__
 
 __all__ = [
     "Backbone",
     "Block",
+    "CkaConfig",
     "DemoConfig",
     "DiffLensError",
     "DiffusionBackbone",
+    "ExplainConfig",
     "ExtractConfig",
     "Extractor",
     "FeatureStore",
@@ -45,12 +50,15 @@ __all__ = [
     "Probe",
     "ProbeConfig",
     "ReportConfig",
+    "RivalsConfig",
     "SweepConfig",
     "TrainConfig",
     "TrainedModel",
     "__version__",
+    "cka",
     "demo",
     "evaluate",
+    "explain",
     "extract",
     "fidelity",
     "fit",
@@ -62,6 +70,7 @@ __all__ = [
     "pretrain",
     "probe",
     "report",
+    "rivals",
     "sample",
     "seeded_noise",
     "sweep",

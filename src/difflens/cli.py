@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from difflens.analysis.recommendation import describe
+from difflens.analysis.rivals_report import PROTOCOLS
 from difflens.errors import DiffLensError, listing
 from difflens.tasks.demo import DemoConfig, demo
+from difflens.tasks.explanation import ExplainConfig, explain
 from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.fidelity import FidelityConfig, caution, fidelity
 from difflens.tasks.generation import GenerateConfig, generate
@@ -24,6 +26,8 @@ from difflens.tasks.prediction import PredictConfig, Prediction, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
 from difflens.tasks.reporting import ReportConfig, report
+from difflens.tasks.rivals import RivalsConfig, rivals
+from difflens.tasks.similarity import CkaConfig, cka
 from difflens.tasks.sweep import SweepConfig, sweep
 
 
@@ -119,6 +123,42 @@ def _sweep(config: SweepConfig) -> None:
     _report_skipped(result.metrics["skipped_images"])
 
 
+def _cka(config: CkaConfig) -> None:
+    metrics = cka(config).metrics
+    print(f"{metrics['images']:,} images in {metrics['minibatches']} minibatches; the widest 95 % interval is "
+          f"± {metrics['largest_half_width_95']:.3f}")  # fmt: skip
+    for t, found in metrics["mirrors"].items():
+        lead, half = found["lead_of_mirrors"]
+        print(f"t = {t}: decoder blocks are {lead:+.3f} ± {half:.3f} more like their mirrors than like other encoder "
+              f"blocks; {found['nearest_is_mirror']} of {found['decoder_blocks']} are most like their mirror")  # fmt: skip
+    _report_skipped(metrics["skipped_images"])
+    print(f"Report: {config.out / 'report.html'}, every pair: {config.out / 'table.csv'}")
+
+
+def _rivals(config: RivalsConfig) -> None:
+    found = rivals(config, announce=lambda line: print(line, flush=True)).rivals
+    table = Table(
+        "backbone", *(PROTOCOLS[each] for each in config.protocols), "parameters", "images/s, relative"
+    )
+    for rival in found:
+        table.add_row(
+            rival.name,
+            *(f"{100 * rival.scores[each].value:.2f} %" for each in config.protocols),
+            f"{rival.parameters:,}",
+            f"{rival.relative_speed:.2f}",
+        )
+    Console().print(table)
+    print(f"Report: {config.out / 'report.html'}, plot: {config.out / 'rivals.png'}")
+
+
+def _explain(config: ExplainConfig) -> None:
+    metrics = explain(config)
+    for name, share in {**metrics.get("attention_shares", {}), **metrics.get("logit_shares", {})}.items():
+        print(f"{name}: {100 * share:.1f} %")
+    _report_skipped(metrics["skipped_images"])
+    print(f"Report: {config.out / 'report.html'}, pictures beside it")
+
+
 def _pretrain(config: PretrainConfig) -> None:
     print(f"Model: {pretrain(config)}")
 
@@ -211,6 +251,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "sweep": (SweepConfig, _sweep),
     "probe": (ProbeConfig, _probe),
     "predict": (PredictConfig, _predict),
+    "cka": (CkaConfig, _cka),
+    "rivals": (RivalsConfig, _rivals),
+    "explain": (ExplainConfig, _explain),
     "pretrain": (PretrainConfig, _pretrain),
     "generate": (GenerateConfig, _generate),
     "fidelity": (FidelityConfig, _fidelity),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from difflens.backbones.blocks import Backbone
-from difflens.backbones.load import BUNDLED, load_backbone
+from difflens.backbones.load import load_backbone, resolved
 from difflens.errors import DiffLensError
 from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, FrozenExtractor
 from difflens.heads import Head, HeadConfig, make_head
@@ -149,12 +149,8 @@ class TrainedModel:
         """Write model.safetensors, config.json and README.md into an existing folder."""
         state = {name: value.detach().cpu().contiguous() for name, value in self.probe.own_state().items()}
         save_file(state, folder / "model.safetensors")
-        backbone = asdict(self.backbone)
-        kind, colon, place = backbone["spec"].rpartition(":")
-        if (
-            place not in BUNDLED and Path(place).expanduser().exists()
-        ):  # so that the model can be used from any folder
-            backbone["spec"] = f"{kind}{colon}{Path(place).expanduser().resolve()}"
+        # so that the model can be used from any folder
+        backbone = asdict(self.backbone) | {"spec": resolved(self.backbone.spec)}
         config = {
             "difflens": __version__,
             "task": "classification",

@@ -310,3 +310,45 @@ def test_accuracy_bars_without_baseline() -> None:
     figure = charts.accuracy_bars(["one"], [0.0], [(0.0, 0.0)], [])
     assert len(figure.axes[0].lines) == 2
     assert draw(figure)
+
+
+def test_similarity_map_marks_mirrors_and_writes_numbers() -> None:
+    values = torch.tensor([[1.0, 0.2, float("nan")], [0.2, 1.0, -0.1]])
+    figure = charts.similarity_map(
+        values,
+        ["1", "2"],
+        ["a", "b", "$c$"],
+        ("block", "other"),
+        ((), ("encoder", "encoder", "decoder")),
+        [(1, 0)],
+    )
+    axes = figure.axes[0]
+    numbers = {
+        tuple(map(int, text.get_position())): text.get_text() for text in axes.texts if "." in text.get_text()
+    }
+    assert numbers == {(0, 0): "1.00", (1, 0): "0.20", (0, 1): "0.20", (1, 1): "1.00", (2, 1): "-0.10"}
+    (frame,) = axes.patches
+    assert (frame.get_x() + frame.get_width() / 2, frame.get_y() + frame.get_height() / 2) == pytest.approx(
+        (0, 1)
+    )
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "$c$"]
+    assert axes.images[0].get_clim() == (0, 1)
+    with pytest.raises(AssertionError, match="names, but values"):
+        charts.similarity_map(values, ["1"], ["a"], ("", ""))
+
+
+def test_protocol_dots() -> None:
+    scores = {
+        "linear": [(0.9, (0.88, 0.92)), (0.5, (0.4, 0.6))],
+        "k-NN": [(0.8, (0.7, 0.85)), (0.3, (0.2, 0.4))],
+    }
+    axes = charts.protocol_dots(["ours", "theirs"], scores).axes[0]
+    dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+    assert dots == pytest.approx([90, 50, 80, 30])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["linear", "k-NN"]
+
+
+def test_share_bars() -> None:
+    axes = charts.share_bars({"block 1": 0.75, "block 2": 0.3, "block 3": -0.05}, "share").axes[0]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([75, 30, -5])
+    assert [text.get_text() for text in axes.texts] == ["75.0", "30.0", "-5.0"]

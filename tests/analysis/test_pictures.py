@@ -161,3 +161,36 @@ def test_confused_pairs(images: Tensor) -> None:
 def test_no_confused_pairs() -> None:
     with pytest.raises(AssertionError, match="no pair"):
         pictures.confused_pairs([])
+
+
+def test_components_over_noise_share_their_colours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    low, high = torch.randn(2, 3, 4, 4, generator=generator), torch.randn(2, 3, 4, 4, generator=generator) + 2
+    noised = {5: torch.zeros(2, 1, 8, 8), 50: torch.ones(2, 1, 8, 8)}
+    figure = pictures.components_over_noise(noised, {(1, 5): low, (1, 50): high}, image=1)
+    assert titles(figure) == ["input", "block 1\n4 x 4"]
+    together = pca_rgb(torch.cat([low, high]))
+    for row, number in enumerate((1, 3)):
+        np.testing.assert_allclose(shown(figure, row, 1, 2), together[number].permute(1, 2, 0).numpy())
+    assert float(shown(figure, 0, 0, 2).max()) == 0.5  # grey 0 in [-1, 1]
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["t = 5", "t = 50"]
+    assert draw(figure)
+
+
+def test_overlays_are_bright_where_the_attention_is() -> None:
+    weights = torch.zeros(2, 4, 4)
+    weights[0, 0, 0] = 0.3
+    figure = pictures.attention_overlays(torch.zeros(2, 3, 8, 8), {"block 1": weights})
+    brightness = shown(figure, 0, 1, 2).sum(-1)
+    assert brightness[0, 0] == brightness.max() > brightness[7, 7] + 0.5
+    assert np.ptp(shown(figure, 1, 1, 2).sum(-1)) == 0  # no attention at all is the same everywhere
+    assert draw(figure)
+
+
+def test_nearest_neighbours() -> None:
+    queries, found = torch.full((2, 1, 4, 4), -1.0), torch.ones(2, 3, 1, 4, 4)
+    figure = pictures.nearest_neighbours(queries, found, ["coat", "bag"], [["a", "b", "$c$"]] * 2)
+    assert titles(figure) == ["coat", "a", "b", "$c$", "bag", "a", "b", "$c$"]
+    assert shown(figure, 0, 0, 4).max() == 0
+    assert shown(figure, 1, 3, 4).min() == 1
+    assert draw(figure)

@@ -120,3 +120,37 @@ def test_difformer_needs_a_full_grid() -> None:
 def test_width_must_divide_into_heads() -> None:
     with pytest.raises(DiffLensError, match="not a multiple of its 3 attention heads"):
         make_head(HeadConfig("attention", width=50), {(1, 0): (8, 4, 4)}, 10)
+
+
+def test_where_cls_looks() -> None:
+    """The weights of the last block, against attention computed in full."""
+    head, features, _ = golden_head()
+    own, maps = head.attention(features)
+    assert set(maps) == set(features)
+    for number, t in enumerate(head.noise_steps):
+        looked = torch.cat([maps[block, t].flatten(1) for block in head.blocks], dim=1)
+        torch.testing.assert_close(own[:, number] + looked.sum(1), torch.ones(len(looked)))
+        last = head.transformer[-1]
+        queries, keys, _ = last.qkv(last.norm1(head._before_last(features, t))).chunk(3, dim=-1)
+        by_head = [
+            (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)[:, 0]
+            for q, k in zip(queries.chunk(4, dim=-1), keys.chunk(4, dim=-1), strict=True)
+        ]
+        torch.testing.assert_close(torch.stack(by_head).mean(0)[:, 1:], looked)
+
+
+def test_logits_are_the_sum_of_what_their_parts_add() -> None:
+    head, features, logits = golden_head()
+    parts = head.logits_by_noise_step(features)
+    assert len(parts) == len(head.noise_steps)
+    torch.testing.assert_close(parts.sum(0) + head.classifier.bias, logits, atol=1e-4, rtol=0)
+    shapes = {(1, 5): (4, 8, 8), (2, 5): (6, 1, 1), (1, 9): (4, 8, 8)}
+    linear = make_head(HeadConfig("linear"), shapes, 3)
+    maps = {place: torch.randn(2, *shape) for place, shape in shapes.items()}
+    by_place = linear.logits_by_place(maps)
+    torch.testing.assert_close(by_place.sum(0) + linear.classifier.bias, linear(maps))
+    alone = {
+        place: value if place == linear.places[1] else torch.zeros_like(value)
+        for place, value in maps.items()
+    }
+    torch.testing.assert_close(by_place[1], linear(alone) - linear.classifier.bias)

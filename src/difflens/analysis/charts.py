@@ -4,7 +4,7 @@ Every function returns a matplotlib figure of its own, outside pyplot's global s
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import ceil, inf
 from typing import Any
 
@@ -140,6 +140,63 @@ def accuracy_curves(
     return figure
 
 
+def similarity_map(
+    values: Tensor,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    titles: tuple[str, str],
+    roles: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    marks: Sequence[tuple[int, int]] = (),
+) -> Figure:
+    """How alike things are, pair by pair, on one scale from 0 to 1.
+
+    Up to 12 x 12 cells hold numbers.
+
+    Args:
+        values: (R, C) similarities; negative ones share the colour of 0, NaN is grey.
+        rows, columns: their names.
+        titles: of rows and columns.
+        roles: the part of the network of each row and column ("encoder", "middle", "decoder"), or empty.
+        marks: (row, column) of cells to frame.
+    """
+    height, width = len(rows), len(columns)
+    assert values.shape == (height, width), f"{height} x {width} names, but values {tuple(values.shape)}"
+    values = values.detach().cpu().double()
+    cell = min(0.5, 6.2 / max(height, width))
+    figure = Figure(
+        figsize=(max(3.0, cell * width + 1.9), max(2.2, cell * height + 1.2)), layout="constrained"
+    )
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad=LINE)
+    picture = axes.imshow(values.clamp(min=0).numpy(), cmap=colours, vmin=0, vmax=1)
+    ticks = [range(0, count, ceil(count / 40)) for count in (width, height)]
+    size = 8 if cell < 0.35 else 9
+    axes.set_xticks(ticks[0], [columns[k] for k in ticks[0]], size=size, parse_math=False)
+    axes.set_yticks(ticks[1], [rows[k] for k in ticks[1]], size=size, parse_math=False)
+    axes.set_ylabel(shortened(titles[0], 44), color=INK, parse_math=False)
+    axes.set_xlabel(shortened(titles[1], 44), color=INK, parse_math=False)
+    _quiet(axes)
+    for where, names in ((axes.axvline, roles[1]), (axes.axhline, roles[0])):
+        for k, (role, following) in enumerate(pairwise(names)):
+            if role != following:
+                where(k + 0.5, color="white", linewidth=1.2)
+    if roles[1]:
+        _role_brackets(figure, axes, roles[1], cell)
+    if max(height, width) <= 12:
+        for row, column in (~values.isnan()).nonzero().tolist():
+            value = float(values[row, column])
+            colour = "white" if value < 0.6 else INK
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", size=8, color=colour)
+    for row, column in marks:
+        half = 0.42
+        axes.add_patch(Rectangle((column - half, row - half), 2 * half, 2 * half, fill=False, edgecolor="#d1495b",
+                                 linewidth=min(1.6, 5 * cell)))  # fmt: skip
+    bar = figure.colorbar(picture, ax=axes, shrink=0.7, aspect=25, pad=0.02)
+    bar.set_label("CKA", size=8, color=INK)
+    _quiet_bar(bar)
+    return figure
+
+
 def confusion_matrix(matrix: Tensor, classes: Sequence[str], title: str) -> Figure:
     """Which classes are taken for which.
 
@@ -201,6 +258,81 @@ def accuracy_bars(
         list(zip(names, top1, intervals, strict=True)), range(len(names)), 0.36, "top-1 accuracy, %",
         mark=max(baselines, default=None), grey=baseline_names,
     )  # fmt: skip
+
+
+def protocol_dots(
+    names: Sequence[str], scores: Mapping[str, Sequence[tuple[float, tuple[float, float]]]]
+) -> Figure:
+    """Accuracies of several things by several protocols: a row a name, a colour a protocol.
+
+    Args:
+        names: of the rows, from top to bottom.
+        scores: by protocol (at most five), for each name a share in [0, 1] and the interval around it.
+    """
+    assert len(scores) <= len(_KINDS), f"{len(scores)} protocols"
+    height = 0.28 + 0.16 * len(scores)
+    figure = Figure(figsize=(_TEXT_WIDTH, 1.3 + height * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for k, (protocol, colour) in enumerate(zip(scores, _KINDS, strict=False)):
+        shift = (k - (len(scores) - 1) / 2) * 0.16 / height
+        for row, (value, (low, high)) in enumerate(scores[protocol]):
+            place = row + shift
+            axes.plot(
+                [100 * low, 100 * high],
+                [place] * 2,
+                color=colour,
+                linewidth=4,
+                alpha=0.3,
+                solid_capstyle="round",
+            )
+            axes.plot(100 * value, place, "o", color=colour, markersize=5, label=None if row else protocol)
+    axes.set_yticks(range(len(names)), [shortened(name, 44) for name in names], parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel("accuracy, %", color=INK)
+    axes.grid(axis="x", color=LINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for row in range(1, len(names)):
+        axes.axhline(row - 0.5, color=LINE, linewidth=0.8)
+    axes.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        ncols=len(scores),
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+    )
+    _quiet(axes)
+    return figure
+
+
+def share_bars(shares: Mapping[str, float], label: str) -> Figure:
+    """Parts of a whole as bars, from top to bottom; a negative one points left.
+
+    Args:
+        shares: by name.
+        label: what they are shares of.
+    """
+    figure = Figure(figsize=(_TEXT_WIDTH, 0.9 + 0.3 * len(shares)), layout="constrained")
+    axes = figure.subplots()
+    values = [100 * value for value in shares.values()]
+    axes.barh(range(len(shares)), values, height=0.6, color=ACCENT)
+    for row, value in enumerate(values):
+        axes.annotate(
+            f"{value:.1f}",
+            (max(value, 0), row),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            size=9,
+            color=INK,
+        )
+    axes.set_yticks(range(len(shares)), [shortened(name, 44) for name in shares], parse_math=False)
+    axes.set_ylim(len(shares) - 0.4, -0.6)
+    axes.axvline(0, color=BASELINE, linewidth=0.8)
+    axes.set_xlabel(f"{label}, %", color=INK)
+    axes.margins(x=0.1)
+    _quiet(axes)
+    return figure
 
 
 def per_class_bars(

@@ -3,8 +3,9 @@
 Every function returns a matplotlib figure of its own, outside pyplot's global state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from difflens.analysis.charts import BASELINE, INK, WIDTH, shortened
 from difflens.backbones.blocks import DiffusionBackbone
+from difflens.heads.base import Place
 from difflens.noise import seeded_noise
 
 # inches
 _TILE = 1.5
 _EXAMPLE = 0.86
 _TEXT_SHARE = 2.3  # beside the examples, for the names of two classes
+
+_HEAT = matplotlib.colormaps["inferno"]
 
 _EXAMPLES = 6  # images of a pair of classes
 
@@ -61,6 +65,80 @@ def principal_components(
     return _tiles(titles, [_pixels(images), *(pca_rgb(maps[b]) for b in blocks)])
 
 
+def components_over_noise(noised: Mapping[int, Tensor], maps: Mapping[Place, Tensor], image: int) -> Figure:
+    """Feature maps of one image as colours: a row a noise step, a column a block.
+
+    A block's colours are the first three principal components of its maps over all positions of all images at all noise
+    steps, so within a column they compare.
+
+    Args:
+        noised: (N, C, S, S) images by noise step, as the backbone sees them.
+        maps: (N, C, H, W) by (block, noise step), every block at every noise step.
+        image: which of the N to show.
+    """
+    steps = list(noised)
+    blocks = sorted({block for block, _ in maps})
+    columns = [torch.cat([_pixels(noised[t][image : image + 1]) for t in steps])]
+    titles = ["input"]
+    for block in blocks:
+        each = [maps[block, t] for t in steps]
+        rgb = pca_rgb(torch.cat(each)).unflatten(0, (len(steps), -1))
+        columns.append(rgb[:, image])
+        titles.append(f"block {block}\n{each[0].shape[2]} x {each[0].shape[3]}")
+    return _tiles(titles, columns, [f"t = {t}" for t in steps] if len(steps) > 1 else ())
+
+
+def attention_overlays(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
+    """Where a head looks: a row an image, a column a map, dark where it does not look.
+
+    Each overlay is scaled to its own maximum; shares between maps are for a table to tell.
+
+    Args:
+        images: (N, C, S, S) in [-1, 1].
+        maps: (N, H, W) weights, at least 0, by title.
+    """
+    pixels = _pixels(images).mean(1, keepdim=True)
+    columns = [_pixels(images)]
+    for weights in maps.values():
+        shown = weights.detach().cpu().float()[:, None]
+        shown = shown / shown.amax((2, 3), keepdim=True).clamp(min=1e-12)
+        shown = torch.nn.functional.interpolate(shown, tuple(pixels.shape[-2:]), mode="bilinear").clamp(0, 1)
+        colour = torch.from_numpy(_HEAT(shown[:, 0].numpy())[..., :3]).permute(0, 3, 1, 2).float()
+        columns.append((0.35 * pixels + 0.65 * colour).clamp(0, 1))
+    return _tiles(["input", *maps], columns)
+
+
+def nearest_neighbours(
+    queries: Tensor, found: Tensor, names: Sequence[str], found_names: Sequence[Sequence[str]]
+) -> Figure:
+    """Images and those nearest to them: a row an image, its neighbours from left to right.
+
+    Args:
+        queries: (N, C, S, S) in [-1, 1].
+        found: (N, K, C, S, S), likewise.
+        names: what to write on the left of each row; may be empty texts.
+        found_names: K texts over the neighbours of each row.
+    """
+    rows, count = found.shape[:2]
+    side = min(_TILE, WIDTH / (count + 1))
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    figure = Figure(figsize=(side * (count + 1), (side + 0.22) * rows), layout=layout)
+    grid = figure.subplots(rows, count + 1, squeeze=False)
+    for row in range(rows):
+        titles = [names[row], *found_names[row]]
+        for k, (axes, image) in enumerate(zip(grid[row], [queries[row], *found[row]], strict=True)):
+            _show(axes, _pixels(image), "nearest")
+            axes.set_axis_off()
+            axes.set_title(
+                shortened(titles[k], 18),
+                size=8,
+                color=INK,
+                weight="normal" if k else "bold",
+                parse_math=False,
+            )
+    return figure
+
+
 def pca_rgb(maps: Tensor) -> Tensor:
     """The first three principal components of feature maps as red, green and blue.
 
@@ -92,7 +170,7 @@ def pca_rgb(maps: Tensor) -> Tensor:
 
 def image_columns(columns: Sequence[tuple[str, Tensor]]) -> Figure:
     """Images side by side: each column is a title and (N, C, S, S) in [-1, 1], all of the same N."""
-    return _tiles([title for title, _ in columns], [_pixels(images) for _, images in columns], _EXAMPLE)
+    return _tiles([title for title, _ in columns], [_pixels(images) for _, images in columns], tile=_EXAMPLE)
 
 
 def confused_pairs(pairs: Sequence[tuple[str, str, int, Tensor]]) -> Figure:
@@ -136,7 +214,9 @@ def _pixels(images: Tensor) -> Tensor:
     return ((images.float().cpu() + 1) / 2).clamp(0, 1)
 
 
-def _tiles(titles: Sequence[str], columns: Sequence[Tensor], tile: float = _TILE) -> Figure:
+def _tiles(
+    titles: Sequence[str], columns: Sequence[Tensor], rows_named: Sequence[str] = (), tile: float = _TILE
+) -> Figure:
     """Small images in a grid: each column is (N, C, H, W) in [0, 1], C 1 (grey) or 3, of its own size.
 
     Args:
@@ -152,6 +232,18 @@ def _tiles(titles: Sequence[str], columns: Sequence[Tensor], tile: float = _TILE
         for axes, image in zip(grid[:, k], images, strict=True):
             _show(axes, image, "nearest")
             axes.set_axis_off()
+    for axes, name in zip(grid[:, 0], rows_named, strict=False):
+        axes.text(
+            -0.08,
+            0.5,
+            name,
+            transform=axes.transAxes,
+            rotation=90,
+            ha="right",
+            va="center",
+            size=9,
+            color=INK,
+        )
     return figure
 
 

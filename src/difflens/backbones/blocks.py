@@ -1,5 +1,6 @@
 """The backbone contract: what every source of features offers, whatever network stands behind it."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -197,6 +198,17 @@ class Backbone(nn.Module, ABC):
             )
 
 
+class CleanBackbone(Backbone):
+    """A backbone of clean images: its only noise step, 0, adds nothing."""
+
+    @property
+    def num_noise_steps(self) -> int:
+        return 1
+
+    def add_noise(self, images: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
+        return images
+
+
 class DiffusionBackbone(Backbone):
     """A backbone with a noise schedule and a denoiser: it can also generate."""
 
@@ -213,3 +225,12 @@ class DiffusionBackbone(Backbone):
     @abstractmethod
     def denoise(self, x_t: Tensor, t: int | Tensor, *, compiled: bool = False) -> Tensor:
         """The full network's output, (B, out_channels, H, W); with learned variance twice the channels."""
+
+
+def digest_of(network: nn.Module, *described: bytes) -> str:
+    """Hex digest of what describes a network, and of the names and values of all its weights."""
+    digest = hashlib.sha256(b"".join(described))
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

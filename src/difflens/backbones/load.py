@@ -11,6 +11,7 @@ from diffusers import UNet2DModel
 from difflens.backbones.adm import read_checkpoint, unet_from_adm
 from difflens.backbones.blocks import Backbone, Defaults
 from difflens.backbones.pixels import PixelBackbone
+from difflens.backbones.timm import TimmBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.errors import DiffLensError
 from difflens.noise import NoiseSchedule, ScheduleName
@@ -23,7 +24,7 @@ BUNDLED = {
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
 _KNOWN = (
     "fashion, a diffusers folder, an OpenAI guided-diffusion checkpoint (.pt, .safetensors), a hub id (OWNER/NAME), "
-    "pixels, or random: before any of them for the same network untrained"
+    "timm:NAME, pixels, or random: before any of them for the same network untrained"
 )
 
 
@@ -44,6 +45,7 @@ def load_backbone(
             - a folder in diffusers format, of a `UNet2DModel` or of a pipeline with a `unet/` subfolder;
             - an OpenAI guided-diffusion checkpoint, `.pt` or `.safetensors`;
             - the id of a model on the Hugging Face hub;
+            - `timm:NAME`: a timm model with the hub's weights, `timm:NAME@FILE` with those of a local file;
             - `pixels` or `pixels:CHANNELSxSIDE`: the images themselves;
             - `random:` and any of these: the same architecture with fresh weights (seed 0).
 
@@ -56,6 +58,10 @@ def load_backbone(
         DiffLensError: there is no such backbone, or it is not what it should be.
     """
     kind, _, rest = spec.partition(":")
+    if kind == "random" and rest.startswith("timm:"):
+        untrained = TimmBackbone.from_spec(rest, image_size, untrained=True)
+        untrained.spec = spec
+        return untrained.to(device)
     if kind == "random" and rest:
         backbone = load_backbone(
             rest, num_head_channels=num_head_channels, noise_schedule=noise_schedule, image_size=image_size
@@ -65,6 +71,8 @@ def load_backbone(
         return backbone.to(device)
     if kind == "pixels":
         return PixelBackbone.from_spec(spec)
+    if kind == "timm":
+        return TimmBackbone.from_spec(spec, image_size).to(device)
     path = Path(spec).expanduser()
     if spec in BUNDLED:
         folder = Path(str(files("difflens") / "assets" / spec))
@@ -80,6 +88,17 @@ def load_backbone(
     else:
         backbone = _from_folder(_download(spec), spec, image_size)
     return backbone.to(device)
+
+
+def resolved(spec: str) -> str:
+    """`spec` with the path in it, if there is one, made absolute: it means the same in any working directory."""
+    if spec.startswith(("timm:", "random:timm:")):
+        name, at, file = spec.partition("@")
+        return f"{name}@{Path(file).expanduser().resolve()}" if at else spec
+    kind, colon, place = spec.rpartition(":")
+    if place in BUNDLED or not Path(place).expanduser().exists():
+        return spec
+    return f"{kind}{colon}{Path(place).expanduser().resolve()}"
 
 
 def _from_folder(

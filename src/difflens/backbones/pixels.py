@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from difflens.backbones.blocks import Backbone, Block, Defaults
+from difflens.backbones.blocks import Block, CleanBackbone, Defaults
 from difflens.errors import DiffLensError
 
 
-class PixelBackbone(Backbone):
+class PixelBackbone(CleanBackbone):
     """One block, the clean image, (B, channels, side, side) in [-1, 1]; noise step 0 only.
 
     Args:
@@ -34,13 +34,6 @@ class PixelBackbone(Backbone):
                 f"{spec!r} is not a pixel backbone; write pixels or pixels:1x28 (channels x side)"
             )
         return cls(int(channels), int(side))
-
-    @property
-    def num_noise_steps(self) -> int:
-        return 1
-
-    def add_noise(self, images: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
-        return images
 
     def features(
         self,

@@ -11,7 +11,6 @@ An encoder block's output is stored as a skip; a decoder block takes the last sk
 mirror of the paper (decoder block b reads encoder block N + 1 - b of N).
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint as checkpoint_of
 
-from difflens.backbones.blocks import Block, Defaults, DiffusionBackbone, Respond, Role
+from difflens.backbones.blocks import Block, Defaults, DiffusionBackbone, Respond, Role, digest_of
 from difflens.backbones.compiled import CompiledGraphs
 from difflens.errors import DiffLensError
 from difflens.noise import NoiseSchedule
@@ -202,14 +201,9 @@ class UNetBackbone(DiffusionBackbone):
         return self._run(compiled, "the whole network", "denoise", whole, x_t, self._steps(x_t, t))
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
         architecture = {key: value for key, value in self.unet.config.items() if not key.startswith("_")}
-        digest.update(json.dumps(architecture, sort_keys=True, default=str).encode())
-        digest.update(self.schedule.alphas_cumprod.numpy().tobytes())
-        for name, tensor in sorted(self.unet.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        described = json.dumps(architecture, sort_keys=True, default=str).encode()
+        return digest_of(self.unet, described, self.schedule.alphas_cumprod.numpy().tobytes())
 
     def modules_of(self, block: int) -> list[nn.Module]:
         return self._units[self.block(block).index - 1].modules

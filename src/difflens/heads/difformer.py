@@ -69,17 +69,47 @@ class DifFormerHead(Head):
     def forward(self, features: Mapping[Place, Tensor]) -> Tensor:
         return self.classifier(torch.cat([self._read(features, t) for t in self.noise_steps], dim=1))
 
+    def attention(self, features: Mapping[Place, Tensor]) -> tuple[Tensor, dict[Place, Tensor]]:
+        """Where CLS looks in the last transformer block, whose output is what is classified.
+
+        Returns:
+            Its weights, averaged over attention heads: on CLS itself, (B, T), and on the tokens of each map,
+            (B, H, W) by place. Those of a noise step sum to 1 for each image.
+        """
+        own, maps = [], {}
+        for t in self.noise_steps:
+            weights = self.transformer[-1].weights(self._before_last(features, t))[:, :, 0].mean(1)  # type: ignore[operator]
+            own.append(weights[:, 0])
+            start = 1
+            for block in self.blocks:
+                height, width = pooled_shape(tuple(features[block, t].shape[1:]), self.pool)[1:]  # type: ignore[arg-type]
+                end = start + height * width
+                maps[block, t] = weights[:, start:end].unflatten(1, (height, width))
+                start = end
+        return torch.stack(own, dim=1), maps
+
+    def logits_by_noise_step(self, features: Mapping[Place, Tensor]) -> Tensor:
+        """What each noise step adds to the logits, (T, B, num_classes): with the classifier's bias, their sum."""
+        weights = self.classifier.get_parameter("weight").chunk(len(self.noise_steps), dim=1)
+        return torch.stack(
+            [self._read(features, t) @ weight.T for t, weight in zip(self.noise_steps, weights, strict=True)]
+        )
+
     def _read(self, features: Mapping[Place, Tensor], t: int) -> Tensor:
+        # only the CLS token is read, so only it goes through the last block
+        return self.transformer[-1](self._before_last(features, t), outputs=1)[:, 0]
+
+    def _before_last(self, features: Mapping[Place, Tensor], t: int) -> Tensor:
+        """CLS and the tokens of all blocks, (B, N, width), as they enter the last transformer block."""
         tokens = []
         for block in self.blocks:
             entered = self.entry[str(block)](pool_to(features[block, t].float(), self.pool))
             tokens.append(entered.flatten(2).transpose(1, 2))
         cls = self.cls_token.expand(len(tokens[0]), -1, -1)
         x = torch.cat([cls, *tokens], dim=1)
-        *first, last = self.transformer
-        for earlier in first:
+        for earlier in self.transformer[:-1]:
             x = earlier(x)
-        return last(x, outputs=1)[:, 0]  # only the CLS token is read, so only it goes through the last block
+        return x
 
 
 class TransformerBlock(nn.Module):
@@ -103,9 +133,18 @@ class TransformerBlock(nn.Module):
         kept = kept + self.dropout(self.projection(self._attend(self.norm1(x), outputs)))
         return kept + self.dropout(self.mlp(self.norm2(kept)))
 
+    def weights(self, x: Tensor, outputs: int | None = 1) -> Tensor:
+        """How much each of the first `outputs` tokens of (B, N, width) attends to every token: (B, heads, outputs, N)."""
+        q, k, _ = self._queries_keys_values(self.norm1(x), outputs)
+        return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
+
     def _attend(self, x: Tensor, outputs: int | None) -> Tensor:
+        q, k, v = self._queries_keys_values(x, outputs)
+        return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def _queries_keys_values(self, x: Tensor, outputs: int | None) -> list[Tensor]:
+        """(B, heads, N, width / heads) each, the queries of the first `outputs` tokens."""
         width = x.shape[-1]
         q = nn.functional.linear(x[:, :outputs], self.qkv.weight[:width])
         k, v = nn.functional.linear(x, self.qkv.weight[width:]).chunk(2, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v)]

@@ -27,6 +27,12 @@ class LinearHead(Head):
         """What the linear layer reads, (B, D)."""
         return flatten(features, self.places, self.pool)
 
+    def logits_by_place(self, features: Mapping[Place, Tensor]) -> Tensor:
+        """What each place of `places` adds to the logits, (P, B, num_classes): with the bias, their sum."""
+        vectors = [flatten(features, [place], self.pool) for place in self.places]
+        weights = self.classifier.get_parameter("weight").split([each.shape[1] for each in vectors], dim=1)
+        return torch.stack([each @ weight.T for each, weight in zip(vectors, weights, strict=True)])
+
     def forward(self, features: Mapping[Place, Tensor]) -> Tensor:
         return self.classifier(self.vectors(features))
 

@@ -33,7 +33,7 @@ from difflens.training import (
 # with few images an epoch is shorter than writing a checkpoint
 _CHECKPOINT_SECONDS = 2.0
 
-# cached maps that are fetched at once, in float32.
+# cached maps that are fetched at once, in float32
 _FETCHED_BYTES = 4 << 20
 
 

@@ -1,0 +1,128 @@
+"""The report of `difflens rivals`: one table, one plot, and how sure the differences are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from difflens.analysis.report import Picture, Section, Table, render
+
+PROTOCOLS = {"linear": "linear", "attention": "attention", "knn": "k-NN", "few": "few labels"}
+"""What a protocol is called."""
+
+_METRICS = {"top1": "Top-1 accuracy", "mean_per_class": "Mean accuracy per class"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy, a share in [0, 1], with its 95 % interval, or of several seeds with their standard deviation."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One backbone and how it did.
+
+    Attributes:
+        name: its spec.
+        parameters: of the whole backbone, without heads.
+        relative_speed: images per second of reading its features, over those of the first backbone.
+        scores: by protocol.
+        differences: by protocol, from the first backbone's top-1 on the same test images, in the first seed: shares, with
+            the half-width of the 95 % interval.
+    """
+
+    name: str
+    parameters: int
+    relative_speed: float
+    scores: Mapping[Any, Score]
+    differences: Mapping[Any, tuple[float, float]]
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for metrics.json."""
+        return {
+            "backbone": self.name,
+            "parameters": self.parameters,
+            "relative_speed": round(self.relative_speed, 3),
+            "accuracy": {protocol: score.value for protocol, score in self.scores.items()},
+            "interval": {protocol: list(score.interval) for protocol, score in self.scores.items()},
+            "difference_from_first": {protocol: list(pair) for protocol, pair in self.differences.items()},
+        }
+
+
+def rivals_report(
+    *,
+    rivals: Sequence[Rival],
+    data: str,
+    test_images: int,
+    label_fraction: float,
+    seeds: int,
+    figure: Figure,
+    metric: str,
+    provenance: Mapping[str, object],
+) -> str:
+    """One self-contained HTML document.
+
+    Args:
+        rivals: at least one, all with the same protocols.
+        data: its name.
+        test_images: how many were scored.
+        label_fraction: of the protocol of few labels.
+        seeds: over how many the scores are means.
+        figure: the scores as dots.
+        metric: "top1" or "mean_per_class".
+        provenance: rows of the closing table.
+    """
+    protocols = list(rivals[0].scores)
+    names = [
+        f"{PROTOCOLS[each]} ({100 * label_fraction:g} %)" if each == "few" else PROTOCOLS[each]
+        for each in protocols
+    ]
+    spread = (
+        f"means over {seeds} seeds with their standard deviation" if seeds > 1
+        else "with 95 % intervals of the test images" if metric == "top1" else "of one seed"
+    )  # fmt: skip
+    rows: list[tuple[object, ...]] = [
+        (rival.name, *(_cell(rival.scores[each], seeds, metric) for each in protocols), rival.parameters,
+         f"{rival.relative_speed:.2f}")
+        for rival in rivals
+    ]  # fmt: skip
+    table = Table(
+        ("Backbone", *names, "Parameters", "Images/s, relative"), rows,
+        f"{_METRICS[metric]} in per cent on {test_images:,} test images, {spread}. Speed is that of reading the "
+        "features, relative to the first backbone.",
+    )  # fmt: skip
+    parts: list[Table | Picture] = [
+        Picture(figure, "The same figures.", "Accuracy of every backbone by protocol"),
+        table,
+    ]
+    sections = [Section("Result", parts=tuple(parts))]
+    if len(rivals) > 1:
+        differences: list[tuple[object, ...]] = [
+            (rival.name, *("{:+.2f} ± {:.2f}".format(*(100 * x for x in rival.differences[each])) for each in protocols))
+            for rival in rivals[1:]
+        ]  # fmt: skip
+        caption = "Top-1 in points, paired on the same test images, with 95 % intervals" + (
+            ", in the first seed." if seeds > 1 else "."
+        )
+        sections.append(Section(
+            f"Against {rivals[0].name}", "Where an interval contains 0, the two cannot be told apart on these images.",
+            (Table(("Backbone", *names), differences, caption),),
+        ))  # fmt: skip
+    lead = (
+        f"{len(rivals)} frozen backbone{'s' * (len(rivals) != 1)} on {data}: the same heads, images and labels for "
+        "all, each backbone read where it says it is best read."
+    )
+    return render("Rivals", lead, sections, provenance)
+
+
+def _cell(score: Score, seeds: int, metric: str) -> str:
+    low, high = score.interval
+    if seeds > 1:
+        return f"{100 * score.value:.2f} ± {50 * (high - low):.2f}"
+    if metric != "top1":
+        return f"{100 * score.value:.2f}"
+    return f"{100 * score.value:.2f} ± {50 * (high - low):.1f}"

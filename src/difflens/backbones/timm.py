@@ -1,0 +1,215 @@
+"""Any timm model as a backbone: its stages (ResNets) or transformer blocks (ViTs), on clean images.
+
+The maps are those of timm's own `forward_intermediates`, which reads every family alike: spatial tokens become a map,
+class and register tokens are left out, and a ViT's maps go through its last normalisation, as in DINOv2's evaluation
+(Oquab et al., 2023).
+"""
+
+import difflib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from difflens.backbones.blocks import Block, CleanBackbone, Defaults, digest_of
+from difflens.errors import DiffLensError, listing
+
+_NEAREST = 5  # names that a message suggests
+
+
+class TimmBackbone(CleanBackbone):
+    """A frozen timm model without its classifier.
+
+    Images in [-1, 1] are brought to the model's own mean and standard deviation here.
+
+    Args:
+        network: made with `num_classes=0`; it is frozen and set to evaluation mode.
+        spec: what the user named it by.
+        image_size: side of the images it is given, in pixels.
+
+    Raises:
+        DiffLensError: timm cannot read the model block by block, or its maps are not square grids that divide
+            the image evenly.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, network: nn.Module, spec: str, image_size: int):
+        super().__init__()
+        self.network: Any = network.requires_grad_(False).eval()
+        self.spec, self.image_size = spec, image_size
+        settings: Any = network.pretrained_cfg
+        self.in_channels = int(settings["input_size"][0])
+        # the model takes (p - mean) / deviation of pixels p in [0, 1]; ours are 2 p - 1
+        for name, value in (("mean", [2 * m - 1 for m in settings["mean"]]),
+                            ("deviation", [2 * d for d in settings["std"]])):  # fmt: skip
+            self.register_buffer(name, torch.tensor(value).view(1, -1, 1, 1), persistent=False)
+        self.blocks = self._describe()
+        self.check_side(image_size)
+        depth = len(self.blocks)
+        self.defaults = Defaults(
+            block=depth,
+            noise_step=0,
+            fusion_blocks=tuple(sorted({ceil(share * depth) for share in (0.5, 0.75, 1)})),
+            fusion_noise_steps=(0,),
+        )
+
+    @classmethod
+    def from_spec(cls, spec: str, image_size: int | None = None, untrained: bool = False) -> "TimmBackbone":
+        """From "timm:NAME", with the hub's weights, or "timm:NAME@FILE", with a file's.
+
+        Args:
+            spec: NAME may have timm's tag of the weights, as in resnet18.a1_in1k.
+            image_size: overrides the side that the weights were trained on.
+            untrained: leave the weights as timm draws them (seed 0), and so look for none.
+
+        Raises:
+            DiffLensError: timm is not installed or has no such model, or its weights cannot be had.
+        """
+        try:
+            import timm
+        except ImportError as error:
+            raise DiffLensError(f'{spec} needs timm: pip install "difflens[rivals]"') from error
+        name, at, file = spec.removeprefix("timm:").partition("@")
+        _check_name(name, spec, {*timm.list_models(), *timm.list_models(include_tags=True)})
+        if untrained and at:
+            raise DiffLensError(f"an untrained network has no weights to read: write random:timm:{name}")
+        settings = timm.get_pretrained_cfg(name)
+        size = image_size or int(settings.input_size[-1])
+        options = {"img_size": size} if settings.fixed_input_size and image_size else {}
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                network = timm.create_model(name, pretrained=not (untrained or at), num_classes=0, **options)
+        except Exception as error:  # no network, no weights anywhere, an image size that the model refuses
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DiffLensError(
+                f"timm does not give the model {name} ({reason}). Without the hub, give its weights as "
+                f"timm:{name}@FILE; random:timm:{name} is the untrained network"
+            ) from error
+        if at:
+            _load_file(network, Path(file).expanduser())
+        return cls(network, spec, size)
+
+    def features(
+        self,
+        x_t: Tensor,
+        t: int | Tensor,
+        blocks: Iterable[int],
+        feedback: Mapping[int, Tensor] | None = None,
+        *,
+        compiled: bool = False,
+    ) -> dict[int, Tensor]:
+        wanted = self.check_blocks(blocks)
+        if feedback:
+            raise DiffLensError(f"{self.spec} has no decoder, so there is nothing to feed back")
+        return dict(zip(wanted, self._maps(x_t, [index - 1 for index in wanted]), strict=True))
+
+    def fingerprint(self) -> str:
+        settings = [type(self.network).__name__, self.image_size, self.mean.tolist(), self.deviation.tolist()]
+        return digest_of(self.network, json.dumps(settings).encode())
+
+    def modules_of(self, block: int) -> list[nn.Module]:
+        """The parameters that `block` is the first to use; those of the model itself (tokens, positions) belong to 1."""
+        used = [self._used(number) for number in range(self.block(block).index)]
+        before = {id(module) for modules in used[:-1] for module in modules}
+        modules = [module for module in used[-1] if id(module) not in before]
+        if block == 1:
+            modules = [self.network, *modules]
+        return [nn.ParameterList(module.parameters(recurse=False)) for module in modules]
+
+    def train(self, mode: bool = True) -> "TimmBackbone":
+        """Stays in evaluation mode: a frozen network keeps its statistics, whatever the head around it does."""
+        return super().train(False)
+
+    def _maps(self, images: Tensor, indices: list[int] | None) -> list[Tensor]:
+        dtype = next(self.network.parameters()).dtype
+        normalised = ((images - self.mean) / self.deviation).to(dtype)
+        maps: list[Tensor] = self.network.forward_intermediates(
+            normalised,
+            indices=indices,
+            norm=True,
+            stop_early=True,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        return maps
+
+    @torch.no_grad()
+    def _describe(self) -> tuple[Block, ...]:
+        """The blocks as a blank image shows them."""
+        if not hasattr(self.network, "forward_intermediates"):
+            raise DiffLensError(
+                f"timm does not read {self.spec} block by block (it has no forward_intermediates)"
+            )
+        side = self.image_size
+        try:
+            maps = self._maps(torch.zeros(1, self.in_channels, side, side), None)
+        except Exception as error:  # each family refuses sizes and formats in its own way
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DiffLensError(f"{self.spec} does not take images of {side} pixels: {reason}") from error
+        for number, each in enumerate(maps, start=1):
+            height, width = each.shape[-2:]
+            if height != width or side % height:
+                raise DiffLensError(
+                    f"{self.spec} makes a map of {height} x {width} of {side} pixels in block {number}; maps must be "
+                    "square and divide the image: choose another --image-size"
+                )
+        return tuple(
+            Block(number, "encoder", each.shape[1], side // each.shape[-1])
+            for number, each in enumerate(maps, start=1)
+        )
+
+    @torch.no_grad()
+    def _used(self, number: int) -> list[nn.Module]:
+        """The submodules that run when the walk ends with the block at position `number`, from 0."""
+        found: list[nn.Module] = []
+        hooks = [module.register_forward_hook(lambda module, *_: found.append(module))
+                 for module in self.network.modules()]  # fmt: skip
+        try:
+            self._maps(
+                torch.zeros(1, self.in_channels, self.image_size, self.image_size, device=self.device),
+                [number],
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return list({id(module): module for module in found}.values())
+
+
+def _check_name(name: str, spec: str, known: set[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, sorted(known), n=_NEAREST)
+        hint = f"did you mean {listing(near)}? " if near else ""
+        raise DiffLensError(
+            f"no backbone {spec!r}: timm has no model {name!r}; {hint}timm.list_models() has them all"
+        )
+
+
+def _load_file(network: Any, path: Path) -> None:
+    """All weights of `network` from a checkpoint, as timm or the model's authors published it, and nothing else."""
+    from timm.models import load_state_dict
+
+    if not path.is_file():
+        raise DiffLensError(f"no weights: there is no file {path}")
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+        found = network.load_state_dict(state if convert is None else convert(state, network), strict=False)
+    except Exception as error:  # damaged files, other formats, weights of other shapes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise DiffLensError(f"{path} does not hold weights of this model: {reason}") from error
+    classifiers = network.pretrained_cfg.get("classifier") or ()
+    names = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    extra = [key for key in found.unexpected_keys if not key.startswith(tuple(f"{name}." for name in names))]
+    wrong = [*found.missing_keys, *extra]
+    if wrong:
+        raise DiffLensError(
+            f"{path} does not hold weights of this model: {len(wrong)} are missing or left over, {listing(wrong, 1)}"
+        )

@@ -1,0 +1,278 @@
+"""`difflens rivals`: several backbones on the same images, by the same protocols, in one table and one plot."""
+
+import csv
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from accelerate import Accelerator
+
+from difflens.analysis.charts import protocol_dots
+from difflens.analysis.provenance import environment
+from difflens.analysis.rivals_report import PROTOCOLS, Rival, Score, rivals_report
+from difflens.data.labels import label_fraction
+from difflens.data.loader import OnBadImage
+from difflens.data.sources import load_data
+from difflens.data.split import ImageData, Metric, every_nth
+from difflens.errors import DiffLensError, require
+from difflens.features import READ_BATCH, Reading, read_features
+from difflens.model import BackboneConfig, ExtractorConfig
+from difflens.noise import ScheduleName
+from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
+from difflens.tasks.evaluation import paired_difference
+from difflens.tasks.probing import HeadChoice, ProbeConfig, ProbeResult, probe
+from difflens.training import accelerator
+
+Protocol = Literal["linear", "attention", "knn", "few"]
+
+_HEADS: dict[Protocol, HeadChoice] = {
+    "linear": "linear",
+    "attention": "attention",
+    "knn": "knn",
+    "few": "linear",
+}
+
+_TIMINGS = 3  # the fastest of so many counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class RivalsConfig:
+    """Compare backbones by the same protocols on the same data: each is a run of `probe`, where the backbone says.
+
+    With --resume what is finished is not done again, and backbones may be added.
+    """
+
+    out: Path
+    """Run directory; every probe has a folder in it."""
+    backbones: tuple[str, ...]
+    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, timm:NAME, pixels, or random: before any of them.
+    The first one is what the others are compared with."""
+    data: str = "fashion"
+    """Any data that `probe` takes."""
+    protocols: tuple[Protocol, ...] = ("linear", "attention", "knn", "few")
+    """linear, whose learning rate and weight decay are chosen for each backbone on held-out training images (`probe
+    --grid`), since the scale of features differs; attention; knn; few: as linear, with a fraction of the labels."""
+    label_fraction: float = 0.1
+    """Of each class, for the protocol few."""
+    epochs: int | None = None
+    """Of every training. (default: each head's)"""
+    width: int | None = None
+    """Of the attention head. (default: by the channels of the backbone)"""
+    limit: int | None = None
+    """Train on the first so many images only."""
+    seed: int = 0
+    """Of the heads' weights, the order of the images, the noise and the choice of labels."""
+    seeds: int = 1
+    """Repeat with so many seeds, from `seed` up, and give mean and standard deviation."""
+    num_head_channels: int = 64
+    """Of OpenAI checkpoints, whose weights do not show it."""
+    noise_schedule: ScheduleName = "linear"
+    """Of OpenAI checkpoints."""
+    image_size: int | None = None
+    """Overrides the image side that the backbones were trained on, for all of them."""
+    on_bad_image: OnBadImage = "error"
+    """skip leaves images out that cannot be read."""
+    workers: int | None = None
+    """Processes that decode images; None: as many as help."""
+    device: Literal["cpu"] | None = None
+    """"cpu" to stay off the GPU."""
+    resume: bool = False
+    """Go on with the comparison in `out`, or add backbones to it."""
+
+    def check(self) -> None:
+        """DiffLensError for a value that cannot be right."""
+        require(
+            epochs=(self.epochs, 1, None), width=(self.width, 1, None), limit=(self.limit, 1, None),
+            seed=(self.seed, 0, 2**31), seeds=(self.seeds, 1, None), workers=(self.workers, 0, None),
+            num_head_channels=(self.num_head_channels, 1, None), image_size=(self.image_size, 1, None),
+        )  # fmt: skip
+        if not self.backbones or not self.protocols:
+            raise DiffLensError("nothing to compare: --backbones and --protocols each take at least one")
+        twice = {name for name in self.backbones if self.backbones.count(name) > 1}
+        if twice:
+            raise DiffLensError(f"{sorted(twice)[0]} is named twice in --backbones")
+
+    def backbone(self, spec: str) -> BackboneConfig:
+        return BackboneConfig(spec, self.num_head_channels, self.noise_schedule, self.image_size)
+
+    def probe(self, spec: str, protocol: Protocol) -> ProbeConfig:
+        """The run of `probe` that is meant by a protocol."""
+        head = _HEADS[protocol]
+        return ProbeConfig(
+            out=self.out / quote(spec, safe="") / protocol, backbone=spec, data=self.data,
+            head=head, label_fraction=self.label_fraction if protocol == "few" else None,
+            grid=head == "linear", epochs=None if protocol == "knn" else self.epochs, width=self.width if protocol == "attention" else None,
+            limit=self.limit, seed=self.seed, seeds=self.seeds, num_head_channels=self.num_head_channels,
+            noise_schedule=self.noise_schedule, image_size=self.image_size, on_bad_image=self.on_bad_image,
+            workers=self.workers, device=self.device, resume=True,
+        )  # fmt: skip
+
+
+_FREE = ("out", "resume", "device", "workers")
+
+
+@dataclass(frozen=True)
+class RivalsResult:
+    """What `rivals` returns.
+
+    Attributes:
+        rivals: in the order of the configuration.
+        metrics: metrics.json's content.
+    """
+
+    rivals: tuple[Rival, ...]
+    metrics: dict[str, Any]
+
+
+@dataclass
+class _Candidate:
+    """A backbone before and while it is probed."""
+
+    spec: str
+    fingerprint: str
+    parameters: int
+    results: dict[Protocol, ProbeResult] = field(default_factory=dict)
+
+
+def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line: None) -> RivalsResult:
+    """Run `config` and fill its run directory.
+
+    Args:
+        announce: is told of each probe that is done.
+
+    Raises:
+        DiffLensError: anything in the configuration, the data or a backbone is not what it should be; before anything
+            is written if it can be known by then.
+    """
+    config.check()
+    process = accelerator(config.device)
+    if process.num_processes > 1:
+        raise DiffLensError("rivals run in one process; each of its probes can be run in several")
+    data = load_data(config.data)
+    for protocol in config.protocols:
+        _check_labels(config, data, protocol)  # now rather than after hours
+    candidates = [_candidate(config, spec) for spec in config.backbones]
+    settings = settings_of(config, _FREE) | {"data_fingerprint": data.fingerprint()}
+    run = RunDirectory(config.out, "rivals", settings, config.resume, process, growing="backbones")
+    with run.working():
+        for candidate in candidates:
+            for protocol in config.protocols:
+                result = probe(config.probe(candidate.spec, protocol))
+                run.keep()
+                candidate.results[protocol] = result
+                score = _score(result, data.metric)
+                announce(f"{candidate.spec}, {PROTOCOLS[protocol]}: {100 * score.value:.2f} %")
+        speeds = _images_per_second(config, data, process)
+        return _write(config, data, candidates, speeds, run, process)
+
+
+def _check_labels(config: RivalsConfig, data: ImageData, protocol: Protocol) -> None:
+    """DiffLensError if a protocol would be left with too few labels."""
+    train = data.train.first(config.limit)
+    if protocol == "few":
+        train = label_fraction(train, config.label_fraction, config.seed, data.classes)
+    if _HEADS[protocol] == "linear" and (train.labels is None or not every_nth(train.labels, 5).any()):
+        raise DiffLensError(
+            f"the protocol {PROTOCOLS[protocol]} holds out a fifth of each class to choose its learning rate, and no "
+            "class has five training images left: give more images or labels"
+        )
+
+
+def _candidate(config: RivalsConfig, spec: str) -> _Candidate:
+    backbone = config.backbone(spec).load()
+    count = sum(parameter.numel() for parameter in backbone.parameters())
+    return _Candidate(spec, backbone.fingerprint(), count)
+
+
+def _score(result: ProbeResult, metric: Metric) -> Score:
+    metrics = result.metrics
+    if "runs" in metrics:
+        spread = metrics[f"{metric}_std"]
+        return Score(metrics[metric], (metrics[metric] - spread, metrics[metric] + spread))
+    interval = metrics["top1_interval_95"] if metric == "top1" else (metrics[metric],) * 2
+    return Score(metrics[metric], (interval[0], interval[1]))
+
+
+def _images_per_second(config: RivalsConfig, data: ImageData, process: Accelerator) -> list[float]:
+    """How fast each backbone gives the maps of its probes' place, in turns, so that a busy machine treats all alike."""
+    pilot = data.train.first(READ_BATCH)
+    extractors = []
+    for spec in config.backbones:
+        backbone = config.backbone(spec).load(process.device)
+        places = ExtractorConfig("frozen", (backbone.defaults.block,), (backbone.defaults.noise_step,))
+        extractors.append(places.build(backbone))
+    seconds: list[list[float]] = [[] for _ in extractors]
+    for _ in range(1 + _TIMINGS):  # the first reading also warms up
+        for taken, extractor in zip(seconds, extractors, strict=True):
+            began = time.perf_counter()
+            read_features(extractor, 2, pilot, process, Reading(config.workers, config.on_bad_image, []))
+            taken.append(time.perf_counter() - began)
+    return [len(pilot) / min(taken[1:]) for taken in seconds]
+
+
+def _write(
+    config: RivalsConfig,
+    data: ImageData,
+    candidates: list[_Candidate],
+    speeds: list[float],
+    run: RunDirectory,
+    process: Accelerator,
+) -> RivalsResult:
+    first = candidates[0]
+    found = tuple(
+        Rival(
+            candidate.spec, candidate.parameters, speed / speeds[0],
+            {protocol: _score(result, data.metric) for protocol, result in candidate.results.items()},
+            {protocol: paired_difference(result.evaluations[0], first.results[protocol].evaluations[0])
+             for protocol, result in candidate.results.items()},
+        )
+        for candidate, speed in zip(candidates, speeds, strict=True)
+    )  # fmt: skip
+    some = next(iter(first.results.values())).metrics
+    metrics: dict[str, Any] = {
+        "metric": data.metric,
+        "test_images": some["test_images"],
+        "label_fraction": config.label_fraction,
+        "backbones": [rival.record() for rival in found],
+    }
+    run.write("table.csv", _table(found))
+    figure = protocol_dots(
+        [rival.name for rival in found],
+        {PROTOCOLS[each]: [(r.scores[each].value, r.scores[each].interval) for r in found] for each in config.protocols},
+    )  # fmt: skip
+    run.write_with("rivals.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
+    seeds = range(config.seed, config.seed + config.seeds)
+    report = rivals_report(
+        rivals=found, data=data.name, test_images=some["test_images"], label_fraction=config.label_fraction,
+        seeds=len(seeds), figure=figure, metric=data.metric, provenance={
+            "Command": shown_command("rivals", config),
+            "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
+            **{f"Backbone {k}": f"{each.spec}, fingerprint {each.fingerprint[:12]}"
+               for k, each in enumerate(candidates, start=1)},
+            "Seeds": ", ".join(map(str, seeds)),
+            "Timing": f"{READ_BATCH} images, the fastest of {_TIMINGS} readings, backbones in turns",
+            **environment(process.device),
+        },
+    )  # fmt: skip
+    run.write("report.html", report)
+    run.write_json(FINISHED, metrics)
+    return RivalsResult(found, metrics)
+
+
+def _table(found: tuple[Rival, ...]) -> str:
+    """table.csv: a line for each backbone and protocol."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["backbone", "protocol", "accuracy", "low", "high", "parameters", "relative_speed"])
+    for rival in found:
+        for protocol, score in rival.scores.items():
+            writer.writerow([
+                rival.name, protocol, *(f"{value:.4f}" for value in (score.value, *score.interval)), rival.parameters,
+                f"{rival.relative_speed:.3f}",
+            ])  # fmt: skip
+    return text.getvalue()

@@ -1,0 +1,113 @@
+"""`rivals` end to end at a small size: its table, going on, and what it refuses."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from difflens import DiffLensError, ProbeConfig, RivalsConfig, probe, rivals
+from tests.browser import open_in_browser
+from tests.test_cli import run as cli
+
+
+def config(out: Path, images: Path, *backbones: object, **changes: object) -> RivalsConfig:
+    base = RivalsConfig(
+        out=out, backbones=tuple(map(str, backbones)), data=str(images), label_fraction=0.5, epochs=1, width=16,
+        protocols=("linear", "few"), device="cpu", workers=0,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    run = config(
+        tmp_path / "run", image_tree, backbone_folder, "random:timm:test_resnet",
+        image_size=32,
+    )  # fmt: skip
+    result = rivals(run)
+    first, second = result.rivals
+    assert (first.name, second.name) == run.backbones
+    assert first.relative_speed == 1
+    assert second.relative_speed > 0
+    assert second.parameters == 372_688
+    assert first.differences["linear"] == (0, 0)
+    # the protocols are runs of `probe` that anybody can repeat
+    alone = probe(
+        ProbeConfig(out=tmp_path / "alone", backbone="random:timm:test_resnet", data=str(image_tree), head="linear", grid=True,
+                    epochs=1, image_size=32, device="cpu", workers=0)
+    )  # fmt: skip
+    assert alone.metrics["top1"] == second.scores["linear"].value
+    few = json.loads((run.out / "random%3Atimm%3Atest_resnet" / "few" / "metrics.json").read_text())
+    assert few["train_images"] == 18
+    assert few["top1"] == second.scores["few"].value
+    assert len(list(csv.DictReader((run.out / "table.csv").open()))) == 4
+    assert min(Image.open(run.out / "rivals.png").size) > 200
+    dom, console = open_in_browser(run.out / "report.html")
+    assert console == []
+    for words in ("few labels (50 %)", "random:timm:test_resnet", "Against", "372,688", "15 test images"):
+        assert words in dom
+
+
+def test_going_on_repeats_nothing_and_may_add_backbones(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(tmp_path / "run", image_tree, backbone_folder, protocols=("attention",))
+    before = rivals(run).rivals[0].scores
+    trained = []
+    import difflens.tasks.probing as probing
+
+    real = probing.fit
+    monkeypatch.setattr(probing, "fit", lambda *a, **k: (trained.append(1), real(*a, **k))[1])
+    after = rivals(replace(run, backbones=(str(backbone_folder), "pixels:3x16"), resume=True))
+    assert len(trained) == 1
+    assert after.rivals[0].scores == before
+    with pytest.raises(DiffLensError, match="already holds a run: choose another folder or add --resume"):
+        rivals(run)
+    with pytest.raises(DiffLensError, match="epochs was 1, now 2"):
+        rivals(replace(run, epochs=2, resume=True))
+
+
+def test_several_seeds(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    run = config(tmp_path / "run", image_tree, backbone_folder, seeds=2, protocols=("linear",))
+    (only,) = rivals(run).rivals
+    metrics = json.loads(
+        (run.out / next(run.out.glob("*/linear")).relative_to(run.out) / "metrics.json").read_text()
+    )
+    low, high = only.scores["linear"].interval
+    assert only.scores["linear"].value == metrics["top1"]
+    assert (high - low) / 2 == pytest.approx(metrics["top1_std"])
+    assert "standard deviation" in (run.out / "report.html").read_text()
+
+
+def test_the_command(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--backbones", "pixels:3x16", "random:timm:test_vit", "--data", image_tree,
+             "--protocols", "knn", "--device", "cpu", "--out", tmp_path / "x")  # fmt: skip
+    assert cli("rivals", *words) == 0
+    printed = capsys.readouterr().out
+    assert "random:timm:test_vit, k-NN:" in printed
+    assert "306,240" in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbones": ("pixels", "timm:coatnet_0_224")}, "No pretrained weights exist"),
+        ({"backbones": ("pixels", "timm:resnet19")}, r"did you mean .*resnet18"),
+        ({"backbones": ("pixels", "pixels")}, "pixels is named twice"),
+        ({"backbones": ()}, "nothing to compare"),
+        ({"label_fraction": 0.01}, "leaves no image of"),
+        ({"label_fraction": 0.25}, r"few labels holds out a fifth .* no class has five"),
+        ({"seeds": 0}, "seeds is 0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_says_so_before_anything_is_written(
+    image_tree: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        rivals(config(tmp_path / "run", image_tree, "pixels", **changes))
+    assert not (tmp_path / "run").exists()
