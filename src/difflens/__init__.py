@@ -16,6 +16,7 @@ from difflens.tasks.generation import sample
 from difflens.tasks.prediction import PredictConfig, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
+from difflens.tasks.scenes import ScenesConfig, scenes
 from difflens.tasks.sweep import SweepConfig, sweep
 from difflens.version import __version__
 
@@ -38,6 +39,7 @@ __all__ = [
     "PretrainConfig",
     "Probe",
     "ProbeConfig",
+    "ScenesConfig",
     "SweepConfig",
     "TrainConfig",
     "TrainedModel",
@@ -53,6 +55,7 @@ __all__ = [
     "pretrain",
     "probe",
     "sample",
+    "scenes",
     "seeded_noise",
     "sweep",
 ]

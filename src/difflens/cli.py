@@ -21,6 +21,7 @@ from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.prediction import PredictConfig, Prediction, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
+from difflens.tasks.scenes import ScenesConfig, scenes
 from difflens.tasks.sweep import SweepConfig, sweep
 
 
@@ -113,6 +114,18 @@ def _sweep(config: SweepConfig) -> None:
     _report_skipped(result.metrics["skipped_images"])
 
 
+def _scenes(config: ScenesConfig) -> None:
+    counts = scenes(config)
+    for split in ("train", "val"):
+        print(
+            f"{split}: {counts[f'{split}_scenes']:,} scenes with {counts[f'{split}_instances']:,} objects of "
+            f"{len(counts['classes'])} classes, from {counts[f'{split}_cutouts']:,} cut-outs"
+        )
+    if counts["left_out"]:
+        print(f"left out {len(counts['left_out'])}: {listing(counts['left_out'], 5)}", file=sys.stderr)
+    print(f"Data set: {config.out}")
+
+
 def _pretrain(config: PretrainConfig) -> None:
     print(f"Model: {pretrain(config)}")
 
@@ -167,4 +180,5 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "probe": (ProbeConfig, _probe),
     "predict": (PredictConfig, _predict),
     "pretrain": (PretrainConfig, _pretrain),
+    "scenes": (ScenesConfig, _scenes),
 }
