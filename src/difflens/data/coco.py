@@ -4,15 +4,19 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from difflens.data.dense import DenseData, ObjectSplit, OnBadAnnotation, Problems, require_entries
+from difflens.data.dense import DenseData, OnBadAnnotation, Problems, require_entries
 from difflens.data.images import BadImage, image_size
+from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, listing
 from difflens.training import progress_bar
 
@@ -22,6 +26,52 @@ _LAYOUT = "annotations/instances_train*.json and instances_val*.json, and images
 
 Annotations = tuple[Path, Path]
 """A folder of images and the JSON file about them."""
+
+
+class ObjectSplit(FileSplit):
+    """Images with objects.
+
+    Args:
+        record: a checked COCO record: images in the order of `ids`, annotations, categories.
+        objects: the annotations of each image but crowds, which are not trained on.
+        labels: class of each category id, from 1.
+        masks: do all objects have masks?
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ids: Sequence[str],
+        root: Path,
+        record: dict[str, Any],
+        objects: Sequence[Sequence[Mapping[str, Any]]],
+        labels: Mapping[int, int],
+        masks: bool,
+    ):
+        super().__init__(name, ids, root=root)
+        self.record, self.objects, self.label_of, self.has_masks = record, objects, labels, masks
+
+    def target(self, i: int, masks: bool) -> dict[str, Tensor]:
+        """The objects of image `i`: "boxes" (N, 4) float32, left, top, right, bottom in pixels; "labels" (N,) long,
+        from 1; and with `masks` "masks" (N, H, W) bool."""
+        found, image = self.objects[i], self.record["images"][i]
+        corners = torch.tensor([each["bbox"] for each in found], dtype=torch.float32).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        limit = torch.tensor([image["width"], image["height"]] * 2, dtype=torch.float32)
+        target = {
+            "boxes": torch.minimum(corners.clamp(min=0), limit),
+            "labels": torch.tensor([self.label_of[each["category_id"]] for each in found], dtype=torch.long),
+        }
+        if masks:
+            size = (image["height"], image["width"])
+            shapes = [decode(each["segmentation"], size) for each in found]
+            target["masks"] = (
+                torch.from_numpy(np.stack(shapes)) if shapes else torch.zeros(0, *size, dtype=torch.bool)
+            )
+        return target
+
+    def fingerprint(self) -> str:
+        return sha256(f"{super().fingerprint()}{self.record}".encode()).hexdigest()
 
 
 def load_coco(root: Path, on_bad: OnBadAnnotation = "error") -> DenseData[ObjectSplit]:

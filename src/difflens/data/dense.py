@@ -1,15 +1,9 @@
-"""What every source of dense labels becomes: splits of images with a mask, or with objects, each."""
+"""What every source of dense labels becomes, and what is bad about its annotations."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from typing import Generic, Literal, TypeVar
 
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, listing
@@ -44,86 +38,7 @@ class Problems:
             )
 
 
-class MaskSplit(FileSplit):
-    """Images with a mask of classes.
-
-    Args:
-        masks: the mask file of each image.
-        values: (256,) uint8: what each value in a mask file means, a class or `IGNORED`.
-        digest: of the content of the masks.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        ids: Sequence[str],
-        root: Path,
-        masks: Sequence[Path],
-        values: NDArray[np.uint8],
-        digest: str,
-    ):
-        super().__init__(name, ids, root=root)
-        self.masks, self.values, self.digest = masks, values, digest
-
-    def mask(self, i: int) -> Tensor:
-        """Classes, uint8 (H, W), of the size of image `i`; `IGNORED` where there is none."""
-        from difflens.data.masks import read_mask
-
-        return torch.from_numpy(self.values[read_mask(self.masks[i])])
-
-    def fingerprint(self) -> str:
-        return sha256(f"{super().fingerprint()}{self.digest}".encode()).hexdigest()
-
-
-class ObjectSplit(FileSplit):
-    """Images with objects.
-
-    Args:
-        record: a checked COCO record: images in the order of `ids`, annotations, categories.
-        objects: the annotations of each image but crowds, which are not trained on.
-        labels: class of each category id, from 1.
-        masks: do all objects have masks?
-    """
-
-    def __init__(
-        self,
-        name: str,
-        ids: Sequence[str],
-        root: Path,
-        record: dict[str, Any],
-        objects: Sequence[Sequence[Mapping[str, Any]]],
-        labels: Mapping[int, int],
-        masks: bool,
-    ):
-        super().__init__(name, ids, root=root)
-        self.record, self.objects, self.label_of, self.has_masks = record, objects, labels, masks
-
-    def target(self, i: int, masks: bool) -> dict[str, Tensor]:
-        """The objects of image `i`: "boxes" (N, 4) float32, left, top, right, bottom in pixels; "labels" (N,) long,
-        from 1; and with `masks` "masks" (N, H, W) bool."""
-        from difflens.data.coco import decode
-
-        found, image = self.objects[i], self.record["images"][i]
-        corners = torch.tensor([each["bbox"] for each in found], dtype=torch.float32).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]
-        limit = torch.tensor([image["width"], image["height"]] * 2, dtype=torch.float32)
-        target = {
-            "boxes": torch.minimum(corners.clamp(min=0), limit),
-            "labels": torch.tensor([self.label_of[each["category_id"]] for each in found], dtype=torch.long),
-        }
-        if masks:
-            size = (image["height"], image["width"])
-            shapes = [decode(each["segmentation"], size) for each in found]
-            target["masks"] = (
-                torch.from_numpy(np.stack(shapes)) if shapes else torch.zeros(0, *size, dtype=torch.bool)
-            )
-        return target
-
-    def fingerprint(self) -> str:
-        return sha256(f"{super().fingerprint()}{self.record}".encode()).hexdigest()
-
-
-S = TypeVar("S", MaskSplit, ObjectSplit)
+S = TypeVar("S", bound=FileSplit)
 
 
 @dataclass(frozen=True)

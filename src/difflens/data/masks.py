@@ -7,18 +7,21 @@ In a mask each pixel's value is its class. The three layouts differ in what the 
     pairs        k is the k-th line of classes.txt counted from 0, 255 no class
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from difflens.data.dense import IGNORED, DenseData, MaskSplit, OnBadAnnotation, Problems, require_entries
+from difflens.data.dense import IGNORED, DenseData, OnBadAnnotation, Problems, require_entries
 from difflens.data.folders import find_images
 from difflens.data.images import BadImage, image_size, open_image
+from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, listing
 from difflens.training import progress_bar
 
@@ -38,6 +41,35 @@ _LAYOUTS = (
 
 Pair = tuple[Path, Path]
 """A folder of images and the folder of their masks."""
+
+
+class MaskSplit(FileSplit):
+    """Images with a mask of classes.
+
+    Args:
+        masks: the mask file of each image.
+        values: (256,) uint8: what each value in a mask file means, a class or `IGNORED`.
+        digest: of the content of the masks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ids: Sequence[str],
+        root: Path,
+        masks: Sequence[Path],
+        values: NDArray[np.uint8],
+        digest: str,
+    ):
+        super().__init__(name, ids, root=root)
+        self.masks, self.values, self.digest = masks, values, digest
+
+    def mask(self, i: int) -> Tensor:
+        """Classes, uint8 (H, W), of the size of image `i`; `IGNORED` where there is none."""
+        return torch.from_numpy(self.values[read_mask(self.masks[i])])
+
+    def fingerprint(self) -> str:
+        return sha256(f"{super().fingerprint()}{self.digest}".encode()).hexdigest()
 
 
 def load_masks(root: Path, on_bad: OnBadAnnotation = "error") -> DenseData[MaskSplit]:
