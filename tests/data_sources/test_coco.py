@@ -150,7 +150,7 @@ def test_all_bad_entries_are_told_at_once(tmp_path: Path) -> None:
     record = miniature()
     for each in record["annotations"]:
         each["bbox"][2] = 0
-    with pytest.raises(DiffLensError, match="4 bad annotations: .*id 1.*id 4"):
+    with pytest.raises(DiffLensError, match=r"4 bad annotations: .*id 1.*id 4"):
         load_coco(write(tmp_path / "mini", record))
 
 

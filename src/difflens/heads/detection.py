@@ -1,0 +1,131 @@
+"""Heads of detection: maps in, objects with boxes and masks out. They are torchvision's."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from difflens.heads.base import MapShape, Place
+from difflens.heads.pyramid import FeaturePyramid
+
+DetectionHeadName = Literal["mask-rcnn", "faster-rcnn"]
+
+_ANCHOR = 8
+"""Side of an anchor in cells of its level, as in torchvision: 32 pixels at stride 4."""
+_BOX_CELLS = 7
+"""Side of the grid that a box is read on."""
+
+
+@dataclass(frozen=True)
+class DetectionHeadConfig:
+    """Everything needed to build a detection head but the shapes of its maps.
+
+    Attributes:
+        name: mask-rcnn (He et al., 2017), or faster-rcnn (Ren et al., 2015) for boxes alone.
+        side: of the square images that it sees.
+        strides: of the levels that it reads; a further one is pooled from the last.
+        width: channels of the feature pyramid network and of the mask head; a quarter of the box head's.
+        proposals: regions that are looked at in an image; in training the loss is of half as many.
+    """
+
+    name: DetectionHeadName
+    side: int
+    strides: tuple[int, ...]
+    width: int = 256
+    proposals: int = 1000
+
+
+class DetectionHead(nn.Module):
+    """Mask R-CNN or Faster R-CNN on the pyramid, with the layers of torchvision's.
+
+    Args:
+        shapes: of the maps for images of `config.side` pixels.
+        num_classes: without a background.
+    """
+
+    def __init__(self, config: DetectionHeadConfig, shapes: Mapping[Place, MapShape], num_classes: int):
+        super().__init__()
+        self.num_classes, self.side = num_classes, config.side
+        self.pyramid = FeaturePyramid(shapes, config.side, config.strides)
+        width, proposals = config.width, config.proposals
+        self.fpn = FeaturePyramidNetwork(list(self.pyramid.channels), width, LastLevelMaxPool())
+        strides = (*config.strides, 2 * config.strides[-1])
+        names = [str(k) for k in range(len(config.strides))]
+        settings: dict[str, Any] = {
+            "rpn_anchor_generator": AnchorGenerator(
+                tuple((_ANCHOR * stride,) for stride in strides), ((0.5, 1.0, 2.0),) * len(strides)
+            ),
+            "rpn_pre_nms_top_n_train": 2 * proposals,
+            "rpn_post_nms_top_n_train": proposals,
+            "rpn_pre_nms_top_n_test": proposals,
+            "rpn_post_nms_top_n_test": proposals,
+            "box_batch_size_per_image": max(2, proposals // 2),
+            "box_roi_pool": _regions(names, _BOX_CELLS),
+            "box_head": TwoMLPHead(width * _BOX_CELLS**2, 4 * width),
+            "box_predictor": FastRCNNPredictor(4 * width, num_classes + 1),
+        }
+        if config.name == "mask-rcnn":
+            network: FasterRCNN = MaskRCNN(
+                _Backbone(width), mask_roi_pool=_regions(names, 2 * _BOX_CELLS),
+                mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
+                mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1), **settings,
+            )  # fmt: skip
+        else:
+            network = FasterRCNN(_Backbone(width), **settings)
+        self.rpn, self.roi_heads = network.rpn, network.roi_heads
+        self.transform = network.transform  # of which only the way back to the image is used
+
+    def forward(
+        self,
+        maps: Mapping[Place, Tensor],
+        targets: Sequence[Mapping[str, Tensor]] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        originals: Sequence[tuple[int, int]] | None = None,
+    ) -> Any:
+        """Losses in training mode, detections in evaluation mode.
+
+        Args:
+            maps: (B, C, H, W), keyed by (block, noise step).
+            targets: in training, of each image "boxes" (N, 4) left, top, right, bottom; "labels" (N,) from 1; and of
+                Mask R-CNN "masks" (N, side, side).
+            sizes: in evaluation, (height, width) of the part of each square that is image, at its top left.
+            originals: (height, width) of the images themselves, in whose pixels the detections are.
+
+        Returns:
+            A dictionary of losses, or for each image "boxes", "labels", "scores" in [0, 1] and "masks" (N, 1, H, W) in
+            [0, 1].
+        """
+        levels = self.pyramid(maps)
+        features = self.fpn(OrderedDict((str(k), level) for k, level in enumerate(levels)))
+        count = len(levels[0])
+        whole = [(self.side, self.side)] * count
+        # the regions' network asks the images for their number, size and device only
+        images = ImageList(
+            levels[0].new_empty(1).expand(count, 1, self.side, self.side), list(sizes or whole)
+        )
+        regions, region_losses = self.rpn(images, features, targets)
+        found, losses = self.roi_heads(features, regions, images.image_sizes, targets)
+        if self.training:
+            return {**losses, **region_losses}
+        return self.transform.postprocess(found, images.image_sizes, list(originals or whole))
+
+
+class _Backbone(nn.Module):
+    """What torchvision asks of a backbone when it builds a network; ours is outside of it."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.out_channels = width
+
+
+def _regions(names: list[str], cells: int) -> nn.Module:
+    return MultiScaleRoIAlign(names, cells, sampling_ratio=2)
