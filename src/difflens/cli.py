@@ -17,11 +17,13 @@ from rich.table import Column, Table
 from difflens.analysis.recommendation import describe
 from difflens.errors import DiffLensError, listing
 from difflens.tasks.demo import DemoConfig, demo
+from difflens.tasks.detection import DetectConfig, detect
 from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.prediction import PredictConfig, Prediction, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
 from difflens.tasks.scenes import ScenesConfig, scenes
+from difflens.tasks.segmentation import SegmentConfig, segment
 from difflens.tasks.sweep import SweepConfig, sweep
 
 
@@ -126,6 +128,35 @@ def _scenes(config: ScenesConfig) -> None:
     print(f"Data set: {config.out}")
 
 
+def _segment(config: SegmentConfig) -> None:
+    metrics = segment(config).metrics
+    print(
+        f"mIoU {100 * metrics['miou']:.2f} %, pixel accuracy {100 * metrics['pixel_accuracy']:.2f} %, "
+        f"{metrics['train_images']:,} training and {metrics['val_images']:,} validation images, "
+        f"{metrics['trainable_parameters']:,} trainable parameters"
+    )
+    _report_bad(metrics["bad_annotations"])
+    print(f"Report: {config.out / 'report.html'}\nModel: {config.out / 'model'}")
+
+
+def _detect(config: DetectConfig) -> None:
+    metrics = detect(config).metrics
+    figures = [
+        f"{kind} AP {100 * metrics[f'{kind}_ap']:.2f}, AP50 {100 * metrics[f'{kind}_ap50']:.2f}, "
+        f"AP75 {100 * metrics[f'{kind}_ap75']:.2f}"
+        for kind in ("box", "mask")
+        if f"{kind}_ap" in metrics
+    ]
+    print(
+        f"{'; '.join(figures)} (%), {metrics['train_images']:,} training and {metrics['val_images']:,} validation "
+        f"images, {metrics['trainable_parameters']:,} trainable parameters"
+    )
+    _report_bad(metrics["bad_annotations"])
+    print(
+        f"Report: {config.out / 'report.html'}\nModel: {config.out / 'model'}\nResults: {config.out / 'results.json'}"
+    )
+
+
 def _pretrain(config: PretrainConfig) -> None:
     print(f"Model: {pretrain(config)}")
 
@@ -173,6 +204,11 @@ def _report_skipped(skipped: list[str]) -> None:
         print(f"skipped {len(skipped)} unreadable images: {listing(skipped, 5)}", file=sys.stderr)
 
 
+def _report_bad(bad: list[str]) -> None:
+    if bad:
+        print(f"left out {len(bad)} bad annotations: {listing(bad, 5)}", file=sys.stderr)
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "demo": (DemoConfig, _demo),
     "extract": (ExtractConfig, _extract),
@@ -181,4 +217,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "predict": (PredictConfig, _predict),
     "pretrain": (PretrainConfig, _pretrain),
     "scenes": (ScenesConfig, _scenes),
+    "segment": (SegmentConfig, _segment),
+    "detect": (DetectConfig, _detect),
 }

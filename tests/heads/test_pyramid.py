@@ -46,7 +46,9 @@ def test_usual_places_and_strides(make: Any, blocks: tuple[int, ...], strides: t
     assert usual_strides(backbone) == strides
 
 
-def levels_of(extractor: Extractor, side: int, strides: tuple[int, ...] | None) -> tuple[FeaturePyramid, list[torch.Tensor]]:
+def levels_of(
+    extractor: Extractor, side: int, strides: tuple[int, ...] | None
+) -> tuple[FeaturePyramid, list[torch.Tensor]]:
     backbone = extractor.backbone
     images = torch.rand(2, backbone.in_channels, side, side) * 2 - 1
     pyramid = FeaturePyramid(extractor.shapes(side), side, strides)
