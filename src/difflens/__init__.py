@@ -6,17 +6,20 @@ from difflens.data.sources import load_data
 from difflens.errors import DiffLensError
 from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, FrozenExtractor
 from difflens.heads import Head, HeadConfig, make_head
-from difflens.model import Probe, TrainedModel
+from difflens.model import DetectionModel, Probe, SegmentationModel, TrainedModel
 from difflens.noise import NoiseSchedule, seeded_noise
 from difflens.store import FeatureStore
 from difflens.tasks.classification import TrainConfig, evaluate, fit
 from difflens.tasks.demo import DemoConfig, demo
+from difflens.tasks.dense_prediction import predict_dense
+from difflens.tasks.detection import DetectConfig, detect
 from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.generation import sample
 from difflens.tasks.prediction import PredictConfig, predict
 from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
 from difflens.tasks.scenes import ScenesConfig, scenes
+from difflens.tasks.segmentation import SegmentConfig, segment
 from difflens.tasks.sweep import SweepConfig, sweep
 from difflens.version import __version__
 
@@ -24,6 +27,8 @@ __all__ = [
     "Backbone",
     "Block",
     "DemoConfig",
+    "DetectConfig",
+    "DetectionModel",
     "DiffLensError",
     "DiffusionBackbone",
     "ExtractConfig",
@@ -40,11 +45,14 @@ __all__ = [
     "Probe",
     "ProbeConfig",
     "ScenesConfig",
+    "SegmentConfig",
+    "SegmentationModel",
     "SweepConfig",
     "TrainConfig",
     "TrainedModel",
     "__version__",
     "demo",
+    "detect",
     "evaluate",
     "extract",
     "fit",
@@ -52,10 +60,12 @@ __all__ = [
     "load_data",
     "make_head",
     "predict",
+    "predict_dense",
     "pretrain",
     "probe",
     "sample",
     "scenes",
     "seeded_noise",
+    "segment",
     "sweep",
 ]

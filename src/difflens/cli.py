@@ -16,7 +16,9 @@ from rich.table import Column, Table
 
 from difflens.analysis.recommendation import describe
 from difflens.errors import DiffLensError, listing
+from difflens.model import TrainedModel, model_task
 from difflens.tasks.demo import DemoConfig, demo
+from difflens.tasks.dense_prediction import predict_dense
 from difflens.tasks.detection import DetectConfig, detect
 from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.prediction import PredictConfig, Prediction, predict
@@ -162,6 +164,9 @@ def _pretrain(config: PretrainConfig) -> None:
 
 
 def _predict(config: PredictConfig) -> None:
+    if model_task(config.model) != TrainedModel.task:
+        _predict_dense(config)
+        return
     skipped: list[str] = []
     predictions = list(predict(config, skipped))
     if config.format == "json":
@@ -178,6 +183,24 @@ def _predict(config: PredictConfig) -> None:
             ])  # fmt: skip
     else:
         _print_table(predictions, config.top)
+    _report_skipped(skipped)
+
+
+def _predict_dense(config: PredictConfig) -> None:
+    skipped: list[str] = []
+    if config.format == "csv":
+        raise DiffLensError("csv is a format of classes; take json")
+    records = predict_dense(config, skipped)
+    if config.format == "json":
+        print(json.dumps(records, indent=2))
+    else:
+        table = Table(Column("image", overflow="fold"), "found")
+        for record in records:
+            named = [f"{name} {100 * share:.1f} %" for name, share in record.get("classes", {}).items()]
+            named += [f"{each['label']} {each['score']:.2f}" for each in record.get("objects", ())]
+            table.add_row(record["image"], listing(named, config.top) if named else "nothing")
+        Console().print(table)
+        print(f"Overlays and predictions.json: {config.out or 'predictions'}")
     _report_skipped(skipped)
 
 

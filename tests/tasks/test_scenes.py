@@ -6,28 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 from pycocotools.coco import COCO
 
 from difflens import DiffLensError, ScenesConfig, scenes
 from difflens.data.cutouts import fashion_cutouts, folder_cutouts
 from difflens.data.masks import load_masks
 from difflens.tasks.scenes import Background
-
-
-@pytest.fixture(scope="module")
-def stamps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Discs and bars on transparent ground, ten of each, every one of its own colour."""
-    root = tmp_path_factory.mktemp("stamps")
-    for kind, draw in (("disc", ImageDraw.ImageDraw.ellipse), ("bar", ImageDraw.ImageDraw.rectangle)):
-        (root / kind / "deeper").mkdir(parents=True)
-        for k in range(10):
-            image = Image.new("RGBA", (40, 30), (9, 9, 9, 0))
-            draw(ImageDraw.Draw(image), (5, 5 + k // 2, 35, 25), fill=(20 * k, 255 - 20 * k, 7 * k, 255))
-            image.save(root / kind / ("deeper" if k % 2 else "") / f"{k}.png")
-    Image.new("RGB", (8, 8), "red").save(root / "bar" / "opaque.png")
-    (root / "bar" / "broken.png").write_bytes(b"?")
-    return root
 
 
 def make(stamps: Path, out: Path, seed: int = 3, backgrounds: tuple[Background, ...] | None = None) -> Path:

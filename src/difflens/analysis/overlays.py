@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
 from matplotlib.patches import Patch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -20,6 +21,7 @@ _SMALLEST = 320
 """Pixels to which an overlay's longer side is enlarged at least, so that there is room for lines and names."""
 _GAP = 6  # pixels between the pictures of a grid
 _TILE = 2.4  # inches
+_LETTERS = 13  # pixels
 _NAMED = 24  # the most classes in a legend
 
 
@@ -65,7 +67,11 @@ def object_overlay(image: Tensor, objects: Objects, classes: Sequence[str]) -> I
     names = [classes[label - 1] for label in objects.labels.tolist()]
     if objects.scores is not None:
         names = [f"{name} {score:.2f}" for name, score in zip(names, objects.scores.tolist(), strict=True)]
-    return _to_pil(draw_bounding_boxes(canvas, factor * objects.boxes.cpu(), names, colours, width=2))
+    return _to_pil(
+        draw_bounding_boxes(
+            canvas, factor * objects.boxes.cpu(), names, colours, width=2, font=_font(), font_size=_LETTERS
+        )
+    )
 
 
 def examples(
@@ -93,6 +99,11 @@ def examples(
         patches = [Patch(color=colours[value], label=shortened(name)) for value, name in classes[:_NAMED]]
         figure.legend(handles=patches, loc="lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
     return figure
+
+
+def _font() -> str:
+    """The file of the font that comes with matplotlib."""
+    return str(findfont("DejaVu Sans"))
 
 
 def _enlarged(image: Tensor) -> tuple[Tensor, int]:

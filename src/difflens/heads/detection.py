@@ -11,7 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image, remove_small_boxes
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from difflens.heads.base import MapShape, Place
@@ -107,16 +107,23 @@ class DetectionHead(nn.Module):
         levels = self.pyramid(maps)
         features = self.fpn(OrderedDict((str(k), level) for k, level in enumerate(levels)))
         count = len(levels[0])
+        # regions' pooling reads its scale off the first sizes that it sees, so all of a square counts as image
         whole = [(self.side, self.side)] * count
-        # the regions' network asks the images for their number, size and device only
-        images = ImageList(
-            levels[0].new_empty(1).expand(count, 1, self.side, self.side), list(sizes or whole)
-        )
+        images = ImageList(levels[0].new_empty(1).expand(count, 1, self.side, self.side), whole)
         regions, region_losses = self.rpn(images, features, targets)
-        found, losses = self.roi_heads(features, regions, images.image_sizes, targets)
+        found, losses = self.roi_heads(features, regions, whole, targets)
         if self.training:
             return {**losses, **region_losses}
-        return self.transform.postprocess(found, images.image_sizes, list(originals or whole))
+        originals = originals or whole
+        placed = self.transform.postprocess(found, list(sizes or whole), list(originals))
+        return [_within(each, size) for each, size in zip(placed, originals, strict=True)]
+
+
+def _within(found: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+    """What is found in an image of `size`, and not in what it was filled up with."""
+    boxes = clip_boxes_to_image(found["boxes"], size)
+    kept = remove_small_boxes(boxes, 1.0)
+    return {**{key: value[kept] for key, value in found.items()}, "boxes": boxes[kept]}
 
 
 class _Backbone(nn.Module):
