@@ -8,6 +8,11 @@ UNETS: dict[str, dict[str, Any]] = {
     "tiny": {"side": 16, "channels": (16, 32), "layers": 1, "attention": (1,), "head": 16, "groups": 8},
     "fashion-32": {"side": 32, "channels": (32, 64, 128, 96), "layers": 2, "attention": (3,), "head": 16,
                    "groups": 8, "embedding": 64, "in_channels": 1},
+    # for scenes of `difflens scenes`: of grey Fashion-MNIST items, and in colour
+    "scenes-64": {"side": 64, "channels": (32, 64, 128, 128), "layers": 2, "attention": (3,), "head": 16,
+                  "groups": 8, "in_channels": 1},
+    "scenes-rgb-64": {"side": 64, "channels": (64, 64, 128, 128), "layers": 2, "attention": (3,), "head": 16,
+                      "groups": 8},
 }  # fmt: skip
 
 # Pre-training recipes: a U-Net of the table above and what differs from PretrainConfig's defaults.
@@ -18,6 +23,14 @@ PRETRAIN: dict[str, dict[str, Any]] = {
         "epochs": 200,
         "batch_size": 256,
         "learning_rate": 6e-4,
+        "flip": True,
+    },
+    "scenes-64": {"unet": "scenes-64", "epochs": 100, "batch_size": 128, "learning_rate": 4e-4, "flip": True},
+    "scenes-rgb-64": {
+        "unet": "scenes-rgb-64",
+        "epochs": 100,
+        "batch_size": 128,
+        "learning_rate": 4e-4,
         "flip": True,
     },
 }
