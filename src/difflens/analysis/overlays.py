@@ -67,11 +67,11 @@ def object_overlay(image: Tensor, objects: Objects, classes: Sequence[str]) -> I
     names = [classes[label - 1] for label in objects.labels.tolist()]
     if objects.scores is not None:
         names = [f"{name} {score:.2f}" for name, score in zip(names, objects.scores.tolist(), strict=True)]
-    return _to_pil(
-        draw_bounding_boxes(
-            canvas, factor * objects.boxes.cpu(), names, colours, width=2, font=_font(), font_size=_LETTERS
-        )
-    )
+    shown = draw_bounding_boxes(
+        canvas, factor * objects.boxes.cpu(), names, colours, width=2, font=_font(), font_size=_LETTERS,
+        label_colors=[_legible(colour) for colour in colours], label_background_colors=colours, fill_labels=True,
+    )  # fmt: skip
+    return _to_pil(shown)
 
 
 def examples(
@@ -99,6 +99,12 @@ def examples(
         patches = [Patch(color=colours[value], label=shortened(name)) for value, name in classes[:_NAMED]]
         figure.legend(handles=patches, loc="lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
     return figure
+
+
+def _legible(colour: tuple[int, int, int]) -> str:
+    """Of letters on a colour."""
+    red, green, blue = colour
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
 
 def _font() -> str:

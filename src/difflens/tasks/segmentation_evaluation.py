@@ -59,7 +59,7 @@ class SegmentationEvaluation:
 
     def metrics(self) -> dict[str, Any]:
         """ "miou" over the classes that are there or predicted, "pixel_accuracy", "mean_accuracy" over those that are
-        there, "iou" by class; all in [0, 1], of pixels with a class."""
+        there, "iou" by class; all in [0, 1], of pixels with a class, of which there are "pixels"."""
         counts = self.confusion.double()
         known = [value for value in self.iou.values() if value is not None]
         there = counts.sum(1) > 0
@@ -72,6 +72,7 @@ class SegmentationEvaluation:
             "pixel_accuracy": float(counts.diagonal().sum() / counts.sum()),
             "mean_accuracy": float((counts.diagonal()[there] / counts.sum(1)[there]).mean()),
             "iou": self.iou,
+            "pixels": int(counts.sum()),
         }
 
 
