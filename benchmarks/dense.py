@@ -13,10 +13,12 @@ The tables of RESULTS.md, on an NVIDIA GPU: as it is, and with `--source FOLDER_
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from difflens import load_backbone
@@ -48,6 +50,12 @@ def metric(folder: Path, key: str) -> float:
     return float(json.loads((folder / "metrics.json").read_text())[key])
 
 
+def spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f}" + (
+        f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
@@ -68,6 +76,9 @@ def main() -> None:
     )
     parser.add_argument("--fractions", type=float, nargs="+", default=[1.0, 0.1], help="of the labels")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time: a small network leaves a GPU idle"
+    )
     asked = parser.parse_args()
     out: Path = asked.out
     common = ("--side", asked.size)
@@ -109,30 +120,31 @@ def main() -> None:
         "",
     ]
 
-    def figures(row: int, fraction: float) -> list[str]:
+    def train(job: tuple[str, int, float, int]) -> None:
+        command, row, fraction, seed = job
         _, backbone, options = ROWS[row]
-        found: dict[str, list[float]] = {key: [] for _, key, _ in FIGURES}
-        for seed in range(asked.seeds):
-            for command in ("segment", "detect"):
-                folder = run(
-                    command, out / f"{command}-{row}-{fraction:g}-{seed}", "--backbone", backbones[backbone], "--data",
-                    scenes["scenes"], "--noise-steps", step, "--iterations", asked.iterations, "--seed", seed,
-                    *(("--label-fraction", fraction) if fraction < 1 else ()), *common,
-                    *(block if option == "BLOCK" else option for option in options),
-                )  # fmt: skip
-                for kind, key, _ in FIGURES:
-                    if kind == command:
-                        found[key].append(100 * metric(folder, key))
-        return [
-            f"{statistics.mean(values):.1f}"
-            + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
-            for values in found.values()
-        ]
+        run(
+            command, folder(*job), "--backbone", backbones[backbone], "--data", scenes["scenes"], "--noise-steps", step,
+            "--iterations", asked.iterations, "--seed", seed, *(("--label-fraction", fraction) if fraction < 1 else ()),
+            *common, *(block if option == "BLOCK" else option for option in options),
+        )  # fmt: skip
+
+    def folder(command: str, row: int, fraction: float, seed: int) -> Path:
+        return out / f"{command}-{row}-{fraction:g}-{seed}"
+
+    seeds = range(asked.seeds)
+    jobs = list(itertools.product(("segment", "detect"), range(len(ROWS)), asked.fractions, seeds))
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        list(pool.map(train, jobs))
 
     heads = [f"{title}, {100 * fraction:g} % labels" for fraction in asked.fractions for *_, title in FIGURES]
     lines += [f"| features | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for row, (name, *_) in enumerate(ROWS):
-        cells = [cell for fraction in asked.fractions for cell in figures(row, fraction)]
+        cells = [
+            spread([100 * metric(folder(command, row, fraction, seed), key) for seed in seeds])
+            for fraction in asked.fractions
+            for command, key, _ in FIGURES
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
     (out / "table.md").write_text(text)

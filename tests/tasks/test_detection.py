@@ -138,6 +138,15 @@ def test_boxes_alone_are_learnt_by_faster_rcnn(
     assert "mask_ap" not in result.metrics
 
 
+def test_scenes_without_objects(backbone_folder: Path, scene_folder: Path, tmp_path: Path) -> None:
+    record = json.loads((scene_folder / "annotations" / "instances_train.json").read_text())
+    (tmp_path / "empty.json").write_text(json.dumps({**record, "annotations": []}))
+    pair = (scene_folder / "images" / "train", tmp_path / "empty.json")
+    asked = config(backbone_folder, scene_folder, tmp_path / "run", data=None, train=pair, val=pair)
+    with pytest.raises(DiffLensError, match=r"train images of .* show no objects"):
+        detect(asked)
+
+
 def test_bad_annotations_are_counted(backbone_folder: Path, scene_folder: Path, tmp_path: Path) -> None:
     record = json.loads((scene_folder / "annotations" / "instances_train.json").read_text())
     first = [each for each in record["annotations"] if each["image_id"] == 1]

@@ -1,27 +1,35 @@
 """Segmentation from end to end on small scenes, and its parts against direct computations."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DModel
 from PIL import Image
 
 from difflens import (
+    DetectConfig,
     DiffLensError,
     PredictConfig,
     SegmentationModel,
     SegmentConfig,
     predict,
     predict_dense,
+    presets,
     segment,
 )
+from difflens.backbones.unet import UNetBackbone
 from difflens.data.dense import IGNORED
 from difflens.data.images import to_float
 from difflens.heads.segmentation import SegmentationHead, SegmentationHeadConfig
 from difflens.model import evaluating
+from difflens.noise import NoiseSchedule
+from difflens.tasks.dense import learning_rate_factor
 from difflens.tasks.segmentation_evaluation import (
     SegmentationEvaluation,
     Sliding,
@@ -260,3 +268,37 @@ def test_prediction_skips_or_stops_at_a_bad_image(trained: Path, scene_folder: P
     skipped: list[str] = []
     assert len(predict_dense(replace(asked, on_bad_image="skip"), skipped)) == 1
     assert len(skipped) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset"), [(SegmentConfig, name) for name in presets.SEGMENT] + [(DetectConfig, name) for name in presets.DETECT]
+)  # fmt: skip
+def test_every_preset_fits_the_papers_network(kind: Any, preset: str) -> None:
+    narrow = UNet2DModel(
+        sample_size=256, layers_per_block=2, norm_num_groups=4, block_out_channels=(4,) * 6,
+        down_block_types=("DownBlock2D",) * 6, up_block_types=("UpBlock2D",) * 6, attention_head_dim=4,
+    )  # fmt: skip
+    asked = kind(out=Path("x"), data=Path("y"), preset=preset).resolved()
+    plan = asked.plan(UNetBackbone(narrow, NoiseSchedule.from_config()))
+    assert set(plan.extractor.blocks) <= {24, 27, 30, 33}
+    assert plan.extractor.noise_steps == (90,)
+    assert plan.strides == (2, 4, 8, 16)
+    assert plan.side == 512
+    assert asked.iterations == (16_000 if kind is SegmentConfig else 90_000)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("poly", {0: 0.1, 9: 1.0, 50: 0.5**0.9, 99: 0.01**0.9}),
+        ("step", {10: 1.0, 66: 1.0, 67: 0.1, 88: 0.1, 89: 0.01}),
+        ("cosine", {50: 0.5, 10: 0.5 * (1 + math.cos(0.1 * math.pi))}),
+        ("constant", {4: 0.5, 99: 1.0}),
+    ],
+)
+def test_learning_rates(schedule: Any, expected: dict[int, float]) -> None:
+    asked = SegmentConfig(
+        out=Path("x"), data=Path("y"), iterations=100, lr_schedule=schedule, warmup_iterations=10
+    )
+    factor = learning_rate_factor(asked)
+    assert {at: factor(at) for at in expected} == pytest.approx(expected)

@@ -71,7 +71,10 @@ class ObjectSplit(FileSplit):
         return target
 
     def fingerprint(self) -> str:
-        return sha256(f"{super().fingerprint()}{self.record}".encode()).hexdigest()
+        digest = sha256(super().fingerprint().encode())
+        for entry in (*self.record["images"], *self.record["annotations"], *self.record["categories"]):
+            digest.update(repr(entry).encode())
+        return digest.hexdigest()
 
 
 def load_coco(root: Path, on_bad: OnBadAnnotation = "error") -> DenseData[ObjectSplit]:
@@ -323,7 +326,8 @@ def _wrong_mask(entry: Mapping[str, Any], image: Mapping[str, Any]) -> str:
     ):
         return "a mask is run lengths, or polygons of at least three points"
     try:
-        empty = not decode(shape, (size[0], size[1])).any()
+        tools = mask_tools()
+        empty = not tools.area(tools.segmToRle(shape, size[1], size[0]))
     except DiffLensError:
         raise
     except Exception as error:  # the library raises many kinds for damaged run lengths

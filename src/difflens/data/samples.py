@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -119,8 +119,9 @@ class Samples(Dataset[tuple[list[int], list[Tensor], list[Labels]]]):
 
     def all(self, rows: Tensor, batch_size: int) -> Iterator[tuple[list[int], list[Tensor], list[Labels]]]:
         """Each of `rows` once, in order: positions, images uint8 (C, H, W), labels."""
-        keys = [[(row, 0) for row in chunk.tolist()] for chunk in rows.split(batch_size)]
-        return self._load(keys, len(rows))
+        return self._load(
+            lambda: ([(row, 0) for row in chunk.tolist()] for chunk in rows.split(batch_size)), len(rows)
+        )
 
     def training(
         self, start: int, stop: int, batch_size: int, rank: int = 0, world: int = 1
@@ -131,30 +132,26 @@ class Samples(Dataset[tuple[list[int], list[Tensor], list[Labels]]]):
         """
         rows = torch.arange(len(self.split)) if self.rows is None else self.rows
         count = len(rows)
-        orders: dict[int, Tensor] = {}
 
-        def row(place: int) -> int:
-            epoch = place // count
-            if epoch not in orders:
-                orders.clear()
-                orders[epoch] = epoch_order(count, self.seed, epoch)
-            return int(rows[orders[epoch][place % count]])
+        def keys() -> Iterator[list[_Key]]:
+            epoch, order = -1, list[int]()
+            for batch in range(start, stop):
+                chosen = []
+                for place in range(batch * batch_size + rank, (batch + 1) * batch_size, world):
+                    if place // count != epoch:
+                        epoch = place // count
+                        order = rows[epoch_order(count, self.seed, epoch)].tolist()
+                    chosen.append((order[place % count], place + 1))
+                yield chosen
 
-        keys = [
-            [
-                (row(place), place + 1)
-                for place in range(batch * batch_size + rank, (batch + 1) * batch_size, world)
-            ]
-            for batch in range(start, stop)
-        ]
         return self._load(keys, min(count, (stop - start) * batch_size))
 
-    def _load(self, keys: list[list[tuple[int, int]]], count: int) -> Iterator[Any]:
+    def _load(self, keys: "Callable[[], Iterator[list[_Key]]]", count: int) -> Iterator[Any]:
         workers = self.workers
         if workers is None:
             workers = 0 if count < _FEW_IMAGES else min(8, (os.cpu_count() or 1) // 2)
         return iter(DataLoader(
-            self, batch_size=None, sampler=keys, num_workers=workers, collate_fn=_unchanged, generator=torch.Generator(),
+            self, batch_size=None, sampler=_Sampler(keys), num_workers=workers, collate_fn=_unchanged, generator=torch.Generator(),
         ))  # type: ignore[arg-type]  # fmt: skip
 
     def _sample(self, row: int, draw: int) -> tuple[Tensor, Labels]:
@@ -167,6 +164,20 @@ class Samples(Dataset[tuple[list[int], list[Tensor], list[Labels]]]):
             changed = self.augmentation.transform()(wrapped)
         found = {key: value.as_subclass(Tensor) for key, value in changed.items()}
         return found.pop("image"), _sanitised(found)
+
+
+_Key = tuple[int, int]
+"""A position in a split, and which draw of the augmentation."""
+
+
+class _Sampler(Sampler[list[_Key]]):
+    """Batches that are made when they are asked for: a long training has millions of images."""
+
+    def __init__(self, make: Callable[[], Iterator[list[_Key]]]):
+        self.make = make
+
+    def __iter__(self) -> Iterator[list[_Key]]:
+        return self.make()
 
 
 def _wrapped(labels: Labels, size: Any) -> dict[str, Any]:

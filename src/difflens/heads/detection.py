@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image, remove_small_boxes
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -82,7 +85,6 @@ class DetectionHead(nn.Module):
         else:
             network = FasterRCNN(_Backbone(width), **settings)
         self.rpn, self.roi_heads = network.rpn, network.roi_heads
-        self.transform = network.transform  # of which only the way back to the image is used
 
     def forward(
         self,
@@ -101,8 +103,7 @@ class DetectionHead(nn.Module):
             originals: (height, width) of the images themselves, in whose pixels the detections are.
 
         Returns:
-            A dictionary of losses, or for each image "boxes", "labels", "scores" in [0, 1] and "masks" (N, 1, H, W) in
-            [0, 1].
+            A dictionary of losses, or for each image "boxes", "labels", "scores" in [0, 1] and "masks" (N, H, W) bool.
         """
         levels = self.pyramid(maps)
         features = self.fpn(OrderedDict((str(k), level) for k, level in enumerate(levels)))
@@ -114,16 +115,26 @@ class DetectionHead(nn.Module):
         found, losses = self.roi_heads(features, regions, whole, targets)
         if self.training:
             return {**losses, **region_losses}
-        originals = originals or whole
-        placed = self.transform.postprocess(found, list(sizes or whole), list(originals))
-        return [_within(each, size) for each, size in zip(placed, originals, strict=True)]
+        return [
+            _placed(each, size, original)
+            for each, size, original in zip(found, sizes or whole, originals or whole, strict=True)
+        ]
 
 
-def _within(found: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-    """What is found in an image of `size`, and not in what it was filled up with."""
-    boxes = clip_boxes_to_image(found["boxes"], size)
-    kept = remove_small_boxes(boxes, 1.0)
-    return {**{key: value[kept] for key, value in found.items()}, "boxes": boxes[kept]}
+def _placed(found: dict[str, Tensor], size: tuple[int, int], original: tuple[int, int]) -> dict[str, Tensor]:
+    """From the part of `size` of a square to the pixels of the image, without what is only in the rest of it."""
+    boxes = resize_boxes(found["boxes"], list(size), list(original))
+    inside = clip_boxes_to_image(boxes, original)
+    kept = remove_small_boxes(inside, 1.0)
+    placed = {"boxes": inside[kept], "labels": found["labels"][kept], "scores": found["scores"][kept]}
+    if "masks" in found:
+        # one by one: a hundred masks of a large photo, in floating point, would take gigabytes
+        masks = [
+            paste_masks_in_image(found["masks"][k : k + 1], boxes[k : k + 1], original)[0, 0] >= 0.5
+            for k in kept.tolist()
+        ]
+        placed["masks"] = torch.stack(masks) if masks else boxes.new_zeros((0, *original), dtype=torch.bool)
+    return placed
 
 
 class _Backbone(nn.Module):

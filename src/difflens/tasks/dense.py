@@ -55,7 +55,7 @@ class DenseConfig(ABC):
     blocks: tuple[int, ...] | None = None
     """Blocks to read. (default: the last decoder block of each of four strides; the paper's 24, 27, 30, 33 on ADM-256)"""
     noise_steps: tuple[int, ...] | None = None
-    """Noise steps to read them at; several are fused. (default: the backbone's)"""
+    """Noise steps to read them at; several are fused. (default: the paper's 90 of 1000; 5 of the bundled backbone)"""
     feedback_blocks: tuple[int, ...] | None = None
     """Decoder blocks that DifFeed sends back."""
     from_block: int = 1
@@ -141,7 +141,7 @@ class DenseConfig(ABC):
     def plan(self, backbone: Backbone) -> "Plan":
         """What the settings mean on a backbone; DiffLensError if it has no such place, or cannot take such images."""
         blocks = backbone.check_blocks(self.blocks or usual_blocks(backbone))
-        steps = self.noise_steps or (backbone.defaults.noise_step,)
+        steps = self.noise_steps or (min(backbone.defaults.fusion_noise_steps),)
         extractor = ExtractorConfig(
             self.extractor, blocks, steps, self.seed, self.feedback_blocks, self.from_block, self.precision
         )
@@ -210,7 +210,7 @@ def fit_iterations(
     compute = loss(process.prepare(probe))
     groups = probe.parameter_groups(rate, given(config.weight_decay), config.layer_decay)
     optimizer = make_optimizer(given(config.optimizer), *groups, momentum=config.momentum)
-    rates = LambdaLR(optimizer, _factor(config))
+    rates = LambdaLR(optimizer, learning_rate_factor(config))
     start, seconds = 0, 0.0
     state = run.load_checkpoint()
     if state:
@@ -302,8 +302,8 @@ def _last(done: int, every: int) -> int:
     return (done - 1) // every * every
 
 
-def _factor(config: DenseConfig) -> Callable[[int], float]:
-    """Of the learning rate, by iteration."""
+def learning_rate_factor(config: DenseConfig) -> Callable[[int], float]:
+    """What the learning rate is multiplied by, by iteration: linear warm-up, then `lr_schedule`."""
     total = given(config.iterations)
     warmup = min(100, total // 10) if config.warmup_iterations is None else config.warmup_iterations
 

@@ -93,8 +93,13 @@ def detect(config: DetectConfig) -> DetectResult:
 
 def _load(config: DetectConfig) -> DenseData[ObjectSplit]:
     if config.data is not None:
-        return load_coco(config.data.expanduser(), config.on_bad_annotation)
-    return load_annotations(given(config.train), given(config.val), config.on_bad_annotation)
+        data = load_coco(config.data.expanduser(), config.on_bad_annotation)
+    else:
+        data = load_annotations(given(config.train), given(config.val), config.on_bad_annotation)
+    for split in (data.train, data.val):
+        if not any(split.objects):
+            raise DiffLensError(f"the {split.name} images of {data.name} show no objects")
+    return data
 
 
 def _train_and_evaluate(

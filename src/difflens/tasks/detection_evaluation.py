@@ -47,7 +47,7 @@ def detect_objects(
     found = probe(to_float(torch.stack(squares)), index, draw, sizes=sizes, originals=originals)
     objects = []
     for each in found:
-        masks = each["masks"][:, 0].cpu() >= 0.5 if "masks" in each else None
+        masks = each["masks"].cpu() if "masks" in each else None
         objects.append(Objects(each["boxes"].cpu(), each["labels"].cpu(), each["scores"].cpu(), masks))
     return objects
 
