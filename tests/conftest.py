@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from PIL import Image
+from PIL import Image, ImageDraw
+
+from difflens import ScenesConfig, scenes
 
 os.environ["DIFFLENS_QUIET"] = "1"
 
@@ -40,4 +42,29 @@ def make_image_tree(root: Path, per_class: int = 12, side: int = 16) -> Path:
                 pixels = torch.randint(0, 90, (side, side, 3), generator=generator)
                 pixels[..., channel] += 120
                 Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def stamps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Discs and bars on transparent ground, ten of each, every one of its own colour."""
+    root = tmp_path_factory.mktemp("stamps")
+    for kind, draw in (("disc", ImageDraw.ImageDraw.ellipse), ("bar", ImageDraw.ImageDraw.rectangle)):
+        (root / kind / "deeper").mkdir(parents=True)
+        for k in range(10):
+            image = Image.new("RGBA", (40, 30), (9, 9, 9, 0))
+            draw(ImageDraw.Draw(image), (5, 5 + k // 2, 35, 25), fill=(20 * k, 255 - 20 * k, 7 * k, 255))
+            image.save(root / kind / ("deeper" if k % 2 else "") / f"{k}.png")
+    Image.new("RGB", (8, 8), "red").save(root / "bar" / "opaque.png")
+    (root / "bar" / "broken.png").write_bytes(b"?")
+    return root
+
+
+@pytest.fixture(scope="session")
+def scene_folder(tmp_path_factory: pytest.TempPathFactory, stamps: Path) -> Path:
+    """12 training and 5 validation scenes of discs and bars, 32 pixels wide."""
+    root = tmp_path_factory.mktemp("scenes") / "scenes"
+    scenes(
+        ScenesConfig(source=str(stamps), out=root, train=12, val=5, size=32, objects=(1, 2), scale=(0.4, 0.7))
+    )
     return root

@@ -244,3 +244,61 @@ def test_python_dash_m() -> None:
     )
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+
+
+def test_scenes_segment_detect_and_predict(
+    stamps: Path,
+    backbone_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("scenes", "--source", stamps, "--train", 4, "--val", 2, "--size", 32, "--out", "scenes") == 0
+    captured = capsys.readouterr()
+    assert "train: 4 scenes" in captured.out
+    assert "left out 2" in captured.err
+    assert run("scenes", "--source", stamps, "--train", 4, "--val", 2, "--size", 32, "--out", "scenes") == 2
+    common = (
+        "--backbone",
+        backbone_folder,
+        "--data",
+        "scenes",
+        "--iterations",
+        1,
+        "--batch-size",
+        2,
+        "--width",
+        16,
+    )
+    assert run("segment", *common, "--out", "segmented") == 0
+    assert run("detect", *common, "--out", "detected") == 0
+    out = capsys.readouterr().out
+    for words in ("mIoU", "box AP", "mask AP", "results.json"):
+        assert words in out
+    image = "scenes/images/val/00000.png"
+    assert run("predict", "segmented/model", image) == 0
+    assert "%" in capsys.readouterr().out
+    assert sorted(path.name for path in Path("predictions").iterdir()) == [
+        "00000.mask.png", "00000.overlay.png", "predictions.json",
+    ]  # fmt: skip
+    assert run("predict", "detected", image, "--out", "found", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(Path("found/predictions.json").read_text())
+    assert run("predict", "detected", image, "--format", "csv") == 2
+    assert run("predict", "detected", image, "--out", "scenes") == 2
+    assert "not a folder of predictions" in capsys.readouterr().err
+
+
+def test_bad_annotations_stop_or_are_counted(
+    scene_folder: Path, backbone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    shutil.copytree(scene_folder, tmp_path / "scenes")
+    (tmp_path / "scenes" / "masks" / "train" / "00002.png").unlink()
+    command = ("segment", "--backbone", backbone_folder, "--data", tmp_path / "scenes", "--iterations", 1,
+               "--head", "linear", "--out", tmp_path / "run")  # fmt: skip
+    assert run(*command) == 2
+    assert "00002.png" in capsys.readouterr().err
+    assert run(*command, "--on-bad-annotation", "skip") == 0
+    assert "left out 1 bad annotations" in capsys.readouterr().err

@@ -50,3 +50,21 @@ def test_pretrain(image_tree: Path, tmp_path: Path) -> None:
         "--out", tmp_path / "run",
     )  # fmt: skip
     assert (tmp_path / "run" / "model" / "unet" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_dense_tasks_evaluate_every_image_once(
+    backbone_folder: Path, scene_folder: Path, tmp_path: Path, task: str
+) -> None:
+    """Five validation images do not divide by two."""
+    out = tmp_path / "run"
+    run_two(
+        task, "--backbone", backbone_folder, "--data", scene_folder, "--iterations", 2, "--batch-size", 4,
+        "--width", 16, "--side", 32, "--device", "cpu", "--out", out,
+    )  # fmt: skip
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["val_images"] == 5
+    if task == "segment":
+        assert metrics["pixels"] == 5 * 32 * 32
+    assert len((out / "log.jsonl").read_text().splitlines()) == 2
+    assert (out / "model" / "model.safetensors").is_file()

@@ -6,12 +6,14 @@ from difflens.data.sources import load_data
 from difflens.errors import DiffLensError
 from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, FrozenExtractor
 from difflens.heads import Head, HeadConfig, make_head
-from difflens.model import Probe, TrainedModel
+from difflens.model import DetectionModel, Probe, SegmentationModel, TrainedModel
 from difflens.noise import NoiseSchedule, seeded_noise
 from difflens.sampling import sample
 from difflens.store import FeatureStore
 from difflens.tasks.classification import TrainConfig, evaluate, fit
 from difflens.tasks.demo import DemoConfig, demo
+from difflens.tasks.dense_prediction import predict_dense
+from difflens.tasks.detection import DetectConfig, detect
 from difflens.tasks.explanation import ExplainConfig, explain
 from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.fidelity import FidelityConfig, FidelityResult, fidelity
@@ -21,6 +23,8 @@ from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
 from difflens.tasks.reporting import ReportConfig, report
 from difflens.tasks.rivals import RivalsConfig, rivals
+from difflens.tasks.scenes import ScenesConfig, scenes
+from difflens.tasks.segmentation import SegmentConfig, segment
 from difflens.tasks.similarity import CkaConfig, cka
 from difflens.tasks.sweep import SweepConfig, sweep
 from difflens.version import __version__
@@ -30,6 +34,8 @@ __all__ = [
     "Block",
     "CkaConfig",
     "DemoConfig",
+    "DetectConfig",
+    "DetectionModel",
     "DiffLensError",
     "DiffusionBackbone",
     "ExplainConfig",
@@ -51,12 +57,16 @@ __all__ = [
     "ProbeConfig",
     "ReportConfig",
     "RivalsConfig",
+    "ScenesConfig",
+    "SegmentConfig",
+    "SegmentationModel",
     "SweepConfig",
     "TrainConfig",
     "TrainedModel",
     "__version__",
     "cka",
     "demo",
+    "detect",
     "evaluate",
     "explain",
     "extract",
@@ -67,11 +77,14 @@ __all__ = [
     "load_data",
     "make_head",
     "predict",
+    "predict_dense",
     "pretrain",
     "probe",
     "report",
     "rivals",
     "sample",
+    "scenes",
     "seeded_noise",
+    "segment",
     "sweep",
 ]

@@ -17,7 +17,10 @@ from rich.table import Column, Table
 from difflens.analysis.recommendation import describe
 from difflens.analysis.rivals_report import PROTOCOLS
 from difflens.errors import DiffLensError, listing
+from difflens.model import TrainedModel, model_task
 from difflens.tasks.demo import DemoConfig, demo
+from difflens.tasks.dense_prediction import predict_dense
+from difflens.tasks.detection import DetectConfig, detect
 from difflens.tasks.explanation import ExplainConfig, explain
 from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.fidelity import FidelityConfig, caution, fidelity
@@ -27,6 +30,8 @@ from difflens.tasks.pretraining import PretrainConfig, pretrain
 from difflens.tasks.probing import ProbeConfig, probe
 from difflens.tasks.reporting import ReportConfig, report
 from difflens.tasks.rivals import RivalsConfig, rivals
+from difflens.tasks.scenes import ScenesConfig, scenes
+from difflens.tasks.segmentation import SegmentConfig, segment
 from difflens.tasks.similarity import CkaConfig, cka
 from difflens.tasks.sweep import SweepConfig, sweep
 
@@ -159,6 +164,47 @@ def _explain(config: ExplainConfig) -> None:
     print(f"Report: {config.out / 'report.html'}, pictures beside it")
 
 
+def _scenes(config: ScenesConfig) -> None:
+    counts = scenes(config)
+    for split in ("train", "val"):
+        print(
+            f"{split}: {counts[f'{split}_scenes']:,} scenes with {counts[f'{split}_instances']:,} objects of "
+            f"{len(counts['classes'])} classes, from {counts[f'{split}_cutouts']:,} cut-outs"
+        )
+    if counts["left_out"]:
+        print(f"left out {len(counts['left_out'])}: {listing(counts['left_out'], 5)}", file=sys.stderr)
+    print(f"Data set: {config.out}")
+
+
+def _segment(config: SegmentConfig) -> None:
+    metrics = segment(config).metrics
+    print(
+        f"mIoU {100 * metrics['miou']:.2f} %, pixel accuracy {100 * metrics['pixel_accuracy']:.2f} %, "
+        f"{metrics['train_images']:,} training and {metrics['val_images']:,} validation images, "
+        f"{metrics['trainable_parameters']:,} trainable parameters"
+    )
+    _report_bad(metrics["bad_annotations"])
+    print(f"Report: {config.out / 'report.html'}\nModel: {config.out / 'model'}")
+
+
+def _detect(config: DetectConfig) -> None:
+    metrics = detect(config).metrics
+    figures = [
+        f"{kind} AP {100 * metrics[f'{kind}_ap']:.2f}, AP50 {100 * metrics[f'{kind}_ap50']:.2f}, "
+        f"AP75 {100 * metrics[f'{kind}_ap75']:.2f}"
+        for kind in ("box", "mask")
+        if f"{kind}_ap" in metrics
+    ]
+    print(
+        f"{'; '.join(figures)} (%), {metrics['train_images']:,} training and {metrics['val_images']:,} validation "
+        f"images, {metrics['trainable_parameters']:,} trainable parameters"
+    )
+    _report_bad(metrics["bad_annotations"])
+    print(
+        f"Report: {config.out / 'report.html'}\nModel: {config.out / 'model'}\nResults: {config.out / 'results.json'}"
+    )
+
+
 def _pretrain(config: PretrainConfig) -> None:
     print(f"Model: {pretrain(config)}")
 
@@ -203,6 +249,9 @@ def _report(config: ReportConfig) -> None:
 
 
 def _predict(config: PredictConfig) -> None:
+    if model_task(config.model) != TrainedModel.task:
+        _predict_dense(config)
+        return
     skipped: list[str] = []
     predictions = list(predict(config, skipped))
     if config.format == "json":
@@ -219,6 +268,24 @@ def _predict(config: PredictConfig) -> None:
             ])  # fmt: skip
     else:
         _print_table(predictions, config.top)
+    _report_skipped(skipped)
+
+
+def _predict_dense(config: PredictConfig) -> None:
+    skipped: list[str] = []
+    if config.format == "csv":
+        raise DiffLensError("csv is a format of classes; take json")
+    records = predict_dense(config, skipped)
+    if config.format == "json":
+        print(json.dumps(records, indent=2))
+    else:
+        table = Table(Column("image", overflow="fold"), "found")
+        for record in records:
+            named = [f"{name} {100 * share:.1f} %" for name, share in record.get("classes", {}).items()]
+            named += [f"{each['label']} {each['score']:.2f}" for each in record.get("objects", ())]
+            table.add_row(record["image"], listing(named, config.top) if named else "nothing")
+        Console().print(table)
+        print(f"Overlays and predictions.json: {config.out or 'predictions'}")
     _report_skipped(skipped)
 
 
@@ -245,6 +312,11 @@ def _report_skipped(skipped: list[str]) -> None:
         print(f"skipped {len(skipped)} unreadable images: {listing(skipped, 5)}", file=sys.stderr)
 
 
+def _report_bad(bad: list[str]) -> None:
+    if bad:
+        print(f"left out {len(bad)} bad annotations: {listing(bad, 5)}", file=sys.stderr)
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "demo": (DemoConfig, _demo),
     "extract": (ExtractConfig, _extract),
@@ -258,4 +330,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "generate": (GenerateConfig, _generate),
     "fidelity": (FidelityConfig, _fidelity),
     "report": (ReportConfig, _report),
+    "scenes": (ScenesConfig, _scenes),
+    "segment": (SegmentConfig, _segment),
+    "detect": (DetectConfig, _detect),
 }

@@ -1,11 +1,12 @@
-"""A probe: an extractor and a head; trained, saved, loaded again, and asked about images."""
+"""An extractor and a head, as one model: trained, saved, loaded again, and asked about images."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +18,8 @@ from difflens.backbones.load import load_backbone, resolved
 from difflens.errors import DiffLensError
 from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, FrozenExtractor
 from difflens.heads import Head, HeadConfig, make_head
+from difflens.heads.detection import DetectionHead, DetectionHeadConfig
+from difflens.heads.segmentation import SegmentationHead, SegmentationHeadConfig
 from difflens.noise import ScheduleName
 from difflens.training import ParameterGroup, Precision
 from difflens.version import __version__
@@ -67,16 +70,15 @@ class ExtractorConfig:
         return FrozenExtractor(*common, draws=self.draws)
 
 
-class Probe(nn.Module):
-    """Images to logits: a head on an extractor's maps."""
+class FeatureModel(nn.Module):
+    """A head on an extractor's maps."""
 
-    def __init__(self, extractor: Extractor, head: Head):
+    extractor: Extractor
+    head: nn.Module
+
+    def __init__(self, extractor: Extractor, head: nn.Module):
         super().__init__()
         self.extractor, self.head = extractor, head
-
-    def forward(self, images: Tensor, index: Tensor, draw: int = 0) -> Tensor:
-        """Logits (B, num_classes) of images (B, C, S, S) in [-1, 1]; `index`, `draw` as for extractors."""
-        return self.head(self.extractor(images, index, draw))
 
     @property
     def trainable_parameters(self) -> int:
@@ -112,6 +114,27 @@ class Probe(nn.Module):
         self.load_state_dict(state, strict=False)
 
 
+class Probe(FeatureModel):
+    """Images to logits."""
+
+    head: Head
+
+    def __init__(self, extractor: Extractor, head: Head):
+        super().__init__(extractor, head)
+
+    def forward(self, images: Tensor, index: Tensor, draw: int = 0) -> Tensor:
+        """Logits (B, num_classes) of images (B, C, S, S) in [-1, 1]; `index`, `draw` as for extractors."""
+        return self.head(self.extractor(images, index, draw))
+
+
+class DenseProbe(FeatureModel):
+    """Images to a class for every pixel, or to objects."""
+
+    def forward(self, images: Tensor, index: Tensor, draw: int, **more: Any) -> Any:
+        """What the head makes of the maps of images (B, C, S, S) in [-1, 1]; it takes `more`."""
+        return self.head(self.extractor(images, index, draw), **more)
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; training mode comes back afterwards."""
@@ -126,8 +149,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @dataclass
-class TrainedModel:
-    """A probe with all that is needed to use it: what `model/` in a run directory holds.
+class SavedModel(ABC):
+    """A trained model with all that is needed to use it: what `model/` in a run directory holds.
 
     Attributes:
         probe: on the CPU after loading.
@@ -137,13 +160,23 @@ class TrainedModel:
         info: anything worth knowing about its training, for the model card.
     """
 
-    probe: Probe
+    task: ClassVar[str]
+    title: ClassVar[str]
+    tag: ClassVar[str]
+    head_kind: ClassVar[type]
+
+    probe: Any
     classes: tuple[str, ...]
     backbone: BackboneConfig
     extractor: ExtractorConfig
-    head: HeadConfig
+    head: Any
     fingerprint: str
     info: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    @abstractmethod
+    def make(cls, extractor: Extractor, head: Any, num_classes: int) -> Any:
+        """An untrained probe from a head's configuration."""
 
     def save(self, folder: Path) -> None:
         """Write model.safetensors, config.json and README.md into an existing folder."""
@@ -153,7 +186,7 @@ class TrainedModel:
         backbone = asdict(self.backbone) | {"spec": resolved(self.backbone.spec)}
         config = {
             "difflens": __version__,
-            "task": "classification",
+            "task": self.task,
             "classes": self.classes,
             "backbone": {**backbone, "fingerprint": self.fingerprint},
             "extractor": asdict(self.extractor),
@@ -164,9 +197,7 @@ class TrainedModel:
         (folder / "README.md").write_text(self._card(config))
 
     @classmethod
-    def load(
-        cls, folder: Path, backbone: str | None = None, device: torch.device | str = "cpu"
-    ) -> "TrainedModel":
+    def load(cls, folder: Path, backbone: str | None = None, device: torch.device | str = "cpu") -> Self:
         """Read what `save` wrote.
 
         Args:
@@ -177,18 +208,18 @@ class TrainedModel:
         Raises:
             DiffLensError: no model is there, it is damaged, or its backbone is gone or has changed.
         """
-        folder = folder / "model" if (folder / "model").is_dir() else folder
+        folder = model_folder(folder)
         config_path, weights = folder / "config.json", folder / "model.safetensors"
-        for path in (config_path, weights):
-            if not path.is_file():
-                raise DiffLensError(f"{folder} is not a difflens model: there is no {path.name} in it")
+        task = model_task(folder)
+        if task != cls.task:
+            raise DiffLensError(f"{folder} is a model of {task}, not of {cls.task}")
         try:
             config = json.loads(config_path.read_text())
             stored = dict(config["backbone"])
             fingerprint = stored.pop("fingerprint")
             found = BackboneConfig(**stored)
             extractor = ExtractorConfig(**_tuples(config["extractor"]))
-            head, classes = HeadConfig(**config["head"]), tuple(config["classes"])
+            head, classes = cls.head_kind(**_tuples(config["head"])), tuple(config["classes"])
         except (ValueError, KeyError, TypeError) as error:
             raise DiffLensError(
                 f"{config_path} is not a difflens model's configuration: {error!r}"
@@ -211,7 +242,7 @@ class TrainedModel:
             built.compiled = (
                 False  # the images that a loaded model is shown are read sooner than a graph is made
             )
-            probe = Probe(built, make_head(head, built.shapes(), len(classes))).to(device)
+            probe = cls.make(built, head, len(classes)).to(device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DiffLensError(f"{config_path} does not describe a model: {error}") from error
         try:
@@ -219,16 +250,6 @@ class TrainedModel:
         except SafetensorError as error:
             raise DiffLensError(f"{weights} is damaged: {error}") from error
         return cls(probe.eval(), classes, found, extractor, head, fingerprint, config.get("info", {}))
-
-    @torch.no_grad()
-    def probabilities(self, images: Tensor, draws: int = 1) -> Tensor:
-        """Class probabilities (B, num_classes), averaged over `draws` noises, of images (B, C, S, S) in [-1, 1].
-
-        Every image gets the noise of index 0, so an answer does not depend on what else is asked.
-        """
-        index = torch.zeros(len(images), dtype=torch.long, device=images.device)
-        with evaluating(self.probe):
-            return torch.stack([self.probe(images, index, draw).softmax(1) for draw in range(draws)]).mean(0)
 
     def _card(self, config: dict[str, Any]) -> str:
         rows = {
@@ -243,9 +264,9 @@ class TrainedModel:
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
         return f"""---
 library_name: difflens
-tags: [image-classification]
+tags: [{self.tag}]
 ---
-# Classifier on diffusion features
+# {self.title} on diffusion features
 
 | | |
 |---|---|
@@ -253,6 +274,90 @@ tags: [image-classification]
 
     difflens predict {{this folder}} IMAGE_OR_FOLDER
 """
+
+
+@dataclass
+class TrainedModel(SavedModel):
+    """A classifier."""
+
+    task, title, tag, head_kind = "classification", "Classifier", "image-classification", HeadConfig
+
+    probe: Probe
+    head: HeadConfig
+
+    @classmethod
+    def make(cls, extractor: Extractor, head: HeadConfig, num_classes: int) -> Probe:
+        return Probe(extractor, make_head(head, extractor.shapes(), num_classes))
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor, draws: int = 1) -> Tensor:
+        """Class probabilities (B, num_classes), averaged over `draws` noises, of images (B, C, S, S) in [-1, 1].
+
+        Every image gets the noise of index 0, so an answer does not depend on what else is asked.
+        """
+        index = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        with evaluating(self.probe):
+            return torch.stack([self.probe(images, index, draw).softmax(1) for draw in range(draws)]).mean(0)
+
+
+@dataclass
+class SegmentationModel(SavedModel):
+    """A class for every pixel."""
+
+    task, title, tag = "segmentation", "Semantic segmentation", "image-segmentation"
+    head_kind = SegmentationHeadConfig
+
+    probe: DenseProbe
+    head: SegmentationHeadConfig
+
+    @classmethod
+    def make(cls, extractor: Extractor, head: SegmentationHeadConfig, num_classes: int) -> DenseProbe:
+        return DenseProbe(extractor, SegmentationHead(head, extractor.shapes(head.side), num_classes))
+
+
+@dataclass
+class DetectionModel(SavedModel):
+    """Objects with boxes and, of Mask R-CNN, masks."""
+
+    task, title, tag, head_kind = "detection", "Detection", "object-detection", DetectionHeadConfig
+
+    probe: DenseProbe
+    head: DetectionHeadConfig
+
+    @classmethod
+    def make(cls, extractor: Extractor, head: DetectionHeadConfig, num_classes: int) -> DenseProbe:
+        return DenseProbe(extractor, DetectionHead(head, extractor.shapes(head.side), num_classes))
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder itself, or the `model/` of a run directory.
+
+    Raises:
+        DiffLensError: no model is there.
+    """
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise DiffLensError(f"{folder} is not a difflens model: there is no {name} in it")
+    return folder
+
+
+def model_task(folder: Path) -> str:
+    """What a saved model does: "classification", "segmentation" or "detection".
+
+    Raises:
+        DiffLensError: no model is there, or one that does something else.
+    """
+    path = model_folder(folder) / "config.json"
+    known = [kind.task for kind in (TrainedModel, SegmentationModel, DetectionModel)]
+    try:
+        config = json.loads(path.read_text())
+        task = config.get("task", TrainedModel.task)
+    except (ValueError, AttributeError) as error:
+        raise DiffLensError(f"{path} is not a difflens model's configuration: {error!r}") from error
+    if task not in known:
+        raise DiffLensError(f"{path} is a model of {task!r}; this version knows {', '.join(known)}")
+    return str(task)
 
 
 def _tuples(config: dict[str, Any]) -> dict[str, Any]:

@@ -64,8 +64,8 @@ class ParameterGroup:
     weight_decay: float
 
 
-def make_optimizer(name: OptimizerName, *groups: ParameterGroup) -> Optimizer:
-    """AdamW, or SGD without momentum (as the released code trains every head)."""
+def make_optimizer(name: OptimizerName, *groups: ParameterGroup, momentum: float = 0.0) -> Optimizer:
+    """AdamW, or SGD, by default without momentum (as the released code trains every head)."""
     settings: list[dict[str, Any]] = [
         {
             "params": [parameter for parameter in group.parameters if parameter.requires_grad],
@@ -76,7 +76,7 @@ def make_optimizer(name: OptimizerName, *groups: ParameterGroup) -> Optimizer:
     ]
     settings = [group for group in settings if group["params"]]
     if name == "sgd":
-        return torch.optim.SGD(settings, lr=groups[0].learning_rate)
+        return torch.optim.SGD(settings, lr=groups[0].learning_rate, momentum=momentum)
     fused = settings[0]["params"][0].device.type == "cuda"
     return torch.optim.AdamW(settings, fused=fused)
 

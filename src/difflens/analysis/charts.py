@@ -336,7 +336,9 @@ def share_bars(shares: Mapping[str, float], label: str) -> Figure:
 
 
 def per_class_bars(
-    per_class: Mapping[str, float | None], intervals: Mapping[str, tuple[float, float]] | None
+    per_class: Mapping[str, float | None],
+    intervals: Mapping[str, tuple[float, float]] | None,
+    label: str = "accuracy, %",
 ) -> Figure:
     """Accuracy by class, worst on top, as `accuracy_bars`; a dotted line marks the mean over all classes.
 
@@ -345,6 +347,7 @@ def per_class_bars(
     Args:
         per_class: shares in [0, 1]; classes with None are left out, and there is one without.
         intervals: (low, high) shares around them, by class; None shows dots only.
+        label: of the axis, where the shares are something else.
     """
     known = {name: value for name, value in per_class.items() if value is not None}
     worst, best = worst_and_best(per_class)
@@ -356,7 +359,7 @@ def per_class_bars(
     # a row is left free for the classes that are not shown
     places = [place + (place >= len(worst) and hidden > 0) for place in range(len(rows))]
     figure = _dots(
-        rows, places, 0.36 if len(rows) <= 20 else 0.22, "accuracy, %", mark=sum(known.values()) / len(known)
+        rows, places, 0.36 if len(rows) <= 20 else 0.22, label, mark=sum(known.values()) / len(known)
     )
     if hidden:
         (axes,) = figure.axes
@@ -380,8 +383,8 @@ def worst_and_best(per_class: Mapping[str, float | None]) -> tuple[list[str], li
     return names[: _CLASSES // 2], names[-_CLASSES // 2 :]
 
 
-def loss_curve(logs: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
-    """Training loss by epoch, a thin line a run.
+def loss_curve(logs: Sequence[Sequence[Mapping[str, Any]]], by: str = "epoch") -> Figure:
+    """Training loss by epoch, or by what else `by` names, a thin line a run.
 
     Args:
         logs: of each run its records, of which those with "epoch" and "loss" are drawn.
@@ -389,15 +392,13 @@ def loss_curve(logs: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
     figure = Figure(figsize=(_TEXT_WIDTH, 2.9), layout="constrained")
     axes = figure.subplots()
     for log in logs:
-        points = [
-            (record["epoch"], record["loss"]) for record in log if "epoch" in record and "loss" in record
-        ]
+        points = [(record[by], record["loss"]) for record in log if by in record and "loss" in record]
         marker = "o" if len(points) == 1 else ""  # one point makes no line
         axes.plot(
             *zip(*points, strict=True), color=ACCENT, marker=marker, alpha=0.7 if len(logs) > 1 else 1,
             linewidth=1.1 if len(logs) > 1 else 1.8,
         )  # fmt: skip
-    axes.set_xlabel("epoch", color=INK)
+    axes.set_xlabel(by, color=INK)
     axes.set_ylabel("training loss", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="y", color=LINE, linewidth=0.8)

@@ -3,6 +3,8 @@
 Images stay uint8 until the network needs them: a quarter of the memory, and exact wherever they are prepared.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -22,6 +24,7 @@ EXTENSIONS = (
 )  # fmt: skip
 # Pillow would also open formats that run other programs (EPS runs Ghostscript), so the list is closed
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_ORIENTATION = 0x0112  # the EXIF tag; from 5 on it turns an image by a quarter
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 MARGIN = 4
@@ -65,11 +68,32 @@ def read_image(path: Path) -> Tensor:
 
 def decode_image(source: Path | BinaryIO, where: str) -> Tensor:
     """`read_image` for a path or an open binary file, which errors call `where`."""
+    with _opened(source, where) as image:
+        return from_pil(image)
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image file as Pillow decodes it, in its own mode: for masks and transparency; errors as of `read_image`."""
+    with _opened(path, str(path)) as image:
+        image.load()
+        return image.copy()
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) that `read_image` would give, from the file's header alone; errors as there."""
+    with _opened(path, str(path)) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        return image.size if turned else (image.height, image.width)
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO, where: str) -> Iterator[Image.Image]:
+    """Anything that goes wrong while the image is open is a BadImage."""
     try:
         if isinstance(source, Path) and source.stat().st_size == 0:
             raise BadImage(where, "the file is empty")
         with Image.open(source, formats=_FORMATS) as image:
-            return from_pil(image)
+            yield image
     except BadImage:
         raise
     except FileNotFoundError:
@@ -115,7 +139,7 @@ def fit(images: Tensor, channels: int, side: int) -> Tensor:
     Raises:
         DiffLensError: images of C channels cannot become images of `channels` channels.
     """
-    images = _with_channels(images, channels)
+    images = with_channels(images, channels)
     height, width = images.shape[-2:]
     if _is_padded(images, side):
         top, left = (side - height) // 2, (side - width) // 2
@@ -145,7 +169,7 @@ def augment(images: Tensor, kind: Augmentation, channels: int, side: int, draws:
         return _random_window(fit(images, channels, side), side, draws)
     if _is_padded(images, side):
         return _random_window(F.pad(fit(images, channels, side), (MARGIN,) * 4), side, draws)
-    images = _with_channels(images, channels)
+    images = with_channels(images, channels)
     shorter = side + _pick(draws[:, 0], side // 4 + 1)
     result = images.new_empty(len(images), channels, side, side)
     for size in sorted(set(shorter.tolist())):
@@ -174,7 +198,8 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _with_channels(images: Tensor, channels: int) -> Tensor:
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """uint8 (..., C, H, W) with `channels` channels, 1 or 3: RGB becomes grey by ITU-R 601 luma, grey is repeated."""
     have = images.shape[-3]
     if have == channels:
         return images

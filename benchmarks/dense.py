@@ -1,0 +1,155 @@
+"""Dense tasks on scenes of cut-outs: frozen, fed-back and fine-tuned diffusion features against the same network untrained.
+
+Usage: python benchmarks/dense.py OUTPUT_FOLDER [options]; `--help` names them. What is finished is not run again.
+
+1. Scenes to pre-train and train on, and scenes of other objects to evaluate on.
+2. A U-Net is pre-trained on the training scenes, without their labels.
+3. The noise step, and the block of the single-block row, are chosen by the linear head on further scenes of training
+   objects. Nothing is chosen on the scenes that judge.
+4. UPerNet and Mask R-CNN on each extractor, with all and with few labels, each for the same number of iterations.
+5. The table, in Markdown, also in OUTPUT_FOLDER/table.md.
+
+The tables of RESULTS.md, on an NVIDIA GPU: as it is, and with `--source FOLDER_OF_STAMPS --preset scenes-rgb-64`.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from difflens import load_backbone
+from difflens.heads.pyramid import usual_blocks
+
+ROWS = (
+    ("frozen, single block", "trained", ("--blocks", "BLOCK")),
+    ("frozen, multi-block", "trained", ()),
+    ("DifFeed", "trained", ("--extractor", "feedback")),
+    ("fine-tuned", "trained", ("--extractor", "finetuned", "--layer-decay", "0.85")),
+    ("frozen untrained, multi-block", "untrained", ()),
+    ("from scratch with the labels", "untrained", ("--extractor", "finetuned")),
+)
+FIGURES = (("segment", "miou", "mIoU"), ("detect", "box_ap", "box AP"), ("detect", "mask_ap", "mask AP"))
+
+
+def run(command: str, out: Path, *options: object, finished: str = "metrics.json") -> Path:
+    """Run a command unless its folder says that it has finished; an unfinished one is resumed where it can be."""
+    if not (out / finished).exists():
+        words = [command, *map(str, options), "--out", str(out)]
+        if out.exists():
+            words.append("--resume")
+        print("difflens", *words, flush=True)
+        subprocess.run([sys.executable, "-m", "difflens", *words], check=True)
+    return out
+
+
+def metric(folder: Path, key: str) -> float:
+    return float(json.loads((folder / "metrics.json").read_text())[key])
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f}" + (
+        f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--source", default="fashion", help="fashion, or a folder of cut-outs")
+    parser.add_argument("--preset", default="scenes-64", help="of difflens pretrain")
+    parser.add_argument("--epochs", type=int, help="of pre-training; default: the preset's")
+    parser.add_argument("--scenes", type=int, default=20_000, help="to train on")
+    parser.add_argument("--val", type=int, default=1_000, help="scenes to evaluate on")
+    parser.add_argument(
+        "--size", type=int, default=64, help="of the scenes, in pixels; also the side that is read"
+    )
+    parser.add_argument("--iterations", type=int, default=6_000, help="of every head")
+    parser.add_argument(
+        "--choosing", type=int, default=500, help="iterations of each run that chooses a place"
+    )
+    parser.add_argument(
+        "--noise-steps", type=int, nargs="+", default=[5, 20, 50, 90, 150], help="to choose from"
+    )
+    parser.add_argument("--fractions", type=float, nargs="+", default=[1.0, 0.1], help="of the labels")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time: a small network leaves a GPU idle"
+    )
+    asked = parser.parse_args()
+    out: Path = asked.out
+    common = ("--side", asked.size)
+
+    scenes = {
+        name: run("scenes", out / name, "--source", asked.source, "--train", train, "--val", val, "--size", asked.size,
+                  "--seed", seed, finished="scenes.json")
+        for name, train, val, seed in (("scenes", asked.scenes, asked.val, 0), ("choosing", asked.val, 1, 1))
+    }  # fmt: skip
+    epochs = () if asked.epochs is None else ("--epochs", asked.epochs)
+    pretrained = run(
+        "pretrain", out / "pretrained", "--preset", asked.preset, "--data", scenes["scenes"] / "images" / "train", *epochs,
+        finished="model/model_index.json",
+    )  # fmt: skip
+    backbones = {"trained": str(pretrained / "model"), "untrained": f"random:{pretrained / 'model'}"}
+
+    def linear(name: str, *options: object) -> float:
+        folders = [
+            (scenes[each] / "images" / "train", scenes[each] / "masks" / "train")
+            for each in ("scenes", "choosing")
+        ]
+        folder = run(
+            "segment", out / f"choose-{name}", "--backbone", backbones["trained"], "--head", "linear", "--train",
+            *folders[0], "--val", *folders[1], "--classes", scenes["scenes"] / "classes.txt", "--iterations",
+            asked.choosing, *common, *options,
+        )  # fmt: skip
+        return metric(folder, "miou")
+
+    by_step = {t: linear(f"t{t}", "--noise-steps", t) for t in asked.noise_steps}
+    step = max(by_step, key=lambda t: by_step[t])
+    blocks = usual_blocks(load_backbone(backbones["trained"]))
+    by_block = {b: linear(f"b{b}", "--noise-steps", step, "--blocks", b) for b in blocks}
+    block = max(by_block, key=lambda b: by_block[b])
+    lines = [
+        f"Chosen on training objects by the linear head's mIoU: t = {step} of "
+        + ", ".join(f"{t}: {100 * value:.1f}" for t, value in by_step.items())
+        + f"; block {block} of "
+        + ", ".join(f"{b}: {100 * value:.1f}" for b, value in by_block.items()),
+        "",
+    ]
+
+    def train(job: tuple[str, int, float, int]) -> None:
+        command, row, fraction, seed = job
+        _, backbone, options = ROWS[row]
+        run(
+            command, folder(*job), "--backbone", backbones[backbone], "--data", scenes["scenes"], "--noise-steps", step,
+            "--iterations", asked.iterations, "--seed", seed, *(("--label-fraction", fraction) if fraction < 1 else ()),
+            *common, *(block if option == "BLOCK" else option for option in options),
+        )  # fmt: skip
+
+    def folder(command: str, row: int, fraction: float, seed: int) -> Path:
+        return out / f"{command}-{row}-{fraction:g}-{seed}"
+
+    seeds = range(asked.seeds)
+    jobs = list(itertools.product(("segment", "detect"), range(len(ROWS)), asked.fractions, seeds))
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        list(pool.map(train, jobs))
+
+    heads = [f"{title}, {100 * fraction:g} % labels" for fraction in asked.fractions for *_, title in FIGURES]
+    lines += [f"| features | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for row, (name, *_) in enumerate(ROWS):
+        cells = [
+            spread([100 * metric(folder(command, row, fraction, seed), key) for seed in seeds])
+            for fraction in asked.fractions
+            for command, key, _ in FIGURES
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    text = "\n".join(lines) + "\n"
+    (out / "table.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

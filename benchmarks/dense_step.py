@@ -1,0 +1,146 @@
+"""One training step of UPerNet and of Mask R-CNN on the whole ADM-256 network, with random weights: time and memory.
+
+Usage: python benchmarks/dense_step.py [--device cuda] [--batch 4] [--side 256] [--steps 10] [--json FILE]
+
+The paper's setting: blocks 24, 27, 30 and 33 at t = 90, heads 512 (UPerNet) and 256 (Mask R-CNN) channels wide, SGD with
+momentum. A step is forward, backward and update; the median of --steps after three that are not counted. Frozen features
+in bfloat16 on a GPU, DifFeed likewise, fine-tuning in float32. `--narrow` runs the same with an eighth of the channels.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+
+from difflens.backbones.unet import UNetBackbone
+from difflens.heads.detection import DetectionHeadConfig
+from difflens.heads.pyramid import usual_strides
+from difflens.heads.segmentation import SegmentationHeadConfig
+from difflens.model import DenseProbe, DetectionModel, ExtractorConfig, SegmentationModel
+from difflens.noise import NoiseSchedule
+
+BLOCKS, NOISE_STEP = (24, 27, 30, 33), 90
+
+
+def adm(narrow: bool) -> UNetBackbone:
+    """ADM-256's architecture, 552.8 M parameters."""
+    scale = 8 if narrow else 1
+    attention = {3, 4, 5}
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=256, in_channels=3, out_channels=6, layers_per_block=2, attention_head_dim=64 // scale,
+        block_out_channels=tuple(channels // scale for channels in (256, 256, 512, 512, 1024, 1024)),
+        down_block_types=tuple("AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(6)),
+        up_block_types=tuple("AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(range(6))),
+        downsample_type="resnet", upsample_type="resnet", resnet_time_scale_shift="scale_shift",
+    )  # fmt: skip
+    return UNetBackbone(unet, NoiseSchedule.from_config(), "random ADM-256")
+
+
+def make(task: str, extractor: str, device: torch.device, side: int, narrow: bool) -> DenseProbe:
+    backbone = adm(narrow).to(device)
+    half = device.type == "cuda" and extractor != "finetuned"
+    config = ExtractorConfig(
+        extractor,
+        BLOCKS,
+        (NOISE_STEP,),
+        precision="bfloat16" if half else "float32",  # type: ignore[arg-type]
+    )
+    strides = usual_strides(backbone, BLOCKS)
+    built = config.build(backbone)
+    if task == "UPerNet":
+        return SegmentationModel.make(built, SegmentationHeadConfig("upernet", side, strides, 512), 150).to(
+            device
+        )
+    return DetectionModel.make(built, DetectionHeadConfig("mask-rcnn", side, strides, 256), 80).to(device)
+
+
+def inputs(task: str, batch: int, side: int, device: torch.device) -> dict[str, Any]:
+    if task == "UPerNet":
+        return {"size": (side, side)}
+    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.4, 0.3, 0.9, 0.9]], device=device) * side
+    masks = torch.zeros(2, side, side, dtype=torch.uint8, device=device)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.long().tolist(), strict=True):
+        mask[top:bottom, left:right] = 1
+    return {
+        "targets": [{"boxes": boxes, "labels": torch.tensor([1, 2], device=device), "masks": masks}] * batch
+    }
+
+
+def measure(task: str, extractor: str, asked: argparse.Namespace) -> dict[str, Any]:
+    device = torch.device(asked.device)
+    cuda = device.type == "cuda"
+    probe = make(task, extractor, device, asked.side, asked.narrow).train()
+    parameters = [parameter for parameter in probe.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
+    generator = torch.Generator().manual_seed(0)
+    images = (torch.rand(asked.batch, 3, asked.side, asked.side, generator=generator) * 2 - 1).to(device)
+    index = torch.arange(asked.batch, device=device)
+    more = inputs(task, asked.batch, asked.side, device)
+    truth = torch.randint(0, 150, (asked.batch, asked.side, asked.side), generator=generator).to(device)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for step in range(asked.steps + 3):
+        begun = time.monotonic()
+        found = probe(images, index, step + 1, **more)
+        loss = torch.nn.functional.cross_entropy(found, truth) if task == "UPerNet" else sum(found.values())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(time.monotonic() - begun)
+    seconds = statistics.median(times[3:])
+    return {
+        "task": task,
+        "extractor": extractor,
+        "batch": asked.batch,
+        "side": asked.side,
+        "seconds": round(seconds, 4),
+        "images_per_second": round(asked.batch / seconds, 2),
+        "peak_gigabytes": round(torch.cuda.max_memory_allocated() / 1e9, 2) if cuda else None,
+        "trainable_parameters": sum(parameter.numel() for parameter in parameters),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--extractors", nargs="+", default=["frozen", "feedback", "finetuned"])
+    parser.add_argument("--narrow", action="store_true")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    rows = []
+    print(
+        "| head | extractor | batch | side | seconds a step | images/s | peak GB | trainable parameters |\n"
+        + "|---" * 8
+        + "|"
+    )
+    for task in ("UPerNet", "Mask R-CNN"):
+        for extractor in asked.extractors:
+            row = measure(task, extractor, asked)
+            rows.append(row)
+            print(f"| {' | '.join(str(value) for value in row.values())} |", flush=True)
+            if asked.device == "cuda":
+                torch.cuda.empty_cache()
+    device = (
+        torch.cuda.get_device_name() if asked.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    )
+    print(f"\n{device}, torch {torch.__version__}")
+    if asked.json:
+        asked.json.write_text(
+            json.dumps({"device": device, "torch": torch.__version__, "rows": rows}, indent=2) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

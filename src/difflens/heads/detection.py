@@ -1,0 +1,149 @@
+"""Heads of detection: maps in, objects with boxes and masks out. They are torchvision's."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from difflens.heads.base import MapShape, Place
+from difflens.heads.pyramid import FeaturePyramid
+
+DetectionHeadName = Literal["mask-rcnn", "faster-rcnn"]
+
+_ANCHOR = 8
+"""Side of an anchor in cells of its level, as in torchvision: 32 pixels at stride 4."""
+_BOX_CELLS = 7
+"""Side of the grid that a box is read on."""
+
+
+@dataclass(frozen=True)
+class DetectionHeadConfig:
+    """Everything needed to build a detection head but the shapes of its maps.
+
+    Attributes:
+        name: mask-rcnn (He et al., 2017), or faster-rcnn (Ren et al., 2015) for boxes alone.
+        side: of the square images that it sees.
+        strides: of the levels that it reads; a further one is pooled from the last.
+        width: channels of the feature pyramid network and of the mask head; a quarter of the box head's.
+        proposals: regions that are looked at in an image; in training the loss is of half as many.
+    """
+
+    name: DetectionHeadName
+    side: int
+    strides: tuple[int, ...]
+    width: int = 256
+    proposals: int = 1000
+
+
+class DetectionHead(nn.Module):
+    """Mask R-CNN or Faster R-CNN on the pyramid, with the layers of torchvision's.
+
+    Args:
+        shapes: of the maps for images of `config.side` pixels.
+        num_classes: without a background.
+    """
+
+    def __init__(self, config: DetectionHeadConfig, shapes: Mapping[Place, MapShape], num_classes: int):
+        super().__init__()
+        self.num_classes, self.side = num_classes, config.side
+        self.pyramid = FeaturePyramid(shapes, config.side, config.strides)
+        width, proposals = config.width, config.proposals
+        self.fpn = FeaturePyramidNetwork(list(self.pyramid.channels), width, LastLevelMaxPool())
+        strides = (*config.strides, 2 * config.strides[-1])
+        names = [str(k) for k in range(len(config.strides))]
+        settings: dict[str, Any] = {
+            "rpn_anchor_generator": AnchorGenerator(
+                tuple((_ANCHOR * stride,) for stride in strides), ((0.5, 1.0, 2.0),) * len(strides)
+            ),
+            "rpn_pre_nms_top_n_train": 2 * proposals,
+            "rpn_post_nms_top_n_train": proposals,
+            "rpn_pre_nms_top_n_test": proposals,
+            "rpn_post_nms_top_n_test": proposals,
+            "box_batch_size_per_image": max(2, proposals // 2),
+            "box_roi_pool": _regions(names, _BOX_CELLS),
+            "box_head": TwoMLPHead(width * _BOX_CELLS**2, 4 * width),
+            "box_predictor": FastRCNNPredictor(4 * width, num_classes + 1),
+        }
+        if config.name == "mask-rcnn":
+            network: FasterRCNN = MaskRCNN(
+                _Backbone(width), mask_roi_pool=_regions(names, 2 * _BOX_CELLS),
+                mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
+                mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1), **settings,
+            )  # fmt: skip
+        else:
+            network = FasterRCNN(_Backbone(width), **settings)
+        self.rpn, self.roi_heads = network.rpn, network.roi_heads
+
+    def forward(
+        self,
+        maps: Mapping[Place, Tensor],
+        targets: Sequence[Mapping[str, Tensor]] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        originals: Sequence[tuple[int, int]] | None = None,
+    ) -> Any:
+        """Losses in training mode, detections in evaluation mode.
+
+        Args:
+            maps: (B, C, H, W), keyed by (block, noise step).
+            targets: in training, of each image "boxes" (N, 4) left, top, right, bottom; "labels" (N,) from 1; and of
+                Mask R-CNN "masks" (N, side, side).
+            sizes: in evaluation, (height, width) of the part of each square that is image, at its top left.
+            originals: (height, width) of the images themselves, in whose pixels the detections are.
+
+        Returns:
+            A dictionary of losses, or for each image "boxes", "labels", "scores" in [0, 1] and "masks" (N, H, W) bool.
+        """
+        levels = self.pyramid(maps)
+        features = self.fpn(OrderedDict((str(k), level) for k, level in enumerate(levels)))
+        count = len(levels[0])
+        # regions' pooling reads its scale off the first sizes that it sees, so all of a square counts as image
+        whole = [(self.side, self.side)] * count
+        images = ImageList(levels[0].new_empty(1).expand(count, 1, self.side, self.side), whole)
+        regions, region_losses = self.rpn(images, features, targets)
+        found, losses = self.roi_heads(features, regions, whole, targets)
+        if self.training:
+            return {**losses, **region_losses}
+        return [
+            _placed(each, size, original)
+            for each, size, original in zip(found, sizes or whole, originals or whole, strict=True)
+        ]
+
+
+def _placed(found: dict[str, Tensor], size: tuple[int, int], original: tuple[int, int]) -> dict[str, Tensor]:
+    """From the part of `size` of a square to the pixels of the image, without what is only in the rest of it."""
+    boxes = resize_boxes(found["boxes"], list(size), list(original))
+    inside = clip_boxes_to_image(boxes, original)
+    kept = remove_small_boxes(inside, 1.0)
+    placed = {"boxes": inside[kept], "labels": found["labels"][kept], "scores": found["scores"][kept]}
+    if "masks" in found:
+        # one by one: a hundred masks of a large photo, in floating point, would take gigabytes
+        masks = [
+            paste_masks_in_image(found["masks"][k : k + 1], boxes[k : k + 1], original)[0, 0] >= 0.5
+            for k in kept.tolist()
+        ]
+        placed["masks"] = torch.stack(masks) if masks else boxes.new_zeros((0, *original), dtype=torch.bool)
+    return placed
+
+
+class _Backbone(nn.Module):
+    """What torchvision asks of a backbone when it builds a network; ours is outside of it."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.out_channels = width
+
+
+def _regions(names: list[str], cells: int) -> nn.Module:
+    return MultiScaleRoIAlign(names, cells, sampling_ratio=2)

@@ -1,0 +1,105 @@
+"""Heads of semantic segmentation: maps in, a class for every pixel out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from difflens.errors import DiffLensError
+from difflens.heads.base import MapShape, Place
+from difflens.heads.pyramid import FeaturePyramid
+
+SegmentationHeadName = Literal["upernet", "linear"]
+
+
+@dataclass(frozen=True)
+class SegmentationHeadConfig:
+    """Everything needed to build a segmentation head but the shapes of its maps.
+
+    Attributes:
+        name: which head.
+        side: of the square images, or windows of images, that it sees.
+        strides: of the levels that UPerNet reads.
+        width: channels of UPerNet.
+        dropout: of channels before UPerNet's last layer.
+    """
+
+    name: SegmentationHeadName
+    side: int
+    strides: tuple[int, ...]
+    width: int = 256
+    dropout: float = 0.1
+
+
+class SegmentationHead(nn.Module):
+    """A head whose maps become logits of every pixel.
+
+    Args:
+        shapes: of the maps for images of `config.side` pixels.
+
+    Raises:
+        DiffLensError: segmentation-models-pytorch, which UPerNet comes from, is not installed.
+    """
+
+    def __init__(self, config: SegmentationHeadConfig, shapes: Mapping[Place, MapShape], num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+        self.pyramid = FeaturePyramid(
+            shapes, config.side, config.strides if config.name == "upernet" else None
+        )
+        self.read = (
+            _UPerNet(self.pyramid.channels, num_classes, config.width, config.dropout)
+            if config.name == "upernet"
+            else _Linear(self.pyramid.channels, num_classes)
+        )
+
+    def forward(self, maps: Mapping[Place, Tensor], size: tuple[int, int]) -> Tensor:
+        """Logits (B, num_classes, *size) of maps (B, C, H, W), keyed by (block, noise step)."""
+        return _upsampled(self.read(self.pyramid(maps)), size)
+
+
+class _Linear(nn.Module):
+    """One 1x1 convolution over all maps, upsampled to the finest: computed map by map, since both are linear."""
+
+    def __init__(self, channels: tuple[int, ...], num_classes: int):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Conv2d(count, num_classes, 1, bias=k == 0) for k, count in enumerate(channels)
+        )
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        size = (levels[0].shape[2], levels[0].shape[3])
+        logits: Tensor = self.layers[0](levels[0])
+        for layer, level in zip(list(self.layers)[1:], levels[1:], strict=True):
+            logits = logits + _upsampled(layer(level), size)
+        return logits
+
+
+class _UPerNet(nn.Module):
+    """Xiao et al., "Unified perceptual parsing for scene understanding" (2018), without its auxiliary head."""
+
+    def __init__(self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float):
+        super().__init__()
+        try:
+            from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+        except ImportError as error:
+            raise DiffLensError(
+                'UPerNet needs `pip install "difflens[dense]"`; --head linear does not'
+            ) from error
+        # the decoder takes an encoder's outputs and passes over the first two
+        self.decoder = UPerNetDecoder(
+            (0, 0, *channels), encoder_depth=len(channels) + 1, decoder_channels=width
+        )
+        self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1))
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        logits: Tensor = self.classifier(self.decoder([levels[0], levels[0], *levels]))
+        return logits
+
+
+def _upsampled(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -1,0 +1,192 @@
+"""`difflens detect`: objects with boxes and masks, from a pyramid of features."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from difflens import presets
+from difflens.analysis.dense_report import Example, dense_report, detection_sections
+from difflens.analysis.overlays import Objects
+from difflens.data.coco import ObjectSplit, load_annotations, load_coco, mask_tools
+from difflens.data.dense import DenseData
+from difflens.data.samples import Augmentation, Labels, Samples
+from difflens.errors import DiffLensError, require
+from difflens.heads.detection import DetectionHeadConfig, DetectionHeadName
+from difflens.model import DetectionModel
+from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
+from difflens.tasks.dense import FREE, DenseConfig, Loss, fit_iterations, given, plain, provenance
+from difflens.tasks.detection_evaluation import coco_metrics, detections, evaluate_detection
+from difflens.training import accelerator
+
+SURE = 0.5
+"""Objects with at least this score are drawn."""
+
+_DEFAULTS: dict[str, Any] = {
+    "iterations": 3000, "batch_size": 8, "optimizer": "adamw", "weight_decay": 0.01, "lr_schedule": "step",
+    "scale": (0.8, 1.25), "proposals": 256,
+}  # fmt: skip
+_EXAMPLES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectConfig(DenseConfig):
+    """Train Mask R-CNN on diffusion features and evaluate it once on the validation images."""
+
+    head: DetectionHeadName | None = None
+    """mask-rcnn, or faster-rcnn for boxes alone. (default: what the data has)"""
+    proposals: int | None = None
+    """Regions that are looked at in an image. (default: 256, the paper's preset 1000)"""
+
+    def resolved(self) -> "DetectConfig":
+        """With every None that the preset knows filled in."""
+        full = self.filled(presets.DETECT, _DEFAULTS)
+        require(proposals=(full.proposals, 4, None))
+        return full
+
+
+@dataclass(frozen=True)
+class DetectResult:
+    """What a run found: the trained model, and "box_ap" and the other figures of `coco_metrics`."""
+
+    model: DetectionModel
+    metrics: dict[str, Any]
+
+
+def detect(config: DetectConfig) -> DetectResult:
+    """Run `config`: train, evaluate once, and write the run directory, with results.json in COCO's format.
+
+    Raises:
+        DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds another run.
+    """
+    config = config.resolved()
+    mask_tools()
+    process = accelerator(config.device)
+    backbone_config, backbone = config.load_backbone()
+    fingerprint = backbone.fingerprint()
+    plan = config.plan(backbone)
+    data = _load(config)
+    both = data.train.has_masks and data.val.has_masks
+    if config.head == "mask-rcnn" and not both:
+        raise DiffLensError(
+            "Mask R-CNN learns from masks, and the objects have none: take --head faster-rcnn"
+        )
+    name: DetectionHeadName = config.head or ("mask-rcnn" if both else "faster-rcnn")
+    head = DetectionHeadConfig(name, plan.side, plan.strides, plan.width, given(config.proposals))
+    torch.manual_seed(config.seed)
+    probe = DetectionModel.make(plan.extractor.build(backbone), head, len(data.classes))
+    model = DetectionModel(probe, data.classes, backbone_config, plan.extractor, head, fingerprint)
+    record = settings_of(config, FREE) | {
+        "blocks": probe.extractor.blocks,
+        "noise_steps": probe.extractor.noise_steps,
+    }
+    run = RunDirectory(config.out, "detect", plain(record), config.resume, process)
+    with run.working():
+        if run.finished:
+            return DetectResult(DetectionModel.load(config.out), run.read_json(FINISHED))
+        return _train_and_evaluate(config, model, data, run, process)
+
+
+def _load(config: DetectConfig) -> DenseData[ObjectSplit]:
+    if config.data is not None:
+        data = load_coco(config.data.expanduser(), config.on_bad_annotation)
+    else:
+        data = load_annotations(given(config.train), given(config.val), config.on_bad_annotation)
+    for split in (data.train, data.val):
+        if not any(split.objects):
+            raise DiffLensError(f"the {split.name} images of {data.name} show no objects")
+    return data
+
+
+def _train_and_evaluate(
+    config: DetectConfig,
+    model: DetectionModel,
+    data: DenseData[ObjectSplit],
+    run: RunDirectory,
+    process: Accelerator,
+) -> DetectResult:
+    probe, side, masks = model.probe, model.head.side, model.head.name == "mask-rcnn"
+    channels = probe.extractor.backbone.in_channels
+    augmentation = Augmentation(side, True, given(config.scale), config.flip)
+    rows = config.rows(len(data.train))
+    training = Samples(
+        data.train,
+        partial(data.train.target, masks=masks),
+        channels,
+        augmentation,
+        config.seed,
+        rows,
+        config.workers,
+    )
+    validation = Samples(data.val, _nothing, channels, workers=config.workers)
+    seconds = fit_iterations(probe, training, _loss, config, process, run)
+    results = evaluate_detection(probe, validation, side, process)
+    used = range(len(data.train)) if rows is None else rows.tolist()
+    metrics = {
+        **coco_metrics(data.val.record, results, masks),
+        "train_images": len(training),
+        "train_negatives": sum(not data.train.objects[row] for row in used),
+        "val_images": len(validation),
+        "trainable_parameters": probe.trainable_parameters,
+        "iterations": config.iterations,
+        "train_seconds": round(seconds, 2),
+        "seed": config.seed,
+        "bad_annotations": list(data.bad),
+    }
+    aps: dict[str, float] = {key: round(metrics[key], 4) for key in ("box_ap", "mask_ap") if key in metrics}
+    model.info = {
+        "data": data.name, **aps, "train_images": len(training), "iterations": config.iterations, "seed": config.seed,
+    }  # fmt: skip
+    run.write("results.json", json.dumps(results) + "\n")
+    run.write_folder("model", model.save)
+    if run.main_process:
+        kind, ap = list(aps.items())[-1]
+        run.write("report.html", dense_report(
+            title=f"Detection: {kind.removesuffix('_ap')} AP {100 * ap:.2f} %",
+            command=shown_command("detect", config),
+            summary=f"{model.head.name} on the {config.extractor} features of {config.backbone}, trained on "
+            f"{len(training):,} images of {data.name} for {config.iterations:,} iterations.",
+            sections=detection_sections(
+                metrics, run.read_log(), _examples(model, data.val, validation, process), data.classes
+            ),
+            provenance=provenance(config, model, data, process),
+        ))  # fmt: skip
+    run.write_json(FINISHED, metrics)
+    process.wait_for_everyone()
+    return DetectResult(model, metrics)
+
+
+def _examples(
+    model: DetectionModel, split: ObjectSplit, samples: Samples, process: Accelerator
+) -> list[Example]:
+    rows = range(len(split))[:_EXAMPLES]
+    examples = []
+    for row, found in detections(model.probe, samples, model.head.side, process, rows):
+        target = split.target(row, split.has_masks)
+        true = Objects(target["boxes"], target["labels"], None, target.get("masks"))
+        examples.append(Example(split.ids[row], split.image(row), true, sure(found)))
+    return examples
+
+
+def sure(objects: Objects) -> Objects:
+    """Those with a score of at least `SURE`."""
+    assert objects.scores is not None
+    kept = objects.scores >= SURE
+    masks = None if objects.masks is None else objects.masks[kept]
+    return Objects(objects.boxes[kept], objects.labels[kept], objects.scores[kept], masks)
+
+
+def _nothing(row: int) -> Labels:
+    return {}
+
+
+def _loss(module: nn.Module) -> Loss:
+    def loss(images: Tensor, index: Tensor, draw: int, labels: list[Labels]) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = module(images, index, draw, targets=labels)
+        return {name.removeprefix("loss_"): value for name, value in losses.items()}
+
+    return loss

@@ -1,0 +1,164 @@
+"""`difflens segment`: a class for every pixel, from a pyramid of features."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from difflens import presets
+from difflens.analysis.dense_report import Example, dense_report, segmentation_sections
+from difflens.data.dense import IGNORED, DenseData
+from difflens.data.masks import MaskSplit, load_masks, load_pairs
+from difflens.data.samples import Augmentation, Labels, Samples
+from difflens.errors import DiffLensError, require
+from difflens.heads.segmentation import SegmentationHeadConfig, SegmentationHeadName
+from difflens.model import SegmentationModel
+from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
+from difflens.tasks.dense import FREE, DenseConfig, Loss, fit_iterations, given, plain, provenance
+from difflens.tasks.segmentation_evaluation import Sliding, evaluate_segmentation, predictions
+from difflens.training import accelerator
+
+_DEFAULTS: dict[str, Any] = {
+    "iterations": 2000, "batch_size": 8, "optimizer": "adamw", "weight_decay": 0.01, "lr_schedule": "poly",
+    "scale": (0.5, 2.0),
+}  # fmt: skip
+_EXAMPLES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(DenseConfig):
+    """Train a segmentation head on diffusion features and evaluate it once on the validation images."""
+
+    head: SegmentationHeadName = "upernet"
+    """upernet, or linear: one 1x1 convolution."""
+    classes: Path | None = None
+    """With --train and --val: the list of classes, one a line."""
+    eval_scales: tuple[float, ...] = (1.0,)
+    """Scales of the images in the evaluation, whose probabilities are averaged; (0.5 0.75 1 1.25 1.5 1.75) is usual."""
+    eval_flip: bool = False
+    """Also segment mirrored images in the evaluation."""
+
+    def resolved(self) -> "SegmentConfig":
+        """With every None that the preset knows filled in."""
+        full = self.filled(presets.SEGMENT, _DEFAULTS)
+        require(smallest_eval_scale=(min(full.eval_scales, default=0), 0.1, 10))
+        if (full.train is None) != (full.classes is None):
+            raise DiffLensError("--train and --val go with --classes, the list of classes")
+        if full.head == "upernet" and given(full.batch_size) < 2:
+            raise DiffLensError(
+                "UPerNet normalises over batches: give --batch-size 2 or more, or --head linear"
+            )
+        return full
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """What a run found: the trained model, and "miou" and the other figures of `SegmentationEvaluation.metrics`."""
+
+    model: SegmentationModel
+    metrics: dict[str, Any]
+
+
+def segment(config: SegmentConfig) -> SegmentResult:
+    """Run `config`: train, evaluate once, and write the run directory.
+
+    Raises:
+        DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds another run.
+    """
+    config = config.resolved()
+    process = accelerator(config.device)
+    backbone_config, backbone = config.load_backbone()
+    fingerprint = backbone.fingerprint()
+    plan = config.plan(backbone)
+    data = _load(config)
+    head = SegmentationHeadConfig(config.head, plan.side, plan.strides, plan.width)
+    torch.manual_seed(config.seed)
+    probe = SegmentationModel.make(plan.extractor.build(backbone), head, len(data.classes))
+    model = SegmentationModel(probe, data.classes, backbone_config, plan.extractor, head, fingerprint)
+    record = settings_of(config, FREE) | {
+        "blocks": probe.extractor.blocks,
+        "noise_steps": probe.extractor.noise_steps,
+    }
+    run = RunDirectory(config.out, "segment", plain(record), config.resume, process)
+    with run.working():
+        if run.finished:
+            return SegmentResult(SegmentationModel.load(config.out), run.read_json(FINISHED))
+        return _train_and_evaluate(config, model, data, run, process)
+
+
+def _load(config: SegmentConfig) -> DenseData[MaskSplit]:
+    if config.data is not None:
+        return load_masks(config.data.expanduser(), config.on_bad_annotation)
+    return load_pairs(given(config.train), given(config.val), given(config.classes), config.on_bad_annotation)
+
+
+def _mask(split: MaskSplit, row: int) -> Labels:
+    return {"mask": split.mask(row)}
+
+
+def _train_and_evaluate(
+    config: SegmentConfig,
+    model: SegmentationModel,
+    data: DenseData[MaskSplit],
+    run: RunDirectory,
+    process: Accelerator,
+) -> SegmentResult:
+    probe, side = model.probe, model.head.side
+    channels = probe.extractor.backbone.in_channels
+    augmentation = Augmentation(side, False, given(config.scale), config.flip, fill=IGNORED)
+    training = Samples(
+        data.train, partial(_mask, data.train), channels, augmentation, config.seed, config.rows(len(data.train)),
+        config.workers,
+    )  # fmt: skip
+    validation = Samples(data.val, partial(_mask, data.val), channels, workers=config.workers)
+    seconds = fit_iterations(probe, training, _loss, config, process, run)
+    sliding = Sliding(side, config.eval_scales, config.eval_flip)
+    evaluation = evaluate_segmentation(probe, validation, data.classes, sliding, process)
+    metrics = {
+        **evaluation.metrics(),
+        "train_images": len(training),
+        "val_images": len(validation),
+        "trainable_parameters": probe.trainable_parameters,
+        "iterations": config.iterations,
+        "train_seconds": round(seconds, 2),
+        "seed": config.seed,
+        "bad_annotations": list(data.bad),
+    }
+    model.info = {
+        "data": data.name, "miou": round(metrics["miou"], 4), "train_images": len(training),
+        "iterations": config.iterations, "seed": config.seed,
+    }  # fmt: skip
+    run.write_folder("model", model.save)
+    if run.main_process:
+        examples = [
+            Example(data.val.ids[row], data.val.image(row), true, predicted)
+            for row, predicted, true in predictions(
+                probe, validation, sliding, process, range(len(data.val))[:_EXAMPLES]
+            )
+        ]
+        run.write("report.html", dense_report(
+            title=f"Segmentation: {100 * metrics['miou']:.2f} % mIoU",
+            command=shown_command("segment", config),
+            summary=f"{config.head} on the {config.extractor} features of {config.backbone}, trained on "
+            f"{len(training):,} images of {data.name} for {config.iterations:,} iterations.",
+            sections=segmentation_sections(metrics, run.read_log(), examples, data.classes),
+            provenance=provenance(config, model, data, process),
+        ))  # fmt: skip
+    run.write_json(FINISHED, metrics)
+    process.wait_for_everyone()
+    return SegmentResult(model, metrics)
+
+
+def _loss(module: nn.Module) -> Loss:
+    def loss(images: Tensor, index: Tensor, draw: int, labels: list[Labels]) -> dict[str, Tensor]:
+        logits = module(images, index, draw, size=tuple(images.shape[-2:]))
+        masks = torch.stack([each["mask"] for each in labels]).long()
+        total = nn.functional.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum")
+        # a batch may show nothing that has a class
+        return {"pixels": total / (masks != IGNORED).sum().clamp(min=1)}
+
+    return loss

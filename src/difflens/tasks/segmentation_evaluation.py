@@ -1,0 +1,166 @@
+"""Semantic segmentation of whole images by sliding windows, and how well it is done."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from difflens.data.dense import IGNORED
+from difflens.data.images import to_float
+from difflens.data.samples import Samples, resize, scaled_size, to_square
+from difflens.errors import DiffLensError
+from difflens.model import DenseProbe, evaluating
+from difflens.training import progress_bar
+
+_STEP = 2 / 3
+"""Of neighbouring windows, as a share of their side: what is usual in the field (341 of 512 pixels)."""
+_WINDOWS = 16
+"""Windows that go through the network at a time."""
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """How a whole image is segmented.
+
+    Attributes:
+        side: of the square windows, in pixels.
+        scales: the image's shorter side is brought to `side` times each of these; probabilities are averaged.
+        flip: also the mirrored image at every scale.
+    """
+
+    side: int
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class SegmentationEvaluation:
+    """Pixels of a test split by true class (rows) and predicted class (columns), (K, K) long."""
+
+    confusion: Tensor
+    classes: tuple[str, ...]
+
+    @property
+    def iou(self) -> dict[str, float | None]:
+        """Intersection over union by class; None for a class that is neither there nor predicted."""
+        counts = self.confusion.double()
+        intersection = counts.diagonal()
+        union = counts.sum(0) + counts.sum(1) - intersection
+        shares = (intersection / union).tolist()
+        return {
+            name: None if not area else share
+            for name, share, area in zip(self.classes, shares, union.tolist(), strict=True)
+        }
+
+    def metrics(self) -> dict[str, Any]:
+        """ "miou" over the classes that are there or predicted, "pixel_accuracy", "mean_accuracy" over those that are
+        there, "iou" by class; all in [0, 1], of pixels with a class, of which there are "pixels"."""
+        counts = self.confusion.double()
+        known = [value for value in self.iou.values() if value is not None]
+        there = counts.sum(1) > 0
+        if not there.any():
+            raise DiffLensError(
+                "no pixel of the validation images has a class, so there is nothing to measure"
+            )
+        return {
+            "miou": sum(known) / len(known),
+            "pixel_accuracy": float(counts.diagonal().sum() / counts.sum()),
+            "mean_accuracy": float((counts.diagonal()[there] / counts.sum(1)[there]).mean()),
+            "iou": self.iou,
+            "pixels": int(counts.sum()),
+        }
+
+
+def confusion_matrix(predicted: Tensor, true: Tensor, classes: int) -> Tensor:
+    """(K, K) long, rows true: of predicted and true classes of the same shape, without pixels that are `IGNORED`."""
+    return multiclass_confusion_matrix(predicted.long(), true.long(), classes, ignore_index=IGNORED)
+
+
+@torch.no_grad()
+def class_probabilities(
+    probe: DenseProbe, image: Tensor, index: int, sliding: Sliding, draw: int = 0
+) -> Tensor:
+    """Probabilities (K, H, W) of the classes at every pixel, on the probe's device.
+
+    Args:
+        image: uint8 (C, H, W), with the channels of the backbone.
+        index: of the image in its data set, which with `draw` fixes the noise of every window.
+    """
+    height, width = image.shape[-2:]
+    total: Tensor | None = None
+    for scale in sliding.scales:
+        size = scaled_size((height, width), sliding.side * scale, whole=False)
+        scaled = resize(image, size)
+        for mirrored in (False, True) if sliding.flip else (False,):
+            logits = _window_logits(probe, scaled.flip(-1) if mirrored else scaled, index, sliding.side, draw)
+            logits = logits.flip(-1) if mirrored else logits
+            full = F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
+            total = full.softmax(0) if total is None else total + full.softmax(0)
+    assert total is not None
+    return total / (len(sliding.scales) * (2 if sliding.flip else 1))
+
+
+def evaluate_segmentation(
+    probe: DenseProbe, samples: Samples, classes: tuple[str, ...], sliding: Sliding, process: Accelerator
+) -> SegmentationEvaluation:
+    """Segment every image of `samples` once, with the noise of draw 0, and count pixels."""
+    counts = torch.zeros(len(classes), len(classes), dtype=torch.long)
+    for _, predicted, true in predictions(probe, samples, sliding, process):
+        counts += confusion_matrix(predicted, true, len(classes))
+    total = process.reduce(counts.to(process.device)).cpu() if process.num_processes > 1 else counts
+    return SegmentationEvaluation(total, classes)
+
+
+def predictions(
+    probe: DenseProbe,
+    samples: Samples,
+    sliding: Sliding,
+    process: Accelerator,
+    rows: Sequence[int] | None = None,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The position, predicted and true classes, uint8 (H, W), of `rows`, or of this process's share of all."""
+    mine = range(process.process_index, len(samples), process.num_processes) if rows is None else rows
+    probe.to(process.device)
+    with evaluating(probe), progress_bar(process.is_main_process and rows is None) as bar:
+        task = bar.add_task("evaluating", total=len(mine), note="")
+        for (row,), (image,), (labels,) in samples.all(torch.tensor(mine), batch_size=1):
+            index = int(samples.split.index[row])
+            found = class_probabilities(probe, image.to(process.device), index, sliding)
+            yield row, found.argmax(0).to(torch.uint8).cpu(), labels["mask"]
+            bar.update(task, advance=1)
+
+
+def _window_logits(probe: DenseProbe, image: Tensor, index: int, side: int, draw: int) -> Tensor:
+    """Logits (K, H, W), averaged where windows overlap; an image smaller than a window is filled up."""
+    height, width = image.shape[-2:]
+    filled = to_square(image, side)
+    corners = [
+        (top, left) for top in _starts(filled.shape[-2], side) for left in _starts(filled.shape[-1], side)
+    ]
+    total = weight = None
+    for first in range(0, len(corners), _WINDOWS):
+        some = corners[first : first + _WINDOWS]
+        windows = torch.stack([filled[:, top : top + side, left : left + side] for top, left in some])
+        indices = torch.full((len(some),), index, device=image.device)
+        logits = probe(to_float(windows), indices, draw, size=(side, side))
+        if total is None or weight is None:
+            total = logits.new_zeros(logits.shape[1], *filled.shape[-2:])
+            weight = logits.new_zeros(filled.shape[-2:])
+        for (top, left), found in zip(some, logits, strict=True):
+            total[:, top : top + side, left : left + side] += found
+            weight[top : top + side, left : left + side] += 1
+    assert total is not None
+    assert weight is not None
+    return (total / weight)[:, :height, :width]
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Where windows of `side` begin: evenly spaced, the last one ends with the image."""
+    step = max(1, round(side * _STEP))
+    count = 1 + -(-max(0, length - side) // step)
+    return [round(k * (length - side) / max(1, count - 1)) for k in range(count)]

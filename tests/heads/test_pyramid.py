@@ -1,0 +1,103 @@
+"""Pyramids from several networks: which strides there are, and what their levels are made of."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from difflens import DiffLensError, load_backbone
+from difflens.backbones.blocks import Backbone
+from difflens.backbones.unet import UNetBackbone
+from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, FrozenExtractor
+from difflens.heads.pyramid import FeaturePyramid, usual_blocks, usual_strides
+from difflens.noise import NoiseSchedule
+
+
+def unet(levels: int, layers: int = 1, side: int = 64, **more: Any) -> Backbone:
+    torch.manual_seed(levels)
+    network = UNet2DModel(
+        sample_size=side, in_channels=1, out_channels=1, layers_per_block=layers, norm_num_groups=4,
+        block_out_channels=tuple(4 * (k + 1) for k in range(levels)), down_block_types=("DownBlock2D",) * levels,
+        up_block_types=("UpBlock2D",) * levels, **more,
+    )  # fmt: skip
+    return UNetBackbone(network, NoiseSchedule.from_config())
+
+
+def adm() -> Backbone:
+    """ADM-256's levels, narrow."""
+    return unet(6, layers=2, side=256)
+
+
+@pytest.mark.parametrize(
+    ("make", "blocks", "strides"),
+    [
+        (adm, (24, 27, 30, 33), (2, 4, 8, 16)),  # the paper's
+        (lambda: load_backbone("fashion"), (15, 18, 21, 25), (1, 2, 4, 8)),
+        (lambda: unet(5), (12, 14, 16, 18), (2, 4, 8, 16)),
+        (lambda: unet(3), (8, 10, 13), (1, 2, 4, 8)),
+        (lambda: unet(2), (6, 9), (1, 2, 4, 8)),
+        (lambda: load_backbone("pixels:1x32"), (1,), (1, 2, 4, 8)),
+    ],
+)
+def test_usual_places_and_strides(make: Any, blocks: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    backbone = make()
+    assert usual_blocks(backbone) == blocks
+    assert usual_strides(backbone) == strides
+
+
+def levels_of(
+    extractor: Extractor, side: int, strides: tuple[int, ...] | None
+) -> tuple[FeaturePyramid, list[torch.Tensor]]:
+    backbone = extractor.backbone
+    images = torch.rand(2, backbone.in_channels, side, side) * 2 - 1
+    pyramid = FeaturePyramid(extractor.shapes(side), side, strides)
+    return pyramid, pyramid(extractor(images, torch.arange(2)))
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 5])
+@pytest.mark.parametrize("kind", [FrozenExtractor, FeedbackExtractor, FineTunedExtractor])
+def test_every_network_and_extractor_gives_every_stride_at_other_sides_too(levels: int, kind: Any) -> None:
+    backbone = unet(levels)
+    extractor = kind(backbone, usual_blocks(backbone), (5, 90))
+    strides = usual_strides(backbone)
+    for side in (64, 96):
+        pyramid, found = levels_of(extractor, side, strides)
+        assert pyramid.strides == strides
+        assert [tuple(level.shape) for level in found] == [
+            (2, channels, side // stride, side // stride)
+            for channels, stride in zip(pyramid.channels, strides, strict=True)
+        ]
+
+
+def test_a_side_that_the_network_cannot_halve_is_refused() -> None:
+    extractor = FrozenExtractor(unet(4), (7,), (5,))
+    with pytest.raises(DiffLensError, match="multiple of 8"):
+        extractor.shapes(36)
+
+
+def test_noise_steps_and_blocks_of_one_stride_are_fused() -> None:
+    backbone = load_backbone("fashion")
+    extractor = FrozenExtractor(backbone, (16, 17, 20), (5, 20))
+    pyramid, levels = levels_of(extractor, 32, None)
+    assert pyramid.strides == (2, 4)
+    assert pyramid.channels == (2 * 64, 2 * (96 + 128))
+    for level in levels:  # normalised: every channel alike
+        assert torch.allclose(level.mean((0, 2, 3)), torch.zeros(level.shape[1]), atol=1e-4)
+        assert torch.allclose(level.std((0, 2, 3)), torch.ones(level.shape[1]), atol=0.05)
+
+
+def test_missing_levels_are_pooled_and_upsampled() -> None:
+    extractor = FrozenExtractor(load_backbone("fashion"), (18,), (5,))  # stride 4
+    _, (one, two, four, eight) = levels_of(extractor, 32, (1, 2, 4, 8))
+    assert torch.allclose(eight, torch.nn.functional.avg_pool2d(four, 2), atol=1e-5)
+    for fine, factor in ((two, 2), (one, 4)):
+        again = torch.nn.functional.interpolate(four, scale_factor=factor, mode="bilinear")
+        assert torch.allclose(fine, again, atol=1e-5)
+
+
+def test_blocks_outside_the_usual_levels_add_theirs() -> None:
+    backbone = adm()
+    assert usual_strides(backbone, (37,)) == (1, 2, 4, 8)
+    assert usual_strides(backbone, (21, 33)) == (2, 4, 8, 16, 32)
+    assert usual_strides(backbone, (24,)) == (2, 4, 8, 16)
