@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from difflens.data.images import Augmentation, to_float
+from difflens.data.images import Augmentation, BadImage, to_float
 from difflens.data.loader import Batch, OnBadImage, epoch_order, iterate
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
@@ -50,11 +50,14 @@ class Reading:
     ) -> Iterator[Batch]:
         """`rows` of `split` on the backbone's device, as large as the backbone takes them."""
         backbone = extractor.backbone
-        return iterate(
-            split, channels=backbone.in_channels, side=backbone.image_size, batch_size=batch_size, rows=rows,
-            augment=augment, seed=seed, epoch=epoch, workers=self.workers,
-            on_bad_image=self.on_bad_image, bad=self.skipped, device=backbone.device,
-        )  # fmt: skip
+        try:
+            yield from iterate(
+                split, channels=backbone.in_channels, side=backbone.image_size, batch_size=batch_size, rows=rows,
+                augment=augment, seed=seed, epoch=epoch, workers=self.workers,
+                on_bad_image=self.on_bad_image, bad=self.skipped, device=backbone.device,
+            )  # fmt: skip
+        except BadImage as error:
+            raise BadImage(error.where, f"{error.reason}; --on-bad-image skip leaves it out") from error
 
     def features(
         self, extractor: Extractor, split: ImageSplit, rows: Tensor, side: int | None, dtype: torch.dtype

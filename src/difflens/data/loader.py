@@ -169,7 +169,7 @@ def _decoded(
     for images, good, failures in loader:
         for row, error in failures:
             if on_bad_image == "error":
-                raise BadImage(error.where, f"{error.reason}; --on-bad-image skip leaves it out") from error
+                raise error
             line = f"{prepare.split.ids[row]}: {error.reason}"
             if bad is not None and line not in bad:
                 bad.append(line)
