@@ -627,7 +627,7 @@ def shown(rows: list[dict[str, Any]]) -> Table:
         table.add_row(
             row["name"].removeprefix(f"{group}: "), text("images_per_second", "{:,.1f}"), text("over_released", "{:.2f}"), text("gain", "{:.2f}"),
             text("predicted_gain", "{:.2f}"), text("tflops", "{:.3g}"), text("matrix_share", "{:.0%}"),
-            "" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 1e9:.2f}", text("compile_seconds", "{:.0f}"),
+            "" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 1e9:.3f}", text("compile_seconds", "{:.0f}"),
             text("relative_error", "{:.1e}"),
         )  # fmt: skip
     return table

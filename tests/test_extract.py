@@ -21,7 +21,7 @@ from difflens import (
 from difflens.backbones.adm import unet_from_adm
 from difflens.backbones.unet import UNetBackbone
 from difflens.errors import DiffLensError
-from difflens.model import evaluating
+from difflens.model import ExtractorConfig, evaluating
 from difflens.noise import NoiseSchedule
 from tests.backbones.test_adm import Adm
 
@@ -221,6 +221,7 @@ def test_checkpointing_takes_less_memory_for_the_same_gradients(backbone: UNetBa
         return [parameter.grad.clone() for parameter in extractor.feedback.parameters()]
 
     plain, plain_bytes = step(), peak_bytes(step)
+    assert ExtractorConfig("feedback", (18,), (20,), checkpoint=True).build(backbone).checkpoint
     extractor.checkpoint = True
     again, again_bytes = step(), peak_bytes(step)
     assert again_bytes < 0.7 * plain_bytes

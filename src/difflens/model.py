@@ -45,7 +45,11 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ExtractorConfig:
-    """What an extractor needs besides its backbone."""
+    """What an extractor needs besides its backbone.
+
+    Attributes:
+        checkpoint: less memory for slower steps, with feedback.
+    """
 
     name: ExtractorName
     blocks: tuple[int, ...]
@@ -55,6 +59,7 @@ class ExtractorConfig:
     from_block: int = 1
     precision: Precision = "float32"
     draws: int = 1
+    checkpoint: bool = False
 
     def build(self, backbone: Backbone) -> Extractor:
         """The extractor on `backbone`, whose weights become `precision`."""
@@ -64,7 +69,9 @@ class ExtractorConfig:
             backbone.to(getattr(torch, self.precision))
         common = backbone, self.blocks, self.noise_steps, self.seed
         if self.name == "feedback":
-            return FeedbackExtractor(*common, feedback_blocks=self.feedback_blocks, draws=self.draws)
+            extractor = FeedbackExtractor(*common, feedback_blocks=self.feedback_blocks, draws=self.draws)
+            extractor.checkpoint = self.checkpoint
+            return extractor
         if self.name == "finetuned":
             return FineTunedExtractor(*common, from_block=self.from_block, draws=self.draws)
         return FrozenExtractor(*common, draws=self.draws)

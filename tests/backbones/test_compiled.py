@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from difflens import FeedbackExtractor, FrozenExtractor
 from difflens.backbones import compiled
@@ -36,12 +37,17 @@ def test_the_compiled_walk_equals_the_plain_one_and_serves_smaller_batches(
     assert "compiled the walk to block 2, (3, 1, 16, 16), in" in capfd.readouterr().err
     for block in plain:
         torch.testing.assert_close(through[block], plain[block], atol=1e-4, rtol=1e-4)
-    # another noise step and a smaller batch go through the same graph
+    # another noise step, another layout and a smaller batch go through the same graph
+    graphs = counters["stats"]["unique_graphs"]
+    torch.testing.assert_close(
+        backbone.features(x.to(memory_format=torch.channels_last), 50, [1, 2], compiled=True), through
+    )
     for rows, t in ((3, 7), (2, 50), (1, torch.tensor([9]))):
         through = backbone.features(x[:rows], t, [1, 2], compiled=True)
         expected = backbone.features(x[:rows], t, [1, 2])
         for block in expected:
             torch.testing.assert_close(through[block], expected[block], atol=1e-4, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == graphs
     assert "compiled" not in capfd.readouterr().err
 
 

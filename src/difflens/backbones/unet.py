@@ -21,7 +21,6 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint as checkpoint_of
 
 from difflens.backbones.blocks import Block, Defaults, DiffusionBackbone, Respond, Role, digest_of
@@ -222,7 +221,7 @@ class UNetBackbone(DiffusionBackbone):
             self._graphs = CompiledGraphs(self.cuda_graphs)
             self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         dtype = next(self.parameters()).dtype
-        return self._graphs(name, (key, dtype), function, *tree_map_only(Tensor, _channels_last, inputs))
+        return self._graphs(name, (key, dtype), function, *inputs)
 
     def _start(self, x_t: Tensor, steps: Tensor) -> _State:
         unet = self.unet
@@ -291,10 +290,6 @@ def _checkpointed(unit: _Unit, state: _State) -> None:
     state.hidden, state.image, state.output = checkpoint_of(
         run, state.hidden, state.embedding, state.image, state.output, skips, use_reentrant=False
     )
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor.contiguous()
 
 
 def _apply(module: nn.Module, hidden: Tensor, embedding: Tensor) -> Tensor:
