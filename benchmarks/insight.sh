@@ -10,5 +10,5 @@ difflens cka --data fashion --limit 2000 --noise-steps 5 20 50 100 200 400 --out
 difflens cka --backbone random:fashion --data fashion --limit 2000 --noise-steps 5 --out "$out/cka-untrained"
 for head in difformer linear; do
   difflens probe --data fashion --head "$head" "${places[@]}" --out "$out/$head"
-  difflens explain --run "$out/$head" --data fashion --out "$out/explain-$head"
+  difflens explain --run "$out/$head" --out "$out/explain-$head"
 done

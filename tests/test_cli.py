@@ -152,7 +152,7 @@ def test_predict_skips_or_stops_at_a_bad_image(
         (["cka", "--limit", "10", "--out", "OUT"], "at least 80 images"),
         (["cka", "--other", "timm:nothing-like-it", "--out", "OUT"], "timm has no model"),
         (["rivals", "--backbones", "fashion", "nowhere", "--out", "OUT"], "nowhere"),
-        (["explain", "--run", "EMPTY", "--out", "OUT"], "not a difflens model"),
+        (["explain", "--run", "EMPTY", "--data", "fashion", "--out", "OUT"], "not a difflens model"),
         (
             ["probe", "--head", "diffeed", "--backbone", "random:timm:test_vit", "--out", "OUT"],
             "needs a decoder",

@@ -105,7 +105,9 @@ def test_where_difformer_looks(
 def test_which_blocks_a_linear_probe_uses(
     probes: dict[str, Path], backbone_folder: Path, images: Path, tmp_path: Path
 ) -> None:
-    metrics = explain(config(tmp_path / "run", backbone_folder, images, run=probes["linear"]))
+    run = config(tmp_path / "run", backbone_folder, images, run=probes["linear"])
+    metrics = explain(replace(run, data=None, backbone=None))  # the run says which
+    assert metrics["images"][0].startswith("val/")
     assert list(metrics["logit_shares"]) == [f"block {b}, t = {t}" for b in (3, 6) for t in (3, 40)]
     assert sum(metrics["logit_shares"].values()) == pytest.approx(1)
     # a place whose weights are 0 has no share
@@ -149,6 +151,7 @@ def test_the_command_with_images_of_ones_own(
         ({"noise_step": 100}, "noise step 100 is outside"),
         ({"images": (Path("/nowhere.png"),)}, "no such file or folder: /nowhere.png"),
         ({"run": Path("/nowhere")}, "not a difflens model"),
+        ({"run": Path("/nowhere"), "data": None}, "does not say what it was trained on"),
         ({"count": 0}, "count is 0"),
     ],
     ids=str,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -53,8 +54,8 @@ class ExplainConfig:
     the run's, or fashion)"""
     run: Path | None = None
     """Run directory, or model/ folder, of a probe with a linear or attention head or DifFormer."""
-    data: str = "fashion"
-    """Any data that `probe` takes."""
+    data: str | None = None
+    """Any data that `probe` takes. (default: the run's, or fashion)"""
     images: tuple[Path, ...] = ()
     """Image files or folders to show. (default: test images, one of each class in turn)"""
     count: int = 4
@@ -113,6 +114,8 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
     process = accelerator(config.device)
     if process.num_processes > 1:
         raise DiffLensError("explain runs in one process")
+    config = replace(config, data=config.data or _data_of(config.run))
+    assert config.data is not None
     data = load_data(config.data)
     model = None if config.run is None else TrainedModel.load(config.run, config.backbone, process.device)
     if model is not None:
@@ -138,6 +141,18 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
     run = RunDirectory(config.out, "explain", settings, None)
     with run.working():
         return explanation.write(run, fingerprint)
+
+
+def _data_of(run: Path | None) -> str:
+    """What a run was trained on, as its configuration says."""
+    if run is None:
+        return "fashion"
+    for stored in (run / "config.yaml", run.parent / "config.yaml"):
+        try:
+            return str(yaml.safe_load(stored.read_text())["data"])
+        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            continue
+    raise DiffLensError(f"{run} does not say what it was trained on: name the data with --data")
 
 
 class _Explanation:
