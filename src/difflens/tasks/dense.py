@@ -2,7 +2,6 @@
 
 import math
 import time
-from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ _POWER = 0.9  # of the polynomial decay, as usual in segmentation
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseConfig(ABC):
+class DenseConfig:
     """What to read, how to train; a field left at None takes the preset's value, or else what fits."""
 
     out: Path
@@ -222,34 +221,28 @@ def fit_iterations(
     begun = kept = time.monotonic()
     sums: dict[str, Tensor] = {}
     rank, world = process.process_index, process.num_processes
+    batches = samples.training(start, total, batch_size, rank, world)
     with progress_bar(process.is_main_process) as bar:
         task = bar.add_task("training", total=total, completed=start, note="")
-        for iteration, (rows, images, labels) in enumerate(
-            samples.training(start, total, batch_size, rank, world), start=start
-        ):
-            torch.manual_seed(
-                config.seed * 1_000_003 + iteration * world + rank
-            )  # of dropout and sampled regions
+        for done, (rows, images, labels) in enumerate(batches, start=start + 1):
+            # of dropout and of the regions that are sampled
+            torch.manual_seed(config.seed * 1_000_003 + done * world + rank)
             parts = compute(
                 to_float(torch.stack(images).to(process.device)),
                 samples.split.index[rows].to(process.device),
-                iteration + 1 if config.fresh_noise else 0,
+                done if config.fresh_noise else 0,
                 [{key: value.to(process.device) for key, value in each.items()} for each in labels],
             )
             optimizer.zero_grad(set_to_none=True)
             process.backward(torch.stack([*parts.values()]).sum())
             optimizer.step()
             rates.step()
-            for name, part in parts.items():
-                sums[name] = sums.get(name, torch.zeros((), device=process.device)) + part.detach()
+            sums = {name: part.detach() + sums.get(name, 0) for name, part in parts.items()}
             bar.update(task, advance=1)
-            done = iteration + 1
             if done % every and done < total:
                 continue
-            means = {
-                name: float(process.reduce(part, "mean")) / (done - _last(done, every))
-                for name, part in sums.items()
-            }
+            count = (done - 1) % every + 1
+            means = {name: float(process.reduce(part, "mean")) / count for name, part in sums.items()}
             mean, sums = sum(means.values()), {}
             if not math.isfinite(mean):
                 raise DiffLensError(
@@ -295,11 +288,6 @@ def provenance(
         "Seed": config.seed,
         **environment(process.device),
     }
-
-
-def _last(done: int, every: int) -> int:
-    """The iteration of the log's line before that of `done`."""
-    return (done - 1) // every * every
 
 
 def learning_rate_factor(config: DenseConfig) -> Callable[[int], float]:
