@@ -48,7 +48,7 @@ class DenseConfig:
     val: tuple[Path, Path] | None = None
     """Likewise, of the images to evaluate on."""
     preset: str | None = None
-    """A recipe of `difflens.presets`."""
+    """A recipe of `difflens.presets`: paper-ade20k, paper-ade20k-single; to detect paper-coco."""
     extractor: ExtractorName = "frozen"
     """frozen, feedback (DifFeed), or finetuned."""
     blocks: tuple[int, ...] | None = None
@@ -66,22 +66,25 @@ class DenseConfig:
     width: int | None = None
     """Channels of the head. (default: 256 for maps of 512 channels and more, else 64)"""
     iterations: int | None = None
+    """(default: 2000, to detect 3000)"""
     batch_size: int | None = None
-    """Images per iteration, over all processes."""
+    """Images per iteration, over all processes. (default: 8)"""
     optimizer: OptimizerName | None = None
+    """(default: adamw)"""
     learning_rate: float | None = None
     """(default: 1e-3, or 3e-4 for a fine-tuned backbone)"""
     momentum: float = 0.9
     """Of sgd."""
     weight_decay: float | None = None
+    """(default: 0.01)"""
     lr_schedule: DenseSchedule | None = None
-    """Learning rate: (1 - i/n)^0.9, x0.1 at each of `step_at`, cosine to zero, or constant."""
-    step_at: tuple[float, ...] = (2 / 3, 8 / 9)
-    """Shares of the iterations; these are those of the usual schedules of Mask R-CNN."""
+    """Learning rate: (1 - i/n)^0.9, x0.1 at each of `step_at`, cosine to zero, or constant. (default: poly, to detect step)"""
+    step_at: tuple[float, ...] = (0.667, 0.889)
+    """Shares of the iterations; 2/3 and 8/9 are those of the usual schedules of Mask R-CNN."""
     warmup_iterations: int | None = None
     """(default: 100, but at most a tenth)"""
     scale: tuple[float, float] | None = None
-    """Training images are scaled by a factor drawn between these, and cropped."""
+    """Training images are scaled by a factor drawn between these, and cropped. (default: 0.5 2, to detect 0.8 1.25)"""
     flip: bool = True
     """Mirror every second training image."""
     fresh_noise: bool = True
