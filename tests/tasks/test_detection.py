@@ -24,8 +24,8 @@ from difflens import (
     predict_dense,
     scenes,
 )
-from difflens.analysis.overlays import Objects
 from difflens.data.coco import compressed, load_coco
+from difflens.data.dense import Objects
 from difflens.tasks.detection_evaluation import coco_metrics, coco_results, detect_objects
 
 
