@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from difflens.analysis.provenance import environment
-from difflens.backbones.blocks import Backbone
+from difflens.backbones.blocks import Backbone, DiffusionBackbone
 from difflens.data.dense import DenseData, OnBadAnnotation
 from difflens.data.images import to_float
 from difflens.data.samples import Labels, Samples
@@ -149,6 +149,7 @@ class DenseConfig:
         )
         side = self.side or backbone.image_size
         backbone.check_side(side)
+        _check_maps(backbone, blocks, side)
         strides = usual_strides(backbone, blocks)
         wide = max(backbone.block(index).channels for index in blocks) >= 512
         return Plan(extractor, side, strides, self.width or (256 if wide else 64))
@@ -159,6 +160,26 @@ class DenseConfig:
             return None
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
         return order[: max(1, round(self.label_fraction * count))].sort().values
+
+
+def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
+    """DiffLensError if a network that is no U-Net, as a vision transformer, does not take images of another side."""
+    if isinstance(backbone, DiffusionBackbone) or side == backbone.image_size:
+        return
+    try:
+        with torch.no_grad():
+            maps = backbone.features(torch.zeros(1, backbone.in_channels, side, side), 0, blocks)
+    except Exception as error:  # each family of networks refuses sizes in its own way
+        raise DiffLensError(
+            f"{backbone.spec} does not take images of side {side} ({error}): leave --side at {backbone.image_size}, or "
+            "say with --image-size what the network is to be made for"
+        ) from error
+    for index, each in maps.items():
+        if each.shape[-1] * backbone.block(index).stride != side:
+            raise DiffLensError(
+                f"block {index} of {backbone.spec} gives a map of side {each.shape[-1]} for images of side {side}, which "
+                f"is not its stride, {backbone.block(index).stride}: choose another --side"
+            )
 
 
 @dataclass(frozen=True)
