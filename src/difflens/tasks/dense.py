@@ -170,8 +170,9 @@ def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
         with torch.no_grad():
             maps = backbone.features(torch.zeros(1, backbone.in_channels, side, side), 0, blocks)
     except Exception as error:  # each family of networks refuses sizes in its own way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DiffLensError(
-            f"{backbone.spec} does not take images of side {side} ({error}): leave --side at {backbone.image_size}, or "
+            f"{backbone.spec} does not take images of side {side} ({reason}): leave --side at {backbone.image_size}, or "
             "say with --image-size what the network is to be made for"
         ) from error
     for index, each in maps.items():
