@@ -72,7 +72,7 @@ class DenseConfig:
     optimizer: OptimizerName | None = None
     """(default: adamw)"""
     learning_rate: float | None = None
-    """(default: 1e-3, or 3e-4 for a fine-tuned backbone)"""
+    """(default: 1e-3; of the linear head 1e-2; of a fine-tuned backbone 3e-4)"""
     momentum: float = 0.9
     """Of sgd."""
     weight_decay: float | None = None
@@ -117,8 +117,8 @@ class DenseConfig:
         if self.preset is not None and self.preset not in presets:
             raise DiffLensError(f"no preset {self.preset!r}; there are {listing(list(presets))}")
         recipe = {
-            **defaults,
             "learning_rate": 3e-4 if self.extractor == "finetuned" else 1e-3,
+            **defaults,
             **(presets[self.preset] if self.preset else {}),
         }
         full = replace(self, **{key: value for key, value in recipe.items() if getattr(self, key) is None})
