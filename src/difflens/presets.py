@@ -172,7 +172,8 @@ SEGMENT: dict[str, dict[str, Any]] = {
 }
 
 # The paper's figures on COCO are 41.8 box and 37.1 mask AP (read off its plot). Its schedule is not known; this is the
-# usual one of 12 epochs of Mask R-CNN: 90,000 iterations of 16 images, learning rate x0.1 after 2/3 and 8/9 of them.
+# usual one of 12 epochs of Mask R-CNN: 90,000 iterations of 16 images, learning rate x0.1 after 2/3 and 8/9 of them, but
+# with squares of 512 pixels, not 800 x 1333.
 DETECT: dict[str, dict[str, Any]] = {
     "paper-coco": {
         "iterations": 90_000, "batch_size": 16, "optimizer": "sgd", "learning_rate": 2e-2, "weight_decay": 1e-4,

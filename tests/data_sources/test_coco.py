@@ -112,7 +112,7 @@ def image(place: int, **values: object) -> Callable[[Record], None]:
         (change(1, bbox=[5, 1, float("nan"), 7]), "annotations[1] (id 2)", "a bbox is"),
         (change(1, category_id=5), "annotations[1] (id 2)", "class id 5"),
         (change(1, id=1), "annotations[1] (id 1)", "earlier annotation"),
-        (change(1, image_id=99), "annotations[1] (id 2)", "no image with id 99"),
+        (change(1, image_id=99), "annotations[1] (id 2)", "no usable image with id 99"),
         (change(1, segmentation=run_lengths(np.ones((10, 10), bool))), "annotations[1] (id 2)", "has size [10, 10]"),
         (change(1, segmentation={"size": [10, 20], "counts": [5]}), "annotations[1] (id 2)", "cover 5 pixels of 200"),
         (change(1, segmentation=[[1, 2, 3]]), "annotations[1] (id 2)", "at least three points"),

@@ -24,14 +24,14 @@ from difflens import (
     predict_dense,
     scenes,
 )
-from difflens.analysis.overlays import Objects
 from difflens.data.coco import compressed, load_coco
+from difflens.data.dense import Objects
 from difflens.tasks.detection_evaluation import coco_metrics, coco_results, detect_objects
 
 
 def config(backbone: Path, folder: Path, out: Path, **more: object) -> DetectConfig:
     settings: dict[str, object] = {
-        "data": folder, "side": 32, "noise_steps": (3,), "iterations": 20, "batch_size": 2, "width": 16,
+        "data": folder, "side": 32, "noise_steps": (3,), "iterations": 24, "batch_size": 4, "width": 16,
         "learning_rate": 2e-3, "scale": (1.0, 1.0), "proposals": 16, "workers": 0,
     }  # fmt: skip
     return DetectConfig(backbone=str(backbone), out=out, **{**settings, **more})  # type: ignore[arg-type]
@@ -50,7 +50,7 @@ def log(run: Path) -> list[dict[str, float]]:
 
 def test_the_loss_falls_and_everything_is_written(trained: Path, scene_folder: Path) -> None:
     found = [line["loss"] for line in log(trained)]
-    assert sum(found[-5:]) < 0.7 * sum(found[:5])
+    assert sum(found[-8:]) < 0.8 * sum(found[:8])
     assert {"classifier", "box_reg", "mask", "objectness", "rpn_box_reg"} <= {*log(trained)[0]}
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["train_images"] == 12

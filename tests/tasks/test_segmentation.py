@@ -23,6 +23,7 @@ from difflens import (
     presets,
     segment,
 )
+from difflens.backbones.pixels import PixelBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.data.dense import IGNORED
 from difflens.data.images import to_float
@@ -302,3 +303,17 @@ def test_learning_rates(schedule: Any, expected: dict[int, float]) -> None:
     )
     factor = learning_rate_factor(asked)
     assert {at: factor(at) for at in expected} == pytest.approx(expected)
+
+
+def test_a_network_of_one_size_says_so() -> None:
+    class Fixed(PixelBackbone):
+        def features(self, x_t: torch.Tensor, *rest: Any, **more: Any) -> dict[int, torch.Tensor]:
+            assert x_t.shape[-1] == 32, "made for 32 pixels"
+            return super().features(x_t, *rest, **more)
+
+    asked = SegmentConfig(out=Path("x"), data=Path("y"))
+    assert asked.plan(Fixed()).side == 32
+    with pytest.raises(
+        DiffLensError, match=r"does not take images of side 48 \(made for 32 pixels\): leave --side at 32"
+    ):
+        replace(asked, side=48).plan(Fixed())

@@ -50,7 +50,10 @@ def segmentation_sections(
         ("Mean accuracy of the classes, %", _percent(metrics["mean_accuracy"])),
         *_counts(metrics),
     ]
-    caption = "The means are over the classes that the validation images show."
+    caption = (
+        "The mean intersection over union is over the classes that the validation images show or that are predicted, "
+        "the mean accuracy over those that they show."
+    )
     bars = charts.per_class_bars(metrics["iou"], None, "intersection over union, %")
     values = {
         value for each in examples for mask in (each.true, each.predicted) for value in mask.unique().tolist()
@@ -140,7 +143,8 @@ def _training(log: Sequence[Mapping[str, Any]]) -> list[Section]:
     if not log:
         return []
     curve = charts.loss_curve([log], by="iteration")
-    return [Section("Training", parts=(Picture(curve, "Mean loss between two points.", "Training loss"),))]
+    caption = "Each point is the mean since the one before."
+    return [Section("Training", parts=(Picture(curve, caption, "Training loss by iteration"),))]
 
 
 def _left_out(metrics: Mapping[str, Any]) -> list[Section]:

@@ -1,7 +1,6 @@
-"""What a dense model sees, drawn over the image."""
+"""What a dense model sees, drawn over the image: classes of pixels, or objects."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
@@ -12,7 +11,7 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from difflens.analysis.charts import INK, WIDTH, shortened
-from difflens.data.dense import IGNORED
+from difflens.data.dense import IGNORED, Objects
 from difflens.data.images import with_channels
 from difflens.data.masks import palette
 
@@ -23,23 +22,6 @@ _GAP = 6  # pixels between the pictures of a grid
 _TILE = 2.4  # inches
 _LETTERS = 13  # pixels
 _NAMED = 24  # the most classes in a legend
-
-
-@dataclass(frozen=True)
-class Objects:
-    """Objects in an image.
-
-    Attributes:
-        boxes: (N, 4) left, top, right, bottom in pixels.
-        labels: (N,) long, from 1.
-        scores: (N,) in [0, 1], or None for what is true.
-        masks: (N, H, W) bool, or None.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    scores: Tensor | None = None
-    masks: Tensor | None = None
 
 
 def mask_overlay(image: Tensor, mask: Tensor) -> Image.Image:

@@ -265,7 +265,7 @@ def _checked_annotations(
         where = f"{path}, annotations[{place}] (id {entry.get('id')})"
         image = images.get(entry.get("image_id", -1))
         if image is None:
-            wrong = f"there is no image with id {entry.get('image_id')}"
+            wrong = f"there is no usable image with id {entry.get('image_id')}"
         elif not isinstance(entry.get("id"), int):
             wrong = "an annotation has a whole number as id"
         elif entry["id"] in seen:

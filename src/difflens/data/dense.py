@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Generic, Literal, TypeVar
 
+from torch import Tensor
+
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, listing
 
@@ -36,6 +38,23 @@ class Problems:
                 f"{count}: {'; '.join(self.lines[:5])}{'; ...' if len(self.lines) > 5 else ''}. Correct them, or leave "
                 "them out with --on-bad-annotation skip"
             )
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Objects in an image.
+
+    Attributes:
+        boxes: (N, 4) left, top, right, bottom in pixels.
+        labels: (N,) long, from 1.
+        scores: (N,) in [0, 1], or None for what is true.
+        masks: (N, H, W) bool, or None.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor | None = None
+    masks: Tensor | None = None
 
 
 S = TypeVar("S", bound=FileSplit)

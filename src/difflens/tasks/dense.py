@@ -2,7 +2,6 @@
 
 import math
 import time
-from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from difflens.analysis.provenance import environment
-from difflens.backbones.blocks import Backbone
+from difflens.backbones.blocks import Backbone, DiffusionBackbone
 from difflens.data.dense import DenseData, OnBadAnnotation
 from difflens.data.images import to_float
 from difflens.data.samples import Labels, Samples
@@ -35,7 +34,7 @@ _POWER = 0.9  # of the polynomial decay, as usual in segmentation
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseConfig(ABC):
+class DenseConfig:
     """What to read, how to train; a field left at None takes the preset's value, or else what fits."""
 
     out: Path
@@ -49,7 +48,7 @@ class DenseConfig(ABC):
     val: tuple[Path, Path] | None = None
     """Likewise, of the images to evaluate on."""
     preset: str | None = None
-    """A recipe of `difflens.presets`."""
+    """A recipe of `difflens.presets`: paper-ade20k, paper-ade20k-single; to detect paper-coco."""
     extractor: ExtractorName = "frozen"
     """frozen, feedback (DifFeed), or finetuned."""
     blocks: tuple[int, ...] | None = None
@@ -67,22 +66,25 @@ class DenseConfig(ABC):
     width: int | None = None
     """Channels of the head. (default: 256 for maps of 512 channels and more, else 64)"""
     iterations: int | None = None
+    """(default: 2000, to detect 3000)"""
     batch_size: int | None = None
-    """Images per iteration, over all processes."""
+    """Images per iteration, over all processes. (default: 8)"""
     optimizer: OptimizerName | None = None
+    """(default: adamw)"""
     learning_rate: float | None = None
-    """(default: 1e-3, or 3e-4 for a fine-tuned backbone)"""
+    """(default: 1e-3; of the linear head 1e-2; of a fine-tuned backbone 3e-4)"""
     momentum: float = 0.9
     """Of sgd."""
     weight_decay: float | None = None
+    """(default: 0.01)"""
     lr_schedule: DenseSchedule | None = None
-    """Learning rate: (1 - i/n)^0.9, x0.1 at each of `step_at`, cosine to zero, or constant."""
-    step_at: tuple[float, ...] = (2 / 3, 8 / 9)
-    """Shares of the iterations; these are those of the usual schedules of Mask R-CNN."""
+    """Learning rate: (1 - i/n)^0.9, x0.1 at each of `step_at`, cosine to zero, or constant. (default: poly, to detect step)"""
+    step_at: tuple[float, ...] = (0.667, 0.889)
+    """Shares of the iterations; 2/3 and 8/9 are those of the usual schedules of Mask R-CNN."""
     warmup_iterations: int | None = None
     """(default: 100, but at most a tenth)"""
     scale: tuple[float, float] | None = None
-    """Training images are scaled by a factor drawn between these, and cropped."""
+    """Training images are scaled by a factor drawn between these, and cropped. (default: 0.5 2, to detect 0.8 1.25)"""
     flip: bool = True
     """Mirror every second training image."""
     fresh_noise: bool = True
@@ -115,8 +117,8 @@ class DenseConfig(ABC):
         if self.preset is not None and self.preset not in presets:
             raise DiffLensError(f"no preset {self.preset!r}; there are {listing(list(presets))}")
         recipe = {
-            **defaults,
             "learning_rate": 3e-4 if self.extractor == "finetuned" else 1e-3,
+            **defaults,
             **(presets[self.preset] if self.preset else {}),
         }
         full = replace(self, **{key: value for key, value in recipe.items() if getattr(self, key) is None})
@@ -147,6 +149,7 @@ class DenseConfig(ABC):
         )
         side = self.side or backbone.image_size
         backbone.check_side(side)
+        _check_maps(backbone, blocks, side)
         strides = usual_strides(backbone, blocks)
         wide = max(backbone.block(index).channels for index in blocks) >= 512
         return Plan(extractor, side, strides, self.width or (256 if wide else 64))
@@ -157,6 +160,27 @@ class DenseConfig(ABC):
             return None
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
         return order[: max(1, round(self.label_fraction * count))].sort().values
+
+
+def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
+    """DiffLensError if a network that is no U-Net, as a vision transformer, does not take images of another side."""
+    if isinstance(backbone, DiffusionBackbone) or side == backbone.image_size:
+        return
+    try:
+        with torch.no_grad():
+            maps = backbone.features(torch.zeros(1, backbone.in_channels, side, side), 0, blocks)
+    except Exception as error:  # each family of networks refuses sizes in its own way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DiffLensError(
+            f"{backbone.spec} does not take images of side {side} ({reason}): leave --side at {backbone.image_size}, or "
+            "say with --image-size what the network is to be made for"
+        ) from error
+    for index, each in maps.items():
+        if each.shape[-1] * backbone.block(index).stride != side:
+            raise DiffLensError(
+                f"block {index} of {backbone.spec} gives a map of side {each.shape[-1]} for images of side {side}, which "
+                f"is not its stride, {backbone.block(index).stride}: choose another --side"
+            )
 
 
 @dataclass(frozen=True)
@@ -222,34 +246,28 @@ def fit_iterations(
     begun = kept = time.monotonic()
     sums: dict[str, Tensor] = {}
     rank, world = process.process_index, process.num_processes
+    batches = samples.training(start, total, batch_size, rank, world)
     with progress_bar(process.is_main_process) as bar:
         task = bar.add_task("training", total=total, completed=start, note="")
-        for iteration, (rows, images, labels) in enumerate(
-            samples.training(start, total, batch_size, rank, world), start=start
-        ):
-            torch.manual_seed(
-                config.seed * 1_000_003 + iteration * world + rank
-            )  # of dropout and sampled regions
+        for done, (rows, images, labels) in enumerate(batches, start=start + 1):
+            # of dropout and of the regions that are sampled
+            torch.manual_seed(config.seed * 1_000_003 + done * world + rank)
             parts = compute(
                 to_float(torch.stack(images).to(process.device)),
                 samples.split.index[rows].to(process.device),
-                iteration + 1 if config.fresh_noise else 0,
+                done if config.fresh_noise else 0,
                 [{key: value.to(process.device) for key, value in each.items()} for each in labels],
             )
             optimizer.zero_grad(set_to_none=True)
             process.backward(torch.stack([*parts.values()]).sum())
             optimizer.step()
             rates.step()
-            for name, part in parts.items():
-                sums[name] = sums.get(name, torch.zeros((), device=process.device)) + part.detach()
+            sums = {name: part.detach() + sums.get(name, 0) for name, part in parts.items()}
             bar.update(task, advance=1)
-            done = iteration + 1
             if done % every and done < total:
                 continue
-            means = {
-                name: float(process.reduce(part, "mean")) / (done - _last(done, every))
-                for name, part in sums.items()
-            }
+            count = (done - 1) % every + 1
+            means = {name: float(process.reduce(part, "mean")) / count for name, part in sums.items()}
             mean, sums = sum(means.values()), {}
             if not math.isfinite(mean):
                 raise DiffLensError(
@@ -295,11 +313,6 @@ def provenance(
         "Seed": config.seed,
         **environment(process.device),
     }
-
-
-def _last(done: int, every: int) -> int:
-    """The iteration of the log's line before that of `done`."""
-    return (done - 1) // every * every
 
 
 def learning_rate_factor(config: DenseConfig) -> Callable[[int], float]:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from difflens import presets
 from difflens.analysis.dense_report import Example, dense_report, detection_sections
-from difflens.analysis.overlays import Objects
 from difflens.data.coco import ObjectSplit, load_annotations, load_coco, mask_tools
-from difflens.data.dense import DenseData
+from difflens.data.dense import DenseData, Objects
 from difflens.data.samples import Augmentation, Labels, Samples
 from difflens.errors import DiffLensError, require
 from difflens.heads.detection import DetectionHeadConfig, DetectionHeadName

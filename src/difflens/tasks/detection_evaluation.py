@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from difflens.analysis.overlays import Objects
 from difflens.data.coco import compressed, mask_tools
+from difflens.data.dense import Objects
 from difflens.data.images import to_float
 from difflens.data.samples import Samples, resize, scaled_size, to_square
 from difflens.errors import DiffLensError

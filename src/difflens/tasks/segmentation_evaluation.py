@@ -20,7 +20,7 @@ from difflens.training import progress_bar
 _STEP = 2 / 3
 """Of neighbouring windows, as a share of their side: what is usual in the field (341 of 512 pixels)."""
 _WINDOWS = 16
-"""Windows that go through the network at a time."""
+"""Windows that go through the network at a time, at most."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,10 @@ def _window_logits(probe: DenseProbe, image: Tensor, index: int, side: int, draw
         (top, left) for top in _starts(filled.shape[-2], side) for left in _starts(filled.shape[-1], side)
     ]
     total = weight = None
-    for first in range(0, len(corners), _WINDOWS):
-        some = corners[first : first + _WINDOWS]
+    while corners:
+        # powers of two: a backbone that is compiled has a graph for each size of a batch
+        count = min(_WINDOWS, 2 ** (len(corners).bit_length() - 1))
+        some, corners = corners[:count], corners[count:]
         windows = torch.stack([filled[:, top : top + side, left : left + side] for top, left in some])
         indices = torch.full((len(some),), index, device=image.device)
         logits = probe(to_float(windows), indices, draw, size=(side, side))
