@@ -179,7 +179,7 @@ def _check_labels(config: RivalsConfig, data: ImageData, protocol: Protocol) -> 
     if _HEADS[protocol] == "linear" and (train.labels is None or not every_nth(train.labels, 5).any()):
         raise DiffLensError(
             f"the protocol {PROTOCOLS[protocol]} holds out a fifth of each class to choose its learning rate, and no "
-            "class has five training images left: give more images or labels"
+            "class has two training images left: give more images or labels"
         )
 
 
