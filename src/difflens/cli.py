@@ -142,9 +142,8 @@ def _cka(config: CkaConfig) -> None:
 
 def _rivals(config: RivalsConfig) -> None:
     found = rivals(config, announce=lambda line: print(line, flush=True)).rivals
-    table = Table(
-        "backbone", *(PROTOCOLS[each] for each in config.protocols), "parameters", "images/s, relative"
-    )
+    protocols = [PROTOCOLS[each] for each in config.protocols]
+    table = Table(Column("backbone", overflow="fold"), *protocols, "parameters", "speed")
     for rival in found:
         table.add_row(
             rival.name,
