@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from difflens import (
     PredictConfig,
     SegmentationModel,
     SegmentConfig,
+    detect,
     predict,
     predict_dense,
     presets,
@@ -317,3 +319,17 @@ def test_a_network_of_one_size_says_so() -> None:
         DiffLensError, match=r"does not take images of side 48 \(made for 32 pixels\): leave --side at 32"
     ):
         replace(asked, side=48).plan(Fixed())
+
+
+def test_without_the_dense_extra(
+    backbone_folder: Path, scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch.decoders.upernet.decoder", None)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
+    for run in (
+        lambda: segment(config(backbone_folder, scene_folder, tmp_path / "run")),
+        lambda: detect(DetectConfig(backbone=str(backbone_folder), data=scene_folder, out=tmp_path / "run")),
+    ):
+        with pytest.raises(DiffLensError, match=r"difflens\[dense\]"):
+            run()
+    assert not (tmp_path / "run").exists()
