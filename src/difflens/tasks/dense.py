@@ -40,7 +40,7 @@ class DenseConfig:
     out: Path
     """Run directory."""
     backbone: str = "fashion"
-    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, pixels, or random: before any of them."""
+    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, timm:NAME, pixels, or random: before any of them."""
     data: Path | None = None
     """Folder of the data set, in one of the layouts that the README names."""
     train: tuple[Path, Path] | None = None
@@ -52,9 +52,9 @@ class DenseConfig:
     extractor: ExtractorName = "frozen"
     """frozen, feedback (DifFeed), or finetuned."""
     blocks: tuple[int, ...] | None = None
-    """Blocks to read. (default: the last decoder block of each of four strides; the paper's 24, 27, 30, 33 on ADM-256)"""
+    """Blocks to read. None: the last decoder block of each of four strides; the paper's 24, 27, 30, 33 on ADM-256."""
     noise_steps: tuple[int, ...] | None = None
-    """Noise steps to read them at; several are fused. (default: the paper's 90 of 1000; 5 of the bundled backbone)"""
+    """Noise steps to read them at; several are fused. None: the paper's 90 of 1000; 5 of the bundled backbone."""
     feedback_blocks: tuple[int, ...] | None = None
     """Decoder blocks that DifFeed sends back."""
     from_block: int = 1
@@ -62,29 +62,29 @@ class DenseConfig:
     layer_decay: float = 1.0
     """Of a fine-tuned backbone: each block learns at so many times the rate of the block after it."""
     side: int | None = None
-    """Side of the squares that the network sees. (default: what the backbone was trained on)"""
+    """Side of the squares that the network sees. None: what the backbone was trained on."""
     width: int | None = None
-    """Channels of the head. (default: 256 for maps of 512 channels and more, else 64)"""
+    """Channels of the head. None: 256 for maps of 512 channels and more, else 64."""
     iterations: int | None = None
-    """(default: 2000, to detect 3000)"""
+    """None: 2000, to detect 3000."""
     batch_size: int | None = None
-    """Images per iteration, over all processes. (default: 8)"""
+    """Images per iteration, over all processes. None: 8."""
     optimizer: OptimizerName | None = None
-    """(default: adamw)"""
+    """None: adamw."""
     learning_rate: float | None = None
-    """(default: 1e-3; of the linear head 1e-2; of a fine-tuned backbone 3e-4)"""
+    """None: 1e-3; of the linear head 1e-2; of a fine-tuned backbone 3e-4."""
     momentum: float = 0.9
     """Of sgd."""
     weight_decay: float | None = None
-    """(default: 0.01)"""
+    """None: 0.01."""
     lr_schedule: DenseSchedule | None = None
-    """Learning rate: (1 - i/n)^0.9, x0.1 at each of `step_at`, cosine to zero, or constant. (default: poly, to detect step)"""
+    """Learning rate: (1 - i/n)^0.9, x0.1 at each of `step_at`, cosine to zero, or constant. None: poly, to detect step."""
     step_at: tuple[float, ...] = (0.667, 0.889)
     """Shares of the iterations; 2/3 and 8/9 are those of the usual schedules of Mask R-CNN."""
     warmup_iterations: int | None = None
-    """(default: 100, but at most a tenth)"""
+    """None: 100, but at most a tenth."""
     scale: tuple[float, float] | None = None
-    """Training images are scaled by a factor drawn between these, and cropped. (default: 0.5 2, to detect 0.8 1.25)"""
+    """Training images are scaled by a factor drawn between these, and cropped. None: 0.5 2, to detect 0.8 1.25."""
     flip: bool = True
     """Mirror every second training image."""
     fresh_noise: bool = True

@@ -37,9 +37,9 @@ class DetectConfig(DenseConfig):
     """Train Mask R-CNN on diffusion features and evaluate it once on the validation images."""
 
     head: DetectionHeadName | None = None
-    """mask-rcnn, or faster-rcnn for boxes alone. (default: what the data has)"""
+    """mask-rcnn, or faster-rcnn for boxes alone. None: what the data has."""
     proposals: int | None = None
-    """Regions that are looked at in an image. (default: 256, the paper's preset 1000)"""
+    """Regions that are looked at in an image. None: 256, the paper's preset 1000."""
 
     def resolved(self) -> "DetectConfig":
         """With every None that the preset knows filled in."""

@@ -50,24 +50,24 @@ class ExplainConfig:
     out: Path
     """Run directory."""
     backbone: str | None = None
-    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, timm:NAME, or random: before any of them. (default:
-    the run's, or fashion)"""
+    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, timm:NAME, or random: before any of them. None: the
+    run's, or fashion."""
     run: Path | None = None
     """Run directory, or model/ folder, of a probe with a linear or attention head or DifFormer."""
     data: str | None = None
-    """Any data that `probe` takes. (default: the run's, or fashion)"""
+    """Any data that `probe` takes. None: the run's, or fashion."""
     images: tuple[Path, ...] = ()
-    """Image files or folders to show. (default: test images, one of each class in turn)"""
+    """Image files or folders to show. None: test images, one of each class in turn."""
     count: int = 4
     """Show so many images."""
     noise_steps: tuple[int, ...] | None = None
-    """Noise steps of the principal components. (default: five, from 0.5 % to 40 % of the schedule)"""
+    """Noise steps of the principal components. None: five, from 0.5 % to 40 % of the schedule."""
     blocks: tuple[int, ...] | None = None
-    """Blocks of the principal components. (default: at most seven, from the first to the last)"""
+    """Blocks of the principal components. None: at most seven, from the first to the last."""
     block: int | None = None
-    """Where neighbours are near. (default: the backbone's)"""
+    """Where neighbours are near. None: the backbone's."""
     noise_step: int | None = None
-    """Where neighbours are near. (default: the backbone's)"""
+    """Where neighbours are near. None: the backbone's."""
     pool: int = 2
     """Side that maps are pooled to before neighbours are looked for."""
     neighbours: int = 6

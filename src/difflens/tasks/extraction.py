@@ -57,7 +57,7 @@ class ExtractConfig:
     out: Path
     """Folder of the store."""
     backbone: str = "fashion"
-    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, pixels, or random: before any of them."""
+    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, timm:NAME, pixels, or random: before any of them."""
     data: str = "fashion"
     """Any data that `probe` takes."""
     unlabelled: bool = False

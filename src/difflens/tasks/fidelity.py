@@ -56,9 +56,9 @@ class FidelityConfig:
     features: str = "fashion"
     """Any backbone that `probe` takes; a trained model's folder, whose classifier's input is the space; or inception."""
     block: int | None = None
-    """Block of the backbone, averaged over places. (default: the backbone's choice)"""
+    """Block of the backbone, averaged over places. None: the backbone's choice."""
     noise_step: int | None = None
-    """Noise step at which it is read. (default: likewise)"""
+    """Noise step at which it is read. None: likewise."""
     ruler: bool = False
     """Also measure as many images of the other split, and these with a little noise, to compare with."""
     limit: int | None = None
@@ -76,7 +76,7 @@ class FidelityConfig:
     image_size: int | None = None
     """Overrides the image side that the backbone was trained on."""
     out: Path | None = None
-    """Run directory that keeps the figures, for `report`. (default: they are printed only)"""
+    """Run directory that keeps the figures, for `report`. None: they are printed only."""
     on_bad_image: OnBadImage = "error"
     """skip leaves images out that cannot be read; torch-fidelity, for inception, knows no skipping."""
     workers: int | None = None

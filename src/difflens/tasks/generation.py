@@ -45,11 +45,11 @@ class GenerateConfig:
     sampler: SamplerName = "ddim"
     """dpm-solver is DPM-Solver++ 2M."""
     steps: int | None = None
-    """Of the sampler. (default: 50 for ddim, 20 for dpm-solver, the whole schedule for ddpm)"""
+    """Of the sampler. None: 50 for ddim, 20 for dpm-solver, the whole schedule for ddpm."""
     eta: float = 0.0
     """Of ddim: how much noise each step adds, 0 to 1."""
     batch_size: int | None = None
-    """Images at a time. Batches are always full: fewer images cost as much. (default: 64, fewer beyond 32 pixels)"""
+    """Images at a time. Batches are always full: fewer images cost as much. None: 64, fewer beyond 32 pixels."""
     seed: int = 0
     """Of all noise."""
     precision: Precision = "float32"

@@ -26,7 +26,7 @@ class PredictConfig:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, or folders that are searched for images."""
     out: Path | None = None
-    """Of a model of segment or detect: folder for overlays, masks and predictions.json. (default: predictions)"""
+    """Of a model of segment or detect: folder for overlays, masks and predictions.json. None: predictions."""
     top: int = 3
     """How many classes to show."""
     format: Literal["table", "json", "csv"] = "table"

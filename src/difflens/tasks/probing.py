@@ -50,7 +50,7 @@ class ProbeConfig:
     out: Path
     """Run directory."""
     backbone: str = "fashion"
-    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, pixels, or random: before any of them."""
+    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, timm:NAME, pixels, or random: before any of them."""
     data: str | None = None
     """fashion, fashion-full, aircraft, cars, cub, dogs, flowers, nabirds, idx:FOLDER, folder:PATH (or the path alone),
     torchvision:NAME, hf:ID. None: the preset's, or fashion."""

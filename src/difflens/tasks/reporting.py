@@ -40,9 +40,9 @@ class ReportConfig:
     runs: tyro.conf.Positional[tuple[str, ...]]
     """Run directories of pretrain, probe, demo, generate and fidelity, or a backbone; all of the same backbone."""
     out: Path | None = None
-    """The HTML file. (default: backbone.html in the first run directory)"""
+    """The HTML file. None: backbone.html in the first run directory."""
     data: str | None = None
-    """Whose training images the samples are compared with. (default: those of the pretrain, probe or demo run)"""
+    """Whose training images the samples are compared with. None: those of the pretrain, probe or demo run."""
     features: str | None = None
     """Measure the images of the generate run against the test images of `data` in this space, as `fidelity` does."""
     samples: int = 36

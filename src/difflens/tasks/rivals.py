@@ -60,9 +60,9 @@ class RivalsConfig:
     label_fraction: float = 0.1
     """Of each class, for the protocol few."""
     epochs: int | None = None
-    """Of every training. (default: each head's)"""
+    """Of every training. None: each head's."""
     width: int | None = None
-    """Of the attention head. (default: by the channels of the backbone)"""
+    """Of the attention head. None: by the channels of the backbone."""
     limit: int | None = None
     """Train on the first so many images only."""
     seed: int = 0

@@ -53,7 +53,7 @@ class ScenesConfig:
     visible: float = 0.5
     """At least this share of every object stays visible behind later ones."""
     backgrounds: tuple[Background, ...] | None = None
-    """Drawn among these. (default: plain and gradient, and photo where there are photos)"""
+    """Drawn among these. None: plain and gradient, and photo where there are photos."""
     photos: Path | None = None
     """Folder of photos to cut backgrounds from; every fifth is for validation scenes."""
     seed: int = 0

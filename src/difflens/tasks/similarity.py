@@ -53,14 +53,14 @@ class CkaConfig:
     data: str = "fashion"
     """Any data that `pretrain` takes; labels are not needed."""
     noise_steps: tuple[int, ...] | None = None
-    """Noise steps to read at; several are compared with each other. (default: the backbone's)"""
+    """Noise steps to read at; several are compared with each other. None: the backbone's."""
     blocks: tuple[int, ...] | None = None
-    """Blocks to compare. (default: all)"""
+    """Blocks to compare. None: all."""
     pool: tuple[int, ...] = (16,)
     """Sides that larger maps are average-pooled to, 0 for none; several are compared with each other, and the first
     serves everywhere else."""
     other_noise_step: int | None = None
-    """Of the second backbone. (default: its own)"""
+    """Of the second backbone. None: its own."""
     limit: int = 2000
     """Compare on at most so many images, drawn at random: as many as make minibatches of one size."""
     seed: int = 0

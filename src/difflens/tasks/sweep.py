@@ -67,7 +67,7 @@ class SweepConfig:
     out: Path
     """Run directory."""
     backbone: str = "fashion"
-    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, or random: before any of them."""
+    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, timm:NAME, or random: before any of them."""
     data: str = "fashion"
     """Any data that `probe` takes."""
     noise_steps: tuple[int, ...] | None = None
