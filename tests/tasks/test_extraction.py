@@ -30,8 +30,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of 8 images, so that a few images make many."""
-    monkeypatch.setattr(extraction.Layout, "shard_images", 8)
+    """Shards of 12 images, so that a few images make many."""
+    monkeypatch.setattr(extraction.Layout, "shard_images", 12)
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -43,7 +43,7 @@ def test_resuming_after_any_shard_ends_with_the_same_bytes(
     expected = contents(whole.out)
     assert found["bytes"] == sum(len(data) for name, data in expected.items() if name.endswith("safetensors"))
     shards = sum(name.endswith("safetensors") for name in expected)
-    assert shards == found["shards"] == 2 * (5 + 2)
+    assert shards == found["shards"] == 2 * (3 + 2)
     write = extraction.write_shard
     for stop in range(shards):
         stopped = replace(whole, out=tmp_path / f"stopped-{stop}")
@@ -284,7 +284,7 @@ def test_a_disk_that_fills_up_loses_nothing(
     with pytest.raises(DiffLensError, match=r"cannot be written: No space left.* --resume goes on"):
         extract(full)
     monkeypatch.undo()
-    monkeypatch.setattr(extraction.Layout, "shard_images", 8)
+    monkeypatch.setattr(extraction.Layout, "shard_images", 12)
     assert len(list(full.out.rglob("*.safetensors"))) == 3
     extract(replace(full, resume=True))
     assert contents(full.out) == contents(whole.out)
