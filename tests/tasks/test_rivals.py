@@ -65,6 +65,9 @@ def test_going_on_repeats_nothing_and_may_add_backbones(
     assert after.rivals[0].scores == before
     with pytest.raises(DiffLensError, match="already holds a run: choose another folder or add --resume"):
         rivals(run)
+    with pytest.raises(DiffLensError, match=r"backbones was \['.*', 'pixels:3x16'\], now"):
+        rivals(replace(run, resume=True))
+    run = replace(run, backbones=(str(backbone_folder), "pixels:3x16"))
     with pytest.raises(DiffLensError, match="epochs was 1, now 2"):
         rivals(replace(run, epochs=2, resume=True))
 

@@ -160,6 +160,7 @@ def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line
     settings = settings_of(config, _FREE) | {"data_fingerprint": data.fingerprint()}
     run = RunDirectory(config.out, "rivals", settings, config.resume, process, growing="backbones")
     with run.working():
+        run.grow()
         for candidate in candidates:
             for protocol in config.protocols:
                 result = probe(config.probe(candidate.spec, protocol))
