@@ -50,6 +50,10 @@ class Config:
     """Snapshots of a pre-training, oldest first."""
     heads: tuple[HeadName, ...] = ("linear", "attention")
     """What reads the snapshots."""
+    blocks: tuple[int, ...] | None = None
+    """Where they read; None: the paper's place, scaled, as for any folder. The bundled backbone's own is block 18."""
+    noise_steps: tuple[int, ...] | None = None
+    """Likewise; the bundled backbone's own is 5."""
     probe_images: int | None = None
     """Train those heads on the first so many images."""
     images: int = 10_000
@@ -140,7 +144,8 @@ def along_pretraining(config: Config) -> list[str]:
             if not (out / "metrics.json").exists():
                 probe(ProbeConfig(
                     out=out, backbone=backbone, data=config.data, head=name, limit=config.probe_images,
-                    seed=config.seed, resume=(out / "config.yaml").exists(),
+                    blocks=config.blocks, noise_steps=config.noise_steps, seed=config.seed,
+                    resume=(out / "config.yaml").exists(),
                 ))  # fmt: skip
             accuracies.append(f"{100 * json.loads((out / 'metrics.json').read_text())['top1']:.2f}")
         distance = measured(config, drawn(config, backbone, USUAL)[0]).distances[0]
