@@ -252,7 +252,7 @@ class _Demo:
         samples = sample(backbone, config.samples, config.sampling_steps, config.seed)
         distance = card_fact(config.backbone, "Fréchet distance")
         # of a few dozen samples it would mean nothing
-        stated = "" if distance is None else f" The network's model card states: Fréchet distance {distance}"
+        stated = "" if distance is None else f" The network's model card states: Fréchet distance {distance}."
         rows: list[tuple[object, ...]] = [
             (
                 _TITLES[name], f"{100 * row['top1']:.2f}",
