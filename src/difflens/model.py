@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +27,19 @@ from difflens.version import __version__
 ExtractorName = Literal["frozen", "feedback", "finetuned"]
 
 
+class BackboneOptions(Protocol):
+    """What the configuration of every command that loads a backbone has."""
+
+    @property
+    def num_head_channels(self) -> int: ...
+
+    @property
+    def noise_schedule(self) -> ScheduleName: ...
+
+    @property
+    def image_size(self) -> int | None: ...
+
+
 @dataclass(frozen=True)
 class BackboneConfig:
     """What `load_backbone` needs."""
@@ -35,6 +48,11 @@ class BackboneConfig:
     num_head_channels: int = 64
     noise_schedule: ScheduleName = "linear"
     image_size: int | None = None
+
+    @classmethod
+    def of(cls, options: BackboneOptions, spec: str) -> "BackboneConfig":
+        """The backbone `spec` with what a command's configuration says of backbones."""
+        return cls(spec, options.num_head_channels, options.noise_schedule, options.image_size)
 
     def load(self, device: torch.device | str = "cpu") -> Backbone:
         return load_backbone(

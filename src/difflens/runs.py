@@ -293,11 +293,14 @@ def _same(stored: object, asked: object) -> bool:
 
 def settings_of(config: Any, free: Collection[str]) -> dict[str, Any]:
     """What makes a run the same run: the fields of a configuration but those that a continuation may change."""
-    return {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in asdict(config).items()
-        if key not in free
-    }
+    return {key: _plain(value) for key, value in asdict(config).items() if key not in free}
+
+
+def _plain(value: object) -> object:
+    """Paths as text, as YAML and JSON take them."""
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def shown_command(command: str, config: Any) -> str:

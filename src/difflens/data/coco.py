@@ -70,8 +70,8 @@ class ObjectSplit(FileSplit):
             )
         return target
 
-    def fingerprint(self) -> str:
-        digest = sha256(super().fingerprint().encode())
+    def _digest(self) -> str:
+        digest = sha256(super()._digest().encode())
         for entry in (*self.record["images"], *self.record["annotations"], *self.record["categories"]):
             digest.update(repr(entry).encode())
         return digest.hexdigest()

@@ -68,8 +68,8 @@ class MaskSplit(FileSplit):
         """Classes, uint8 (H, W), of the size of image `i`; `IGNORED` where there is none."""
         return torch.from_numpy(self.values[read_mask(self.masks[i])])
 
-    def fingerprint(self) -> str:
-        return sha256(f"{super().fingerprint()}{self.digest}".encode()).hexdigest()
+    def _digest(self) -> str:
+        return sha256(f"{super()._digest()}{self.digest}".encode()).hexdigest()
 
 
 def load_masks(root: Path, on_bad: OnBadAnnotation = "error") -> DenseData[MaskSplit]:

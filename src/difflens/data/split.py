@@ -44,6 +44,7 @@ class ImageSplit(ABC):
         self.name, self.ids, self.labels, self.pixels = name, ids, labels, pixels
         self.index = torch.arange(len(ids)) if index is None else index
         self._resident: dict[torch.device, Tensor] = {}
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,7 +75,13 @@ class ImageSplit(ABC):
         return self._resident[device]
 
     def fingerprint(self) -> str:
-        """Hex digest of names, labels, positions and, in memory, pixels."""
+        """Hex digest of names, labels, positions and what else tells images apart; taken once."""
+        if self._fingerprint is None:
+            self._fingerprint = self._digest()
+        return self._fingerprint
+
+    def _digest(self) -> str:
+        """Of names, labels, positions and, in memory, pixels."""
         digest = sha256("\n".join(self.ids).encode())
         for tensor in (self.labels, self.index, self.pixels):
             digest.update(b"none" if tensor is None else tensor.numpy().tobytes())
@@ -104,10 +111,10 @@ class FileSplit(ImageSplit):
     def image(self, i: int) -> Tensor:
         return read_image(self.root / self.ids[i])
 
-    def fingerprint(self) -> str:
+    def _digest(self) -> str:
         """As for any split, and of the files' sizes."""
         sizes = ",".join(str(_size(self.root / name)) for name in self.ids)
-        return sha256(f"{super().fingerprint()} {sizes}".encode()).hexdigest()
+        return sha256(f"{super()._digest()} {sizes}".encode()).hexdigest()
 
 
 class LibrarySplit(ImageSplit):

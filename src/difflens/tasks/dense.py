@@ -137,7 +137,7 @@ class DenseConfig:
         return full
 
     def load_backbone(self) -> tuple[BackboneConfig, Backbone]:
-        config = BackboneConfig(self.backbone, self.num_head_channels, self.noise_schedule, self.image_size)
+        config = BackboneConfig.of(self, self.backbone)
         return config, config.load()
 
     def plan(self, backbone: Backbone) -> "Plan":
@@ -288,16 +288,6 @@ def fit_iterations(
         for buffer in probe.buffers():
             broadcast(buffer)
     return seconds + time.monotonic() - begun
-
-
-def plain(record: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with paths within tuples as text, as YAML and JSON take it."""
-    return {
-        key: [str(each) if isinstance(each, Path) else each for each in value]
-        if isinstance(value, tuple)
-        else value
-        for key, value in record.items()
-    }
 
 
 def provenance(

@@ -18,7 +18,7 @@ from difflens.errors import DiffLensError, require
 from difflens.heads.detection import DetectionHeadConfig, DetectionHeadName
 from difflens.model import DetectionModel
 from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
-from difflens.tasks.dense import FREE, DenseConfig, Loss, fit_iterations, given, plain, provenance
+from difflens.tasks.dense import FREE, DenseConfig, Loss, fit_iterations, given, provenance
 from difflens.tasks.detection_evaluation import coco_metrics, detections, evaluate_detection
 from difflens.training import accelerator
 
@@ -83,7 +83,7 @@ def detect(config: DetectConfig) -> DetectResult:
         "blocks": probe.extractor.blocks,
         "noise_steps": probe.extractor.noise_steps,
     }
-    run = RunDirectory(config.out, "detect", plain(record), config.resume, process)
+    run = RunDirectory(config.out, "detect", record, config.resume, process)
     with run.working():
         if run.finished:
             return DetectResult(DetectionModel.load(config.out), run.read_json(FINISHED))

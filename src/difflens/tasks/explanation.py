@@ -129,14 +129,11 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
     else:
         config = replace(config, backbone=config.backbone or "fashion")
         assert config.backbone is not None
-        backbone = BackboneConfig(
-            config.backbone, config.num_head_channels, config.noise_schedule, config.image_size
-        ).load(process.device)
+        backbone = BackboneConfig.of(config, config.backbone).load(process.device)
         fingerprint = backbone.fingerprint()
     explanation = _Explanation(config, data, backbone, model, process)
     settings = settings_of(config, _FREE) | {
-        "images": [str(path) for path in config.images], "backbone_fingerprint": fingerprint,
-        "data_fingerprint": data.fingerprint(),
+        "backbone_fingerprint": fingerprint, "data_fingerprint": data.fingerprint(),
     }  # fmt: skip
     run = RunDirectory(config.out, "explain", settings, None)
     with run.working():

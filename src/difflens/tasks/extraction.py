@@ -136,9 +136,7 @@ def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda li
     config.check()
     process = accelerator(config.device)
     sources, identity = _sources(config)
-    backbone_config = BackboneConfig(
-        config.backbone, config.num_head_channels, config.noise_schedule, config.image_size
-    )
+    backbone_config = BackboneConfig.of(config, config.backbone)
     backbone = backbone_config.load()
     places = ExtractorConfig(
         "frozen", config.blocks or backbone.defaults.fusion_blocks,

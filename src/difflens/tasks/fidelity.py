@@ -273,9 +273,7 @@ def _in_space(
     source: dict[str, Any] | None,
     skipped: list[str],
 ) -> FidelityResult:
-    backbone = BackboneConfig(
-        config.features, config.num_head_channels, config.noise_schedule, config.image_size
-    )
+    backbone = BackboneConfig.of(config, config.features)
     device = accelerator(config.device).device
     space = FeatureSpace.load(backbone, config.block, config.noise_step, config.seed, device)
     reading = Reading(config.workers, config.on_bad_image, skipped)

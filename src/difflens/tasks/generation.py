@@ -91,9 +91,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     """
     config.check()
     process = accelerator(config.device)
-    backbone = BackboneConfig(
-        config.backbone, config.num_head_channels, config.noise_schedule, config.image_size
-    ).load()
+    backbone = BackboneConfig.of(config, config.backbone).load()
     sampler = Sampler(backbone, config.sampler, config.steps, config.eta, config.seed)
     if backbone.in_channels not in (1, 3):
         raise DiffLensError(f"{backbone.spec} has {backbone.in_channels} channels: no grey or RGB images")

@@ -251,9 +251,7 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
     data = replace(whole, train=_labelled(config, whole.train.first(config.limit), whole.classes))
     if config.head != "knn":
         config = replace(config, epochs=_epochs(config, len(data.train)))
-    backbone_config = BackboneConfig(
-        config.backbone, config.num_head_channels, config.noise_schedule, config.image_size
-    )
+    backbone_config = BackboneConfig.of(config, config.backbone)
     backbone = backbone_config.load()
     fingerprint = backbone.fingerprint()  # before anything converts or trains its weights
     data_fingerprint = whole.fingerprint()

@@ -98,7 +98,7 @@ class RivalsConfig:
             raise DiffLensError(f"{sorted(twice)[0]} is named twice in --backbones")
 
     def backbone(self, spec: str) -> BackboneConfig:
-        return BackboneConfig(spec, self.num_head_channels, self.noise_schedule, self.image_size)
+        return BackboneConfig.of(self, spec)
 
     def probe(self, spec: str, protocol: Protocol) -> ProbeConfig:
         """The run of `probe` that is meant by a protocol."""

@@ -18,7 +18,7 @@ from difflens.errors import DiffLensError, require
 from difflens.heads.segmentation import SegmentationHeadConfig, SegmentationHeadName
 from difflens.model import SegmentationModel
 from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
-from difflens.tasks.dense import FREE, DenseConfig, Loss, fit_iterations, given, plain, provenance
+from difflens.tasks.dense import FREE, DenseConfig, Loss, fit_iterations, given, provenance
 from difflens.tasks.segmentation_evaluation import Sliding, evaluate_segmentation, predictions
 from difflens.training import accelerator
 
@@ -86,7 +86,7 @@ def segment(config: SegmentConfig) -> SegmentResult:
         "blocks": probe.extractor.blocks,
         "noise_steps": probe.extractor.noise_steps,
     }
-    run = RunDirectory(config.out, "segment", plain(record), config.resume, process)
+    run = RunDirectory(config.out, "segment", record, config.resume, process)
     with run.working():
         if run.finished:
             return SegmentResult(SegmentationModel.load(config.out), run.read_json(FINISHED))

@@ -151,9 +151,7 @@ def cka(config: CkaConfig) -> SimilarityResult:
     if len(split) < LEAST:
         raise DiffLensError(f"CKA needs at least {LEAST} images ({GROUPS} minibatches of {LEAST_IMAGES}), and "
                             f"{config.data} has {len(split)}")  # fmt: skip
-    first = BackboneConfig(
-        config.backbone, config.num_head_channels, config.noise_schedule, config.image_size
-    )
+    first = BackboneConfig.of(config, config.backbone)
     backbones = [first.load()]
     if config.other is not None:
         backbones.append(BackboneConfig(config.other, config.num_head_channels, config.noise_schedule).load())

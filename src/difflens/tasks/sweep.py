@@ -172,9 +172,7 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
     data = load_data(config.data)
     if len(data.classes) < 2:
         raise DiffLensError(f"a sweep needs at least two classes, and {data.name} has {len(data.classes)}")
-    backbone_config = BackboneConfig(
-        config.backbone, config.num_head_channels, config.noise_schedule, config.image_size
-    )
+    backbone_config = BackboneConfig.of(config, config.backbone)
     backbone = backbone_config.load()
     blocks = backbone.check_blocks(config.blocks or [block.index for block in backbone.blocks])
     steps = backbone.check_noise_steps(config.noise_steps or _ladder(backbone))
