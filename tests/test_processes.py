@@ -24,7 +24,7 @@ def run_two(*arguments: object) -> None:
         timeout=120,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.returncode == 0, result.stderr[-8000:]
 
 
 @pytest.mark.parametrize("head", ["linear", "diffeed"])

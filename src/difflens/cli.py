@@ -34,6 +34,7 @@ from difflens.tasks.scenes import ScenesConfig, scenes
 from difflens.tasks.segmentation import SegmentConfig, segment
 from difflens.tasks.similarity import CkaConfig, cka
 from difflens.tasks.sweep import SweepConfig, sweep
+from difflens.training import leave_together
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if _silent() else sys.stdout):
             commands[type(config)](config)
+        leave_together()
     except DiffLensError as error:
         print(f"difflens: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -45,6 +45,13 @@ def accelerator(device: str | None = None) -> Accelerator:
     return process
 
 
+def leave_together() -> None:
+    """The last thing that a process of several does: to end while the communication is still open can abort it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def epoch_seed(seed: int, epoch: int) -> int:
     """The seed of what a loop draws in one epoch, so that a resumed run draws the same."""
     return seed * 1_000_003 + epoch
