@@ -222,6 +222,8 @@ def test_checkpointing_takes_less_memory_for_the_same_gradients(backbone: UNetBa
 
     plain, plain_bytes = step(), peak_bytes(step)
     assert ExtractorConfig("feedback", (18,), (20,), checkpoint=True).build(backbone).checkpoint
+    with pytest.raises(DiffLensError, match="for the feedback extractor"):
+        ExtractorConfig("frozen", (18,), (20,), checkpoint=True).build(backbone)
     extractor.checkpoint = True
     again, again_bytes = step(), peak_bytes(step)
     assert again_bytes < 0.7 * plain_bytes

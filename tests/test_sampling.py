@@ -277,3 +277,19 @@ def test_images_that_are_not_finite() -> None:
     backbone.unet.conv_out.bias.data.fill_(torch.nan)
     with pytest.raises(DiffLensError, match="not finite"):
         sample(backbone, 1, 2)
+
+
+def test_compiled_sampling_takes_one_graph_for_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler itself is tested with the walk; here it hands back what it was given."""
+    compiled = []
+
+    def keep(function: Callable[..., Any], **options: object) -> Callable[..., Any]:
+        compiled.append(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", keep)
+    backbone, index = tiny(), torch.arange(2)
+    plain = Sampler(backbone, steps=3)(index)
+    assert not compiled
+    torch.testing.assert_close(Sampler(backbone, steps=3, compiled=True)(index), plain)
+    assert len(compiled) == 1

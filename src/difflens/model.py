@@ -81,6 +81,10 @@ class ExtractorConfig:
 
     def build(self, backbone: Backbone) -> Extractor:
         """The extractor on `backbone`, whose weights become `precision`."""
+        if self.checkpoint and self.name != "feedback":
+            raise DiffLensError(
+                "--checkpoint-activations is for the feedback extractor: others make no second pass"
+            )
         if self.precision != "float32":
             if self.name == "finetuned":
                 raise DiffLensError("a fine-tuned backbone keeps float32 weights: leave out --precision")

@@ -37,6 +37,7 @@ class Sampler:
             them for ddpm.
         eta: of ddim, 0 to 1: how much noise each step adds; 0 adds none.
         seed: of all noise.
+        compiled: run the network compiled, as `Extractor.compiled` says.
 
     Raises:
         DiffLensError: the backbone has no denoiser or predicts what is not known here, `steps` is not within its
@@ -50,6 +51,7 @@ class Sampler:
         steps: int | None = None,
         eta: float = 0.0,
         seed: int = 0,
+        compiled: bool = False,
     ):
         if not isinstance(backbone, DiffusionBackbone):
             raise DiffLensError(f"{backbone.spec} cannot generate: it is no diffusion network")
@@ -71,6 +73,7 @@ class Sampler:
                 f"{backbone.spec} predicts its variance itself, not its place in a range: choose another sampler"
             )
         self.backbone, self.name, self.steps, self.seed = backbone, name, steps, seed
+        self.compiled = compiled
         # DDPM is DDIM at eta = 1 with noise predicted anew from the clipped image: the same mean, the same variance
         # (Song et al., 2021, section 4.1). Its scheduler, unlike DDPMScheduler, lets its caller give the noise.
         self.ancestral = name == "ddpm"
@@ -128,7 +131,7 @@ class Sampler:
         The place is on the scale of logarithms, as networks with learned variance say it.
         """
         dtype = next(self.backbone.parameters()).dtype
-        output = self.backbone.denoise(x.to(dtype), t).float()
+        output = self.backbone.denoise(x.to(dtype), t, compiled=self.compiled).float()
         channels = self.shape[0]
         if output.shape[1] == 2 * channels:
             prediction, learned = output.chunk(2, dim=1)

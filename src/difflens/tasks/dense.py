@@ -27,7 +27,7 @@ from difflens.training import OptimizerName, Precision, make_optimizer, progress
 
 DenseSchedule = Literal["poly", "step", "cosine", "constant"]
 
-FREE = ("resume", "device", "workers", "checkpoint_minutes", "out")
+FREE = ("resume", "device", "checkpoint_activations", "workers", "checkpoint_minutes", "out")
 """What may differ between a run and its continuation."""
 
 _POWER = 0.9  # of the polynomial decay, as usual in segmentation
@@ -95,6 +95,8 @@ class DenseConfig:
     """What to do with annotations that cannot be right."""
     precision: Precision = "float32"
     """Of a frozen backbone."""
+    checkpoint_activations: bool = False
+    """feedback: compute the second pass again in the backward pass: slower, in less memory."""
     num_head_channels: int = 64
     """Channels per attention head of an OpenAI checkpoint, which its weights do not show."""
     noise_schedule: ScheduleName = "linear"
@@ -145,7 +147,14 @@ class DenseConfig:
         blocks = backbone.check_blocks(self.blocks or usual_blocks(backbone))
         steps = self.noise_steps or (min(backbone.defaults.fusion_noise_steps),)
         extractor = ExtractorConfig(
-            self.extractor, blocks, steps, self.seed, self.feedback_blocks, self.from_block, self.precision
+            self.extractor,
+            blocks,
+            steps,
+            self.seed,
+            self.feedback_blocks,
+            self.from_block,
+            self.precision,
+            checkpoint=self.checkpoint_activations,
         )
         side = self.side or backbone.image_size
         backbone.check_side(side)

@@ -92,7 +92,14 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     config.check()
     process = accelerator(config.device)
     backbone = BackboneConfig.of(config, config.backbone).load()
-    sampler = Sampler(backbone, config.sampler, config.steps, config.eta, config.seed)
+    sampler = Sampler(
+        backbone,
+        config.sampler,
+        config.steps,
+        config.eta,
+        config.seed,
+        compiled=process.device.type == "cuda",
+    )
     if backbone.in_channels not in (1, 3):
         raise DiffLensError(f"{backbone.spec} has {backbone.in_channels} channels: no grey or RGB images")
     usual = max(1, min(64, 64 * 32 // backbone.image_size))

@@ -104,6 +104,8 @@ class ProbeConfig:
     """Draw new noise in every epoch where features are not cached."""
     precision: Precision = "float32"
     """Of the backbone's arithmetic; heads are always float32."""
+    checkpoint_activations: bool = False
+    """feedback: compute the second pass again in the backward pass: slower, in less memory."""
     cache_gigabytes: float = 4.0
     """Features beyond this lie in a file in the run directory while training, not in memory."""
     num_head_channels: int = 64
@@ -213,7 +215,9 @@ _TRAINING = (
 )  # fmt: skip
 
 # What may differ between a run and its continuation.
-_FREE = ("out", "resume", "device", "workers", "cache_gigabytes", "store", "on_bad_image")
+_FREE = (
+    "out", "resume", "device", "workers", "cache_gigabytes", "store", "on_bad_image", "checkpoint_activations",
+)  # fmt: skip
 
 # What summarises several seeds: mean, and standard deviation between seeds.
 _SUMMARISED = ("top1", "top5", "mean_per_class")
@@ -344,7 +348,15 @@ def _plan(
         (config.seed, config.draws) if store is None else (store.manifest["seed"], store.manifest["draws"])
     )
     extractor = ExtractorConfig(
-        name, blocks, steps, seed, config.feedback_blocks, config.from_block, config.precision, draws
+        name,
+        blocks,
+        steps,
+        seed,
+        config.feedback_blocks,
+        config.from_block,
+        config.precision,
+        draws,
+        config.checkpoint_activations,
     )
     reads_many = config.head == "diffeed" and len(blocks) * len(steps) > 1
     head: HeadName = "attention" if config.head == "diffeed" else config.head
