@@ -145,13 +145,14 @@ def _cka(config: CkaConfig) -> None:
 def _rivals(config: RivalsConfig) -> None:
     found = rivals(config, announce=lambda line: print(line, flush=True)).rivals
     protocols = [PROTOCOLS[each] for each in config.protocols]
-    table = Table(Column("backbone", overflow="fold"), *protocols, "parameters", "speed")
+    table = Table(Column("backbone", overflow="fold"), *protocols, "parameters", "speed", "Fréchet")
     for rival in found:
         table.add_row(
             rival.name,
             *(f"{100 * rival.scores[each].value:.2f} %" for each in config.protocols),
             f"{rival.parameters:,}",
             f"{rival.relative_speed:.2f}",
+            "" if rival.frechet is None else f"{rival.frechet:.4g}",
         )
     Console().print(table)
     print(f"Report: {config.out / 'report.html'}, plot: {config.out / 'rivals.png'}")

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from difflens import DiffLensError, ProbeConfig, RivalsConfig, probe, rivals
+from difflens import (
+    DiffLensError,
+    FidelityConfig,
+    GenerateConfig,
+    ProbeConfig,
+    RivalsConfig,
+    fidelity,
+    generate,
+    probe,
+    rivals,
+)
 from tests.browser import open_in_browser
 from tests.test_cli import run as cli
 
@@ -16,7 +26,7 @@ from tests.test_cli import run as cli
 def config(out: Path, images: Path, *backbones: object, **changes: object) -> RivalsConfig:
     base = RivalsConfig(
         out=out, backbones=tuple(map(str, backbones)), data=str(images), label_fraction=0.5, epochs=1, width=16,
-        protocols=("linear", "few"), device="cpu", workers=0,
+        protocols=("linear", "few"), device="cpu", workers=0, samples=0,
     )  # fmt: skip
     return replace(base, **changes)
 
@@ -48,6 +58,34 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
     assert console == []
     for words in ("few labels (50 %)", "random:timm:test_resnet", "Against", "372,688", "15 test images"):
         assert words in dom
+
+
+def test_what_generates_is_measured_in_one_feature_space(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    untrained = f"random:{backbone_folder}"
+    run = config(
+        tmp_path / "run", image_tree, backbone_folder, "pixels:3x16", untrained, protocols=("knn",), samples=6,
+        features="pixels:3x16",
+    )  # fmt: skip
+    first, pixels, noise = rivals(run).rivals
+    assert pixels.frechet is None
+    assert noise.frechet is None
+    # the figures of the commands that are shown for it
+    folder = tmp_path / "samples"
+    generate(
+        GenerateConfig(out=folder, n=6, backbone=str(backbone_folder), sampler="dpm-solver", device="cpu")
+    )
+    measured = fidelity(
+        FidelityConfig(samples=folder, data=str(image_tree), features="pixels:3x16", limit=6, device="cpu")
+    )
+    assert first.frechet == measured.distances[0].frechet
+    assert first.frechet > 0
+    record = json.loads((run.out / "metrics.json").read_text())
+    assert (record["feature_space"], record["samples"]) == (measured.space, 6)
+    report = (run.out / "report.html").read_text()
+    assert f"6 val images of {image_tree} in the features of {measured.space}" in report
+    assert "draws none" in report
 
 
 def test_going_on_repeats_nothing_and_may_add_backbones(
@@ -88,11 +126,19 @@ def test_the_command(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--backbones", "pixels:3x16", "random:timm:test_vit", "--data", image_tree,
-             "--protocols", "knn", "--device", "cpu", "--out", tmp_path / "x")  # fmt: skip
+             "--protocols", "knn", "--samples", 0, "--device", "cpu", "--out", tmp_path / "x")  # fmt: skip
     assert cli("rivals", *words) == 0
     printed = capsys.readouterr().out
     assert "random:timm:test_vit, k-NN:" in printed
     assert "306,240" in printed
+
+
+def test_a_feature_space_that_is_not_there_is_found_out_first(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DiffLensError, match="no backbone 'missing'"):
+        rivals(config(tmp_path / "run", image_tree, backbone_folder, samples=6, features="missing"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +151,7 @@ def test_the_command(
         ({"label_fraction": 0.01}, "leaves no image of"),
         ({"label_fraction": 0.09}, r"few labels holds out a fifth .* no class has two"),
         ({"seeds": 0}, "seeds is 0"),
+        ({"samples": 1}, "at least two images"),
     ],
     ids=str,
 )

@@ -33,6 +33,7 @@ class Rival:
         scores: by protocol.
         differences: by protocol, from the first backbone's top-1 on the same test images, in the first seed: shares, with
             the half-width of the 95 % interval.
+        frechet: Fréchet distance of its samples to test images; None: it draws none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Rival:
     relative_speed: float
     scores: Mapping[Any, Score]
     differences: Mapping[Any, tuple[float, float]]
+    frechet: float | None = None
 
     def record(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
@@ -47,6 +49,7 @@ class Rival:
             "backbone": self.name,
             "parameters": self.parameters,
             "relative_speed": round(self.relative_speed, 3),
+            "frechet_distance": self.frechet,
             "accuracy": {protocol: score.value for protocol, score in self.scores.items()},
             "interval": {protocol: list(score.interval) for protocol, score in self.scores.items()},
             "difference_from_first": {protocol: list(pair) for protocol, pair in self.differences.items()},
@@ -62,6 +65,7 @@ def rivals_report(
     seeds: int,
     figure: Figure,
     metric: str,
+    distances: str,
     provenance: Mapping[str, object],
 ) -> str:
     """One self-contained HTML document.
@@ -74,6 +78,7 @@ def rivals_report(
         seeds: over how many the scores are means.
         figure: the scores as dots.
         metric: "top1" or "mean_per_class".
+        distances: what the Fréchet distances are; empty if nothing was drawn.
         provenance: rows of the closing table.
     """
     protocols = list(rivals[0].scores)
@@ -87,13 +92,13 @@ def rivals_report(
     )  # fmt: skip
     rows: list[tuple[object, ...]] = [
         (rival.name, *(_cell(rival.scores[each], seeds, metric) for each in protocols), rival.parameters,
-         f"{rival.relative_speed:.2f}")
+         f"{rival.relative_speed:.2f}", *([_distance(rival.frechet)] if distances else []))
         for rival in rivals
     ]  # fmt: skip
     table = Table(
-        ("Backbone", *names, "Parameters", "Images/s, relative"), rows,
+        ("Backbone", *names, "Parameters", "Images/s, relative", *(["Fréchet distance"] if distances else [])), rows,
         f"{_METRICS[metric]} in per cent on {test_images:,} test images, {spread}. Speed is that of reading the "
-        "features, relative to the first backbone.",
+        f"features, relative to the first backbone. {distances}".strip(),
     )  # fmt: skip
     parts: list[Table | Picture] = [
         Picture(figure, "The same figures.", "Accuracy of every backbone by protocol"),
@@ -117,6 +122,10 @@ def rivals_report(
         "all, each backbone read where it says it is best read."
     )
     return render("Rivals", lead, sections, provenance)
+
+
+def _distance(frechet: float | None) -> str:
+    return "draws none" if frechet is None else f"{frechet:.4g}"
 
 
 def _cell(score: Score, seeds: int, metric: str) -> str:

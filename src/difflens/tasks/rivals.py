@@ -15,16 +15,21 @@ from accelerate import Accelerator
 from difflens.analysis.charts import protocol_dots
 from difflens.analysis.provenance import environment
 from difflens.analysis.rivals_report import PROTOCOLS, Rival, Score, rivals_report
+from difflens.backbones.blocks import Backbone
 from difflens.data.labels import label_fraction
 from difflens.data.loader import OnBadImage
 from difflens.data.sources import load_data
 from difflens.data.split import ImageData, Metric, every_nth
 from difflens.errors import DiffLensError, require
+from difflens.feature_space import FeatureSpace
 from difflens.features import READ_BATCH, Reading, read_features
 from difflens.model import BackboneConfig, ExtractorConfig
 from difflens.noise import ScheduleName
 from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
+from difflens.sampling import Sampler
 from difflens.tasks.evaluation import paired_difference
+from difflens.tasks.fidelity import FidelityConfig, FidelityResult, caution, fidelity
+from difflens.tasks.generation import GenerateConfig, generate
 from difflens.tasks.probing import HeadChoice, ProbeConfig, ProbeResult, probe
 from difflens.training import accelerator
 
@@ -65,6 +70,11 @@ class RivalsConfig:
     """Of the attention head. None: by the channels of the backbone."""
     limit: int | None = None
     """Train on the first so many images only."""
+    samples: int = 500
+    """Images to draw from each trained backbone that generates, for their Fréchet distance to as many test images. 0
+    draws none."""
+    features: str | None = None
+    """The feature space of that distance, as for `fidelity`. None: the first backbone's."""
     seed: int = 0
     """Of the heads' weights, the order of the images, the noise and the choice of labels."""
     seeds: int = 1
@@ -89,10 +99,13 @@ class RivalsConfig:
         require(
             epochs=(self.epochs, 1, None), width=(self.width, 1, None), limit=(self.limit, 1, None),
             seed=(self.seed, 0, 2**31), seeds=(self.seeds, 1, None), workers=(self.workers, 0, None),
+            samples=(self.samples, 0, 10**6),
             num_head_channels=(self.num_head_channels, 1, None), image_size=(self.image_size, 1, None),
         )  # fmt: skip
         if not self.backbones or not self.protocols:
             raise DiffLensError("nothing to compare: --backbones and --protocols each take at least one")
+        if self.samples == 1:
+            raise DiffLensError("a distance needs at least two images: --samples 0 draws none")
         twice = {name for name in self.backbones if self.backbones.count(name) > 1}
         if twice:
             raise DiffLensError(f"{sorted(twice)[0]} is named twice in --backbones")
@@ -100,11 +113,36 @@ class RivalsConfig:
     def backbone(self, spec: str) -> BackboneConfig:
         return BackboneConfig.of(self, spec)
 
+    @property
+    def space(self) -> str:
+        """Where Fréchet distances are measured."""
+        return self.features or self.backbones[0]
+
+    def folder(self, spec: str) -> Path:
+        """What is done with a backbone lies here."""
+        return self.out / quote(spec, safe="")
+
+    def generate(self, spec: str) -> GenerateConfig:
+        """The run of `generate` that draws a backbone's samples."""
+        return GenerateConfig(
+            out=self.folder(spec) / "samples", n=self.samples, backbone=spec, sampler="dpm-solver", seed=self.seed,
+            num_head_channels=self.num_head_channels, noise_schedule=self.noise_schedule,
+            image_size=self.image_size, device=self.device, resume=True,
+        )  # fmt: skip
+
+    def fidelity(self, spec: str) -> FidelityConfig:
+        """What measures them."""
+        return FidelityConfig(
+            samples=self.generate(spec).out, data=self.data, features=self.space, limit=self.samples,
+            seed=self.seed, num_head_channels=self.num_head_channels, noise_schedule=self.noise_schedule,
+            on_bad_image=self.on_bad_image, workers=self.workers, device=self.device,
+        )  # fmt: skip
+
     def probe(self, spec: str, protocol: Protocol) -> ProbeConfig:
         """The run of `probe` that is meant by a protocol."""
         head = _HEADS[protocol]
         return ProbeConfig(
-            out=self.out / quote(spec, safe="") / protocol, backbone=spec, data=self.data,
+            out=self.folder(spec) / protocol, backbone=spec, data=self.data,
             head=head, label_fraction=self.label_fraction if protocol == "few" else None,
             grid=head == "linear", epochs=None if protocol == "knn" else self.epochs, width=self.width if protocol == "attention" else None,
             limit=self.limit, seed=self.seed, seeds=self.seeds, num_head_channels=self.num_head_channels,
@@ -136,6 +174,8 @@ class _Candidate:
     spec: str
     fingerprint: str
     parameters: int
+    generates: bool
+    distance: FidelityResult | None = None
     results: dict[Protocol, ProbeResult] = field(default_factory=dict)
 
 
@@ -157,6 +197,8 @@ def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line
     for protocol in config.protocols:
         _check_labels(config, data, protocol)  # now rather than after hours
     candidates = [_candidate(config, spec) for spec in config.backbones]
+    if config.samples and any(candidate.generates for candidate in candidates):
+        FeatureSpace.load(config.backbone(config.space), None, None, config.seed, process.device)  # as well
     settings = settings_of(config, _FREE) | {"data_fingerprint": data.fingerprint()}
     run = RunDirectory(config.out, "rivals", settings, config.resume, process, growing="backbones")
     with run.working():
@@ -168,6 +210,14 @@ def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line
                 candidate.results[protocol] = result
                 score = _score(result, data.metric)
                 announce(f"{candidate.spec}, {PROTOCOLS[protocol]}: {100 * score.value:.2f} %")
+            if candidate.generates and config.samples:
+                generate(config.generate(candidate.spec))
+                run.keep()
+                candidate.distance = fidelity(config.fidelity(candidate.spec))
+                found = candidate.distance
+                announce(
+                    f"{candidate.spec}, Fréchet distance in {found.space}: {found.distances[0].frechet:.4g}"
+                )
         speeds = _images_per_second(config, data, process)
         return _write(config, data, candidates, speeds, run, process)
 
@@ -187,7 +237,16 @@ def _check_labels(config: RivalsConfig, data: ImageData, protocol: Protocol) -> 
 def _candidate(config: RivalsConfig, spec: str) -> _Candidate:
     backbone = config.backbone(spec).load()
     count = sum(parameter.numel() for parameter in backbone.parameters())
-    return _Candidate(spec, backbone.fingerprint(), count)
+    return _Candidate(spec, backbone.fingerprint(), count, _generates(backbone))
+
+
+def _generates(backbone: Backbone) -> bool:
+    """Whether there are samples to measure: untrained networks draw noise."""
+    try:
+        Sampler(backbone, "dpm-solver")
+    except DiffLensError:
+        return False
+    return not backbone.spec.startswith("random:")
 
 
 def _score(result: ProbeResult, metric: Metric) -> Score:
@@ -231,14 +290,18 @@ def _write(
             {protocol: _score(result, data.metric) for protocol, result in candidate.results.items()},
             {protocol: paired_difference(result.evaluations[0], first.results[protocol].evaluations[0])
              for protocol, result in candidate.results.items()},
+            None if candidate.distance is None else candidate.distance.distances[0].frechet,
         )
         for candidate, speed in zip(candidates, speeds, strict=True)
     )  # fmt: skip
+    measured = next((each.distance for each in candidates if each.distance is not None), None)
     some = next(iter(first.results.values())).metrics
     metrics: dict[str, Any] = {
         "metric": data.metric,
         "test_images": some["test_images"],
         "label_fraction": config.label_fraction,
+        "feature_space": measured.space if measured else None,
+        "samples": config.samples if measured else 0,
         "backbones": [rival.record() for rival in found],
     }
     run.write("table.csv", _table(found))
@@ -250,7 +313,7 @@ def _write(
     seeds = range(config.seed, config.seed + config.seeds)
     report = rivals_report(
         rivals=found, data=data.name, test_images=some["test_images"], label_fraction=config.label_fraction,
-        seeds=len(seeds), figure=figure, metric=data.metric, provenance={
+        seeds=len(seeds), figure=figure, metric=data.metric, distances=_distances(config, measured), provenance={
             "Command": shown_command("rivals", config),
             "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
             **{f"Backbone {k}": f"{each.spec}, fingerprint {each.fingerprint[:12]}"
@@ -265,15 +328,27 @@ def _write(
     return RivalsResult(found, metrics)
 
 
+def _distances(config: RivalsConfig, measured: FidelityResult | None) -> str:
+    """What the Fréchet distances are, for the report; empty if there are none."""
+    if measured is None:
+        return ""
+    return (
+        f"Fréchet distance: {config.samples:,} samples (seed {config.seed}; of diffusion networks by DPM-Solver++ in 20 "
+        f"steps) from {measured.real_images:,} {measured.real} in the features of {measured.space}. "
+        + caution(config.samples, measured.dimensions)
+    ).strip()
+
+
 def _table(found: tuple[Rival, ...]) -> str:
     """table.csv: a line for each backbone and protocol."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["backbone", "protocol", "accuracy", "low", "high", "parameters", "relative_speed"])
+    writer.writerow(["backbone", "protocol", "accuracy", "low", "high", "parameters", "relative_speed",
+                     "frechet_distance"])  # fmt: skip
     for rival in found:
         for protocol, score in rival.scores.items():
             writer.writerow([
                 rival.name, protocol, *(f"{value:.4f}" for value in (score.value, *score.interval)), rival.parameters,
-                f"{rival.relative_speed:.3f}",
+                f"{rival.relative_speed:.3f}", "" if rival.frechet is None else f"{rival.frechet:.4f}",
             ])  # fmt: skip
     return text.getvalue()
