@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from difflens.analysis.recommendation import describe
-from difflens.analysis.rivals_report import PROTOCOLS
 from difflens.errors import DiffLensError, listing
 from difflens.model import TrainedModel, model_task
 from difflens.tasks.demo import DemoConfig, demo
@@ -144,12 +143,17 @@ def _cka(config: CkaConfig) -> None:
 
 def _rivals(config: RivalsConfig) -> None:
     found = rivals(config, announce=lambda line: print(line, flush=True)).rivals
-    protocols = [PROTOCOLS[each] for each in config.protocols]
-    table = Table(Column("backbone", overflow="fold"), *protocols, "parameters", "speed", "Fréchet")
+    table = Table(
+        Column("backbone", overflow="fold"),
+        *(trial.title for trial in config.trials),
+        "parameters",
+        "speed",
+        "Fréchet",
+    )
     for rival in found:
         table.add_row(
             rival.name,
-            *(f"{100 * rival.scores[each].value:.2f} %" for each in config.protocols),
+            *(f"{100 * score.value:.2f} %" for score in rival.scores.values()),
             f"{rival.parameters:,}",
             f"{rival.relative_speed:.2f}",
             "" if rival.frechet is None else f"{rival.frechet:.4g}",

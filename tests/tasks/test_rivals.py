@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from difflens import (
@@ -14,10 +15,12 @@ from difflens import (
     GenerateConfig,
     ProbeConfig,
     RivalsConfig,
+    SweepConfig,
     fidelity,
     generate,
     probe,
     rivals,
+    sweep,
 )
 from tests.browser import open_in_browser
 from tests.test_cli import run as cli
@@ -25,7 +28,7 @@ from tests.test_cli import run as cli
 
 def config(out: Path, images: Path, *backbones: object, **changes: object) -> RivalsConfig:
     base = RivalsConfig(
-        out=out, backbones=tuple(map(str, backbones)), data=str(images), label_fraction=0.5, epochs=1, width=16,
+        out=out, backbones=tuple(map(str, backbones)), data=str(images), label_fraction=(0.5,), epochs=1, width=16,
         protocols=("linear", "few"), device="cpu", workers=0, samples=0,
     )  # fmt: skip
     return replace(base, **changes)
@@ -49,14 +52,14 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
                     epochs=1, image_size=32, device="cpu", workers=0)
     )  # fmt: skip
     assert alone.metrics["top1"] == second.scores["linear"].value
-    few = json.loads((run.out / "random%3Atimm%3Atest_resnet" / "few" / "metrics.json").read_text())
+    few = json.loads((run.out / "random%3Atimm%3Atest_resnet" / "few-0.5" / "metrics.json").read_text())
     assert few["train_images"] == 18
-    assert few["top1"] == second.scores["few"].value
+    assert few["top1"] == second.scores["few-0.5"].value
     assert len(list(csv.DictReader((run.out / "table.csv").open()))) == 4
     assert min(Image.open(run.out / "rivals.png").size) > 200
     dom, console = open_in_browser(run.out / "report.html")
     assert console == []
-    for words in ("few labels (50 %)", "random:timm:test_resnet", "Against", "372,688", "15 test images"):
+    for words in ("50 % of labels", "random:timm:test_resnet", "Against", "372,688", "15 test images"):
         assert words in dom
 
 
@@ -133,6 +136,30 @@ def test_the_command(
     assert "306,240" in printed
 
 
+def test_a_sweep_on_training_images_says_where_to_read(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    run = config(
+        tmp_path / "run",
+        image_tree,
+        backbone_folder,
+        protocols=("knn", "few"),
+        sweep=30,
+        label_fraction=(0.5, 0.75),
+    )
+    (only,) = rivals(run).rivals
+    folder = run.folder(str(backbone_folder))
+    found = sweep(SweepConfig(
+        out=tmp_path / "sweep", backbone=str(backbone_folder), data=str(image_tree), budget=("30",), device="cpu",
+    )).recommendation  # fmt: skip
+    assert only.place == (found.block, found.noise_step)
+    assert list(only.scores) == ["knn", "few-0.5", "few-0.75"]
+    for key in only.scores:
+        ran = yaml.safe_load((folder / key / "config.yaml").read_text())
+        assert (ran["blocks"], ran["noise_steps"]) == ([found.block], [found.noise_step])
+    assert "in a sweep over 30 training images" in (run.out / "report.html").read_text()
+
+
 def test_a_feature_space_that_is_not_there_is_found_out_first(
     backbone_folder: Path, image_tree: Path, tmp_path: Path
 ) -> None:
@@ -148,10 +175,13 @@ def test_a_feature_space_that_is_not_there_is_found_out_first(
         ({"backbones": ("pixels", "timm:resnet19")}, r"did you mean .*resnet18"),
         ({"backbones": ("pixels", "pixels")}, "pixels is named twice"),
         ({"backbones": ()}, "nothing to compare"),
-        ({"label_fraction": 0.01}, "leaves no image of"),
-        ({"label_fraction": 0.09}, r"few labels holds out a fifth .* no class has two"),
+        ({"label_fraction": (0.5, 0.01)}, "leaves no image of"),
+        ({"label_fraction": (0.09,)}, r"9 % of labels holds out a fifth .* no class has two"),
         ({"seeds": 0}, "seeds is 0"),
         ({"samples": 1}, "at least two images"),
+        ({"label_fraction": ()}, "at least one --label-fraction"),
+        ({"label_fraction": (0.2, 0.3, 0.4, 0.5, 0.6)}, "at most 5"),
+        ({"sweep": 1}, "sweep is 1"),
     ],
     ids=str,
 )

@@ -7,9 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from difflens.analysis.report import Picture, Section, Table, render
-
-PROTOCOLS = {"linear": "linear", "attention": "attention", "knn": "k-NN", "few": "few labels"}
-"""What a protocol is called."""
+from difflens.heads.base import Place
 
 _METRICS = {"top1": "Top-1 accuracy", "mean_per_class": "Mean accuracy per class"}
 
@@ -28,31 +26,35 @@ class Rival:
 
     Attributes:
         name: its spec.
+        place: where it was read, block and noise step.
         parameters: of the whole backbone, without heads.
         relative_speed: images per second of reading its features, over those of the first backbone.
-        scores: by protocol.
-        differences: by protocol, from the first backbone's top-1 on the same test images, in the first seed: shares, with
+        scores: by trial.
+        differences: by trial, from the first backbone's top-1 on the same test images, in the first seed: shares, with
             the half-width of the 95 % interval.
         frechet: Fréchet distance of its samples to test images; None: it draws none.
     """
 
     name: str
+    place: Place
     parameters: int
     relative_speed: float
-    scores: Mapping[Any, Score]
-    differences: Mapping[Any, tuple[float, float]]
+    scores: Mapping[str, Score]
+    differences: Mapping[str, tuple[float, float]]
     frechet: float | None = None
 
     def record(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
         return {
             "backbone": self.name,
+            "block": self.place[0],
+            "noise_step": self.place[1],
             "parameters": self.parameters,
             "relative_speed": round(self.relative_speed, 3),
             "frechet_distance": self.frechet,
-            "accuracy": {protocol: score.value for protocol, score in self.scores.items()},
-            "interval": {protocol: list(score.interval) for protocol, score in self.scores.items()},
-            "difference_from_first": {protocol: list(pair) for protocol, pair in self.differences.items()},
+            "accuracy": {key: score.value for key, score in self.scores.items()},
+            "interval": {key: list(score.interval) for key, score in self.scores.items()},
+            "difference_from_first": {key: list(pair) for key, pair in self.differences.items()},
         }
 
 
@@ -61,7 +63,8 @@ def rivals_report(
     rivals: Sequence[Rival],
     data: str,
     test_images: int,
-    label_fraction: float,
+    titles: Mapping[str, str],
+    swept: int | None,
     seeds: int,
     figure: Figure,
     metric: str,
@@ -71,43 +74,41 @@ def rivals_report(
     """One self-contained HTML document.
 
     Args:
-        rivals: at least one, all with the same protocols.
+        rivals: at least one, all with the same trials.
         data: its name.
         test_images: how many were scored.
-        label_fraction: of the protocol of few labels.
+        titles: of the trials, by their keys.
+        swept: over how many training images each place was chosen; None: it is the backbone's own choice.
         seeds: over how many the scores are means.
         figure: the scores as dots.
         metric: "top1" or "mean_per_class".
         distances: what the Fréchet distances are; empty if nothing was drawn.
         provenance: rows of the closing table.
     """
-    protocols = list(rivals[0].scores)
-    names = [
-        f"{PROTOCOLS[each]} ({100 * label_fraction:g} %)" if each == "few" else PROTOCOLS[each]
-        for each in protocols
-    ]
+    trials, names = list(titles), list(titles.values())
     spread = (
         f"means over {seeds} seeds with their standard deviation" if seeds > 1
         else "with 95 % intervals of the test images" if metric == "top1" else "of one seed"
     )  # fmt: skip
     rows: list[tuple[object, ...]] = [
-        (rival.name, *(_cell(rival.scores[each], seeds, metric) for each in protocols), rival.parameters,
+        (rival.name, "{}, {}".format(*rival.place),
+         *(_cell(rival.scores[each], seeds, metric) for each in trials), rival.parameters,
          f"{rival.relative_speed:.2f}", *([_distance(rival.frechet)] if distances else []))
         for rival in rivals
     ]  # fmt: skip
     table = Table(
-        ("Backbone", *names, "Parameters", "Images/s, relative", *(["Fréchet distance"] if distances else [])), rows,
+        ("Backbone", "Block, t", *names, "Parameters", "Images/s, relative", *(["Fréchet distance"] if distances else [])), rows,
         f"{_METRICS[metric]} in per cent on {test_images:,} test images, {spread}. Speed is that of reading the "
         f"features, relative to the first backbone. {distances}".strip(),
     )  # fmt: skip
     parts: list[Table | Picture] = [
-        Picture(figure, "The same figures.", "Accuracy of every backbone by protocol"),
+        Picture(figure, "The same figures.", "Accuracy of every backbone in every trial"),
         table,
     ]
     sections = [Section("Result", parts=tuple(parts))]
     if len(rivals) > 1:
         differences: list[tuple[object, ...]] = [
-            (rival.name, *("{:+.2f} ± {:.2f}".format(*(100 * x for x in rival.differences[each])) for each in protocols))
+            (rival.name, *("{:+.2f} ± {:.2f}".format(*(100 * x for x in rival.differences[each])) for each in trials))
             for rival in rivals[1:]
         ]  # fmt: skip
         caption = "Top-1 in points, paired on the same test images, with 95 % intervals" + (
@@ -119,7 +120,12 @@ def rivals_report(
         ))  # fmt: skip
     lead = (
         f"{len(rivals)} frozen backbone{'s' * (len(rivals) != 1)} on {data}: the same heads, images and labels for "
-        "all, each backbone read where it says it is best read."
+        "all, each backbone read "
+        + (
+            "where it says it is best read."
+            if swept is None
+            else f"at the block and noise step that did best in a sweep over {swept:,} training images."
+        )
     )
     return render("Rivals", lead, sections, provenance)
 

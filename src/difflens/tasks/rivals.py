@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from difflens.analysis.charts import protocol_dots
 from difflens.analysis.provenance import environment
-from difflens.analysis.rivals_report import PROTOCOLS, Rival, Score, rivals_report
+from difflens.analysis.rivals_report import Rival, Score, rivals_report
 from difflens.backbones.blocks import Backbone
 from difflens.data.labels import label_fraction
 from difflens.data.loader import OnBadImage
@@ -23,6 +23,7 @@ from difflens.data.split import ImageData, Metric, every_nth
 from difflens.errors import DiffLensError, require
 from difflens.feature_space import FeatureSpace
 from difflens.features import READ_BATCH, Reading, read_features
+from difflens.heads.base import Place
 from difflens.model import BackboneConfig, ExtractorConfig
 from difflens.noise import ScheduleName
 from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
@@ -31,6 +32,7 @@ from difflens.tasks.evaluation import paired_difference
 from difflens.tasks.fidelity import FidelityConfig, FidelityResult, caution, fidelity
 from difflens.tasks.generation import GenerateConfig, generate
 from difflens.tasks.probing import HeadChoice, ProbeConfig, ProbeResult, probe
+from difflens.tasks.sweep import SweepConfig, sweep
 from difflens.training import accelerator
 
 Protocol = Literal["linear", "attention", "knn", "few"]
@@ -42,7 +44,29 @@ _HEADS: dict[Protocol, HeadChoice] = {
     "few": "linear",
 }
 
+_TITLES = {"linear": "linear", "attention": "attention", "knn": "k-NN"}
+
+MOST_SCORES = 5
+"""Colours that the plot tells apart."""
+
 _TIMINGS = 3  # the fastest of so many counts
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A column of the table.
+
+    Attributes:
+        key: of folders and files.
+        title: for people.
+        head: of the run of `probe`.
+        label_fraction: of each class that it trains on; None: all.
+    """
+
+    key: str
+    title: str
+    head: HeadChoice
+    label_fraction: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +86,10 @@ class RivalsConfig:
     protocols: tuple[Protocol, ...] = ("linear", "attention", "knn", "few")
     """linear, whose learning rate and weight decay are chosen for each backbone on held-out training images (`probe
     --grid`), since the scale of features differs; attention; knn; few: as linear, with a fraction of the labels."""
-    label_fraction: float = 0.1
-    """Of each class, for the protocol few."""
+    label_fraction: tuple[float, ...] = (0.1,)
+    """Of each class, for the protocol few: a column for each."""
+    sweep: int | None = None
+    """Read each backbone where a sweep over so many training images finds it best. None: where the backbone says."""
     epochs: int | None = None
     """Of every training. None: each head's."""
     width: int | None = None
@@ -99,19 +125,47 @@ class RivalsConfig:
         require(
             epochs=(self.epochs, 1, None), width=(self.width, 1, None), limit=(self.limit, 1, None),
             seed=(self.seed, 0, 2**31), seeds=(self.seeds, 1, None), workers=(self.workers, 0, None),
-            samples=(self.samples, 0, 10**6),
+            samples=(self.samples, 0, 10**6), sweep=(self.sweep, 2, None),
             num_head_channels=(self.num_head_channels, 1, None), image_size=(self.image_size, 1, None),
         )  # fmt: skip
         if not self.backbones or not self.protocols:
             raise DiffLensError("nothing to compare: --backbones and --protocols each take at least one")
         if self.samples == 1:
             raise DiffLensError("a distance needs at least two images: --samples 0 draws none")
+        if "few" in self.protocols and not self.label_fraction:
+            raise DiffLensError("the protocol few needs at least one --label-fraction")
+        if len(self.trials) > MOST_SCORES:
+            raise DiffLensError(
+                f"{len(self.trials)} columns of accuracy: a comparison has at most {MOST_SCORES}"
+            )
         twice = {name for name in self.backbones if self.backbones.count(name) > 1}
         if twice:
             raise DiffLensError(f"{sorted(twice)[0]} is named twice in --backbones")
 
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """What every backbone goes through."""
+        plain = {
+            each: Trial(each, _TITLES[each], _HEADS[each], None) for each in self.protocols if each != "few"
+        }
+        few = [Trial(f"few-{share:g}", f"{100 * share:g} % of labels", _HEADS["few"], share)
+               for share in dict.fromkeys(self.label_fraction)]  # fmt: skip
+        return tuple(
+            trial
+            for each in dict.fromkeys(self.protocols)
+            for trial in (few if each == "few" else [plain[each]])
+        )
+
     def backbone(self, spec: str) -> BackboneConfig:
         return BackboneConfig.of(self, spec)
+
+    def places(self, spec: str) -> SweepConfig:
+        """The run of `sweep` that finds where to read a backbone."""
+        return SweepConfig(
+            out=self.folder(spec) / "sweep", backbone=spec, data=self.data, budget=(str(self.sweep),), seed=self.seed,
+            num_head_channels=self.num_head_channels, noise_schedule=self.noise_schedule, image_size=self.image_size,
+            on_bad_image=self.on_bad_image, workers=self.workers, device=self.device, resume=True,
+        )  # fmt: skip
 
     @property
     def space(self) -> str:
@@ -138,13 +192,15 @@ class RivalsConfig:
             on_bad_image=self.on_bad_image, workers=self.workers, device=self.device,
         )  # fmt: skip
 
-    def probe(self, spec: str, protocol: Protocol) -> ProbeConfig:
-        """The run of `probe` that is meant by a protocol."""
-        head = _HEADS[protocol]
+    def probe(self, spec: str, trial: Trial, place: Place | None) -> ProbeConfig:
+        """The run of `probe` that a trial is, at a place of the backbone's, or where the backbone says."""
         return ProbeConfig(
-            out=self.folder(spec) / protocol, backbone=spec, data=self.data,
-            head=head, label_fraction=self.label_fraction if protocol == "few" else None,
-            grid=head == "linear", epochs=None if protocol == "knn" else self.epochs, width=self.width if protocol == "attention" else None,
+            out=self.folder(spec) / trial.key, backbone=spec, data=self.data,
+            blocks=None if place is None else place[:1],
+            noise_steps=None if place is None else place[1:],
+            head=trial.head, label_fraction=trial.label_fraction, grid=trial.head == "linear",
+            epochs=None if trial.head == "knn" else self.epochs,
+            width=self.width if trial.head == "attention" else None,
             limit=self.limit, seed=self.seed, seeds=self.seeds, num_head_channels=self.num_head_channels,
             noise_schedule=self.noise_schedule, image_size=self.image_size, on_bad_image=self.on_bad_image,
             workers=self.workers, device=self.device, resume=True,
@@ -175,8 +231,9 @@ class _Candidate:
     fingerprint: str
     parameters: int
     generates: bool
+    place: Place
     distance: FidelityResult | None = None
-    results: dict[Protocol, ProbeResult] = field(default_factory=dict)
+    results: dict[str, ProbeResult] = field(default_factory=dict)
 
 
 def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line: None) -> RivalsResult:
@@ -194,8 +251,8 @@ def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line
     if process.num_processes > 1:
         raise DiffLensError("rivals run in one process; each of its probes can be run in several")
     data = load_data(config.data)
-    for protocol in config.protocols:
-        _check_labels(config, data, protocol)  # now rather than after hours
+    for trial in config.trials:
+        _check_labels(config, data, trial)  # now rather than after hours
     candidates = [_candidate(config, spec) for spec in config.backbones]
     if config.samples and any(candidate.generates for candidate in candidates):
         FeatureSpace.load(config.backbone(config.space), None, None, config.seed, process.device)  # as well
@@ -204,12 +261,18 @@ def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line
     with run.working():
         run.grow()
         for candidate in candidates:
-            for protocol in config.protocols:
-                result = probe(config.probe(candidate.spec, protocol))
+            chosen = None
+            if config.sweep is not None:
+                best = sweep(config.places(candidate.spec)).recommendation
                 run.keep()
-                candidate.results[protocol] = result
+                chosen = candidate.place = (best.block, best.noise_step)
+                announce(f"{candidate.spec} is read at block {best.block}, t = {best.noise_step}")
+            for trial in config.trials:
+                result = probe(config.probe(candidate.spec, trial, chosen))
+                run.keep()
+                candidate.results[trial.key] = result
                 score = _score(result, data.metric)
-                announce(f"{candidate.spec}, {PROTOCOLS[protocol]}: {100 * score.value:.2f} %")
+                announce(f"{candidate.spec}, {trial.title}: {100 * score.value:.2f} %")
             if candidate.generates and config.samples:
                 generate(config.generate(candidate.spec))
                 run.keep()
@@ -218,18 +281,18 @@ def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line
                 announce(
                     f"{candidate.spec}, Fréchet distance in {found.space}: {found.distances[0].frechet:.4g}"
                 )
-        speeds = _images_per_second(config, data, process)
+        speeds = _images_per_second(config, data, candidates, process)
         return _write(config, data, candidates, speeds, run, process)
 
 
-def _check_labels(config: RivalsConfig, data: ImageData, protocol: Protocol) -> None:
-    """DiffLensError if a protocol would be left with too few labels."""
+def _check_labels(config: RivalsConfig, data: ImageData, trial: Trial) -> None:
+    """DiffLensError if a trial would be left with too few labels."""
     train = data.train.first(config.limit)
-    if protocol == "few":
-        train = label_fraction(train, config.label_fraction, config.seed, data.classes)
-    if _HEADS[protocol] == "linear" and (train.labels is None or not every_nth(train.labels, 5).any()):
+    if trial.label_fraction is not None:
+        train = label_fraction(train, trial.label_fraction, config.seed, data.classes)
+    if trial.head == "linear" and (train.labels is None or not every_nth(train.labels, 5).any()):
         raise DiffLensError(
-            f"the protocol {PROTOCOLS[protocol]} holds out a fifth of each class to choose its learning rate, and no "
+            f"the protocol {trial.title} holds out a fifth of each class to choose its learning rate, and no "
             "class has two training images left: give more images or labels"
         )
 
@@ -237,7 +300,8 @@ def _check_labels(config: RivalsConfig, data: ImageData, protocol: Protocol) -> 
 def _candidate(config: RivalsConfig, spec: str) -> _Candidate:
     backbone = config.backbone(spec).load()
     count = sum(parameter.numel() for parameter in backbone.parameters())
-    return _Candidate(spec, backbone.fingerprint(), count, _generates(backbone))
+    place = (backbone.defaults.block, backbone.defaults.noise_step)
+    return _Candidate(spec, backbone.fingerprint(), count, _generates(backbone), place)
 
 
 def _generates(backbone: Backbone) -> bool:
@@ -258,14 +322,16 @@ def _score(result: ProbeResult, metric: Metric) -> Score:
     return Score(metrics[metric], (interval[0], interval[1]))
 
 
-def _images_per_second(config: RivalsConfig, data: ImageData, process: Accelerator) -> list[float]:
+def _images_per_second(
+    config: RivalsConfig, data: ImageData, candidates: list[_Candidate], process: Accelerator
+) -> list[float]:
     """How fast each backbone gives the maps of its probes' place, in turns, so that a busy machine treats all alike."""
     pilot = data.train.first(READ_BATCH)
     extractors = []
-    for spec in config.backbones:
-        backbone = config.backbone(spec).load(process.device)
-        places = ExtractorConfig("frozen", (backbone.defaults.block,), (backbone.defaults.noise_step,))
-        extractors.append(places.build(backbone))
+    for candidate in candidates:
+        backbone = config.backbone(candidate.spec).load(process.device)
+        place = ExtractorConfig("frozen", candidate.place[:1], candidate.place[1:])
+        extractors.append(place.build(backbone))
     seconds: list[list[float]] = [[] for _ in extractors]
     for _ in range(1 + _TIMINGS):  # the first reading also warms up
         for taken, extractor in zip(seconds, extractors, strict=True):
@@ -286,10 +352,10 @@ def _write(
     first = candidates[0]
     found = tuple(
         Rival(
-            candidate.spec, candidate.parameters, speed / speeds[0],
-            {protocol: _score(result, data.metric) for protocol, result in candidate.results.items()},
-            {protocol: paired_difference(result.evaluations[0], first.results[protocol].evaluations[0])
-             for protocol, result in candidate.results.items()},
+            candidate.spec, candidate.place, candidate.parameters, speed / speeds[0],
+            {key: _score(result, data.metric) for key, result in candidate.results.items()},
+            {key: paired_difference(result.evaluations[0], first.results[key].evaluations[0])
+             for key, result in candidate.results.items()},
             None if candidate.distance is None else candidate.distance.distances[0].frechet,
         )
         for candidate, speed in zip(candidates, speeds, strict=True)
@@ -299,7 +365,6 @@ def _write(
     metrics: dict[str, Any] = {
         "metric": data.metric,
         "test_images": some["test_images"],
-        "label_fraction": config.label_fraction,
         "feature_space": measured.space if measured else None,
         "samples": config.samples if measured else 0,
         "backbones": [rival.record() for rival in found],
@@ -307,12 +372,14 @@ def _write(
     run.write("table.csv", _table(found))
     figure = protocol_dots(
         [rival.name for rival in found],
-        {PROTOCOLS[each]: [(r.scores[each].value, r.scores[each].interval) for r in found] for each in config.protocols},
+        {each.title: [(r.scores[each.key].value, r.scores[each.key].interval) for r in found]
+         for each in config.trials},
     )  # fmt: skip
     run.write_with("rivals.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
     seeds = range(config.seed, config.seed + config.seeds)
     report = rivals_report(
-        rivals=found, data=data.name, test_images=some["test_images"], label_fraction=config.label_fraction,
+        rivals=found, data=data.name, test_images=some["test_images"],
+        titles={trial.key: trial.title for trial in config.trials}, swept=config.sweep,
         seeds=len(seeds), figure=figure, metric=data.metric, distances=_distances(config, measured), provenance={
             "Command": shown_command("rivals", config),
             "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
@@ -343,12 +410,12 @@ def _table(found: tuple[Rival, ...]) -> str:
     """table.csv: a line for each backbone and protocol."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["backbone", "protocol", "accuracy", "low", "high", "parameters", "relative_speed",
+    writer.writerow(["backbone", "block", "noise_step", "protocol", "accuracy", "low", "high", "parameters", "relative_speed",
                      "frechet_distance"])  # fmt: skip
     for rival in found:
-        for protocol, score in rival.scores.items():
+        for key, score in rival.scores.items():
             writer.writerow([
-                rival.name, protocol, *(f"{value:.4f}" for value in (score.value, *score.interval)), rival.parameters,
+                rival.name, *rival.place, key, *(f"{value:.4f}" for value in (score.value, *score.interval)), rival.parameters,
                 f"{rival.relative_speed:.3f}", "" if rival.frechet is None else f"{rival.frechet:.4f}",
             ])  # fmt: skip
     return text.getvalue()
