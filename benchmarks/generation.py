@@ -1,7 +1,7 @@
 """The tables of generation in RESULTS.md: quality next to floor and ruler, samplers, accuracy and quality along pre-training.
 
 Usage: python benchmarks/generation.py --out FOLDER --space SPACE [--data DATA] [--backbone BACKBONE]
-           [--previous BACKBONE] [--trail BACKBONE ...] [--images 10000] [--batch-size 500]
+           [--previous BACKBONE] [--trail BACKBONE ...] [--images 10000] [--sampler-images 10000] [--batch-size 500]
 
 SPACE is where distances are measured: a probe's run directory, which also judges the samples' classes, or a backbone.
 `--trail` names the snapshots of a pre-training, oldest first. Everything lies in FOLDER and is taken up again there; the
@@ -33,8 +33,6 @@ SAMPLERS: tuple[tuple[SamplerName, int], ...] = (
     ("ddim", 100),
     ("dpm-solver", 20),
 )
-# of the comparisons between backbones
-USUAL: tuple[SamplerName, int] = ("ddim", 50)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,15 @@ class Config:
     probe_images: int | None = None
     """Train those heads on the first so many images."""
     images: int = 10_000
-    """To generate with each sampler and each backbone."""
+    """To generate from each backbone."""
+    trail_images: int = 10_000
+    """From each snapshot."""
+    sampler_images: int = 10_000
+    """With each sampler: DDPM takes a pass through the network for each of its 1,000 steps."""
+    sampler: SamplerName = "ddim"
+    """Of the comparisons between backbones."""
+    steps: int = 50
+    """Of that sampler."""
     limit: int | None = None
     """Compare with so many test images only."""
     batch_size: int = 500
@@ -67,13 +73,17 @@ class Config:
     seed: int = 0
 
 
-def drawn(config: Config, backbone: str, sampler: tuple[SamplerName, int]) -> tuple[Path, float]:
-    """The folder of the images, made if it is not there, and the images/s of making them."""
-    name, steps = sampler
+def drawn(
+    config: Config, backbone: str, number: int, sampler: tuple[SamplerName, int] | None = None
+) -> tuple[Path, float]:
+    """The folder of so many images, made if it is not there, and the images/s of making them."""
+    name, steps = sampler or (config.sampler, config.steps)
     place = backbone.strip("/").replace("/", "-")
-    folder, rate_file = (config.out / kind / f"{place}-{name}-{steps}" for kind in ("images", "rates"))
+    folder, rate_file = (
+        config.out / kind / f"{place}-{name}-{steps}-{number}" for kind in ("images", "rates")
+    )
     metrics = generate(GenerateConfig(
-        out=folder, n=config.images, backbone=backbone, sampler=name, steps=steps, batch_size=config.batch_size,
+        out=folder, n=number, backbone=backbone, sampler=name, steps=steps, batch_size=config.batch_size,
         seed=config.seed, resume=(folder / "config.yaml").exists(),
     ))  # fmt: skip
     if not rate_file.exists():
@@ -102,17 +112,17 @@ def kid(distance: Any) -> str:
 
 def quality(config: Config) -> list[str]:
     """Samples, floor and ruler; the classes of the samples."""
-    result = measured(config, drawn(config, config.backbone, USUAL)[0], ruler=True)
+    result = measured(config, drawn(config, config.backbone, config.images)[0], ruler=True)
     samples, *ruler = result.distances
     sets = [(f"samples of {config.backbone}", samples)]
     if config.previous is not None:
         sets.append((
             f"samples of {config.previous}",
-            measured(config, drawn(config, config.previous, USUAL)[0]).distances[0],
+            measured(config, drawn(config, config.previous, config.images)[0]).distances[0],
         ))  # fmt: skip
     sets += [(each.images, each) for each in ruler]
     lines = [f"Features: {result.space}. Compared with {result.real_images:,} {result.real}. "
-             f"Samples: {USUAL[0]}, {USUAL[1]} steps, seed {config.seed}."]  # fmt: skip
+             f"Samples: {config.sampler}, {config.steps} steps, seed {config.seed}."]  # fmt: skip
     lines += head("images", "number", "Fréchet distance", "KID x 1,000")
     lines += [row(name, f"{each.count:,}", f"{each.frechet:.4g}", kid(each)) for name, each in sets]
     if result.class_shares is not None:
@@ -122,7 +132,7 @@ def quality(config: Config) -> list[str]:
 
 
 def samplers(config: Config) -> list[str]:
-    found = [(each, *drawn(config, config.backbone, each)) for each in SAMPLERS]
+    found = [(each, *drawn(config, config.backbone, config.sampler_images, each)) for each in SAMPLERS]
     slowest = found[0][2]
     lines = head("sampler", "steps", "Fréchet distance", "KID x 1,000", "images/s, DDPM = 1")
     for (name, steps), folder, rate in found:
@@ -148,7 +158,7 @@ def along_pretraining(config: Config) -> list[str]:
                     resume=(out / "config.yaml").exists(),
                 ))  # fmt: skip
             accuracies.append(f"{100 * json.loads((out / 'metrics.json').read_text())['top1']:.2f}")
-        distance = measured(config, drawn(config, backbone, USUAL)[0]).distances[0]
+        distance = measured(config, drawn(config, backbone, config.trail_images)[0]).distances[0]
         lines.append(row(backbone, *accuracies, f"{distance.frechet:.4g}", kid(distance)))
     return lines
 

@@ -160,6 +160,20 @@ def test_a_sweep_on_training_images_says_where_to_read(
     assert "in a sweep over 30 training images" in (run.out / "report.html").read_text()
 
 
+def test_a_store_is_read_by_all_protocols(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import difflens.tasks.probing as probing
+
+    run = config(tmp_path / "run", image_tree, backbone_folder, protocols=("linear", "knn"))
+    alone = rivals(run).rivals[0]
+    monkeypatch.setattr(probing, "read_features", None)
+    (stored,) = rivals(replace(run, out=tmp_path / "stored", store=True)).rivals
+    assert stored.scores["knn"].value == pytest.approx(alone.scores["knn"].value, abs=2 / 15)
+    assert set(stored.scores) == set(alone.scores)
+    assert (tmp_path / "stored" / run.folder(str(backbone_folder)).name / "store" / "manifest.json").exists()
+
+
 def test_a_feature_space_that_is_not_there_is_found_out_first(
     backbone_folder: Path, image_tree: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ from difflens.noise import ScheduleName
 from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
 from difflens.sampling import Sampler
 from difflens.tasks.evaluation import paired_difference
+from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.fidelity import FidelityConfig, FidelityResult, caution, fidelity
 from difflens.tasks.generation import GenerateConfig, generate
 from difflens.tasks.probing import HeadChoice, ProbeConfig, ProbeResult, probe
@@ -96,6 +97,9 @@ class RivalsConfig:
     """Of the attention head. None: by the channels of the backbone."""
     limit: int | None = None
     """Train on the first so many images only."""
+    store: bool = False
+    """Write the features of each backbone into a store that all protocols read: they go through the backbone once
+    instead of once each, and are rounded to float16. It stays in the run directory, and can be large."""
     samples: int = 500
     """Images to draw from each trained backbone that generates, for their Fréchet distance to as many test images. 0
     draws none."""
@@ -192,6 +196,15 @@ class RivalsConfig:
             on_bad_image=self.on_bad_image, workers=self.workers, device=self.device,
         )  # fmt: skip
 
+    def extract(self, spec: str, place: Place) -> ExtractConfig:
+        """The run of `extract` that makes a backbone's store."""
+        return ExtractConfig(
+            out=self.folder(spec) / "store", backbone=spec, data=self.data, blocks=place[:1], noise_steps=place[1:],
+            limit=self.limit, seed=self.seed, num_head_channels=self.num_head_channels,
+            noise_schedule=self.noise_schedule, image_size=self.image_size, on_bad_image=self.on_bad_image,
+            workers=self.workers, device=self.device, resume=True,
+        )  # fmt: skip
+
     def probe(self, spec: str, trial: Trial, place: Place | None) -> ProbeConfig:
         """The run of `probe` that a trial is, at a place of the backbone's, or where the backbone says."""
         return ProbeConfig(
@@ -201,6 +214,7 @@ class RivalsConfig:
             head=trial.head, label_fraction=trial.label_fraction, grid=trial.head == "linear",
             epochs=None if trial.head == "knn" else self.epochs,
             width=self.width if trial.head == "attention" else None,
+            store=self.folder(spec) / "store" if self.store else None,
             limit=self.limit, seed=self.seed, seeds=self.seeds, num_head_channels=self.num_head_channels,
             noise_schedule=self.noise_schedule, image_size=self.image_size, on_bad_image=self.on_bad_image,
             workers=self.workers, device=self.device, resume=True,
@@ -267,6 +281,9 @@ def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line
                 run.keep()
                 chosen = candidate.place = (best.block, best.noise_step)
                 announce(f"{candidate.spec} is read at block {best.block}, t = {best.noise_step}")
+            if config.store:
+                extract(config.extract(candidate.spec, candidate.place))
+                run.keep()
             for trial in config.trials:
                 result = probe(config.probe(candidate.spec, trial, chosen))
                 run.keep()

@@ -1,0 +1,144 @@
+"""Diffusion, BiGAN, SimCLR, MAE and supervised training on the same images, at equal compute, by the same protocols.
+
+Usage: python benchmarks/rivals.py OUTPUT_FOLDER --judge SPACE [options]; `--help` names them. What is finished is not run
+again, so a run that was stopped goes on.
+
+1. One after another, each method trains for a short while, to see how many images it takes a second on this machine.
+2. Each method trains for as many epochs as fill the same number of minutes, with each seed.
+3. `difflens rivals` reads them all: the block and the noise step of each by a sweep over training images, then linear,
+   attention, k-NN, 1 % and 10 % of the labels; of what generates, the Fréchet distance in the features of SPACE, a
+   trained model or a backbone. Untrained: the U-Net and the ResNet with fresh weights.
+4. The table over seeds, in Markdown, also in OUTPUT_FOLDER/table.md.
+
+Minutes only compare where nothing else runs on the machine.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+METHODS = ("diffusion", "bigan", "simclr", "mae", "supervised")
+UNTRAINED = {"diffusion": "untrained U-Net", "supervised": "untrained ResNet"}
+PILOT_IMAGES = 3_200
+
+
+def difflens(*words: object) -> None:
+    print("difflens", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "difflens", *map(str, words)], check=True)
+
+
+def last_line(run: Path) -> dict[str, float]:
+    line: dict[str, float] = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--judge", default="fashion", help="where Fréchet distances are measured")
+    parser.add_argument("--data", default="fashion")
+    parser.add_argument("--preset", default="fashion-small")
+    parser.add_argument("--minutes", type=float, default=5, help="of each pre-training")
+    parser.add_argument("--seeds", type=int, default=3, help="of pre-training")
+    parser.add_argument("--sweep", type=int, default=2_000, help="training images that choose a place")
+    parser.add_argument("--samples", type=int, default=1_000)
+    parser.add_argument("--epochs", type=int, help="of every head; default: each head's own")
+    parser.add_argument("--stage", choices=("pilot", "pretrain", "probe"), help="only this; default: all")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="to pre-train now")
+    asked = parser.parse_args()
+    out: Path = asked.out
+    out.mkdir(parents=True, exist_ok=True)
+
+    def pretrain(folder: Path, method: str, seed: int, epochs: int, *options: object) -> Path:
+        if not (folder / "model" / "README.md").exists():
+            difflens(
+                "pretrain", "--method", method, "--preset", asked.preset, "--data", asked.data, "--seed", seed,
+                "--epochs", epochs, *options, *(["--resume"] if folder.exists() else []), "--out", folder,
+            )  # fmt: skip
+        return folder
+
+    plan = out / "epochs.json"
+    if not plan.exists():
+        rates = {}
+        for method in METHODS:
+            line = last_line(pretrain(out / "pilot" / method, method, 0, 1, "--limit", PILOT_IMAGES))
+            rates[method] = PILOT_IMAGES / line["seconds"]
+        images = images_per_epoch(asked.data)
+        plan.write_text(json.dumps(
+            {each: max(1, round(60 * asked.minutes * rate / images)) for each, rate in rates.items()}, indent=1
+        ))  # fmt: skip
+    epochs: dict[str, int] = json.loads(plan.read_text())
+    if asked.stage == "pilot":
+        return
+    runs = {(method, seed): out / f"{method}-{seed}" for method in METHODS for seed in range(asked.seeds)}
+    if asked.stage != "probe":
+        for (method, seed), folder in runs.items():
+            if method in asked.methods:
+                pretrain(folder, method, seed, epochs[method])
+    if asked.stage == "pretrain":
+        return
+
+    backbones = [str(folder / "model") for folder in runs.values()]
+    backbones += [f"random:{out / f'{method}-0' / 'model'}" for method in UNTRAINED]
+    compared = out / "rivals"
+    if not (compared / "metrics.json").exists():
+        difflens(
+            "rivals", "--backbones", *backbones, "--data", asked.data, "--sweep", asked.sweep, "--store",
+            "--label-fraction", 0.01, 0.1, "--features", asked.judge, "--samples", asked.samples,
+            *(["--epochs", asked.epochs] if asked.epochs else []),
+            *(["--resume"] if compared.exists() else []), "--out", compared,
+        )  # fmt: skip
+    write_table(asked.seeds, runs, epochs, compared, out)
+
+
+def images_per_epoch(data: str) -> int:
+    from difflens.data.sources import load_data
+
+    return len(load_data(data).train)
+
+
+def write_table(
+    seeds: int, runs: dict[tuple[str, int], Path], epochs: dict[str, int], compared: Path, out: Path
+) -> None:
+    found = json.loads((compared / "metrics.json").read_text())
+    by_name = {each["backbone"]: each for each in found["backbones"]}
+    keys = list(found["backbones"][0]["accuracy"])
+    lines = [
+        f"Fréchet distances in the features of {found['feature_space']}, {found['samples']:,} samples.", "",
+        f"| method | block, t | {' | '.join(keys)} | Fréchet | parameters | epochs | minutes |",
+        "|---" * (len(keys) + 6) + "|",
+    ]  # fmt: skip
+    groups = {method: [runs[method, seed] for seed in range(seeds)] for method in METHODS}
+    for method, folders in groups.items():
+        each = [by_name[str(folder / "model")] for folder in folders]
+        minutes = statistics.mean(last_line(folder)["seconds"] / 60 for folder in folders)
+        lines.append(row(method, each, keys, epochs[method], f"{minutes:.1f}"))
+    for method, name in UNTRAINED.items():
+        lines.append(row(name, [by_name[f"random:{out / f'{method}-0' / 'model'}"]], keys, 0, "0"))
+    text = "\n".join(lines) + "\n"
+    (out / "table.md").write_text(text)
+    print(text)
+
+
+def row(name: str, each: list[dict], keys: list[str], epochs: int, minutes: str) -> str:
+    places = sorted({f"{rival['block']}, {rival['noise_step']}" for rival in each})
+    distances = [rival["frechet_distance"] for rival in each if rival["frechet_distance"] is not None]
+    cells = [
+        name, "; ".join(places),
+        *(spread([100 * rival["accuracy"][key] for rival in each]) for key in keys),
+        spread(distances) if distances else "", f"{each[0]['parameters']:,}", epochs, minutes,
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def spread(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+if __name__ == "__main__":
+    main()
