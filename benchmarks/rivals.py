@@ -20,6 +20,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from difflens.data.sources import load_data
+
 METHODS = ("diffusion", "bigan", "simclr", "mae", "supervised")
 UNTRAINED = {"diffusion": "untrained U-Net", "supervised": "untrained ResNet"}
 PILOT_IMAGES = 3_200
@@ -66,7 +68,7 @@ def main() -> None:
         for method in METHODS:
             line = last_line(pretrain(out / "pilot" / method, method, 0, 1, "--limit", PILOT_IMAGES))
             rates[method] = PILOT_IMAGES / line["seconds"]
-        images = images_per_epoch(asked.data)
+        images = len(load_data(asked.data).train)
         plan.write_text(json.dumps(
             {each: max(1, round(60 * asked.minutes * rate / images)) for each, rate in rates.items()}, indent=1
         ))  # fmt: skip
@@ -92,12 +94,6 @@ def main() -> None:
             *(["--resume"] if compared.exists() else []), "--out", compared,
         )  # fmt: skip
     write_table(asked.seeds, runs, epochs, compared, out)
-
-
-def images_per_epoch(data: str) -> int:
-    from difflens.data.sources import load_data
-
-    return len(load_data(data).train)
 
 
 def write_table(
