@@ -8,9 +8,8 @@ again, so a run that was stopped goes on.
 3. `difflens rivals` reads them all: the block and the noise step of each by a sweep over training images, then linear,
    attention, k-NN, 1 % and 10 % of the labels; of what generates, the Fréchet distance in the features of SPACE, a
    trained model or a backbone. Untrained: the U-Net and the ResNet with fresh weights.
-4. The table over seeds, in Markdown, also in OUTPUT_FOLDER/table.md.
-
-Minutes only compare where nothing else runs on the machine.
+4. The table over seeds, in Markdown, also in OUTPUT_FOLDER/table.md. Its minutes are at the speed of the first stage,
+   during which nothing else should run.
 """
 
 import argparse
@@ -62,17 +61,14 @@ def main() -> None:
             )  # fmt: skip
         return folder
 
-    plan = out / "epochs.json"
-    if not plan.exists():
-        rates = {}
-        for method in METHODS:
-            line = last_line(pretrain(out / "pilot" / method, method, 0, 1, "--limit", PILOT_IMAGES))
-            rates[method] = PILOT_IMAGES / line["seconds"]
-        images = len(load_data(asked.data).train)
-        plan.write_text(json.dumps(
-            {each: max(1, round(60 * asked.minutes * rate / images)) for each, rate in rates.items()}, indent=1
-        ))  # fmt: skip
-    epochs: dict[str, int] = json.loads(plan.read_text())
+    images = len(load_data(asked.data).train)
+    # seconds of an epoch
+    costs = {
+        method: last_line(pretrain(out / "pilot" / method, method, 0, 1, "--limit", PILOT_IMAGES))["seconds"]
+        * images / PILOT_IMAGES
+        for method in METHODS
+    }  # fmt: skip
+    epochs = {method: max(1, round(60 * asked.minutes / cost)) for method, cost in costs.items()}
     if asked.stage == "pilot":
         return
     runs = {(method, seed): out / f"{method}-{seed}" for method in METHODS for seed in range(asked.seeds)}
@@ -93,11 +89,17 @@ def main() -> None:
             *(["--epochs", asked.epochs] if asked.epochs else []),
             *(["--resume"] if compared.exists() else []), "--out", compared,
         )  # fmt: skip
-    write_table(asked.seeds, runs, epochs, compared, out)
+    minutes = {method: epochs[method] * cost / 60 for method, cost in costs.items()}
+    write_table(asked.seeds, runs, epochs, minutes, compared, out)
 
 
 def write_table(
-    seeds: int, runs: dict[tuple[str, int], Path], epochs: dict[str, int], compared: Path, out: Path
+    seeds: int,
+    runs: dict[tuple[str, int], Path],
+    epochs: dict[str, int],
+    minutes: dict[str, float],
+    compared: Path,
+    out: Path,
 ) -> None:
     found = json.loads((compared / "metrics.json").read_text())
     by_name = {each["backbone"]: each for each in found["backbones"]}
@@ -110,8 +112,7 @@ def write_table(
     groups = {method: [runs[method, seed] for seed in range(seeds)] for method in METHODS}
     for method, folders in groups.items():
         each = [by_name[str(folder / "model")] for folder in folders]
-        minutes = statistics.mean(last_line(folder)["seconds"] / 60 for folder in folders)
-        lines.append(row(method, each, keys, epochs[method], f"{minutes:.1f}"))
+        lines.append(row(method, each, keys, epochs[method], f"{minutes[method]:.1f}"))
     for method, name in UNTRAINED.items():
         lines.append(row(name, [by_name[f"random:{out / f'{method}-0' / 'model'}"]], keys, 0, "0"))
     text = "\n".join(lines) + "\n"
