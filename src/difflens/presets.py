@@ -45,9 +45,9 @@ PATCH = 4
 _RGB: dict[str, Any] = {"batch_size": 128, "learning_rate": 1e-4, "ema_decay": 0.9999, "flip": True}
 PRETRAIN: dict[str, dict[str, Any]] = {
     "tiny": {"unet": "tiny", "epochs": 1, "batch_size": 64},
+    "fashion-32": {"unet": "fashion-32", "epochs": 200, "batch_size": 256, "learning_rate": 6e-4, "flip": True},
     # for comparisons of methods on a CPU
     "fashion-small": {"unet": "fashion-small", "epochs": 20, "batch_size": 64, "learning_rate": 1e-3, "flip": True},
-    "fashion-32": {"unet": "fashion-32", "epochs": 200, "batch_size": 256, "learning_rate": 6e-4, "flip": True},
     "rgb-32": {**_RGB, "unet": "rgb-32", "epochs": 500, "learning_rate": 2e-4},
     "rgb-64": {**_RGB, "unet": "rgb-64", "epochs": 300},
     "rgb-128": {**_RGB, "unet": "rgb-128", "epochs": 300},
