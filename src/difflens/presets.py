@@ -61,7 +61,7 @@ PRETRAIN: dict[str, dict[str, Any]] = {
 
 # What differs from the preset's recipe with a method other than diffusion.
 METHODS: dict[str, dict[str, Any]] = {
-    "bigan": {"learning_rate": 2e-4, "weight_decay": 0.0, "ema_decay": 0.999},
+    "bigan": {"learning_rate": 5e-4, "weight_decay": 0.0, "ema_decay": 0.999},
     "simclr": {"learning_rate": 1e-3, "weight_decay": 1e-4},
     "mae": {"learning_rate": 1e-3, "weight_decay": 0.05},
     "supervised": {"learning_rate": 1e-3, "weight_decay": 0.05},

@@ -29,6 +29,8 @@ from difflens.tasks.pretrained_folder import Card
 LATENT = 64
 BETAS = (0.5, 0.999)
 """Adam's, as of DCGAN (Radford et al., 2016)."""
+JUDGEMENT = 2
+"""The discriminator's learning rate over that of the other two (two time-scales: Heusel et al., 2017)."""
 _ENCODER_STREAM = LATENT_STREAM + 1
 
 
@@ -117,6 +119,7 @@ class BiGANLearner(Learner):
             "weight_decay": given(config.weight_decay),
         }
         self.optimizer = torch.optim.AdamW(self.forgers.parameters(), **settings)
+        settings["lr"] *= JUDGEMENT
         self.judge = torch.optim.AdamW(self.discriminator.parameters(), **settings)
         self.rates = self.make_rates(self.optimizer, total_steps)
         self.judge_rates = self.make_rates(self.judge, total_steps)
