@@ -26,8 +26,8 @@ BUNDLED = {
 
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
 _KNOWN = (
-    "fashion, a diffusers folder, an OpenAI guided-diffusion checkpoint (.pt, .safetensors), a hub id (OWNER/NAME), "
-    "timm:NAME, pixels, or random: before any of them for the same network untrained"
+    "fashion, a diffusers folder or another that pretrain wrote, an OpenAI guided-diffusion checkpoint (.pt, .safetensors), a "
+    "hub id (OWNER/NAME), timm:NAME, pixels, or random: before any of them for the same network untrained"
 )
 
 

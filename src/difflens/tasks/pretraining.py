@@ -47,8 +47,9 @@ def pretrain(config: PretrainConfig) -> Path:
     """Run `config`; returns the folder of the model: a backbone, and with diffusion one in diffusers format.
 
     Raises:
-        DiffLensError: no images or no labels for them, images the network cannot halve, a missing package, a batch that processes and micro-batches do not divide,
-            a folder that holds something else, too little GPU memory, or a loss that is no longer finite.
+        DiffLensError: no images or no labels for them, images the network cannot halve, a missing package, a batch that
+            processes and micro-batches do not divide, a folder that holds something else, too little GPU memory, or a
+            loss that is no longer finite.
     """
     asked, config = config, config.resolved()
     images = _images(config).first(config.limit)
@@ -66,10 +67,12 @@ def pretrain(config: PretrainConfig) -> Path:
             command = shown_command("pretrain", asked)
             return _Trainer(config, images, run, process, command).train()
         except torch.OutOfMemoryError as error:
-            raise DiffLensError(
-                "the GPU has too little memory for this batch: --accumulate cuts it into micro-batches, "
-                "--checkpoint-activations keeps less of each"
-            ) from error
+            help = (
+                "--accumulate cuts it into micro-batches, --checkpoint-activations keeps less of each"
+                if config.method == "diffusion"
+                else "lower --batch-size"
+            )
+            raise DiffLensError(f"the GPU has too little memory for this batch: {help}") from error
 
 
 def _images(config: PretrainConfig) -> ImageSplit:
@@ -243,7 +246,6 @@ class _Trainer:
             "images seen": f"{self.step * self.batch_size:,}",
             "minutes of training": f"{self.seconds / 60:.1f}",
             **self.learner.facts(),
-            "hardware": f"{hardware} x {self.process.num_processes}, {self.seconds / 60:.0f} minutes, "
-            f"{self.learner.precision}",
+            "hardware": f"{hardware} x {self.process.num_processes}, {self.learner.precision}",
             "loss": self.learner.description,
         }
