@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from difflens import presets
 from difflens.errors import DiffLensError, listing, require
@@ -26,12 +26,12 @@ class PretrainConfig:
     """What to train on: as for `probe`, or, but for supervised training, a folder of images in any arrangement."""
     out: Path
     """Run directory; `model/` in it becomes a backbone: with diffusion, a diffusers-format folder."""
+    preset: str = "fashion-32"
+    """A recipe of `difflens.presets.PRETRAIN`."""
     method: Method = "diffusion"
     """diffusion; bigan, a GAN with an inference network and BigBiGAN's losses; simclr; mae, masked autoencoding;
     supervised, the only one that uses labels, of the training split. The other methods train encoders of the preset's
     size."""
-    preset: str = "fashion-32"
-    """A recipe of `difflens.presets.PRETRAIN`."""
     image_size: int | None = None
     """Side in pixels that images are brought to, if not the preset's; the network must be able to halve it."""
     epochs: int | None = None
@@ -47,8 +47,10 @@ class PretrainConfig:
     ema_decay: float | None = None
     """Decay per step of the averaged weights that are saved, float32: of diffusion, by default 0.9995, and of BiGAN's
     generator, by default 0.999. Other weights are not averaged."""
+    precision: Precision | None = None
+    """Of the network's arithmetic; weights stay float32. None: bfloat16 on a GPU, float32 on the CPU."""
     schedule: ScheduleName | None = None
-    """Of diffusion, as all to `compile`. Noise schedule of 1000 steps, by default linear; squaredcos_cap_v2 is
+    """From here to `compile` for diffusion alone. Noise schedule of 1000 steps, by default linear; squaredcos_cap_v2 is
     the cosine schedule."""
     prediction: Prediction | None = None
     """What the network predicts: by default the noise, or v, a mixture of noise and image."""
@@ -60,8 +62,6 @@ class PretrainConfig:
     """Micro-batches per step, one after another: a step in less memory."""
     checkpoint_activations: bool = False
     """Gradient checkpointing: compute activations again in the backward pass, in much less memory."""
-    precision: Precision | None = None
-    """Of the network's arithmetic; weights stay float32. None: bfloat16 on a GPU, float32 on the CPU."""
     compile: bool = False
     """torch.compile the training step: minutes of compiling for a faster step on a GPU."""
     device: Literal["cpu"] | None = None
@@ -83,8 +83,10 @@ class PretrainConfig:
         """With every None that the preset or the defaults know filled in.
 
         Raises:
-            DiffLensError: there is no such preset, a number is outside its range, or an option is not the method's.
+            DiffLensError: there is no such method or preset, a number is outside its range, or an option is not the method's.
         """
+        if self.method not in get_args(Method):
+            raise DiffLensError(f"no method {self.method!r}; there are {listing(get_args(Method))}")
         if self.preset not in presets.PRETRAIN:
             raise DiffLensError(f"no preset {self.preset!r}; there are {listing(list(presets.PRETRAIN))}")
         require(

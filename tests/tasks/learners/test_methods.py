@@ -105,6 +105,7 @@ def test_a_loss_that_explodes_stops_the_run(method: Any, image_tree: Path, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"method": "gan"}, "no method 'gan'; there are diffusion, bigan, simclr, mae, supervised"),
         ({"method": "bigan", "prediction": "epsilon"}, "bigan has no use for --prediction"),
         ({"method": "mae", "accumulate": 2, "compile": True}, "mae has no use for --accumulate, --compile"),
         ({"method": "simclr", "ema_decay": 0.9}, "simclr has no use for --ema-decay"),
