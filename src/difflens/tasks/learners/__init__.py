@@ -5,8 +5,9 @@ from importlib import import_module
 from accelerate import Accelerator
 
 from difflens.data.split import ImageSplit
+from difflens.errors import DiffLensError
 from difflens.tasks.learners.base import Learner
-from difflens.tasks.pretrain_config import Method, PretrainConfig
+from difflens.tasks.pretrain_config import Method, PretrainConfig, given
 
 # Imported when used: most need an optional package.
 _LEARNERS: dict[Method, str] = {
@@ -16,6 +17,8 @@ _LEARNERS: dict[Method, str] = {
     "mae": "MAELearner",
     "supervised": "SupervisedLearner",
 }
+
+_OF_BATCHES = ("bigan", "simclr")
 
 
 def make_learner(
@@ -29,8 +32,14 @@ def make_learner(
         total_steps: of the whole run, over which learning rates fall.
 
     Raises:
-        DiffLensError: the preset has no network for the method or for the image size, or a package is not installed.
+        DiffLensError: the preset has no network for the method or for the image size, the batch is too small for it,
+            or a package is not installed.
     """
+    if config.method in _OF_BATCHES and given(config.batch_size) < 2 * process.num_processes:
+        raise DiffLensError(
+            f"{config.method} compares the images of a batch: batch-size must be at least {2 * process.num_processes}, two "
+            "for each process"
+        )
     module = import_module(f"difflens.tasks.learners.{config.method}")
     learner: Learner = getattr(module, _LEARNERS[config.method])(config, images, process, total_steps)
     return learner

@@ -31,7 +31,6 @@ BETAS = (0.5, 0.999)
 """Adam's, as of DCGAN (Radford et al., 2016)."""
 JUDGEMENT = 2
 """The discriminator's learning rate over that of the other two (two time-scales: Heusel et al., 2017)."""
-_ENCODER_STREAM = LATENT_STREAM + 1
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -90,9 +89,9 @@ def _layer(inputs: int, outputs: int) -> nn.Sequential:
 class BiGANLearner(Learner):
     """Encoder, generator and discriminator; what is kept is the encoder and the running average of the generator.
 
-    E(x) is normal with mean and deviation by a linear layer on the encoder's pooled maps, and drawn by
-    reparametrisation, as BigBiGAN's. Each step is one of the discriminator, then one of the other two, on the same
-    images and latents. The generator and F mirror the encoder's widths.
+    E(x) is deterministic, as BiGAN's (Donahue et al., 2017): a linear layer on the encoder's pooled maps, normalised over
+    the batch, so that its mean and variance are those of z from the first step. Each step is one of the discriminator,
+    then one of the other two, on the same images and latents. The generator and F mirror the encoder's widths.
     """
 
     description = "BigBiGAN's hinge losses, joint and unary; what is logged is the discriminator's"
@@ -104,7 +103,9 @@ class BiGANLearner(Learner):
         self.channels, self.side = self.encoder_config.channels, self.encoder_config.side
         widths = tuple(self.encoder_config.arguments["channels"])
         self.encoder: Any = self.encoder_config.build()
-        self.latent = nn.Linear(self.encoder.num_features, 2 * LATENT)
+        self.latent = nn.Sequential(
+            nn.Linear(self.encoder.num_features, LATENT), nn.BatchNorm1d(LATENT, affine=False)
+        )
         self.generator = Generator(GeneratorConfig(LATENT, widths[::-1], self.channels, self.side))
         self.discriminator = Discriminator(self.channels, widths, self.side, LATENT)
         self.networks = nn.ModuleDict({
@@ -141,10 +142,9 @@ class BiGANLearner(Learner):
 
     def step(self, batch: Batch) -> Tensor:
         x = to_float(batch.images)
-        z = self._normal(batch.index, LATENT_STREAM)
+        z = seeded_noise((LATENT,), batch.index, LATENT_STREAM, self.config.seed, draw=self.epoch + 1)
         with self.autocast():
-            mean, spread = self.latent(self.encoder(x)).float().chunk(2, 1)
-            found = mean + F.softplus(spread) * self._normal(batch.index, _ENCODER_STREAM)
+            found = self.latent(self.encoder(x)).float()
             forged = self.generator(z).float()
             loss = discriminator_loss(*self._scores(x, found.detach(), forged.detach(), z))
         self._update(self.judge, loss, self.discriminator)
@@ -162,10 +162,6 @@ class BiGANLearner(Learner):
         """Of (x, E(x)) and of (G(z), z)."""
         real, fake = self.discriminator(torch.cat([x, forged]), torch.cat([found, z])).chunk(2)
         return real, fake
-
-    def _normal(self, index: Tensor, stream: int) -> Tensor:
-        """(B, LATENT) standard normal numbers of the images `index`, in this epoch."""
-        return seeded_noise((LATENT,), index, stream, self.config.seed, draw=self.epoch + 1)
 
     def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor, network: nn.Module) -> None:
         optimizer.zero_grad()
