@@ -1,6 +1,7 @@
 """Every U-Net that can be pre-trained, on the meta device: no weights, no time."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,3 +45,16 @@ def test_sides_that_cannot_be_halved() -> None:
     assert presets.unet_config("fashion-32", side=40)["sample_size"] == 40
     with pytest.raises(DiffLensError, match=r"image-size 28 cannot be halved .* a multiple of 8"):
         presets.unet_config("fashion-32", side=28)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+@pytest.mark.parametrize("name", presets.ENCODERS)
+def test_encoders_are_as_large_as_the_unet_of_their_name(name: str, kind: Any) -> None:
+    config = presets.encoder_config(name, kind)
+    arguments = presets.unet_config(name)
+    assert (config.channels, config.side) == (arguments["in_channels"], arguments["sample_size"])
+    with torch.device("meta"):
+        sizes = [
+            sum(map(torch.numel, each.parameters())) for each in (UNet2DModel(**arguments), config.build())
+        ]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.15)

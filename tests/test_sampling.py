@@ -18,9 +18,11 @@ from diffusers import (
 from torch import Tensor
 
 from difflens import DiffLensError, NoiseSchedule, load_backbone, sample, sampling, seeded_noise
+from difflens.backbones.bigan import LATENT_STREAM
 from difflens.backbones.blocks import DiffusionBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.sampling import Sampler
+from tests.backbones.test_encoder import bigan
 
 FASHION = Path(str(files("difflens") / "assets" / "fashion"))
 DRAWING = (
@@ -293,3 +295,21 @@ def test_compiled_sampling_takes_one_graph_for_all_steps(monkeypatch: pytest.Mon
     assert not compiled
     torch.testing.assert_close(Sampler(backbone, steps=3, compiled=True)(index), plain)
     assert len(compiled) == 1
+
+
+def test_a_generator_draws_in_one_pass() -> None:
+    """Image k from latents of (seed, k) alone, by the generator with its recorded statistics."""
+    backbone = bigan()
+    together = sample(backbone, 5, seed=1)
+    latents = seeded_noise((8,), torch.arange(5), LATENT_STREAM, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(together, backbone.generator(latents))
+    torch.testing.assert_close(sample(backbone, 5, seed=1, batch_size=2), together)
+    torch.testing.assert_close(sample(backbone, 2, seed=1), together[:2])
+    assert not torch.allclose(sample(backbone, 2, seed=2), together[:2], atol=0.01)
+    for settings in ({"steps": 1}, {"sampler": "ddpm"}, {"eta": 0.5}):
+        with pytest.raises(DiffLensError, match="makes an image in one pass: leave out --sampler, --steps"):
+            sample(backbone, 1, **settings)
+    backbone.generator.layers[0].weight.data.fill_(torch.nan)
+    with pytest.raises(DiffLensError, match="not finite"):
+        sample(backbone, 1)

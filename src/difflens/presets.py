@@ -1,8 +1,9 @@
 """Recipes, one line each."""
 
-from typing import Any
+from typing import Any, Literal
 
-from difflens.errors import DiffLensError
+from difflens.backbones.encoder import EncoderConfig
+from difflens.errors import DiffLensError, listing
 
 # U-Nets to pre-train: side of the images, channels per level, residual blocks per level, levels with attention (level i
 # has stride 2**i), channels per head. Scale-shift norm as in ADM; "residual": also ADM's resampling by residual blocks
@@ -10,6 +11,8 @@ from difflens.errors import DiffLensError
 _ADM: dict[str, Any] = {"layers": 2, "head": 64, "groups": 32, "residual": True}
 UNETS: dict[str, dict[str, Any]] = {
     "tiny": {"side": 16, "channels": (16, 32), "layers": 1, "attention": (1,), "head": 16, "groups": 8},
+    "fashion-small": {"side": 32, "channels": (16, 32, 64, 64), "layers": 1, "attention": (3,), "head": 16, "groups": 8,
+                      "embedding": 64, "in_channels": 1},
     "fashion-32": {"side": 32, "channels": (32, 64, 128, 96), "layers": 2, "attention": (3,), "head": 16,
                    "groups": 8, "embedding": 64, "in_channels": 1},
     # widths of DDPM (32, 256) and of improved DDPM (64), attention on maps of 16 and 8 pixels
@@ -26,12 +29,25 @@ UNETS: dict[str, dict[str, Any]] = {
                       "groups": 8},
 }  # fmt: skip
 
+# Encoders for the other methods of pre-training, of as many parameters as the U-Net of the same name: widths of a ResNet
+# with one basic block a stage, for BiGAN, SimCLR and supervised training; width, depth and heads of a ViT with patches of
+# 4 pixels, for masked autoencoding.
+ENCODERS: dict[str, dict[str, Any]] = {
+    "tiny": {"resnet": (16, 32, 48, 96), "vit": (64, 4, 4)},
+    "fashion-small": {"resnet": (32, 64, 128, 256), "vit": (128, 6, 4)},
+    "fashion-32": {"resnet": (64, 128, 256, 512), "vit": (192, 11, 3)},
+}
+ENCODER_STRIDE = 8
+PATCH = 4
+
 # Pre-training recipes: a U-Net of the table above and what differs from PretrainConfig's defaults. Epochs are meant for
 # Fashion-MNIST, CIFAR-10 (rgb-32), a hundred thousand images, and ImageNet (adm-256, as long as the paper's).
 _RGB: dict[str, Any] = {"batch_size": 128, "learning_rate": 1e-4, "ema_decay": 0.9999, "flip": True}
 PRETRAIN: dict[str, dict[str, Any]] = {
     "tiny": {"unet": "tiny", "epochs": 1, "batch_size": 64},
     "fashion-32": {"unet": "fashion-32", "epochs": 200, "batch_size": 256, "learning_rate": 6e-4, "flip": True},
+    # for comparisons of methods on a CPU
+    "fashion-small": {"unet": "fashion-small", "epochs": 20, "batch_size": 64, "learning_rate": 1e-3, "flip": True},
     "rgb-32": {**_RGB, "unet": "rgb-32", "epochs": 500, "learning_rate": 2e-4},
     "rgb-64": {**_RGB, "unet": "rgb-64", "epochs": 300},
     "rgb-128": {**_RGB, "unet": "rgb-128", "epochs": 300},
@@ -41,6 +57,48 @@ PRETRAIN: dict[str, dict[str, Any]] = {
     "scenes-64": {"unet": "scenes-64", "epochs": 100, "batch_size": 128, "learning_rate": 4e-4, "flip": True},
     "scenes-rgb-64": {"unet": "scenes-rgb-64", "epochs": 100, "batch_size": 128, "learning_rate": 4e-4, "flip": True},
 }  # fmt: skip
+
+
+# What differs from the preset's recipe with a method other than diffusion.
+METHODS: dict[str, dict[str, Any]] = {
+    "bigan": {"learning_rate": 5e-4, "weight_decay": 0.0, "ema_decay": 0.999},
+    "simclr": {"learning_rate": 1e-3, "weight_decay": 1e-4},
+    "mae": {"learning_rate": 1e-3, "weight_decay": 0.05},
+    "supervised": {"learning_rate": 1e-3, "weight_decay": 0.05},
+}
+
+
+def encoder_config(name: str, kind: Literal["resnet", "vit"], side: int | None = None) -> EncoderConfig:
+    """The encoder of the size of the U-Net preset `name`.
+
+    Args:
+        side: of the images, in pixels; None: the preset's.
+
+    Raises:
+        DiffLensError: there is none of that size, or `side` does not suit it.
+    """
+    if name not in ENCODERS:
+        raise DiffLensError(
+            f"there are no encoders of the size of the U-Net {name}: only diffusion trains at it. The other methods have "
+            f"the presets {listing(list(ENCODERS))}"
+        )
+    preset = UNETS[name]
+    side = side or preset["side"]
+    if side % ENCODER_STRIDE:
+        raise DiffLensError(f"image-size {side} must be a multiple of {ENCODER_STRIDE}, the encoder's stride")
+    if kind == "resnet":
+        widths = ENCODERS[name]["resnet"]
+        arguments = {
+            "layers": (1, 1, 1, 1),
+            "channels": widths,
+            "stem_type": "deep",
+            "stem_width": widths[0] // 2,
+        }
+        return EncoderConfig("resnet18", arguments, preset.get("in_channels", 3), side)
+    width, depth, heads = ENCODERS[name]["vit"]
+    arguments = {"img_size": side, "patch_size": PATCH, "embed_dim": width, "depth": depth, "num_heads": heads,
+                 "dynamic_img_size": True}  # fmt: skip
+    return EncoderConfig("vit_tiny_patch16_224", arguments, preset.get("in_channels", 3), side)
 
 
 def unet_config(name: str, learned_variance: bool = False, side: int | None = None) -> dict[str, Any]:

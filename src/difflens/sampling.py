@@ -12,14 +12,14 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from difflens.backbones.blocks import Backbone, DiffusionBackbone
+from difflens.backbones.bigan import LATENT_STREAM, BiGANBackbone
+from difflens.backbones.blocks import PREDICTIONS, Backbone, DiffusionBackbone
 from difflens.errors import DiffLensError, require
 from difflens.noise import seeded_noise
 
 SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
 
 _USUAL_STEPS = {"ddim": 50, "dpm-solver": 20}
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 class Sampler:
@@ -64,9 +64,9 @@ class Sampler:
         require(eta=(eta, 0, 1))
         if eta and name != "ddim":
             raise DiffLensError(f"eta is {eta:g}, and {name} has none: it is for the sampler ddim")
-        if backbone.prediction_type not in _PREDICTIONS:
+        if backbone.prediction_type not in PREDICTIONS:
             raise DiffLensError(
-                f"{backbone.spec} predicts {backbone.prediction_type!r}; known are {', '.join(_PREDICTIONS)}"
+                f"{backbone.spec} predicts {backbone.prediction_type!r}; known are {', '.join(PREDICTIONS)}"
             )
         if name == "ddpm" and backbone.schedule.config.get("variance_type") == "learned":
             raise DiffLensError(
@@ -165,6 +165,56 @@ class Sampler:
         return scheduler
 
 
+class OnePassSampler:
+    """Draws images from a generator that makes them of latents in one pass; the interface of `Sampler`.
+
+    Args:
+        backbone: has such a generator.
+        seed: of all latents.
+    """
+
+    name = "one pass"
+    steps = 1
+
+    def __init__(self, backbone: BiGANBackbone, seed: int = 0):
+        self.backbone, self.seed = backbone, seed
+
+    @torch.inference_mode()
+    def __call__(self, index: Tensor, watch: Callable[[], object] = lambda: None) -> Tensor:
+        """As of `Sampler`: image k depends on (seed, k) alone, but for last bits."""
+        latents = seeded_noise((self.backbone.generator.config.latent,), index, LATENT_STREAM, self.seed)
+        dtype = next(self.backbone.parameters()).dtype
+        images = self.backbone.generator(latents.to(dtype)).float()
+        watch()
+        if not images.isfinite().all():
+            raise DiffLensError(
+                f"{self.backbone.spec} gives images that are not finite: use --precision float32"
+            )
+        return images
+
+
+def make_sampler(
+    backbone: Backbone,
+    name: SamplerName = "ddim",
+    steps: int | None = None,
+    eta: float = 0.0,
+    seed: int = 0,
+    compiled: bool = False,
+) -> Sampler | OnePassSampler:
+    """What draws from `backbone`; arguments as of `Sampler`.
+
+    Raises:
+        DiffLensError: as `Sampler`, or the backbone needs no sampler and one is described.
+    """
+    if not isinstance(backbone, BiGANBackbone):
+        return Sampler(backbone, name, steps, eta, seed, compiled)
+    if steps is not None or name != "ddim" or eta:
+        raise DiffLensError(
+            f"{backbone.spec} makes an image in one pass: leave out --sampler, --steps and --eta"
+        )
+    return OnePassSampler(backbone, seed)
+
+
 def sample(
     backbone: Backbone,
     count: int,
@@ -183,9 +233,9 @@ def sample(
         (count, C, H, W) float32 in [-1, 1], on the CPU.
 
     Raises:
-        DiffLensError: as `Sampler`, or `count` or `batch_size` is less than 1.
+        DiffLensError: as `make_sampler`, or `count` or `batch_size` is less than 1.
     """
     require(count=(count, 1, None), batch_size=(batch_size, 1, None))
-    draw = Sampler(backbone, sampler, steps, eta, seed)
+    draw = make_sampler(backbone, sampler, steps, eta, seed)
     numbers = torch.arange(count, device=backbone.device)
     return torch.cat([draw(index).cpu() for index in numbers.split(batch_size)])

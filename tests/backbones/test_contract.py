@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from difflens import DiffLensError, HeadConfig, Probe, TrainedModel, make_head
-from difflens.backbones.blocks import Backbone
+from difflens import DiffLensError, HeadConfig, Probe, TrainedModel, make_head, presets, sample
+from difflens.backbones.bigan import BiGANBackbone, Generator, GeneratorConfig
+from difflens.backbones.blocks import Backbone, DiffusionBackbone
+from difflens.backbones.encoder import EncoderBackbone
 from difflens.extract import FeedbackExtractor, FineTunedExtractor
 from difflens.model import BackboneConfig, ExtractorConfig
 
@@ -21,8 +23,12 @@ KINDS = {
     "untrained": BackboneConfig("random:FOLDER"),
     "timm ResNet": BackboneConfig("random:timm:test_resnet", image_size=64),
     "timm ViT": BackboneConfig("random:timm:test_vit", image_size=64),
+    "BiGAN": BackboneConfig("BIGAN"),
+    "pre-trained ViT": BackboneConfig("VIT"),
+    "untrained ViT": BackboneConfig("random:VIT"),
 }
-WITHOUT_DECODER = ("pixels", "timm ResNet", "timm ViT")
+ENCODERS = ("timm ResNet", "timm ViT", "BiGAN", "pre-trained ViT", "untrained ViT")
+WITHOUT_DECODER = ("pixels", *ENCODERS)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +39,31 @@ def adm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """As `pretrain` writes them."""
+    root = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    resnet, vit = (presets.encoder_config("tiny", kind) for kind in ("resnet", "vit"))
+    generator = Generator(GeneratorConfig(8, (16, 8, 4), 3, 16))
+    backbones = {
+        "BIGAN": BiGANBackbone(resnet.build(), resnet, generator),
+        "VIT": EncoderBackbone(vit.build(), vit, "mae"),
+    }
+    for name, backbone in backbones.items():
+        (root / name).mkdir()
+        backbone.save(root / name)
+    return {name: root / name for name in backbones}
+
+
 @pytest.fixture(params=list(KINDS))
-def config(request: pytest.FixtureRequest, backbone_folder: Path, adm_file: Path) -> BackboneConfig:
+def config(
+    request: pytest.FixtureRequest, backbone_folder: Path, adm_file: Path, encoder_folders: dict[str, Path]
+) -> BackboneConfig:
     found = KINDS[request.param]
-    spec = found.spec.replace("FOLDER", str(backbone_folder)).replace("ADM", str(adm_file))
+    kind, colon, name = found.spec.rpartition(":")
+    places = {"FOLDER": backbone_folder, "ADM": adm_file, **encoder_folders}
+    spec = f"{kind}{colon}{places.get(name, name)}"
     return BackboneConfig(spec, found.num_head_channels, found.noise_schedule, found.image_size)
 
 
@@ -138,6 +165,20 @@ def test_parameters_of_all_blocks_are_found_once(backbone: Backbone) -> None:
             for parameter in module.parameters():
                 parameter.mul_(1.5)
     assert not torch.equal(read(backbone, images, [middle])[middle], earlier)
+
+
+def test_what_generates_gives_images(backbone: Backbone) -> None:
+    steps = 1 if isinstance(backbone, DiffusionBackbone) else None
+    if not backbone.generates:
+        with pytest.raises(DiffLensError, match="cannot generate"):
+            sample(backbone, 2)
+        return
+    images = sample(backbone, 2, steps)
+    assert images.shape[:2] == (2, backbone.in_channels)
+    assert images.shape[2] == images.shape[3]
+    assert images.dtype == torch.float32
+    assert images.abs().max() <= 1
+    assert not torch.equal(images[0], images[1])
 
 
 @pytest.mark.parametrize("config", WITHOUT_DECODER, indirect=True)

@@ -13,6 +13,7 @@ from difflens import DiffLensError, GenerateConfig, cli, generate, load_backbone
 from difflens.data.images import read_image, to_uint8
 from difflens.tasks import generation
 from difflens.tasks.generation import image_grid
+from tests.backbones.test_encoder import bigan
 from tests.tasks.test_extraction import contents
 from tests.test_processes import run_two
 
@@ -237,3 +238,20 @@ def test_grid() -> None:
     grid = image_grid(shades, columns=3, gap=1)
     assert grid.size == (3 * 7 - 1, 2 * 5 - 1)
     assert [grid.getpixel(place) for place in ((0, 0), (7, 0), (6, 0), (19, 8))] == [0, 64, 255, 255]
+
+
+def test_a_generator_without_steps(tmp_path: Path) -> None:
+    folder = tmp_path / "bigan"
+    folder.mkdir()
+    bigan().save(folder)
+    run = config(tmp_path / "run", folder, n=2, sampler="ddim", steps=None)
+    generate(run)
+    metrics = generate(replace(run, n=7, resume=True))
+    assert {name: metrics[name] for name in ("images", "sampler", "steps")} == {
+        "images": 7, "sampler": "one pass", "steps": 1
+    }  # fmt: skip
+    expected = to_uint8(sample(load_backbone(str(folder)), 7))
+    assert (images(run.out).int() - expected.int()).abs().max() <= 1
+    with pytest.raises(DiffLensError, match="in one pass"):
+        generate(replace(run, out=tmp_path / "other", steps=20))
+    assert not (tmp_path / "other").exists()

@@ -14,6 +14,9 @@ from difflens.noise import NoiseSchedule
 
 Role = Literal["encoder", "middle", "decoder"]
 
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+"""What a denoiser may say of x_t, so that it can be sampled from."""
+
 Respond = Callable[[dict[int, Tensor]], dict[int, Tensor]]
 """Maps of decoder blocks to feedback for encoder blocks."""
 
@@ -136,6 +139,11 @@ class Backbone(nn.Module, ABC):
         """The submodules that compute `block`, for fine-tuning."""
 
     @property
+    def generates(self) -> bool:
+        """Can `difflens.sample` draw images from it?"""
+        return False
+
+    @property
     def device(self) -> torch.device:
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
@@ -214,6 +222,10 @@ class DiffusionBackbone(Backbone):
 
     schedule: NoiseSchedule
     prediction_type: str
+
+    @property
+    def generates(self) -> bool:
+        return self.prediction_type in PREDICTIONS
 
     @property
     def num_noise_steps(self) -> int:

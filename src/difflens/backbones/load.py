@@ -9,7 +9,10 @@ import torch
 from diffusers import UNet2DModel
 
 from difflens.backbones.adm import read_checkpoint, unet_from_adm
+from difflens.backbones.bigan import BiGANBackbone
 from difflens.backbones.blocks import Backbone, Defaults
+from difflens.backbones.encoder import TASK as ENCODER_TASK
+from difflens.backbones.encoder import EncoderBackbone
 from difflens.backbones.pixels import PixelBackbone
 from difflens.backbones.timm import TimmBackbone
 from difflens.backbones.unet import UNetBackbone
@@ -23,8 +26,8 @@ BUNDLED = {
 
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
 _KNOWN = (
-    "fashion, a diffusers folder, an OpenAI guided-diffusion checkpoint (.pt, .safetensors), a hub id (OWNER/NAME), "
-    "timm:NAME, pixels, or random: before any of them for the same network untrained"
+    "fashion, a diffusers folder or another that pretrain wrote, an OpenAI guided-diffusion checkpoint (.pt, .safetensors), a "
+    "hub id (OWNER/NAME), timm:NAME, pixels, or random: before any of them for the same network untrained"
 )
 
 
@@ -43,6 +46,7 @@ def load_backbone(
 
             - `fashion`: bundled with the package, 1x32x32, trained on Fashion-MNIST's training images;
             - a folder in diffusers format, of a `UNet2DModel` or of a pipeline with a `unet/` subfolder;
+            - a folder of an encoder that `difflens pretrain` has trained by another method than diffusion;
             - an OpenAI guided-diffusion checkpoint, `.pt` or `.safetensors`;
             - the id of a model on the Hugging Face hub;
             - `timm:NAME`: a timm model with the hub's weights, `timm:NAME@FILE` with those of a local file;
@@ -66,7 +70,7 @@ def load_backbone(
         backbone = load_backbone(
             rest, num_head_channels=num_head_channels, noise_schedule=noise_schedule, image_size=image_size
         )
-        _reinitialise(backbone)
+        backbone = _untrained(backbone)
         backbone.spec = spec
         return backbone.to(device)
     if kind == "pixels":
@@ -103,9 +107,13 @@ def resolved(spec: str) -> str:
 
 def _from_folder(
     folder: Path, spec: str, image_size: int | None, defaults: Defaults | None = None
-) -> UNetBackbone:
+) -> Backbone:
     home = folder / "unet" if (folder / "unet").is_dir() else folder
     config = _read_json(home / "config.json", f"{folder} is not a diffusers model")
+    if config.get("task") == ENCODER_TASK:
+        encoder = _encoder(config, str(folder / "config.json"), spec, image_size)
+        encoder.load_weights(folder / "model.safetensors")
+        return encoder
     name = config.get("_class_name")
     if name != "UNet2DModel":
         raise DiffLensError(f"{folder} holds a {name}; difflens reads unconditional networks, UNet2DModel")
@@ -156,10 +164,24 @@ def _download(spec: str) -> Path:
         ) from error
 
 
-def _reinitialise(backbone: Backbone) -> None:
+def _encoder(description: dict[str, Any], place: str, spec: str, image_size: int | None) -> EncoderBackbone:
+    """What config.json at `place` describes, with fresh weights (seed 0)."""
+    kind = BiGANBackbone if "generator" in description else EncoderBackbone
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return kind.from_description(description, spec, image_size)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DiffLensError(f"{place} does not describe an encoder: {error!r}") from error
+
+
+def _untrained(backbone: Backbone) -> Backbone:
+    if isinstance(backbone, EncoderBackbone):
+        return _encoder(backbone.describe(), backbone.spec, backbone.spec, backbone.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for module in backbone.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
+    return backbone

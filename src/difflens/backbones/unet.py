@@ -138,6 +138,11 @@ class UNetBackbone(DiffusionBackbone):
         self.check_side(self.image_size)
         self.defaults = defaults or self._paper_defaults()
 
+    @property
+    def generates(self) -> bool:
+        images = (self.in_channels, 2 * self.in_channels)
+        return super().generates and self.unet.config.out_channels in images
+
     def features(
         self,
         x_t: Tensor,

@@ -19,7 +19,7 @@ from difflens.errors import DiffLensError, require
 from difflens.model import BackboneConfig
 from difflens.noise import ScheduleName
 from difflens.runs import FINISHED, RunDirectory, replace_with, settings_of
-from difflens.sampling import Sampler, SamplerName
+from difflens.sampling import OnePassSampler, Sampler, SamplerName, make_sampler
 from difflens.training import Precision, accelerator, progress_bar
 
 GRID_IMAGES = 64
@@ -41,9 +41,10 @@ class GenerateConfig:
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))]
     """How many images, at most a million."""
     backbone: str = "fashion"
-    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, or random: before any of them."""
+    """fashion, a folder that `pretrain` wrote or in diffusers format, an OpenAI checkpoint, a hub id, or random: before
+    any of them."""
     sampler: SamplerName = "ddim"
-    """dpm-solver is DPM-Solver++ 2M."""
+    """dpm-solver is DPM-Solver++ 2M. Of a BiGAN's generator, which needs one pass, neither this nor steps nor eta."""
     steps: int | None = None
     """Of the sampler. None: 50 for ddim, 20 for dpm-solver, the whole schedule for ddpm."""
     eta: float = 0.0
@@ -92,19 +93,14 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     config.check()
     process = accelerator(config.device)
     backbone = BackboneConfig.of(config, config.backbone).load()
-    sampler = Sampler(
-        backbone,
-        config.sampler,
-        config.steps,
-        config.eta,
-        config.seed,
-        compiled=process.device.type == "cuda",
-    )
+    compiled = process.device.type == "cuda"
+    sampler = make_sampler(backbone, config.sampler, config.steps, config.eta, config.seed, compiled)
     if backbone.in_channels not in (1, 3):
         raise DiffLensError(f"{backbone.spec} has {backbone.in_channels} channels: no grey or RGB images")
     usual = max(1, min(64, 64 * 32 // backbone.image_size))
     config = replace(config, steps=sampler.steps, batch_size=config.batch_size or usual)
     settings = settings_of(config, _FREE)
+    settings["sampler"] = sampler.name
     settings["backbone_fingerprint"] = backbone.fingerprint()
     backbone.to(getattr(torch, config.precision))
     run = RunDirectory(config.out, "generate", settings, config.resume, process)
@@ -118,7 +114,13 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
 
 class _Generation:
-    def __init__(self, config: GenerateConfig, sampler: Sampler, run: RunDirectory, process: Accelerator):
+    def __init__(
+        self,
+        config: GenerateConfig,
+        sampler: Sampler | OnePassSampler,
+        run: RunDirectory,
+        process: Accelerator,
+    ):
         self.config, self.sampler, self.run, self.process = config, sampler, run, process
         self.folder = config.out / "images"
         assert config.batch_size is not None, "filled in above"
@@ -195,7 +197,7 @@ class _Generation:
         if self.process.is_main_process:
             shown = [read_image(self.folder / _name(k)) for k in range(min(config.n, GRID_IMAGES))]
             self.run.write_with("grid.png", image_grid(to_float(torch.stack(shown))).save)
-            metrics = {"images": config.n, "sampler": config.sampler, "steps": config.steps}
+            metrics = {"images": config.n, "sampler": self.sampler.name, "steps": config.steps}
             self.run.write_json(FINISHED, metrics)
         self.process.wait_for_everyone()
         return self.run.read_json(FINISHED)

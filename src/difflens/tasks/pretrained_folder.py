@@ -1,65 +1,91 @@
-"""What pre-training hands over: a folder that diffusers loads, with samples, the loss and a model card."""
+"""What pre-training hands over besides the weights themselves: the loss and a model card; for diffusion, a pipeline."""
 
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from PIL import Image
 
 from difflens.backbones.load import BUNDLED
 from difflens.noise import NoiseSchedule
 
 _CARD = """\
 ---
-library_name: diffusers
-tags: [unconditional-image-generation, difflens]
+library_name: {library}
+tags: [{tags}]
 ---
-# Unconditional diffusion U-Net, {channels}x{side}x{side}
+# {title}, {channels}x{side}x{side}
 
-Pre-trained by difflens, without labels. {parameters} parameters, averaged weights (EMA), float16.
+{introduction}
 
 | | |
 |---|---|
 {rows}
 
 ![loss per epoch](loss.png)
-
-Samples (DDIM, 50 steps, not selected):
+"""
+_SAMPLES = """
+Samples ({caption}, not selected):
 
 ![samples](samples.png)
 """
 
 
-def write_pretrained(
-    folder: Path,
-    unet: UNet2DModel,
-    schedule: NoiseSchedule,
-    samples: Image.Image,
-    log: list[dict[str, Any]],
-    facts: dict[str, str],
-) -> None:
-    """Fill `folder` with a `DDPMPipeline` in float16, `samples.png`, `loss.png` and README.md.
+@dataclass(frozen=True)
+class Card:
+    """What a model card says of the model's kind.
+
+    Attributes:
+        title: a heading, without the shape of the images.
+        introduction: a line or two below it.
+        library, tags: of the hub.
+        samples: how they were drawn; None where nothing is drawn.
+    """
+
+    title: str
+    introduction: str
+    library: str
+    tags: tuple[str, ...]
+    samples: str | None = None
+
+
+def write_pipeline(folder: Path, unet: UNet2DModel, schedule: NoiseSchedule) -> None:
+    """Fill `folder` with a `DDPMPipeline` in float16.
 
     Args:
         unet: the averaged weights; comes back in float16 on the CPU.
         schedule: its configuration also says what the network predicts.
-        log: a line an epoch.
-        facts: rows of the card's table.
     """
     config = {key: value for key, value in schedule.config.items() if not key.startswith("_")}
     DDPMPipeline(unet.cpu().half(), DDPMScheduler(**config, clip_sample=True)).save_pretrained(folder)
-    samples.save(folder / "samples.png")
+
+
+def write_card(
+    folder: Path, card: Card, shape: tuple[int, int], log: list[dict[str, Any]], facts: dict[str, str]
+) -> None:
+    """Add `loss.png` and README.md to a folder, which has `samples.png` where the card speaks of samples.
+
+    Args:
+        shape: channels and side of the images.
+        log: a line an epoch.
+        facts: rows of the card's table.
+    """
     plot_loss(log, folder / "loss.png")
     facts = {**facts, "torch": torch.__version__, "final loss": f"{log[-1]['loss']:.4f}" if log else "none"}
-    card = _CARD.format(
-        channels=unet.config.in_channels,
-        side=unet.config.sample_size,
-        parameters=f"{unet.num_parameters():,}",
+    text = _CARD.format(
+        library=card.library,
+        tags=", ".join(card.tags),
+        title=card.title,
+        channels=shape[0],
+        side=shape[1],
+        introduction=card.introduction,
         rows="\n".join(f"| {name} | {fact} |" for name, fact in facts.items()),
     )
-    (folder / "README.md").write_text(card)
+    if card.samples is not None:
+        text += _SAMPLES.format(caption=card.samples)
+    (folder / "README.md").write_text(text)
 
 
 def card_fact(backbone: str, name: str) -> str | None:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from difflens.analysis.charts import protocol_dots
 from difflens.analysis.provenance import environment
 from difflens.analysis.rivals_report import Rival, Score, rivals_report
-from difflens.backbones.blocks import Backbone
+from difflens.backbones.blocks import Backbone, DiffusionBackbone
 from difflens.data.labels import label_fraction
 from difflens.data.loader import OnBadImage
 from difflens.data.sources import load_data
@@ -27,7 +27,7 @@ from difflens.heads.base import Place
 from difflens.model import BackboneConfig, ExtractorConfig
 from difflens.noise import ScheduleName
 from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
-from difflens.sampling import Sampler
+from difflens.sampling import SamplerName
 from difflens.tasks.evaluation import paired_difference
 from difflens.tasks.extraction import ExtractConfig, extract
 from difflens.tasks.fidelity import FidelityConfig, FidelityResult, caution, fidelity
@@ -180,10 +180,13 @@ class RivalsConfig:
         """What is done with a backbone lies here."""
         return self.out / quote(spec, safe="")
 
-    def generate(self, spec: str) -> GenerateConfig:
+    def samples_of(self, spec: str) -> Path:
+        return self.folder(spec) / "samples"
+
+    def generate(self, spec: str, sampler: SamplerName) -> GenerateConfig:
         """The run of `generate` that draws a backbone's samples."""
         return GenerateConfig(
-            out=self.folder(spec) / "samples", n=self.samples, backbone=spec, sampler="dpm-solver", seed=self.seed,
+            out=self.samples_of(spec), n=self.samples, backbone=spec, sampler=sampler, seed=self.seed,
             num_head_channels=self.num_head_channels, noise_schedule=self.noise_schedule,
             image_size=self.image_size, device=self.device, resume=True,
         )  # fmt: skip
@@ -191,7 +194,7 @@ class RivalsConfig:
     def fidelity(self, spec: str) -> FidelityConfig:
         """What measures them."""
         return FidelityConfig(
-            samples=self.generate(spec).out, data=self.data, features=self.space, limit=self.samples,
+            samples=self.samples_of(spec), data=self.data, features=self.space, limit=self.samples,
             seed=self.seed, num_head_channels=self.num_head_channels, noise_schedule=self.noise_schedule,
             on_bad_image=self.on_bad_image, workers=self.workers, device=self.device,
         )  # fmt: skip
@@ -244,7 +247,7 @@ class _Candidate:
     spec: str
     fingerprint: str
     parameters: int
-    generates: bool
+    sampler: SamplerName | None
     place: Place
     distance: FidelityResult | None = None
     results: dict[str, ProbeResult] = field(default_factory=dict)
@@ -268,7 +271,7 @@ def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line
     for trial in config.trials:
         _check_labels(config, data, trial)  # now rather than after hours
     candidates = [_candidate(config, spec) for spec in config.backbones]
-    if config.samples and any(candidate.generates for candidate in candidates):
+    if config.samples and any(candidate.sampler for candidate in candidates):
         FeatureSpace.load(config.backbone(config.space), None, None, config.seed, process.device)  # as well
     settings = settings_of(config, _FREE) | {"data_fingerprint": data.fingerprint()}
     run = RunDirectory(config.out, "rivals", settings, config.resume, process, growing="backbones")
@@ -290,8 +293,8 @@ def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line
                 candidate.results[trial.key] = result
                 score = _score(result, data.metric)
                 announce(f"{candidate.spec}, {trial.title}: {100 * score.value:.2f} %")
-            if candidate.generates and config.samples:
-                generate(config.generate(candidate.spec))
+            if candidate.sampler is not None and config.samples:
+                generate(config.generate(candidate.spec, candidate.sampler))
                 run.keep()
                 candidate.distance = fidelity(config.fidelity(candidate.spec))
                 found = candidate.distance
@@ -318,16 +321,15 @@ def _candidate(config: RivalsConfig, spec: str) -> _Candidate:
     backbone = config.backbone(spec).load()
     count = sum(parameter.numel() for parameter in backbone.parameters())
     place = (backbone.defaults.block, backbone.defaults.noise_step)
-    return _Candidate(spec, backbone.fingerprint(), count, _generates(backbone), place)
+    return _Candidate(spec, backbone.fingerprint(), count, _sampler(backbone), place)
 
 
-def _generates(backbone: Backbone) -> bool:
-    """Whether there are samples to measure: untrained networks draw noise."""
-    try:
-        Sampler(backbone, "dpm-solver")
-    except DiffLensError:
-        return False
-    return not backbone.spec.startswith("random:")
+def _sampler(backbone: Backbone) -> SamplerName | None:
+    """What draws the samples to measure; None: there are none. Untrained networks draw noise."""
+    if not backbone.generates or backbone.spec.startswith("random:"):
+        return None
+    # of a generator that needs one pass, the default stands for no sampler
+    return "dpm-solver" if isinstance(backbone, DiffusionBackbone) else "ddim"
 
 
 def _score(result: ProbeResult, metric: Metric) -> Score:
