@@ -145,15 +145,13 @@ def _rivals(config: RivalsConfig) -> None:
     found = rivals(config, announce=lambda line: print(line, flush=True)).rivals
     table = Table(
         Column("backbone", overflow="fold"),
-        *(trial.title for trial in config.trials),
-        "parameters",
-        "speed",
-        "Fréchet",
-    )
+        *(trial.title for trial in config.trials), "parameters", "speed", "Fréchet",
+        title="accuracy, %",
+    )  # fmt: skip
     for rival in found:
         table.add_row(
             rival.name,
-            *(f"{100 * score.value:.2f} %" for score in rival.scores.values()),
+            *(f"{100 * score.value:.2f}" for score in rival.scores.values()),
             f"{rival.parameters:,}",
             f"{rival.relative_speed:.2f}",
             "" if rival.frechet is None else f"{rival.frechet:.4g}",
