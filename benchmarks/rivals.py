@@ -24,6 +24,8 @@ from difflens.data.sources import load_data
 METHODS = ("diffusion", "bigan", "simclr", "mae", "supervised")
 UNTRAINED = {"diffusion": "untrained U-Net", "supervised": "untrained ResNet"}
 PILOT_IMAGES = 3_200
+# what the attention head reads of all of them: a CPU cannot train it on many more
+TOKEN_SIDE = 4
 
 
 def difflens(*words: object) -> None:
@@ -85,6 +87,7 @@ def main() -> None:
     if not (compared / "metrics.json").exists():
         difflens(
             "rivals", "--backbones", *backbones, "--data", asked.data, "--sweep", asked.sweep, "--store",
+            "--token-side", TOKEN_SIDE,
             "--label-fraction", 0.01, 0.1, "--features", asked.judge, "--samples", asked.samples,
             *(["--epochs", asked.epochs] if asked.epochs else []),
             *(["--resume"] if compared.exists() else []), "--out", compared,

@@ -165,13 +165,15 @@ def test_a_store_is_read_by_all_protocols(
 ) -> None:
     import difflens.tasks.probing as probing
 
-    run = config(tmp_path / "run", image_tree, backbone_folder, protocols=("linear", "knn"))
+    run = config(tmp_path / "run", image_tree, backbone_folder, protocols=("linear", "attention", "knn"))
     alone = rivals(run).rivals[0]
     monkeypatch.setattr(probing, "read_features", None)
-    (stored,) = rivals(replace(run, out=tmp_path / "stored", store=True)).rivals
+    (stored,) = rivals(replace(run, out=tmp_path / "stored", store=True, token_side=4)).rivals
     assert stored.scores["knn"].value == pytest.approx(alone.scores["knn"].value, abs=2 / 15)
     assert set(stored.scores) == set(alone.scores)
-    assert (tmp_path / "stored" / run.folder(str(backbone_folder)).name / "store" / "manifest.json").exists()
+    folder = tmp_path / "stored" / run.folder(str(backbone_folder)).name
+    assert json.loads((folder / "store" / "manifest.json").read_text())["pool"] == 4
+    assert yaml.safe_load((folder / "attention" / "config.yaml").read_text())["pool"] == 4
 
 
 def test_a_feature_space_that_is_not_there_is_found_out_first(

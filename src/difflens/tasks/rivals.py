@@ -95,6 +95,9 @@ class RivalsConfig:
     """Of every training. None: each head's."""
     width: int | None = None
     """Of the attention head. None: by the channels of the backbone."""
+    token_side: int | None = None
+    """Side that larger maps are pooled to before the attention head, and in a store. None: the backbone's own, and whole
+    maps in a store."""
     limit: int | None = None
     """Train on the first so many images only."""
     store: bool = False
@@ -128,7 +131,7 @@ class RivalsConfig:
         """DiffLensError for a value that cannot be right."""
         require(
             epochs=(self.epochs, 1, None), width=(self.width, 1, None), limit=(self.limit, 1, None),
-            seed=(self.seed, 0, 2**31), seeds=(self.seeds, 1, None), workers=(self.workers, 0, None),
+            token_side=(self.token_side, 1, None), seed=(self.seed, 0, 2**31), seeds=(self.seeds, 1, None), workers=(self.workers, 0, None),
             samples=(self.samples, 0, 10**6), sweep=(self.sweep, 2, None),
             num_head_channels=(self.num_head_channels, 1, None), image_size=(self.image_size, 1, None),
         )  # fmt: skip
@@ -203,7 +206,7 @@ class RivalsConfig:
         """The run of `extract` that makes a backbone's store."""
         return ExtractConfig(
             out=self.folder(spec) / "store", backbone=spec, data=self.data, blocks=place[:1], noise_steps=place[1:],
-            limit=self.limit, seed=self.seed, num_head_channels=self.num_head_channels,
+            pool=self.token_side or 0, limit=self.limit, seed=self.seed, num_head_channels=self.num_head_channels,
             noise_schedule=self.noise_schedule, image_size=self.image_size, on_bad_image=self.on_bad_image,
             workers=self.workers, device=self.device, resume=True,
         )  # fmt: skip
@@ -217,6 +220,7 @@ class RivalsConfig:
             head=trial.head, label_fraction=trial.label_fraction, grid=trial.head == "linear",
             epochs=None if trial.head == "knn" else self.epochs,
             width=self.width if trial.head == "attention" else None,
+            pool=self.token_side if trial.head == "attention" else None,
             store=self.folder(spec) / "store" if self.store else None,
             limit=self.limit, seed=self.seed, seeds=self.seeds, num_head_channels=self.num_head_channels,
             noise_schedule=self.noise_schedule, image_size=self.image_size, on_bad_image=self.on_bad_image,
