@@ -74,7 +74,7 @@ def test_a_run_alone_and_its_default_file(runs: dict[str, Path], tmp_path: Path)
     written = report(config(tmp_path, tmp_path / "knn", out=None))
     assert written == tmp_path / "knn" / "backbone.html"
     page = written.read_text()
-    assert "4 samples, DDIM with 50 steps" in page
+    assert "4 samples, ddim, steps: 50" in page
     assert "No run of difflens fidelity" in page
     assert f"the 36 training images of {runs['images']}" in page
     assert "on which it was trained" not in page
@@ -104,7 +104,7 @@ def test_the_distance_on_request(runs: dict[str, Path], tmp_path: Path) -> None:
     [
         ((), "nothing to report on"),
         (("nowhere",), "no backbone 'nowhere'"),
-        (("pixels",), "is no diffusion network"),
+        (("pixels",), "does not generate"),
         (("fidelity",), "a fidelity run alone has no backbone"),
         (("knn", "fashion"), "are of different backbones"),
         (("unfinished",), "unfinished is not finished: `difflens generate` goes on with --resume"),

@@ -22,6 +22,7 @@ from difflens import (
     rivals,
     sweep,
 )
+from tests.backbones.test_encoder import bigan
 from tests.browser import open_in_browser
 from tests.test_cli import run as cli
 
@@ -67,11 +68,16 @@ def test_what_generates_is_measured_in_one_feature_space(
     backbone_folder: Path, image_tree: Path, tmp_path: Path
 ) -> None:
     untrained = f"random:{backbone_folder}"
+    gan, trained = tmp_path / "bigan", bigan()
+    gan.mkdir()
+    trained.save(gan)
     run = config(
-        tmp_path / "run", image_tree, backbone_folder, "pixels:3x16", untrained, protocols=("knn",), samples=6,
+        tmp_path / "run", image_tree, backbone_folder, "pixels:3x16", untrained, gan, protocols=("knn",), samples=6,
         features="pixels:3x16",
     )  # fmt: skip
-    first, pixels, noise = rivals(run).rivals
+    first, pixels, noise, second = rivals(run).rivals
+    assert second.frechet
+    assert second.parameters == sum(each.numel() for each in trained.network.parameters())
     assert pixels.frechet is None
     assert noise.frechet is None
     # the figures of the commands that are shown for it

@@ -14,7 +14,7 @@ from difflens.analysis import charts
 from difflens.analysis.copying import UNSEEN, Seen, copying_section, find_nearest
 from difflens.analysis.provenance import environment
 from difflens.analysis.report import Picture, Section, Table, render
-from difflens.backbones.blocks import Backbone, DiffusionBackbone
+from difflens.backbones.blocks import Backbone
 from difflens.data.images import fit, read_image, to_float, to_uint8
 from difflens.data.loader import OnBadImage
 from difflens.data.sources import load_data, load_unlabelled
@@ -24,7 +24,7 @@ from difflens.feature_space import FeatureSpace
 from difflens.features import Reading
 from difflens.model import BackboneConfig
 from difflens.runs import FINISHED, read_log, replace_with, shown_command
-from difflens.sampling import sample
+from difflens.sampling import make_sampler, sample
 from difflens.tasks.fidelity import FidelityConfig, at_random, caution, fidelity
 from difflens.tasks.generation import image_grid
 from difflens.training import accelerator
@@ -46,7 +46,7 @@ class ReportConfig:
     features: str | None = None
     """Measure the images of the generate run against the test images of `data` in this space, as `fidelity` does."""
     samples: int = 36
-    """Images to show: the generate run's first, else drawn with 50 steps of DDIM."""
+    """Images to show: the generate run's first, else drawn, of diffusion with 50 steps of DDIM."""
     seed: int = 0
     """Of samples that are drawn, and of the noise at which features are read."""
     on_bad_image: OnBadImage = "error"
@@ -212,12 +212,12 @@ def _name_backbone(name: str, source: dict[str, Any], found: _Found) -> None:
     found.named.append(BackboneConfig(**source))
 
 
-def _backbone(found: _Found) -> DiffusionBackbone:
+def _backbone(found: _Found) -> Backbone:
     if found.backbone is None and not found.named:
         raise DiffLensError("a fidelity run alone has no backbone: name the generate run or the backbone too")
     backbone = found.backbone or found.named[0].load()
-    if not isinstance(backbone, DiffusionBackbone):
-        raise DiffLensError(f"{backbone.spec} is no diffusion network: it cannot draw")
+    if not backbone.generates:
+        raise DiffLensError(f"{backbone.spec} does not generate: there is no second half to report")
     return backbone
 
 
@@ -234,7 +234,7 @@ def _measure(config: ReportConfig, found: _Found) -> dict[str, Any]:
 
 
 class _Page:
-    def __init__(self, config: ReportConfig, found: _Found, backbone: DiffusionBackbone, fingerprint: str):
+    def __init__(self, config: ReportConfig, found: _Found, backbone: Backbone, fingerprint: str):
         self.config, self.found, self.backbone, self.fingerprint = config, found, backbone, fingerprint
         self.skipped: list[str] = []
 
@@ -250,9 +250,7 @@ class _Page:
             self._copying(samples),
             *self._pretraining(),
         ]  # fmt: skip
-        lead = (
-            f"One diffusion network ({self.backbone.spec}): what small heads read in it, and what it draws."
-        )
+        lead = f"One frozen model ({self.backbone.spec}): what small heads read in it, and what it draws."
         return render("One model, both halves", lead, sections, {
             "Command": shown_command("report", self.config).replace(" --runs", "").removesuffix(" --out DIR"),
             "Backbone": f"{self.backbone.spec}, {sum(p.numel() for p in self.backbone.parameters()):,} parameters, "
@@ -326,8 +324,9 @@ class _Page:
             paths = sorted((folder / "images").glob("??????.png"))[:count]
             said = f"The first {len(paths)} images of {folder}: {run['sampler']}, {run['steps']} steps."
             return torch.stack([read_image(path) for path in paths]), said
-        images = sample(self.backbone, count, 50, self.config.seed, batch_size=min(count, 64))
-        return to_uint8(images), f"{count} samples, DDIM with 50 steps, seed {self.config.seed}."
+        images = sample(self.backbone, count, seed=self.config.seed, batch_size=min(count, 64))
+        how = make_sampler(self.backbone)
+        return to_uint8(images), f"{count} samples, {how.name}, steps: {how.steps}, seed {self.config.seed}."
 
     def _copying(self, samples: torch.Tensor) -> Section:
         title, config, found = "Is it copying?", self.config, self.found

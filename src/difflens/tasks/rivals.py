@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from difflens.analysis.charts import protocol_dots
 from difflens.analysis.provenance import environment
 from difflens.analysis.rivals_report import Rival, Score, rivals_report
+from difflens.backbones.bigan import BiGANBackbone
 from difflens.backbones.blocks import Backbone, DiffusionBackbone
 from difflens.data.labels import label_fraction
 from difflens.data.loader import OnBadImage
@@ -323,7 +324,8 @@ def _check_labels(config: RivalsConfig, data: ImageData, trial: Trial) -> None:
 
 def _candidate(config: RivalsConfig, spec: str) -> _Candidate:
     backbone = config.backbone(spec).load()
-    count = sum(parameter.numel() for parameter in backbone.parameters())
+    read = backbone.network if isinstance(backbone, BiGANBackbone) else backbone  # without its generator
+    count = sum(parameter.numel() for parameter in read.parameters())
     place = (backbone.defaults.block, backbone.defaults.noise_step)
     return _Candidate(spec, backbone.fingerprint(), count, _sampler(backbone), place)
 
