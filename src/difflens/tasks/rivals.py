@@ -167,13 +167,29 @@ class RivalsConfig:
     def backbone(self, spec: str) -> BackboneConfig:
         return BackboneConfig.of(self, spec)
 
+    @property
+    def _common(self) -> dict[str, Any]:
+        """What every run on a backbone is told alike."""
+        return {
+            "seed": self.seed, "num_head_channels": self.num_head_channels, "noise_schedule": self.noise_schedule,
+            "device": self.device,
+        }  # fmt: skip
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """What every run that reads the data is told besides."""
+        return {"data": self.data, "on_bad_image": self.on_bad_image, "workers": self.workers, **self._common}
+
     def places(self, spec: str) -> SweepConfig:
         """The run of `sweep` that finds where to read a backbone."""
         return SweepConfig(
-            out=self.folder(spec) / "sweep", backbone=spec, data=self.data, budget=(str(self.sweep),), seed=self.seed,
-            num_head_channels=self.num_head_channels, noise_schedule=self.noise_schedule, image_size=self.image_size,
-            on_bad_image=self.on_bad_image, workers=self.workers, device=self.device, resume=True,
-        )  # fmt: skip
+            out=self.folder(spec) / "sweep",
+            backbone=spec,
+            budget=(str(self.sweep),),
+            image_size=self.image_size,
+            resume=True,
+            **self._reading,
+        )
 
     @property
     def space(self) -> str:
@@ -190,32 +206,32 @@ class RivalsConfig:
     def generate(self, spec: str, sampler: SamplerName) -> GenerateConfig:
         """The run of `generate` that draws a backbone's samples."""
         return GenerateConfig(
-            out=self.samples_of(spec), n=self.samples, backbone=spec, sampler=sampler, seed=self.seed,
-            num_head_channels=self.num_head_channels, noise_schedule=self.noise_schedule,
-            image_size=self.image_size, device=self.device, resume=True,
-        )  # fmt: skip
+            out=self.samples_of(spec),
+            n=self.samples,
+            backbone=spec,
+            sampler=sampler,
+            image_size=self.image_size,
+            resume=True,
+            **self._common,
+        )
 
     def fidelity(self, spec: str) -> FidelityConfig:
         """What measures them."""
         return FidelityConfig(
-            samples=self.samples_of(spec), data=self.data, features=self.space, limit=self.samples,
-            seed=self.seed, num_head_channels=self.num_head_channels, noise_schedule=self.noise_schedule,
-            on_bad_image=self.on_bad_image, workers=self.workers, device=self.device,
-        )  # fmt: skip
+            samples=self.samples_of(spec), features=self.space, limit=self.samples, **self._reading
+        )
 
     def extract(self, spec: str, place: Place) -> ExtractConfig:
         """The run of `extract` that makes a backbone's store."""
         return ExtractConfig(
-            out=self.folder(spec) / "store", backbone=spec, data=self.data, blocks=place[:1], noise_steps=place[1:],
-            pool=self.token_side or 0, limit=self.limit, seed=self.seed, num_head_channels=self.num_head_channels,
-            noise_schedule=self.noise_schedule, image_size=self.image_size, on_bad_image=self.on_bad_image,
-            workers=self.workers, device=self.device, resume=True,
+            out=self.folder(spec) / "store", backbone=spec, blocks=place[:1], noise_steps=place[1:],
+            pool=self.token_side or 0, limit=self.limit, image_size=self.image_size, resume=True, **self._reading,
         )  # fmt: skip
 
     def probe(self, spec: str, trial: Trial, place: Place | None) -> ProbeConfig:
         """The run of `probe` that a trial is, at a place of the backbone's, or where the backbone says."""
         return ProbeConfig(
-            out=self.folder(spec) / trial.key, backbone=spec, data=self.data,
+            out=self.folder(spec) / trial.key, backbone=spec,
             blocks=None if place is None else place[:1],
             noise_steps=None if place is None else place[1:],
             head=trial.head, label_fraction=trial.label_fraction, grid=trial.head == "linear",
@@ -223,9 +239,7 @@ class RivalsConfig:
             width=self.width if trial.head == "attention" else None,
             pool=self.token_side if trial.head == "attention" else None,
             store=self.folder(spec) / "store" if self.store else None,
-            limit=self.limit, seed=self.seed, seeds=self.seeds, num_head_channels=self.num_head_channels,
-            noise_schedule=self.noise_schedule, image_size=self.image_size, on_bad_image=self.on_bad_image,
-            workers=self.workers, device=self.device, resume=True,
+            limit=self.limit, seeds=self.seeds, image_size=self.image_size, resume=True, **self._reading,
         )  # fmt: skip
 
 
