@@ -5,11 +5,13 @@ Usage: python benchmarks/dense.py OUTPUT_FOLDER [options]; `--help` names them. 
 1. Scenes to pre-train and train on, and scenes of other objects to evaluate on.
 2. A U-Net is pre-trained on the training scenes, without their labels.
 3. The noise step, and the block of the single-block row, are chosen by the linear head on further scenes of training
-   objects. Nothing is chosen on the scenes that judge.
+   objects; likewise the learning rate of the rows that train the network, by UPerNet. Nothing is chosen on the scenes
+   that judge.
 4. UPerNet and Mask R-CNN on each extractor, with all and with few labels, each for the same number of iterations.
 5. The table, in Markdown, also in OUTPUT_FOLDER/table.md.
 
-The tables of RESULTS.md, on an NVIDIA GPU: as it is, and with `--source FOLDER_OF_STAMPS --preset scenes-rgb-64`.
+On an NVIDIA GPU: as it is, and with `--source FOLDER_OF_STAMPS --preset scenes-rgb-64`. RESULTS.md says with which
+options its tables were made on a CPU.
 """
 
 import argparse
@@ -18,19 +20,23 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from difflens import load_backbone
 from difflens.heads.pyramid import usual_blocks
 
+T = TypeVar("T", int, float)
+FINETUNED = ("--extractor", "finetuned", "--learning-rate", "RATE")
 ROWS = (
     ("frozen, single block", "trained", ("--blocks", "BLOCK")),
     ("frozen, multi-block", "trained", ()),
     ("DifFeed", "trained", ("--extractor", "feedback")),
-    ("fine-tuned", "trained", ("--extractor", "finetuned", "--layer-decay", "0.85")),
+    ("fine-tuned", "trained", (*FINETUNED, "--layer-decay", "0.85")),
     ("frozen untrained, multi-block", "untrained", ()),
-    ("from scratch with the labels", "untrained", ("--extractor", "finetuned")),
+    ("from scratch with the labels", "untrained", FINETUNED),
 )
 FIGURES = (("segment", "miou", "mIoU"), ("detect", "box_ap", "box AP"), ("detect", "mask_ap", "mask AP"))
 
@@ -56,12 +62,25 @@ def spread(values: list[float]) -> str:
     )
 
 
+def best(measured: Mapping[T, float]) -> T:
+    return max(measured, key=lambda each: measured[each])
+
+
+def figures(measured: Mapping[T, float]) -> str:
+    return ", ".join(f"{each:g}: {100 * value:.1f}" for each, value in measured.items())
+
+
+def filled(options: tuple[str, ...], **chosen: object) -> list[object]:
+    return [chosen.get(option, option) for option in options]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--source", default="fashion", help="fashion, or a folder of cut-outs")
     parser.add_argument("--preset", default="scenes-64", help="of difflens pretrain")
     parser.add_argument("--epochs", type=int, help="of pre-training; default: the preset's")
+    parser.add_argument("--precision", help="of pre-training; default: of difflens pretrain")
     parser.add_argument("--scenes", type=int, default=20_000, help="to train on")
     parser.add_argument("--val", type=int, default=1_000, help="scenes to evaluate on")
     parser.add_argument(
@@ -74,6 +93,14 @@ def main() -> None:
     parser.add_argument(
         "--noise-steps", type=int, nargs="+", default=[5, 20, 50, 90, 150], help="to choose from"
     )
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[3e-4, 1e-3],
+        help="learning rates to choose from for rows that train the network",
+    )  # fmt: skip
+    parser.add_argument("--width", type=int, help="channels of UPerNet and Mask R-CNN; default: what fits")
+    parser.add_argument(
+        "--proposals", type=int, help="of Mask R-CNN, in an image; default: of difflens detect"
+    )
     parser.add_argument("--fractions", type=float, nargs="+", default=[1.0, 0.1], help="of the labels")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
@@ -82,41 +109,59 @@ def main() -> None:
     asked = parser.parse_args()
     out: Path = asked.out
     common = ("--side", asked.size)
+    width = ("--width", asked.width) if asked.width else ()
+    proposals = ("--proposals", asked.proposals) if asked.proposals else ()
 
     scenes = {
         name: run("scenes", out / name, "--source", asked.source, "--train", train, "--val", val, "--size", asked.size,
                   "--seed", seed, finished="scenes.json")
         for name, train, val, seed in (("scenes", asked.scenes, asked.val, 0), ("choosing", asked.val, 1, 1))
     }  # fmt: skip
-    epochs = () if asked.epochs is None else ("--epochs", asked.epochs)
+    options = [
+        word
+        for name, value in (("--epochs", asked.epochs), ("--precision", asked.precision))
+        if value is not None
+        for word in (name, value)
+    ]
     pretrained = run(
-        "pretrain", out / "pretrained", "--preset", asked.preset, "--data", scenes["scenes"] / "images" / "train", *epochs,
+        "pretrain", out / "pretrained", "--preset", asked.preset, "--data", scenes["scenes"] / "images" / "train", *options,
         finished="model/model_index.json",
     )  # fmt: skip
     backbones = {"trained": str(pretrained / "model"), "untrained": f"random:{pretrained / 'model'}"}
 
-    def linear(name: str, *options: object) -> float:
+    def judged(name: str, *options: object, head: str = "linear", backbone: str = "trained") -> float:
         folders = [
             (scenes[each] / "images" / "train", scenes[each] / "masks" / "train")
             for each in ("scenes", "choosing")
         ]
         folder = run(
-            "segment", out / f"choose-{name}", "--backbone", backbones["trained"], "--head", "linear", "--train",
+            "segment", out / f"choose-{name}", "--backbone", backbones[backbone], "--head", head, "--train",
             *folders[0], "--val", *folders[1], "--classes", scenes["scenes"] / "classes.txt", "--iterations",
             asked.choosing, *common, *options,
         )  # fmt: skip
         return metric(folder, "miou")
 
-    by_step = {t: linear(f"t{t}", "--noise-steps", t) for t in asked.noise_steps}
-    step = max(by_step, key=lambda t: by_step[t])
+    by_step = {t: judged(f"t{t}", "--noise-steps", t) for t in asked.noise_steps}
+    step = best(by_step)
     blocks = usual_blocks(load_backbone(backbones["trained"]))
-    by_block = {b: linear(f"b{b}", "--noise-steps", step, "--blocks", b) for b in blocks}
-    block = max(by_block, key=lambda b: by_block[b])
+    by_block = {b: judged(f"b{b}", "--noise-steps", step, "--blocks", b) for b in blocks}
+    by_rate = {
+        row: {
+            rate: judged(
+                f"{row}-{rate:g}", "--noise-steps", step, *width, *filled(options, RATE=rate), head="upernet", backbone=backbone
+            )
+            for rate in asked.rates
+        }
+        for row, (_, backbone, options) in enumerate(ROWS)
+        if "RATE" in options
+    }  # fmt: skip
     lines = [
-        f"Chosen on training objects by the linear head's mIoU: t = {step} of "
-        + ", ".join(f"{t}: {100 * value:.1f}" for t, value in by_step.items())
-        + f"; block {block} of "
-        + ", ".join(f"{b}: {100 * value:.1f}" for b, value in by_block.items()),
+        f"Chosen on scenes of training objects, by mIoU: t = {step} of {figures(by_step)}; block {best(by_block)} of "
+        + figures(by_block)
+        + "".join(
+            f"; learning rate {ROWS[row][0]} {best(rates):g} of {figures(rates)}"
+            for row, rates in by_rate.items()
+        ),
         "",
     ]
 
@@ -126,7 +171,8 @@ def main() -> None:
         run(
             command, folder(*job), "--backbone", backbones[backbone], "--data", scenes["scenes"], "--noise-steps", step,
             "--iterations", asked.iterations, "--seed", seed, *(("--label-fraction", fraction) if fraction < 1 else ()),
-            *common, *(block if option == "BLOCK" else option for option in options),
+            *common, *width, *(proposals if command == "detect" else ()),
+            *filled(options, BLOCK=best(by_block), RATE=best(by_rate[row]) if row in by_rate else None),
         )  # fmt: skip
 
     def folder(command: str, row: int, fraction: float, seed: int) -> Path:

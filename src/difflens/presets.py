@@ -9,6 +9,9 @@ from difflens.errors import DiffLensError, listing
 # has stride 2**i), channels per head. Scale-shift norm as in ADM; "residual": also ADM's resampling by residual blocks
 # and its normalised attention in the middle.
 _ADM: dict[str, Any] = {"layers": 2, "head": 64, "groups": 32, "residual": True}
+# for CPUs, with the strides that the paper reads on ADM-256: 2, 4, 8 and 16
+_SMALL: dict[str, Any] = {"side": 64, "channels": (16, 32, 64, 96, 96), "layers": 1, "attention": (4,), "head": 16,
+                          "groups": 8, "embedding": 64}  # fmt: skip
 UNETS: dict[str, dict[str, Any]] = {
     "tiny": {"side": 16, "channels": (16, 32), "layers": 1, "attention": (1,), "head": 16, "groups": 8},
     "fashion-small": {"side": 32, "channels": (16, 32, 64, 64), "layers": 1, "attention": (3,), "head": 16, "groups": 8,
@@ -27,6 +30,8 @@ UNETS: dict[str, dict[str, Any]] = {
                   "groups": 8, "in_channels": 1},
     "scenes-rgb-64": {"side": 64, "channels": (64, 64, 128, 128), "layers": 2, "attention": (3,), "head": 16,
                       "groups": 8},
+    "scenes-small": {**_SMALL, "in_channels": 1},
+    "scenes-rgb-small": _SMALL,
 }  # fmt: skip
 
 # Encoders for the other methods of pre-training, of as many parameters as the U-Net of the same name: widths of a ResNet
@@ -43,6 +48,7 @@ PATCH = 4
 # Pre-training recipes: a U-Net of the table above and what differs from PretrainConfig's defaults. Epochs are meant for
 # Fashion-MNIST, CIFAR-10 (rgb-32), a hundred thousand images, and ImageNet (adm-256, as long as the paper's).
 _RGB: dict[str, Any] = {"batch_size": 128, "learning_rate": 1e-4, "ema_decay": 0.9999, "flip": True}
+_CPU: dict[str, Any] = {"epochs": 50, "batch_size": 32, "learning_rate": 1e-3, "flip": True, "ema_decay": 0.999}
 PRETRAIN: dict[str, dict[str, Any]] = {
     "tiny": {"unet": "tiny", "epochs": 1, "batch_size": 64},
     "fashion-32": {"unet": "fashion-32", "epochs": 200, "batch_size": 256, "learning_rate": 6e-4, "flip": True},
@@ -56,6 +62,8 @@ PRETRAIN: dict[str, dict[str, Any]] = {
                 "learned_variance": True, "checkpoint_minutes": 10.0},
     "scenes-64": {"unet": "scenes-64", "epochs": 100, "batch_size": 128, "learning_rate": 4e-4, "flip": True},
     "scenes-rgb-64": {"unet": "scenes-rgb-64", "epochs": 100, "batch_size": 128, "learning_rate": 4e-4, "flip": True},
+    "scenes-small": {**_CPU, "unet": "scenes-small"},
+    "scenes-rgb-small": {**_CPU, "unet": "scenes-rgb-small"},
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from difflens.backbones.unet import UNetBackbone
 from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, FrozenExtractor
 from difflens.heads.pyramid import FeaturePyramid, usual_blocks, usual_strides
 from difflens.noise import NoiseSchedule
+from difflens.presets import unet_config
 
 
 def unet(levels: int, layers: int = 1, side: int = 64, **more: Any) -> Backbone:
@@ -22,6 +23,10 @@ def unet(levels: int, layers: int = 1, side: int = 64, **more: Any) -> Backbone:
         up_block_types=("UpBlock2D",) * levels, **more,
     )  # fmt: skip
     return UNetBackbone(network, NoiseSchedule.from_config())
+
+
+def preset(name: str) -> Backbone:
+    return UNetBackbone(UNet2DModel(**unet_config(name)), NoiseSchedule.from_config())
 
 
 def adm() -> Backbone:
@@ -35,6 +40,7 @@ def adm() -> Backbone:
         (adm, (24, 27, 30, 33), (2, 4, 8, 16)),  # the paper's
         (lambda: load_backbone("fashion"), (15, 18, 21, 25), (1, 2, 4, 8)),
         (lambda: unet(5), (12, 14, 16, 18), (2, 4, 8, 16)),
+        (lambda: preset("scenes-small"), (12, 14, 16, 18), (2, 4, 8, 16)),
         (lambda: unet(3), (8, 10, 13), (1, 2, 4, 8)),
         (lambda: unet(2), (6, 9), (1, 2, 4, 8)),
         (lambda: load_backbone("pixels:1x32"), (1,), (1, 2, 4, 8)),
