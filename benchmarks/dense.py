@@ -4,9 +4,9 @@ Usage: python benchmarks/dense.py OUTPUT_FOLDER [options]; `--help` names them. 
 
 1. Scenes to pre-train and train on, and scenes of other objects to evaluate on.
 2. A U-Net is pre-trained on the training scenes, without their labels.
-3. The noise step, and the block of the single-block row, are chosen by the linear head on further scenes of training
-   objects; likewise the learning rate of the rows that train the network, by UPerNet. Nothing is chosen on the scenes
-   that judge.
+3. The noise step of each backbone, and the block of the single-block row, are chosen by the linear head on further
+   scenes of training objects; likewise the learning rate of the rows that train the network, by UPerNet. From scratch,
+   where noise is only in the way, the smallest step is taken. Nothing is chosen on the scenes that judge.
 4. UPerNet and Mask R-CNN on each extractor, with all and with few labels, each for the same number of iterations.
 5. The table, in Markdown, also in OUTPUT_FOLDER/table.md.
 
@@ -17,6 +17,7 @@ options its tables were made on a CPU.
 import argparse
 import itertools
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,7 @@ ROWS = (
     ("DifFeed", "trained", ("--extractor", "feedback")),
     ("fine-tuned", "trained", (*FINETUNED, "--layer-decay", "0.85")),
     ("frozen untrained, multi-block", "untrained", ()),
-    ("from scratch with the labels", "untrained", FINETUNED),
+    ("from scratch with the labels", "scratch", FINETUNED),
 )
 FIGURES = (("segment", "miou", "mIoU"), ("detect", "box_ap", "box AP"), ("detect", "mask_ap", "mask AP"))
 
@@ -45,7 +46,9 @@ def run(command: str, out: Path, *options: object, finished: str = "metrics.json
     """Run a command unless its folder says that it has finished; an unfinished one is resumed where it can be."""
     if not (out / finished).exists():
         words = [command, *map(str, options), "--out", str(out)]
-        if out.exists():
+        if command == "scenes":
+            shutil.rmtree(out, ignore_errors=True)
+        elif out.exists():
             words.append("--resume")
         print("difflens", *words, flush=True)
         subprocess.run([sys.executable, "-m", "difflens", *words], check=True)
@@ -97,6 +100,10 @@ def main() -> None:
         "--rates", type=float, nargs="+", default=[3e-4, 1e-3],
         help="learning rates to choose from for rows that train the network",
     )  # fmt: skip
+    parser.add_argument(
+        "--head-rate", type=float, help="learning rate of the other rows; default: the command's"
+    )
+    parser.add_argument("--scale", type=float, nargs=2, help="of training images; default: the command's")
     parser.add_argument("--width", type=int, help="channels of UPerNet and Mask R-CNN; default: what fits")
     parser.add_argument(
         "--proposals", type=int, help="of Mask R-CNN, in an image; default: of difflens detect"
@@ -108,7 +115,16 @@ def main() -> None:
     )
     asked = parser.parse_args()
     out: Path = asked.out
-    common = ("--side", asked.size)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        key: value for key, value in vars(asked).items() if key not in ("out", "seeds", "jobs", "fractions")
+    }
+    kept = out / "settings.json"
+    if kept.exists() and json.loads(kept.read_text()) != settings:
+        raise SystemExit(f"{kept} holds other settings than these: take another folder")
+    kept.write_text(json.dumps(settings))
+    common = ("--side", asked.size, *(("--scale", *asked.scale) if asked.scale else ()))
+    head_rate = ("--learning-rate", asked.head_rate) if asked.head_rate else ()
     width = ("--width", asked.width) if asked.width else ()
     proposals = ("--proposals", asked.proposals) if asked.proposals else ()
 
@@ -128,6 +144,7 @@ def main() -> None:
         finished="model/model_index.json",
     )  # fmt: skip
     backbones = {"trained": str(pretrained / "model"), "untrained": f"random:{pretrained / 'model'}"}
+    backbones["scratch"] = backbones["untrained"]
 
     def judged(name: str, *options: object, head: str = "linear", backbone: str = "trained") -> float:
         folders = [
@@ -141,14 +158,20 @@ def main() -> None:
         )  # fmt: skip
         return metric(folder, "miou")
 
-    by_step = {t: judged(f"t{t}", "--noise-steps", t) for t in asked.noise_steps}
-    step = best(by_step)
+    by_step = {
+        backbone: {t: judged(f"{backbone}-t{t}", "--noise-steps", t, backbone=backbone) for t in asked.noise_steps}
+        for backbone in ("trained", "untrained")
+    }  # fmt: skip
+    steps = {backbone: best(measured) for backbone, measured in by_step.items()} | {
+        "scratch": min(asked.noise_steps)
+    }
     blocks = usual_blocks(load_backbone(backbones["trained"]))
-    by_block = {b: judged(f"b{b}", "--noise-steps", step, "--blocks", b) for b in blocks}
+    by_block = {b: judged(f"b{b}", "--noise-steps", steps["trained"], "--blocks", b) for b in blocks}
     by_rate = {
         row: {
             rate: judged(
-                f"{row}-{rate:g}", "--noise-steps", step, *width, *filled(options, RATE=rate), head="upernet", backbone=backbone
+                f"{row}-{rate:g}", "--noise-steps", steps[backbone], *width, *filled(options, RATE=rate), head="upernet",
+                backbone=backbone,
             )
             for rate in asked.rates
         }
@@ -156,11 +179,19 @@ def main() -> None:
         if "RATE" in options
     }  # fmt: skip
     lines = [
-        f"Chosen on scenes of training objects, by mIoU: t = {step} of {figures(by_step)}; block {best(by_block)} of "
-        + figures(by_block)
-        + "".join(
-            f"; learning rate {ROWS[row][0]} {best(rates):g} of {figures(rates)}"
-            for row, rates in by_rate.items()
+        "Chosen on scenes of training objects, by mIoU: "
+        + "; ".join(
+            [
+                *(
+                    f"t = {steps[backbone]} {backbone} of {figures(measured)}"
+                    for backbone, measured in by_step.items()
+                ),
+                f"block {best(by_block)} of {figures(by_block)}",
+                *(
+                    f"learning rate {ROWS[row][0]} {best(rates):g} of {figures(rates)}"
+                    for row, rates in by_rate.items()
+                ),
+            ]
         ),
         "",
     ]
@@ -169,9 +200,9 @@ def main() -> None:
         command, row, fraction, seed = job
         _, backbone, options = ROWS[row]
         run(
-            command, folder(*job), "--backbone", backbones[backbone], "--data", scenes["scenes"], "--noise-steps", step,
+            command, folder(*job), "--backbone", backbones[backbone], "--data", scenes["scenes"], "--noise-steps", steps[backbone],
             "--iterations", asked.iterations, "--seed", seed, *(("--label-fraction", fraction) if fraction < 1 else ()),
-            *common, *width, *(proposals if command == "detect" else ()),
+            *common, *width, *(proposals if command == "detect" else ()), *(() if row in by_rate else head_rate),
             *filled(options, BLOCK=best(by_block), RATE=best(by_rate[row]) if row in by_rate else None),
         )  # fmt: skip
 

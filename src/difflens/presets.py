@@ -48,7 +48,13 @@ PATCH = 4
 # Pre-training recipes: a U-Net of the table above and what differs from PretrainConfig's defaults. Epochs are meant for
 # Fashion-MNIST, CIFAR-10 (rgb-32), a hundred thousand images, and ImageNet (adm-256, as long as the paper's).
 _RGB: dict[str, Any] = {"batch_size": 128, "learning_rate": 1e-4, "ema_decay": 0.9999, "flip": True}
-_CPU: dict[str, Any] = {"epochs": 50, "batch_size": 32, "learning_rate": 1e-3, "flip": True, "ema_decay": 0.999}
+_CPU: dict[str, Any] = {
+    "epochs": 50,
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "flip": True,
+    "ema_decay": 0.999,
+}
 PRETRAIN: dict[str, dict[str, Any]] = {
     "tiny": {"unet": "tiny", "epochs": 1, "batch_size": 64},
     "fashion-32": {"unet": "fashion-32", "epochs": 200, "batch_size": 256, "learning_rate": 6e-4, "flip": True},

@@ -85,6 +85,22 @@ def test_objects_are_disjoint_and_views_of_one_stay_together(stamps: Path, tmp_p
     assert len({item.tobytes() for item in val}) == 1
 
 
+def test_a_copy_of_an_object_in_another_class_is_left_out(tmp_path: Path) -> None:
+    for kind, red in (("fireman", 10), ("person", 20)):
+        (tmp_path / kind).mkdir()
+        for k in range(6):
+            image = Image.new("RGBA", (9, 9))
+            image.paste((red + k, 0, 0, 255), (2, 2, 6, 6))
+            image.save(tmp_path / kind / f"{k}.png")
+    (tmp_path / "person" / "4.png").write_bytes((tmp_path / "fireman" / "0.png").read_bytes())
+    cutouts = folder_cutouts(tmp_path)
+    assert [len(items) for items in cutouts.train] == [5, 4]
+    assert [item.getpixel((0, 0)) for (item,) in cutouts.val] == [(14, 0, 0, 255), (25, 0, 0, 255)]
+    assert cutouts.left_out == (
+        f"{tmp_path / 'person' / '4.png'}: the same pixels as {tmp_path / 'fireman' / '0.png'}",
+    )
+
+
 def test_fashion_items_lose_their_black_ground() -> None:
     cutouts = fashion_cutouts()
     assert sum(map(len, cutouts.train)) == 10_000

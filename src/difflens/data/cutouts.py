@@ -19,6 +19,7 @@ VAL_EVERY = 5
 
 _EDGE = 16  # alpha below it is the fringe of a shadow rather than an object
 _CLOTH = 12  # grey below it is the black around an item of Fashion-MNIST
+_Content = tuple[tuple[int, int], bytes]
 # how Tux Paint and others name further views of one object
 _VIEWS = ("_mirror", "_flip", "_mirror_flip")
 
@@ -58,7 +59,8 @@ def fashion_cutouts() -> Cutouts:
 def folder_cutouts(root: Path) -> Cutouts:
     """The images with transparency in `root`/CLASS/ and below; every fifth object of a class is for validation.
 
-    Views of one object (a name with `_mirror` or `_flip` added, as Tux Paint has them) stay on one side.
+    Views of one object (a name with `_mirror` or `_flip` added, as Tux Paint has them) stay on one side; a copy of an
+    object under another name is left out.
 
     Raises:
         DiffLensError: there is no such folder, or no class in it with two objects.
@@ -70,8 +72,9 @@ def folder_cutouts(root: Path) -> Cutouts:
     classes: list[str] = []
     parts: list[list[tuple[Image.Image, ...]]] = []
     left_out: list[str] = []
+    seen: dict[_Content, Path] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        objects = [views for views in _objects(folder, left_out) if views]
+        objects = [views for views in _objects(folder, seen, left_out) if views]
         if len(objects) < 2:
             left_out.append(f"{folder}: {len(objects)} objects with transparency, and two are needed")
             continue
@@ -90,8 +93,8 @@ def folder_cutouts(root: Path) -> Cutouts:
     return Cutouts(tuple(classes), train, val, tuple(left_out))
 
 
-def _objects(folder: Path, left_out: list[str]) -> Iterator[list[Image.Image]]:
-    """The cut-outs of each object in the folder, one a view."""
+def _objects(folder: Path, seen: dict[_Content, Path], left_out: list[str]) -> Iterator[list[Image.Image]]:
+    """The cut-outs of each object in the folder, one a view; `seen` has the pixels of all objects before."""
     views: dict[Path, list[Path]] = {}
     try:
         found = find_images(folder)
@@ -103,7 +106,7 @@ def _objects(folder: Path, left_out: list[str]) -> Iterator[list[Image.Image]]:
             stem = stem.removesuffix(suffix)
         views.setdefault(path.with_name(stem), []).append(path)
     for paths in views.values():
-        cutouts = []
+        cutouts = {}
         for path in paths:
             try:
                 image = open_image(path)
@@ -116,8 +119,18 @@ def _objects(folder: Path, left_out: list[str]) -> Iterator[list[Image.Image]]:
                     f"{path}: {'opaque everywhere' if alpha.max() >= 128 else 'nearly invisible'}"
                 )
                 continue
-            cutouts.append(_cropped(image.convert("RGBA")))
-        yield cutouts
+            item = _cropped(image.convert("RGBA"))
+            # in another class a copy could be a training object here and a validation object there
+            if _content(item) in seen:
+                left_out.append(f"{path}: the same pixels as {seen[_content(item)]}")
+                continue
+            cutouts[path] = item
+        seen |= {_content(item): path for path, item in cutouts.items()}
+        yield [*cutouts.values()]
+
+
+def _content(item: Image.Image) -> _Content:
+    return item.size, item.tobytes()
 
 
 def _cut(images: torch.Tensor) -> torch.Tensor:
