@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from difflens import DiffLensError
-from difflens.data.coco import compressed, load_annotations, load_coco, run_lengths
+from difflens.data.coco import compressed, decode, load_annotations, load_coco, run_lengths
 
 Record = dict[str, Any]
 
@@ -82,9 +82,10 @@ def test_any_folder_and_file(tmp_path: Path) -> None:
 def test_boxes_alone(tmp_path: Path) -> None:
     record = miniature()
     for each in record["annotations"]:
-        del each["segmentation"]
+        del each["segmentation"], each["area"]
     data = load_coco(write(tmp_path / "mini", record, record))
     assert not data.train.has_masks
+    assert [each["area"] for each in data.train.record["annotations"]] == [24, 56, 24, 200]
     assert set(data.train.target(0, masks=False)) == {"boxes", "labels"}
 
 
@@ -115,6 +116,13 @@ def image(place: int, **values: object) -> Callable[[Record], None]:
         (change(1, image_id=99), "annotations[1] (id 2)", "no usable image with id 99"),
         (change(1, segmentation=run_lengths(np.ones((10, 10), bool))), "annotations[1] (id 2)", "has size [10, 10]"),
         (change(1, segmentation={"size": [10, 20], "counts": [5]}), "annotations[1] (id 2)", "cover 5 pixels of 200"),
+        (change(1, segmentation={"size": [10, 20], "counts": ["5"]}), "annotations[1] (id 2)", "whole numbers"),
+        (change(1, category_id=[1]), "annotations[1] (id 2)", "class id [1]"),
+        (change(1, image_id=[7]), "annotations[1] (id 2)", "no usable image with id [7]"),
+        (change(1, iscrowd=None), "annotations[1] (id 2)", "iscrowd is 0 or 1"),
+        (change(1, iscrowd="no"), "annotations[1] (id 2)", "iscrowd is 0 or 1"),
+        (change(1, area=float("nan")), "annotations[1] (id 2)", "an area is"),
+        (change(1, area="8"), "annotations[1] (id 2)", "an area is"),
         (change(1, segmentation=[[1, 2, 3]]), "annotations[1] (id 2)", "at least three points"),
         (change(1, segmentation=run_lengths(np.zeros((10, 20), bool))), "annotations[1] (id 2)", "no pixels"),
         (change(1, segmentation=None), "annotation with id 2", "has no mask, and others have"),
@@ -159,6 +167,16 @@ def test_a_box_may_leave_its_image_by_rounding(tmp_path: Path) -> None:
     record["annotations"][1]["bbox"] = [12.4, 1, 8, 7]
     data = load_coco(write(tmp_path / "mini", record))
     assert torch.allclose(data.train.target(0, masks=False)["boxes"][1], torch.tensor([12.4, 1, 20, 8]))
+
+
+def test_a_missing_area_is_that_of_the_mask(tmp_path: Path) -> None:
+    record = miniature()
+    triangle = [[10, 1, 18, 1, 18, 8]]
+    record["annotations"][1] |= {"segmentation": triangle, "area": None}
+    del record["annotations"][0]["area"]
+    found = load_coco(write(tmp_path / "mini", record)).train.record["annotations"]
+    assert [each["area"] for each in found] == [24, decode(triangle, (10, 20)).sum(), 24, 200]
+    assert found[1]["area"] < 40
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Dense samples: image and labels change together, and the seed fixes how."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from difflens.data.coco import load_coco
 from difflens.data.dense import IGNORED
+from difflens.data.images import BadImage
 from difflens.data.masks import load_masks
 from difflens.data.samples import GREY, Augmentation, Samples, scaled_size, to_square
 
@@ -86,6 +88,17 @@ def test_boxes_go_round_what_is_left_of_a_mask(scene_folder: Path) -> None:
                 rows, columns = np.nonzero(mask.numpy())
                 assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         assert kept > 5
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_off_is_named(workers: int, scene_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(scene_folder, tmp_path / "scenes")
+    path = tmp_path / "scenes" / "images" / "train" / "00003.png"
+    split = load_coco(tmp_path / "scenes").train
+    path.write_bytes(path.read_bytes()[:-60])  # of other formats than PNG only this decoding notices it
+    samples = Samples(split, partial(split.target, masks=True), 3, workers=workers)
+    with pytest.raises(BadImage, match=r"00003\.png"):
+        list(samples.all(torch.arange(len(split)), 4))
 
 
 def test_sizes_and_squares() -> None:

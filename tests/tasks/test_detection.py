@@ -26,6 +26,7 @@ from difflens import (
 )
 from difflens.data.coco import compressed, load_coco
 from difflens.data.dense import Objects
+from difflens.heads.detection import _regions
 from difflens.tasks.detection_evaluation import coco_metrics, coco_results, detect_objects
 
 
@@ -169,12 +170,13 @@ def test_bad_annotations_are_counted(backbone_folder: Path, scene_folder: Path, 
 
 
 def fixture() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A truth of discs of all sizes in 12 images, one of them empty, with crowds; and results near to it."""
+    """A truth of discs and slanted bars of all sizes in 12 images, one of them empty, with crowds; and results near."""
     generator = np.random.default_rng(5)
     rows, columns = np.mgrid[:240, :320]
 
-    def disc(x: float, y: float, radius: float) -> tuple[list[float], np.ndarray]:  # type: ignore[type-arg]
-        mask = (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
+    def shape(x: float, y: float, radius: float, thinner: float) -> tuple[list[float], np.ndarray]:  # type: ignore[type-arg]
+        along, across = columns - x + rows - y, columns - x - (rows - y)
+        mask = (along**2 + (thinner * across) ** 2) / 2 <= radius**2
         place = np.nonzero(mask)
         top, left, bottom, right = place[0].min(), place[1].min(), place[0].max() + 1, place[1].max() + 1
         return [float(left), float(top), float(right - left), float(bottom - top)], mask
@@ -189,7 +191,8 @@ def fixture() -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 generator.uniform(10, 230),
                 generator.choice([6, 12, 30, 70]),
             )
-            box, mask = disc(x, y, radius)
+            thinner = generator.choice([1, 4])
+            box, mask = shape(x, y, radius, thinner)
             category = int(generator.integers(1, 4))
             truth.append({
                 "id": len(truth) + 1, "image_id": image["id"], "category_id": category, "bbox": box,
@@ -197,7 +200,7 @@ def fixture() -> tuple[dict[str, Any], list[dict[str, Any]]]:
             })  # fmt: skip
             for _ in range(generator.integers(0, 3)):  # missed, found, or found twice
                 shift, grown = generator.normal(0, 0.12 * radius, 2), radius * generator.uniform(0.8, 1.2)
-                box, mask = disc(x + shift[0], y + shift[1], grown)
+                box, mask = shape(x + shift[0], y + shift[1], grown, thinner)
                 found = category if generator.random() < 0.85 else int(generator.integers(1, 4))
                 results.append({
                     "image_id": image["id"], "category_id": found, "bbox": box, "score": float(generator.random()),
@@ -209,12 +212,17 @@ def fixture() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def test_average_precision_is_cocos(tmp_path: Path) -> None:
     truth, results = fixture()
-    mine = coco_metrics(truth, results, masks=True)
+    # ids may begin at 0, which their tools take for no match
+    from_zero = [{**each, "id": each["id"] - 1} for each in truth["annotations"]]
+    mine = coco_metrics({**truth, "annotations": from_zero}, results, masks=True)
     (tmp_path / "truth.json").write_text(json.dumps({**truth, "info": {}}))
     for name, kind in (("box", "bbox"), ("mask", "segm")):
         with contextlib.redirect_stdout(io.StringIO()):
             coco = COCO(tmp_path / "truth.json")
-            theirs = COCOeval(coco, coco.loadRes([{**each} for each in results]), kind)
+            # as usual, masks are judged without their boxes
+            unseen = "bbox" if kind == "segm" else "segmentation"
+            found = [{key: value for key, value in each.items() if key != unseen} for each in results]
+            theirs = COCOeval(coco, coco.loadRes(found), kind)
             theirs.evaluate()
             theirs.accumulate()
             theirs.summarize()
@@ -226,6 +234,34 @@ def test_average_precision_is_cocos(tmp_path: Path) -> None:
             assert mine[f"{name}_ap_by_class"][category] == pytest.approx(precision[:, :, k].mean(), abs=1e-9)
         assert mine[f"{name}_ap_by_class"]["unseen"] is None
     assert 0.2 < mine["box_ap"] < 0.9
+
+
+@pytest.mark.parametrize("finest", [4, 14])
+def test_regions_are_read_where_their_boxes_are(finest: int) -> None:
+    strides = tuple(finest * 2**k for k in range(3))
+    side = 32 * strides[-1]
+    # a level's cells hold where their centres are, left to right
+    levels = {
+        str(k): ((torch.arange(side // stride) + 0.5) * stride).expand(1, 1, side // stride, -1).contiguous()
+        for k, stride in enumerate(strides)
+    }
+    for width in (40.0, 150.0):
+        left = 0.6 * side - width / 2
+        box = torch.tensor([[left, left, left + width, left + width]])
+        for pool in (_regions([*levels], strides, 7), _regions([*levels], strides, 14)):
+            read = pool(levels, [box], [(side, side)])
+            # regions are read from the corners of cells, not their centres: half a cell, as ever in torchvision
+            assert any(
+                float(read.mean()) == pytest.approx(0.6 * side + stride / 2, abs=1e-2) for stride in strides
+            )
+
+
+def test_a_side_that_the_levels_do_not_divide(
+    backbone_folder: Path, scene_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DiffLensError, match=r"no multiple of 8, .* take --side 40"):
+        detect(config(backbone_folder, scene_folder, tmp_path / "run", side=38))
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_found_and_nothing_to_find() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from difflens.backbones.pixels import PixelBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.data.dense import IGNORED
 from difflens.data.images import to_float
+from difflens.data.masks import read_mask, to_palette_image
 from difflens.heads.segmentation import SegmentationHead, SegmentationHeadConfig
 from difflens.model import evaluating
 from difflens.noise import NoiseSchedule
@@ -100,6 +102,18 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     assert segment(replace(asked, resume=True)).metrics == resumed.metrics  # finished: nothing more is done
 
 
+def test_a_run_goes_on_with_the_same_data_and_weights_alone(
+    backbone_folder: Path, scene_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(scene_folder, tmp_path / "scenes")
+    asked = config(backbone_folder, tmp_path / "scenes", tmp_path / "run", head="linear", iterations=1)
+    segment(asked)
+    mask = tmp_path / "scenes" / "masks" / "train" / "00000.png"
+    to_palette_image(1 - (read_mask(mask) > 0).astype(np.uint8)).save(mask)
+    with pytest.raises(DiffLensError, match="data_fingerprint"):
+        segment(replace(asked, resume=True))
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -155,6 +169,9 @@ def test_pairs_of_folders_with_bad_masks(backbone_folder: Path, scene_folder: Pa
         ({"blocks": (99,)}, "no block 99"),
         ({"iterations": 0}, "iterations"),
         ({"classes": Path("x")}, "--classes"),
+        ({"step_at": (60_000, 80_000)}, "shares of the iterations"),
+        ({"layer_decay": 0.9, "from_block": 3}, "no use for --layer-decay, --from-block"),
+        ({"feedback_blocks": (7,)}, "no use for --feedback-blocks"),
         ({"data": Path("nowhere")}, "no such folder"),
     ],
 )

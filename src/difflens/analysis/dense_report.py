@@ -58,9 +58,13 @@ def segmentation_sections(
     values = {
         value for each in examples for mask in (each.true, each.predicted) for value in mask.unique().tolist()
     }
-    legend = [(value, classes[value]) for value in sorted(values - {0, IGNORED})]
+    first = overlays.first_colour(classes)
+    legend = [(value + first, classes[value]) for value in sorted(values - {IGNORED}) if value + first]
     pictures = [
-        [overlays.mask_overlay(each.image, mask) for mask in (_nothing(each.true), each.true, each.predicted)]
+        [
+            overlays.mask_overlay(each.image, mask, classes)
+            for mask in (_nothing(each.true), each.true, each.predicted)
+        ]
         for each in examples
     ]
     return [

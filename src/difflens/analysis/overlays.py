@@ -13,7 +13,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from difflens.analysis.charts import INK, WIDTH, shortened
 from difflens.data.dense import IGNORED, Objects
 from difflens.data.images import with_channels
-from difflens.data.masks import palette
+from difflens.data.masks import BACKGROUND, palette
 
 _OPAQUE = 0.6
 _SMALLEST = 320
@@ -24,14 +24,20 @@ _LETTERS = 13  # pixels
 _NAMED = 24  # the most classes in a legend
 
 
-def mask_overlay(image: Tensor, mask: Tensor) -> Image.Image:
-    """An image, uint8 (C, H, W), under the colours of its classes, uint8 (H, W); what is ignored stays as it is."""
+def first_colour(classes: Sequence[str]) -> int:
+    """The first class's place in the palette: at 0, black, is a background, which is not painted."""
+    return 0 if classes[0].lower() == BACKGROUND else 1
+
+
+def mask_overlay(image: Tensor, mask: Tensor, classes: Sequence[str]) -> Image.Image:
+    """An image, uint8 (C, H, W), under the colours of its classes, uint8 (H, W); background, and what is ignored, stay
+    as they are."""
     canvas, factor = _enlarged(image)
     colours = torch.from_numpy(palette())
     shown = _repeated(mask, factor)
-    painted = colours[shown.long()].permute(2, 0, 1)
-    # the first class is black in the palette, and as a rule the background
-    covered = (shown != 0) & (shown != IGNORED)
+    places = shown.long() + first_colour(classes)
+    painted = colours[places.clamp(max=255)].permute(2, 0, 1)
+    covered = (places != 0) & (shown != IGNORED)
     mixed = (_OPAQUE * painted + (1 - _OPAQUE) * canvas).round().to(torch.uint8)
     return _to_pil(torch.where(covered, mixed, canvas))
 
@@ -59,7 +65,7 @@ def object_overlay(image: Tensor, objects: Objects, classes: Sequence[str]) -> I
 def examples(
     titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], classes: Sequence[tuple[int, str]]
 ) -> Figure:
-    """Pictures in a grid, a row an image, with a legend of (value, name) of classes."""
+    """Pictures in a grid, a row an image, with a legend of (place in the palette, name) of classes."""
     step = _SMALLEST + _GAP
     sheet = Image.new("RGB", (step * len(titles) - _GAP, step * len(rows) - _GAP), "white")
     for place, picture in enumerate(picture for row in rows for picture in row):

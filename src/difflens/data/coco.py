@@ -263,15 +263,20 @@ def _checked_annotations(
     seen: set[Any] = set()
     for place, entry in enumerate(entries):
         where = f"{path}, annotations[{place}] (id {entry.get('id')})"
-        image = images.get(entry.get("image_id", -1))
+        identity, category, area = (entry.get(key) for key in ("image_id", "category_id", "area"))
+        image = images.get(identity) if isinstance(identity, int) else None
         if image is None:
-            wrong = f"there is no usable image with id {entry.get('image_id')}"
+            wrong = f"there is no usable image with id {identity}"
         elif not isinstance(entry.get("id"), int):
             wrong = "an annotation has a whole number as id"
         elif entry["id"] in seen:
             wrong = "this id belongs to an earlier annotation"
-        elif entry.get("category_id") not in categories:
-            wrong = f"class id {entry.get('category_id')} is not in the list of categories"
+        elif not isinstance(category, int) or category not in categories:
+            wrong = f"class id {category} is not in the list of categories"
+        elif entry.get("iscrowd", 0) not in (0, 1):
+            wrong = f"iscrowd is 0 or 1, not {entry['iscrowd']}"
+        elif area is not None and not (isinstance(area, int | float) and isfinite(area) and area >= 0):
+            wrong = f"an area is a number of pixels, not {area}"
         else:
             wrong = _wrong_box(entry.get("bbox"), image) or _wrong_mask(entry, image)
         if wrong:
@@ -279,11 +284,17 @@ def _checked_annotations(
             continue
         seen.add(entry["id"])
         assert image is not None
-        _, _, width, height = entry["bbox"]
-        kept.append(
-            {**entry, "area": entry.get("area", width * height), "iscrowd": int(entry.get("iscrowd", 0))}
-        )
+        area = _area(entry, image) if area is None else area
+        kept.append({**entry, "area": area, "iscrowd": int(entry.get("iscrowd", 0))})
     return kept
+
+
+def _area(entry: Mapping[str, Any], image: Mapping[str, Any]) -> float:
+    """Of the mask, or without one of the box."""
+    if entry.get("segmentation"):
+        tools = mask_tools()
+        return float(tools.area(tools.segmToRle(entry["segmentation"], image["width"], image["height"])))
+    return float(entry["bbox"][2] * entry["bbox"][3])
 
 
 def _wrong_box(box: Any, image: Mapping[str, Any]) -> str:
@@ -317,6 +328,8 @@ def _wrong_mask(entry: Mapping[str, Any], image: Mapping[str, Any]) -> str:
         if shape.get("size") != size:
             return f"the mask has size {shape.get('size')}, its image {size} (height, width)"
         counts = shape.get("counts")
+        if isinstance(counts, list) and not all(isinstance(run, int) and run >= 0 for run in counts):
+            return "the mask's runs are not all whole numbers"
         if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
             return f"the mask's runs cover {sum(counts)} pixels of {size[0] * size[1]}"
         if not isinstance(counts, list | str):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from difflens.data.images import with_channels
+from difflens.data.images import BadImage, with_channels
 from difflens.data.loader import epoch_order
 
 GREY = 127
@@ -89,7 +89,7 @@ class _RandomScale(v2.Transform):  # type: ignore[misc]
 
 
 @dataclass
-class Samples(Dataset[tuple[list[int], list[Tensor], list[Labels]]]):
+class Samples(Dataset[tuple[list[int], list[Tensor], list[Labels]] | BadImage]):
     """Images of a split with their labels.
 
     Attributes:
@@ -113,8 +113,11 @@ class Samples(Dataset[tuple[list[int], list[Tensor], list[Labels]]]):
     def __len__(self) -> int:
         return len(self.split) if self.rows is None else len(self.rows)
 
-    def __getitem__(self, keys: Any) -> tuple[list[int], list[Tensor], list[Labels]]:
-        found = [self._sample(row, draw) for row, draw in keys]
+    def __getitem__(self, keys: Any) -> tuple[list[int], list[Tensor], list[Labels]] | BadImage:
+        try:
+            found = [self._sample(row, draw) for row, draw in keys]
+        except BadImage as error:  # as a value, because DataLoader would wrap the exception
+            return error
         return [row for row, _ in keys], [image for image, _ in found], [labels for _, labels in found]
 
     def all(self, rows: Tensor, batch_size: int) -> Iterator[tuple[list[int], list[Tensor], list[Labels]]]:
@@ -150,9 +153,13 @@ class Samples(Dataset[tuple[list[int], list[Tensor], list[Labels]]]):
         workers = self.workers
         if workers is None:
             workers = 0 if count < _FEW_IMAGES else min(8, (os.cpu_count() or 1) // 2)
-        return iter(DataLoader(
+        batches = DataLoader(
             self, batch_size=None, sampler=_Sampler(keys), num_workers=workers, collate_fn=_unchanged, generator=torch.Generator(),
-        ))  # type: ignore[arg-type]  # fmt: skip
+        )  # type: ignore[arg-type]  # fmt: skip
+        for batch in batches:
+            if isinstance(batch, BadImage):
+                raise batch
+            yield batch
 
     def _sample(self, row: int, draw: int) -> tuple[Tensor, Labels]:
         image, labels = with_channels(self.split.image(row), self.channels), self.labels(row)

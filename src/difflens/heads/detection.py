@@ -1,5 +1,6 @@
 """Heads of detection: maps in, objects with boxes and masks out. They are torchvision's."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image, remove_small_boxes
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import initLevelMapper
 
 from difflens.heads.base import MapShape, Place
 from difflens.heads.pyramid import FeaturePyramid
@@ -35,7 +37,8 @@ class DetectionHeadConfig:
     Attributes:
         name: mask-rcnn (He et al., 2017), or faster-rcnn (Ren et al., 2015) for boxes alone.
         side: of the square images that it sees.
-        strides: of the levels that it reads; a further one is pooled from the last.
+        strides: of the levels that it reads, ascending, each twice the one before, and `side` a multiple of the last; a
+            further level is pooled from the last.
         width: channels of the feature pyramid network and of the mask head; a quarter of the box head's.
         proposals: regions that are looked at in an image; in training the loss is of half as many.
     """
@@ -72,13 +75,13 @@ class DetectionHead(nn.Module):
             "rpn_pre_nms_top_n_test": proposals,
             "rpn_post_nms_top_n_test": proposals,
             "box_batch_size_per_image": max(2, proposals // 2),
-            "box_roi_pool": _regions(names, _BOX_CELLS),
+            "box_roi_pool": _regions(names, config.strides, _BOX_CELLS),
             "box_head": TwoMLPHead(width * _BOX_CELLS**2, 4 * width),
             "box_predictor": FastRCNNPredictor(4 * width, num_classes + 1),
         }
         if config.name == "mask-rcnn":
             network: FasterRCNN = MaskRCNN(
-                _Backbone(width), mask_roi_pool=_regions(names, 2 * _BOX_CELLS),
+                _Backbone(width), mask_roi_pool=_regions(names, config.strides, 2 * _BOX_CELLS),
                 mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
                 mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1), **settings,
             )  # fmt: skip
@@ -108,7 +111,6 @@ class DetectionHead(nn.Module):
         levels = self.pyramid(maps)
         features = self.fpn(OrderedDict((str(k), level) for k, level in enumerate(levels)))
         count = len(levels[0])
-        # regions' pooling reads its scale off the first sizes that it sees, so all of a square counts as image
         whole = [(self.side, self.side)] * count
         images = ImageList(levels[0].new_empty(1).expand(count, 1, self.side, self.side), whole)
         regions, region_losses = self.rpn(images, features, targets)
@@ -145,5 +147,10 @@ class _Backbone(nn.Module):
         self.out_channels = width
 
 
-def _regions(names: list[str], cells: int) -> nn.Module:
-    return MultiScaleRoIAlign(names, cells, sampling_ratio=2)
+def _regions(names: list[str], strides: Sequence[int], cells: int) -> nn.Module:
+    regions = MultiScaleRoIAlign(names, cells, sampling_ratio=2)
+    # it would read them off the maps as powers of two, which a vision transformer's strides are not
+    regions.scales = [1 / stride for stride in strides]
+    finest, coarsest = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    regions.map_levels = initLevelMapper(finest, coarsest)
+    return regions

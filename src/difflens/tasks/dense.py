@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -124,6 +125,23 @@ class DenseConfig:
             **(presets[self.preset] if self.preset else {}),
         }
         full = replace(self, **{key: value for key, value in recipe.items() if getattr(self, key) is None})
+        idle = [
+            option
+            for option, extractor, asked in (
+                ("--layer-decay", "finetuned", full.layer_decay != 1),
+                ("--from-block", "finetuned", full.from_block != 1),
+                ("--feedback-blocks", "feedback", full.feedback_blocks is not None),
+            )
+            if asked and full.extractor != extractor
+        ]
+        if idle:
+            raise DiffLensError(
+                f"the {full.extractor} extractor has no use for {listing(idle)}: leave that out"
+            )
+        if not all(0 <= at <= 1 for at in full.step_at):
+            raise DiffLensError(
+                f"--step-at takes shares of the iterations, such as 0.667 0.889, not {listing(full.step_at)}"
+            )
         low, high = full.scale or (1.0, 1.0)
         require(
             iterations=(full.iterations, 1, None), batch_size=(full.batch_size, 1, None), side=(full.side, 1, None),
@@ -212,6 +230,18 @@ def given(value: T | None) -> T:
     """A field that is filled in."""
     assert value is not None
     return value
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """A GPU's lack of memory as a DiffLensError that says what helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DiffLensError(
+            "the GPU has too little memory: lower --batch-size, --side or --width, or read a frozen backbone with "
+            "--precision bfloat16; of feedback, --checkpoint-activations keeps less"
+        ) from error
 
 
 def fit_iterations(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,15 @@ def _segmenter(config: PredictConfig, device: torch.device) -> Any:
     def answer(image: Tensor) -> tuple[dict[str, Any], dict[str, Image.Image]]:
         seen = with_channels(image, channels).to(device)
         with evaluating(model.probe):
-            draws = [class_probabilities(model.probe, seen, 0, sliding, draw) for draw in range(config.draws)]
-        mask = torch.stack(draws).sum(0).argmax(0).to(torch.uint8).cpu()
+            draws = (class_probabilities(model.probe, seen, 0, sliding, draw) for draw in range(config.draws))
+            mask = reduce(torch.Tensor.add_, draws).argmax(0).to(torch.uint8).cpu()
         counts = mask.flatten().long().bincount(minlength=len(model.classes)) / mask.numel()
         order = counts.argsort(descending=True, stable=True).tolist()
         shares = {model.classes[k]: round(float(counts[k]), 6) for k in order if counts[k]}
-        pictures = {"overlay": mask_overlay(image, mask), "mask": to_palette_image(mask.numpy())}
+        pictures = {
+            "overlay": mask_overlay(image, mask, model.classes),
+            "mask": to_palette_image(mask.numpy()),
+        }
         return {"classes": shares}, pictures
 
     return answer

@@ -18,7 +18,7 @@ from difflens.errors import DiffLensError, require
 from difflens.heads.detection import DetectionHeadConfig, DetectionHeadName
 from difflens.model import DetectionModel
 from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
-from difflens.tasks.dense import FREE, DenseConfig, Loss, fit_iterations, given, provenance
+from difflens.tasks.dense import FREE, DenseConfig, Loss, enough_memory, fit_iterations, given, provenance
 from difflens.tasks.detection_evaluation import coco_metrics, detections, evaluate_detection
 from difflens.training import accelerator
 
@@ -68,6 +68,11 @@ def detect(config: DetectConfig) -> DetectResult:
     backbone_config, backbone = config.load_backbone()
     fingerprint = backbone.fingerprint()
     plan = config.plan(backbone)
+    if plan.side % plan.strides[-1]:
+        raise DiffLensError(
+            f"side {plan.side} is no multiple of {plan.strides[-1]}, the stride of the coarsest level that the head reads: "
+            f"take --side {max(1, round(plan.side / plan.strides[-1])) * plan.strides[-1]}"
+        )
     data = _load(config)
     both = data.train.has_masks and data.val.has_masks
     if config.head == "mask-rcnn" and not both:
@@ -82,9 +87,11 @@ def detect(config: DetectConfig) -> DetectResult:
     record = settings_of(config, FREE) | {
         "blocks": probe.extractor.blocks,
         "noise_steps": probe.extractor.noise_steps,
+        "backbone_fingerprint": fingerprint,
+        "data_fingerprint": data.fingerprint(),
     }
     run = RunDirectory(config.out, "detect", record, config.resume, process)
-    with run.working():
+    with run.working(), enough_memory():
         if run.finished:
             return DetectResult(DetectionModel.load(config.out), run.read_json(FINISHED))
         return _train_and_evaluate(config, model, data, run, process)

@@ -124,14 +124,15 @@ def coco_metrics(truth: dict[str, Any], results: Sequence[Result], masks: bool) 
     if not any(not each.get("iscrowd") for each in truth["annotations"]):
         raise DiffLensError("the validation images show no objects, so there is nothing to measure")
     metrics: dict[str, Any] = {}
-    # a crowd without a mask is as large as its box
-    annotations = [{**each} for each in truth["annotations"]]
+    # in the library's matches 0 means none, so it must be nothing's id
+    annotations = [{**each, "id": k} for k, each in enumerate(truth["annotations"], start=1)]
     coco = COCO({**truth, "annotations": annotations})
     for name, kind in _KINDS.items() if masks else [("box", "bbox")]:
         if results:
-            evaluator = COCOeval_faster(
-                coco, coco.loadRes([{**each} for each in results]), kind, print_function=_silent
-            )
+            # a mask is as large as its pixels, which the library goes by only if it sees no box
+            unseen = "bbox" if kind == "segm" else "segmentation"
+            found = [{key: value for key, value in each.items() if key != unseen} for each in results]
+            evaluator = COCOeval_faster(coco, coco.loadRes(found), kind, print_function=_silent)
             evaluator.evaluate()
             evaluator.accumulate()
             evaluator.summarize()

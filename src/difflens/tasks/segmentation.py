@@ -18,7 +18,7 @@ from difflens.errors import DiffLensError, require
 from difflens.heads.segmentation import SegmentationHeadConfig, SegmentationHeadName
 from difflens.model import SegmentationModel
 from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
-from difflens.tasks.dense import FREE, DenseConfig, Loss, fit_iterations, given, provenance
+from difflens.tasks.dense import FREE, DenseConfig, Loss, enough_memory, fit_iterations, given, provenance
 from difflens.tasks.segmentation_evaluation import Sliding, evaluate_segmentation, predictions
 from difflens.training import accelerator
 
@@ -51,10 +51,6 @@ class SegmentConfig(DenseConfig):
         require(smallest_eval_scale=(min(full.eval_scales, default=0), 0.1, 10))
         if (full.train is None) != (full.classes is None):
             raise DiffLensError("--train and --val go with --classes, the list of classes")
-        if full.head == "upernet" and given(full.batch_size) < 2:
-            raise DiffLensError(
-                "UPerNet normalises over batches: give --batch-size 2 or more, or --head linear"
-            )
         return full
 
 
@@ -74,6 +70,11 @@ def segment(config: SegmentConfig) -> SegmentResult:
     """
     config = config.resolved()
     process = accelerator(config.device)
+    least = 2 * process.num_processes
+    if config.head == "upernet" and given(config.batch_size) < least:
+        raise DiffLensError(
+            f"UPerNet normalises over the images of a process: give --batch-size {least} or more, or --head linear"
+        )
     backbone_config, backbone = config.load_backbone()
     fingerprint = backbone.fingerprint()
     plan = config.plan(backbone)
@@ -85,9 +86,11 @@ def segment(config: SegmentConfig) -> SegmentResult:
     record = settings_of(config, FREE) | {
         "blocks": probe.extractor.blocks,
         "noise_steps": probe.extractor.noise_steps,
+        "backbone_fingerprint": fingerprint,
+        "data_fingerprint": data.fingerprint(),
     }
     run = RunDirectory(config.out, "segment", record, config.resume, process)
-    with run.working():
+    with run.working(), enough_memory():
         if run.finished:
             return SegmentResult(SegmentationModel.load(config.out), run.read_json(FINISHED))
         return _train_and_evaluate(config, model, data, run, process)

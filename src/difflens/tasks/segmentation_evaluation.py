@@ -99,10 +99,13 @@ def class_probabilities(
         for mirrored in (False, True) if sliding.flip else (False,):
             logits = _window_logits(probe, scaled.flip(-1) if mirrored else scaled, index, sliding.side, draw)
             logits = logits.flip(-1) if mirrored else logits
-            full = F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
-            total = full.softmax(0) if total is None else total + full.softmax(0)
+            # a softmax in place: of a large photo and many classes each copy is gigabytes
+            found = F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
+            found.sub_(found.amax(0)).exp_()
+            found.div_(found.sum(0))
+            total = found if total is None else total.add_(found)
     assert total is not None
-    return total / (len(sliding.scales) * (2 if sliding.flip else 1))
+    return total.div_(len(sliding.scales) * (2 if sliding.flip else 1))
 
 
 def evaluate_segmentation(
