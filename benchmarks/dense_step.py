@@ -1,9 +1,9 @@
 """One training step of UPerNet and of Mask R-CNN on the whole ADM-256 network, with random weights: time and memory.
 
-Usage: python benchmarks/dense_step.py [--device cuda] [--batch 4] [--side 256] [--steps 10] [--json FILE]
+Usage: python benchmarks/dense_step.py [--device cuda] [--batch 16] [--side 512] [--steps 10] [--json FILE]
 
-The paper's setting: blocks 24, 27, 30 and 33 at t = 90, heads 512 (UPerNet) and 256 (Mask R-CNN) channels wide, SGD with
-momentum. A step is forward, backward and update; the median of --steps after three that are not counted. Frozen features
+The setting of the presets paper-ade20k and paper-coco: blocks 24, 27, 30 and 33 at t = 90, batch, side, width of the heads
+and proposals; SGD with momentum. What does not fit into memory is a row that says so. A step is forward, backward and update; the median of --steps after three that are not counted. Frozen features
 in bfloat16 on a GPU, DifFeed likewise, fine-tuning in float32. `--narrow` runs the same with an eighth of the channels.
 """
 
@@ -21,10 +21,12 @@ from difflens.backbones.unet import UNetBackbone
 from difflens.heads.detection import DetectionHeadConfig
 from difflens.heads.pyramid import usual_strides
 from difflens.heads.segmentation import SegmentationHeadConfig
-from difflens.model import DenseProbe, DetectionModel, ExtractorConfig, SegmentationModel
+from difflens.model import DenseProbe, DetectionModel, ExtractorConfig, ExtractorName, SegmentationModel
 from difflens.noise import NoiseSchedule
+from difflens.presets import DETECT, SEGMENT
+from difflens.training import Precision
 
-BLOCKS, NOISE_STEP = (24, 27, 30, 33), 90
+SETTINGS = {"UPerNet": SEGMENT["paper-ade20k"], "Mask R-CNN": DETECT["paper-coco"]}
 
 
 def adm(narrow: bool) -> UNetBackbone:
@@ -42,22 +44,21 @@ def adm(narrow: bool) -> UNetBackbone:
     return UNetBackbone(unet, NoiseSchedule.from_config(), "random ADM-256")
 
 
-def make(task: str, extractor: str, device: torch.device, side: int, narrow: bool) -> DenseProbe:
+def make(task: str, extractor: ExtractorName, device: torch.device, side: int, narrow: bool) -> DenseProbe:
+    setting = SETTINGS[task]
+    blocks = setting["blocks"]
     backbone = adm(narrow).to(device)
     half = device.type == "cuda" and extractor != "finetuned"
-    config = ExtractorConfig(
-        extractor,
-        BLOCKS,
-        (NOISE_STEP,),
-        precision="bfloat16" if half else "float32",  # type: ignore[arg-type]
-    )
-    strides = usual_strides(backbone, BLOCKS)
+    precision: Precision = "bfloat16" if half else "float32"
+    config = ExtractorConfig(extractor, blocks, setting["noise_steps"], precision=precision)
+    strides = usual_strides(backbone, blocks)
     built = config.build(backbone)
     if task == "UPerNet":
-        return SegmentationModel.make(built, SegmentationHeadConfig("upernet", side, strides, 512), 150).to(
-            device
-        )
-    return DetectionModel.make(built, DetectionHeadConfig("mask-rcnn", side, strides, 256), 80).to(device)
+        return SegmentationModel.make(
+            built, SegmentationHeadConfig("upernet", side, strides, setting["width"]), 150
+        ).to(device)
+    head = DetectionHeadConfig("mask-rcnn", side, strides, setting["width"], setting["proposals"])
+    return DetectionModel.make(built, head, 80).to(device)
 
 
 def inputs(task: str, batch: int, side: int, device: torch.device) -> dict[str, Any]:
@@ -72,17 +73,21 @@ def inputs(task: str, batch: int, side: int, device: torch.device) -> dict[str, 
     }
 
 
-def measure(task: str, extractor: str, asked: argparse.Namespace) -> dict[str, Any]:
+def measure(task: str, extractor: ExtractorName, asked: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(asked.device)
     cuda = device.type == "cuda"
-    probe = make(task, extractor, device, asked.side, asked.narrow).train()
+    batch, side = (
+        getattr(asked, key) or SETTINGS[task][name]
+        for key, name in (("batch", "batch_size"), ("side", "side"))
+    )
+    probe = make(task, extractor, device, side, asked.narrow).train()
     parameters = [parameter for parameter in probe.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
-    images = (torch.rand(asked.batch, 3, asked.side, asked.side, generator=generator) * 2 - 1).to(device)
-    index = torch.arange(asked.batch, device=device)
-    more = inputs(task, asked.batch, asked.side, device)
-    truth = torch.randint(0, 150, (asked.batch, asked.side, asked.side), generator=generator).to(device)
+    images = (torch.rand(batch, 3, side, side, generator=generator) * 2 - 1).to(device)
+    index = torch.arange(batch, device=device)
+    more = inputs(task, batch, side, device)
+    truth = torch.randint(0, 150, (batch, side, side), generator=generator).to(device)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     times = []
@@ -100,10 +105,10 @@ def measure(task: str, extractor: str, asked: argparse.Namespace) -> dict[str, A
     return {
         "task": task,
         "extractor": extractor,
-        "batch": asked.batch,
-        "side": asked.side,
+        "batch": batch,
+        "side": side,
         "seconds": round(seconds, 4),
-        "images_per_second": round(asked.batch / seconds, 2),
+        "images_per_second": round(batch / seconds, 2),
         "peak_gigabytes": round(torch.cuda.max_memory_allocated() / 1e9, 2) if cuda else None,
         "trainable_parameters": sum(parameter.numel() for parameter in parameters),
     }
@@ -112,8 +117,8 @@ def measure(task: str, extractor: str, asked: argparse.Namespace) -> dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--batch", type=int, help="default: the preset's")
+    parser.add_argument("--side", type=int, help="default: the preset's")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--extractors", nargs="+", default=["frozen", "feedback", "finetuned"])
     parser.add_argument("--narrow", action="store_true")
@@ -127,7 +132,10 @@ def main() -> None:
     )
     for task in ("UPerNet", "Mask R-CNN"):
         for extractor in asked.extractors:
-            row = measure(task, extractor, asked)
+            try:
+                row = measure(task, extractor, asked)
+            except torch.OutOfMemoryError:
+                row = {"task": task, "extractor": extractor, "batch": "does not fit into memory"}
             rows.append(row)
             print(f"| {' | '.join(str(value) for value in row.values())} |", flush=True)
             if asked.device == "cuda":

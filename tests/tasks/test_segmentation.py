@@ -26,6 +26,7 @@ from difflens import (
     presets,
     segment,
 )
+from difflens.analysis.overlays import mask_overlay
 from difflens.backbones.pixels import PixelBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.data.dense import IGNORED
@@ -273,6 +274,18 @@ def test_prediction_writes_overlays_masks_and_json(trained: Path, scene_folder: 
         predict_dense(PredictConfig(model=trained, images=(images,), out=tmp_path / "mine"))
     with pytest.raises(DiffLensError, match="a model of segmentation"):
         list(predict(PredictConfig(model=trained, images=(images,))))
+
+
+def test_a_first_class_that_is_no_background_is_painted() -> None:
+    image = torch.full((3, 400, 400), 100, dtype=torch.uint8)
+    mask = torch.zeros(400, 400, dtype=torch.uint8)
+    mask[:, 200:] = IGNORED
+    wall, background = (
+        np.asarray(mask_overlay(image, mask, (first, "chair"))) for first in ("wall", "background")
+    )
+    assert (background == 100).all()
+    assert (wall[:, :200] != 100).any(-1).all()
+    assert (wall[:, 200:] == 100).all()
 
 
 def test_prediction_skips_or_stops_at_a_bad_image(trained: Path, scene_folder: Path, tmp_path: Path) -> None:
