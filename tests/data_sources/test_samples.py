@@ -101,6 +101,24 @@ def test_an_image_that_breaks_off_is_named(workers: int, scene_folder: Path, tmp
         list(samples.all(torch.arange(len(split)), 4))
 
 
+def test_a_batch_from_another_process_is_the_same_in_few_tensors(scene_folder: Path) -> None:
+    split = load_coco(scene_folder).train
+    ours, theirs = (
+        Samples(split, partial(split.target, masks=True), 3, Augmentation(20, True, (0.8, 1.5), True), workers=workers)
+        for workers in (0, 1)
+    )  # fmt: skip
+    for mine, other in zip(ours.training(0, 6, 4), theirs.training(0, 6, 4), strict=True):
+        assert mine[0] == other[0]
+        assert all(torch.equal(*images) for images in zip(mine[1], other[1], strict=True))
+        for labels, same in zip(mine[2], other[2], strict=True):
+            assert [*labels] == ["boxes", "labels", "masks"] == [*same]
+            assert all(torch.equal(labels[key], same[key]) for key in labels)
+    packed = ours[[(row, 1) for row in range(4)]]
+    assert not isinstance(packed, BadImage)
+    _, images, labels = packed
+    assert all(isinstance(each, tuple) for each in (images, *labels.values()))
+
+
 def test_sizes_and_squares() -> None:
     assert scaled_size((50, 100), 20, whole=True) == (10, 20)
     assert scaled_size((50, 100), 20, whole=False) == (20, 40)

@@ -89,7 +89,7 @@ class _RandomScale(v2.Transform):  # type: ignore[misc]
 
 
 @dataclass
-class Samples(Dataset[tuple[list[int], list[Tensor], list[Labels]] | BadImage]):
+class Samples(Dataset["_Packed | BadImage"]):
     """Images of a split with their labels.
 
     Attributes:
@@ -113,12 +113,13 @@ class Samples(Dataset[tuple[list[int], list[Tensor], list[Labels]] | BadImage]):
     def __len__(self) -> int:
         return len(self.split) if self.rows is None else len(self.rows)
 
-    def __getitem__(self, keys: Any) -> tuple[list[int], list[Tensor], list[Labels]] | BadImage:
+    def __getitem__(self, keys: Any) -> "_Packed | BadImage":
         try:
             found = [self._sample(row, draw) for row, draw in keys]
         except BadImage as error:  # as a value, because DataLoader would wrap the exception
             return error
-        return [row for row, _ in keys], [image for image, _ in found], [labels for _, labels in found]
+        packed = {key: _packed([labels[key] for _, labels in found]) for key in found[0][1]}
+        return [row for row, _ in keys], _packed([image for image, _ in found]), packed
 
     def all(self, rows: Tensor, batch_size: int) -> Iterator[tuple[list[int], list[Tensor], list[Labels]]]:
         """Each of `rows` once, in order: positions, images uint8 (C, H, W), labels."""
@@ -159,7 +160,10 @@ class Samples(Dataset[tuple[list[int], list[Tensor], list[Labels]] | BadImage]):
         for batch in batches:
             if isinstance(batch, BadImage):
                 raise batch
-            yield batch
+            rows, images, packed = batch
+            labels = {key: _unpacked(tensors) for key, tensors in packed.items()}
+            by_image = [{key: each[k] for key, each in labels.items()} for k in range(len(rows))]
+            yield rows, _unpacked(images), by_image
 
     def _sample(self, row: int, draw: int) -> tuple[Tensor, Labels]:
         image, labels = with_channels(self.split.image(row), self.channels), self.labels(row)
@@ -175,6 +179,22 @@ class Samples(Dataset[tuple[list[int], list[Tensor], list[Labels]] | BadImage]):
 
 _Key = tuple[int, int]
 """A position in a split, and which draw of the augmentation."""
+
+
+_Tensors = list[Tensor] | tuple[Tensor, list[int]]
+_Packed = tuple[list[int], _Tensors, dict[str, _Tensors]]
+"""A batch on its way between processes, where every tensor takes a file descriptor, of which there are often 1024."""
+
+
+def _packed(tensors: list[Tensor]) -> _Tensors:
+    """One after another in one tensor, and their lengths; as they are if they differ in another size than the first."""
+    if len({tensor.shape[1:] for tensor in tensors}) > 1:
+        return tensors
+    return torch.cat(tensors), [len(tensor) for tensor in tensors]
+
+
+def _unpacked(tensors: _Tensors) -> list[Tensor]:
+    return tensors if isinstance(tensors, list) else list(tensors[0].split(tensors[1]))
 
 
 class _Sampler(Sampler[list[_Key]]):
