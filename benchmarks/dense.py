@@ -7,7 +7,7 @@ Usage: python benchmarks/dense.py OUTPUT_FOLDER [options]; `--help` names them. 
 3. The noise step of each backbone, and the block of the single-block row, are chosen by the linear head on further
    scenes of training objects; likewise the learning rate of the rows that train the network, by UPerNet. From scratch,
    where noise is only in the way, the smallest step is taken. Nothing is chosen on the scenes that judge.
-4. UPerNet and Mask R-CNN on each extractor, with all and with few labels, each for the same number of iterations.
+4. The linear head, UPerNet and Mask R-CNN on each extractor, with all and with few labels, each for the same number of iterations.
 5. The table, in Markdown, also in OUTPUT_FOLDER/table.md.
 
 On an NVIDIA GPU: as it is, and with `--source FOLDER_OF_STAMPS --preset scenes-rgb-64`. RESULTS.md says with which
@@ -39,7 +39,13 @@ ROWS = (
     ("frozen untrained, multi-block", "untrained", ()),
     ("from scratch with the labels", "scratch", FINETUNED),
 )
-FIGURES = (("segment", "miou", "mIoU"), ("detect", "box_ap", "box AP"), ("detect", "mask_ap", "mask AP"))
+FIGURES = (
+    ("linear", "miou", "linear mIoU"),
+    ("upernet", "miou", "UPerNet mIoU"),
+    ("mask-rcnn", "box_ap", "box AP"),
+    ("mask-rcnn", "mask_ap", "mask AP"),
+)
+HEADS = tuple(dict.fromkeys(head for head, *_ in FIGURES))
 
 
 def run(command: str, out: Path, *options: object, finished: str = "metrics.json") -> Path:
@@ -108,6 +114,7 @@ def main() -> None:
     parser.add_argument(
         "--proposals", type=int, help="of Mask R-CNN, in an image; default: of difflens detect"
     )
+    parser.add_argument("--heads", nargs="+", default=HEADS, choices=HEADS)
     parser.add_argument("--fractions", type=float, nargs="+", default=[1.0, 0.1], help="of the labels")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
@@ -117,7 +124,9 @@ def main() -> None:
     out: Path = asked.out
     out.mkdir(parents=True, exist_ok=True)
     settings = {
-        key: value for key, value in vars(asked).items() if key not in ("out", "seeds", "jobs", "fractions")
+        key: value
+        for key, value in vars(asked).items()
+        if key not in ("out", "heads", "seeds", "jobs", "fractions")
     }
     kept = out / "settings.json"
     if kept.exists() and json.loads(kept.read_text()) != settings:
@@ -197,30 +206,37 @@ def main() -> None:
     ]
 
     def train(job: tuple[str, int, float, int]) -> None:
-        command, row, fraction, seed = job
+        head, row, fraction, seed = job
         _, backbone, options = ROWS[row]
+        own = {"linear": (), "upernet": (*width, *rates(row)), "mask-rcnn": (*width, *proposals, *rates(row))}
         run(
-            command, folder(*job), "--backbone", backbones[backbone], "--data", scenes["scenes"], "--noise-steps", steps[backbone],
+            "detect" if head == "mask-rcnn" else "segment", folder(*job), "--backbone", backbones[backbone], "--data", scenes["scenes"], "--noise-steps", steps[backbone],
             "--iterations", asked.iterations, "--seed", seed, *(("--label-fraction", fraction) if fraction < 1 else ()),
-            *common, *width, *(proposals if command == "detect" else ()), *(() if row in by_rate else head_rate),
+            *common, "--head", head, *own[head],
             *filled(options, BLOCK=best(by_block), RATE=best(by_rate[row]) if row in by_rate else None),
         )  # fmt: skip
 
-    def folder(command: str, row: int, fraction: float, seed: int) -> Path:
-        return out / f"{command}-{row}-{fraction:g}-{seed}"
+    def rates(row: int) -> tuple[object, ...]:
+        return () if row in by_rate else head_rate
+
+    def folder(head: str, row: int, fraction: float, seed: int) -> Path:
+        return out / f"{head}-{row}-{fraction:g}-{seed}"
 
     seeds = range(asked.seeds)
-    jobs = list(itertools.product(("segment", "detect"), range(len(ROWS)), asked.fractions, seeds))
+    jobs = list(itertools.product(asked.heads, range(len(ROWS)), asked.fractions, seeds))
     with ThreadPoolExecutor(asked.jobs) as pool:
         list(pool.map(train, jobs))
 
-    heads = [f"{title}, {100 * fraction:g} % labels" for fraction in asked.fractions for *_, title in FIGURES]
-    lines += [f"| features | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    columns = [each for each in FIGURES if each[0] in asked.heads]
+    titles = [
+        f"{title}, {100 * fraction:g} % labels" for fraction in asked.fractions for *_, title in columns
+    ]
+    lines += [f"| features | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for row, (name, *_) in enumerate(ROWS):
         cells = [
-            spread([100 * metric(folder(command, row, fraction, seed), key) for seed in seeds])
+            spread([100 * metric(folder(head, row, fraction, seed), key) for seed in seeds])
             for fraction in asked.fractions
-            for command, key, _ in FIGURES
+            for head, key, _ in columns
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
