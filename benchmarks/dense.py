@@ -7,7 +7,8 @@ Usage: python benchmarks/dense.py OUTPUT_FOLDER [options]; `--help` names them. 
 3. The noise step of each backbone, and the block of the single-block row, are chosen by the linear head on further
    scenes of training objects; likewise the learning rate of the rows that train the network, by UPerNet. From scratch,
    where noise is only in the way, the smallest step is taken. Nothing is chosen on the scenes that judge.
-4. The linear head, UPerNet and Mask R-CNN on each extractor, with all and with few labels, each for the same number of iterations.
+4. The linear head, UPerNet and Mask R-CNN on each extractor, with all and with few labels, each for the same number
+   of iterations.
 5. The table, in Markdown, also in OUTPUT_FOLDER/table.md.
 
 On an NVIDIA GPU: as it is, and with `--source FOLDER_OF_STAMPS --preset scenes-rgb-64`. RESULTS.md says with which
@@ -189,30 +190,22 @@ def main() -> None:
     }  # fmt: skip
     lines = [
         "Chosen on scenes of training objects, by mIoU: "
-        + "; ".join(
-            [
-                *(
-                    f"t = {steps[backbone]} {backbone} of {figures(measured)}"
-                    for backbone, measured in by_step.items()
-                ),
-                f"block {best(by_block)} of {figures(by_block)}",
-                *(
-                    f"learning rate {ROWS[row][0]} {best(rates):g} of {figures(rates)}"
-                    for row, rates in by_rate.items()
-                ),
-            ]
-        ),
+        + "; ".join([
+            *(f"t = {steps[backbone]} {backbone} of {figures(measured)}" for backbone, measured in by_step.items()),
+            f"block {best(by_block)} of {figures(by_block)}",
+            *(f"learning rate {ROWS[row][0]} {best(rates):g} of {figures(rates)}" for row, rates in by_rate.items()),
+        ]),
         "",
-    ]
+    ]  # fmt: skip
 
     def train(job: tuple[str, int, float, int]) -> None:
         head, row, fraction, seed = job
         _, backbone, options = ROWS[row]
         own = {"linear": (), "upernet": (*width, *rates(row)), "mask-rcnn": (*width, *proposals, *rates(row))}
         run(
-            "detect" if head == "mask-rcnn" else "segment", folder(*job), "--backbone", backbones[backbone], "--data", scenes["scenes"], "--noise-steps", steps[backbone],
-            "--iterations", asked.iterations, "--seed", seed, *(("--label-fraction", fraction) if fraction < 1 else ()),
-            *common, "--head", head, *own[head],
+            "detect" if head == "mask-rcnn" else "segment", folder(*job), "--backbone", backbones[backbone],
+            "--data", scenes["scenes"], "--noise-steps", steps[backbone], "--iterations", asked.iterations,
+            "--seed", seed, *(("--label-fraction", fraction) if fraction < 1 else ()), *common, "--head", head, *own[head],
             *filled(options, BLOCK=best(by_block), RATE=best(by_rate[row]) if row in by_rate else None),
         )  # fmt: skip
 
