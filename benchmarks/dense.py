@@ -80,8 +80,13 @@ def figures(measured: Mapping[T, float]) -> str:
     return ", ".join(f"{each:g}: {100 * value:.1f}" for each, value in measured.items())
 
 
+def option(name: str, value: object) -> tuple[object, ...]:
+    """Words of a command, none for what is not asked for."""
+    return () if value is None else (name, *value) if isinstance(value, list) else (name, value)
+
+
 def filled(options: tuple[str, ...], **chosen: object) -> list[object]:
-    return [chosen.get(option, option) for option in options]
+    return [chosen.get(word, word) for word in options]
 
 
 def main() -> None:
@@ -133,25 +138,18 @@ def main() -> None:
     if kept.exists() and json.loads(kept.read_text()) != settings:
         raise SystemExit(f"{kept} holds other settings than these: take another folder")
     kept.write_text(json.dumps(settings))
-    common = ("--side", asked.size, *(("--scale", *asked.scale) if asked.scale else ()))
-    head_rate = ("--learning-rate", asked.head_rate) if asked.head_rate else ()
-    width = ("--width", asked.width) if asked.width else ()
-    proposals = ("--proposals", asked.proposals) if asked.proposals else ()
+    common = ("--side", asked.size, *option("--scale", asked.scale))
+    head_rate = option("--learning-rate", asked.head_rate)
+    width, proposals = option("--width", asked.width), option("--proposals", asked.proposals)
 
     scenes = {
         name: run("scenes", out / name, "--source", asked.source, "--train", train, "--val", val, "--size", asked.size,
                   "--seed", seed, finished="scenes.json")
         for name, train, val, seed in (("scenes", asked.scenes, asked.val, 0), ("choosing", asked.val, 1, 1))
     }  # fmt: skip
-    options = [
-        word
-        for name, value in (("--epochs", asked.epochs), ("--precision", asked.precision))
-        if value is not None
-        for word in (name, value)
-    ]
     pretrained = run(
-        "pretrain", out / "pretrained", "--preset", asked.preset, "--data", scenes["scenes"] / "images" / "train", *options,
-        finished="model/model_index.json",
+        "pretrain", out / "pretrained", "--preset", asked.preset, "--data", scenes["scenes"] / "images" / "train",
+        *option("--epochs", asked.epochs), *option("--precision", asked.precision), finished="model/model_index.json",
     )  # fmt: skip
     backbones = {"trained": str(pretrained / "model"), "untrained": f"random:{pretrained / 'model'}"}
     backbones["scratch"] = backbones["untrained"]

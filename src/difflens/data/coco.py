@@ -292,9 +292,14 @@ def _checked_annotations(
 def _area(entry: Mapping[str, Any], image: Mapping[str, Any]) -> float:
     """Of the mask, or without one of the box."""
     if entry.get("segmentation"):
-        tools = mask_tools()
-        return float(tools.area(tools.segmToRle(entry["segmentation"], image["width"], image["height"])))
+        return float(_pixels(entry["segmentation"], image))
     return float(entry["bbox"][2] * entry["bbox"][3])
+
+
+def _pixels(segmentation: Any, image: Mapping[str, Any]) -> int:
+    """How many a mask covers."""
+    tools = mask_tools()
+    return int(tools.area(tools.segmToRle(segmentation, image["width"], image["height"])))
 
 
 def _wrong_box(box: Any, image: Mapping[str, Any]) -> str:
@@ -339,8 +344,7 @@ def _wrong_mask(entry: Mapping[str, Any], image: Mapping[str, Any]) -> str:
     ):
         return "a mask is run lengths, or polygons of at least three points"
     try:
-        tools = mask_tools()
-        empty = not tools.area(tools.segmToRle(shape, size[1], size[0]))
+        empty = not _pixels(shape, image)
     except DiffLensError:
         raise
     except Exception as error:  # the library raises many kinds for damaged run lengths

@@ -23,7 +23,7 @@ from difflens.errors import DiffLensError, listing, require
 from difflens.heads.pyramid import usual_blocks, usual_strides
 from difflens.model import BackboneConfig, DenseProbe, ExtractorConfig, ExtractorName
 from difflens.noise import ScheduleName
-from difflens.runs import RunDirectory
+from difflens.runs import RunDirectory, settings_of
 from difflens.training import OptimizerName, Precision, make_optimizer, progress_bar
 
 DenseSchedule = Literal["poly", "step", "cosine", "constant"]
@@ -230,6 +230,17 @@ def given(value: T | None) -> T:
     """A field that is filled in."""
     assert value is not None
     return value
+
+
+def settings_of_run(config: DenseConfig, model: Any, data: DenseData[Any]) -> dict[str, Any]:
+    """What makes a run the same run: its settings, where it reads, and the content of backbone and data."""
+    extractor = model.probe.extractor
+    return settings_of(config, FREE) | {
+        "blocks": extractor.blocks,
+        "noise_steps": extractor.noise_steps,
+        "backbone_fingerprint": model.fingerprint,
+        "data_fingerprint": data.fingerprint(),
+    }
 
 
 @contextmanager

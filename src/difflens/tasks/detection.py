@@ -17,8 +17,16 @@ from difflens.data.samples import Augmentation, Labels, Samples
 from difflens.errors import DiffLensError, require
 from difflens.heads.detection import DetectionHeadConfig, DetectionHeadName
 from difflens.model import DetectionModel
-from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
-from difflens.tasks.dense import FREE, DenseConfig, Loss, enough_memory, fit_iterations, given, provenance
+from difflens.runs import FINISHED, RunDirectory, shown_command
+from difflens.tasks.dense import (
+    DenseConfig,
+    Loss,
+    enough_memory,
+    fit_iterations,
+    given,
+    provenance,
+    settings_of_run,
+)
 from difflens.tasks.detection_evaluation import coco_metrics, detections, evaluate_detection
 from difflens.training import accelerator
 
@@ -84,12 +92,7 @@ def detect(config: DetectConfig) -> DetectResult:
     torch.manual_seed(config.seed)
     probe = DetectionModel.make(plan.extractor.build(backbone), head, len(data.classes))
     model = DetectionModel(probe, data.classes, backbone_config, plan.extractor, head, fingerprint)
-    record = settings_of(config, FREE) | {
-        "blocks": probe.extractor.blocks,
-        "noise_steps": probe.extractor.noise_steps,
-        "backbone_fingerprint": fingerprint,
-        "data_fingerprint": data.fingerprint(),
-    }
+    record = settings_of_run(config, model, data)
     run = RunDirectory(config.out, "detect", record, config.resume, process)
     with run.working(), enough_memory():
         if run.finished:

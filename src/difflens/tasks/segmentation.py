@@ -17,8 +17,16 @@ from difflens.data.samples import Augmentation, Labels, Samples
 from difflens.errors import DiffLensError, require
 from difflens.heads.segmentation import SegmentationHeadConfig, SegmentationHeadName
 from difflens.model import SegmentationModel
-from difflens.runs import FINISHED, RunDirectory, settings_of, shown_command
-from difflens.tasks.dense import FREE, DenseConfig, Loss, enough_memory, fit_iterations, given, provenance
+from difflens.runs import FINISHED, RunDirectory, shown_command
+from difflens.tasks.dense import (
+    DenseConfig,
+    Loss,
+    enough_memory,
+    fit_iterations,
+    given,
+    provenance,
+    settings_of_run,
+)
 from difflens.tasks.segmentation_evaluation import Sliding, evaluate_segmentation, predictions
 from difflens.training import accelerator
 
@@ -83,12 +91,7 @@ def segment(config: SegmentConfig) -> SegmentResult:
     torch.manual_seed(config.seed)
     probe = SegmentationModel.make(plan.extractor.build(backbone), head, len(data.classes))
     model = SegmentationModel(probe, data.classes, backbone_config, plan.extractor, head, fingerprint)
-    record = settings_of(config, FREE) | {
-        "blocks": probe.extractor.blocks,
-        "noise_steps": probe.extractor.noise_steps,
-        "backbone_fingerprint": fingerprint,
-        "data_fingerprint": data.fingerprint(),
-    }
+    record = settings_of_run(config, model, data)
     run = RunDirectory(config.out, "segment", record, config.resume, process)
     with run.working(), enough_memory():
         if run.finished:
