@@ -18,6 +18,9 @@ UNETS: dict[str, dict[str, Any]] = {
                       "embedding": 64, "in_channels": 1},
     "fashion-32": {"side": 32, "channels": (32, 64, 128, 96), "layers": 2, "attention": (3,), "head": 16,
                    "groups": 8, "embedding": 64, "in_channels": 1},
+    # for photographs on a CPU, 4.7 M parameters: most of them at the coarse levels, where features are read
+    "photos-32": {"side": 32, "channels": (16, 32, 96, 160), "layers": 1, "attention": (2, 3), "head": 32,
+                  "groups": 8, "embedding": 128},
     # widths of DDPM (32, 256) and of improved DDPM (64), attention on maps of 16 and 8 pixels
     "rgb-32": {**_ADM, "side": 32, "channels": (128, 256, 256, 256), "attention": (1, 2)},
     "rgb-64": {**_ADM, "side": 64, "channels": (128, 256, 384, 512), "attention": (2, 3), "layers": 3},
@@ -60,6 +63,7 @@ PRETRAIN: dict[str, dict[str, Any]] = {
     "fashion-32": {"unet": "fashion-32", "epochs": 200, "batch_size": 256, "learning_rate": 6e-4, "flip": True},
     # for comparisons of methods on a CPU
     "fashion-small": {"unet": "fashion-small", "epochs": 20, "batch_size": 64, "learning_rate": 1e-3, "flip": True},
+    "photos-32": {"unet": "photos-32", "epochs": 60, "batch_size": 64, "learning_rate": 1e-3, "flip": True},
     "rgb-32": {**_RGB, "unet": "rgb-32", "epochs": 500, "learning_rate": 2e-4},
     "rgb-64": {**_RGB, "unet": "rgb-64", "epochs": 300},
     "rgb-128": {**_RGB, "unet": "rgb-128", "epochs": 300},
