@@ -18,13 +18,14 @@ import torch
 from diffusers import UNet2DModel
 
 from difflens.backbones.unet import UNetBackbone
-from difflens.heads.detection import DetectionHeadConfig
+from difflens.choices import ExtractorName, Precision
+from difflens.extractors.config import ExtractorConfig
+from difflens.heads.config import DetectionHeadConfig, SegmentationHeadConfig
 from difflens.heads.pyramid import usual_strides
-from difflens.heads.segmentation import SegmentationHeadConfig
-from difflens.model import DenseProbe, DetectionModel, ExtractorConfig, ExtractorName, SegmentationModel
+from difflens.models.probe import DenseProbe
+from difflens.models.saved import DetectionModel, SegmentationModel
 from difflens.noise import NoiseSchedule
 from difflens.presets import DETECT, SEGMENT
-from difflens.training import Precision
 
 SETTINGS = {"UPerNet": SEGMENT["paper-ade20k"], "Mask R-CNN": DETECT["paper-coco"]}
 

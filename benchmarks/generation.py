@@ -15,17 +15,8 @@ from typing import Any
 
 import tyro
 
-from difflens import (
-    FidelityConfig,
-    FidelityResult,
-    GenerateConfig,
-    ProbeConfig,
-    fidelity,
-    generate,
-    probe,
-)  # fmt: skip
-from difflens.heads import HeadName
-from difflens.sampling import SamplerName
+from difflens import FidelityConfig, FidelityResult, GenerateConfig, ProbeConfig, fidelity, generate, probe
+from difflens.choices import HeadName, SamplerName
 
 SAMPLERS: tuple[tuple[SamplerName, int], ...] = (
     ("ddpm", 1000),

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from difflens.data.sources import load_data
+from difflens.data.load import load_data
 
 METHODS = ("diffusion", "bigan", "simclr", "mae", "supervised")
 UNTRAINED = {"diffusion": "untrained U-Net", "supervised": "untrained ResNet"}

@@ -41,16 +41,18 @@ from difflens import (
     load_data,
     make_head,
 )
+from difflens.backbones.maps import pool_to
 from difflens.backbones.unet import UNetBackbone
-from difflens.data.images import Augmentation, to_float
+from difflens.choices import Augmentation
+from difflens.configs.pretrain import PretrainConfig
+from difflens.data.images import to_float
 from difflens.data.split import FileSplit, ImageSplit
-from difflens.extract import Extractor
-from difflens.features import FeatureCache, Reading
-from difflens.heads.base import pool_to
+from difflens.extractors.base import Extractor
+from difflens.extractors.cache import FeatureCache, Reading
 from difflens.noise import NoiseSchedule
-from difflens.tasks.classification import cached_batches
-from difflens.tasks.pretraining import PretrainConfig, pretrain
-from difflens.training import accelerator
+from difflens.pretraining.pretrain import pretrain
+from difflens.run.processes import accelerator
+from difflens.tasks.classification.train import cached_batches
 
 Option = Literal[
     "stop", "gradient", "shared", "channels-last", "joint", "bfloat16", "compile", "cuda-graphs", "checkpoint", "cache",

@@ -11,6 +11,7 @@ from difflens import DiffLensError, PretrainConfig, presets
 from difflens.backbones.adm import unet_from_adm
 from difflens.backbones.unet import UNetBackbone
 from difflens.noise import NoiseSchedule
+from difflens.pretraining import networks
 from tests.backbones.test_adm import ADM_256
 
 
@@ -18,7 +19,7 @@ from tests.backbones.test_adm import ADM_256
 def test_every_recipe_has_a_network_that_takes_its_images(name: str, tmp_path: Path) -> None:
     config = PretrainConfig("fashion", tmp_path, preset=name).resolved()
     assert None not in (config.epochs, config.batch_size, config.learning_rate, config.ema_decay)
-    arguments = presets.unet_config(presets.PRETRAIN[name]["unet"], bool(config.learned_variance))
+    arguments = networks.unet_config(presets.PRETRAIN[name]["unet"], bool(config.learned_variance))
     channels, side = arguments["in_channels"], arguments["sample_size"]
     with torch.device("meta"):
         unet = UNet2DModel(**arguments)
@@ -29,7 +30,7 @@ def test_every_recipe_has_a_network_that_takes_its_images(name: str, tmp_path: P
 
 
 def test_adm_256_is_the_papers_network() -> None:
-    arguments = presets.unet_config("adm-256", learned_variance=True)
+    arguments = networks.unet_config("adm-256", learned_variance=True)
     with torch.device("meta"):
         ours = UNet2DModel(**arguments)
     theirs = unet_from_adm(ADM_256.meta_state())
@@ -42,16 +43,16 @@ def test_adm_256_is_the_papers_network() -> None:
 
 
 def test_sides_that_cannot_be_halved() -> None:
-    assert presets.unet_config("fashion-32", side=40)["sample_size"] == 40
+    assert networks.unet_config("fashion-32", side=40)["sample_size"] == 40
     with pytest.raises(DiffLensError, match=r"image-size 28 cannot be halved .* a multiple of 8"):
-        presets.unet_config("fashion-32", side=28)
+        networks.unet_config("fashion-32", side=28)
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 @pytest.mark.parametrize("name", presets.ENCODERS)
 def test_encoders_are_as_large_as_the_unet_of_their_name(name: str, kind: Any) -> None:
-    config = presets.encoder_config(name, kind)
-    arguments = presets.unet_config(name)
+    config = networks.encoder_config(name, kind)
+    arguments = networks.unet_config(name)
     assert (config.channels, config.side) == (arguments["in_channels"], arguments["sample_size"])
     with torch.device("meta"):
         sizes = [

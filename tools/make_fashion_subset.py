@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from difflens.data.idx import FASHION_CLASSES, read_idx_split
+from difflens.data.sources.idx import FASHION_CLASSES, read_idx_split
 
 PER_CLASS = {"train": 1000, "test": 200}
 ASSET = Path(__file__).parents[1] / "src" / "difflens" / "assets" / "fashion_mnist.npz"

@@ -1,32 +1,54 @@
 """difflens: see what a frozen, unconditional diffusion model already knows."""
 
-from difflens.backbones.blocks import Backbone, Block, DiffusionBackbone
+from difflens.backbones.base import Backbone, Block, DiffusionBackbone
 from difflens.backbones.load import load_backbone
-from difflens.data.sources import load_data
+from difflens.configs.cka import CkaConfig
+from difflens.configs.compare import RivalsConfig
+from difflens.configs.demo import DemoConfig
+from difflens.configs.detect import DetectConfig
+from difflens.configs.explain import ExplainConfig
+from difflens.configs.extract import ExtractConfig
+from difflens.configs.fidelity import FidelityConfig
+from difflens.configs.generate import GenerateConfig
+from difflens.configs.predict import PredictConfig
+from difflens.configs.pretrain import PretrainConfig
+from difflens.configs.probe import ProbeConfig
+from difflens.configs.report import ReportConfig
+from difflens.configs.scenes import ScenesConfig
+from difflens.configs.segment import SegmentConfig
+from difflens.configs.sweep import SweepConfig
+from difflens.configs.train import TrainConfig
+from difflens.data.dense.scenes import scenes
+from difflens.data.load import load_data
 from difflens.errors import DiffLensError
-from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, FrozenExtractor
-from difflens.heads import Head, HeadConfig, make_head
-from difflens.model import DetectionModel, Probe, SegmentationModel, TrainedModel
+from difflens.extractors.base import Extractor
+from difflens.extractors.feedback import FeedbackExtractor
+from difflens.extractors.finetuned import FineTunedExtractor
+from difflens.extractors.frozen import FrozenExtractor
+from difflens.extractors.store import FeatureStore
+from difflens.generation.fidelity import FidelityResult, fidelity
+from difflens.generation.generate import generate
+from difflens.generation.samplers import sample
+from difflens.heads.base import Head
+from difflens.heads.config import HeadConfig
+from difflens.heads.make import make_head
+from difflens.models.probe import Probe
+from difflens.models.saved import DetectionModel, SegmentationModel, TrainedModel
 from difflens.noise import NoiseSchedule, seeded_noise
-from difflens.sampling import sample
-from difflens.store import FeatureStore
-from difflens.tasks.classification import TrainConfig, evaluate, fit
-from difflens.tasks.demo import DemoConfig, demo
+from difflens.pretraining.pretrain import pretrain
+from difflens.studies.cka import cka
+from difflens.studies.compare import rivals
+from difflens.studies.demo import demo
+from difflens.studies.explain import explain
+from difflens.studies.extract import extract
+from difflens.studies.report import report
+from difflens.studies.sweep import sweep
+from difflens.tasks.classification.predict import predict
+from difflens.tasks.classification.probe import probe
+from difflens.tasks.classification.train import evaluate, fit
 from difflens.tasks.dense_prediction import predict_dense
-from difflens.tasks.detection import DetectConfig, detect
-from difflens.tasks.explanation import ExplainConfig, explain
-from difflens.tasks.extraction import ExtractConfig, extract
-from difflens.tasks.fidelity import FidelityConfig, FidelityResult, fidelity
-from difflens.tasks.generation import GenerateConfig, generate
-from difflens.tasks.prediction import PredictConfig, predict
-from difflens.tasks.pretraining import PretrainConfig, pretrain
-from difflens.tasks.probing import ProbeConfig, probe
-from difflens.tasks.reporting import ReportConfig, report
-from difflens.tasks.rivals import RivalsConfig, rivals
-from difflens.tasks.scenes import ScenesConfig, scenes
-from difflens.tasks.segmentation import SegmentConfig, segment
-from difflens.tasks.similarity import CkaConfig, cka
-from difflens.tasks.sweep import SweepConfig, sweep
+from difflens.tasks.detection.detect import detect
+from difflens.tasks.segmentation.segment import segment
 from difflens.version import __version__
 
 __all__ = [

@@ -14,26 +14,41 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
-from difflens.analysis.recommendation import describe
+from difflens.configs.cka import CkaConfig
+from difflens.configs.compare import RivalsConfig
+from difflens.configs.demo import DemoConfig
+from difflens.configs.detect import DetectConfig
+from difflens.configs.explain import ExplainConfig
+from difflens.configs.extract import ExtractConfig
+from difflens.configs.fidelity import FidelityConfig
+from difflens.configs.generate import GenerateConfig
+from difflens.configs.predict import PredictConfig
+from difflens.configs.pretrain import PretrainConfig
+from difflens.configs.probe import ProbeConfig
+from difflens.configs.report import ReportConfig
+from difflens.configs.scenes import ScenesConfig
+from difflens.configs.segment import SegmentConfig
+from difflens.configs.sweep import SweepConfig
+from difflens.data.dense.scenes import scenes
 from difflens.errors import DiffLensError, listing
-from difflens.model import TrainedModel, model_task
-from difflens.tasks.demo import DemoConfig, demo
+from difflens.generation.fidelity import caution, fidelity
+from difflens.generation.generate import generate
+from difflens.metrics.recommendation import describe
+from difflens.models.saved import TrainedModel, model_task
+from difflens.pretraining.pretrain import pretrain
+from difflens.run.processes import leave_together
+from difflens.studies.cka import cka
+from difflens.studies.compare import rivals
+from difflens.studies.demo import demo
+from difflens.studies.explain import explain
+from difflens.studies.extract import extract
+from difflens.studies.report import report
+from difflens.studies.sweep import sweep
+from difflens.tasks.classification.predict import Prediction, predict
+from difflens.tasks.classification.probe import probe
 from difflens.tasks.dense_prediction import predict_dense
-from difflens.tasks.detection import DetectConfig, detect
-from difflens.tasks.explanation import ExplainConfig, explain
-from difflens.tasks.extraction import ExtractConfig, extract
-from difflens.tasks.fidelity import FidelityConfig, caution, fidelity
-from difflens.tasks.generation import GenerateConfig, generate
-from difflens.tasks.prediction import PredictConfig, Prediction, predict
-from difflens.tasks.pretraining import PretrainConfig, pretrain
-from difflens.tasks.probing import ProbeConfig, probe
-from difflens.tasks.reporting import ReportConfig, report
-from difflens.tasks.rivals import RivalsConfig, rivals
-from difflens.tasks.scenes import ScenesConfig, scenes
-from difflens.tasks.segmentation import SegmentConfig, segment
-from difflens.tasks.similarity import CkaConfig, cka
-from difflens.tasks.sweep import SweepConfig, sweep
-from difflens.training import leave_together
+from difflens.tasks.detection.detect import detect
+from difflens.tasks.segmentation.segment import segment
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

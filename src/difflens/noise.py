@@ -7,14 +7,11 @@ by the Box-Muller transform. Features therefore do not depend on batch size, wor
 
 from dataclasses import dataclass, field
 from math import pi
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from difflens.errors import DiffLensError
-
-ScheduleName = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -18,7 +18,7 @@ from difflens.backbones.unet import UNetBackbone
 from difflens.errors import DiffLensError
 from difflens.noise import NoiseSchedule
 
-GOLDEN = Path(__file__).parents[1] / "data" / "adm_tiny.safetensors"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "adm_tiny.safetensors"
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from difflens import DiffLensError, HeadConfig, Probe, TrainedModel, make_head, presets, sample
+from difflens import DiffLensError, HeadConfig, Probe, TrainedModel, make_head, sample
+from difflens.backbones.base import Backbone, DiffusionBackbone
 from difflens.backbones.bigan import BiGANBackbone, Generator, GeneratorConfig
-from difflens.backbones.blocks import Backbone, DiffusionBackbone
+from difflens.backbones.config import BackboneConfig
 from difflens.backbones.encoder import EncoderBackbone
-from difflens.extract import FeedbackExtractor, FineTunedExtractor
-from difflens.model import BackboneConfig, ExtractorConfig
+from difflens.extractors.config import ExtractorConfig
+from difflens.extractors.feedback import FeedbackExtractor
+from difflens.extractors.finetuned import FineTunedExtractor
+from difflens.pretraining import networks
 
-GOLDEN = Path(__file__).parents[1] / "data" / "adm_tiny.safetensors"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "adm_tiny.safetensors"
 
 KINDS = {
     "bundled": BackboneConfig("fashion"),
@@ -44,7 +47,7 @@ def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     """As `pretrain` writes them."""
     root = tmp_path_factory.mktemp("encoders")
     torch.manual_seed(0)
-    resnet, vit = (presets.encoder_config("tiny", kind) for kind in ("resnet", "vit"))
+    resnet, vit = (networks.encoder_config("tiny", kind) for kind in ("resnet", "vit"))
     generator = Generator(GeneratorConfig(8, (16, 8, 4), 3, 16))
     backbones = {
         "BIGAN": BiGANBackbone(resnet.build(), resnet, generator),

@@ -8,14 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from difflens import DiffLensError, load_backbone, presets
+from difflens import DiffLensError, load_backbone
 from difflens.backbones.bigan import BiGANBackbone, Generator, GeneratorConfig
 from difflens.backbones.encoder import EncoderBackbone
+from difflens.pretraining import networks
 
 
 def bigan(seed: int = 5) -> BiGANBackbone:
     torch.manual_seed(seed)
-    config = presets.encoder_config("tiny", "resnet")
+    config = networks.encoder_config("tiny", "resnet")
     return BiGANBackbone(config.build(), config, Generator(GeneratorConfig(8, (16, 8, 4), 3, 16)))
 
 
@@ -59,7 +60,7 @@ def test_untrained_is_the_same_network_with_other_weights(folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_images_of_another_size(kind: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = presets.encoder_config("tiny", kind)
+    config = networks.encoder_config("tiny", kind)
     EncoderBackbone(config.build(), config, "simclr").save(tmp_path)
     backbone = load_backbone(str(tmp_path), image_size=32)
     last = backbone.blocks[-1]

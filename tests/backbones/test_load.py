@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from difflens import DiffLensError, load_backbone
 from difflens.backbones.unet import UNetBackbone
 
-GOLDEN = Path(__file__).parents[1] / "data" / "adm_tiny.safetensors"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "adm_tiny.safetensors"
 
 
 def test_the_bundled_backbone() -> None:

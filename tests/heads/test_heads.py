@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from difflens.errors import DiffLensError
-from difflens.heads import DifFormerHead, HeadConfig, make_head
-from difflens.heads.difformer import TransformerBlock
+from difflens.heads.config import HeadConfig
+from difflens.heads.difformer import DifFormerHead, TransformerBlock
+from difflens.heads.make import make_head
 
-GOLDEN = Path(__file__).parents[1] / "data" / "difformer_tiny.safetensors"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "difformer_tiny.safetensors"
 
 ADM_24 = {(24, 150): (1024, 16, 16)}
 ADM_FUSION = {
@@ -94,7 +95,7 @@ def test_every_head_gives_logits_and_gradients_to_all_its_parameters(name: str, 
 @pytest.mark.parametrize("name", ["linear", "mlp", "cnn", "attention"])
 def test_maps_pooled_beforehand_give_the_same_logits(name: str) -> None:
     """What a cache relies on."""
-    from difflens.heads.base import pool_to
+    from difflens.backbones.maps import pool_to
 
     head = make_head(HeadConfig(name, pool=4, width=16), {(1, 0): (6, 16, 16)}, num_classes=3).eval()
     maps = torch.randn(4, 6, 16, 16)

@@ -7,12 +7,15 @@ import torch
 from diffusers import UNet2DModel
 
 from difflens import DiffLensError, load_backbone
-from difflens.backbones.blocks import Backbone
+from difflens.backbones.base import Backbone
 from difflens.backbones.unet import UNetBackbone
-from difflens.extract import Extractor, FeedbackExtractor, FineTunedExtractor, FrozenExtractor
+from difflens.extractors.base import Extractor
+from difflens.extractors.feedback import FeedbackExtractor
+from difflens.extractors.finetuned import FineTunedExtractor
+from difflens.extractors.frozen import FrozenExtractor
 from difflens.heads.pyramid import FeaturePyramid, usual_blocks, usual_strides
 from difflens.noise import NoiseSchedule
-from difflens.presets import unet_config
+from difflens.pretraining.networks import unet_config
 
 
 def unet(levels: int, layers: int = 1, side: int = 64, **more: Any) -> Backbone:

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from difflens.backbones.blocks import digest_of
+from difflens.backbones.base import digest_of
 from difflens.backbones.encoder import EncoderBackbone, EncoderConfig
 
 LATENT_STREAM = 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from difflens.training import console, warn
+from difflens.run.console import console, warn
 
 TOLERANCE = 0.02
 """Relative error, by the Euclidean norm of a whole tensor, that an answer may have."""

@@ -9,15 +9,16 @@ import torch
 from diffusers import UNet2DModel
 
 from difflens.backbones.adm import read_checkpoint, unet_from_adm
+from difflens.backbones.base import Backbone, Defaults
 from difflens.backbones.bigan import BiGANBackbone
-from difflens.backbones.blocks import Backbone, Defaults
 from difflens.backbones.encoder import TASK as ENCODER_TASK
 from difflens.backbones.encoder import EncoderBackbone
 from difflens.backbones.pixels import PixelBackbone
 from difflens.backbones.timm import TimmBackbone
 from difflens.backbones.unet import UNetBackbone
+from difflens.choices import ScheduleName
 from difflens.errors import DiffLensError
-from difflens.noise import NoiseSchedule, ScheduleName
+from difflens.noise import NoiseSchedule
 
 BUNDLED = {
     # chosen on a held-out part of the training images (benchmarks/RESULTS.md)

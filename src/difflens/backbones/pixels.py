@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from difflens.backbones.blocks import Block, CleanBackbone, Defaults
+from difflens.backbones.base import Block, CleanBackbone, Defaults
 from difflens.errors import DiffLensError
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from difflens.backbones.blocks import Block, CleanBackbone, Defaults, digest_of
+from difflens.backbones.base import Block, CleanBackbone, Defaults, digest_of
 from difflens.errors import DiffLensError, listing
 
 _NEAREST = 5  # names that a message suggests

@@ -23,7 +23,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpoint_of
 
-from difflens.backbones.blocks import Block, Defaults, DiffusionBackbone, Respond, Role, digest_of
+from difflens.backbones.base import Block, Defaults, DiffusionBackbone, Respond, Role, digest_of
 from difflens.backbones.compiled import CompiledGraphs
 from difflens.errors import DiffLensError
 from difflens.noise import NoiseSchedule

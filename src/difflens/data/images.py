@@ -6,7 +6,7 @@ Images stay uint8 until the network needs them: a quarter of the memory, and exa
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from difflens.choices import Augmentation
 from difflens.errors import DiffLensError
 from difflens.noise import philox
-
-Augmentation = Literal["none", "flip", "crop"]
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"

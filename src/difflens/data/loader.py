@@ -6,18 +6,16 @@ Neither batch size nor workers nor processes change an image's augmentation.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from difflens.choices import Augmentation, OnBadImage
 from difflens.data import images as image_ops
-from difflens.data.images import Augmentation, BadImage
+from difflens.data.images import BadImage
 from difflens.data.split import ImageSplit
 from difflens.noise import random_order
-
-OnBadImage = Literal["error", "skip"]
 
 # a Philox counter word that neither seeded noise nor augmentation uses
 _ORDER_STREAM = 0xFFFFFFFE

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from difflens.heads.base import Head, MapShape, Place, pool_to
+from difflens.backbones.maps import MapShape, Place, pool_to
+from difflens.heads.base import Head
 
 
 class CNNHead(Head):

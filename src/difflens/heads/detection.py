@@ -3,8 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,35 +18,16 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxe
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
-from difflens.heads.base import MapShape, Place
+from difflens.backbones.maps import MapShape, Place
+from difflens.heads.config import DetectionHeadConfig
 from difflens.heads.pyramid import FeaturePyramid
-
-DetectionHeadName = Literal["mask-rcnn", "faster-rcnn"]
 
 _ANCHOR = 8
 """Side of an anchor in cells of its level, as in torchvision: 32 pixels at stride 4."""
+
+
 _BOX_CELLS = 7
 """Side of the grid that a box is read on."""
-
-
-@dataclass(frozen=True)
-class DetectionHeadConfig:
-    """Everything needed to build a detection head but the shapes of its maps.
-
-    Attributes:
-        name: mask-rcnn (He et al., 2017), or faster-rcnn (Ren et al., 2015) for boxes alone.
-        side: of the square images that it sees.
-        strides: of the levels that it reads, ascending, each twice the one before, and `side` a multiple of the last; a
-            further level is pooled from the last.
-        width: channels of the feature pyramid network and of the mask head; a quarter of the box head's.
-        proposals: regions that are looked at in an image; in training the loss is of half as many.
-    """
-
-    name: DetectionHeadName
-    side: int
-    strides: tuple[int, ...]
-    width: int = 256
-    proposals: int = 1000
 
 
 class DetectionHead(nn.Module):

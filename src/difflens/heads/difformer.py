@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from difflens.backbones.maps import MapShape, Place, pool_to, pooled_shape
 from difflens.errors import DiffLensError
-from difflens.heads.base import Head, MapShape, Place, pool_to, pooled_shape
+from difflens.heads.base import Head
 
 
 class DifFormerHead(Head):

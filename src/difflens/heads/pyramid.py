@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difflens.backbones.blocks import Backbone, Block
-from difflens.heads.base import MapShape, Place
+from difflens.backbones.base import Backbone, Block
+from difflens.backbones.maps import MapShape, Place
 
 LEVELS = 4
 """As many as UPerNet and Mask R-CNN usually read; the paper's, from ADM-256, have strides 2, 4, 8 and 16."""

@@ -1,36 +1,14 @@
 """Heads of semantic segmentation: maps in, a class for every pixel out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from difflens.backbones.maps import MapShape, Place
 from difflens.errors import DiffLensError
-from difflens.heads.base import MapShape, Place
+from difflens.heads.config import SegmentationHeadConfig
 from difflens.heads.pyramid import FeaturePyramid
-
-SegmentationHeadName = Literal["upernet", "linear"]
-
-
-@dataclass(frozen=True)
-class SegmentationHeadConfig:
-    """Everything needed to build a segmentation head but the shapes of its maps.
-
-    Attributes:
-        name: which head.
-        side: of the square images, or windows of images, that it sees.
-        strides: of the levels that UPerNet reads.
-        width: channels of UPerNet.
-        dropout: of channels before UPerNet's last layer.
-    """
-
-    name: SegmentationHeadName
-    side: int
-    strides: tuple[int, ...]
-    width: int = 256
-    dropout: float = 0.1
 
 
 class SegmentationHead(nn.Module):

@@ -10,18 +10,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from difflens.analysis.overlays import mask_overlay, object_overlay
-from difflens.data.folders import list_images
+from difflens.configs.predict import PredictConfig
+from difflens.data.dense.masks import to_palette_image
+from difflens.data.files import list_images
 from difflens.data.images import BadImage, read_image, with_channels
-from difflens.data.masks import to_palette_image
 from difflens.errors import DiffLensError
-from difflens.model import DetectionModel, SegmentationModel, evaluating, model_task
-from difflens.runs import replace_with
-from difflens.tasks.detection import sure
-from difflens.tasks.detection_evaluation import coco_results, detect_objects
-from difflens.tasks.prediction import PredictConfig
-from difflens.tasks.segmentation_evaluation import Sliding, class_probabilities
-from difflens.training import accelerator
+from difflens.extractors.base import evaluating
+from difflens.models.saved import DetectionModel, SegmentationModel, model_task
+from difflens.reports.overlays import mask_overlay, object_overlay
+from difflens.run.files import replace_with
+from difflens.run.processes import accelerator
+from difflens.tasks.detection.detect import sure
+from difflens.tasks.detection.inference import coco_results, detect_objects
+from difflens.tasks.segmentation.inference import Sliding, class_probabilities
 
 _RECORD = "predictions.json"
 

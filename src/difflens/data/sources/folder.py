@@ -1,0 +1,81 @@
+"""Class folders of images (ImageFolder trees)."""
+
+from pathlib import Path
+
+import torch
+
+from difflens.data.files import _TREE, find_images, require_folder
+from difflens.data.split import FileSplit, ImageData
+from difflens.errors import DiffLensError, listing
+
+
+def load_folder(root: Path, spec: str, labels: bool = True) -> ImageData:
+    """An ImageFolder tree: train/CLASS/IMAGE, and test/ or val/ of the same classes.
+
+    Where both are there, test/ is taken, unless it has no class folders (ImageNet's labels of it are secret).
+    Images may lie in deeper folders of their class; hidden files and other files than images are passed over.
+
+    Args:
+        labels: False reads all images of both folders and asks for no class folders.
+
+    Raises:
+        DiffLensError: a folder is missing or has no images, or a class is in one of the two only.
+    """
+    require_folder(root)
+    train = root / "train"
+    if not train.is_dir():
+        raise DiffLensError(f"{root} has no train/ folder; expected {_TREE}")
+    test = _test_folder(root)
+    if not labels:
+        splits = [
+            FileSplit(where.name, _names(root, find_images(where)), root=root) for where in (train, test)
+        ]
+        return ImageData(spec, root.name, (), *splits)
+    classes, others = _class_folders(train), _class_folders(test)
+    if classes != others:
+        one_sided = [
+            f"only in {where.name}/: {listing(sorted(mine - rest))}"
+            for where, mine, rest in ((train, {*classes}, {*others}), (test, {*others}, {*classes}))
+            if mine - rest
+        ]
+        both = f"{train.name}/ and {test.name}/"
+        raise DiffLensError(f"{root} must have the same class folders in {both}; {'; '.join(one_sided)}")
+    return ImageData(
+        spec, root.name, tuple(classes), _labelled(root, train, classes), _labelled(root, test, classes)
+    )
+
+
+def load_folder_unlabelled(root: Path) -> FileSplit:
+    """All images of `root`/train where there is such a folder, else of `root`, without labels."""
+    require_folder(root)
+    train = root / "train"
+    found = find_images(train if train.is_dir() else root)
+    return FileSplit("train", _names(root, found), root=root)
+
+
+def _test_folder(root: Path) -> Path:
+    candidates = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    if not candidates:
+        raise DiffLensError(f"{root} has neither a test/ nor a val/ folder; expected {_TREE}")
+    return next((path for path in candidates if _subfolders(path)), candidates[0])
+
+
+def _class_folders(split: Path) -> list[str]:
+    names = _subfolders(split)
+    if not names:
+        raise DiffLensError(f"{split} has no class folders; expected {_TREE}")
+    return names
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _labelled(root: Path, split: Path, classes: list[str]) -> FileSplit:
+    by_class = [_names(root, find_images(split / name)) for name in classes]
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(names) for names in by_class]))
+    return FileSplit(split.name, [name for names in by_class for name in names], labels, root)
+
+
+def _names(root: Path, paths: list[Path]) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in paths]

@@ -1,0 +1,209 @@
+"""Features of a split: read in batches, and kept so that a head can train on them without the backbone."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from difflens.backbones.maps import Place, pool_to
+from difflens.choices import Augmentation, OnBadImage
+from difflens.data.images import BadImage, to_float
+from difflens.data.loader import Batch, epoch_order, iterate
+from difflens.data.split import ImageSplit
+from difflens.errors import DiffLensError
+from difflens.extractors.base import Extractor, evaluating
+from difflens.run.console import progress_bar
+
+READ_BATCH = 64
+"""Images that go through the backbone at a time where nothing is trained."""
+
+
+class ReadingOptions(Protocol):
+    """Options of every command that reads images."""
+
+    @property
+    def workers(self) -> int | None: ...
+
+    @property
+    def on_bad_image(self) -> OnBadImage: ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images get from a split to an extractor.
+
+    Attributes:
+        workers: processes that decode images; None: as many as help.
+        on_bad_image: what to do with an image that cannot be read.
+        skipped: receives a line for every image that "skip" left out.
+    """
+
+    workers: int | None
+    on_bad_image: OnBadImage
+    skipped: list[str]
+
+    @classmethod
+    def of(cls, options: ReadingOptions, skipped: list[str] | None = None) -> "Reading":
+        """As a command's options say."""
+        return cls(options.workers, options.on_bad_image, [] if skipped is None else skipped)
+
+    def batches(
+        self,
+        extractor: Extractor,
+        split: ImageSplit,
+        rows: Tensor,
+        batch_size: int = READ_BATCH,
+        seed: int = 0,
+        epoch: int = 0,
+        augment: Augmentation = "none",
+    ) -> Iterator[Batch]:
+        """`rows` of `split` on the backbone's device, as large as the backbone takes them."""
+        backbone = extractor.backbone
+        try:
+            yield from iterate(
+                split, channels=backbone.in_channels, side=backbone.image_size, batch_size=batch_size, rows=rows,
+                augment=augment, seed=seed, epoch=epoch, workers=self.workers,
+                on_bad_image=self.on_bad_image, bad=self.skipped, device=backbone.device,
+            )  # fmt: skip
+        except BadImage as error:
+            raise BadImage(error.where, f"{error.reason}; --on-bad-image skip leaves it out") from error
+
+    def features(
+        self, extractor: Extractor, split: ImageSplit, rows: Tensor, side: int | None, dtype: torch.dtype
+    ) -> Iterator[tuple[Batch, dict[Place, Tensor]]]:
+        """Each batch with its maps, pooled to `side` and turned into `dtype`, on the CPU.
+
+        The backbone always sees `READ_BATCH` images, a smaller batch with its last image repeated: kernels choose their
+        order of summation by the size of the batch, so the last bits of an image's features would depend on it.
+
+        Raises:
+            DiffLensError: a feature is not finite, or overflows `dtype`.
+        """
+        with evaluating(extractor):
+            for batch in self.batches(extractor, split, rows):
+                filled = torch.arange(READ_BATCH, device=batch.index.device).clamp(max=len(batch) - 1)
+                found = extractor(to_float(batch.images[filled]), batch.index[filled])
+                yield (
+                    batch,
+                    {
+                        place: _converted(maps[: len(batch)], place, side, dtype)
+                        for place, maps in found.items()
+                    },
+                )
+
+
+class Maps(Protocol):
+    """Feature maps of many images, (N, C, H, W): a tensor, or maps that lie in a store."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def __getitem__(self, chosen: Tensor, /) -> Tensor: ...
+
+
+@dataclass
+class FeatureCache:
+    """The maps of a split as a frozen extractor reads them, pooled as far as the head allows.
+
+    Attributes:
+        maps: (N, C, H, W) by (block, noise step).
+        labels: (N,) long.
+        rows: (N,) long, positions in the split; images that were skipped are missing.
+    """
+
+    maps: Mapping[Place, Maps]
+    labels: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, chosen: Tensor, device: torch.device | str = "cpu") -> dict[Place, Tensor]:
+        """Maps of the entries `chosen`, (M,) long, float32 on `device`."""
+        return {place: maps[chosen].to(device).float() for place, maps in self.maps.items()}
+
+    def only(self, places: list[Place]) -> "FeatureCache":
+        """The same images with some of the maps, not copied."""
+        return FeatureCache({place: self.maps[place] for place in places}, self.labels, self.rows)
+
+
+def read_features(
+    extractor: Extractor,
+    side: int | None,
+    split: ImageSplit,
+    process: Accelerator,
+    reading: Reading | None = None,
+    memory_gigabytes: float = 4.0,
+    spill: Path | None = None,
+) -> FeatureCache:
+    """Read every image of `split` once, as float16; each process reads its share.
+
+    Args:
+        side: that larger maps are pooled to; None for full maps.
+        memory_gigabytes: a larger cache lies in a file in the folder `spill`.
+
+    Raises:
+        DiffLensError: a feature is not finite or overflows float16.
+    """
+    reading = reading or Reading(None, "error", [])
+    extractor = extractor.to(process.device)
+    rows = epoch_order(len(split), 0, 0, process.process_index, process.num_processes, shuffle=False)
+    maps: dict[Place, Tensor] = {}
+    labels, kept, done = [], [], 0
+    with progress_bar(process.is_main_process) as bar:
+        task = bar.add_task(f"features of {split.name}", total=len(rows), note="")
+        for batch, found in reading.features(extractor, split, rows, side, torch.float16):
+            here = slice(done, done + len(batch))
+            for place, feature in found.items():
+                if place not in maps:
+                    shape = (len(rows), *feature.shape[1:])
+                    total = len(extractor.places) * math.prod(shape) * 2
+                    name = f"{split.name}-{process.process_index}-b{place[0]}-t{place[1]}.bin"
+                    where = spill / name if spill and total > memory_gigabytes * 1e9 else None
+                    maps[place] = _room(shape, where)
+                maps[place][here] = feature
+            if batch.labels is not None:
+                labels.append(batch.labels.cpu())
+            kept.append(batch.rows.cpu())
+            done += len(batch)
+            bar.update(task, advance=len(batch))
+    if not done:
+        raise DiffLensError(f"no image of the {split.name} split could be read")
+    return FeatureCache(
+        {place: values[:done] for place, values in maps.items()},
+        torch.cat(labels) if labels else torch.full((done,), -1),
+        torch.cat(kept),
+    )
+
+
+def _converted(maps: Tensor, place: Place, side: int | None, dtype: torch.dtype) -> Tensor:
+    pooled = pool_to(maps, side).to(dtype).cpu()
+    if not pooled.isfinite().all():
+        name = str(dtype).removeprefix("torch.")
+        raise DiffLensError(
+            f"the features of block {place[0]} at noise step {place[1]} are not finite or exceed {name} (largest "
+            f"magnitude {float(maps.abs().max()):.3g}): read another block, or check the backbone and its image range"
+        )
+    return pooled
+
+
+def _room(shape: tuple[int, ...], path: Path | None) -> Tensor:
+    """An empty float16 tensor, in memory or in a file."""
+    if path is None:
+        return torch.empty(shape, dtype=torch.float16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = 2 * math.prod(shape)
+    try:
+        with path.open("wb") as file:  # a full disk shows now, not as a crash while writing to memory
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise DiffLensError(
+            f"no room for {size / 1e9:.1f} GB of features in {path.parent}: {error.strerror}"
+        ) from error
+    return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.float16).view(shape)

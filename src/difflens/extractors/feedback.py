@@ -1,0 +1,91 @@
+"""DifFeed (paper section 3.3): decoder maps return to the encoder, and a second pass is read."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from difflens.backbones.base import Backbone, Block
+from difflens.errors import DiffLensError, listing
+from difflens.extractors.base import Extractor
+
+
+class FeedbackExtractor(Extractor):
+    """DifFeed (paper section 3.3): two passes over the same x_t.
+
+    The first pass, without gradient, collects decoder maps. Each goes through its own feedback layer (1x1 convolution
+    without bias to the mirror block's channels, batch normalisation, ReLU), is resized bilinearly to the mirror's
+    size, and is added to the mirror's output in the second pass, which is read. Only feedback layers are trained.
+
+    Args:
+        feedback_blocks: decoder blocks to send back; by default the backbone's own choice.
+
+    Attributes:
+        checkpoint: keep less of the second pass for its gradient, and compute it again: larger batches, slower steps.
+
+    Raises:
+        DiffLensError: a feedback block is not a decoder block, or the backbone has no decoder.
+    """
+
+    trainable = True
+    checkpoint: bool = False
+    mixes_images = True  # the batch normalisation of the feedback layers
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        blocks: Iterable[int],
+        noise_steps: Iterable[int],
+        seed: int = 0,
+        feedback_blocks: Iterable[int] | None = None,
+        draws: int = 1,
+    ):
+        super().__init__(backbone, blocks, noise_steps, seed, draws)
+        chosen = backbone.defaults.feedback_blocks if feedback_blocks is None else tuple(feedback_blocks)
+        if not chosen:
+            raise DiffLensError(f"feedback needs a decoder; {backbone.describe_blocks()}")
+        self.feedback_blocks = backbone.check_blocks(chosen)
+        wrong = [block for block in self.feedback_blocks if backbone.block(block).role != "decoder"]
+        if wrong:
+            raise DiffLensError(
+                f"only decoder blocks can be fed back, not block {listing(wrong)}: {backbone.describe_blocks()}"
+            )
+        entered = min(self._mirror(block).index for block in self.feedback_blocks)
+        early = [block for block in self.blocks if block < entered]
+        if early:
+            raise DiffLensError(
+                f"block {listing(early)} comes before block {entered}, the first that feedback enters: read later "
+                "blocks, or feed back later decoder blocks"
+            )
+        self.feedback = nn.ModuleDict({str(block): self._layer(block) for block in self.feedback_blocks})
+
+    def _mirror(self, block: int) -> Block:
+        """The encoder block that `block` sends to."""
+        mirror = self.backbone.block(block).mirror
+        assert mirror is not None, "every decoder block takes a skip"
+        return self.backbone.block(mirror)
+
+    def _layer(self, block: int) -> nn.Module:
+        source, target = self.backbone.block(block), self._mirror(block)
+        return nn.Sequential(
+            nn.Conv2d(source.channels, target.channels, 1, bias=False),
+            nn.BatchNorm2d(target.channels),
+            nn.ReLU(),
+        )
+
+    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
+        return self.backbone.features_with_feedback(
+            x_t, t, self.blocks, self.feedback_blocks, lambda maps: self._respond(maps, x_t),
+            compiled=self._default(self.compiled), checkpoint=self.checkpoint and torch.is_grad_enabled(),
+        )  # fmt: skip
+
+    def _respond(self, maps: dict[int, Tensor], x_t: Tensor) -> dict[int, Tensor]:
+        """The feedback for each mirror, from the first pass's maps."""
+        feedback = {}
+        for block in self.feedback_blocks:
+            mirror = self._mirror(block)
+            size = tuple(side // mirror.stride for side in x_t.shape[-2:])
+            sent = self.feedback[str(block)](maps[block].float())
+            sent = nn.functional.interpolate(sent, size, mode="bilinear", align_corners=False)
+            feedback[mirror.index] = sent.to(x_t.dtype)
+        return feedback

@@ -1,0 +1,46 @@
+"""Trains the backbone itself, from a block up."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from difflens.backbones.base import Backbone
+from difflens.errors import DiffLensError
+from difflens.extractors.base import Extractor
+
+
+class FineTunedExtractor(Extractor):
+    """The backbone's own maps, with its parameters from block `from_block` up to the last block read trainable."""
+
+    trainable = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        blocks: Iterable[int],
+        noise_steps: Iterable[int],
+        seed: int = 0,
+        from_block: int = 1,
+        draws: int = 1,
+    ):
+        super().__init__(backbone, blocks, noise_steps, seed, draws)
+        backbone.block(from_block)
+        if from_block > max(self.blocks):
+            raise DiffLensError(
+                f"nothing to fine-tune: block {from_block} comes after block {max(self.blocks)}, the last that is read"
+            )
+        self.from_block = from_block
+        backbone.requires_grad_(False)
+        for parameters in self.trained_blocks.values():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    @property
+    def trained_blocks(self) -> dict[int, list[nn.Parameter]]:
+        return {
+            block: [p for module in self.backbone.modules_of(block) for p in module.parameters()]
+            for block in range(self.from_block, max(self.blocks) + 1)
+        }
+
+    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
+        return self.backbone.features(x_t, t, self.blocks)

@@ -1,0 +1,16 @@
+"""Reads the frozen backbone."""
+
+import torch
+from torch import Tensor
+
+from difflens.extractors.base import Extractor
+
+
+class FrozenExtractor(Extractor):
+    """The maps of the frozen backbone: a fixed function of image, seed and draw."""
+
+    trainable = False
+
+    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
+        with torch.no_grad():
+            return self.backbone.features(x_t, t, self.blocks, compiled=self._default(self.compiled))

@@ -1,0 +1,338 @@
+"""`difflens fidelity`: how far generated images are from real ones.
+
+FID, KID, Inception score, precision and recall come from torch-fidelity, which needs the weights of Inception. The
+Fréchet distance and KID in the feature space of a backbone or of a trained model need nothing from elsewhere; they are
+named by that space and never called FID, because distances in different spaces do not compare.
+"""
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from difflens.backbones.config import BackboneConfig
+from difflens.configs.fidelity import FidelityConfig
+from difflens.data.files import list_images
+from difflens.data.images import fit
+from difflens.data.load import load_data, load_unlabelled
+from difflens.data.split import FileSplit, ImageSplit
+from difflens.errors import DiffLensError
+from difflens.extractors.cache import Reading
+from difflens.metrics.distances import Moments, frechet_distance, kernel_distance
+from difflens.models.feature_space import FeatureSpace
+from difflens.noise import random_order
+from difflens.run.directory import FINISHED, RunDirectory, settings_of
+from difflens.run.processes import accelerator
+
+NOISE_STRENGTHS = (0.01, 0.03, 0.1, 0.3)
+"""Standard deviations of the noise on the ruler's images, whose values are in [-1, 1]."""
+
+KERNEL_IMAGES = 20_000
+"""The kernel distance draws its subsets from at most so many images of a set, chosen at random."""
+
+# Philox counter words that nothing else uses
+_CHOICE_STREAM, _KERNEL_STREAM = 0xFFFFFFFB, 0xFFFFFFFA
+
+INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far some images are from the real ones.
+
+    Attributes:
+        images: what they are, for a table.
+        count: how many.
+        frechet: Fréchet distance between Gaussians fitted to the features.
+        kid, kid_std: mean and standard deviation over subsets of the unbiased squared maximum mean discrepancy.
+    """
+
+    images: str
+    count: int
+    frechet: float
+    kid: float
+    kid_std: float
+
+
+@dataclass(frozen=True)
+class FidelityResult:
+    """What `fidelity` returns.
+
+    Attributes:
+        space: the feature space, in words.
+        dimensions: of it.
+        real: what the images are compared with, in words.
+        real_images: how many.
+        distances: the samples first, then the ruler.
+        source: of the samples, where `generate` made them: backbone, backbone_fingerprint, sampler, steps.
+        class_shares: of the samples, as a trained model judges them; None in other spaces.
+        inception: torch-fidelity's figures; None in other spaces.
+    """
+
+    space: str
+    dimensions: int
+    real: str
+    real_images: int
+    distances: tuple[Distance, ...]
+    source: dict[str, Any] | None = None
+    class_shares: dict[str, float] | None = None
+    inception: dict[str, float] | None = None
+
+    def metrics(self) -> dict[str, Any]:
+        """Plain values, as metrics.json holds them."""
+        return asdict(self)
+
+
+def caution(samples: int, dimensions: int) -> str:
+    """What to know before believing a Fréchet distance of so many images; empty if nothing."""
+    if samples > dimensions:
+        return ""
+    return f"{samples:,} samples in {dimensions:,} dimensions: the Fréchet distance says little of so few."
+
+
+def fidelity(config: FidelityConfig, skipped: list[str] | None = None) -> FidelityResult:
+    """Run `config`; `skipped` receives images that could not be read.
+
+    Raises:
+        DiffLensError: images, features or weights are not there, the samples are of several sizes or modes or a run that
+            is not finished, there are too few images, or `out` holds something.
+    """
+    config.check()
+    process = accelerator(config.device)
+    if process.num_processes > 1:
+        raise DiffLensError("fidelity runs in one process; `difflens generate` runs in several")
+    samples, source = _samples(config)
+    real, other = _real(config, len(samples))
+    for split in (samples, real):
+        if len(split) < 2:
+            raise DiffLensError(f"a distance needs at least two images, and there is one of the {split.name}")
+    run = (
+        None if config.out is None else RunDirectory(config.out, "fidelity", settings_of(config, _FREE), None)
+    )
+    measure = _inception if config.features == "inception" else _in_space
+    if run is None:
+        return measure(config, samples, real, other, source, [] if skipped is None else skipped)
+    with run.working():
+        result = measure(config, samples, real, other, source, [] if skipped is None else skipped)
+        run.write_json(FINISHED, result.metrics())
+        return result
+
+
+# What no figure depends on.
+_FREE = ("out", "device", "workers")
+
+
+def _samples(config: FidelityConfig) -> tuple[ImageSplit, dict[str, Any] | None]:
+    """The generated images, and where they come from, if `generate` made them."""
+    folder, source = config.samples, None
+    made = folder / "config.yaml"
+    if made.is_file():
+        run = yaml.safe_load(made.read_text())
+        if not isinstance(run, dict) or run.get("command") != "generate":
+            raise DiffLensError(f"{folder} is a run directory, but not of `difflens generate`")
+        if not (folder / FINISHED).is_file():
+            raise DiffLensError(f"{folder} is not finished: `difflens generate` goes on with --resume")
+        source = {key: run[key] for key in ("backbone", "backbone_fingerprint", "sampler", "steps")}
+        folder = folder / "images"
+    paths = list_images([folder])
+    split = at_random(FileSplit("samples", [str(path) for path in paths]), config.limit, config.seed)
+    _check_alike(split)
+    return split, source
+
+
+def _check_alike(split: ImageSplit) -> None:
+    """DiffLensError unless all image files have one size and mode, as those of one generator do."""
+    first: tuple[object, ...] | None = None
+    for name in split.ids:
+        try:
+            with Image.open(name) as image:
+                kind = (f"{image.width} x {image.height}", image.mode)
+        except OSError:  # reading it says more, or skips it
+            continue
+        first = first or (*kind, name)
+        if kind != first[:2]:
+            raise DiffLensError(
+                f"the samples are not alike: {first[2]} is {first[0]} {first[1]}, {name} is {kind[0]} {kind[1]}; give the "
+                "images of one generator"
+            )
+
+
+def _real(config: FidelityConfig, count: int) -> tuple[ImageSplit, ImageSplit | None]:
+    """The real images, and about `count` of the other split, as a distance depends on numbers; None: there is none."""
+    folder = Path(config.data.removeprefix("folder:")).expanduser()
+    if folder.is_dir() and not (folder / "train").is_dir():
+        return at_random(load_unlabelled(config.data), config.limit, config.seed), None
+    data = load_data(config.data, labels=False)
+    chosen, other = (data.test, data.train) if config.split == "test" else (data.train, data.test)
+    return at_random(chosen, config.limit, config.seed), at_random(other, count, config.seed)
+
+
+def at_random(split: ImageSplit, count: int | None, seed: int) -> ImageSplit:
+    """`count` images at random, in order: folders are sorted by class."""
+    if count is None or count >= len(split):
+        return split
+    return split.subset(random_order(_CHOICE_STREAM, split.index, seed)[:count].sort().values)
+
+
+class _Set:
+    """Of a set of images, what the distances need.
+
+    Attributes:
+        moments: of all.
+        kept: (N, D) float32, at most `KERNEL_IMAGES` of them.
+        votes: (K,) images by the class a trained model puts them in, else None.
+    """
+
+    def __init__(
+        self,
+        config: FidelityConfig,
+        space: FeatureSpace,
+        split: ImageSplit,
+        reading: Reading,
+        noise: float = 0,
+    ):
+        kept = torch.zeros(len(split), dtype=torch.bool)
+        kept[random_order(_KERNEL_STREAM, split.index, config.seed)[:KERNEL_IMAGES]] = True
+        self.moments, parts = Moments(), []
+        self.votes: Tensor | None = None
+        for found in space.read(split, reading, noise):
+            self.moments.add(found.vectors)
+            parts.append(found.vectors.cpu()[kept[found.batch.rows.cpu()]])
+            if found.logits is not None:
+                votes = found.logits.argmax(1).cpu().bincount(minlength=found.logits.shape[1])
+                self.votes = votes if self.votes is None else self.votes + votes
+        if self.moments.count < 2:
+            raise DiffLensError(
+                f"a distance needs at least two images, and fewer of the {split.name} could be read"
+            )
+        self.kept = torch.cat(parts)
+
+
+def _in_space(
+    config: FidelityConfig,
+    samples: ImageSplit,
+    real: ImageSplit,
+    other: ImageSplit | None,
+    source: dict[str, Any] | None,
+    skipped: list[str],
+) -> FidelityResult:
+    backbone = BackboneConfig.of(config, config.features)
+    device = accelerator(config.device).device
+    space = FeatureSpace.load(backbone, config.block, config.noise_step, config.seed, device)
+    reading = Reading(config.workers, config.on_bad_image, skipped)
+    target, drawn = (_Set(config, space, split, reading) for split in (real, samples))
+    sets = [("samples", drawn)]
+    if config.ruler:
+        near = real if other is None else other
+        if other is not None:
+            sets.append((f"{near.name} images", _Set(config, space, near, reading)))
+        sets += [
+            (f"{near.name} images + noise {s:g}", _Set(config, space, near, reading, s))
+            for s in NOISE_STRENGTHS
+        ]
+    distances = tuple(
+        Distance(name, found.moments.count, frechet_distance(found.moments, target.moments), *kernel_distance(
+            found.kept, target.kept, config.kid_subsets, config.kid_subset_size, config.seed
+        ))
+        for name, found in sets
+    )  # fmt: skip
+    shares = None
+    if space.model is not None and drawn.votes is not None:
+        shares = dict(zip(space.model.classes, (drawn.votes / drawn.votes.sum()).tolist(), strict=True))
+    return FidelityResult(
+        space.name,
+        target.kept.shape[1],
+        _described(config, real),
+        target.moments.count,
+        distances,
+        source,
+        shares,
+    )
+
+
+def _described(config: FidelityConfig, real: ImageSplit) -> str:
+    return f"{real.name} images of {config.data}"
+
+
+def _inception(
+    config: FidelityConfig,
+    samples: ImageSplit,
+    real: ImageSplit,
+    other: ImageSplit | None,
+    source: dict[str, Any] | None,
+    skipped: list[str],
+) -> FidelityResult:
+    if config.ruler:
+        raise DiffLensError(
+            "the ruler is for feature spaces of your own; leave out --ruler or --features inception"
+        )
+    try:
+        import torch_fidelity
+    except ImportError as error:
+        raise DiffLensError('features of Inception need `pip install "difflens[fidelity]"`') from error
+    weights = _inception_weights(config)
+    count, side = min(len(samples), len(real)), min(samples.image(0).shape[-2:])
+    found = torch_fidelity.calculate_metrics(
+        input1=_Images(samples, side), input2=_Images(real, side), fid=True, kid=True, isc=True, prc=True,
+        # one network for all of them, precision and recall too, as ADM was evaluated
+        feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights),
+        cuda=accelerator(config.device).device.type == "cuda", save_cpu_ram=config.workers == 0, cache=False,
+        kid_subset_size=min(config.kid_subset_size, count), kid_subsets=config.kid_subsets,
+        isc_splits=min(10, len(samples)), rng_seed=config.seed, verbose=False,
+    )  # fmt: skip
+    names = {
+        "frechet_inception_distance": "fid", "kernel_inception_distance_mean": "kid",
+        "kernel_inception_distance_std": "kid_std", "inception_score_mean": "inception_score",
+        "inception_score_std": "inception_score_std", "precision": "precision", "recall": "recall",
+    }  # fmt: skip
+    figures = {name: float(found[key]) for key, name in names.items()}
+    distance = Distance("samples", len(samples), figures["fid"], figures["kid"], figures["kid_std"])
+    return FidelityResult(
+        "Inception (FID)", 2048, _described(config, real), len(real), (distance,), source, inception=figures
+    )
+
+
+def _inception_weights(config: FidelityConfig) -> Path:
+    """The weights' file, checked to hold tensors and nothing else before another library opens it."""
+    name = INCEPTION_URL.rpartition("/")[2]
+    place = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = config.inception_weights or place
+    if config.inception_weights is None and not place.is_file():
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(INCEPTION_URL, str(place), hash_prefix="6726825d", progress=False)
+        except Exception as error:  # no network, a proxy's answer, a full disk
+            raise DiffLensError(
+                f"Inception's weights are not on this machine and could not be downloaded ({error}): get {INCEPTION_URL} "
+                f"and place it as {place}, or name it with --inception-weights; --features BACKBONE needs no download"
+            ) from error
+    if not path.is_file():
+        raise DiffLensError(f"no such file: {path}; it should be a copy of {INCEPTION_URL}")
+    try:
+        torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise DiffLensError(f"{path} does not hold Inception's weights: {error}") from error
+    return path
+
+
+class _Images(Dataset[Tensor]):
+    """A split as torch-fidelity takes it: uint8 (3, side, side); real images are brought to the size of the samples."""
+
+    def __init__(self, split: ImageSplit, side: int):
+        self.split, self.side = split, side
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return fit(self.split.image(i), 3, self.side)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))

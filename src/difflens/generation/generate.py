@@ -1,0 +1,158 @@
+"""Images from the same weights that are read for features, into a folder."""
+
+import re
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from difflens.backbones.config import BackboneConfig
+from difflens.configs.generate import GenerateConfig
+from difflens.data.images import read_image, to_float, to_uint8
+from difflens.errors import DiffLensError
+from difflens.generation.grid import _picture, image_grid
+from difflens.generation.samplers import OnePassSampler, Sampler, make_sampler
+from difflens.run.console import progress_bar
+from difflens.run.directory import FINISHED, RunDirectory, settings_of
+from difflens.run.files import replace_with
+from difflens.run.processes import accelerator
+
+GRID_IMAGES = 64
+
+_IMAGE_NAME = re.compile(r"\d{6}\.png")
+
+
+# What may differ between a run and its continuation; n may grow.
+_FREE = ("out", "n", "resume", "device")
+
+
+def generate(config: GenerateConfig) -> dict[str, Any]:
+    """Run `config`; several processes share the batches.
+
+    Returns:
+        The content of metrics.json, which is there if and only if all images are: images, sampler, steps. Besides, not
+        in the file: "images_per_second" of this call.
+
+    Raises:
+        DiffLensError: anything in the configuration or the backbone is not what it should be, the backbone cannot
+            generate, the GPU has too little memory, the folder holds another run or more than `n` images, or an image cannot be written.
+    """
+    config.check()
+    process = accelerator(config.device)
+    backbone = BackboneConfig.of(config, config.backbone).load()
+    compiled = process.device.type == "cuda"
+    sampler = make_sampler(backbone, config.sampler, config.steps, config.eta, config.seed, compiled)
+    if backbone.in_channels not in (1, 3):
+        raise DiffLensError(f"{backbone.spec} has {backbone.in_channels} channels: no grey or RGB images")
+    usual = max(1, min(64, 64 * 32 // backbone.image_size))
+    config = replace(config, steps=sampler.steps, batch_size=config.batch_size or usual)
+    settings = settings_of(config, _FREE)
+    settings["sampler"] = sampler.name
+    settings["backbone_fingerprint"] = backbone.fingerprint()
+    backbone.to(getattr(torch, config.precision))
+    run = RunDirectory(config.out, "generate", settings, config.resume, process)
+    with run.working():
+        try:
+            return _Generation(config, sampler, run, process).run_all()
+        except torch.OutOfMemoryError as error:
+            raise DiffLensError(
+                f"the GPU has too little memory for {config.batch_size} images: lower --batch-size"
+            ) from error
+
+
+class _Generation:
+    def __init__(
+        self,
+        config: GenerateConfig,
+        sampler: Sampler | OnePassSampler,
+        run: RunDirectory,
+        process: Accelerator,
+    ):
+        self.config, self.sampler, self.run, self.process = config, sampler, run, process
+        self.folder = config.out / "images"
+        assert config.batch_size is not None, "filled in above"
+        self.size = config.batch_size
+
+    def run_all(self) -> dict[str, Any]:
+        missing = self._missing()
+        self.process.wait_for_everyone()  # nobody writes before everybody has looked
+        self.folder.mkdir(exist_ok=True)
+        if missing and self.process.is_main_process:
+            (self.config.out / FINISHED).unlink(missing_ok=True)
+        began = time.monotonic()
+        self._draw(missing)
+        self.process.wait_for_everyone()
+        rate = len(missing) / max(time.monotonic() - began, 1e-9)
+        return self._finish() | {"images_per_second": rate}
+
+    def _missing(self) -> set[int]:
+        """The numbers of the images that are not there; DiffLensError if there are more than asked for."""
+        names = (path.name for path in self.folder.iterdir()) if self.folder.exists() else ()
+        there = {int(name[:6]) for name in names if _IMAGE_NAME.fullmatch(name)}
+        most = max(there, default=-1) + 1
+        if most > self.config.n:
+            raise DiffLensError(
+                f"{self.config.out} holds images up to number {most - 1}, so -n must be at least {most}, not "
+                f"{self.config.n}: a run can grow, not shrink"
+            )
+        return {*range(self.config.n)} - there
+
+    def _draw(self, missing: set[int]) -> None:
+        """This process's share of the missing images, batch by batch.
+
+        Batch b always holds the images from b * batch_size on, wanted or not: kernels choose their order of summation
+        by the size of the batch, so the last bits of an image would else depend on n and on where a run was stopped.
+        """
+        size, process = self.size, self.process
+        batches = sorted({number // size for number in missing})
+        shares = [
+            (batch, sorted(missing & {*range(batch * size, (batch + 1) * size)}))
+            for batch in batches[process.process_index :: process.num_processes]
+        ]
+        self.sampler.backbone.to(process.device)
+        began, done = time.monotonic(), 0
+        with progress_bar(process.is_main_process) as bar:
+            task = bar.add_task("generating", total=sum(len(wanted) for _, wanted in shares), note="")
+
+            def advance(images: int) -> None:
+                """A step of so many images is done."""
+                nonlocal done
+                done += images
+                completed = done / self.sampler.steps
+                rate = completed / max(time.monotonic() - began, 1e-9) * process.num_processes
+                bar.update(task, completed=completed, note=f"{rate:.3g} images/s")
+
+            for batch, wanted in shares:
+                index = torch.arange(batch * size, (batch + 1) * size, device=process.device)
+                images = self.sampler(index, partial(advance, len(wanted)))
+                for number in wanted:
+                    self._write(number, images[number % size])
+
+    def _write(self, number: int, image: Tensor) -> None:
+        path = self.folder / _name(number)
+        try:
+            replace_with(path, _picture(to_uint8(image).cpu()).save)
+        except OSError as error:
+            raise DiffLensError(
+                f"{path} cannot be written: {error.strerror}. The images before it are whole; --resume goes on from there"
+            ) from error
+        self.run.keep()
+
+    def _finish(self) -> dict[str, Any]:
+        """Write the grid and the metrics once all is there; the same on every process."""
+        config = self.config
+        if self.process.is_main_process:
+            shown = [read_image(self.folder / _name(k)) for k in range(min(config.n, GRID_IMAGES))]
+            self.run.write_with("grid.png", image_grid(to_float(torch.stack(shown))).save)
+            metrics = {"images": config.n, "sampler": self.sampler.name, "steps": config.steps}
+            self.run.write_json(FINISHED, metrics)
+        self.process.wait_for_everyone()
+        return self.run.read_json(FINISHED)
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}.png"

@@ -1,0 +1,44 @@
+"""Builds a head from its configuration."""
+
+from collections.abc import Mapping
+
+from difflens.backbones.maps import MapShape, Place
+from difflens.errors import DiffLensError
+from difflens.heads.base import Head
+from difflens.heads.cnn import CNNHead
+from difflens.heads.config import HeadConfig
+from difflens.heads.difformer import DifFormerHead
+from difflens.heads.knn import NeighbourHead
+from difflens.heads.linear import LinearHead, MLPHead
+
+
+def make_head(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int) -> Head:
+    """Build a head for maps of `shapes`.
+
+    Raises:
+        DiffLensError: several blocks or noise steps for the attention head, which reads one map.
+    """
+    pool = config.pool if config.pool is not None else 2 if config.name in ("linear", "mlp", "knn") else 16
+    side = pool or None
+    channels = max(channels for channels, _, _ in shapes.values())
+    large = channels >= 512
+    width = config.width or (1024 if large else max(64, channels // 2))
+    if config.name == "linear":
+        return LinearHead(shapes, num_classes, side)
+    if config.name == "knn":
+        return NeighbourHead(shapes, num_classes, side, config.bank, config.neighbours)
+    if config.name == "mlp":
+        hidden = (config.width or (2048 if large else 512),) * (config.depth or 1)
+        return MLPHead(shapes, num_classes, side, hidden, config.dropout)
+    if config.name == "cnn":
+        first = config.width or (512 if large else 128)
+        widths = tuple(first * 2**i for i in range(config.depth or 2))
+        return CNNHead(shapes, num_classes, side, widths)
+    if config.name == "attention" and len(shapes) > 1:
+        raise DiffLensError(
+            f"the attention head reads one map, not {len(shapes)}; DifFormer reads several blocks and noise steps"
+        )
+    heads = max(1, min(8, width // 16))  # the paper's 8 where they have at least 16 channels each
+    return DifFormerHead(
+        shapes, num_classes, width, heads, config.depth or 2, pool=side, dropout=config.dropout
+    )

@@ -1,0 +1,109 @@
+"""Classification metrics from predictions, with the uncertainty of a finite test set."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from difflens.metrics.statistics import Z95, wilson
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions on a test split.
+
+    Attributes:
+        rows: positions in the split, (N,) long, each once; without images that were skipped.
+        labels: (N,) long.
+        ranked: the five (or fewer) most probable classes, best first, (N, K) long.
+        confidence: probability of the best class, (N,).
+        classes: names.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    ranked: Tensor
+    confidence: Tensor
+    classes: tuple[str, ...]
+
+    @property
+    def correct(self) -> Tensor:
+        return self.ranked[:, 0] == self.labels
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose most probable class is right, in [0, 1]."""
+        return float(self.correct.double().mean())
+
+    @property
+    def top1_interval(self) -> tuple[float, float]:
+        """95 % interval of `top1`."""
+        return wilson(int(self.correct.sum()), len(self.correct))
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose class is among the five most probable."""
+        return float((self.ranked == self.labels[:, None]).any(1).double().mean())
+
+    @property
+    def confusion(self) -> Tensor:
+        """(classes, classes) counts; rows are true classes."""
+        count = len(self.classes)
+        if count == 1:
+            return torch.tensor([[len(self.labels)]])
+        return multiclass_confusion_matrix(self.ranked[:, 0], self.labels, count)
+
+    @property
+    def per_class(self) -> dict[str, float | None]:
+        """Accuracy by class; None for a class without test images."""
+        matrix = self.confusion
+        totals, hits = matrix.sum(1).tolist(), matrix.diagonal().tolist()
+        return {
+            name: hit / total if total else None
+            for name, hit, total in zip(self.classes, hits, totals, strict=True)
+        }
+
+    @property
+    def per_class_intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals of `per_class`; classes without test images are left out."""
+        matrix = self.confusion
+        totals, hits = matrix.sum(1).tolist(), matrix.diagonal().tolist()
+        return {
+            name: wilson(hit, total)
+            for name, hit, total in zip(self.classes, hits, totals, strict=True)
+            if total
+        }
+
+    def most_confused(self, count: int = 6) -> list[tuple[int, int, int]]:
+        """The commonest mistakes as (true class, predicted class, images), at most `count`, most images first."""
+        mistakes = self.confusion.clone().fill_diagonal_(0)
+        images, cells = mistakes.flatten().sort(descending=True, stable=True)
+        return [
+            (cell // len(self.classes), cell % len(self.classes), number)
+            for number, cell in zip(images[:count].tolist(), cells[:count].tolist(), strict=True)
+            if number
+        ]
+
+    def metrics(self) -> dict[str, object]:
+        """Accuracies and counts as plain values, for metrics.json."""
+        per_class = self.per_class
+        known = [value for value in per_class.values() if value is not None]
+        return {
+            "top1": self.top1,
+            "top1_interval_95": list(self.top1_interval),
+            "top5": self.top5,
+            "mean_per_class": sum(known) / len(known),
+            "test_images": len(self.rows),
+            "per_class": per_class,
+            "confusion_matrix": self.confusion.tolist(),
+        }
+
+
+def paired_difference(a: Evaluation, b: Evaluation) -> tuple[float, float]:
+    """Top-1 of `a` minus top-1 of `b` on the same images, and the half-width of its 95 % interval.
+
+    The images are paired, so only those that one gets right and the other wrong add to the uncertainty.
+    """
+    difference = a.correct.double() - b.correct.double()
+    return float(difference.mean()), float(Z95 * difference.std() / len(difference) ** 0.5)

@@ -1,0 +1,241 @@
+"""Trained models on disk: saved with all that is needed to use them, and loaded again."""
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from difflens.backbones.config import BackboneConfig
+from difflens.backbones.load import resolved
+from difflens.errors import DiffLensError
+from difflens.extractors.base import Extractor, evaluating
+from difflens.extractors.config import ExtractorConfig
+from difflens.heads.config import DetectionHeadConfig, HeadConfig, SegmentationHeadConfig
+from difflens.heads.detection import DetectionHead
+from difflens.heads.make import make_head
+from difflens.heads.segmentation import SegmentationHead
+from difflens.models.probe import DenseProbe, Probe
+from difflens.version import __version__
+
+
+@dataclass
+class SavedModel(ABC):
+    """A trained model with all that is needed to use it: what `model/` in a run directory holds.
+
+    Attributes:
+        probe: on the CPU after loading.
+        classes: names, in the order of the logits.
+        backbone, extractor, head: how to build the probe.
+        fingerprint: of the backbone as it was loaded, before anything trained or converted its weights.
+        info: anything worth knowing about its training, for the model card.
+    """
+
+    task: ClassVar[str]
+    title: ClassVar[str]
+    tag: ClassVar[str]
+    head_kind: ClassVar[type]
+
+    probe: Any
+    classes: tuple[str, ...]
+    backbone: BackboneConfig
+    extractor: ExtractorConfig
+    head: Any
+    fingerprint: str
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    @abstractmethod
+    def make(cls, extractor: Extractor, head: Any, num_classes: int) -> Any:
+        """An untrained probe from a head's configuration."""
+
+    def save(self, folder: Path) -> None:
+        """Write model.safetensors, config.json and README.md into an existing folder."""
+        state = {name: value.detach().cpu().contiguous() for name, value in self.probe.own_state().items()}
+        save_file(state, folder / "model.safetensors")
+        # so that the model can be used from any folder
+        backbone = asdict(self.backbone) | {"spec": resolved(self.backbone.spec)}
+        config = {
+            "difflens": __version__,
+            "task": self.task,
+            "classes": self.classes,
+            "backbone": {**backbone, "fingerprint": self.fingerprint},
+            "extractor": asdict(self.extractor),
+            "head": asdict(self.head),
+            "info": self.info,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "README.md").write_text(self._card(config))
+
+    @classmethod
+    def load(cls, folder: Path, backbone: str | None = None, device: torch.device | str = "cpu") -> Self:
+        """Read what `save` wrote.
+
+        Args:
+            folder: a run's `model/`, or the run directory itself.
+            backbone: where the backbone is now, if it has moved.
+            device: where to put the probe.
+
+        Raises:
+            DiffLensError: no model is there, it is damaged, or its backbone is gone or has changed.
+        """
+        folder = model_folder(folder)
+        config_path, weights = folder / "config.json", folder / "model.safetensors"
+        task = model_task(folder)
+        if task != cls.task:
+            raise DiffLensError(f"{folder} is a model of {task}, not of {cls.task}")
+        try:
+            config = json.loads(config_path.read_text())
+            stored = dict(config["backbone"])
+            fingerprint = stored.pop("fingerprint")
+            found = BackboneConfig(**stored)
+            extractor = ExtractorConfig(**_tuples(config["extractor"]))
+            head, classes = cls.head_kind(**_tuples(config["head"])), tuple(config["classes"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DiffLensError(
+                f"{config_path} is not a difflens model's configuration: {error!r}"
+            ) from error
+        if backbone is not None:
+            found = BackboneConfig(**{**stored, "spec": backbone})
+        try:
+            network = found.load(device)
+        except DiffLensError as error:
+            raise DiffLensError(
+                f"the backbone of {folder} cannot be loaded: {error}. If it has moved, name it with --backbone"
+            ) from error
+        if network.fingerprint() != fingerprint:
+            raise DiffLensError(
+                f"the backbone {found.spec} has changed since {folder} was trained on it: the weights or the "
+                "configuration differ. Train again, or name the right backbone with --backbone"
+            )
+        try:
+            built = extractor.build(network)
+            built.compiled = (
+                False  # the images that a loaded model is shown are read sooner than a graph is made
+            )
+            probe = cls.make(built, head, len(classes)).to(device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DiffLensError(f"{config_path} does not describe a model: {error}") from error
+        try:
+            probe.load_own_state(load_file(weights, device=str(device)))
+        except SafetensorError as error:
+            raise DiffLensError(f"{weights} is damaged: {error}") from error
+        return cls(probe.eval(), classes, found, extractor, head, fingerprint, config.get("info", {}))
+
+    def _card(self, config: dict[str, Any]) -> str:
+        rows = {
+            "backbone": f"`{self.backbone.spec}`",
+            "extractor": f"{self.extractor.name}, blocks {list(self.extractor.blocks)}, "
+            f"noise steps {list(self.extractor.noise_steps)}",
+            "head": f"{self.head.name}, {self.probe.trainable_parameters:,} trainable parameters",
+            "classes": f"{len(self.classes)}",
+            **{key.replace("_", " "): value for key, value in self.info.items()},
+            "difflens": config["difflens"],
+        }
+        table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+        return f"""---
+library_name: difflens
+tags: [{self.tag}]
+---
+# {self.title} on diffusion features
+
+| | |
+|---|---|
+{table}
+
+    difflens predict {{this folder}} IMAGE_OR_FOLDER
+"""
+
+
+@dataclass
+class TrainedModel(SavedModel):
+    """A classifier."""
+
+    task, title, tag, head_kind = "classification", "Classifier", "image-classification", HeadConfig
+
+    probe: Probe
+    head: HeadConfig
+
+    @classmethod
+    def make(cls, extractor: Extractor, head: HeadConfig, num_classes: int) -> Probe:
+        return Probe(extractor, make_head(head, extractor.shapes(), num_classes))
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor, draws: int = 1) -> Tensor:
+        """Class probabilities (B, num_classes), averaged over `draws` noises, of images (B, C, S, S) in [-1, 1].
+
+        Every image gets the noise of index 0, so an answer does not depend on what else is asked.
+        """
+        index = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        with evaluating(self.probe):
+            return torch.stack([self.probe(images, index, draw).softmax(1) for draw in range(draws)]).mean(0)
+
+
+@dataclass
+class SegmentationModel(SavedModel):
+    """A class for every pixel."""
+
+    task, title, tag = "segmentation", "Semantic segmentation", "image-segmentation"
+    head_kind = SegmentationHeadConfig
+
+    probe: DenseProbe
+    head: SegmentationHeadConfig
+
+    @classmethod
+    def make(cls, extractor: Extractor, head: SegmentationHeadConfig, num_classes: int) -> DenseProbe:
+        return DenseProbe(extractor, SegmentationHead(head, extractor.shapes(head.side), num_classes))
+
+
+@dataclass
+class DetectionModel(SavedModel):
+    """Objects with boxes and, of Mask R-CNN, masks."""
+
+    task, title, tag, head_kind = "detection", "Detection", "object-detection", DetectionHeadConfig
+
+    probe: DenseProbe
+    head: DetectionHeadConfig
+
+    @classmethod
+    def make(cls, extractor: Extractor, head: DetectionHeadConfig, num_classes: int) -> DenseProbe:
+        return DenseProbe(extractor, DetectionHead(head, extractor.shapes(head.side), num_classes))
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder itself, or the `model/` of a run directory.
+
+    Raises:
+        DiffLensError: no model is there.
+    """
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise DiffLensError(f"{folder} is not a difflens model: there is no {name} in it")
+    return folder
+
+
+def model_task(folder: Path) -> str:
+    """What a saved model does: "classification", "segmentation" or "detection".
+
+    Raises:
+        DiffLensError: no model is there, or one that does something else.
+    """
+    path = model_folder(folder) / "config.json"
+    known = [kind.task for kind in (TrainedModel, SegmentationModel, DetectionModel)]
+    try:
+        config = json.loads(path.read_text())
+        task = config.get("task", TrainedModel.task)
+    except (ValueError, AttributeError) as error:
+        raise DiffLensError(f"{path} is not a difflens model's configuration: {error!r}") from error
+    if task not in known:
+        raise DiffLensError(f"{path} is a model of {task!r}; this version knows {', '.join(known)}")
+    return str(task)
+
+
+def _tuples(config: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples they were."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}

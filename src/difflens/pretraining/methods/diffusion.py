@@ -1,0 +1,107 @@
+"""Taking noise out of images: a U-Net that becomes a diffusion model, with averaged weights."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DModel
+from torch import Tensor
+
+from difflens import presets
+from difflens.backbones.unet import UNetBackbone
+from difflens.configs.pretrain import PretrainConfig, given
+from difflens.data.loader import Batch
+from difflens.data.split import ImageSplit
+from difflens.noise import NoiseSchedule
+from difflens.pretraining import networks
+from difflens.pretraining.export import Card, write_pipeline
+from difflens.pretraining.gradients import Gradients
+from difflens.pretraining.loss import DiffusionLoss
+from difflens.pretraining.methods.base import Learner
+from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer
+
+
+class DiffusionLearner(Learner):
+    """A `UNet2DModel` trained by `DiffusionLoss`; what is kept is the running average of its weights."""
+
+    def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator, total_steps: int):
+        super().__init__(config, process)
+        network = networks.unet_config(
+            presets.PRETRAIN[config.preset]["unet"], given(config.learned_variance), config.image_size
+        )
+        self.unet = UNet2DModel(**network).to(self.device)
+        self.channels, self.side = int(self.unet.config.in_channels), int(self.unet.config.sample_size)
+        self.num_images = len(images)
+        self.ema = [parameter.detach().clone() for parameter in self.unet.parameters()]
+        variance = {"variance_type": "learned_range"} if config.learned_variance else {}
+        self.schedule = NoiseSchedule.from_config(
+            {"beta_schedule": config.schedule, "prediction_type": config.prediction, **variance}
+        )
+        group = ParameterGroup(
+            self.unet.parameters(), given(config.learning_rate), given(config.weight_decay)
+        )
+        self.optimizer = make_optimizer("adamw", group)
+        self.rates = self.make_rates(self.optimizer, total_steps)
+        loss = DiffusionLoss(
+            self.schedule, given(config.prediction), given(config.learned_variance), config.min_snr_gamma,
+            self.device,
+        )  # fmt: skip
+        self.description = loss.description
+        self.gradients = Gradients(
+            self.unet, loss, process, self.precision, config.accumulate, config.checkpoint_activations,
+            config.compile, config.seed,
+        )  # fmt: skip
+
+    def card(self) -> Card:
+        return Card(
+            title="Unconditional diffusion U-Net",
+            introduction=f"Pre-trained by difflens, without labels. {self.unet.num_parameters():,} parameters, averaged "
+            "weights (EMA), float16.",
+            library="diffusers",
+            tags=("unconditional-image-generation", "difflens"),
+            samples="DDIM, 50 steps",
+        )
+
+    def start_epoch(self, epoch: int) -> None:
+        super().start_epoch(epoch)
+        self.draw = torch.tensor(epoch + 1, device=self.device)
+        generator = torch.Generator().manual_seed(epoch_seed(self.config.seed, epoch))
+        t = torch.randint(self.schedule.num_steps, (self.num_images,), generator=generator)
+        self.t = t.to(self.device)
+
+    def step(self, batch: Batch) -> Tensor:
+        t = self.t[batch.rows.to(self.device)]
+        loss = self.gradients(batch.images, batch.index, t, self.draw).clone()
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        self.optimizer.step()
+        self.rates.step()
+        steps = self.rates.last_epoch
+        decay = min(given(self.config.ema_decay), (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(self.ema, [p.detach() for p in self.unet.parameters()], 1 - decay)
+        return loss
+
+    def saved_weights(self) -> list[Tensor]:
+        return self.ema
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "unet": self.unet.state_dict(), "ema": self.ema, "optimizer": self.optimizer.state_dict(),
+            "rates": self.rates.state_dict(),
+        }  # fmt: skip
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.unet.load_state_dict(state["unet"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rates.load_state_dict(state["rates"])
+        for mine, stored in zip(self.ema, state["ema"], strict=True):
+            mine.copy_(stored)
+
+    def backbone(self) -> UNetBackbone:
+        averaged = UNet2DModel.from_config(self.unet.config)
+        names = (name for name, _ in self.unet.named_parameters())
+        averaged.load_state_dict({name: value.cpu() for name, value in zip(names, self.ema, strict=True)})
+        return UNetBackbone(averaged, self.schedule, "pre-trained").to(self.device)
+
+    def write(self, folder: Path, backbone: UNetBackbone) -> None:
+        write_pipeline(folder, backbone.unet, self.schedule)

@@ -1,0 +1,83 @@
+"""The networks of the pre-training presets."""
+
+from typing import Any, Literal
+
+from difflens.backbones.encoder import EncoderConfig
+from difflens.errors import DiffLensError, listing
+from difflens.presets import ENCODER_STRIDE, ENCODERS, PATCH, UNETS
+
+
+def encoder_config(name: str, kind: Literal["resnet", "vit"], side: int | None = None) -> EncoderConfig:
+    """The encoder of the size of the U-Net preset `name`.
+
+    Args:
+        side: of the images, in pixels; None: the preset's.
+
+    Raises:
+        DiffLensError: there is none of that size, or `side` does not suit it.
+    """
+    if name not in ENCODERS:
+        raise DiffLensError(
+            f"there are no encoders of the size of the U-Net {name}: only diffusion trains at it. The other methods have "
+            f"the presets {listing(list(ENCODERS))}"
+        )
+    preset = UNETS[name]
+    side = side or preset["side"]
+    if side % ENCODER_STRIDE:
+        raise DiffLensError(f"image-size {side} must be a multiple of {ENCODER_STRIDE}, the encoder's stride")
+    if kind == "resnet":
+        widths = ENCODERS[name]["resnet"]
+        arguments = {
+            "layers": (1, 1, 1, 1),
+            "channels": widths,
+            "stem_type": "deep",
+            "stem_width": widths[0] // 2,
+        }
+        return EncoderConfig("resnet18", arguments, preset.get("in_channels", 3), side)
+    width, depth, heads = ENCODERS[name]["vit"]
+    arguments = {"img_size": side, "patch_size": PATCH, "embed_dim": width, "depth": depth, "num_heads": heads,
+                 "dynamic_img_size": True}  # fmt: skip
+    return EncoderConfig("vit_tiny_patch16_224", arguments, preset.get("in_channels", 3), side)
+
+
+def unet_config(name: str, learned_variance: bool = False, side: int | None = None) -> dict[str, Any]:
+    """The `UNet2DModel` arguments of a U-Net preset; with learned variance it has twice the output channels.
+
+    Args:
+        side: of the images, in pixels; None: the preset's.
+
+    Raises:
+        DiffLensError: the network cannot halve `side` as often as it has to.
+    """
+    preset = UNETS[name]
+    levels = range(len(preset["channels"]))
+    attention = preset["attention"]
+    channels = preset.get("in_channels", 3)
+    side, stride = side or preset["side"], 2 ** levels[-1]
+    if side % stride:
+        raise DiffLensError(
+            f"image-size {side} cannot be halved down to the deepest level of the U-Net {name}: it must be a multiple of "
+            f"{stride}"
+        )
+    resampling, down, up = (
+        ("resnet", "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+        if preset.get("residual")
+        else ("conv", "DownBlock2D", "UpBlock2D")
+    )
+    return {
+        "sample_size": side,
+        "in_channels": channels,
+        "out_channels": channels * (2 if learned_variance else 1),
+        "layers_per_block": preset["layers"],
+        "block_out_channels": preset["channels"],
+        "down_block_types": tuple("AttnDownBlock2D" if i in attention else down for i in levels),
+        "up_block_types": tuple("AttnUpBlock2D" if i in attention else up for i in reversed(levels)),
+        "downsample_type": resampling,
+        "upsample_type": resampling,
+        "attention_head_dim": preset["head"],
+        "norm_num_groups": preset["groups"],
+        # under scale_shift, diffusers leaves the middle attention without its norm unless told
+        "attn_norm_num_groups": preset["groups"] if preset.get("residual") else None,
+        "time_embedding_dim": preset.get("embedding", 4 * preset["channels"][0]),
+        "resnet_time_scale_shift": "scale_shift",
+    }

@@ -1,0 +1,140 @@
+"""A report for people: one HTML file that needs nothing but a browser."""
+
+import re
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_CSS_DPI = 96
+_DENSITY = 2  # figures have two pixels for each CSS pixel, for sharp screens
+
+# numbers, intervals, differences, shares and times: "1,234", "86.1 - 88.2", "+0.5 ± 0.3", "12 %", "1.5 s"
+_NUMERIC = re.compile(r"(?=.*\d)[\d\s.,+\-\u2212\u2013±%()/e]+s?")
+_MISSING = ("", "-", "\u2013", "\u2014")
+
+# spaces at which no line should break: "95 %", "+0.5 ± 0.3"
+_UNBROKEN = re.compile(r" (?=[%±])|(?<=±) ")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns; the first column names the row.
+
+    Attributes:
+        columns: headings.
+        rows: one cell a column; numbers are formatted, None is a dash, anything else is shown as its text.
+        caption: one or two sentences under the table.
+        best: index of the row to emphasise.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[tuple[object, ...]]
+    caption: str = ""
+    best: int | None = None
+
+    def __post_init__(self) -> None:
+        wrong = [row for row in self.rows if len(row) != len(self.columns)]
+        assert not wrong, f"{len(self.columns)} columns, but a row has {len(wrong[0])} cells: {wrong[0]}"
+        assert self.best is None or 0 <= self.best < len(self.rows), f"no row {self.best}"
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """Every row as text."""
+        return [[_text(value) for value in row] for row in self.rows]
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """For each column: does it hold numbers, and at most gaps besides?"""
+        columns = zip(*self.cells, strict=True) if self.rows else [()] * len(self.columns)
+        return tuple(_is_numeric([cell for cell in column if cell not in _MISSING]) for column in columns)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with its caption.
+
+    Attributes:
+        image: a PIL image, or a matplotlib figure, shown at its size in inches.
+        caption: what is seen, under the image.
+        alt: what is seen, for those who do not see it.
+        scale: CSS pixels for each pixel of a PIL image, whose pixels then stay sharp squares.
+    """
+
+    image: "Image.Image | Figure"
+    caption: str
+    alt: str
+    scale: int = 1
+
+    def png(self) -> tuple[bytes, int, int]:
+        """The encoded image, and its width and height in CSS pixels."""
+        buffer = BytesIO()
+        if isinstance(self.image, Image.Image):
+            self.image.save(buffer, "PNG", optimize=True)
+            width, height = self.image.size
+            return buffer.getvalue(), width * self.scale, height * self.scale
+        self.image.savefig(
+            buffer, format="png", dpi=_DENSITY * _CSS_DPI, transparent=True, bbox_inches="tight",
+            pad_inches=0.02, metadata={"Software": None},
+        )  # fmt: skip
+        width, height = Image.open(buffer).size
+        return buffer.getvalue(), width // _DENSITY, height // _DENSITY
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with text, tables and pictures.
+
+    Attributes:
+        title: also its entry in the list of contents.
+        text: plain text; an empty line begins a new paragraph.
+        parts: in the order in which they are shown.
+    """
+
+    title: str
+    text: str = ""
+    parts: tuple[Table | Picture, ...] = ()
+
+
+def render(title: str, lead: str, sections: Sequence[Section], provenance: Mapping[str, object]) -> str:
+    """One self-contained HTML document: no scripts, and nothing is loaded from anywhere.
+
+    Args:
+        title: plain text, as all texts here; markup in them is shown, not interpreted.
+        lead: what this is about, in a sentence or two.
+        sections: in order.
+        provenance: what it takes to make the report again (command, seed, versions, hardware), in a closing
+            table.
+    """
+    environment = Environment(
+        loader=PackageLoader("difflens", "reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{b64encode(png).decode()}"
+    environment.filters["prose"] = lambda text: _UNBROKEN.sub("\u00a0", text)
+    environment.tests["table"] = lambda part: isinstance(part, Table)
+    return environment.get_template("report.html.j2").render(
+        title=title, lead=lead, sections=sections, provenance=provenance
+    )
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "\u2013"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _is_numeric(cells: list[str]) -> bool:
+    return bool(cells) and all(_NUMERIC.fullmatch(cell) for cell in cells)

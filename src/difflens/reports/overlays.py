@@ -1,0 +1,114 @@
+"""What a dense model sees, drawn over the image: classes of pixels, or objects."""
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from matplotlib.patches import Patch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from difflens.data.dense.base import IGNORED, Objects
+from difflens.data.dense.masks import BACKGROUND, palette
+from difflens.data.images import with_channels
+from difflens.reports.charts import INK, WIDTH, shortened
+
+_OPAQUE = 0.6
+_SMALLEST = 320
+"""Pixels to which an overlay's longer side is enlarged at least, so that there is room for lines and names."""
+_GAP = 6  # pixels between the pictures of a grid
+_TILE = 2.4  # inches
+_LETTERS = 13  # pixels
+_NAMED = 24  # the most classes in a legend
+
+
+def first_colour(classes: Sequence[str]) -> int:
+    """The first class's place in the palette: at 0, black, is a background, which is not painted."""
+    return 0 if classes[0].lower() == BACKGROUND else 1
+
+
+def mask_overlay(image: Tensor, mask: Tensor, classes: Sequence[str]) -> Image.Image:
+    """An image, uint8 (C, H, W), under the colours of its classes, uint8 (H, W); background, and what is ignored, stay
+    as they are."""
+    canvas, factor = _enlarged(image)
+    colours = torch.from_numpy(palette())
+    shown = _repeated(mask, factor)
+    places = shown.long() + first_colour(classes)
+    painted = colours[places.clamp(max=255)].permute(2, 0, 1)
+    covered = (places != 0) & (shown != IGNORED)
+    mixed = (_OPAQUE * painted + (1 - _OPAQUE) * canvas).round().to(torch.uint8)
+    return _to_pil(torch.where(covered, mixed, canvas))
+
+
+def object_overlay(image: Tensor, objects: Objects, classes: Sequence[str]) -> Image.Image:
+    """An image, uint8 (C, H, W), with boxes, masks, names and scores; an object has the colour of its class."""
+    canvas, factor = _enlarged(image)
+    if not len(objects.boxes):
+        return _to_pil(canvas)
+    colours = [(red, green, blue) for red, green, blue in palette()[objects.labels.cpu().numpy()].tolist()]
+    if objects.masks is not None:
+        canvas = draw_segmentation_masks(
+            canvas, _repeated(objects.masks.cpu(), factor), alpha=0.5, colors=colours
+        )
+    names = [classes[label - 1] for label in objects.labels.tolist()]
+    if objects.scores is not None:
+        names = [f"{name} {score:.2f}" for name, score in zip(names, objects.scores.tolist(), strict=True)]
+    shown = draw_bounding_boxes(
+        canvas, factor * objects.boxes.cpu(), names, colours, width=2, font=_font(), font_size=_LETTERS,
+        label_colors=[_legible(colour) for colour in colours], label_background_colors=colours, fill_labels=True,
+    )  # fmt: skip
+    return _to_pil(shown)
+
+
+def examples(
+    titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], classes: Sequence[tuple[int, str]]
+) -> Figure:
+    """Pictures in a grid, a row an image, with a legend of (place in the palette, name) of classes."""
+    step = _SMALLEST + _GAP
+    sheet = Image.new("RGB", (step * len(titles) - _GAP, step * len(rows) - _GAP), "white")
+    for place, picture in enumerate(picture for row in rows for picture in row):
+        fitted = ImageOps.contain(picture, (_SMALLEST, _SMALLEST))
+        sheet.paste(fitted, (place % len(titles) * step, place // len(titles) * step))
+    legend = 0.25 * -(-len(classes[:_NAMED]) // 4)
+    width = min(WIDTH, _TILE * len(titles))
+    height = width * sheet.height / sheet.width + 0.3 + legend
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, legend / height, 1, 1 - (0.3 + legend) / height))
+    axes.imshow(sheet, aspect="auto")
+    axes.set_yticks([])
+    axes.xaxis.tick_top()
+    axes.set_xticks([step * (k + 0.5) for k in range(len(titles))], titles, size=10, color=INK)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if classes:
+        colours = palette() / 255
+        patches = [Patch(color=colours[value], label=shortened(name)) for value, name in classes[:_NAMED]]
+        figure.legend(handles=patches, loc="lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
+    return figure
+
+
+def _legible(colour: tuple[int, int, int]) -> str:
+    """Of letters on a colour."""
+    red, green, blue = colour
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
+
+
+def _font() -> str:
+    """The file of the font that comes with matplotlib."""
+    return str(findfont("DejaVu Sans"))
+
+
+def _enlarged(image: Tensor) -> tuple[Tensor, int]:
+    """RGB, every pixel repeated so many times."""
+    factor = max(1, -(-_SMALLEST // max(image.shape[-2:])))
+    return _repeated(with_channels(image.cpu(), 3), factor).contiguous(), factor
+
+
+def _repeated(pixels: Tensor, factor: int) -> Tensor:
+    return pixels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+
+def _to_pil(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())

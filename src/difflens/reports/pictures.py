@@ -1,0 +1,252 @@
+"""Images for reports: what a backbone sees, what it makes of it, and what its heads confuse.
+
+Every function returns a matplotlib figure of its own, outside pyplot's global state.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from torch import Tensor
+
+from difflens.backbones.base import DiffusionBackbone
+from difflens.backbones.maps import Place
+from difflens.noise import seeded_noise
+from difflens.reports.charts import BASELINE, INK, WIDTH, shortened
+
+# inches
+_TILE = 1.5
+_EXAMPLE = 0.86
+_TEXT_SHARE = 2.3  # beside the examples, for the names of two classes
+
+_HEAT = matplotlib.colormaps["inferno"]
+
+_EXAMPLES = 6  # images of a pair of classes
+
+
+@torch.inference_mode()
+def noised_images(
+    backbone: DiffusionBackbone, images: Tensor, noise_steps: Sequence[int], seed: int
+) -> Figure:
+    """Images as the backbone sees them: a row an image, clean and then at each noise step.
+
+    Args:
+        images: (N, C, S, S) in [-1, 1], on the backbone's device; image k has the noise of index k.
+        noise_steps: of the backbone's schedule.
+        seed: of the noise.
+    """
+    steps = backbone.check_noise_steps(noise_steps)
+    columns = [images, *(_noised(backbone, images, t, seed) for t in steps)]
+    return _tiles(["clean", *(f"t = {t}" for t in steps)], [_pixels(column) for column in columns])
+
+
+@torch.inference_mode()
+def principal_components(
+    backbone: DiffusionBackbone, images: Tensor, blocks: Sequence[int], noise_step: int, seed: int
+) -> Figure:
+    """Feature maps as colour images: a row an image, a column a block.
+
+    A block's colours are the first three principal components of its maps over all positions of all images,
+    so they compare between images, not between blocks.
+
+    Args:
+        images: (N, C, S, S) in [-1, 1], on the backbone's device; image k has the noise of index k.
+        blocks: indices of blocks to show.
+        noise_step: the t to read them at.
+        seed: of the noise.
+    """
+    blocks = backbone.check_blocks(blocks)
+    (noise_step,) = backbone.check_noise_steps((noise_step,))
+    maps = backbone.features(_noised(backbone, images, noise_step, seed), noise_step, blocks)
+    titles = ["input", *(f"block {b}\n{maps[b].shape[2]} x {maps[b].shape[3]}" for b in blocks)]
+    return _tiles(titles, [_pixels(images), *(pca_rgb(maps[b]) for b in blocks)])
+
+
+def components_over_noise(noised: Mapping[int, Tensor], maps: Mapping[Place, Tensor], image: int) -> Figure:
+    """Feature maps of one image as colours: a row a noise step, a column a block.
+
+    A block's colours are the first three principal components of its maps over all positions of all images at all noise
+    steps, so within a column they compare.
+
+    Args:
+        noised: (N, C, S, S) images by noise step, as the backbone sees them.
+        maps: (N, C, H, W) by (block, noise step), every block at every noise step.
+        image: which of the N to show.
+    """
+    steps = list(noised)
+    blocks = sorted({block for block, _ in maps})
+    columns = [torch.cat([_pixels(noised[t][image : image + 1]) for t in steps])]
+    titles = ["input"]
+    for block in blocks:
+        each = [maps[block, t] for t in steps]
+        rgb = pca_rgb(torch.cat(each)).unflatten(0, (len(steps), -1))
+        columns.append(rgb[:, image])
+        titles.append(f"block {block}\n{each[0].shape[2]} x {each[0].shape[3]}")
+    return _tiles(titles, columns, [f"t = {t}" for t in steps] if len(steps) > 1 else ())
+
+
+def attention_overlays(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
+    """Where a head looks: a row an image, a column a map, dark where it does not look.
+
+    Each overlay is scaled to its own maximum; shares between maps are for a table to tell.
+
+    Args:
+        images: (N, C, S, S) in [-1, 1].
+        maps: (N, H, W) weights, at least 0, by title.
+    """
+    pixels = _pixels(images).mean(1, keepdim=True)
+    columns = [_pixels(images)]
+    for weights in maps.values():
+        shown = weights.detach().cpu().float()[:, None]
+        shown = shown / shown.amax((2, 3), keepdim=True).clamp(min=1e-12)
+        shown = torch.nn.functional.interpolate(shown, tuple(pixels.shape[-2:]), mode="bilinear").clamp(0, 1)
+        colour = torch.from_numpy(_HEAT(shown[:, 0].numpy())[..., :3]).permute(0, 3, 1, 2).float()
+        columns.append((0.35 * pixels + 0.65 * colour).clamp(0, 1))
+    return _tiles(["input", *maps], columns)
+
+
+def nearest_neighbours(
+    queries: Tensor, found: Tensor, names: Sequence[str], found_names: Sequence[Sequence[str]]
+) -> Figure:
+    """Images and those nearest to them: a row an image, its neighbours from left to right.
+
+    Args:
+        queries: (N, C, S, S) in [-1, 1].
+        found: (N, K, C, S, S), likewise.
+        names: what to write on the left of each row; may be empty texts.
+        found_names: K texts over the neighbours of each row.
+    """
+    rows, count = found.shape[:2]
+    side = min(_TILE, WIDTH / (count + 1))
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    figure = Figure(figsize=(side * (count + 1), (side + 0.22) * rows), layout=layout)
+    grid = figure.subplots(rows, count + 1, squeeze=False)
+    for row in range(rows):
+        titles = [names[row], *found_names[row]]
+        for k, (axes, image) in enumerate(zip(grid[row], [queries[row], *found[row]], strict=True)):
+            _show(axes, _pixels(image), "nearest")
+            axes.set_axis_off()
+            axes.set_title(
+                shortened(titles[k], 18),
+                size=8,
+                color=INK,
+                weight="normal" if k else "bold",
+                parse_math=False,
+            )
+    return figure
+
+
+def pca_rgb(maps: Tensor) -> Tensor:
+    """The first three principal components of feature maps as red, green and blue.
+
+    The components are those of the C-vectors at all positions of all maps. Each is scaled so that its 1st
+    percentile is 0 and its 99th is 1; one that does not vary, or does not exist because C < 3, is 0.5.
+
+    Args:
+        maps: (N, C, H, W), any range.
+
+    Returns:
+        (N, 3, H, W) float32 in [0, 1], on the CPU.
+    """
+    count, channels, height, width = maps.shape
+    # the CPU, because not every accelerator has float64
+    vectors = maps.detach().cpu().double().permute(0, 2, 3, 1).reshape(-1, channels)
+    centred = vectors - vectors.mean(0)
+    # eigenvectors of the C x C scatter matrix: the right singular vectors of `centred`, at less cost
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :3]
+    # an eigenvector's sign is arbitrary: its largest entry is made positive
+    signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    scores = centred @ (axes * signs)
+    low, high = torch.quantile(scores, torch.tensor([0.01, 0.99], dtype=scores.dtype), dim=0)
+    varies = high - low > 1e-6 * vectors.abs().max()
+    scaled = torch.where(varies, (scores - low) / (high - low), 0.5).clamp(0, 1)
+    rgb = torch.full((len(vectors), 3), 0.5)
+    rgb[:, : scaled.shape[1]] = scaled.float()
+    return rgb.reshape(count, height, width, 3).permute(0, 3, 1, 2)
+
+
+def image_columns(columns: Sequence[tuple[str, Tensor]]) -> Figure:
+    """Images side by side: each column is a title and (N, C, S, S) in [-1, 1], all of the same N."""
+    return _tiles([title for title, _ in columns], [_pixels(images) for _, images in columns], tile=_EXAMPLE)
+
+
+def confused_pairs(pairs: Sequence[tuple[str, str, int, Tensor]]) -> Figure:
+    """Classes taken for others, with images: a row a pair, at most six images each.
+
+    Args:
+        pairs: at least one (true class, predicted class, count, (N, C, S, S) images, uint8 or in [-1, 1]).
+    """
+    assert pairs, "no pair of classes to show"
+    size = (_TEXT_SHARE + _EXAMPLES * _EXAMPLE, len(pairs) * (_EXAMPLE + 0.06))
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    figure = Figure(figsize=size, layout=layout)
+    widths = [_TEXT_SHARE, *[_EXAMPLE] * _EXAMPLES]
+    grid = figure.subplots(len(pairs), 1 + _EXAMPLES, squeeze=False, width_ratios=widths)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, (true, predicted, count, images) in zip(grid, pairs, strict=True):
+        for height, weight, colour, text in (
+            (0.78, "bold", INK, shortened(true)),
+            (0.5, "normal", INK, f"\u2192 {shortened(predicted)}"),
+            (0.22, "normal", BASELINE, f"{count:,} image{'s' * (count != 1)}"),
+        ):
+            row[0].text(
+                0, height, text, weight=weight, color=colour, size=10, va="center", transform=row[0].transAxes,
+                parse_math=False, clip_on=True,
+            )  # fmt: skip
+        for axes, image in zip(row[1:], _pixels(images[:_EXAMPLES]), strict=False):
+            _show(axes, image, "auto")
+    return figure
+
+
+def _noised(backbone: DiffusionBackbone, images: Tensor, t: int, seed: int) -> Tensor:
+    index = torch.arange(len(images), device=images.device)
+    return backbone.add_noise(images, t, seeded_noise(tuple(images.shape[1:]), index, t, seed))
+
+
+def _pixels(images: Tensor) -> Tensor:
+    """uint8, or [-1, 1], to [0, 1], cut off there: noise leaves the range."""
+    if images.dtype == torch.uint8:
+        return images.cpu() / 255
+    return ((images.float().cpu() + 1) / 2).clamp(0, 1)
+
+
+def _tiles(
+    titles: Sequence[str], columns: Sequence[Tensor], rows_named: Sequence[str] = (), tile: float = _TILE
+) -> Figure:
+    """Small images in a grid: each column is (N, C, H, W) in [0, 1], C 1 (grey) or 3, of its own size.
+
+    Args:
+        tile: the largest side of an image, in inches.
+    """
+    rows = len(columns[0])
+    side = min(tile, WIDTH / len(columns))
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02, compress=True)
+    figure = Figure(figsize=(side * len(columns), side * rows + 0.45), layout=layout)
+    grid = figure.subplots(rows, len(columns), squeeze=False)
+    for k, (title, images) in enumerate(zip(titles, columns, strict=True)):
+        grid[0, k].set_title(title, size=10, color=INK)
+        for axes, image in zip(grid[:, k], images, strict=True):
+            _show(axes, image, "nearest")
+            axes.set_axis_off()
+    for axes, name in zip(grid[:, 0], rows_named, strict=False):
+        axes.text(
+            -0.08,
+            0.5,
+            name,
+            transform=axes.transAxes,
+            rotation=90,
+            ha="right",
+            va="center",
+            size=9,
+            color=INK,
+        )
+    return figure
+
+
+def _show(axes: Axes, image: Tensor, interpolation: str) -> None:
+    pixels = image.permute(1, 2, 0).squeeze(2).numpy()  # imshow takes grey as (H, W)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation=interpolation)

@@ -1,0 +1,210 @@
+"""The report of a probe: how good it is, how it was trained, and what it confuses."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from torch import Tensor
+
+from difflens.metrics.classification import Evaluation
+from difflens.reports import charts, pictures
+from difflens.reports.html import Picture, Section, Table, render
+
+_EXAMPLES = 6
+_SHARES = ("top1", "top5", "mean_per_class")
+_FIGURES = ("Top-1, %", "95 % interval of top-1", "Top-5, %", "Mean per class, %", "Training, s")
+_EXPLAINED = "The interval is the uncertainty of one run from its test images. The mean per class weighs every class equally."
+
+
+def probe_report(
+    *,
+    command: str,
+    summary: str,
+    evaluations: Sequence[Evaluation],
+    metrics: Sequence[Mapping[str, Any]],
+    logs: Sequence[Sequence[Mapping[str, Any]]],
+    examples: Callable[[Sequence[int]], Tensor],
+    provenance: Mapping[str, object],
+) -> str:
+    """One self-contained HTML document about one probe, trained with one seed or several.
+
+    Args:
+        command: the command line that makes the run again.
+        summary: what was probed with what, in a sentence or two.
+        evaluations: one a seed, at least one, of the same classes; the pictures of classes show the first.
+        metrics: one a seed: `Evaluation.metrics()` with "train_images", "trainable_parameters" and
+            "train_seconds". Further keys that are shown if they are there: "seed"; "grid", records with
+            "learning_rate", "weight_decay" and "validation_top1"; "neighbours", records with "k",
+            "validation_top1" and "top1". The record that was chosen has a true "chosen".
+        logs: one a seed: records with "epoch" and "loss"; empty where nothing was trained by epochs.
+        examples: positions in the test split to their images, uint8 (N, C, S, S).
+        provenance: further rows of the closing table (backbone, data, places read, hardware, versions).
+    """
+    assert len(evaluations) == len(metrics) == len(logs) > 0, "evaluations, metrics and logs: one a seed"
+    evaluation = evaluations[0]
+    # said wherever one of several runs is shown
+    which = f" Shown for {_run(metrics, 0)}." if len(metrics) > 1 else ""
+    sections = [
+        _result(metrics),
+        *_training(metrics, logs, which),
+        _per_class(evaluation, which),
+        _confused(evaluation, examples, which),
+        Section("Confusion matrix", parts=(
+            Picture(charts.confusion_matrix(evaluation.confusion, evaluation.classes, ""),
+                    f"Rows are true classes, columns predictions; test images counted.{which}", "Confusion matrix"),
+        )),
+    ]  # fmt: skip
+    title = f"Probe: {_mean_percent(metrics, 'top1')} % top-1 accuracy"
+    return render(title, summary, sections, {"Command": command, **provenance})
+
+
+def _result(metrics: Sequence[Mapping[str, Any]]) -> Section:
+    first = metrics[0]
+    counts: list[tuple[object, ...]] = [
+        ("Training images", first["train_images"]),
+        ("Test images", first["test_images"]),
+        ("Trainable parameters", first["trainable_parameters"]),
+    ]
+    if len(metrics) == 1:
+        rows: list[tuple[object, ...]] = list(zip(_FIGURES, _figures(first), strict=True))
+        return Section("Result", parts=(Table(("Figure", "Value"), rows + counts, _EXPLAINED),))
+    spreads = {key: f"{_mean_percent(metrics, key)} ± {_spread(metrics, key)}" for key in _SHARES}
+    rows = [(_run(metrics, k), *_figures(one)) for k, one in enumerate(metrics)]
+    rows.append(
+        ("Mean ± standard deviation", spreads["top1"], None, spreads["top5"], spreads["mean_per_class"], None)
+    )
+    text = (
+        f"Over {len(metrics)} runs that differ in their seed only, {spreads['top1']} % of the test images are classified "
+        "right (mean ± standard deviation)."
+    )
+    parts = (
+        Table(("Run", *_FIGURES), rows, _EXPLAINED, best=len(metrics)),
+        Table(("In every run", "Number"), counts),
+    )
+    return Section("Result", text, parts)
+
+
+def _figures(one: Mapping[str, Any]) -> tuple[object, ...]:
+    """Cells for `_FIGURES`."""
+    return (
+        _percent(one["top1"]), _interval(one["top1_interval_95"]), _percent(one["top5"]),
+        _percent(one["mean_per_class"]), f"{one['train_seconds']:.1f}",
+    )  # fmt: skip
+
+
+def _training(
+    metrics: Sequence[Mapping[str, Any]], logs: Sequence[Sequence[Mapping[str, Any]]], which: str
+) -> list[Section]:
+    """One section, or none where there is nothing to tell."""
+    parts: list[Table | Picture] = []
+    trained = [log for log in logs if log]
+    if trained:
+        lines = "" if len(trained) == 1 else f", a line for each of {len(trained)} runs"
+        parts.append(
+            Picture(charts.loss_curve(trained), f"Mean loss by epoch{lines}.", "Training loss by epoch")
+        )
+    if metrics[0].get("grid"):
+        parts.append(_grid(metrics[0]["grid"], which))
+    if metrics[0].get("neighbours"):
+        parts.append(_neighbours(metrics[0]["neighbours"], which))
+    return [Section("Training", parts=tuple(parts))] if parts else []
+
+
+def _grid(records: Sequence[Mapping[str, Any]], which: str) -> Table:
+    rates = sorted({record["learning_rate"] for record in records})
+    decays = sorted({record["weight_decay"] for record in records})
+    found = {(record["learning_rate"], record["weight_decay"]): record for record in records}
+    chosen = next(place for place, record in found.items() if record.get("chosen"))
+    rows: list[tuple[object, ...]] = [
+        (
+            f"learning rate {rate:g}",
+            *(_percent(found.get((rate, decay), {}).get("validation_top1")) for decay in decays),
+        )
+        for rate in rates
+    ]
+    caption = f"Accuracy on validation images. Chosen: learning rate {chosen[0]:g}, weight decay {chosen[1]:g}.{which}"
+    columns = ("Validation top-1, %", *(f"weight decay {decay:g}" for decay in decays))
+    return Table(columns, rows, caption, best=rates.index(chosen[0]))
+
+
+def _neighbours(records: Sequence[Mapping[str, Any]], which: str) -> Table:
+    rows: list[tuple[object, ...]] = [
+        (f"k = {record['k']}", _percent(record["validation_top1"]), _percent(record["top1"]))
+        for record in records
+    ]
+    chosen = next(place for place, record in enumerate(records) if record.get("chosen"))
+    caption = (
+        f"k = {records[chosen]['k']} was chosen by accuracy on validation images. The test images had no part "
+        f"in that; their column is for information.{which}"
+    )
+    return Table(("Neighbours", "Validation top-1, %", "Test top-1, %"), rows, caption, best=chosen)
+
+
+def _per_class(evaluation: Evaluation, which: str) -> Section:
+    accuracies, intervals = evaluation.per_class, evaluation.per_class_intervals
+    totals = dict(zip(evaluation.classes, evaluation.confusion.sum(1).tolist(), strict=True))
+    worst, best = charts.worst_and_best(accuracies)
+    rows: list[tuple[object, ...]] = [
+        (name, totals[name], _percent(accuracies[name]), _interval(intervals[name]))
+        for name in (*worst, *best)
+    ]
+    shown = (
+        f"the {len(worst)} worst and the {len(best)} best of {len(intervals)}" if best else "the worst first"
+    )
+    bars = Picture(
+        charts.per_class_bars(accuracies, intervals),
+        f"Accuracy by class with 95 % intervals, {shown}; the dotted line is the mean over classes.{which}",
+        "Accuracy by class with intervals",
+    )
+    table = Table(
+        ("Class", "Test images", "Accuracy, %", "95 % interval"),
+        rows,
+        "All classes are in metrics.json." if best else "",
+    )
+    return Section("Per class", parts=(bars, table))
+
+
+def _confused(evaluation: Evaluation, examples: Callable[[Sequence[int]], Tensor], which: str) -> Section:
+    confused = evaluation.most_confused()
+    if not confused:
+        return Section("Most confused", f"Every test image is classified right.{which}")
+    names = evaluation.classes
+    shown = [
+        (names[true], names[predicted], count, examples(_surest(evaluation, true, predicted)))
+        for true, predicted, count in confused
+    ]
+    picture = Picture(
+        pictures.confused_pairs(shown),
+        "The true class, what it is taken for and how often, with the test images of which the probe is surest, "
+        f"at most {_EXAMPLES}.{which}",
+        "Pairs of classes that are confused, with examples",
+    )
+    return Section("Most confused", parts=(picture,))
+
+
+def _surest(evaluation: Evaluation, true: int, predicted: int) -> list[int]:
+    """Positions of images of class `true` taken for `predicted`, the most confident first."""
+    wrong = ((evaluation.labels == true) & (evaluation.ranked[:, 0] == predicted)).nonzero()[:, 0]
+    order = evaluation.confidence[wrong].argsort(descending=True, stable=True)[:_EXAMPLES]
+    rows: list[int] = evaluation.rows[wrong[order]].tolist()
+    return rows
+
+
+def _run(metrics: Sequence[Mapping[str, Any]], k: int) -> str:
+    return f"seed {metrics[k]['seed']}" if "seed" in metrics[k] else f"run {k + 1}"
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.2f}"
+
+
+def _interval(shares: Sequence[float]) -> str:
+    return " - ".join(f"{100 * share:.1f}" for share in shares)
+
+
+def _mean_percent(metrics: Sequence[Mapping[str, Any]], key: str) -> str:
+    return f"{100 * mean(one[key] for one in metrics):.2f}"
+
+
+def _spread(metrics: Sequence[Mapping[str, Any]], key: str) -> str:
+    return f"{100 * stdev(one[key] for one in metrics):.2f}"

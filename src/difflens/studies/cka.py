@@ -1,0 +1,343 @@
+"""`difflens cka`: which blocks, noise steps, poolings and backbones represent images alike."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from difflens.backbones.base import Backbone
+from difflens.backbones.config import BackboneConfig
+from difflens.backbones.maps import pool_to
+from difflens.configs.cka import CkaConfig
+from difflens.data.images import to_float
+from difflens.data.load import load_unlabelled
+from difflens.data.loader import Batch, epoch_order
+from difflens.data.split import ImageSplit
+from difflens.errors import DiffLensError
+from difflens.extractors.base import Extractor, evaluating
+from difflens.extractors.cache import READ_BATCH, Reading
+from difflens.extractors.config import ExtractorConfig
+from difflens.metrics.cka import GROUPS, LEAST_IMAGES, alignment, gram, hsic, with_interval
+from difflens.reports.charts import similarity_map
+from difflens.reports.cka import Comparison, Mirrors, similarity_report
+from difflens.run.commands import shown_command
+from difflens.run.console import progress_bar
+from difflens.run.directory import FINISHED, RunDirectory, settings_of
+from difflens.run.processes import accelerator
+from difflens.run.provenance import environment
+
+LEAST = GROUPS * LEAST_IMAGES
+"""Images that a comparison needs."""
+
+_SHOWN = 6  # blocks whose noise steps or poolings are shown
+
+
+_FREE = ("out", "device", "workers")
+
+
+@dataclass(frozen=True, order=True)
+class Representation:
+    """What one block says of images at one noise step.
+
+    Attributes:
+        model: 0 for the backbone, 1 for the other one.
+        block, noise_step: where it is read.
+        side: that its maps are pooled to; 0 for none.
+    """
+
+    model: int
+    block: int
+    noise_step: int
+    side: int
+
+
+@dataclass(frozen=True)
+class SimilarityResult:
+    """What `cka` returns.
+
+    Attributes:
+        representations: P of them.
+        values: CKA of every pair, (P, P) in [-1, 1]; NaN where features do not vary.
+        half_widths: of the 95 % intervals around them.
+        metrics: metrics.json's content.
+    """
+
+    representations: tuple[Representation, ...]
+    values: Tensor
+    half_widths: Tensor
+    metrics: dict[str, Any]
+
+    def between(self, rows: Sequence[Representation], columns: Sequence[Representation]) -> Tensor:
+        """CKA of the given representations, (rows, columns)."""
+        place = {each: number for number, each in enumerate(self.representations)}
+        return self.values[[place[each] for each in rows]][:, [place[each] for each in columns]]
+
+
+def cka(config: CkaConfig) -> SimilarityResult:
+    """Run `config` and fill its run directory.
+
+    Raises:
+        DiffLensError: anything in the configuration, the data or the backbones is not what it should be, or there
+            are too few images.
+    """
+    config.check()
+    if config.limit < LEAST:
+        raise DiffLensError(f"CKA needs at least {LEAST} images ({GROUPS} minibatches of {LEAST_IMAGES}), and "
+                            f"--limit allows {config.limit}")  # fmt: skip
+    process = accelerator(config.device)
+    if process.num_processes > 1:
+        raise DiffLensError("CKA runs in one process")
+    split = load_unlabelled(config.data)
+    if len(split) < LEAST:
+        raise DiffLensError(f"CKA needs at least {LEAST} images ({GROUPS} minibatches of {LEAST_IMAGES}), and "
+                            f"{config.data} has {len(split)}")  # fmt: skip
+    first = BackboneConfig.of(config, config.backbone)
+    backbones = [first.load()]
+    if config.other is not None:
+        backbones.append(BackboneConfig(config.other, config.num_head_channels, config.noise_schedule).load())
+    fingerprints = [backbone.fingerprint() for backbone in backbones]
+    comparison = _Comparison(config, split, backbones, process)
+    settings = settings_of(config, _FREE) | {
+        "blocks": comparison.blocks, "noise_steps": comparison.steps, "backbone_fingerprints": fingerprints,
+        "data_fingerprint": split.fingerprint(),
+    }  # fmt: skip
+    run = RunDirectory(config.out, "cka", settings, None)
+    with run.working():
+        return _write(comparison, comparison.measure(), fingerprints, run)
+
+
+class _Comparison:
+    """What is compared with what."""
+
+    def __init__(self, config: CkaConfig, split: ImageSplit, backbones: list[Backbone], process: Accelerator):
+        self.config, self.split, self.backbones, self.process = config, split, backbones, process
+        first = backbones[0]
+        self.blocks = first.check_blocks(config.blocks or [block.index for block in first.blocks])
+        self.steps = first.check_noise_steps(config.noise_steps or (first.defaults.noise_step,))
+        self.sides = tuple(dict.fromkeys(config.pool))
+        # of each backbone, one a noise step, so that only one noise step's maps are in memory
+        self.extractors = [[self._extractor(first, self.blocks, t) for t in self.steps]]
+        if len(backbones) > 1:
+            other = backbones[1]
+            step = other.defaults.noise_step if config.other_noise_step is None else config.other_noise_step
+            (self.other_step,) = other.check_noise_steps((step,))
+            self.other_blocks = other.check_blocks([block.index for block in other.blocks])
+            self.extractors.append([self._extractor(other, self.other_blocks, self.other_step)])
+        self.reading = Reading(config.workers, config.on_bad_image, [])
+
+    def _extractor(self, backbone: Backbone, blocks: Sequence[int], t: int) -> Extractor:
+        config = self.config
+        places = ExtractorConfig("frozen", tuple(blocks), (t,), config.seed, precision=config.precision)
+        return places.build(backbone).to(self.process.device)
+
+    def of(self, t: int, side: int | None = None) -> list[Representation]:
+        """The first backbone's blocks at noise step `t`."""
+        return [Representation(0, block, t, self.sides[0] if side is None else side) for block in self.blocks]
+
+    def of_other(self) -> list[Representation]:
+        return [Representation(1, block, self.other_step, self.sides[0]) for block in self.other_blocks]
+
+    @property
+    def representations(self) -> tuple[Representation, ...]:
+        mine = [each for t in self.steps for side in self.sides for each in self.of(t, side)]
+        return (*mine, *(self.of_other() if len(self.backbones) > 1 else ()))
+
+    def measure(self) -> tuple[Tensor, int, int]:
+        """HSIC (GROUPS, P, P) in the order of `representations`, the number of images and of minibatches."""
+        limit = min(self.config.limit, len(self.split))
+        each = -(-limit // (GROUPS * READ_BATCH))  # minibatches in a group, of equal size
+        size = limit // (GROUPS * each)
+        # in random order, since a folder's images are sorted by class
+        rows = epoch_order(len(self.split), self.config.seed, 0)[: GROUPS * each * size]
+        found, images = [], 0
+        with progress_bar() as bar:
+            task = bar.add_task("comparing", total=len(rows), note="")
+            readings = [
+                self.reading.batches(extractors[0], self.split, rows, size) for extractors in self.extractors
+            ]
+            for batches in zip(*readings, strict=True):
+                grams = self._grams(batches)
+                found.append(hsic(grams))
+                images += grams.shape[-1]
+                bar.update(task, advance=size)
+        if len(found) < GROUPS * each:
+            raise DiffLensError(
+                "CKA needs readable images in each minibatch, and one has none: give more images"
+            )
+        return torch.stack(found).unflatten(0, (GROUPS, each)).mean(1), images, len(found)
+
+    @torch.no_grad()
+    def _grams(self, batches: Sequence[Batch]) -> Tensor:
+        """U-centred Gram matrices (P, n, n) of a minibatch, which each backbone takes in its own size."""
+        if len(batches[0]) < LEAST_IMAGES:
+            raise DiffLensError(f"CKA needs at least {LEAST_IMAGES} readable images in each minibatch, and one has "
+                                f"{len(batches[0])}: give more images")  # fmt: skip
+        found: dict[Representation, Tensor] = {}
+        for model, (batch, extractors) in enumerate(zip(batches, self.extractors, strict=True)):
+            for extractor in extractors:
+                with evaluating(extractor):
+                    for (block, t), maps in extractor(to_float(batch.images), batch.index).items():
+                        for side in self.sides if model == 0 else self.sides[:1]:
+                            found[Representation(model, block, t, side)] = gram(pool_to(maps, side or None))
+        wrong = [each for each, matrix in found.items() if not matrix.isfinite().all()]
+        if wrong:
+            raise DiffLensError(f"the features of block {wrong[0].block} at noise step {wrong[0].noise_step} are not "
+                                "finite: leave the block out, or check the backbone and its image range")  # fmt: skip
+        return torch.stack([found[each] for each in self.representations])
+
+
+def _write(
+    comparison: _Comparison, measured: tuple[Tensor, int, int], fingerprints: list[str], run: RunDirectory
+) -> SimilarityResult:
+    config, (groups, images, batches) = comparison.config, measured
+    values, half_widths = with_interval(groups, alignment)
+    everything = comparison.representations
+    result = SimilarityResult(everything, values, half_widths, {})
+    mirrors = {t: _mirrors(comparison, groups, t) for t in comparison.steps}
+    parts = _comparisons(comparison, result)
+    metrics: dict[str, Any] = {
+        "images": images,
+        "minibatches": batches,
+        "blocks": comparison.blocks,
+        "noise_steps": comparison.steps,
+        "pool": comparison.sides,
+        "mirrors": {str(t): found.metrics() for t, found in mirrors.items() if found is not None},
+        "cka": {part.name: part.values.tolist() for part in parts},
+        "largest_half_width_95": float(half_widths.nan_to_num(0).max()),
+        "skipped_images": comparison.reading.skipped,
+    }
+    run.write("table.csv", _table(comparison, result))
+    for part in parts:
+        figure = similarity_map(part.values, part.rows, part.columns, part.axes, part.roles, part.marks)
+        run.write_with(f"{part.name}.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
+    names = [config.backbone, *([config.other] if config.other else [])]
+    report = similarity_report(
+        summary=f"How alike the representations of {' and '.join(names)} are on images of {config.data}, by linear CKA: 1 means "
+        "the same up to rotation and scale, 0 unrelated.",
+        comparisons=parts, mirrors=mirrors, largest_half_width=metrics["largest_half_width_95"],
+        provenance={
+            "Command": shown_command("cka", config),
+            **{f"Backbone {k}": f"{name}, fingerprint {fingerprint[:12]}"
+               for k, (name, fingerprint) in enumerate(zip(names, fingerprints, strict=True), start=1)},
+            "Data": f"{config.data}, fingerprint {comparison.split.fingerprint()[:12]}",
+            "Images": f"{images:,} training images in {batches} minibatches, in random order; labels were not read",
+            "Estimator": f"linear CKA of the unbiased HSIC, averaged over minibatches; 95 % intervals by the jackknife "
+            f"over {GROUPS} groups of images",
+            "Seed": config.seed,
+            **environment(comparison.process.device),
+        },
+    )  # fmt: skip
+    run.write("report.html", report)
+    run.write_json(FINISHED, metrics)
+    return SimilarityResult(everything, values, half_widths, metrics)
+
+
+def _comparisons(comparison: _Comparison, result: SimilarityResult) -> list[Comparison]:
+    """Every heat map: blocks at each noise step, noise steps and poolings of a few blocks, the other backbone."""
+    backbone, blocks, steps, sides = (
+        comparison.backbones[0], comparison.blocks, comparison.steps, comparison.sides
+    )  # fmt: skip
+    roles = [backbone.block(block).role for block in blocks]
+    names = [str(block) for block in blocks]
+    mirrored = [
+        (row, blocks.index(mirror))
+        for row, block in enumerate(blocks)
+        if (mirror := backbone.block(block).mirror) in blocks
+    ]
+    found = [
+        Comparison("blocks", f"blocks-t{t}", f"t = {t}", result.between(comparison.of(t), comparison.of(t)),
+                   names, names, ("block", "block"), (roles, roles), mirrored)
+        for t in steps
+    ]  # fmt: skip
+    chosen = _spread(blocks, backbone.defaults.block)
+    if len(steps) > 1:
+        labels = [str(t) for t in steps]
+        for block in chosen:
+            places = [Representation(0, block, t, sides[0]) for t in steps]
+            found.append(Comparison(
+                "noise steps", f"noise-steps-block{block}", f"Block {block}", result.between(places, places), labels,
+                labels, ("noise step t", "noise step t"), ((), ()), []))  # fmt: skip
+    if len(sides) > 1:
+        labels = [f"{side} x {side}" if side else "whole" for side in sides]
+        for block in chosen:
+            places = [Representation(0, block, steps[0], side) for side in sides]
+            found.append(Comparison(
+                "poolings", f"poolings-block{block}", f"Block {block} at t = {steps[0]}", result.between(places, places),
+                labels, labels, ("pooled to", "pooled to"), ((), ()), []))  # fmt: skip
+    if len(comparison.backbones) > 1:
+        other = comparison.of_other()
+        titles = (f"block of {comparison.config.backbone}", f"block of {comparison.config.other}")
+        other_roles = [comparison.backbones[1].block(each.block).role for each in other]
+        found += [
+            Comparison("models", f"models-t{t}", f"t = {t}", result.between(comparison.of(t), other), names,
+                       [str(each.block) for each in other], titles, (roles, other_roles), [])
+            for t in steps
+        ]  # fmt: skip
+    return found
+
+
+def _spread(blocks: Sequence[int], always: int) -> list[int]:
+    """At most six of `blocks`, from the first to the last, with `always` among them if it is one."""
+    count = min(_SHOWN, len(blocks))
+    chosen = {blocks[round(k * (len(blocks) - 1) / max(1, count - 1))] for k in range(count)}
+    if always in blocks and always not in chosen:
+        chosen.remove(min(chosen, key=lambda block: abs(block - always)))
+        chosen.add(always)
+    return sorted(chosen)
+
+
+def _mirrors(comparison: _Comparison, groups: Tensor, t: int) -> Mirrors | None:
+    """Is a decoder block more like its mirror than like other encoder blocks? None without pairs of both kinds."""
+    backbone, everything = comparison.backbones[0], comparison.representations
+    here = [everything.index(each) for each in comparison.of(t)]
+    encoder = [b for b in comparison.blocks if backbone.block(b).role == "encoder"]
+    decoder = [b for b in comparison.blocks if backbone.block(b).role == "decoder"]
+    decoder = [b for b in decoder if backbone.block(b).mirror in encoder]
+    if len(encoder) < 2 or not decoder:
+        return None
+    distance = torch.tensor([[abs(e - (backbone.block(d).mirror or 0)) for e in encoder] for d in decoder])
+    rows = [comparison.blocks.index(d) for d in decoder]
+    columns = [comparison.blocks.index(e) for e in encoder]
+
+    def pairs(mean_hsic: Tensor) -> Tensor:
+        return alignment(mean_hsic[here][:, here])[rows][:, columns]
+
+    def means(mean_hsic: Tensor) -> Tensor:
+        """CKA by distance from the mirror, then the mirrors' lead over all others."""
+        values = pairs(mean_hsic)
+        by_distance = [values[distance == k].mean() for k in distances]
+        return torch.stack([*by_distance, values[distance == 0].mean() - values[distance > 0].mean()])
+
+    distances = distance.unique().tolist()
+    values, half_widths = (each.tolist() for each in with_interval(groups, means))
+    nearest = pairs(groups.mean(0)).nan_to_num(-1).argmax(1)
+    reached = distance[torch.arange(len(decoder)), nearest]
+    return Mirrors(
+        {k: (value, half) for k, value, half in zip(distances, values, half_widths, strict=False)},
+        (values[-1], half_widths[-1]), len(decoder), int((reached == 0).sum()), int((reached <= 1).sum()),
+    )  # fmt: skip
+
+
+def _table(comparison: _Comparison, result: SimilarityResult) -> str:
+    """table.csv: a line a pair."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = ("backbone", "block", "noise_step", "pool")
+    writer.writerow([*columns, *(f"other_{name}" for name in columns), "cka", "low_95", "high_95"])
+    names = (comparison.config.backbone, comparison.config.other)
+
+    def cells(each: Representation) -> tuple[object, ...]:
+        return names[each.model], each.block, each.noise_step, each.side
+
+    for i, first in enumerate(result.representations):
+        for k, second in enumerate(result.representations[i + 1 :], start=i + 1):
+            value, half = float(result.values[i, k]), float(result.half_widths[i, k])
+            ends = (max(-1.0, value - half), min(1.0, value + half))
+            writer.writerow([*cells(first), *cells(second), *(f"{each:.4f}" for each in (value, *ends))])
+    return text.getvalue()

@@ -1,0 +1,284 @@
+"""Features of a data set into a store on disk."""
+
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import safe_open
+from torch import Tensor
+
+from difflens.backbones.config import BackboneConfig
+from difflens.backbones.maps import pooled_shape
+from difflens.configs.extract import ExtractConfig
+from difflens.data.load import load_data, load_unlabelled
+from difflens.data.split import ImageSplit
+from difflens.errors import DiffLensError, listing
+from difflens.extractors.base import Extractor
+from difflens.extractors.cache import Reading
+from difflens.extractors.config import ExtractorConfig
+from difflens.extractors.store import (
+    CHECKSUMS,
+    DTYPES,
+    MANIFEST,
+    Layout,
+    Shard,
+    manifest_of,
+    write_images,
+    write_shard,
+)
+from difflens.run.console import progress_bar
+from difflens.run.directory import FINISHED, RunDirectory, settings_of
+from difflens.run.files import checksum, write_bytes
+from difflens.run.processes import accelerator
+
+# What may differ between an extraction and its continuation: where and by whom the same bytes are written.
+_FREE = ("out", "resume", "device", "workers", "on_bad_image")
+
+
+def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
+    """Run `config`; several processes share the work, shard by shard.
+
+    Args:
+        announce: is told what will be written, and how large it will be, before anything is.
+
+    Returns:
+        The content of metrics.json: images, predicted and found bytes, and the SHA-256 of checksums.sha256, which
+        stands for the whole store. Besides, not in the file: "images_per_second" and "skipped_images" of this call.
+
+    Raises:
+        DiffLensError: anything in the configuration, the data or the backbone is not what it should be, the folder
+            holds another store, or the disk has too little room.
+    """
+    config.check()
+    process = accelerator(config.device)
+    sources, identity = _sources(config)
+    backbone_config = BackboneConfig.of(config, config.backbone)
+    backbone = backbone_config.load()
+    places = ExtractorConfig(
+        "frozen", config.blocks or backbone.defaults.fusion_blocks,
+        config.noise_steps or backbone.defaults.fusion_noise_steps, config.seed,
+        precision=config.precision, draws=config.draws,
+    )  # fmt: skip
+    fingerprint = backbone.fingerprint()
+    extractor = places.build(backbone)
+    side = config.pool or None
+    shapes = {block: pooled_shape(shape, side) for (block, _), shape in extractor.shapes().items()}
+    layout = Layout(
+        {split.name: len(split) for split in sources}, shapes, extractor.noise_steps, config.dtype,
+        config.shard_megabytes,
+    )  # fmt: skip
+    settings = settings_of(config, _FREE) | {
+        "blocks": extractor.blocks, "noise_steps": extractor.noise_steps, "backbone_fingerprint": fingerprint,
+        "data_fingerprint": identity["fingerprint"],
+    }  # fmt: skip
+    manifest = manifest_of(layout, {
+        "format": config.format, "seed": config.seed, "draws": config.draws, "pool": config.pool,
+        "backbone": {**asdict(backbone_config), "precision": config.precision, "fingerprint": fingerprint},
+        "preprocessing": {
+            "channels": backbone.in_channels, "side": backbone.image_size, "range": [-1, 1],
+            "steps": "EXIF orientation, RGB or grey, shorter side resized with antialiasing, centre crop",
+        },
+        "data": identity,
+    })  # fmt: skip
+    run = RunDirectory(config.out, "extract", settings, config.resume, process, growing="noise_steps")
+    with run.working():
+        return _Extraction(config, extractor, layout, sources, run, process, announce).run_all(manifest)
+
+
+def _sources(config: ExtractConfig) -> tuple[list[ImageSplit], dict[str, Any]]:
+    """The splits to read, and what the manifest says of them."""
+    if config.unlabelled:
+        whole = load_unlabelled(config.data)
+        identity: dict[str, Any] = {"name": config.data, "classes": [], "fingerprint": whole.fingerprint()}
+        splits = [whole.first(config.limit)]
+    else:
+        data = load_data(config.data)
+        identity = {"name": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint()}
+        chosen = {name: data.train if name == "train" else data.test for name in config.splits}
+        splits = [
+            split.first(config.limit) if name == "train" or len(chosen) == 1 else split
+            for name, split in chosen.items()
+        ]
+    return splits, {"spec": config.data, **identity}
+
+
+class _Extraction:
+    def __init__(
+        self,
+        config: ExtractConfig,
+        extractor: Extractor,
+        layout: Layout,
+        sources: list[ImageSplit],
+        run: RunDirectory,
+        process: Accelerator,
+        announce: Callable[[str], object],
+    ):
+        self.config, self.extractor, self.layout, self.run = config, extractor, layout, run
+        self.process, self.announce, self.out = process, announce, config.out
+        self.sources = {split.name: split for split in sources}
+        self.reading = Reading(config.workers, config.on_bad_image, [])
+        self.digests: dict[str, str] = {}
+
+    def run_all(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        missing = self._missing()
+        left = sum(self.layout.bytes_of(shard, len(steps)) for shard, steps in missing)
+        self._announce(left)
+        self._require_room(left)
+        self.process.wait_for_everyone()
+        if self.process.num_processes > 1:  # another's shards are not for this one to clear away
+            self.run.keep()
+        self.run.grow()
+        if self.process.is_main_process:
+            for split in self.sources.values():
+                write_images(self.out, split)
+            if not (self.out / MANIFEST).exists():  # what is there can be read while noise steps are added
+                self.run.write_json(MANIFEST, manifest)
+        self.extractor.to(self.process.device)
+        mine = missing[self.process.process_index :: self.process.num_processes]
+        began = time.monotonic()
+        count = sum(len(shard.rows) for shard, _ in missing)
+        with progress_bar(self.process.is_main_process) as bar:
+            task = bar.add_task("extracting", total=sum(len(shard.rows) for shard, _ in mine), note="")
+            for shard, steps in mine:
+                self._write(shard, steps)
+                self.run.keep()
+                bar.update(task, advance=len(shard.rows))
+        self.process.wait_for_everyone()
+        rate = count / max(time.monotonic() - began, 1e-9)
+        self.run.write_json(MANIFEST, manifest)
+        return self._finish() | {"images_per_second": rate, "skipped_images": self._skipped()}
+
+    def _missing(self) -> list[tuple[Shard, list[int]]]:
+        """Each shard that is not whole, with the noise steps that it lacks."""
+        lacking = [
+            (shard, [t for t in self.layout.noise_steps if not (self.out / self._name(shard, t)).exists()])
+            for shard in self.layout.shards
+        ]
+        return [(shard, steps) for shard, steps in lacking if steps]
+
+    def _announce(self, left: int) -> None:
+        images = " + ".join(f"{count:,} {split}" for split, count in self.layout.images.items())
+        total = self.layout.total_bytes
+        there = "" if left == total else f", {(total - left) / 1e9:.3g} GB of them there"
+        self.announce(
+            f"{images} images, blocks {listing(sorted(self.layout.shapes))} at noise steps "
+            f"{listing(self.layout.noise_steps)}: {total:,} bytes ({total / 1e9:.3g} GB) in "
+            f"{len(self.layout.shards) * len(self.layout.noise_steps):,} shards{there}"
+        )
+
+    def _require_room(self, left: int) -> None:
+        free = shutil.disk_usage(self.out).free
+        if left > free:
+            raise DiffLensError(
+                f"{self.out} would need {left / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there: read fewer blocks "
+                "or noise steps, pool them (--pool 4), or choose another disk"
+            )
+
+    def _write(self, shard: Shard, steps: list[int]) -> None:
+        """Read the shard's images once, and write a file for each of `steps`."""
+        self.extractor.noise_steps = tuple(steps)
+        rows: list[Tensor] = []
+        parts: dict[int, dict[int, list[Tensor]]] = {t: {b: [] for b in self.extractor.blocks} for t in steps}
+        split = self.sources[shard.split]
+        for batch, found in self.reading.features(
+            self.extractor, split, shard.rows, self.config.pool or None, DTYPES[self.config.dtype]
+        ):
+            rows.append(batch.rows.cpu())
+            for (block, t), maps in found.items():
+                parts[t][block].append(maps)
+        kept = torch.cat([torch.empty(0, dtype=torch.long), *rows])
+        for t in steps:
+            blocks = parts.pop(t)
+            joined = {
+                block: torch.cat(blocks[block])
+                if rows
+                else torch.empty(0, *self.layout.shapes[block], dtype=DTYPES[self.config.dtype])
+                for block in list(blocks)
+            }
+            self._write_file(shard, t, split, kept, joined)
+
+    def _write_file(
+        self, shard: Shard, t: int, split: ImageSplit, rows: Tensor, maps: dict[int, Tensor]
+    ) -> None:
+        name = self._name(shard, t)
+        try:
+            if self.config.format == "parquet":
+                write_bytes(self.out / name, _parquet(split, rows, maps))
+            else:
+                self.digests[name] = write_shard(self.out / name, rows, maps)
+        except OSError as error:
+            raise DiffLensError(
+                f"{self.out / name} cannot be written: {error.strerror}. The shards before it are whole; --resume goes "
+                "on from there"
+            ) from error
+
+    def _name(self, shard: Shard, t: int) -> str:
+        return shard.path(t, self.config.format).as_posix()
+
+    def _finish(self) -> dict[str, Any]:
+        """Write checksums and metrics once all is there; the same on every process."""
+        if self.process.num_processes > 1:
+            self.digests = dict(gather_object([*self.digests.items()]))
+        names = [self._name(shard, t) for shard in self.layout.shards for t in self.layout.noise_steps]
+        first = [self._name(shard, self.layout.noise_steps[0]) for shard in self.layout.shards]
+        described = [MANIFEST, *(f"{split}/images.csv" for split in self.sources)]
+        if self.process.is_main_process:
+            for name in [*described, *names]:
+                if name not in self.digests:
+                    self.digests[name] = checksum(self.out / name)
+            lines = [f"{self.digests[name]}  {name}\n" for name in sorted([*described, *names])]
+            write_bytes(self.out / CHECKSUMS, "".join(lines).encode())
+            self.run.write_json(FINISHED, {
+                "images": dict(self.layout.images),
+                "predicted_bytes": self.layout.total_bytes,
+                "bytes": sum((self.out / name).stat().st_size for name in names),
+                "shards": len(names),
+                "skipped": sum(self.layout.images.values()) - sum(_stored_images(self.out / name) for name in first),
+                "sha256": checksum(self.out / CHECKSUMS),
+            })  # fmt: skip
+        self.process.wait_for_everyone()
+        return self.run.read_json(FINISHED)
+
+    def _skipped(self) -> list[str]:
+        skipped = self.reading.skipped
+        return sorted(gather_object(skipped)) if self.process.num_processes > 1 else skipped
+
+
+def _stored_images(path: Path) -> int:
+    """How many images a file of a store holds."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
+    with safe_open(path, framework="pt") as file:
+        return int(file.get_slice("rows").get_shape()[0])
+
+
+def _parquet(split: ImageSplit, rows: Tensor, maps: dict[int, Tensor]) -> bytes:
+    """A table: image, label, and a column of flattened maps for each block, whose shape is in the metadata."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DiffLensError('parquet needs `pip install "difflens[hub]"`, which brings pyarrow') from error
+    columns: dict[str, Any] = {"image": [split.ids[row] for row in rows.tolist()]}
+    if split.labels is not None:
+        columns["label"] = split.labels[rows].numpy()
+    for block, values in maps.items():
+        flat = pyarrow.array(values.flatten().numpy())
+        columns[f"block{block:03d}"] = pyarrow.FixedSizeListArray.from_arrays(flat, values[:1].numel() or 1)
+    table = pyarrow.table(columns).replace_schema_metadata(
+        {f"block{block:03d}": json.dumps(list(values.shape[1:])) for block, values in maps.items()}
+    )
+    buffer = io.BytesIO()
+    # features hardly repeat, so a dictionary of them only adds to the size
+    pyarrow.parquet.write_table(table, buffer, use_dictionary=False)
+    return buffer.getvalue()

@@ -1,0 +1,367 @@
+"""`difflens report`: one checkpoint, both halves: how well it is read, how well it draws, and whether it copies."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from difflens.backbones.base import Backbone
+from difflens.backbones.config import BackboneConfig
+from difflens.configs.fidelity import FidelityConfig
+from difflens.configs.report import ReportConfig
+from difflens.data.images import fit, read_image, to_float, to_uint8
+from difflens.data.load import load_data, load_unlabelled
+from difflens.data.split import ImageSplit, MemorySplit
+from difflens.errors import DiffLensError, listing, require
+from difflens.extractors.cache import Reading
+from difflens.generation.fidelity import at_random, caution, fidelity
+from difflens.generation.grid import image_grid
+from difflens.generation.samplers import make_sampler, sample
+from difflens.metrics.memorisation import UNSEEN, Seen, find_nearest
+from difflens.models.feature_space import FeatureSpace
+from difflens.reports import charts
+from difflens.reports.html import Picture, Section, Table, render
+from difflens.reports.memorisation import copying_section
+from difflens.run.commands import shown_command
+from difflens.run.directory import FINISHED, read_log
+from difflens.run.files import replace_with
+from difflens.run.processes import accelerator
+from difflens.run.provenance import environment
+
+
+@dataclass
+class _Found:
+    """What the runs say.
+
+    Attributes:
+        backbone: where a backbone or a pretrain run was named.
+        named: how other runs name theirs.
+        fingerprints: of the backbone, by run.
+        heads: rows of the table of heads.
+        distances: metrics of fidelity runs.
+        generated: a generate run.
+        pretrained: a pretrain run.
+        trained_on: its configuration.
+        data: of the first probe.
+    """
+
+    backbone: Backbone | None = None
+    named: list[BackboneConfig] = field(default_factory=list)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    heads: list[dict[str, Any]] = field(default_factory=list)
+    distances: list[dict[str, Any]] = field(default_factory=list)
+    generated: Path | None = None
+    pretrained: Path | None = None
+    trained_on: dict[str, Any] = field(default_factory=dict)
+    data: str | None = None
+
+
+def report(config: ReportConfig) -> Path:
+    """Run `config`; returns the file.
+
+    Raises:
+        DiffLensError: a run is not finished, of an unknown kind or of another backbone, there is no diffusion backbone,
+            data cannot be loaded, or the file exists.
+    """
+    require(samples=(config.samples, 1, 1000), seed=(config.seed, 0, 2**31))
+    process = accelerator(config.device)
+    if process.num_processes > 1:
+        raise DiffLensError("report runs in one process")
+    if not config.runs:
+        raise DiffLensError("nothing to report on: name run directories or a backbone")
+    out = _out(config)
+    found = _look(config)
+    backbone = _backbone(found).to(process.device)
+    fingerprint = backbone.fingerprint()
+    wrong = [run for run, each in found.fingerprints.items() if each != fingerprint]
+    if wrong:
+        raise DiffLensError(
+            f"{listing(wrong)} and {backbone.spec} are of different backbones: a report is of one, so name only its runs"
+        )
+    if config.features is not None:
+        found.distances.append(_measure(config, found))
+    page = _Page(config, found, backbone, fingerprint).render()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_with(out, lambda path: path.write_text(page))
+    except OSError as error:
+        raise DiffLensError(f"{out} cannot be written: {error.strerror}") from error
+    return out
+
+
+def _out(config: ReportConfig) -> Path:
+    first = Path(config.runs[0])
+    if config.out is None and not (first / "config.yaml").is_file():
+        raise DiffLensError(f"{first} is no run directory: name the report's file with --out")
+    out = config.out or first / "backbone.html"
+    if out.exists():
+        raise DiffLensError(f"{out} exists: name another file with --out")
+    return out
+
+
+def _look(config: ReportConfig) -> _Found:
+    found = _Found()
+    for name in config.runs:
+        path = Path(name)
+        if not (path / "config.yaml").is_file():
+            _load_backbone(name, BackboneConfig(name), found)
+            continue
+        run = _read(path / "config.yaml")
+        command = str(run.get("command"))
+        if command not in _READERS:
+            raise DiffLensError(f"{name} is a run of {command}; a report reads {listing(list(_READERS))}")
+        if not (path / ("model" if command == "pretrain" else FINISHED)).exists():
+            raise DiffLensError(f"{name} is not finished: `difflens {command}` goes on with --resume")
+        try:
+            _READERS[command](name, path, run, found)
+        except (KeyError, TypeError) as error:
+            raise DiffLensError(f"{name} is damaged, or of another version of difflens: {error!r}") from error
+    return found
+
+
+def _read_pretrain(name: str, path: Path, run: dict[str, Any], found: _Found) -> None:
+    _load_backbone(name, BackboneConfig(str(path / "model")), found)
+    found.pretrained, found.trained_on = path, run
+
+
+def _read_probe(name: str, path: Path, run: dict[str, Any], found: _Found) -> None:
+    model = _read(path / "model" / "config.json")
+    found.data = found.data or run["data"]
+    _name_backbone(name, dict(model["backbone"]), found)
+    metrics = _read(path / FINISHED)
+    read = model["extractor"]
+    plural = "s" * (len(read["blocks"]) > 1)
+    where = f"block{plural} {listing(read['blocks'])} at t = {listing(read['noise_steps'])}"
+    kind = "" if read["name"] == "frozen" else f", {read['name']}"
+    found.heads.append({**metrics, "title": f"{model['head']['name']}{kind}, {where}", "data": run["data"]})
+
+
+def _read_demo(name: str, path: Path, run: dict[str, Any], found: _Found) -> None:
+    model = _read(path / "model" / "config.json")
+    found.data = found.data or run["data"]
+    _name_backbone(name, dict(model["backbone"]), found)
+    metrics = _read(path / FINISHED)
+    for head, row in metrics["results"].items():
+        if head not in ("pixels", "random_backbone"):  # not of this backbone
+            counts = {key: metrics[key] for key in ("train_images", "test_images")}
+            found.heads.append({**row, **counts, "title": head, "data": run["data"]})
+
+
+def _read_generate(name: str, path: Path, run: dict[str, Any], found: _Found) -> None:
+    keys = ("num_head_channels", "noise_schedule", "image_size")
+    source = {
+        "spec": run["backbone"],
+        "fingerprint": run["backbone_fingerprint"],
+        **{k: run[k] for k in keys},
+    }
+    _name_backbone(name, source, found)
+    found.generated = path
+
+
+def _read_fidelity(name: str, path: Path, run: dict[str, Any], found: _Found) -> None:
+    metrics = _read(path / FINISHED)
+    if metrics["source"] is None:
+        raise DiffLensError(
+            f"{name} measured images that are not of `difflens generate`: nobody knows whose they are"
+        )
+    found.fingerprints[name] = metrics["source"]["backbone_fingerprint"]
+    found.distances.append(metrics)
+
+
+_READERS = {
+    "pretrain": _read_pretrain, "probe": _read_probe, "demo": _read_demo, "generate": _read_generate,
+    "fidelity": _read_fidelity,
+}  # fmt: skip
+
+
+def _load_backbone(name: str, source: BackboneConfig, found: _Found) -> None:
+    found.backbone = source.load()
+    found.fingerprints[name] = found.backbone.fingerprint()
+
+
+def _name_backbone(name: str, source: dict[str, Any], found: _Found) -> None:
+    found.fingerprints[name] = source.pop("fingerprint")
+    found.named.append(BackboneConfig(**source))
+
+
+def _backbone(found: _Found) -> Backbone:
+    if found.backbone is None and not found.named:
+        raise DiffLensError("a fidelity run alone has no backbone: name the generate run or the backbone too")
+    backbone = found.backbone or found.named[0].load()
+    if not backbone.generates:
+        raise DiffLensError(f"{backbone.spec} does not generate: there is no second half to report")
+    return backbone
+
+
+def _measure(config: ReportConfig, found: _Found) -> dict[str, Any]:
+    assert config.features is not None
+    data = config.data or found.data or found.trained_on.get("data")
+    if found.generated is None or data is None:
+        missing = "a run of `difflens generate`" if found.generated is None else "--data"
+        raise DiffLensError(f"--features measures generated images against test images: name {missing}")
+    return fidelity(FidelityConfig(
+        samples=found.generated, data=data, features=config.features, seed=config.seed, workers=config.workers,
+        on_bad_image=config.on_bad_image, device=config.device,
+    )).metrics()  # fmt: skip
+
+
+class _Page:
+    def __init__(self, config: ReportConfig, found: _Found, backbone: Backbone, fingerprint: str):
+        self.config, self.found, self.backbone, self.fingerprint = config, found, backbone, fingerprint
+        self.skipped: list[str] = []
+
+    def render(self) -> str:
+        samples, said = self._samples()
+        sections = [
+            self._heads(),
+            self._distances(),
+            Section("What it draws", "Images generated by the same weights, not selected.", (
+                Picture(image_grid(to_float(samples)), said, "A grid of generated images",
+                        max(1, round(96 / self.backbone.image_size))),
+            )),
+            self._copying(samples),
+            *self._pretraining(),
+        ]  # fmt: skip
+        lead = f"One frozen model ({self.backbone.spec}): what small heads read in it, and what it draws."
+        return render("One model, both halves", lead, sections, {
+            "Command": shown_command("report", self.config).replace(" --runs", "").removesuffix(" --out DIR"),
+            "Backbone": f"{self.backbone.spec}, {sum(p.numel() for p in self.backbone.parameters()):,} parameters, "
+            f"fingerprint {self.fingerprint[:12]}",
+            **({"Left out": f"{len(self.skipped)} images that cannot be read"} if self.skipped else {}),
+            **environment(self.backbone.device),
+        })  # fmt: skip
+
+    def _heads(self) -> Section:
+        heads = sorted(self.found.heads, key=lambda head: head["top1"])
+        if not heads:
+            return Section("Top-1 by head", "No run of difflens probe on this backbone was given.")
+        rows: list[tuple[object, ...]] = []
+        for head in heads:
+            low, high = head.get("top1_interval_95", (None, None))
+            spread = f" ± {100 * head['top1_std']:.2f}" if "top1_std" in head else ""
+            rows.append((
+                head["title"], head["data"], f"{100 * head['top1']:.2f}{spread}",
+                None if low is None else f"{100 * low:.1f} - {100 * high:.1f}",
+                head["train_images"], head["test_images"], head["trainable_parameters"],
+            ))  # fmt: skip
+        columns = (
+            "Head",
+            "Data",
+            "Top-1, %",
+            "95 % interval",
+            "Training images",
+            "Test images",
+            "Parameters",
+        )
+        parts: tuple[Table | Picture, ...] = (
+            Table(
+                columns, rows, "Every test image is scored once; ± is the standard deviation between seeds."
+            ),
+        )
+        one_data = len({head["data"] for head in heads}) == 1
+        if len(heads) > 1 and one_data and all("top1_interval_95" in head for head in heads):
+            bars = charts.accuracy_bars(
+                [head["title"] for head in heads], [head["top1"] for head in heads],
+                [head["top1_interval_95"] for head in heads], [],
+            )  # fmt: skip
+            parts += (Picture(bars, "Top-1 accuracy with 95 % intervals.", "Top-1 accuracy of every head"),)
+        return Section("Top-1 by head", "", parts)
+
+    def _distances(self) -> Section:
+        if not self.found.distances:
+            return Section("Fréchet distance", "No run of difflens fidelity on its images was given.")
+        tables = []
+        for metrics in self.found.distances:
+            rows: list[tuple[object, ...]] = [
+                (row["images"], row["count"], f"{row['frechet']:.4g}",
+                 f"{1000 * row['kid']:.3f} ± {1000 * row['kid_std']:.3f}")
+                for row in metrics["distances"]
+            ]  # fmt: skip
+            source = metrics["source"]
+            sampler = f" Samples: {source['sampler']}, {source['steps']:,} steps." if source else ""
+            few = caution(metrics["distances"][0]["count"], metrics["dimensions"])
+            name = "FID" if metrics["inception"] else "Fréchet distance"
+            tables.append(Table(
+                ("Images", "Number", name, "KID x 1,000"), rows,
+                f"To {metrics['real_images']:,} {metrics['real']}. Features: {metrics['space']}.{sampler} {few}",
+            ))  # fmt: skip
+        text = "How far generated images are from real ones. Distances compare within one feature space only."
+        return Section("Fréchet distance", text, tuple(tables))
+
+    def _samples(self) -> tuple[torch.Tensor, str]:
+        """uint8 (N, C, S, S), and what they are."""
+        count, folder = self.config.samples, self.found.generated
+        if folder is not None:
+            run = _read(folder / "config.yaml")
+            paths = sorted((folder / "images").glob("??????.png"))[:count]
+            said = f"The first {len(paths)} images of {folder}: {run['sampler']}, {run['steps']} steps."
+            return torch.stack([read_image(path) for path in paths]), said
+        images = sample(self.backbone, count, seed=self.config.seed, batch_size=min(count, 64))
+        how = make_sampler(self.backbone)
+        return to_uint8(images), f"{count} samples, {how.name}, steps: {how.steps}, seed {self.config.seed}."
+
+    def _copying(self, samples: torch.Tensor) -> Section:
+        title, config, found = "Is it copying?", self.config, self.found
+        trained_on = found.trained_on.get("data")
+        data = config.data or trained_on or found.data
+        if data is None:
+            return Section(title, "No training images to compare with were named: --data DATA names them.")
+        train, test = _splits(data)
+        if data == trained_on:
+            train = train.first(found.trained_on.get("limit"))
+        backbone = self.backbone
+        space = FeatureSpace.of(backbone, seed=config.seed)
+        reading = Reading(config.workers, config.on_bad_image, self.skipped)
+
+        def seen(split: ImageSplit) -> Iterator[Seen]:
+            for each in space.read(split, reading):
+                yield each.batch.images, each.vectors, each.batch.rows
+
+        own, vectors, rows = (
+            torch.cat(parts) for parts in zip(*seen(MemorySplit("samples", samples)), strict=True)
+        )
+        unseen = None if test is None else seen(at_random(test, UNSEEN, config.seed))
+        neighbours = find_nearest((own, vectors, rows), seen(train), unseen, space.name)
+
+        def images(rows: torch.Tensor) -> torch.Tensor:
+            shown = (train.image(int(row)) for row in rows)
+            return torch.stack([fit(image, backbone.in_channels, backbone.image_size) for image in shown])
+
+        which = ", on which it was trained" if data == trained_on else ""
+        return copying_section(
+            own.cpu(), neighbours, images, f"the {len(train):,} training images of {data}{which}"
+        )
+
+    def _pretraining(self) -> list[Section]:
+        log = [] if self.found.pretrained is None else read_log(self.found.pretrained)
+        if not log:  # a run may have been stopped in its first epoch
+            return []
+        curve = Picture(charts.loss_curve([log]), "Mean loss by epoch.", "Pre-training loss by epoch")
+        return [
+            Section(
+                "How it was trained", f"{log[-1]['epoch']:,} epochs, {log[-1]['step']:,} steps.", (curve,)
+            )
+        ]
+
+
+def _splits(data: str) -> tuple[ImageSplit, ImageSplit | None]:
+    """Training images, and test images where there are any."""
+    folder = Path(data.removeprefix("folder:")).expanduser()
+    if folder.is_dir() and not any((folder / name).is_dir() for name in ("test", "val")):
+        return load_unlabelled(data), None
+    found = load_data(data, labels=False)
+    return found.train, found.test
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = (yaml.safe_load if path.suffix == ".yaml" else json.loads)(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DiffLensError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise DiffLensError(f"{path} is not what a run writes")
+    return content

@@ -1,0 +1,51 @@
+"""predictions.csv: what a classifier said of every test image."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from difflens.errors import DiffLensError
+from difflens.metrics.classification import Evaluation
+
+
+def predictions_csv(evaluation: Evaluation, ids: Sequence[str]) -> str:
+    """One line per test image: its name, true class, predicted class and that class's probability.
+
+    Args:
+        ids: of the whole split.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "class", "predicted", "probability"])
+    names = evaluation.classes
+    for row, label, ranked, confidence in zip(
+        evaluation.rows.tolist(), evaluation.labels.tolist(), evaluation.ranked[:, 0].tolist(),
+        evaluation.confidence.tolist(), strict=True,
+    ):  # fmt: skip
+        writer.writerow([ids[row], names[label], names[ranked], f"{confidence:.4f}"])
+    return text.getvalue()
+
+
+def read_predictions(path: Path, ids: Sequence[str], classes: tuple[str, ...]) -> Evaluation:
+    """What `predictions_csv` wrote; of the ranking only the best class is there.
+
+    Raises:
+        DiffLensError: the file is missing or damaged, or is of other images or classes.
+    """
+    row_of = {name: row for row, name in enumerate(ids)}
+    class_of = {name: k for k, name in enumerate(classes)}
+    try:
+        with path.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        return Evaluation(
+            torch.tensor([row_of[line["image"]] for line in lines]),
+            torch.tensor([class_of[line["class"]] for line in lines]),
+            torch.tensor([[class_of[line["predicted"]]] for line in lines]),
+            torch.tensor([float(line["probability"]) for line in lines]),
+            classes,
+        )
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise DiffLensError(f"{path} does not hold the run's predictions: {error!r}") from error

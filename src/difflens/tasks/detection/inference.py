@@ -1,0 +1,95 @@
+"""Detects objects in whole images, and writes them in COCO's result format."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from difflens.data.dense.base import Objects
+from difflens.data.dense.coco import compressed
+from difflens.data.dense.samples import Samples, resize, scaled_size, to_square
+from difflens.data.images import to_float
+from difflens.extractors.base import evaluating
+from difflens.metrics.detection import Result
+from difflens.models.probe import DenseProbe
+from difflens.run.console import progress_bar
+
+BATCH = 8
+"""Images that go through the network at a time."""
+
+
+@torch.no_grad()
+def detect_objects(
+    probe: DenseProbe, images: Sequence[Tensor], index: Tensor, side: int, draw: int = 0
+) -> list[Objects]:
+    """The objects in images of any size, best first, in pixels of each image, on the CPU.
+
+    An image is scaled so that its longer side is `side`, and filled up to a square: what is found in it does not depend
+    on what it is looked at with.
+
+    Args:
+        images: uint8 (C, H, W), with the channels of the backbone, on the probe's device.
+        index: of each image in its data set, (B,) long, which with `draw` fixes its noise.
+    """
+    originals = [(image.shape[-2], image.shape[-1]) for image in images]
+    sizes = [scaled_size(size, side, whole=True) for size in originals]
+    squares = [to_square(resize(image, size), side) for image, size in zip(images, sizes, strict=True)]
+    found = probe(to_float(torch.stack(squares)), index, draw, sizes=sizes, originals=originals)
+    objects = []
+    for each in found:
+        masks = each["masks"].cpu() if "masks" in each else None
+        objects.append(Objects(each["boxes"].cpu(), each["labels"].cpu(), each["scores"].cpu(), masks))
+    return objects
+
+
+def detections(
+    probe: DenseProbe, samples: Samples, side: int, process: Accelerator, rows: Sequence[int] | None = None
+) -> Iterator[tuple[int, Objects]]:
+    """The position and the objects of each of `rows`, or of this process's share of all, with the noise of draw 0."""
+    mine = range(process.process_index, len(samples), process.num_processes) if rows is None else rows
+    probe.to(process.device)
+    with evaluating(probe), progress_bar(process.is_main_process and rows is None) as bar:
+        task = bar.add_task("evaluating", total=len(mine), note="")
+        for batch, images, _ in samples.all(torch.tensor(mine), BATCH):
+            index = samples.split.index[batch].to(process.device)
+            yield from zip(
+                batch,
+                detect_objects(probe, [image.to(process.device) for image in images], index, side),
+                strict=True,
+            )
+            bar.update(task, advance=len(batch))
+
+
+def evaluate_detection(probe: DenseProbe, samples: Samples, side: int, process: Accelerator) -> list[Result]:
+    """The objects of every image of `samples`, in COCO's result format, images in their order."""
+    record = samples.split.record
+    categories = [category["id"] for category in record["categories"]]
+    results: list[tuple[int, list[Result]]] = [
+        (row, coco_results(objects, record["images"][row]["id"], categories))
+        for row, objects in detections(probe, samples, side, process)
+    ]
+    if process.num_processes > 1:
+        results = gather_object(results)
+    return [result for _, found in sorted(results, key=lambda each: each[0]) for result in found]
+
+
+def coco_results(objects: Objects, image_id: int, categories: Sequence[int]) -> list[Result]:
+    """`objects` of one image; `categories` are the ids of the labels from 1 on."""
+    assert objects.scores is not None
+    results = []
+    for k, (box, label, score) in enumerate(
+        zip(objects.boxes.tolist(), objects.labels.tolist(), objects.scores.tolist(), strict=True)
+    ):
+        left, top, right, bottom = box
+        result: Result = {
+            "image_id": image_id,
+            "category_id": categories[label - 1],
+            "bbox": [round(value, 3) for value in (left, top, right - left, bottom - top)],
+            "score": round(score, 5),
+        }
+        if objects.masks is not None:
+            result["segmentation"] = compressed(objects.masks[k].numpy())
+        results.append(result)
+    return results

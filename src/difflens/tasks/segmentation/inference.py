@@ -1,0 +1,128 @@
+"""Segments whole images by sliding windows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from difflens.data.dense.samples import Samples, resize, scaled_size, to_square
+from difflens.data.images import to_float
+from difflens.extractors.base import evaluating
+from difflens.metrics.segmentation import SegmentationEvaluation, confusion_matrix
+from difflens.models.probe import DenseProbe
+from difflens.run.console import progress_bar
+
+_STEP = 2 / 3
+"""Of neighbouring windows, as a share of their side: what is usual in the field (341 of 512 pixels)."""
+
+
+_WINDOWS = 16
+"""Windows that go through the network at a time, at most."""
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """How a whole image is segmented.
+
+    Attributes:
+        side: of the square windows, in pixels.
+        scales: the image's shorter side is brought to `side` times each of these; probabilities are averaged.
+        flip: also the mirrored image at every scale.
+    """
+
+    side: int
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+
+@torch.no_grad()
+def class_probabilities(
+    probe: DenseProbe, image: Tensor, index: int, sliding: Sliding, draw: int = 0
+) -> Tensor:
+    """Probabilities (K, H, W) of the classes at every pixel, on the probe's device.
+
+    Args:
+        image: uint8 (C, H, W), with the channels of the backbone.
+        index: of the image in its data set, which with `draw` fixes the noise of every window.
+    """
+    height, width = image.shape[-2:]
+    total: Tensor | None = None
+    for scale in sliding.scales:
+        size = scaled_size((height, width), sliding.side * scale, whole=False)
+        scaled = resize(image, size)
+        for mirrored in (False, True) if sliding.flip else (False,):
+            logits = _window_logits(probe, scaled.flip(-1) if mirrored else scaled, index, sliding.side, draw)
+            logits = logits.flip(-1) if mirrored else logits
+            # a softmax in place: of a large photo and many classes each copy is gigabytes
+            found = F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
+            found.sub_(found.amax(0)).exp_()
+            found.div_(found.sum(0))
+            total = found if total is None else total.add_(found)
+    assert total is not None
+    return total.div_(len(sliding.scales) * (2 if sliding.flip else 1))
+
+
+def evaluate_segmentation(
+    probe: DenseProbe, samples: Samples, classes: tuple[str, ...], sliding: Sliding, process: Accelerator
+) -> SegmentationEvaluation:
+    """Segment every image of `samples` once, with the noise of draw 0, and count pixels."""
+    counts = torch.zeros(len(classes), len(classes), dtype=torch.long)
+    for _, predicted, true in predictions(probe, samples, sliding, process):
+        counts += confusion_matrix(predicted, true, len(classes))
+    total = process.reduce(counts.to(process.device)).cpu() if process.num_processes > 1 else counts
+    return SegmentationEvaluation(total, classes)
+
+
+def predictions(
+    probe: DenseProbe,
+    samples: Samples,
+    sliding: Sliding,
+    process: Accelerator,
+    rows: Sequence[int] | None = None,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The position, predicted and true classes, uint8 (H, W), of `rows`, or of this process's share of all."""
+    mine = range(process.process_index, len(samples), process.num_processes) if rows is None else rows
+    probe.to(process.device)
+    with evaluating(probe), progress_bar(process.is_main_process and rows is None) as bar:
+        task = bar.add_task("evaluating", total=len(mine), note="")
+        for (row,), (image,), (labels,) in samples.all(torch.tensor(mine), batch_size=1):
+            index = int(samples.split.index[row])
+            found = class_probabilities(probe, image.to(process.device), index, sliding)
+            yield row, found.argmax(0).to(torch.uint8).cpu(), labels["mask"]
+            bar.update(task, advance=1)
+
+
+def _window_logits(probe: DenseProbe, image: Tensor, index: int, side: int, draw: int) -> Tensor:
+    """Logits (K, H, W), averaged where windows overlap; an image smaller than a window is filled up."""
+    height, width = image.shape[-2:]
+    filled = to_square(image, side)
+    corners = [
+        (top, left) for top in _starts(filled.shape[-2], side) for left in _starts(filled.shape[-1], side)
+    ]
+    total = weight = None
+    while corners:
+        # powers of two: a backbone that is compiled has a graph for each size of a batch
+        count = min(_WINDOWS, 2 ** (len(corners).bit_length() - 1))
+        some, corners = corners[:count], corners[count:]
+        windows = torch.stack([filled[:, top : top + side, left : left + side] for top, left in some])
+        indices = torch.full((len(some),), index, device=image.device)
+        logits = probe(to_float(windows), indices, draw, size=(side, side))
+        if total is None or weight is None:
+            total = logits.new_zeros(logits.shape[1], *filled.shape[-2:])
+            weight = logits.new_zeros(filled.shape[-2:])
+        for (top, left), found in zip(some, logits, strict=True):
+            total[:, top : top + side, left : left + side] += found
+            weight[top : top + side, left : left + side] += 1
+    assert total is not None
+    assert weight is not None
+    return (total / weight)[:, :height, :width]
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Where windows of `side` begin: evenly spaced, the last one ends with the image."""
+    step = max(1, round(side * _STEP))
+    count = 1 + -(-max(0, length - side) // step)
+    return [round(k * (length - side) / max(1, count - 1)) for k in range(count)]

@@ -1,0 +1,161 @@
+"""Semantic masks: a miniature of each layout, and what is said about bad ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from difflens import DiffLensError
+from difflens.data.dense.masks import VOC_CLASSES, load_masks, load_pairs, palette, to_palette_image
+
+
+def save(path: Path, values: list[list[int]], kind: str = "mask") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.array(values, np.uint8)
+    (to_palette_image(pixels) if kind == "mask" else Image.fromarray(pixels)).save(path)
+
+
+def ade20k(root: Path) -> Path:
+    for split in ("training", "validation"):
+        save(root / "images" / split / "ADE_1.jpg", [[0, 50], [90, 200]], "image")
+        save(root / "annotations" / split / "ADE_1.png", [[0, 1], [2, 2]])
+    (root / "objectInfo150.txt").write_text(
+        "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t.1\t1\t1\t1\twall, house wall\n2\t.1\t1\t1\t0\tbuilding\n"
+    )
+    return root
+
+
+def voc(root: Path) -> Path:
+    home = root / "VOCdevkit" / "VOC2012"
+    for name in ("2007_1", "2007_2"):
+        save(home / "JPEGImages" / f"{name}.jpg", [[0, 50], [90, 200]], "image")
+        save(home / "SegmentationClass" / f"{name}.png", [[0, 20], [255, 3]])
+    lists = home / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_1\n")
+    (lists / "val.txt").write_text("2007_2\n")
+    return root
+
+
+def pairs(root: Path) -> Path:
+    for split in ("train", "val"):
+        for k in range(3):
+            save(root / "images" / split / "deep" / f"{k}.jpg", [[0, 50, 1], [90, 200, 1]], "image")
+            save(root / "masks" / split / "deep" / f"{k}.png", [[0, 1, 255], [k, 0, 0]])
+    (root / "classes.txt").write_text("ground\ntree\nhouse\n\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("layout", "classes", "sizes", "mask"),
+    [
+        (ade20k, ("wall", "building"), (1, 1), [[255, 0], [1, 1]]),
+        (voc, VOC_CLASSES, (1, 1), [[0, 20], [255, 3]]),
+        (pairs, ("ground", "tree", "house"), (3, 3), [[0, 1, 255], [0, 0, 0]]),
+    ],
+)
+def test_a_miniature_of_each_layout(
+    layout: Callable[[Path], Path],
+    classes: tuple[str, ...],
+    sizes: tuple[int, int],
+    mask: list[list[int]],
+    tmp_path: Path,
+) -> None:
+    data = load_masks(layout(tmp_path / "mini"))
+    assert data.classes == classes
+    assert (len(data.train), len(data.val)) == sizes
+    assert data.train.mask(0).tolist() == mask
+    assert data.train.image(0).shape[1:] == data.train.mask(0).shape
+    assert not data.bad
+
+
+def test_any_two_folders(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "mini")
+    folders = [(root / "images" / split, root / "masks" / split) for split in ("train", "val")]
+    data = load_pairs(folders[0], folders[1], root / "classes.txt")
+    assert data.fingerprint() == load_masks(root).fingerprint()
+    save(root / "masks" / "train" / "deep" / "1.png", [[0, 0, 0], [0, 0, 0]])
+    assert data.fingerprint() != load_masks(root).fingerprint()
+
+
+def spoil_size(root: Path) -> None:
+    save(root / "masks" / "train" / "deep" / "1.png", [[0, 1], [0, 0]])
+
+
+def spoil_value(root: Path) -> None:
+    save(root / "masks" / "train" / "deep" / "1.png", [[0, 1, 3], [9, 0, 0]])
+
+
+def spoil_mode(root: Path) -> None:
+    Image.new("RGB", (3, 2)).save(root / "masks" / "train" / "deep" / "1.png")
+
+
+def spoil_missing(root: Path) -> None:
+    (root / "masks" / "train" / "deep" / "1.png").unlink()
+
+
+def spoil_image(root: Path) -> None:
+    (root / "images" / "train" / "deep" / "1.jpg").unlink()
+
+
+def spoil_bytes(root: Path) -> None:
+    (root / "masks" / "train" / "deep" / "1.png").write_bytes(b"?")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_size, "1.png: is 2 x 2 pixels, its image .*1.jpg 3 x 2"),
+        (spoil_value, "1.png: has the class id 3, 9, and there are 3 classes"),
+        (spoil_mode, "1.png: cannot be read .*one byte a pixel"),
+        (spoil_missing, "1.jpg: .*train has no mask of this name"),
+        (spoil_image, "1.png: .*train has no image of this name"),
+        (spoil_bytes, "1.png: cannot be read"),
+    ],
+)
+def test_a_bad_mask_is_named_or_skipped_and_counted(
+    spoil: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    root = pairs(tmp_path / "mini")
+    spoil(root)
+    with pytest.raises(DiffLensError, match=message):
+        load_masks(root)
+    data = load_masks(root, "skip")
+    assert len(data.bad) == 1
+    assert len(data.train) == 2
+    assert [Path(name).stem for name in data.train.ids] == ["0", "2"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda root: None, "no such folder"),
+        (lambda root: root.mkdir(), "no layout of masks"),
+        (lambda root: (pairs(root) / "classes.txt").unlink(), "there is no .*classes.txt"),
+        (lambda root: (pairs(root) / "classes.txt").write_text("a\na\n"), "names a twice"),
+        (lambda root: (ade20k(root) / "objectInfo150.txt").write_text("Idx\n"), "names no classes"),
+    ],
+)
+def test_a_folder_that_is_no_data_set(
+    prepare: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    prepare(tmp_path / "mini")
+    with pytest.raises(DiffLensError, match=message):
+        load_masks(tmp_path / "mini", "skip")
+
+
+def test_no_mask_left(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "mini")
+    for path in (root / "masks" / "val" / "deep").iterdir():
+        path.write_bytes(b"?")
+    with pytest.raises(DiffLensError, match="no val images"):
+        load_masks(root, "skip")
+
+
+def test_the_colours_are_pascal_vocs() -> None:
+    # background, aeroplane, bicycle, tvmonitor, and the border
+    assert palette()[[0, 1, 2, 20, 255]].tolist() == [
+        [0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 64, 128], [224, 224, 192],
+    ]  # fmt: skip

@@ -1,0 +1,188 @@
+"""Distances between images: closed forms, estimators by definition, and the command on real small things."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from difflens import (
+    DiffLensError,
+    FidelityConfig,
+    GenerateConfig,
+    ProbeConfig,
+    fidelity,
+    generate,
+    load_backbone,
+    probe,
+)
+from difflens.generation import fidelity as module
+
+
+def config(samples: Path, images: Path, backbone: Path, /, **changes: object) -> FidelityConfig:
+    base = FidelityConfig(
+        samples=samples, data=str(images), features=str(backbone), block=6, noise_step=5, device="cpu", workers=0,
+        kid_subsets=5,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def test_the_ruler_orders_what_is_further_away(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    run = config(image_tree / "train" / "red", image_tree, backbone_folder, ruler=True)
+    result = fidelity(run)
+    assert (result.dimensions, result.real_images, result.source) == (16, 15, None)
+    assert result.real == f"val images of {image_tree}"
+    assert "block 6 at noise step 5" in result.space
+    names = [each.images for each in result.distances]
+    assert names == [
+        "samples",
+        "train images",
+        *(f"train images + noise {s:g}" for s in module.NOISE_STRENGTHS),
+    ]
+    # as many as the samples, and not those of one class
+    assert {each.count for each in result.distances} == {12}
+    by_name = {each.images: each.frechet for each in result.distances}
+    ruler = [by_name[name] for name in names[3:]]
+    assert ruler == sorted(ruler)
+    # one colour alone is further from all three than other images of all three
+    assert by_name["samples"] > 1.5 * by_name["train images"]
+    # against themselves, which have no other split
+    alone = fidelity(replace(run, data=str(image_tree / "train" / "red")))
+    assert alone.distances[0].frechet == pytest.approx(0, abs=1e-6)
+    assert [each.images for each in alone.distances[1:]] == [
+        f"train images + noise {s:g}" for s in module.NOISE_STRENGTHS
+    ]
+
+
+def test_the_space_of_a_trained_model_and_its_classes(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    for head, options in (
+        ("mlp", {"width": 64, "epochs": 15, "learning_rate": 3e-3, "batch_size": 8}),
+        ("knn", {}),
+    ):
+        out = tmp_path / head
+        probe(ProbeConfig(
+            out=out, backbone=str(backbone_folder), data=str(image_tree), head=head, blocks=(6,), noise_steps=(5,),
+            device="cpu", workers=0, **options,
+        ))  # fmt: skip
+        result = fidelity(config(image_tree / "train" / "red", image_tree, out))
+        assert result.dimensions == 64
+        assert result.class_shares is not None
+        assert result.class_shares["red"] > 0.6
+        assert sum(result.class_shares.values()) == pytest.approx(1)
+
+
+def test_inception_without_its_weights_says_where_to_place_them(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch_fidelity", reason="an optional extra")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    run = config(image_tree / "train" / "red", image_tree, Path("inception"))
+    with pytest.raises(
+        DiffLensError, match=r"weights-inception.*and place it as .*hub/checkpoints/weights-inception"
+    ):
+        fidelity(run)
+    with pytest.raises(DiffLensError, match="no such file"):
+        fidelity(replace(run, inception_weights=tmp_path / "nothing.pth"))
+    (tmp_path / "page.pth").write_text("<html>")
+    with pytest.raises(DiffLensError, match="does not hold Inception's weights"):
+        fidelity(replace(run, inception_weights=tmp_path / "page.pth"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples": Path("/nowhere")}, "/nowhere"),
+        ({"data": "/nowhere"}, "/nowhere"),
+        ({"features": "nothing"}, "no backbone 'nothing'"),
+        ({"block": 10}, "no block 10"),
+        ({"noise_step": 100}, "noise step 100"),
+        ({"limit": 1}, "limit is 1"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_says_so(
+    backbone_folder: Path, image_tree: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        fidelity(replace(config(image_tree / "val" / "red", image_tree, backbone_folder), **changes))
+
+
+def test_figures_are_plain_values(backbone_folder: Path, image_tree: Path) -> None:
+    result = fidelity(config(image_tree / "val" / "red", image_tree, backbone_folder))
+    assert json.loads(json.dumps(result.metrics()))["distances"][0]["images"] == "samples"
+
+
+def test_a_run_directory_keeps_the_figures_and_where_the_samples_came_from(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made"
+    drawing = GenerateConfig(
+        out=made, n=4, backbone=str(backbone_folder), steps=2, batch_size=2, device="cpu"
+    )
+    generate(drawing)
+    run = config(made, image_tree, backbone_folder, out=tmp_path / "figures")
+    result = fidelity(run)
+    assert result.source is not None
+    assert (result.source["sampler"], result.source["steps"]) == ("ddim", 2)
+    assert result.source["backbone_fingerprint"] == load_backbone(str(backbone_folder)).fingerprint()
+    kept = json.loads((tmp_path / "figures" / "metrics.json").read_text())
+    assert kept == json.loads(json.dumps(result.metrics()))
+    with pytest.raises(DiffLensError, match="figures already holds a run"):
+        fidelity(run)
+    # the kernel distance from a part of the images; the Fréchet distance from all
+    monkeypatch.setattr(module, "KERNEL_IMAGES", 3)
+    part = fidelity(replace(run, out=None))
+    assert part.distances[0].frechet == result.distances[0].frechet
+    assert part.distances[0].kid != result.distances[0].kid
+    (made / "metrics.json").unlink()
+    with pytest.raises(DiffLensError, match=r"made is not finished: .*--resume"):
+        fidelity(run)
+    with pytest.raises(DiffLensError, match="figures is a run directory, but not of `difflens generate`"):
+        fidelity(replace(run, samples=tmp_path / "figures"))
+
+
+@pytest.mark.parametrize(("size", "mode"), [((9, 16), "RGB"), ((16, 16), "L")])
+def test_samples_of_mixed_size_or_mode_are_refused(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, size: tuple[int, int], mode: str
+) -> None:
+    red = image_tree / "train" / "red"
+    Image.new(mode, size).save(red / "99.png")
+    run = config(red, image_tree, backbone_folder, out=tmp_path / "figures")
+    with pytest.raises(
+        DiffLensError, match=rf"not alike: .*png is 16 x 16 RGB, .*99.png is {size[0]} x 16 {mode}"
+    ):
+        fidelity(run)
+    assert not run.out.exists()
+
+
+def test_inception_with_weights_at_random(image_tree: Path, tmp_path: Path) -> None:
+    """The whole way through torch-fidelity; its weights are 95 MB of a download, and any will do for that."""
+    inception = pytest.importorskip(
+        "torch_fidelity.feature_extractor_inceptionv3", reason="an optional extra"
+    )
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        weights = inception.FeatureExtractorInceptionV3("inception", ["2048"]).state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    red, green = (image_tree / "val" / colour for colour in ("red", "green"))
+    run = config(red, green, Path("inception"), inception_weights=tmp_path / "weights.pth", kid_subsets=2)
+    result = fidelity(run)
+    assert result.inception is not None
+    assert result.inception.keys() >= {"fid", "kid", "inception_score", "precision", "recall"}
+    assert (result.space, result.distances[0].count, result.real_images) == ("Inception (FID)", 5, 5)
+    assert result.distances[0].frechet > 0
+    with pytest.raises(DiffLensError, match="leave out --ruler"):
+        fidelity(replace(run, ruler=True))

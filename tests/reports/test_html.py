@@ -1,0 +1,194 @@
+"""The report as a parser and as a browser see it."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from difflens.reports.html import Picture, Section, Table, render
+
+VOID = {"meta", "link", "img", "br", "hr"}
+GREEN = (12, 140, 90)
+HOSTILE = '<script>alert(1)</script> & "quoted" \' onerror="x"'
+
+
+class Document(HTMLParser):
+    """Everything a test asks of a document; fails on tags that do not match."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def values(self, attribute: str) -> list[str]:
+        return [value for _, attributes in self.elements if (value := attributes.get(attribute))]
+
+
+def drawing() -> Figure:
+    figure = Figure(figsize=(4, 2), layout="constrained")
+    figure.subplots().plot([0, 1], [0, 1])
+    return figure
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    table = Table(
+        ("Head", "Top-1, %", "Parameters", "Note"),
+        [("linear", "84.50", 1210, "95 % sure"), ("attention", None, 2_400_000, HOSTILE)],
+        "Two heads.",
+        best=1,
+    )
+    sections = [
+        Section("Results", "First paragraph.\n\nSecond, with +0.5 ± 0.3 and 95 %.", (table,)),
+        Section("Pictures", parts=(
+            Picture(Image.new("RGB", (40, 30), GREEN), "A colour.", "Green", scale=3),
+            Picture(drawing(), "", HOSTILE),
+        )),
+        Section(HOSTILE),
+    ]  # fmt: skip
+    provenance = {"Seed": 12345, "Command": "difflens demo"}
+    return render("What it knows", "A lead.", sections, provenance)
+
+
+@pytest.fixture(scope="module")
+def document(html: str) -> Document:
+    return Document(html)
+
+
+def test_document(html: str, document: Document) -> None:
+    assert html.startswith("<!DOCTYPE html>")
+    assert document.all("html") == [{"lang": "en"}]
+    assert any(meta.get("name") == "viewport" for meta in document.all("meta"))
+    assert [len(document.all(tag)) for tag in ("title", "h1", "nav", "main")] == [1, 1, 1, 1]
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_loads_nothing(html: str, document: Document) -> None:
+    links = document.values("src") + document.values("href")
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert not document.values("srcset")
+    assert not document.all("script")
+    assert not re.search(r"url\(|@import|https?:", html)
+
+
+def test_navigation_reaches_every_section(document: Document) -> None:
+    targets = [link["href"] for link in document.all("a")]
+    assert targets == [f"#{section['id']}" for section in document.all("section")]
+    ids = document.values("id")
+    assert len(ids) == len(set(ids)) == 4
+
+
+def test_every_picture_has_an_alternative_and_a_size(document: Document) -> None:
+    images = document.all("img")
+    assert [image["alt"] for image in images] == ["Green", HOSTILE]
+    assert images[0]["width"] == "120"
+    assert images[0]["height"] == "90"
+    assert images[0]["class"] == "sharp"
+    assert "class" not in images[1]
+    # the drawing is trimmed to what it shows, at most 4 x 2 inches and a little padding
+    assert 300 < int(images[1]["width"] or 0) <= 4 * 96 + 4
+    assert 150 < int(images[1]["height"] or 0) <= 2 * 96 + 4
+
+
+def test_markup_in_names_is_text(document: Document) -> None:
+    assert document.text.count(HOSTILE) == 3  # a cell, a heading and its link
+    assert not document.all("i")
+
+
+def test_tables(html: str, document: Document) -> None:
+    assert [row for row in document.all("tr") if row] == [{"class": "best"}]
+    headings = [heading.get("class") for heading in document.all("th") if heading.get("scope") == "col"]
+    assert headings == [None, "number", "number", None]
+    assert "2,400,000" in document.text
+    assert '<td class="number">\u2013</td>' in html
+    assert "<td>12345</td>" in html  # provenance is shown as it is
+
+
+def test_prose(html: str) -> None:
+    assert "<p>First paragraph.</p>\n<p>Second, with +0.5\u00a0±\u00a00.3 and 95\u00a0%.</p>" in html
+    assert "<td>95 % sure</td>" in html
+
+
+def test_nothing_to_show() -> None:
+    document = Document(render("Empty", "", [], {}))
+    assert document.values("id") == ["provenance"]
+    sections = [Section("One"), Section("Two", parts=(Table(("a", "b"), []),))]
+    assert len(Document(render("Empty", "", sections, {})).all("section")) == 3
+
+
+@pytest.mark.parametrize("cells", [
+    ["1", "2,000"], ["86.1 - 88.2", "-"], ["+0.5 ± 0.3", ""], ["12 %", "7 %"], ["1e-4", "-3.5"],
+    ["1.5 s", "20 s"], [1, None], [0.5, 3], ["2/3", "1/3"], ["0.1 (0.2)", "0.3 (0.4)"],
+])  # fmt: skip
+def test_numeric_columns(cells: list[object]) -> None:
+    assert Table(("x",), [(cell,) for cell in cells]).numeric == (True,)
+
+
+@pytest.mark.parametrize(
+    "cells", [["linear"], ["1", "two"], ["8 x 8"], ["-", None], ["block 17"], [True], []]
+)
+def test_other_columns(cells: list[object]) -> None:
+    assert Table(("x",), [(cell,) for cell in cells]).numeric == (False,)
+
+
+def test_numbers_as_text() -> None:
+    row: tuple[object, ...] = (1234567, 0.123456, 98765.4, 3e-5, None, "as it is", True)
+    assert Table(tuple("abcdefg"), [row]).cells == [
+        ["1,234,567", "0.1235", "98,765", "3e-05", "\u2013", "as it is", "True"]
+    ]
+
+
+def test_malformed_tables() -> None:
+    with pytest.raises(AssertionError, match="2 columns, but a row has 1 cells"):
+        Table(("a", "b"), [(1, 2), (1,)])
+    with pytest.raises(AssertionError, match="no row 1"):
+        Table(("a",), [(1,)], best=1)
+
+
+def test_pictures_are_reproducible() -> None:
+    assert Picture(drawing(), "", "a line").png() == Picture(drawing(), "", "a line").png()
+
+
+def test_in_a_browser(html: str, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here to open the report in")
+    page, shot = tmp_path / "report.html", tmp_path / "shot.png"
+    page.write_text(html)
+    run = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--hide-scrollbars", "--force-device-scale-factor=1", "--enable-logging=stderr", "--v=0",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", "--window-size=1200,2000",
+         page.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "CONSOLE" not in run.stderr
+    pixels = np.asarray(Image.open(shot).convert("RGB"))
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+    assert (pixels == GREEN).all(-1).sum() == 120 * 90

@@ -1,0 +1,196 @@
+"""Pictures: what is in them, read back from the figures."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from difflens.backbones.unet import UNetBackbone
+from difflens.errors import DiffLensError
+from difflens.noise import NoiseSchedule, seeded_noise
+from difflens.pretraining import networks
+from difflens.reports import pictures
+from difflens.reports.pictures import pca_rgb
+
+
+@pytest.fixture(scope="module")
+def backbone() -> UNetBackbone:
+    torch.manual_seed(0)
+    schedule = NoiseSchedule.from_config({"beta_schedule": "linear"})
+    return UNetBackbone(UNet2DModel(**networks.unet_config("tiny")), schedule, "tiny")
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def shown(figure: Figure, row: int, column: int, columns: int) -> np.ndarray:
+    return np.asarray(figure.axes[row * columns + column].get_images()[0].get_array())
+
+
+def titles(figure: Figure) -> list[str]:
+    return [title for axes in figure.axes if (title := axes.get_title())]
+
+
+def draw(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=60)
+    return buffer.getvalue()
+
+
+def scaled(scores: Tensor) -> Tensor:
+    low, high = np.percentile(scores.numpy(), [1, 99])
+    return ((scores - low) / (high - low)).clamp(0, 1)
+
+
+def test_components_of_known_directions() -> None:
+    generator = torch.Generator().manual_seed(1)
+    directions = torch.linalg.qr(torch.randn(12, 3, generator=generator, dtype=torch.float64)).Q
+    directions *= directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+    scores = torch.randn(2 * 20 * 30, 3, generator=generator, dtype=torch.float64)
+    # uncorrelated exactly, so that the directions are the components exactly
+    scores = torch.linalg.qr(scores - scores.mean(0)).Q * torch.tensor([9.0, 4.0, 1.0])
+    maps = (scores @ directions.T + 5).reshape(2, 20, 30, 12).permute(0, 3, 1, 2)
+    rgb = pca_rgb(maps)
+    assert rgb.shape == (2, 3, 20, 30)
+    for k in range(3):
+        expected = scaled(scores[:, k]).reshape(2, 20, 30)
+        torch.testing.assert_close(rgb[:, k].double(), expected, atol=1e-5, rtol=0)
+
+
+def test_components_do_not_depend_on_units() -> None:
+    maps = torch.randn(3, 6, 5, 5, generator=torch.Generator().manual_seed(0))
+    rgb = pca_rgb(maps)
+    assert torch.equal(rgb, pca_rgb(maps.clone()))
+    torch.testing.assert_close(pca_rgb(100 * maps + 7), rgb, atol=1e-4, rtol=0)
+    torch.testing.assert_close(pca_rgb(-maps), 1 - rgb, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_components_of_few_and_many_channels(channels: int, dtype: torch.dtype) -> None:
+    maps = torch.randn(2, channels, 4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    rgb = pca_rgb(maps)
+    assert rgb.shape == (2, 3, 4, 3)
+    assert rgb.dtype == torch.float32
+    assert rgb.amin() >= 0
+    assert rgb.amax() <= 1
+    assert (rgb[:, channels:] == 0.5).all()
+    assert (rgb[:, : min(channels, 3)].amax((0, 2, 3)) == 1).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e8])
+def test_constant_maps_are_grey(value: float) -> None:
+    assert (pca_rgb(torch.full((2, 5, 4, 4), value)) == 0.5).all()
+    assert (pca_rgb(torch.full((1, 5, 1, 1), value)) == 0.5).all()
+
+
+def test_one_component_that_varies() -> None:
+    maps = torch.ones(1, 7, 1, 1) * torch.linspace(0, 1, 50).reshape(1, 1, 5, 10)
+    rgb = pca_rgb(maps)
+    assert (rgb[:, 0].flatten().diff() >= 0).all()
+    assert (rgb[:, 1:] == 0.5).all()
+
+
+def test_noised_images(backbone: UNetBackbone, images: Tensor) -> None:
+    figure = pictures.noised_images(backbone, images, (500, 20), seed=3)
+    assert titles(figure) == ["clean", "t = 20", "t = 500"]
+    for row in range(2):
+        np.testing.assert_allclose(
+            shown(figure, row, 0, 3), (images[row].permute(1, 2, 0) + 1) / 2, atol=1e-6
+        )
+        for column, t in ((1, 20), (2, 500)):
+            noise = seeded_noise((3, 16, 16), torch.tensor([row]), t, seed=3)
+            x_t = backbone.add_noise(images[row : row + 1], t, noise)[0]
+            np.testing.assert_allclose(
+                shown(figure, row, column, 3), ((x_t + 1) / 2).clamp(0, 1).permute(1, 2, 0), atol=1e-6
+            )
+    with pytest.raises(DiffLensError, match="outside the schedule"):
+        pictures.noised_images(backbone, images, (1000,), seed=0)
+
+
+def test_grey_images_are_grey(images: Tensor) -> None:
+    torch.manual_seed(0)
+    unet = UNet2DModel(**{**networks.unet_config("tiny"), "in_channels": 1, "out_channels": 1})
+    backbone = UNetBackbone(unet, NoiseSchedule.from_config({"beta_schedule": "linear"}), "grey")
+    figure = pictures.noised_images(backbone, images[:, :1], (20,), seed=0)
+    for axes in figure.axes:
+        (picture,) = axes.get_images()
+        assert picture.get_array().shape == (16, 16)
+        assert (picture.get_cmap().name, picture.get_clim()) == ("gray", (0, 1))
+
+
+def test_principal_components(backbone: UNetBackbone, images: Tensor) -> None:
+    last = len(backbone.blocks)
+    figure = pictures.principal_components(backbone, images, (last, 3), 20, seed=3)
+    x_t = backbone.add_noise(images, 20, seeded_noise((3, 16, 16), torch.arange(2), 20, seed=3))
+    with torch.no_grad():
+        maps = backbone.features(x_t, 20, (3, last))
+    side = maps[3].shape[-1]
+    assert titles(figure) == ["input", f"block 3\n{side} x {side}", f"block {last}\n16 x 16"]
+    for column, block in ((1, 3), (2, last)):
+        expected = pca_rgb(maps[block]).permute(0, 2, 3, 1)
+        for row in range(2):
+            np.testing.assert_allclose(shown(figure, row, column, 3), expected[row], atol=1e-5)
+    assert draw(figure) == draw(pictures.principal_components(backbone, images, (last, 3), 20, seed=3))
+    with pytest.raises(DiffLensError, match="no block 99"):
+        pictures.principal_components(backbone, images, (99,), 20, seed=0)
+
+
+def test_confused_pairs(images: Tensor) -> None:
+    grey = torch.randint(0, 256, (9, 1, 5, 5), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    pairs = [("a $\\broken$", "b" * 99, 1234, grey), ("cat", "dog", 1, images[:1])]
+    figure = pictures.confused_pairs(pairs)
+    rows = [figure.axes[:7], figure.axes[7:]]
+    assert [[text.get_text() for text in row[0].texts] for row in rows] == [
+        ["a $\\broken$", "\u2192 " + "b" * 23 + "\u2026", "1,234 images"],
+        ["cat", "\u2192 dog", "1 image"],
+    ]
+    assert [[len(axes.get_images()) for axes in row] for row in rows] == [[0] + 6 * [1], [0, 1] + 5 * [0]]
+    for column in range(6):
+        np.testing.assert_allclose(shown(figure, 0, 1 + column, 7), grey[column, 0] / 255, atol=1e-6)
+    np.testing.assert_allclose(shown(figure, 1, 1, 7), (images[0].permute(1, 2, 0) + 1) / 2, atol=1e-6)
+    assert draw(figure)
+
+
+def test_no_confused_pairs() -> None:
+    with pytest.raises(AssertionError, match="no pair"):
+        pictures.confused_pairs([])
+
+
+def test_components_over_noise_share_their_colours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    low, high = torch.randn(2, 3, 4, 4, generator=generator), torch.randn(2, 3, 4, 4, generator=generator) + 2
+    noised = {5: torch.zeros(2, 1, 8, 8), 50: torch.ones(2, 1, 8, 8)}
+    figure = pictures.components_over_noise(noised, {(1, 5): low, (1, 50): high}, image=1)
+    assert titles(figure) == ["input", "block 1\n4 x 4"]
+    together = pca_rgb(torch.cat([low, high]))
+    for row, number in enumerate((1, 3)):
+        np.testing.assert_allclose(shown(figure, row, 1, 2), together[number].permute(1, 2, 0).numpy())
+    assert float(shown(figure, 0, 0, 2).max()) == 0.5  # grey 0 in [-1, 1]
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["t = 5", "t = 50"]
+    assert draw(figure)
+
+
+def test_overlays_are_bright_where_the_attention_is() -> None:
+    weights = torch.zeros(2, 4, 4)
+    weights[0, 0, 0] = 0.3
+    figure = pictures.attention_overlays(torch.zeros(2, 3, 8, 8), {"block 1": weights})
+    brightness = shown(figure, 0, 1, 2).sum(-1)
+    assert brightness[0, 0] == brightness.max() > brightness[7, 7] + 0.5
+    assert np.ptp(shown(figure, 1, 1, 2).sum(-1)) == 0  # no attention at all is the same everywhere
+    assert draw(figure)
+
+
+def test_nearest_neighbours() -> None:
+    queries, found = torch.full((2, 1, 4, 4), -1.0), torch.ones(2, 3, 1, 4, 4)
+    figure = pictures.nearest_neighbours(queries, found, ["coat", "bag"], [["a", "b", "$c$"]] * 2)
+    assert titles(figure) == ["coat", "a", "b", "$c$", "bag", "a", "b", "$c$"]
+    assert shown(figure, 0, 0, 4).max() == 0
+    assert shown(figure, 1, 3, 4).min() == 1
+    assert draw(figure)

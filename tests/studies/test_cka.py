@@ -1,0 +1,146 @@
+"""`cka` end to end at a small size: against features read by hand, its files, and what it refuses."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from difflens import CkaConfig, DiffLensError, FrozenExtractor, cka, load_backbone
+from difflens.data.images import to_float
+from difflens.data.load import load_unlabelled
+from difflens.data.loader import epoch_order, iterate
+from difflens.metrics.cka import GROUPS
+from difflens.studies.cka import Representation
+from tests.conftest import make_image_tree
+from tests.helpers.browser import open_in_browser
+from tests.metrics.test_cka import direct_hsic
+from tests.test_cli import run as cli
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_image_tree(tmp_path_factory.mktemp("images") / "tree", per_class=40)
+
+
+def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> CkaConfig:
+    base = CkaConfig(out=out, backbone=str(backbone), data=str(images), limit=119, noise_steps=(3, 40), device="cpu", workers=0)  # fmt: skip
+    return replace(base, **changes)
+
+
+def test_values_are_those_of_features_read_by_hand(
+    backbone_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    result = cka(config(tmp_path / "run", backbone_folder, images, pool=(4, 0), blocks=(2, 8)))
+    backbone, split = load_backbone(str(backbone_folder)), load_unlabelled(str(images))
+    places = [Representation(0, 2, 3, 4), Representation(0, 8, 40, 4), Representation(0, 8, 40, 0)]
+    rows = epoch_order(len(split), 0, 0)[:100]
+    total = torch.zeros(3, 3, dtype=torch.float64)
+    for group in rows.split(5):
+        batch = next(iter(iterate(split, channels=3, side=16, batch_size=64, rows=group, workers=0)))
+        maps = FrozenExtractor(backbone, (2, 8), (3, 40))(to_float(batch.images), batch.index)
+        vectors = [
+            (maps[2, 3].unfold(2, 4, 4).unfold(3, 4, 4).mean((4, 5))).flatten(1),
+            (maps[8, 40].unfold(2, 4, 4).unfold(3, 4, 4).mean((4, 5))).flatten(1),
+            maps[8, 40].flatten(1),
+        ]
+        total += torch.tensor([[direct_hsic(a, b) for a in vectors] for b in vectors], dtype=torch.float64)
+    expected = total / total.diagonal().sqrt() / total.diagonal().sqrt()[:, None]
+    torch.testing.assert_close(result.between(places, places), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_every_comparison_is_shown(backbone_folder: Path, images: Path, tmp_path: Path) -> None:
+    run = config(
+        tmp_path / "run",
+        backbone_folder,
+        images,
+        pool=(4, 1),
+        blocks=(1, 4, 6),
+        other="random:timm:test_resnet",
+    )
+    result = cka(run)
+    assert len(result.representations) == 2 * 2 * 3 + 5
+    metrics = json.loads((run.out / "metrics.json").read_text())
+    assert (metrics["images"], metrics["minibatches"]) == (100, GROUPS)
+    assert torch.tensor(metrics["cka"]["blocks-t3"]).diagonal() == pytest.approx(torch.ones(3))
+    assert torch.tensor(metrics["cka"]["models-t40"]).shape == (3, 5)
+    assert metrics["mirrors"]["3"]["decoder_blocks"] == 1
+    rows = list(csv.DictReader((run.out / "table.csv").open()))
+    assert len(rows) == 17 * 16 / 2
+    assert all(float(row["low_95"]) <= float(row["cka"]) <= float(row["high_95"]) for row in rows)
+    pictures = {path.name for path in run.out.glob("*.png")}
+    assert {"blocks-t3.png", "blocks-t40.png", "models-t3.png", "noise-steps-block6.png", "poolings-block6.png"} <= pictures  # fmt: skip
+    assert all(min(Image.open(run.out / name).size) > 200 for name in pictures)
+    dom, console = open_in_browser(run.out / "report.html")
+    assert console == []
+    for words in ("Block by block", "Mirrors", "Noise step by noise step", "Pooling by pooling", "Model by model",
+                  "100 training images in 20 minibatches"):  # fmt: skip
+        assert words in dom
+
+
+def test_a_backbone_is_like_itself_and_unlike_its_untrained_copy(
+    backbone_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    base = config(
+        tmp_path / "same", backbone_folder, images, blocks=(1, 6, 9), noise_steps=(40,), other_noise_step=40
+    )
+    same = cka(replace(base, other=str(backbone_folder)))
+    other = cka(replace(base, other=f"random:{backbone_folder}", out=tmp_path / "other"))
+    mine, others = ([Representation(model, b, 40, 16) for b in (1, 6, 9)] for model in (0, 1))
+    torch.testing.assert_close(same.between(mine, others), same.between(mine, mine))
+    assert float(other.between(mine, others).diagonal().min()) < 0.9
+
+
+def test_results_repeat(backbone_folder: Path, images: Path, tmp_path: Path) -> None:
+    base = config(tmp_path / "a", backbone_folder, images, blocks=(1, 5), noise_steps=(40,))
+    first, again = cka(base), cka(replace(base, out=tmp_path / "b", limit=100))
+    assert torch.equal(first.values, again.values)
+    assert not torch.equal(first.values, cka(replace(base, out=tmp_path / "c", seed=1)).values)
+
+
+def test_the_command(
+    backbone_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "--backbone",
+        backbone_folder,
+        "--data",
+        images,
+        "--limit",
+        80,
+        "--noise-steps",
+        7,
+        "--out",
+        tmp_path / "x",
+    )
+    assert cli("cka", *words) == 0
+    assert "80 images in 20 minibatches; the widest 95 % interval" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"limit": 79}, r"CKA needs at least 80 images \(20 minibatches of 4\), and --limit allows 79"),
+        ({"blocks": (10,)}, "no block 10"),
+        ({"noise_steps": (100,)}, "noise step 100 is outside"),
+        ({"pool": (-1,)}, "--pool takes sides"),
+        ({"other": "timm:resnet19"}, "did you mean"),
+        ({"other_noise_step": 3}, "name it with --other"),
+        ({"other": "pixels", "other_noise_step": 3}, "noise step 3 is outside"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_says_so(
+    backbone_folder: Path, images: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        cka(config(tmp_path / "run", backbone_folder, images, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_images(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(DiffLensError, match=r"CKA needs at least 80 images .* has 36"):
+        cka(config(tmp_path / "run", backbone_folder, image_tree))

@@ -1,0 +1,215 @@
+"""`rivals` end to end at a small size: its table, going on, and what it refuses."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from difflens import (
+    DiffLensError,
+    FidelityConfig,
+    GenerateConfig,
+    ProbeConfig,
+    RivalsConfig,
+    SweepConfig,
+    fidelity,
+    generate,
+    probe,
+    rivals,
+    sweep,
+)
+from tests.backbones.test_encoder import bigan
+from tests.helpers.browser import open_in_browser
+from tests.test_cli import run as cli
+
+
+def config(out: Path, images: Path, *backbones: object, **changes: object) -> RivalsConfig:
+    base = RivalsConfig(
+        out=out, backbones=tuple(map(str, backbones)), data=str(images), label_fraction=(0.5,), epochs=1, width=16,
+        protocols=("linear", "few"), device="cpu", workers=0, samples=0,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    run = config(
+        tmp_path / "run", image_tree, backbone_folder, "random:timm:test_resnet",
+        image_size=32,
+    )  # fmt: skip
+    result = rivals(run)
+    first, second = result.rivals
+    assert (first.name, second.name) == run.backbones
+    assert first.relative_speed == 1
+    assert second.relative_speed > 0
+    assert second.parameters == 372_688
+    assert first.differences["linear"] == (0, 0)
+    # the protocols are runs of `probe` that anybody can repeat
+    alone = probe(
+        ProbeConfig(out=tmp_path / "alone", backbone="random:timm:test_resnet", data=str(image_tree), head="linear", grid=True,
+                    epochs=1, image_size=32, device="cpu", workers=0)
+    )  # fmt: skip
+    assert alone.metrics["top1"] == second.scores["linear"].value
+    few = json.loads((run.out / "random%3Atimm%3Atest_resnet" / "few-0.5" / "metrics.json").read_text())
+    assert few["train_images"] == 18
+    assert few["top1"] == second.scores["few-0.5"].value
+    assert len(list(csv.DictReader((run.out / "table.csv").open()))) == 4
+    assert min(Image.open(run.out / "rivals.png").size) > 200
+    dom, console = open_in_browser(run.out / "report.html")
+    assert console == []
+    for words in ("50 % of labels", "random:timm:test_resnet", "Against", "372,688", "15 test images"):
+        assert words in dom
+
+
+def test_what_generates_is_measured_in_one_feature_space(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    untrained = f"random:{backbone_folder}"
+    gan, trained = tmp_path / "bigan", bigan()
+    gan.mkdir()
+    trained.save(gan)
+    run = config(
+        tmp_path / "run", image_tree, backbone_folder, "pixels:3x16", untrained, gan, protocols=("knn",), samples=6,
+        features="pixels:3x16",
+    )  # fmt: skip
+    first, pixels, noise, second = rivals(run).rivals
+    assert second.frechet
+    assert second.parameters == sum(each.numel() for each in trained.network.parameters())
+    assert pixels.frechet is None
+    assert noise.frechet is None
+    # the figures of the commands that are shown for it
+    folder = tmp_path / "samples"
+    generate(
+        GenerateConfig(out=folder, n=6, backbone=str(backbone_folder), sampler="dpm-solver", device="cpu")
+    )
+    measured = fidelity(
+        FidelityConfig(samples=folder, data=str(image_tree), features="pixels:3x16", limit=6, device="cpu")
+    )
+    assert first.frechet == measured.distances[0].frechet
+    assert first.frechet > 0
+    record = json.loads((run.out / "metrics.json").read_text())
+    assert (record["feature_space"], record["samples"]) == (measured.space, 6)
+    report = (run.out / "report.html").read_text()
+    assert f"6 val images of {image_tree} in the features of {measured.space}" in report
+    assert "draws none" in report
+
+
+def test_going_on_repeats_nothing_and_may_add_backbones(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(tmp_path / "run", image_tree, backbone_folder, protocols=("attention",))
+    before = rivals(run).rivals[0].scores
+    trained = []
+    import difflens.tasks.classification.probe as probing
+
+    real = probing.fit
+    monkeypatch.setattr(probing, "fit", lambda *a, **k: (trained.append(1), real(*a, **k))[1])
+    after = rivals(replace(run, backbones=(str(backbone_folder), "pixels:3x16"), resume=True))
+    assert len(trained) == 1
+    assert after.rivals[0].scores == before
+    with pytest.raises(DiffLensError, match="already holds a run: choose another folder or add --resume"):
+        rivals(run)
+    with pytest.raises(DiffLensError, match=r"backbones was \['.*', 'pixels:3x16'\], now"):
+        rivals(replace(run, resume=True))
+    run = replace(run, backbones=(str(backbone_folder), "pixels:3x16"))
+    with pytest.raises(DiffLensError, match="epochs was 1, now 2"):
+        rivals(replace(run, epochs=2, resume=True))
+
+
+def test_several_seeds(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    run = config(tmp_path / "run", image_tree, backbone_folder, seeds=2, protocols=("linear",))
+    (only,) = rivals(run).rivals
+    metrics = json.loads(
+        (run.out / next(run.out.glob("*/linear")).relative_to(run.out) / "metrics.json").read_text()
+    )
+    low, high = only.scores["linear"].interval
+    assert only.scores["linear"].value == metrics["top1"]
+    assert (high - low) / 2 == pytest.approx(metrics["top1_std"])
+    assert "standard deviation" in (run.out / "report.html").read_text()
+
+
+def test_the_command(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--backbones", "pixels:3x16", "random:timm:test_vit", "--data", image_tree,
+             "--protocols", "knn", "--samples", 0, "--device", "cpu", "--out", tmp_path / "x")  # fmt: skip
+    assert cli("rivals", *words) == 0
+    printed = capsys.readouterr().out
+    assert "random:timm:test_vit, k-NN:" in printed
+    assert "306,240" in printed
+
+
+def test_a_sweep_on_training_images_says_where_to_read(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    run = config(
+        tmp_path / "run",
+        image_tree,
+        backbone_folder,
+        protocols=("knn", "few"),
+        sweep=30,
+        label_fraction=(0.5, 0.75),
+    )
+    (only,) = rivals(run).rivals
+    folder = run.folder(str(backbone_folder))
+    found = sweep(SweepConfig(
+        out=tmp_path / "sweep", backbone=str(backbone_folder), data=str(image_tree), budget=("30",), device="cpu",
+    )).recommendation  # fmt: skip
+    assert only.place == (found.block, found.noise_step)
+    assert list(only.scores) == ["knn", "few-0.5", "few-0.75"]
+    for key in only.scores:
+        ran = yaml.safe_load((folder / key / "config.yaml").read_text())
+        assert (ran["blocks"], ran["noise_steps"]) == ([found.block], [found.noise_step])
+    assert "in a sweep over 30 training images" in (run.out / "report.html").read_text()
+
+
+def test_a_store_is_read_by_all_protocols(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import difflens.tasks.classification.probe as probing
+
+    run = config(tmp_path / "run", image_tree, backbone_folder, protocols=("linear", "attention", "knn"))
+    alone = rivals(run).rivals[0]
+    monkeypatch.setattr(probing, "read_features", None)
+    (stored,) = rivals(replace(run, out=tmp_path / "stored", store=True, token_side=4)).rivals
+    assert stored.scores["knn"].value == pytest.approx(alone.scores["knn"].value, abs=2 / 15)
+    assert set(stored.scores) == set(alone.scores)
+    folder = tmp_path / "stored" / run.folder(str(backbone_folder)).name
+    assert json.loads((folder / "store" / "manifest.json").read_text())["pool"] == 4
+    assert yaml.safe_load((folder / "attention" / "config.yaml").read_text())["pool"] == 4
+
+
+def test_a_feature_space_that_is_not_there_is_found_out_first(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DiffLensError, match="no backbone 'missing'"):
+        rivals(config(tmp_path / "run", image_tree, backbone_folder, samples=6, features="missing"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbones": ("pixels", "timm:coatnet_0_224")}, "No pretrained weights exist"),
+        ({"backbones": ("pixels", "timm:resnet19")}, r"did you mean .*resnet18"),
+        ({"backbones": ("pixels", "pixels")}, "pixels is named twice"),
+        ({"backbones": ()}, "nothing to compare"),
+        ({"label_fraction": (0.5, 0.01)}, "leaves no image of"),
+        ({"label_fraction": (0.09,)}, r"9 % of labels holds out a fifth .* no class has two"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"samples": 1}, "at least two images"),
+        ({"label_fraction": ()}, "at least one --label-fraction"),
+        ({"label_fraction": (0.2, 0.3, 0.4, 0.5, 0.6)}, "at most 5"),
+        ({"sweep": 1}, "sweep is 1"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_says_so_before_anything_is_written(
+    image_tree: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        rivals(config(tmp_path / "run", image_tree, "pixels", **changes))
+    assert not (tmp_path / "run").exists()

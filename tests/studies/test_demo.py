@@ -1,0 +1,59 @@
+"""The demo end to end at a reduced size."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from difflens import DemoConfig, DiffLensError, TrainedModel, demo
+from difflens.pretraining.export import card_fact
+
+KEYS = {"pixels", "random_backbone", "linear", "mlp", "cnn", "attention", "difformer", "diffeed"}
+
+
+def test_the_demo_end_to_end(tmp_path: Path) -> None:
+    config = DemoConfig(
+        out=tmp_path / "demo",
+        train_images=160,
+        test_images=64,
+        effort=0.1,
+        samples=4,
+        sampling_steps=2,
+        device="cpu",
+    )
+    returned = demo(config)
+    metrics = json.loads((config.out / "metrics.json").read_text())
+    assert metrics["results"] == json.loads(json.dumps(returned["results"]))
+    assert set(metrics["results"]) == KEYS
+    for row in metrics["results"].values():
+        assert 0 <= row["top1"] <= 1
+        assert row["trainable_parameters"] > 0
+        assert row["train_seconds"] >= 0
+    report = (config.out / "report.html").read_text()
+    for title in (
+        "Raw pixels",
+        "Untrained backbone",
+        "Linear probe",
+        "MLP",
+        "CNN",
+        "Attention",
+        "DifFormer",
+        "DifFeed",
+        "Is it copying?",
+        "the 160 training images of this run",
+    ):
+        assert title in report
+    assert report.count("data:image/png;base64,") == 6
+    assert TrainedModel.load(config.out).classes[0] == "T-shirt/top"
+    with pytest.raises(DiffLensError, match="already holds a run"):
+        demo(config)
+
+
+def test_the_model_card_states_the_distance(tmp_path: Path) -> None:
+    assert card_fact("fashion", "images") == (
+        "the 60,000 training images of Fashion-MNIST (MIT licence), without labels; no test image"
+    )
+    (tmp_path / "README.md").write_text("| | |\n|---|---|\n| Fréchet distance | 1.5 of 10 images |\n")
+    assert card_fact(str(tmp_path), "Fréchet distance") == "1.5 of 10 images"
+    assert card_fact(str(tmp_path), "FID") is None
+    assert card_fact("someone/somewhere", "images") is None

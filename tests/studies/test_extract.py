@@ -1,0 +1,311 @@
+"""`extract` end to end: the same bytes after any stop, from any number of processes; and what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from difflens import DiffLensError, ExtractConfig, FeatureStore, extract
+from difflens.data.images import read_image, to_float
+from difflens.studies import extract as extraction
+from tests.run.test_processes import run_two
+
+
+def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> ExtractConfig:
+    base = ExtractConfig(
+        out=out, backbone=str(backbone), data=str(images), blocks=(4, 6), noise_steps=(3, 9), device="cpu", workers=0,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of 12 images, so that a few images make many."""
+    monkeypatch.setattr(extraction.Layout, "shard_images", 12)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_resuming_after_any_shard_ends_with_the_same_bytes(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = config(tmp_path / "whole", backbone_folder, image_tree)
+    found = extract(whole)
+    expected = contents(whole.out)
+    assert found["bytes"] == sum(len(data) for name, data in expected.items() if name.endswith("safetensors"))
+    shards = sum(name.endswith("safetensors") for name in expected)
+    assert shards == found["shards"] == 2 * (3 + 2)
+    write = extraction.write_shard
+    for stop in range(shards):
+        stopped = replace(whole, out=tmp_path / f"stopped-{stop}")
+        written: list[Path] = []
+
+        def until(path: Path, *rest: object, stop: int = stop, written: list[Path] = written) -> str:
+            if len(written) == stop:
+                raise KeyboardInterrupt
+            written.append(path)
+            return write(path, *rest)
+
+        monkeypatch.setattr(extraction, "write_shard", until)
+        with pytest.raises(KeyboardInterrupt):
+            extract(stopped)
+        monkeypatch.setattr(extraction, "write_shard", write)
+        with pytest.raises(DiffLensError, match=r"is not finished|no manifest"):
+            FeatureStore(stopped.out)
+        extract(replace(stopped, resume=True))
+        assert contents(stopped.out) == expected
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_noise_steps_can_be_added(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    both = config(tmp_path / "both", backbone_folder, image_tree)
+    extract(both)
+    one = replace(both, out=tmp_path / "one", noise_steps=(9,))
+    extract(one)
+    with pytest.raises(DiffLensError, match=r"noise_steps was \[9\], now \[3\]"):
+        extract(replace(one, noise_steps=(3,), resume=True))
+    kept = {
+        name: (one.out / name).stat().st_mtime_ns
+        for name in contents(one.out)
+        if name.endswith("safetensors")
+    }
+    extract(replace(one, noise_steps=(3, 9), resume=True))
+    assert contents(one.out) == contents(both.out)
+    assert all((one.out / name).stat().st_mtime_ns == time for name, time in kept.items())
+
+
+def test_two_processes_write_what_one_writes(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    one = config(tmp_path / "one", backbone_folder, image_tree)
+    extract(one)
+    run_two(
+        "extract", "--backbone", backbone_folder, "--data", image_tree, "--blocks", 4, 6, "--noise-steps", 3, 9,
+        "--out", tmp_path / "two",
+    )  # fmt: skip
+    assert contents(tmp_path / "two") == contents(one.out)
+
+
+def test_options_of_what_is_stored(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    plain = config(tmp_path / "plain", backbone_folder, image_tree)
+    extract(plain)
+    pooled = replace(plain, out=tmp_path / "pooled", pool=2, dtype="bfloat16", limit=5, splits=("test",))
+    lines: list[str] = []
+    metrics = extract(pooled, lines.append)
+    maps = FeatureStore(pooled.out).maps("val", 6, 3)
+    assert (maps.shape, maps.dtype) == ((5, 16, 2, 2), torch.bfloat16)
+    full = FeatureStore(plain.out).maps("val", 6, 3)[:5]
+    expected = torch.nn.functional.adaptive_avg_pool2d(full.float(), 2)
+    torch.testing.assert_close(maps[:].float(), expected, atol=0.02, rtol=0.02)
+    assert f"{metrics['predicted_bytes']:,} bytes" in lines[0]
+    assert metrics["bytes"] == pytest.approx(metrics["predicted_bytes"], rel=0.1)
+
+
+def test_draws_are_averaged(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    from difflens import FrozenExtractor, load_backbone
+
+    many = config(tmp_path / "many", backbone_folder, image_tree, draws=3, dtype="float32", limit=2)
+    extract(many)
+    backbone = load_backbone(str(backbone_folder))
+    single = FrozenExtractor(backbone, (6,), (9,))
+    names = FeatureStore(many.out).ids("train")
+    images = to_float(torch.stack([read_image(image_tree / name) for name in names]))
+    maps = [single(images, torch.arange(2), draw)[6, 9] for draw in range(3)]
+    torch.testing.assert_close(
+        FeatureStore(many.out).maps("train", 6, 9)[:], sum(maps) / 3, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_parquet(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    plain = config(tmp_path / "plain", backbone_folder, image_tree, noise_steps=(3,))
+    extract(plain)
+    table = replace(plain, out=tmp_path / "table", format="parquet")
+    found = extract(table)
+    assert found["bytes"] == pytest.approx(found["predicted_bytes"], rel=0.1)
+    read = pyarrow.parquet.read_table(table.out / "train" / "t00003-00000.parquet")
+    store = FeatureStore(plain.out)
+    assert read["image"].to_pylist() == store.ids("train")
+    assert read["label"].to_pylist() == store.labels("train").tolist()
+    shape = json.loads(read.schema.metadata[b"block006"])
+    values = torch.tensor(read["block006"].to_pylist()).reshape(-1, *shape)
+    assert torch.equal(values, store.maps("train", 6, 3)[:].float())
+    with pytest.raises(DiffLensError, match="parquet files for other programs"):
+        FeatureStore(table.out)
+
+
+def test_images_without_labels(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    loose = config(tmp_path / "store", backbone_folder, image_tree / "val", unlabelled=True)
+    extract(loose)
+    store = FeatureStore(loose.out)
+    assert len(store.ids("train")) == 15
+    assert store.labels("train").tolist() == [-1] * 15
+
+
+def test_bad_images_are_left_out(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    (image_tree / "train" / "red" / "3.png").write_bytes(b"not an image")
+    run = config(tmp_path / "store", backbone_folder, image_tree)
+    with pytest.raises(DiffLensError, match=r"train/red/3\.png.*--on-bad-image skip leaves it out"):
+        extract(run)
+    assert not run.out.exists()
+    metrics = extract(replace(run, out=tmp_path / "other", on_bad_image="skip"))
+    assert metrics["skipped"] == 1
+    assert [line.split(":")[0] for line in metrics["skipped_images"]] == ["train/red/3.png"]
+    store = FeatureStore(tmp_path / "other")
+    assert "train/red/3.png" not in store.ids("train")
+    assert len(store.maps("train", 4, 3)) == len(store.ids("train")) == 35
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_bad_image_may_be_skipped_later(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    (image_tree / "train" / "red" / "3.png").write_bytes(b"not an image")
+    whole = config(tmp_path / "whole", backbone_folder, image_tree, on_bad_image="skip")
+    extract(whole)
+    stopped = replace(whole, out=tmp_path / "stopped", on_bad_image="error")
+    with pytest.raises(DiffLensError, match=r"train/red/3\.png"):
+        extract(stopped)
+    assert list(stopped.out.rglob("*.safetensors"))
+    extract(replace(stopped, on_bad_image="skip", resume=True))
+    assert contents(stopped.out) == contents(whole.out)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_refused_or_stopped_extension_leaves_the_store_usable(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = config(tmp_path / "store", backbone_folder, image_tree, noise_steps=(3,))
+    extract(first)
+    before = contents(first.out)
+    more = replace(first, noise_steps=(3, 9), resume=True)
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: usage(10**6, 0, 1000))
+        with pytest.raises(DiffLensError, match="are free there"):
+            extract(more)
+    assert contents(first.out) == before
+    with monkeypatch.context() as patched:
+        patched.setattr(extraction._Extraction, "_finish", lambda self: 1 / 0)
+        patched.setattr(extraction.RunDirectory, "write_json", lambda self, name, value: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            extract(more)
+    assert FeatureStore(first.out).noise_steps == (3,)
+    extract(more)
+    assert FeatureStore(first.out).noise_steps == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks": (12,)}, "no block 12"),
+        ({"noise_steps": (100,)}, "noise step 100 is outside"),
+        ({"draws": 0}, "draws is 0"),
+        ({"limit": 0}, "limit is 0"),
+        ({"splits": ()}, "no split asked for"),
+        ({"splits": ("test",), "unlabelled": True}, "leave out --splits"),
+        ({"format": "parquet", "dtype": "bfloat16"}, "parquet knows no bfloat16"),
+        ({"backbone": "nothing"}, "no backbone 'nothing'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_says_so_and_leaves_nothing(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        extract(config(tmp_path / "store", backbone_folder, image_tree, **changes))
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks": (4,)}, r"blocks was \[4, 6\], now \[4\]"),
+        ({"pool": 2}, "pool was 0, now 2"),
+        ({"seed": 3}, "seed was 0, now 3"),
+        ({"dtype": "float32"}, "dtype was 'float16', now 'float32'"),
+        ({"backbone": "fashion", "blocks": (4, 6)}, "backbone was"),
+    ],
+    ids=str,
+)
+def test_a_store_of_something_else_is_refused_unharmed(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    first = config(tmp_path / "store", backbone_folder, image_tree)
+    extract(first)
+    before = contents(first.out)
+    with pytest.raises(DiffLensError, match=message):
+        extract(replace(first, resume=True, **changes))
+    with pytest.raises(DiffLensError, match="already holds a run"):
+        extract(replace(first, **changes))
+    assert contents(first.out) == before
+
+
+def test_a_changed_image_folder_is_noticed(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    first = config(tmp_path / "store", backbone_folder, image_tree)
+    extract(first)
+    (image_tree / "train" / "red" / "0.png").unlink()
+    with pytest.raises(DiffLensError, match="data_fingerprint was"):
+        extract(replace(first, resume=True))
+
+
+def test_too_little_disk_is_an_error_before(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 0, 1000))
+    with pytest.raises(DiffLensError, match="and 1e-06 GB are free there"):
+        extract(config(tmp_path / "store", backbone_folder, image_tree))
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_disk_that_fills_up_loses_nothing(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = config(tmp_path / "whole", backbone_folder, image_tree)
+    extract(whole)
+    full = replace(whole, out=tmp_path / "full")
+    real, calls = extraction.write_shard, []
+
+    def write(path: Path, *rest: object) -> str:
+        calls.append(path)
+        if len(calls) == 4:
+            raise OSError(28, "No space left on device")
+        return real(path, *rest)
+
+    monkeypatch.setattr(extraction, "write_shard", write)
+    with pytest.raises(DiffLensError, match=r"cannot be written: No space left.* --resume goes on"):
+        extract(full)
+    monkeypatch.undo()
+    monkeypatch.setattr(extraction.Layout, "shard_images", 12)
+    assert len(list(full.out.rglob("*.safetensors"))) == 3
+    extract(replace(full, resume=True))
+    assert contents(full.out) == contents(whole.out)
+
+
+def test_two_commands_cannot_write_to_one_folder(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from difflens.run import directory as runs
+
+    monkeypatch.setattr(runs, "_LOCK_ATTEMPTS", 1)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys, pathlib; from difflens.runs import RunDirectory\n"
+         "run = RunDirectory(pathlib.Path(sys.argv[1]), 'extract', {})\nprint('held', flush=True); sys.stdin.read()",
+         str(tmp_path / "store")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(DiffLensError, match="another process is writing to"):
+        runs.RunDirectory(tmp_path / "store", "extract", {}, resume=True)
+    holder.kill()
+    holder.wait()
+    runs.RunDirectory(tmp_path / "store", "extract", {}, resume=True)

@@ -1,0 +1,156 @@
+"""`sweep` end to end at a small size, its recommendation on made-up scores, and what it refuses."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from difflens import DiffLensError, SweepConfig, sweep
+from difflens.studies.sweep import _Sweep
+from tests.helpers.browser import open_in_browser
+
+
+def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> SweepConfig:
+    base = SweepConfig(
+        out=out, backbone=str(backbone), data=str(images), noise_steps=(3, 40), blocks=(1, 5, 6), device="cpu", workers=0,
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def test_every_place_is_measured_and_shown(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    run = config(
+        tmp_path / "run", backbone_folder, image_tree, classifiers=("ridge", "logistic", "knn"), blocks=None
+    )
+    result = sweep(run)
+    assert result.blocks == tuple(range(1, 10))
+    for name in ("ridge", "logistic", "knn"):
+        assert result.accuracy[name].shape == (2, 9)
+        assert float(result.accuracy[name].max()) > 0.8  # the colours are easy
+    best = result.recommendation
+    assert best.top1 == pytest.approx(float(result.accuracy["ridge"].max()))
+    assert best.interval[0] < best.top1 <= best.interval[1]
+    metrics = json.loads((run.out / "metrics.json").read_text())
+    assert metrics["images"] == 36
+    assert metrics["validation_images"] == 6
+    rows = list(csv.DictReader((run.out / "table.csv").open()))
+    assert len(rows) == 3 * 2 * 9
+    cell = next(r for r in rows if (r["classifier"], r["noise_step"], r["block"]) == ("ridge", "40", "5"))
+    assert float(cell["accuracy"]) == pytest.approx(float(result.accuracy["ridge"][1, 4]), abs=1e-4)
+    assert cell["part"] == "middle"
+    assert min(Image.open(run.out / "heatmap.png").size) > 200
+    dom, console = open_in_browser(run.out / "report.html")
+    assert console == []
+    for heading in ("Where to read", "Accuracy of every place", "All figures", "Next", "Provenance"):
+        assert heading in dom
+    assert f"--blocks {best.block} --noise-steps {best.noise_step}" in dom
+
+
+def test_the_next_commands_work(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.test_cli import run as cli
+
+    out = tmp_path / "sweep"
+    assert (
+        cli(
+            "sweep", "--backbone", backbone_folder, "--data", image_tree, "--noise-steps", 3, 40, "--out", out
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "Recommended: Block" in printed
+    for number, command in enumerate(
+        line.split() for line in printed.splitlines() if "difflens probe" in line
+    ):
+        words = [str(tmp_path / f"probe-{number}") if word == "DIR" else word for word in command[1:]]
+        assert cli(*words, "--epochs", 1, "--width", 16, "--device", "cpu") == 0
+
+
+def test_adding_noise_steps_measures_only_the_new_ones(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    real = _Sweep._measure
+    monkeypatch.setattr(
+        _Sweep,
+        "_measure",
+        lambda self, split, t: (measured.append(t), real(self, split, t))[1],
+    )
+    first = config(tmp_path / "run", backbone_folder, image_tree)
+    before = sweep(first)
+    after = sweep(replace(first, noise_steps=(3, 20, 40), resume=True))
+    assert measured == [3, 40, 20]
+    assert torch.equal(after.accuracy["ridge"][[0, 2]], before.accuracy["ridge"])
+    whole = sweep(replace(first, out=tmp_path / "whole", noise_steps=(3, 20, 40)))
+    assert whole.metrics == after.metrics
+    with pytest.raises(DiffLensError, match=r"noise_steps was \[3, 20, 40\], now \[3\]"):
+        sweep(replace(first, noise_steps=(3,), resume=True))
+    with pytest.raises(DiffLensError, match="pool was 2, now 1"):
+        sweep(replace(first, noise_steps=(3, 20, 40), pool=1, resume=True))
+
+
+def test_the_budget_bounds_images_and_time(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (
+        sweep(config(tmp_path / "few", backbone_folder, image_tree, budget=("24",))).metrics["images"] == 24
+    )
+    assert (
+        sweep(config(tmp_path / "long", backbone_folder, image_tree, budget=("24", "1h"))).metrics["images"]
+        == 24
+    )
+    with pytest.raises(
+        DiffLensError, match="allows 0 images, and 3 classes at 2 noise steps need at least 15"
+    ):
+        sweep(config(tmp_path / "none", backbone_folder, image_tree, budget=("0.0001s",)))
+    assert not (tmp_path / "none").exists()
+    # time runs out after the first noise step
+    monkeypatch.setattr(_Sweep, "_affordable", lambda self: 24)
+    short = config(tmp_path / "short", backbone_folder, image_tree, budget=("0.0001s",))
+    result = sweep(short)
+    assert result.noise_steps == (3,)
+    assert result.metrics["not_measured"] == [40]
+    assert "Not measured" in (short.out / "report.html").read_text()
+    assert sweep(replace(short, budget=("1h",), resume=True)).noise_steps == (3, 40)
+
+
+def test_small_classes_are_judged_and_single_images_named(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    for number in range(3, 12):
+        (image_tree / "train" / "red" / f"{number}.png").unlink()
+    for number in range(1, 12):
+        (image_tree / "train" / "blue" / f"{number}.png").unlink()
+    lines: list[str] = []
+    metrics = sweep(config(tmp_path / "run", backbone_folder, image_tree), lines.append).metrics
+    assert metrics["validation_images"] == 2 + 1
+    assert "Trained on but not judged, with a single image: blue" in lines
+    sweep(config(tmp_path / "run", backbone_folder, image_tree, budget=("16",), resume=True), lines.append)
+    assert "The sweep goes on with the 16 images that it began with" not in lines
+    sweep(config(tmp_path / "run", backbone_folder, image_tree, budget=("15",), resume=True), lines.append)
+    assert "The sweep goes on with the 16 images that it began with" in lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": ("many",)}, "takes a number of images or a time such as 90s, 10m or 1h, not 'many'"),
+        ({"budget": ("-5",)}, "not '-5'"),
+        ({"budget": ("infs",)}, "not 'infs'"),
+        ({"blocks": (10,)}, "no block 10"),
+        ({"noise_steps": (100,)}, "noise step 100 is outside"),
+        ({"classifiers": ()}, "no classifier asked for"),
+        ({"pool": 0}, "pool is 0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_says_so(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        sweep(config(tmp_path / "run", backbone_folder, image_tree, **changes))
+    assert not (tmp_path / "run").exists()

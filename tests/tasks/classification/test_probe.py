@@ -1,0 +1,512 @@
+"""Probing end to end at a small size: every head, cached and online, resume, bad input."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from difflens import DiffLensError, ProbeConfig, TrainedModel, load_data, presets, probe
+from difflens.metrics.classification import Evaluation, paired_difference
+from difflens.metrics.statistics import wilson
+from difflens.run.directory import RunDirectory
+from difflens.tasks.classification import probe as probing
+from difflens.tasks.classification import train as classification
+
+
+def config(out: Path, folder: Path, images: Path, /, **changes: object) -> ProbeConfig:
+    base = ProbeConfig(
+        out=out, backbone=str(folder), data=str(images), head="linear", blocks=(6,), noise_steps=(5,), epochs=3,
+        batch_size=8, device="cpu", workers=0,
+    )  # fmt: skip
+    if changes.get("head") == "knn":
+        base = replace(base, epochs=None, batch_size=None)
+    return replace(base, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head": "linear", "learning_rate": 0.03, "epochs": 8},
+        {"head": "mlp", "width": 32},
+        {"head": "cnn", "width": 8},
+        {"head": "attention", "width": 16},
+        {"head": "difformer", "width": 16, "blocks": (5, 7), "noise_steps": (2, 9)},
+        {"head": "diffeed", "width": 16},
+        {"head": "attention", "width": 16, "augment": "crop"},
+        {"head": "linear", "extractor": "finetuned", "from_block": 3, "learning_rate": 0.01},
+        {"head": "linear", "optimizer": "sgd", "lr_schedule": "step", "step_epochs": 2, "learning_rate": 0.1},
+        {"head": "linear", "precision": "bfloat16"},
+        {"head": "linear", "cache_gigabytes": 0.0, "learning_rate": 0.03},
+    ],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+)
+def test_every_way_to_probe(backbone_folder: Path, image_tree: Path, tmp_path: Path, changes: dict) -> None:
+    out = tmp_path / "run"
+    result = probe(config(out, backbone_folder, image_tree, **changes))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics == json.loads(json.dumps(result.metrics))
+    assert metrics["test_images"] == 15
+    assert metrics["trainable_parameters"] == result.model.probe.trainable_parameters
+    assert sum(map(sum, metrics["confusion_matrix"])) == 15
+    assert set(metrics["per_class"]) == {"red", "green", "blue"}
+    losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == result_epochs(changes)
+    assert losses[-1] < losses[0]
+    assert not (out / "cache").exists()
+    again = TrainedModel.load(out)
+    assert again.classes == ("blue", "green", "red")
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    if changes.get("precision") is None:
+        torch.testing.assert_close(again.probabilities(images), result.model.probabilities(images))
+
+
+def result_epochs(changes: dict) -> int:
+    return changes.get("epochs", 3)
+
+
+def test_colours_are_learnt(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    result = probe(
+        config(
+            tmp_path / "run", backbone_folder, image_tree, head="mlp", width=64, epochs=15, learning_rate=3e-3
+        )
+    )
+    assert result.metrics["top1"] == 1.0
+    rows = list(csv.DictReader((tmp_path / "run" / "predictions.csv").open()))
+    assert len(rows) == 15
+    assert all(row["class"] == row["predicted"] for row in rows)
+    assert rows[0]["image"] == "val/blue/0.png"
+
+
+@pytest.mark.parametrize("head", ["mlp", "diffeed"])
+def test_resuming_ends_as_an_uninterrupted_run(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    whole = config(
+        tmp_path / "whole", backbone_folder, image_tree, head=head, width=16, augment="flip", dropout=0.3
+    )
+    expected = probe(whole)
+    stopped = replace(whole, out=tmp_path / "stopped")
+    save, saved = RunDirectory.save_checkpoint, []
+
+    def stop_after_two(self: object, state: dict) -> None:
+        save(self, state)
+        saved.append(state["epoch"])
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(classification, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(RunDirectory, "save_checkpoint", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        probe(stopped)
+    monkeypatch.undo()
+    assert not (stopped.out / "metrics.json").exists()
+    result = probe(replace(stopped, resume=True))
+    for name, value in expected.model.probe.own_state().items():
+        assert torch.equal(value, result.model.probe.own_state()[name]), name
+    for metrics in (expected.metrics, result.metrics):
+        del metrics["train_seconds"]
+    assert result.metrics == expected.metrics
+    assert (stopped.out / "log.jsonl").read_text() == (whole.out / "log.jsonl").read_text()
+    # a finished run is not run again
+    finished = probe(replace(stopped, resume=True)).metrics
+    del finished["train_seconds"]
+    assert finished == expected.metrics
+
+
+def test_the_same_seed_gives_the_same_model_and_another_another(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    states = [
+        probe(config(tmp_path / str(i), backbone_folder, image_tree, seed=seed)).model.probe.own_state()
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    weights = [state["head.classifier.weight"] for state in states]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_cache_gives_what_reading_the_images_gives(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the cache's float16."""
+    changes = {"fresh_noise": False, "epochs": 1}
+    cached = probe(
+        config(tmp_path / "cached", backbone_folder, image_tree, **changes)
+    ).model.probe.own_state()
+    monkeypatch.setattr(probing._Run, "_read", lambda *_: None)
+    online = probe(
+        config(tmp_path / "online", backbone_folder, image_tree, **changes)
+    ).model.probe.own_state()
+    for name, value in cached.items():
+        torch.testing.assert_close(value, online[name], atol=2e-3, rtol=2e-2)
+
+
+@pytest.mark.parametrize("head", ["linear", "diffeed"])
+def test_bad_images_can_be_skipped_and_are_listed(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, head: str
+) -> None:
+    (image_tree / "train" / "red" / "3.png").write_bytes(b"not an image")
+    truncated = image_tree / "val" / "blue" / "1.png"
+    truncated.write_bytes(truncated.read_bytes()[:60])
+    run = config(tmp_path / "run", backbone_folder, image_tree, head=head, width=16)
+    with pytest.raises(DiffLensError, match=r"train/red/3\.png"):
+        probe(run)
+    assert not run.out.exists()
+    metrics = probe(replace(run, on_bad_image="skip")).metrics
+    assert metrics["test_images"] == 14
+    assert sorted(line.split(":")[0] for line in metrics["skipped_images"]) == [
+        "train/red/3.png",
+        "val/blue/1.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks": (12,)}, "no block 12: the backbone has 9 blocks: encoder 1-4, middle 5, decoder 6-9"),
+        ({"noise_steps": (100,)}, "noise step 100 is outside the schedule"),
+        ({"head": "attention", "blocks": (5, 6)}, "reads one map, not 2"),
+        ({"head": "diffeed", "extractor": "frozen"}, "on the feedback extractor, not on frozen"),
+        ({"head": "diffeed", "feedback_blocks": (2,)}, "only decoder blocks"),
+        ({"extractor": "finetuned", "precision": "bfloat16"}, "keeps float32 weights"),
+        ({"extractor": "finetuned", "from_block": 8}, "nothing to fine-tune: block 8 comes after block 6"),
+        ({"head": "diffeed", "blocks": (1,), "feedback_blocks": (6,)}, "block 1 comes before block 4"),
+        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"batch_size": -3}, "batch-size is -3"),
+        ({"learning_rate": -1.0}, "learning-rate is -1"),
+        ({"label_smoothing": 3.0}, "label-smoothing is 3; it must be between 0 and 1"),
+        ({"dropout": 2.0}, "dropout is 2"),
+        ({"limit": 0}, "limit is 0"),
+        ({"preset": "paper-attention"}, "is for the head attention, not linear"),
+        ({"preset": "paper-nothing"}, "no preset 'paper-nothing'; there are paper-linear"),
+        ({"learning_rate": 1e12, "optimizer": "sgd"}, "no longer finite in epoch"),
+        ({"backbone": "nothing"}, "no backbone 'nothing'"),
+        ({"data": "/nothing"}, "/nothing"),
+        ({"width": 50, "head": "attention"}, "not a multiple of its 3"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_work_says_so_and_leaves_nothing(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        probe(config(tmp_path / "run", backbone_folder, image_tree, **changes))
+    if "learning_rate" not in changes:
+        assert not (tmp_path / "run").exists()
+
+
+def test_grey_backbone_on_colour_images_of_another_size(image_tree: Path, tmp_path: Path) -> None:
+    run = config(tmp_path / "run", Path("fashion"), image_tree, blocks=(13,), epochs=1)
+    assert probe(run).metrics["test_images"] == 15
+
+
+def test_colour_backbone_on_grey_images(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    for path in image_tree.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    run = config(tmp_path / "run", backbone_folder, image_tree, epochs=1)
+    assert math.isfinite(probe(run).metrics["top1"])
+
+
+@pytest.mark.parametrize("name", ["linear", "attention", "difformer", "diffeed"])
+def test_the_papers_recipes(tmp_path: Path, name: str) -> None:
+    resolved = ProbeConfig(out=tmp_path, preset=f"paper-{name}").resolved()
+    assert (resolved.optimizer, resolved.weight_decay, resolved.epochs) == ("sgd", 0.0, 28)
+    assert (resolved.lr_schedule, resolved.step_epochs, resolved.augment) == ("step", 7, "crop")
+    assert resolved.head == name
+    assert resolved.learning_rate == (5e-2 if name in ("attention", "difformer") else 1e-2)
+    explicit = ProbeConfig(out=tmp_path, preset=f"paper-{name}", epochs=2, blocks=(5,)).resolved()
+    assert (explicit.epochs, explicit.blocks) == (2, (5,))
+
+
+def test_every_recipe_names_existing_fields() -> None:
+    fields = set(ProbeConfig.__dataclass_fields__)
+    for recipe in [*presets.PROBE.values(), *presets.HEADS.values()]:
+        assert set(recipe) <= fields
+
+
+def test_metrics_against_torchmetrics() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(200, 8), torch.randint(0, 8, (200,))
+    ranked = logits.topk(5).indices
+    evaluation = Evaluation(torch.arange(200), labels, ranked, torch.rand(200), tuple("abcdefgh"))
+    assert evaluation.top1 == pytest.approx(float(multiclass_accuracy(logits, labels, 8, average="micro")))
+    assert evaluation.top5 == pytest.approx(
+        float(multiclass_accuracy(logits, labels, 8, average="micro", top_k=5))
+    )
+    per_class = multiclass_accuracy(logits, labels, 8, average=None).tolist()
+    assert list(evaluation.per_class.values()) == pytest.approx(per_class)
+    assert evaluation.metrics()["mean_per_class"] == pytest.approx(sum(per_class) / 8)
+
+
+def test_wilson_interval() -> None:
+    low, high = wilson(81, 263)  # worked example in Newcombe (1998), method 3
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_paired_difference_counts_disagreements_only() -> None:
+    labels = torch.zeros(100, dtype=torch.long)
+
+    def evaluation(right: int) -> Evaluation:
+        ranked = (torch.arange(100) >= right).long()[:, None]
+        return Evaluation(torch.arange(100), labels, ranked, torch.ones(100), ("a", "b"))
+
+    assert paired_difference(evaluation(90), evaluation(90)) == (0.0, 0.0)
+    difference, half = paired_difference(evaluation(90), evaluation(80))
+    assert difference == pytest.approx(0.1)
+    assert half == pytest.approx(1.96 * (0.1 * 0.9 / 99) ** 0.5, rel=1e-3)
+
+
+def test_bundled_data_by_default() -> None:
+    resolved = ProbeConfig(out=Path("x")).resolved()
+    assert (resolved.backbone, resolved.data, resolved.head) == ("fashion", "fashion", "attention")
+    assert len(load_data(resolved.data).classes) == 10
+
+
+def comparable(metrics: dict) -> dict:
+    return {key: value for key, value in metrics.items() if key != "train_seconds"}
+
+
+def test_seeds_are_runs_of_their_own(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    """Each equals the run with that seed alone; mean and standard deviation are theirs; a resume repeats nothing."""
+    many = config(tmp_path / "many", backbone_folder, image_tree, seed=4, seeds=2, label_fraction=0.5)
+    result = probe(many)
+    singles = [probe(replace(many, out=tmp_path / str(seed), seed=seed, seeds=1)).metrics for seed in (4, 5)]
+    assert [comparable(run) for run in result.metrics["runs"]] == [comparable(single) for single in singles]
+    values = torch.tensor([single["top1"] for single in singles], dtype=torch.float64)
+    assert result.metrics["top1"] == pytest.approx(float(values.mean()))
+    assert result.metrics["top1_std"] == pytest.approx(float(values.std()))
+    assert TrainedModel.load(many.out).info["seed"] == 4
+    (many.out / "metrics.json").unlink()
+    again = probe(replace(many, resume=True))
+    assert again.metrics == result.metrics
+    for ours, theirs in zip(again.evaluations, result.evaluations, strict=True):
+        assert torch.equal(ours.confusion, theirs.confusion)
+
+
+def test_few_labels_are_the_same_for_every_head(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    fit = probing.fit
+    monkeypatch.setattr(
+        probing, "fit", lambda probe, split, *rest: (seen.append(split.ids), fit(probe, split, *rest))[1]
+    )
+    for head in ("linear", "cnn"):
+        out = tmp_path / head
+        metrics = probe(
+            config(out, backbone_folder, image_tree, head=head, width=8, label_fraction=0.25)
+        ).metrics
+        assert metrics["train_images"] == 9
+    assert seen[0] == seen[1]
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{name}\n" for name in seen[0]))
+    probe(config(tmp_path / "listed", backbone_folder, image_tree, label_list=names))
+    assert seen[2] == seen[0]
+
+
+def test_few_images_get_more_epochs(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presets, "FEW_IMAGES", 300)
+    run = config(tmp_path / "run", backbone_folder, image_tree, epochs=None, batch_size=None)
+    # 36 images are one step of the default batch of 128
+    expected = presets.HEADS["linear"]["epochs"] * math.ceil(presets.FEW_IMAGES / 128)
+    assert probe(run).metrics["epochs"] == expected
+    assert probe(replace(run, out=tmp_path / "asked", epochs=3)).metrics["epochs"] == 3
+
+
+def test_nearest_neighbours(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    result = probe(config(tmp_path / "run", backbone_folder, image_tree, head="knn"))
+    assert [record["k"] for record in result.metrics["neighbours"]] == [5, 10, 20, 200]
+    (chosen,) = (record for record in result.metrics["neighbours"] if record["chosen"])
+    assert chosen["validation_top1"] == max(r["validation_top1"] for r in result.metrics["neighbours"])
+    assert chosen["top1"] == result.metrics["top1"] > 0.6
+    assert result.metrics["trainable_parameters"] == 0
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    torch.testing.assert_close(
+        TrainedModel.load(tmp_path / "run").probabilities(images), result.model.probabilities(images)
+    )
+
+
+def test_the_grid_chooses_on_training_images_only(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(tmp_path / "grid", backbone_folder, image_tree, grid=True, epochs=4)
+    read: list[str] = []
+    real = probing._Run._read
+    monkeypatch.setattr(
+        probing._Run, "_read", lambda self, split: (read.append(split.name), real(self, split))[1]
+    )
+    choose = probing.choose_linear
+    counts: list[int] = []
+    monkeypatch.setattr(
+        probing,
+        "choose_linear",
+        lambda head, cache, *rest: (counts.append(len(cache)), choose(head, cache, *rest))[1],
+    )
+    metrics = probe(run).metrics
+    assert counts == [36]
+    assert len(metrics["grid"]) == 15
+    (best,) = (record for record in metrics["grid"] if record["chosen"])
+    assert best["validation_top1"] == max(record["validation_top1"] for record in metrics["grid"])
+    plain = probe(replace(
+        run, out=tmp_path / "plain", grid=False, learning_rate=best["learning_rate"], weight_decay=best["weight_decay"]
+    )).metrics  # fmt: skip
+    assert plain["confusion_matrix"] == metrics["confusion_matrix"]
+
+
+@pytest.mark.parametrize("head", ["linear", "attention", "difformer", "knn"])
+def test_a_store_gives_what_the_backbone_gives(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, head: str
+) -> None:
+    from difflens import ExtractConfig, extract
+
+    places = {"blocks": (5, 6), "noise_steps": (2, 5)} if head == "difformer" else {}
+    direct = config(
+        tmp_path / "direct", backbone_folder, image_tree, head=head, width=None if head == "knn" else 16,
+        label_fraction=0.5, **places,
+    )  # fmt: skip
+    extract(ExtractConfig(
+        out=tmp_path / "store", backbone=direct.backbone, data=str(image_tree), blocks=(5, 6), noise_steps=(2, 5),
+        pool=2 if head in ("linear", "knn") else 0, device="cpu", workers=0,
+    ))  # fmt: skip
+    stored = replace(direct, out=tmp_path / "stored", store=tmp_path / "store")
+    first, second = probe(direct), probe(stored)
+    assert comparable(first.metrics) == comparable(second.metrics)
+    for name, value in first.model.probe.own_state().items():
+        assert torch.equal(value, second.model.probe.own_state()[name]), name
+
+
+def test_a_store_says_what_to_read(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    """Its blocks, noise steps and pooling are the defaults; images that it left out are reported."""
+    from difflens import ExtractConfig, extract
+
+    (image_tree / "train" / "red" / "3.png").write_bytes(b"not an image")
+    (image_tree / "train" / "green" / "a: b.png").write_bytes(b"not an image")
+    extract(ExtractConfig(
+        out=tmp_path / "store", backbone=str(backbone_folder), data=str(image_tree), blocks=(3, 7), noise_steps=(2, 9),
+        pool=4, limit=30, on_bad_image="skip", device="cpu", workers=0,
+    ))  # fmt: skip
+    asked = config(
+        tmp_path / "run", backbone_folder, image_tree, head="difformer", blocks=None, noise_steps=None, width=16,
+        limit=30, store=tmp_path / "store",
+    )  # fmt: skip
+    result = probe(asked)
+    assert (result.model.extractor.blocks, result.model.extractor.noise_steps) == ((3, 7), (2, 9))
+    assert result.model.head.pool == 4
+    assert result.metrics["train_images"] == 29
+    assert result.metrics["test_images"] == 15
+    (line,) = result.metrics["skipped_images"]
+    assert line.startswith("train/green/a: b.png: not in the store")
+    with pytest.raises(DiffLensError, match="reads one map, not 2"):
+        probe(replace(asked, out=tmp_path / "other", head="attention"))
+
+
+def test_a_run_is_the_same_by_any_spelling_but_not_on_other_images(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = config(tmp_path / "run", backbone_folder, image_tree)
+    expected = probe(first).metrics
+    monkeypatch.chdir(image_tree.parent)
+    again = replace(first, data=f"./{image_tree.name}", resume=True)
+    assert probe(again).metrics == expected
+    Image.new("RGB", (16, 16)).save(image_tree / "val" / "red" / "0.png")
+    with pytest.raises(DiffLensError, match="data_fingerprint was"):
+        probe(again)
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "message"),
+    [
+        ({}, {"blocks": (7,)}, "no block 7 at noise step 5"),
+        ({}, {"noise_steps": (6,)}, "no block 6 at noise step 6"),
+        ({"backbone": "random"}, {}, "its backbone was random:.*, with other weights than"),
+        ({"pool": 1}, {}, "pooled to side 1, and the head reads maps of side 2: give --pool 1"),
+        ({"pool": 3}, {"pool": 2}, "pooled to side 3, and the head reads maps of side 2: give --pool 3"),
+        ({"limit": 20}, {}, "lacks 16 of the 36 train images, train/green/6.png for example"),
+        ({"unlabelled": True}, {}, "its data was"),
+        ({}, {"precision": "bfloat16"}, "its backbone ran in float32, not in bfloat16"),
+        ({}, {"draws": 2}, "averages over 1 draws, not over 2"),
+    ],
+    ids=str,
+)
+def test_a_store_that_does_not_fit_is_refused(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, made: dict, asked: dict, message: str
+) -> None:
+    from difflens import ExtractConfig, extract
+
+    if "backbone" in made:
+        made = {"backbone": f"random:{backbone_folder}"}
+    base = {"backbone": str(backbone_folder), "data": str(image_tree), "blocks": (6,), "noise_steps": (5,)}
+    extract(ExtractConfig(**{**base, "out": tmp_path / "store", "device": "cpu", "workers": 0, **made}))
+    with pytest.raises(DiffLensError, match=message):
+        probe(config(tmp_path / "run", backbone_folder, image_tree, store=tmp_path / "store", **asked))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label_fraction": 0.01}, "leaves no image of blue, green, red"),
+        ({"label_fraction": 1.5}, "must be above 0 and at most 1"),
+        ({"label_fraction": 0.5, "label_list": Path("x")}, "give one of them"),
+        ({"label_list": Path("/nowhere.txt")}, "/nowhere.txt"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"layer_decay": 2.0}, "layer-decay is 2"),
+        ({"grid": True, "head": "mlp"}, "the grid is for the linear head, not for mlp"),
+        ({"grid": True, "augment": "flip"}, "read frozen features of unchanged images"),
+        ({"head": "knn", "extractor": "finetuned"}, "read frozen features of unchanged images"),
+        (
+            {"head": "knn", "learning_rate": 0.1, "mixup": 0.5},
+            "k-NN trains nothing: leave out --learning-rate, --mixup",
+        ),
+        ({"grid": True, "weight_decay": 0.1}, "rates and decays of its own: leave out --weight-decay"),
+        ({"head": "diffeed", "store": Path("x")}, "a store holds frozen features"),
+        ({"store": Path("/nowhere")}, "not a feature store"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        probe(config(tmp_path / "run", backbone_folder, image_tree, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_layers_learn_at_their_own_rates(backbone_folder: Path) -> None:
+    """Geometric from the head down; every trained parameter once; frozen ones nowhere."""
+    from difflens import FineTunedExtractor, HeadConfig, Probe, load_backbone, make_head
+
+    extractor = FineTunedExtractor(load_backbone(str(backbone_folder)), (6,), (5,), from_block=3)
+    probed = Probe(extractor, make_head(HeadConfig("linear"), extractor.shapes(), 3))
+    groups = probed.parameter_groups(0.1, 0.0, 0.5)
+    rates = {id(p): group.learning_rate for group in groups for p in group.parameters if p.requires_grad}
+    trained = [p for p in probed.parameters() if p.requires_grad]
+    assert {id(p) for p in trained} == set(rates)
+    assert sum(len([p for p in g.parameters if p.requires_grad]) for g in groups) == len(trained)
+    assert all(rates[id(p)] == 0.1 for p in probed.head.parameters())
+    for block in range(3, 7):
+        for module in extractor.backbone.modules_of(block):
+            assert all(rates[id(p)] == pytest.approx(0.1 * 0.5 ** (7 - block)) for p in module.parameters())
+    assert len(probed.parameter_groups(0.1, 0.0, 1.0)) == 1
+
+
+def test_the_report_opens_in_a_browser(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    from tests.helpers.browser import open_in_browser
+
+    probe(config(tmp_path / "run", backbone_folder, image_tree, grid=True, seeds=2, epochs=1))
+    dom, console = open_in_browser(tmp_path / "run" / "report.html")
+    assert console == []
+    for heading in ("Result", "Training", "Per class", "Most confused", "Confusion matrix", "Provenance"):
+        assert heading in dom
+    assert "--grid" in dom
+    assert "--seeds 2" in dom

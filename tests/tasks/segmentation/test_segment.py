@@ -1,0 +1,362 @@
+"""Segmentation from end to end on small scenes, and its parts against direct computations."""
+
+import json
+import math
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+from PIL import Image
+
+from difflens import (
+    DetectConfig,
+    DiffLensError,
+    PredictConfig,
+    SegmentationModel,
+    SegmentConfig,
+    detect,
+    predict,
+    predict_dense,
+    presets,
+    segment,
+)
+from difflens.backbones.pixels import PixelBackbone
+from difflens.backbones.unet import UNetBackbone
+from difflens.data.dense.base import IGNORED
+from difflens.data.dense.masks import read_mask, to_palette_image
+from difflens.data.images import to_float
+from difflens.extractors.base import evaluating
+from difflens.heads.config import SegmentationHeadConfig
+from difflens.heads.segmentation import SegmentationHead
+from difflens.metrics.segmentation import SegmentationEvaluation, confusion_matrix
+from difflens.noise import NoiseSchedule
+from difflens.reports.overlays import mask_overlay
+from difflens.tasks.dense import learning_rate_factor, make_plan
+from difflens.tasks.segmentation.inference import Sliding, class_probabilities
+
+
+def config(backbone: Path, scenes: Path, out: Path, **more: object) -> SegmentConfig:
+    settings: dict[str, object] = {
+        "data": scenes,
+        "side": 32, "noise_steps": (3,), "iterations": 20, "batch_size": 4, "width": 16, "learning_rate": 3e-3,
+        "scale": (0.8, 1.25), "workers": 0,
+    }  # fmt: skip
+    return SegmentConfig(backbone=str(backbone), out=out, **{**settings, **more})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, scene_folder: Path) -> Path:
+    out = tmp_path_factory.mktemp("segment") / "run"
+    segment(config(backbone_folder, scene_folder, out))
+    return out
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_falls_and_everything_is_written(trained: Path, scene_folder: Path) -> None:
+    found = losses(trained)
+    assert len(found) == 20
+    assert sum(found[-5:]) < 0.85 * sum(found[:5])
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["train_images"] == 12
+    assert metrics["val_images"] == 5
+    assert set(metrics["iou"]) == {"background", "bar", "disc"}
+    assert metrics["pixel_accuracy"] > 0.6
+    report = (trained / "report.html").read_text()
+    for words in ("Segmentation: ", "Pixel accuracy", "Examples", "difflens segment --backbone"):
+        assert words in report
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(
+    trained: Path, backbone_folder: Path, scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(backbone_folder, scene_folder, tmp_path / "run", checkpoint_minutes=0)
+    original, steps = torch.optim.AdamW.step, 0
+
+    def stopping(self: torch.optim.AdamW, *args: object, **kwargs: object) -> object:
+        nonlocal steps
+        steps += 1
+        if steps == 12:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            segment(asked)
+    with pytest.raises(DiffLensError, match="--resume"):
+        segment(asked)
+    resumed = segment(replace(asked, resume=True))
+    assert losses(tmp_path / "run") == losses(trained)
+    assert resumed.metrics["miou"] == json.loads((trained / "metrics.json").read_text())["miou"]
+    assert segment(replace(asked, resume=True)).metrics == resumed.metrics  # finished: nothing more is done
+
+
+def test_a_run_goes_on_with_the_same_data_and_weights_alone(
+    backbone_folder: Path, scene_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(scene_folder, tmp_path / "scenes")
+    asked = config(backbone_folder, tmp_path / "scenes", tmp_path / "run", head="linear", iterations=1)
+    segment(asked)
+    mask = tmp_path / "scenes" / "masks" / "train" / "00000.png"
+    to_palette_image(1 - (read_mask(mask) > 0).astype(np.uint8)).save(mask)
+    with pytest.raises(DiffLensError, match="data_fingerprint"):
+        segment(replace(asked, resume=True))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"head": "linear", "batch_size": 1},
+        {"extractor": "feedback", "optimizer": "sgd", "lr_schedule": "step"},
+        {"extractor": "finetuned", "layer_decay": 0.9, "noise_steps": (3, 9), "lr_schedule": "cosine"},
+        {"blocks": (7,), "eval_scales": (0.75, 1.25), "eval_flip": True, "label_fraction": 0.25},
+    ],
+)
+def test_every_extractor_and_head(
+    more: dict[str, object], backbone_folder: Path, scene_folder: Path, tmp_path: Path
+) -> None:
+    result = segment(config(backbone_folder, scene_folder, tmp_path / "run", iterations=2, **more))
+    assert 0 <= result.metrics["miou"] <= 1
+    assert result.metrics["train_images"] == (3 if "label_fraction" in more else 12)
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    again = SegmentationModel.load(tmp_path / "run")
+    with evaluating(result.model.probe):
+        mine, loaded = (
+            model.probe(image, torch.zeros(1, dtype=torch.long), 0, size=(32, 32))
+            for model in (result.model, again)
+        )
+    assert torch.allclose(mine, loaded, atol=1e-6)
+
+
+def test_pairs_of_folders_with_bad_masks(backbone_folder: Path, scene_folder: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in (scene_folder / "masks" / "train").iterdir():
+        if path.stem != "00003":
+            Image.open(path).save(masks / path.name)
+    asked = config(
+        backbone_folder, scene_folder, tmp_path / "run", data=None, iterations=1,
+        train=(scene_folder / "images" / "train", masks),
+        val=(scene_folder / "images" / "val", scene_folder / "masks" / "val"), classes=scene_folder / "classes.txt",
+    )  # fmt: skip
+    with pytest.raises(DiffLensError, match=r"00003.png: .* has no mask of this name"):
+        segment(asked)
+    assert not (tmp_path / "run").exists()
+    metrics = segment(replace(asked, on_bad_annotation="skip")).metrics
+    assert metrics["train_images"] == 11
+    assert len(metrics["bad_annotations"]) == 1
+    assert "Bad annotations" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"side": 33}, "multiple of 2"),
+        ({"batch_size": 1}, "batch-size 2 or more"),
+        ({"preset": "paper"}, "no preset"),
+        ({"data": None}, "name the data"),
+        ({"blocks": (99,)}, "no block 99"),
+        ({"iterations": 0}, "iterations"),
+        ({"classes": Path("x")}, "--classes"),
+        ({"step_at": (60_000, 80_000)}, "shares of the iterations"),
+        ({"layer_decay": 0.9, "from_block": 3}, "no use for --layer-decay, --from-block"),
+        ({"feedback_blocks": (7,)}, "no use for --feedback-blocks"),
+        ({"data": Path("nowhere")}, "no such folder"),
+    ],
+)
+def test_mistakes_leave_nothing(
+    more: dict[str, object], message: str, backbone_folder: Path, scene_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        segment(config(backbone_folder, scene_folder, tmp_path / "run", **more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_miou_is_what_it_is_defined_to_be() -> None:
+    generator = np.random.default_rng(0)
+    true = generator.integers(0, 4, (3, 17, 13)).astype(np.uint8)
+    true[generator.random(true.shape) < 0.2] = IGNORED
+    predicted = np.where(generator.random(true.shape) < 0.5, true % 4, generator.integers(0, 4, true.shape))
+    counts = sum(
+        (
+            confusion_matrix(torch.from_numpy(p), torch.from_numpy(t), 5)
+            for p, t in zip(predicted, true, strict=True)
+        ),
+        torch.zeros(5, 5, dtype=torch.long),
+    )
+    metrics = SegmentationEvaluation(counts, tuple("abcde")).metrics()
+    seen = true != IGNORED
+    expected = []
+    for k in range(4):
+        mine, theirs = {*np.flatnonzero(seen & (predicted == k))}, {*np.flatnonzero(seen & (true == k))}
+        expected.append(len(mine & theirs) / len(mine | theirs))
+        assert metrics["iou"]["abcde"[k]] == pytest.approx(expected[-1])
+    assert metrics["iou"]["e"] is None  # neither there nor predicted
+    assert metrics["miou"] == pytest.approx(np.mean(expected))
+    assert metrics["pixel_accuracy"] == pytest.approx((predicted == true)[seen].mean())
+
+
+def test_the_linear_head_is_one_convolution_on_upsampled_maps() -> None:
+    torch.manual_seed(0)
+    maps = {(1, 0): torch.randn(2, 3, 16, 16), (2, 0): torch.randn(2, 5, 8, 8)}
+    shapes = {place: (tensor.shape[1], tensor.shape[2], tensor.shape[3]) for place, tensor in maps.items()}
+    head = SegmentationHead(SegmentationHeadConfig("linear", 16, (1, 2)), shapes, 4).eval()
+    layers = list(head.read.layers)
+    weight = torch.cat([layer.weight for layer in layers], 1)
+    stacked = torch.cat(
+        [torch.nn.functional.interpolate(each, (16, 16), mode="bilinear") for each in maps.values()], 1
+    )
+    # fresh batch normalisation divides by sqrt(1 + eps)
+    expected = torch.nn.functional.conv2d(stacked / (1 + 1e-5) ** 0.5, weight, layers[0].bias)
+    assert torch.allclose(head(maps, (16, 16)), expected, atol=1e-5)
+
+
+def test_windows_cover_an_image_and_are_averaged(trained: Path) -> None:
+    probe = SegmentationModel.load(trained).probe
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    with evaluating(probe):
+        logits = probe(to_float(image[None]), torch.tensor([4]), 0, size=(32, 32))[0]
+        found = class_probabilities(probe, image, 4, Sliding(32))
+        assert torch.allclose(found, logits.softmax(0), atol=1e-6)
+        # twice as wide, so that nothing is scaled: windows at 0, 16 and 32
+        wide = torch.cat([image, image.flip(-1)], dim=-1)
+        parts = [
+            probe(to_float(wide[None, :, :, left : left + 32]), torch.tensor([4]), 0, size=(32, 32))[0]
+            for left in (0, 16, 32)
+        ]
+        found = class_probabilities(probe, wide, 4, Sliding(32))
+        assert torch.allclose(found[:, :, :16], parts[0][:, :, :16].softmax(0), atol=1e-6)
+        middle = ((parts[0][:, :, 16:] + parts[1][:, :, :16]) / 2).softmax(0)
+        assert torch.allclose(found[:, :, 16:32], middle, atol=1e-6)
+        # other scales and mirrored images give probabilities of the same size
+        found = class_probabilities(probe, wide[:, :20], 4, Sliding(32, (0.5, 1.0, 1.5), flip=True))
+        assert found.shape == (3, 20, 64)
+        assert torch.allclose(found.sum(0), torch.ones(20, 64), atol=1e-5)
+
+
+def test_prediction_writes_overlays_masks_and_json(trained: Path, scene_folder: Path, tmp_path: Path) -> None:
+    images = scene_folder / "images" / "val"
+    out = tmp_path / "found"
+    records = predict_dense(PredictConfig(model=trained / "model", images=(images,), out=out))
+    assert json.loads((out / "predictions.json").read_text()) == records
+    assert [Path(record["image"]).name for record in records] == [f"{k:05d}.png" for k in range(5)]
+    for record in records:
+        mask = np.asarray(Image.open(out / record["mask"]))
+        assert mask.shape == (record["height"], record["width"]) == (32, 32)
+        counts = dict(
+            zip(
+                ("background", "bar", "disc"), np.bincount(mask.ravel(), minlength=3) / mask.size, strict=True
+            )
+        )
+        assert record["classes"] == pytest.approx(
+            {name: share for name, share in counts.items() if share}, abs=1e-6
+        )
+        assert Image.open(out / record["overlay"]).size == (320, 320)
+    alone = predict_dense(PredictConfig(model=trained, images=(images / "00002.png",), out=tmp_path / "one"))
+    assert alone[0]["classes"] == records[2]["classes"]  # the same noise, whatever else is asked
+    # again into the same folder; a folder of something else is left alone
+    predict_dense(PredictConfig(model=trained, images=(images / "00000.png",), out=out))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(DiffLensError, match="not a folder of predictions"):
+        predict_dense(PredictConfig(model=trained, images=(images,), out=tmp_path / "mine"))
+    with pytest.raises(DiffLensError, match="a model of segmentation"):
+        list(predict(PredictConfig(model=trained, images=(images,))))
+
+
+def test_a_first_class_that_is_no_background_is_painted() -> None:
+    image = torch.full((3, 400, 400), 100, dtype=torch.uint8)
+    mask = torch.zeros(400, 400, dtype=torch.uint8)
+    mask[:, 200:] = IGNORED
+    wall, background = (
+        np.asarray(mask_overlay(image, mask, (first, "chair"))) for first in ("wall", "background")
+    )
+    assert (background == 100).all()
+    assert (wall[:, :200] != 100).any(-1).all()
+    assert (wall[:, 200:] == 100).all()
+
+
+def test_prediction_skips_or_stops_at_a_bad_image(trained: Path, scene_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.png").write_bytes(b"?")
+    Image.open(scene_folder / "images" / "val" / "00000.png").convert("L").save(
+        tmp_path / "images" / "grey.png"
+    )
+    asked = PredictConfig(model=trained, images=(tmp_path / "images",), out=tmp_path / "out")
+    with pytest.raises(DiffLensError, match=r"broken\.png"):
+        predict_dense(asked)
+    assert not (tmp_path / "out").exists()
+    skipped: list[str] = []
+    assert len(predict_dense(replace(asked, on_bad_image="skip"), skipped)) == 1
+    assert len(skipped) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset"), [(SegmentConfig, name) for name in presets.SEGMENT] + [(DetectConfig, name) for name in presets.DETECT]
+)  # fmt: skip
+def test_every_preset_fits_the_papers_network(kind: Any, preset: str) -> None:
+    narrow = UNet2DModel(
+        sample_size=256, layers_per_block=2, norm_num_groups=4, block_out_channels=(4,) * 6,
+        down_block_types=("DownBlock2D",) * 6, up_block_types=("UpBlock2D",) * 6, attention_head_dim=4,
+    )  # fmt: skip
+    asked = kind(out=Path("x"), data=Path("y"), preset=preset).resolved()
+    plan = make_plan(asked, UNetBackbone(narrow, NoiseSchedule.from_config()))
+    assert set(plan.extractor.blocks) <= {24, 27, 30, 33}
+    assert plan.extractor.noise_steps == (90,)
+    assert plan.strides == (2, 4, 8, 16)
+    assert plan.side == 512
+    assert asked.iterations == (16_000 if kind is SegmentConfig else 90_000)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("poly", {0: 0.1, 9: 1.0, 50: 0.5**0.9, 99: 0.01**0.9}),
+        ("step", {10: 1.0, 66: 1.0, 67: 0.1, 88: 0.1, 89: 0.01}),
+        ("cosine", {50: 0.5, 10: 0.5 * (1 + math.cos(0.1 * math.pi))}),
+        ("constant", {4: 0.5, 99: 1.0}),
+    ],
+)
+def test_learning_rates(schedule: Any, expected: dict[int, float]) -> None:
+    asked = SegmentConfig(
+        out=Path("x"), data=Path("y"), iterations=100, lr_schedule=schedule, warmup_iterations=10
+    )
+    factor = learning_rate_factor(asked)
+    assert {at: factor(at) for at in expected} == pytest.approx(expected)
+
+
+def test_a_network_of_one_size_says_so() -> None:
+    class Fixed(PixelBackbone):
+        def features(self, x_t: torch.Tensor, *rest: Any, **more: Any) -> dict[int, torch.Tensor]:
+            assert x_t.shape[-1] == 32, "made for 32 pixels"
+            return super().features(x_t, *rest, **more)
+
+    asked = SegmentConfig(out=Path("x"), data=Path("y"))
+    assert make_plan(asked, Fixed()).side == 32
+    with pytest.raises(
+        DiffLensError, match=r"does not take images of side 48 \(made for 32 pixels\): leave --side at 32"
+    ):
+        make_plan(replace(asked, side=48), Fixed())
+
+
+def test_without_the_dense_extra(
+    backbone_folder: Path, scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch.decoders.upernet.decoder", None)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
+    for run in (
+        lambda: segment(config(backbone_folder, scene_folder, tmp_path / "run")),
+        lambda: detect(DetectConfig(backbone=str(backbone_folder), data=scene_folder, out=tmp_path / "run")),
+    ):
+        with pytest.raises(DiffLensError, match=r"difflens\[dense\]"):
+            run()
+    assert not (tmp_path / "run").exists()
