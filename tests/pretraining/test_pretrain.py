@@ -68,7 +68,7 @@ def no_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
     """A run of two epochs of five steps that nothing interrupts."""
     root = tmp_path_factory.mktemp("whole")
-    run = config(root / "run", make_image_tree(root / "images"), epochs=2, flip=True)
+    run = config(root / "run", make_image_tree(root / "images"), epochs=2, augment="flip")
     pretrain(run)
     return run
 
@@ -93,8 +93,8 @@ def test_the_loss_falls_and_diffusers_loads_the_result(image_tree: Path, tmp_pat
 def test_a_stopped_run_ends_as_an_uninterrupted_one(
     image_tree: Path, tmp_path: Path, no_samples: None
 ) -> None:
-    whole = pretrain(config(tmp_path / "whole", image_tree, flip=True))
-    stopped = config(tmp_path / "stopped", image_tree, flip=True)
+    whole = pretrain(config(tmp_path / "whole", image_tree, augment="flip"))
+    stopped = config(tmp_path / "stopped", image_tree, augment="flip")
     pretrain(replace(stopped, max_minutes=1e-9))
     assert len((stopped.out / "log.jsonl").read_text().splitlines()) == 1
     resumed = pretrain(replace(stopped, resume=True))

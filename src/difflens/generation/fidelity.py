@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from difflens.backbones.config import BackboneConfig
 from difflens.configs.fidelity import FidelityConfig
+from difflens.configs.options import recorded, resolve
 from difflens.data.files import list_images
 from difflens.data.images import fit
 from difflens.data.load import load_data, load_unlabelled
@@ -28,7 +29,7 @@ from difflens.extractors.cache import Reading
 from difflens.metrics.distances import Moments, frechet_distance, kernel_distance
 from difflens.models.feature_space import FeatureSpace
 from difflens.noise import random_order
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.processes import accelerator
 
 NOISE_STRENGTHS = (0.01, 0.03, 0.1, 0.3)
@@ -104,7 +105,7 @@ def fidelity(config: FidelityConfig, skipped: list[str] | None = None) -> Fideli
         DiffLensError: images, features or weights are not there, the samples are of several sizes or modes or a run that
             is not finished, there are too few images, or `out` holds something.
     """
-    config.check()
+    config = resolve(config)
     process = accelerator(config.device)
     if process.num_processes > 1:
         raise DiffLensError("fidelity runs in one process; `difflens generate` runs in several")
@@ -113,9 +114,7 @@ def fidelity(config: FidelityConfig, skipped: list[str] | None = None) -> Fideli
     for split in (samples, real):
         if len(split) < 2:
             raise DiffLensError(f"a distance needs at least two images, and there is one of the {split.name}")
-    run = (
-        None if config.out is None else RunDirectory(config.out, "fidelity", settings_of(config, _FREE), None)
-    )
+    run = None if config.out is None else RunDirectory(config.out, "fidelity", recorded(config), None)
     measure = _inception if config.features == "inception" else _in_space
     if run is None:
         return measure(config, samples, real, other, source, [] if skipped is None else skipped)
@@ -123,10 +122,6 @@ def fidelity(config: FidelityConfig, skipped: list[str] | None = None) -> Fideli
         result = measure(config, samples, real, other, source, [] if skipped is None else skipped)
         run.write_json(FINISHED, result.metrics())
         return result
-
-
-# What no figure depends on.
-_FREE = ("out", "device", "workers")
 
 
 def _samples(config: FidelityConfig) -> tuple[ImageSplit, dict[str, Any] | None]:

@@ -15,7 +15,9 @@ from accelerate.utils import broadcast_object_list, gather_object
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
-from difflens.configs.pretrain import PretrainConfig, given
+from difflens.configs.command_line import shown_command
+from difflens.configs.options import given, recorded, resolve
+from difflens.configs.pretrain import PretrainConfig
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.loader import epoch_order, iterate
 from difflens.data.split import ImageSplit
@@ -25,18 +27,12 @@ from difflens.generation.samplers import sample
 from difflens.pretraining.export import write_card
 from difflens.pretraining.methods.make import make_learner
 from difflens.run.board import Board
-from difflens.run.commands import shown_command
 from difflens.run.console import progress_bar
-from difflens.run.directory import RunDirectory, settings_of
+from difflens.run.directory import RunDirectory
 from difflens.run.processes import accelerator
 
 __all__ = ["PretrainConfig", "pretrain"]
 
-# What may differ between a run and its continuation.
-_FREE = (
-    "resume", "device", "workers", "accumulate", "checkpoint_activations", "compile", "max_minutes",
-    "checkpoint_minutes", "snapshot_epochs", "out",
-)  # fmt: skip
 
 # Steps between looks at the loss. Each waits for the device, and only then is a checkpoint written or the run stopped.
 LOOK_EVERY = 50
@@ -53,7 +49,7 @@ def pretrain(config: PretrainConfig) -> Path:
             processes and micro-batches do not divide, a folder that holds something else, too little GPU memory, or a
             loss that is no longer finite.
     """
-    asked, config = config, config.resolved()
+    asked, config = config, resolve(config)
     images = _images(config).first(config.limit)
     process = accelerator(config.device)
     parts = process.num_processes * config.accumulate
@@ -62,11 +58,11 @@ def pretrain(config: PretrainConfig) -> Path:
             f"batch-size {config.batch_size} is not a multiple of {parts}: {process.num_processes} processes times "
             f"{config.accumulate} micro-batches (--accumulate)"
         )
-    settings = settings_of(config, _FREE)
+    settings = recorded(config)
     run = RunDirectory(config.out, "pretrain", settings, config.resume, process)
     with run.working():
         try:
-            command = shown_command("pretrain", asked)
+            command = shown_command(asked)
             return _Trainer(config, images, run, process, command).train()
         except torch.OutOfMemoryError as error:
             help = (
@@ -137,7 +133,7 @@ class _Trainer:
         for batch in iterate(
             self.images, channels=self.learner.channels, side=self.learner.side,
             batch_size=self.batch_size // process.num_processes, rows=rows,
-            augment="flip" if config.flip else "none", seed=config.seed, epoch=self.epoch, workers=config.workers,
+            augment=given(config.augment), seed=config.seed, epoch=self.epoch, workers=config.workers,
             device=self.device,
         ):  # fmt: skip
             self.unseen.append(self.learner.step(batch))

@@ -15,6 +15,8 @@ from difflens.backbones.base import Backbone
 from difflens.backbones.config import BackboneConfig
 from difflens.backbones.maps import pool_to
 from difflens.configs.cka import CkaConfig
+from difflens.configs.command_line import shown_command
+from difflens.configs.options import resolve
 from difflens.data.images import to_float
 from difflens.data.load import load_unlabelled
 from difflens.data.loader import Batch, epoch_order
@@ -24,21 +26,17 @@ from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.cache import READ_BATCH, Reading
 from difflens.extractors.config import ExtractorConfig
 from difflens.metrics.cka import GROUPS, LEAST_IMAGES, alignment, gram, hsic, with_interval
+from difflens.opening import open_run
 from difflens.reports.charts import similarity_map
 from difflens.reports.cka import Comparison, Mirrors, similarity_report
-from difflens.run.commands import shown_command
 from difflens.run.console import progress_bar
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
-from difflens.run.processes import accelerator
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 
 LEAST = GROUPS * LEAST_IMAGES
 """Images that a comparison needs."""
 
 _SHOWN = 6  # blocks whose noise steps or poolings are shown
-
-
-_FREE = ("out", "device", "workers")
 
 
 @dataclass(frozen=True, order=True)
@@ -86,29 +84,24 @@ def cka(config: CkaConfig) -> SimilarityResult:
         DiffLensError: anything in the configuration, the data or the backbones is not what it should be, or there
             are too few images.
     """
-    config.check()
+    config = resolve(config)
     if config.limit < LEAST:
         raise DiffLensError(f"CKA needs at least {LEAST} images ({GROUPS} minibatches of {LEAST_IMAGES}), and "
                             f"--limit allows {config.limit}")  # fmt: skip
-    process = accelerator(config.device)
-    if process.num_processes > 1:
-        raise DiffLensError("CKA runs in one process")
     split = load_unlabelled(config.data)
     if len(split) < LEAST:
         raise DiffLensError(f"CKA needs at least {LEAST} images ({GROUPS} minibatches of {LEAST_IMAGES}), and "
                             f"{config.data} has {len(split)}")  # fmt: skip
-    first = BackboneConfig.of(config, config.backbone)
-    backbones = [first.load()]
+    opened = open_run(config, split, one_process="")
+    backbones = [opened.backbone]
     if config.other is not None:
         backbones.append(BackboneConfig(config.other, config.num_head_channels, config.noise_schedule).load())
     fingerprints = [backbone.fingerprint() for backbone in backbones]
-    comparison = _Comparison(config, split, backbones, process)
-    settings = settings_of(config, _FREE) | {
+    comparison = _Comparison(config, split, backbones, opened.process)
+    identity = {
         "blocks": comparison.blocks, "noise_steps": comparison.steps, "backbone_fingerprints": fingerprints,
-        "data_fingerprint": split.fingerprint(),
     }  # fmt: skip
-    run = RunDirectory(config.out, "cka", settings, None)
-    with run.working():
+    with opened.directory(identity) as run:
         return _write(comparison, comparison.measure(), fingerprints, run)
 
 
@@ -222,7 +215,7 @@ def _write(
         "the same up to rotation and scale, 0 unrelated.",
         comparisons=parts, mirrors=mirrors, largest_half_width=metrics["largest_half_width_95"],
         provenance={
-            "Command": shown_command("cka", config),
+            "Command": shown_command(config),
             **{f"Backbone {k}": f"{name}, fingerprint {fingerprint[:12]}"
                for k, (name, fingerprint) in enumerate(zip(names, fingerprints, strict=True), start=1)},
             "Data": f"{config.data}, fingerprint {comparison.split.fingerprint()[:12]}",

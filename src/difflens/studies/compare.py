@@ -14,7 +14,9 @@ from difflens.backbones.base import Backbone, DiffusionBackbone
 from difflens.backbones.bigan import BiGANBackbone
 from difflens.backbones.maps import Place
 from difflens.choices import SamplerName
+from difflens.configs.command_line import shown_command
 from difflens.configs.compare import RivalsConfig, Trial
+from difflens.configs.options import resolve
 from difflens.data.labels import label_fraction
 from difflens.data.load import load_data
 from difflens.data.split import ImageData, Metric, every_nth
@@ -25,20 +27,16 @@ from difflens.generation.fidelity import FidelityResult, caution, fidelity
 from difflens.generation.generate import generate
 from difflens.metrics.classification import paired_difference
 from difflens.models.feature_space import FeatureSpace
+from difflens.opening import open_run
 from difflens.reports.charts import protocol_dots
 from difflens.reports.compare import Rival, Score, rivals_report
-from difflens.run.commands import shown_command
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
-from difflens.run.processes import accelerator
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 from difflens.studies.extract import extract
 from difflens.studies.sweep import sweep
 from difflens.tasks.classification.probe import ProbeResult, probe
 
 _TIMINGS = 3  # the fastest of so many counts
-
-
-_FREE = ("out", "resume", "device", "workers")
 
 
 @dataclass(frozen=True)
@@ -77,19 +75,16 @@ def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line
         DiffLensError: anything in the configuration, the data or a backbone is not what it should be; before anything
             is written if it can be known by then.
     """
-    config.check()
-    process = accelerator(config.device)
-    if process.num_processes > 1:
-        raise DiffLensError("rivals run in one process; each of its probes can be run in several")
+    config = resolve(config)
     data = load_data(config.data)
     for trial in config.trials:
         _check_labels(config, data, trial)  # now rather than after hours
+    opened = open_run(config, data, one_process="; each of its probes can be run in several")
+    process = opened.process
     candidates = [_candidate(config, spec) for spec in config.backbones]
     if config.samples and any(candidate.sampler for candidate in candidates):
         FeatureSpace.load(config.backbone(config.space), None, None, config.seed, process.device)  # as well
-    settings = settings_of(config, _FREE) | {"data_fingerprint": data.fingerprint()}
-    run = RunDirectory(config.out, "rivals", settings, config.resume, process, growing="backbones")
-    with run.working():
+    with opened.directory(growing="backbones") as run:
         run.grow()
         for candidate in candidates:
             chosen = None
@@ -215,7 +210,7 @@ def _write(
         rivals=found, data=data.name, test_images=some["test_images"],
         titles={trial.key: trial.title for trial in config.trials}, swept=config.sweep,
         seeds=len(seeds), figure=figure, metric=data.metric, distances=_distances(config, measured), provenance={
-            "Command": shown_command("rivals", config),
+            "Command": shown_command(config),
             "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
             **{f"Backbone {k}": f"{each.spec}, fingerprint {each.fingerprint[:12]}"
                for k, each in enumerate(candidates, start=1)},

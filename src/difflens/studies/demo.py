@@ -15,7 +15,9 @@ from difflens.backbones.config import BackboneConfig
 from difflens.backbones.load import load_backbone
 from difflens.backbones.pixels import PixelBackbone
 from difflens.choices import HeadName
+from difflens.configs.command_line import shown_command
 from difflens.configs.demo import DemoConfig
+from difflens.configs.options import given, recorded, resolve
 from difflens.configs.train import TrainConfig
 from difflens.data.images import fit as fit_images
 from difflens.data.images import to_float, to_uint8
@@ -39,8 +41,7 @@ from difflens.pretraining.export import card_fact
 from difflens.reports import charts, pictures
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.reports.memorisation import copying_section
-from difflens.run.commands import shown_command
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 from difflens.tasks.classification.train import evaluate, fit
@@ -67,8 +68,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     Raises:
         DiffLensError: the folder holds something, or backbone or data cannot be loaded.
     """
-    settings = settings_of(config, ("out", "device"))
-    config.check()
+    settings = recorded(config)
+    config = resolve(config)
     process = accelerator(config.device)
     if process.num_processes > 1:
         raise DiffLensError("the demo runs in one process; `difflens probe` runs in several")
@@ -170,7 +171,7 @@ class _Demo:
         built = extractor.build(backbone)
         built.compiled = False
         probe = Probe(built, make_head(head, built.shapes(), len(self.data.classes)))
-        training = self._training(name if name in presets.HEADS else head.name)
+        training = self._training(name if name in (*presets.HEADS, "diffeed") else head.name)
         seconds = fit(
             probe, self.data.train, training, self.process, cache=caches and caches[0], label=_TITLES[name]
         )
@@ -197,10 +198,10 @@ class _Demo:
         return HeadConfig(name, pool if pool is not None else tokens)
 
     def _training(self, head: str) -> TrainConfig:
-        recipe = presets.HEADS[head]
+        recipe = presets.EXTRACTORS["feedback"] if head == "diffeed" else presets.HEADS[head]
         known = {key: value for key, value in recipe.items() if key in TrainConfig.__dataclass_fields__}
         training = TrainConfig(**known, seed=self.config.seed)
-        return replace(training, epochs=max(1, round(training.epochs * self.config.effort)))
+        return replace(training, epochs=max(1, round(given(training.epochs) * self.config.effort)))
 
     def _extract(self, extractor: Any) -> tuple[FeatureCache, FeatureCache]:
         pool = None if isinstance(extractor.backbone, PixelBackbone) else 16
@@ -336,7 +337,7 @@ class _Demo:
     def _provenance(self, metrics: dict[str, Any]) -> dict[str, object]:
         config = self.config
         return {
-            "Command": shown_command("demo", config),
+            "Command": shown_command(config),
             "Backbone": f"{config.backbone}, {sum(p.numel() for p in self.backbone.parameters()):,} parameters, "
             f"fingerprint {self.backbone.fingerprint()[:12]}",
             "Places read": f"single-map heads: block {self.backbone.defaults.block} at t = "

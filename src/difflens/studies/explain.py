@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from difflens.backbones.base import Backbone
-from difflens.backbones.config import BackboneConfig
 from difflens.backbones.maps import Place, pool_to
+from difflens.configs.command_line import shown_command
 from difflens.configs.explain import ExplainConfig
+from difflens.configs.options import given, resolve
 from difflens.data.files import list_images
 from difflens.data.images import fit, to_float
 from difflens.data.labels import balanced
@@ -31,20 +32,16 @@ from difflens.heads.linear import LinearHead
 from difflens.metrics.attribution import logit_shares
 from difflens.models.saved import TrainedModel
 from difflens.noise import seeded_noise
+from difflens.opening import open_run
 from difflens.reports.charts import share_bars
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.reports.pictures import attention_overlays, components_over_noise, nearest_neighbours
-from difflens.run.commands import shown_command
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
-from difflens.run.processes import accelerator
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 
 _BLOCKS = 7  # that fit beside each other
 _STEPS = (0.005, 0.05, 0.1, 0.2, 0.4)  # shares of the schedule
 _OVERLAYS = 8  # maps beside each other; of more, the sum of each noise step
-
-
-_FREE = ("out", "device", "workers")
 
 
 def explain(config: ExplainConfig) -> dict[str, Any]:
@@ -56,34 +53,25 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
     Raises:
         DiffLensError: anything in the configuration, the data, the backbone or the run is not what it should be.
     """
-    config.check()
-    process = accelerator(config.device)
-    if process.num_processes > 1:
-        raise DiffLensError("explain runs in one process")
+    config = resolve(config)
     config = replace(config, data=config.data or _data_of(config.run))
-    assert config.data is not None
-    data = load_data(config.data)
-    model = None if config.run is None else TrainedModel.load(config.run, config.backbone, process.device)
+    data = load_data(given(config.data))
+    model = None if config.run is None else TrainedModel.load(config.run, config.backbone)
     if model is not None:
         if not isinstance(model.probe.head, (LinearHead, DifFormerHead)):
             raise DiffLensError(
                 f"the head of {config.run} is {model.head.name}: explain shows the attention of attention and DifFormer "
                 "and the weights of linear heads. Leave out --run to explain the backbone alone"
             )
-        backbone, fingerprint = model.probe.extractor.backbone, model.fingerprint
         config = replace(config, backbone=model.backbone.spec)
-    else:
-        config = replace(config, backbone=config.backbone or "fashion")
-        assert config.backbone is not None
-        backbone = BackboneConfig.of(config, config.backbone).load(process.device)
-        fingerprint = backbone.fingerprint()
-    explanation = _Explanation(config, data, backbone, model, process)
-    settings = settings_of(config, _FREE) | {
-        "backbone_fingerprint": fingerprint, "data_fingerprint": data.fingerprint(),
-    }  # fmt: skip
-    run = RunDirectory(config.out, "explain", settings, None)
-    with run.working():
-        return explanation.write(run, fingerprint)
+    config = replace(config, backbone=config.backbone or "fashion")
+    opened = open_run(config, data, one_process="")
+    if model is not None:
+        model.probe.to(opened.process.device)
+    backbone = opened.backbone.to(opened.process.device) if model is None else model.probe.extractor.backbone
+    explanation = _Explanation(config, data, backbone, model, opened.process)
+    with opened.directory() as run:
+        return explanation.write(run, opened.fingerprints["backbone_fingerprint"])
 
 
 def _data_of(run: Path | None) -> str:
@@ -144,7 +132,7 @@ class _Explanation:
         head = "" if self.model is None else f", read by the {self.model.head.name} head of {config.run}"
         lead = f"The features of {config.backbone} on images of {self.data.name}{head}."
         report = render("What the features are like", lead, sections, {
-            "Command": shown_command("explain", config),
+            "Command": shown_command(config),
             "Backbone": f"{config.backbone}, fingerprint {fingerprint[:12]}",
             "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
             "Seed": config.seed,

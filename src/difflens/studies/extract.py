@@ -15,11 +15,11 @@ from accelerate.utils import gather_object
 from safetensors import safe_open
 from torch import Tensor
 
-from difflens.backbones.config import BackboneConfig
 from difflens.backbones.maps import pooled_shape
 from difflens.configs.extract import ExtractConfig
+from difflens.configs.options import resolve
 from difflens.data.load import load_data, load_unlabelled
-from difflens.data.split import ImageSplit
+from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, listing
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import Reading
@@ -34,13 +34,10 @@ from difflens.extractors.store import (
     write_images,
     write_shard,
 )
+from difflens.opening import open_run
 from difflens.run.console import progress_bar
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.files import checksum, write_bytes
-from difflens.run.processes import accelerator
-
-# What may differ between an extraction and its continuation: where and by whom the same bytes are written.
-_FREE = ("out", "resume", "device", "workers", "on_bad_image")
 
 
 def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
@@ -57,17 +54,18 @@ def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda li
         DiffLensError: anything in the configuration, the data or the backbone is not what it should be, the folder
             holds another store, or the disk has too little room.
     """
-    config.check()
-    process = accelerator(config.device)
-    sources, identity = _sources(config)
-    backbone_config = BackboneConfig.of(config, config.backbone)
-    backbone = backbone_config.load()
+    config = resolve(config)
+    data: ImageData | ImageSplit = (
+        load_unlabelled(config.data) if config.unlabelled else load_data(config.data)
+    )
+    sources = _sources(config, data)
+    opened = open_run(config, data)
+    backbone = opened.backbone
     places = ExtractorConfig(
         "frozen", config.blocks or backbone.defaults.fusion_blocks,
         config.noise_steps or backbone.defaults.fusion_noise_steps, config.seed,
         precision=config.precision, draws=config.draws,
     )  # fmt: skip
-    fingerprint = backbone.fingerprint()
     extractor = places.build(backbone)
     side = config.pool or None
     shapes = {block: pooled_shape(shape, side) for (block, _), shape in extractor.shapes().items()}
@@ -75,39 +73,39 @@ def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda li
         {split.name: len(split) for split in sources}, shapes, extractor.noise_steps, config.dtype,
         config.shard_megabytes,
     )  # fmt: skip
-    settings = settings_of(config, _FREE) | {
-        "blocks": extractor.blocks, "noise_steps": extractor.noise_steps, "backbone_fingerprint": fingerprint,
-        "data_fingerprint": identity["fingerprint"],
-    }  # fmt: skip
     manifest = manifest_of(layout, {
         "format": config.format, "seed": config.seed, "draws": config.draws, "pool": config.pool,
-        "backbone": {**asdict(backbone_config), "precision": config.precision, "fingerprint": fingerprint},
+        "backbone": {
+            **asdict(opened.backbone_config), "precision": config.precision,
+            "fingerprint": opened.fingerprints["backbone_fingerprint"],
+        },
         "preprocessing": {
             "channels": backbone.in_channels, "side": backbone.image_size, "range": [-1, 1],
             "steps": "EXIF orientation, RGB or grey, shorter side resized with antialiasing, centre crop",
         },
-        "data": identity,
+        "data": {
+            "spec": config.data,
+            "name": config.data if config.unlabelled else data.name,
+            "classes": list(data.classes) if isinstance(data, ImageData) else [],
+            "fingerprint": opened.fingerprints["data_fingerprint"],
+        },
     })  # fmt: skip
-    run = RunDirectory(config.out, "extract", settings, config.resume, process, growing="noise_steps")
-    with run.working():
-        return _Extraction(config, extractor, layout, sources, run, process, announce).run_all(manifest)
+    identity = {"blocks": extractor.blocks, "noise_steps": extractor.noise_steps}
+    with opened.directory(identity, growing="noise_steps") as run:
+        return _Extraction(config, extractor, layout, sources, run, opened.process, announce).run_all(
+            manifest
+        )
 
 
-def _sources(config: ExtractConfig) -> tuple[list[ImageSplit], dict[str, Any]]:
-    """The splits to read, and what the manifest says of them."""
-    if config.unlabelled:
-        whole = load_unlabelled(config.data)
-        identity: dict[str, Any] = {"name": config.data, "classes": [], "fingerprint": whole.fingerprint()}
-        splits = [whole.first(config.limit)]
-    else:
-        data = load_data(config.data)
-        identity = {"name": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint()}
-        chosen = {name: data.train if name == "train" else data.test for name in config.splits}
-        splits = [
-            split.first(config.limit) if name == "train" or len(chosen) == 1 else split
-            for name, split in chosen.items()
-        ]
-    return splits, {"spec": config.data, **identity}
+def _sources(config: ExtractConfig, data: ImageData | ImageSplit) -> list[ImageSplit]:
+    """The splits to read."""
+    if isinstance(data, ImageSplit):
+        return [data.first(config.limit)]
+    chosen = {name: data.train if name == "train" else data.test for name in config.splits}
+    return [
+        split.first(config.limit) if name == "train" or len(chosen) == 1 else split
+        for name, split in chosen.items()
+    ]
 
 
 class _Extraction:

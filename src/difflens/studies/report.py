@@ -11,6 +11,7 @@ import yaml
 
 from difflens.backbones.base import Backbone
 from difflens.backbones.config import BackboneConfig
+from difflens.configs.command_line import shown_command
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.report import ReportConfig
 from difflens.data.images import fit, read_image, to_float, to_uint8
@@ -26,7 +27,6 @@ from difflens.models.feature_space import FeatureSpace
 from difflens.reports import charts
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.reports.memorisation import copying_section
-from difflens.run.commands import shown_command
 from difflens.run.directory import FINISHED, read_log
 from difflens.run.files import replace_with
 from difflens.run.processes import accelerator
@@ -228,7 +228,7 @@ class _Page:
         ]  # fmt: skip
         lead = f"One frozen model ({self.backbone.spec}): what small heads read in it, and what it draws."
         return render("One model, both halves", lead, sections, {
-            "Command": shown_command("report", self.config).replace(" --runs", "").removesuffix(" --out DIR"),
+            "Command": shown_command(self.config),
             "Backbone": f"{self.backbone.spec}, {sum(p.numel() for p in self.backbone.parameters()):,} parameters, "
             f"fingerprint {self.fingerprint[:12]}",
             **({"Left out": f"{len(self.skipped)} images that cannot be read"} if self.skipped else {}),

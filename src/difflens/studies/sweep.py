@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difflens.backbones.base import Backbone
-from difflens.backbones.config import BackboneConfig
 from difflens.choices import ClassifierName
+from difflens.configs.command_line import shown_command
+from difflens.configs.options import resolve
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.sweep import SweepConfig
 from difflens.data.labels import balanced
@@ -38,11 +39,10 @@ from difflens.metrics.classifiers import (
 )
 from difflens.metrics.recommendation import Recommendation, recommend
 from difflens.metrics.statistics import wilson
+from difflens.opening import open_run
 from difflens.reports.charts import heat_map
 from difflens.reports.sweep import sweep_report
-from difflens.run.commands import shown_command
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
-from difflens.run.processes import accelerator
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 
 # shares of the schedule at which a sweep looks if nothing is said
@@ -50,9 +50,6 @@ _LADDER = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 # the part of a time budget that is planned for; the rest is for the classifiers and for surprises
 _PLANNED = 0.7
-
-
-_FREE = ("out", "resume", "device", "workers", "cache_gigabytes", "budget", "on_bad_image")
 
 
 @dataclass(frozen=True)
@@ -84,27 +81,20 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
     Raises:
         DiffLensError: anything in the configuration, the data or the backbone is not what it should be.
     """
-    config.check()
+    config = resolve(config)
     began = time.monotonic()
-    process = accelerator(config.device)
-    if process.num_processes > 1:
-        raise DiffLensError("a sweep runs in one process; `difflens extract` runs in several")
     data = load_data(config.data)
     if len(data.classes) < 2:
         raise DiffLensError(f"a sweep needs at least two classes, and {data.name} has {len(data.classes)}")
-    backbone_config = BackboneConfig.of(config, config.backbone)
-    backbone = backbone_config.load()
+    opened = open_run(config, data, one_process="; `difflens extract` runs in several")
+    backbone, process = opened.backbone, opened.process
     blocks = backbone.check_blocks(config.blocks or [block.index for block in backbone.blocks])
     steps = backbone.check_noise_steps(config.noise_steps or _ladder(backbone))
-    # before anything converts the backbone's weights
-    fingerprints = {"backbone_fingerprint": backbone.fingerprint(), "data_fingerprint": data.fingerprint()}
-    settings = settings_of(config, _FREE) | {"blocks": blocks, "noise_steps": steps, **fingerprints}
-    run = RunDirectory(config.out, "sweep", settings, config.resume, process, growing="noise_steps")
-    with run.working():
+    with opened.directory({"blocks": blocks, "noise_steps": steps}, growing="noise_steps") as run:
         run.grow()
         backbone.to(process.device)
         return _Sweep(
-            config, data, backbone, fingerprints, blocks, steps, run, process, announce, began
+            config, data, backbone, opened.fingerprints, blocks, steps, run, process, announce, began
         ).run_all()
 
 
@@ -277,7 +267,7 @@ class _Sweep:
             f"{self.data.name}, on maps pooled to {config.pool} x {config.pool}.",
             accuracy=accuracy, blocks=self.blocks, roles=roles, noise_steps=steps, not_measured=metrics["not_measured"],
             best=best, images=len(labels), commands=commands, provenance={
-                "Command": shown_command("sweep", config),
+                "Command": shown_command(config),
                 "Backbone": f"{config.backbone}, fingerprint {self.fingerprints['backbone_fingerprint'][:12]}",
                 "Data": f"{self.data.name}, fingerprint {self.fingerprints['data_fingerprint'][:12]}",
                 "Images": f"{len(split):,} training images, equally many of each class where possible; {len(labels):,} of "
@@ -298,7 +288,7 @@ class _Sweep:
         fused = replace(
             probe, head="difformer", blocks=best.fusion_blocks, noise_steps=best.fusion_noise_steps
         )
-        return shown_command("probe", single), shown_command("probe", fused)  # fmt: skip
+        return shown_command(single), shown_command(fused)  # fmt: skip
 
 
 def _judge(name: ClassifierName, features: Tensor, labels: Tensor, held_out: Tensor, classes: int) -> Tensor:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from difflens.backbones.base import Backbone, DiffusionBackbone
 from difflens.configs.dense import DenseConfig
+from difflens.configs.options import given, recorded
 from difflens.data.dense.base import DenseData
 from difflens.data.dense.samples import Labels, Samples
 from difflens.data.images import to_float
@@ -23,12 +24,9 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.heads.pyramid import usual_blocks, usual_strides
 from difflens.models.probe import DenseProbe
 from difflens.run.console import progress_bar
-from difflens.run.directory import RunDirectory, settings_of
+from difflens.run.directory import RunDirectory
 from difflens.run.provenance import environment
 from difflens.training.optimisers import make_optimizer
-
-FREE = ("resume", "device", "checkpoint_activations", "workers", "checkpoint_minutes", "out")
-"""What may differ between a run and its continuation."""
 
 _POWER = 0.9  # of the polynomial decay, as usual in segmentation
 
@@ -69,7 +67,7 @@ def make_plan(config: DenseConfig, backbone: Backbone) -> Plan:
     blocks = backbone.check_blocks(config.blocks or usual_blocks(backbone))
     steps = config.noise_steps or (min(backbone.defaults.fusion_noise_steps),)
     extractor = ExtractorConfig(
-        config.extractor, blocks, steps, config.seed, config.feedback_blocks, config.from_block, config.precision,
+        given(config.extractor), blocks, steps, config.seed, config.feedback_blocks, config.from_block, config.precision,
         checkpoint=config.checkpoint_activations,
     )  # fmt: skip
     side = config.side or backbone.image_size
@@ -80,30 +78,22 @@ def make_plan(config: DenseConfig, backbone: Backbone) -> Plan:
     return Plan(extractor, side, strides, config.width or (256 if wide else 64))
 
 
-def labelled_rows(config: DenseConfig, count: int) -> Tensor | None:
-    """The training images that `label_fraction` leaves, at least one."""
-    if config.label_fraction is None:
+def chosen_rows(config: DenseConfig, count: int) -> Tensor | None:
+    """The training images that `image_fraction` leaves, at least one."""
+    if config.image_fraction is None:
         return None
     order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
-    return order[: max(1, round(config.label_fraction * count))].sort().values
+    return order[: max(1, round(config.image_fraction * count))].sort().values
 
-
-T = TypeVar("T")
 
 Loss = Callable[[Tensor, Tensor, int, list[Labels]], dict[str, Tensor]]
 """From images (B, C, S, S) in [-1, 1], their index, the draw of the noise and their labels to the parts of the loss."""
 
 
-def given(value: T | None) -> T:
-    """A field that is filled in."""
-    assert value is not None
-    return value
-
-
 def settings_of_run(config: DenseConfig, model: Any, data: DenseData[Any]) -> dict[str, Any]:
     """What makes a run the same run: its settings, where it reads, and the content of backbone and data."""
     extractor = model.probe.extractor
-    return settings_of(config, FREE) | {
+    return recorded(config) | {
         "blocks": extractor.blocks,
         "noise_steps": extractor.noise_steps,
         "backbone_fingerprint": model.fingerprint,
@@ -150,7 +140,9 @@ def fit_iterations(
         raise DiffLensError(f"batch-size {batch_size} is not a multiple of {process.num_processes} processes")
     probe.to(process.device).train()
     compute = loss(process.prepare(probe))
-    groups = probe.parameter_groups(rate, given(config.weight_decay), config.layer_decay)
+    groups = probe.parameter_groups(
+        rate, given(config.weight_decay), 1.0 if config.layer_decay is None else config.layer_decay
+    )
     optimizer = make_optimizer(given(config.optimizer), *groups, momentum=config.momentum)
     rates = LambdaLR(optimizer, learning_rate_factor(config))
     start, seconds = 0, 0.0
@@ -226,7 +218,7 @@ def provenance(
 def learning_rate_factor(config: DenseConfig) -> Callable[[int], float]:
     """What the learning rate is multiplied by, by iteration: linear warm-up, then `lr_schedule`."""
     total = given(config.iterations)
-    warmup = min(100, total // 10) if config.warmup_iterations is None else config.warmup_iterations
+    warmup = min(100, total // 10) if config.warmup_steps is None else config.warmup_steps
 
     def factor(iteration: int) -> float:
         share = min(1.0, iteration / total)

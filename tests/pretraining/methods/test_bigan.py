@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from difflens.backbones.bigan import LATENT_STREAM
+from difflens.configs.options import resolve
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.images import to_float
 from difflens.data.loader import Batch
@@ -27,7 +28,9 @@ from difflens.run.processes import accelerator
 
 
 def learner(**options: Any) -> BiGANLearner:
-    config = PretrainConfig("", Path(), method="bigan", preset="tiny", device="cpu", **options).resolved()
+    config = resolve(
+        PretrainConfig(data="", out=Path(), method="bigan", preset="tiny", device="cpu", **options)
+    )
     torch.manual_seed(0)
     images = MemorySplit("train", torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
     made = make_learner(config, images, accelerator("cpu"), total_steps=100)

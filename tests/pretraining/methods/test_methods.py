@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from difflens import DiffLensError, PretrainConfig, ProbeConfig, load_backbone, presets, pretrain, probe
+from difflens.configs.options import resolve
 from difflens.data.loader import Batch
 from difflens.data.split import MemorySplit
 from difflens.pretraining import pretrain as pretraining
@@ -28,7 +29,9 @@ METHODS = tuple(presets.METHODS)
 
 
 def learner(method: Any, **options: Any) -> Any:
-    config = PretrainConfig("", Path(), method=method, preset="tiny", device="cpu", **options).resolved()
+    config = resolve(
+        PretrainConfig(data="", out=Path(), method=method, preset="tiny", device="cpu", **options)
+    )
     torch.manual_seed(0)
     images = MemorySplit("train", torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
     return make_learner(config, images, accelerator("cpu"), total_steps=100)
@@ -43,7 +46,7 @@ def batch(index: list[int]) -> Batch:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_a_backbone_that_is_probed(method: Any, image_tree: Path, tmp_path: Path) -> None:
-    run = config(tmp_path / "run", image_tree, method=method, epochs=2, flip=True)
+    run = config(tmp_path / "run", image_tree, method=method, epochs=2, augment="flip")
     folder = pretrain(run)
     backbone = load_backbone(str(folder))
     assert (backbone.in_channels, backbone.image_size) == (3, 16)
@@ -80,7 +83,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
     method: Any, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle of an epoch."""
-    whole = config(tmp_path / "whole", image_tree, method=method, epochs=2, flip=True)
+    whole = config(tmp_path / "whole", image_tree, method=method, epochs=2, augment="flip")
     stopped = replace(whole, out=tmp_path / "stopped")
     folders = [pretrain(whole)]
     with monkeypatch.context() as patch:
@@ -155,7 +158,7 @@ def test_only_supervised_training_needs_labels(tmp_path: Path) -> None:
 
 
 def test_views_belong_to_an_image_and_an_epoch() -> None:
-    mine = learner("simclr", flip=True)
+    mine = learner("simclr", augment="flip")
     assert isinstance(mine, SimCLRLearner)
     before = torch.get_rng_state()
 

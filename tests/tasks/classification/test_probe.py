@@ -12,6 +12,7 @@ from PIL import Image
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from difflens import DiffLensError, ProbeConfig, TrainedModel, load_data, presets, probe
+from difflens.configs.options import resolve
 from difflens.metrics.classification import Evaluation, paired_difference
 from difflens.metrics.statistics import wilson
 from difflens.run.directory import RunDirectory
@@ -215,18 +216,19 @@ def test_colour_backbone_on_grey_images(backbone_folder: Path, image_tree: Path,
 
 @pytest.mark.parametrize("name", ["linear", "attention", "difformer", "diffeed"])
 def test_the_papers_recipes(tmp_path: Path, name: str) -> None:
-    resolved = ProbeConfig(out=tmp_path, preset=f"paper-{name}").resolved()
+    resolved = resolve(ProbeConfig(out=tmp_path, preset=f"paper-{name}"))
     assert (resolved.optimizer, resolved.weight_decay, resolved.epochs) == ("sgd", 0.0, 28)
     assert (resolved.lr_schedule, resolved.step_epochs, resolved.augment) == ("step", 7, "crop")
-    assert resolved.head == name
+    expected = ("attention", "feedback") if name == "diffeed" else (name, "frozen")
+    assert (resolved.head, resolved.extractor) == expected
     assert resolved.learning_rate == (5e-2 if name in ("attention", "difformer") else 1e-2)
-    explicit = ProbeConfig(out=tmp_path, preset=f"paper-{name}", epochs=2, blocks=(5,)).resolved()
+    explicit = resolve(ProbeConfig(out=tmp_path, preset=f"paper-{name}", epochs=2, blocks=(5,)))
     assert (explicit.epochs, explicit.blocks) == (2, (5,))
 
 
 def test_every_recipe_names_existing_fields() -> None:
     fields = set(ProbeConfig.__dataclass_fields__)
-    for recipe in [*presets.PROBE.values(), *presets.HEADS.values()]:
+    for recipe in [*presets.PROBE.values(), *presets.HEADS.values(), *presets.EXTRACTORS.values()]:
         assert set(recipe) <= fields
 
 
@@ -265,7 +267,7 @@ def test_paired_difference_counts_disagreements_only() -> None:
 
 
 def test_bundled_data_by_default() -> None:
-    resolved = ProbeConfig(out=Path("x")).resolved()
+    resolved = resolve(ProbeConfig(out=Path("x")))
     assert (resolved.backbone, resolved.data, resolved.head) == ("fashion", "fashion", "attention")
     assert len(load_data(resolved.data).classes) == 10
 
@@ -456,7 +458,7 @@ def test_a_store_that_does_not_fit_is_refused(
     ("changes", "message"),
     [
         ({"label_fraction": 0.01}, "leaves no image of blue, green, red"),
-        ({"label_fraction": 1.5}, "must be above 0 and at most 1"),
+        ({"label_fraction": 1.5}, "label-fraction is 1.5; it must be between 0 and 1"),
         ({"label_fraction": 0.5, "label_list": Path("x")}, "give one of them"),
         ({"label_list": Path("/nowhere.txt")}, "/nowhere.txt"),
         ({"seeds": 0}, "seeds is 0"),

@@ -95,7 +95,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     "more",
     [
         {"head": "faster-rcnn", "extractor": "feedback"},
-        {"extractor": "finetuned", "noise_steps": (3, 9), "optimizer": "sgd", "label_fraction": 0.5},
+        {"extractor": "finetuned", "noise_steps": (3, 9), "optimizer": "sgd", "image_fraction": 0.5},
     ],
 )
 def test_every_extractor_and_head(
@@ -315,7 +315,7 @@ def test_eight_scenes_are_learnt_by_heart(tmp_path: Path) -> None:
     )
     metrics = detect(DetectConfig(
         train=pair, val=pair, out=tmp_path / "run", side=64, iterations=150, learning_rate=1e-3, lr_schedule="cosine",
-        scale=(1.0, 1.0), flip=False, fresh_noise=False, proposals=64, device="cpu",
+        scale=(1.0, 1.0), augment="none", fresh_noise=False, proposals=64, device="cpu",
     )).metrics  # fmt: skip
     assert metrics["box_ap50"] > 0.9
     assert metrics["mask_ap50"] > 0.9

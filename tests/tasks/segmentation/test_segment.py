@@ -28,6 +28,7 @@ from difflens import (
 )
 from difflens.backbones.pixels import PixelBackbone
 from difflens.backbones.unet import UNetBackbone
+from difflens.configs.options import resolve
 from difflens.data.dense.base import IGNORED
 from difflens.data.dense.masks import read_mask, to_palette_image
 from difflens.data.images import to_float
@@ -118,7 +119,7 @@ def test_a_run_goes_on_with_the_same_data_and_weights_alone(
         {"head": "linear", "batch_size": 1},
         {"extractor": "feedback", "optimizer": "sgd", "lr_schedule": "step"},
         {"extractor": "finetuned", "layer_decay": 0.9, "noise_steps": (3, 9), "lr_schedule": "cosine"},
-        {"blocks": (7,), "eval_scales": (0.75, 1.25), "eval_flip": True, "label_fraction": 0.25},
+        {"blocks": (7,), "eval_scales": (0.75, 1.25), "eval_flip": True, "image_fraction": 0.25},
     ],
 )
 def test_every_extractor_and_head(
@@ -126,7 +127,7 @@ def test_every_extractor_and_head(
 ) -> None:
     result = segment(config(backbone_folder, scene_folder, tmp_path / "run", iterations=2, **more))
     assert 0 <= result.metrics["miou"] <= 1
-    assert result.metrics["train_images"] == (3 if "label_fraction" in more else 12)
+    assert result.metrics["train_images"] == (3 if "image_fraction" in more else 12)
     image = torch.rand(1, 3, 32, 32) * 2 - 1
     again = SegmentationModel.load(tmp_path / "run")
     with evaluating(result.model.probe):
@@ -168,7 +169,10 @@ def test_pairs_of_folders_with_bad_masks(backbone_folder: Path, scene_folder: Pa
         ({"iterations": 0}, "iterations"),
         ({"classes": Path("x")}, "--classes"),
         ({"step_at": (60_000, 80_000)}, "shares of the iterations"),
-        ({"layer_decay": 0.9, "from_block": 3}, "no use for --layer-decay, --from-block"),
+        (
+            {"layer_decay": 0.9, "from_block": 3},
+            "does not read options of finetuned: leave out --from-block, --layer-decay",
+        ),
         ({"feedback_blocks": (7,)}, "no use for --feedback-blocks"),
         ({"data": Path("nowhere")}, "no such folder"),
     ],
@@ -308,7 +312,7 @@ def test_every_preset_fits_the_papers_network(kind: Any, preset: str) -> None:
         sample_size=256, layers_per_block=2, norm_num_groups=4, block_out_channels=(4,) * 6,
         down_block_types=("DownBlock2D",) * 6, up_block_types=("UpBlock2D",) * 6, attention_head_dim=4,
     )  # fmt: skip
-    asked = kind(out=Path("x"), data=Path("y"), preset=preset).resolved()
+    asked = resolve(kind(out=Path("x"), data=Path("y"), preset=preset))
     plan = make_plan(asked, UNetBackbone(narrow, NoiseSchedule.from_config()))
     assert set(plan.extractor.blocks) <= {24, 27, 30, 33}
     assert plan.extractor.noise_steps == (90,)
@@ -328,7 +332,7 @@ def test_every_preset_fits_the_papers_network(kind: Any, preset: str) -> None:
 )
 def test_learning_rates(schedule: Any, expected: dict[int, float]) -> None:
     asked = SegmentConfig(
-        out=Path("x"), data=Path("y"), iterations=100, lr_schedule=schedule, warmup_iterations=10
+        out=Path("x"), data=Path("y"), iterations=100, lr_schedule=schedule, warmup_steps=10
     )
     factor = learning_rate_factor(asked)
     assert {at: factor(at) for at in expected} == pytest.approx(expected)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from difflens.configs.options import recorded, resolve
 from difflens.configs.scenes import ScenesConfig
 from difflens.data.dense.coco import run_lengths
 from difflens.data.dense.cutouts import Cutouts, fashion_cutouts, folder_cutouts
@@ -22,7 +23,7 @@ from difflens.data.files import list_images
 from difflens.data.images import open_image
 from difflens.errors import DiffLensError
 from difflens.run.console import progress_bar
-from difflens.run.directory import RunDirectory, settings_of
+from difflens.run.directory import RunDirectory
 
 _SOLID = 128
 """Alpha from which a pixel belongs to an object."""
@@ -40,13 +41,13 @@ def scenes(config: ScenesConfig) -> dict[str, Any]:
     Raises:
         DiffLensError: no cut-outs, too few photos, or a folder that holds something already.
     """
-    config = config.checked()
+    config = resolve(config)
     cutouts = (
         fashion_cutouts() if config.source == "fashion" else folder_cutouts(Path(config.source).expanduser())
     )
     photos = _Photos(config.photos) if config.photos else None
     counts: dict[str, Any] = {"classes": list(cutouts.classes)}
-    run = RunDirectory(config.out, "scenes", settings_of(config, ("out",)), resume=None)
+    run = RunDirectory(config.out, "scenes", recorded(config), resume=None)
     with run.working():
         painter = _Painter(config, cutouts, photos)
         for split, number in (("train", config.train), ("val", config.val)):

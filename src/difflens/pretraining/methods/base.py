@@ -16,7 +16,8 @@ from difflens import presets
 from difflens.backbones.base import Backbone
 from difflens.backbones.encoder import EncoderBackbone, EncoderConfig
 from difflens.choices import Precision
-from difflens.configs.pretrain import PretrainConfig, given
+from difflens.configs.options import given
+from difflens.configs.pretrain import PretrainConfig
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
 from difflens.pretraining import networks

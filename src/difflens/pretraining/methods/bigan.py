@@ -18,7 +18,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from difflens import presets
 from difflens.backbones.bigan import LATENT_STREAM, BiGANBackbone, Generator, GeneratorConfig
-from difflens.configs.pretrain import PretrainConfig, given
+from difflens.configs.options import given
+from difflens.configs.pretrain import PretrainConfig
 from difflens.data.images import to_float
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from difflens import presets
 from difflens.backbones.unet import UNetBackbone
-from difflens.configs.pretrain import PretrainConfig, given
+from difflens.configs.options import given
+from difflens.configs.pretrain import PretrainConfig
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
 from difflens.noise import NoiseSchedule

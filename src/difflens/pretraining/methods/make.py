@@ -5,7 +5,8 @@ from importlib import import_module
 from accelerate import Accelerator
 
 from difflens.choices import Method
-from difflens.configs.pretrain import PretrainConfig, given
+from difflens.configs.options import given
+from difflens.configs.pretrain import PretrainConfig
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
 from difflens.pretraining.methods.base import Learner

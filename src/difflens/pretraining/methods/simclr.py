@@ -39,7 +39,7 @@ class SimCLRLearner(EncoderLearner):
         half = [0.5] * self.channels
         self.views = SimCLRTransform(
             input_size=self.side, cj_strength=0.5, min_scale=0.2, gaussian_blur=0.0,
-            random_gray_scale=0.2 if self.channels == 3 else 0.0, hf_prob=0.5 if self.config.flip else 0.0,
+            random_gray_scale=0.2 if self.channels == 3 else 0.0, hf_prob=0.5 if self.config.augment == "flip" else 0.0,
             normalize={"mean": half, "std": half},
         )  # fmt: skip
         size = self.encoder.num_features

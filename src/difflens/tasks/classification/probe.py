@@ -4,7 +4,7 @@ import math
 import re
 import shutil
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,8 @@ from torch import Tensor
 
 from difflens import presets
 from difflens.backbones.base import Defaults
-from difflens.backbones.config import BackboneConfig
-from difflens.choices import (
-    HeadName,
-)
+from difflens.configs.command_line import shown_command
+from difflens.configs.options import given, resolve
 from difflens.configs.probe import ProbeConfig
 from difflens.data.images import fit as fit_images
 from difflens.data.labels import label_fraction, label_list
@@ -37,19 +35,14 @@ from difflens.heads.make import make_head
 from difflens.metrics.classification import Evaluation
 from difflens.models.probe import Probe
 from difflens.models.saved import TrainedModel
+from difflens.opening import OpenedRun, open_run
 from difflens.reports.probe import probe_report
-from difflens.run.commands import shown_command
-from difflens.run.directory import FINISHED, RunDirectory, read_log, settings_of
+from difflens.run.directory import FINISHED, RunDirectory, read_log
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 from difflens.tasks.classification.predictions import predictions_csv, read_predictions
 from difflens.tasks.classification.selection import choose_linear, choose_neighbours
 from difflens.tasks.classification.train import evaluate, fit
-
-# What may differ between a run and its continuation.
-_FREE = (
-    "out", "resume", "device", "workers", "cache_gigabytes", "store", "on_bad_image", "checkpoint_activations",
-)  # fmt: skip
 
 # What summarises several seeds: mean, and standard deviation between seeds.
 _SUMMARISED = ("top1", "top5", "mean_per_class")
@@ -76,42 +69,38 @@ def probe(config: ProbeConfig) -> ProbeResult:
     Raises:
         DiffLensError: anything in the configuration, the data or the backbone is not what it should be.
     """
-    config = config.resolved()
-    config.check_resolved()
-    assert config.data is not None
+    config = resolve(config)
     process = accelerator(config.device)
-    return (_probe_once if config.seeds == 1 else _probe_seeds)(config, load_data(config.data), process)
+    data = load_data(given(config.data))
+    return (_probe_once if config.seeds == 1 else _probe_seeds)(config, data, process)
 
 
 def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> ProbeResult:
     data = replace(whole, train=_labelled(config, whole.train.first(config.limit), whole.classes))
     if config.head != "knn":
         config = replace(config, epochs=_epochs(config, len(data.train)))
-    backbone_config = BackboneConfig.of(config, config.backbone)
-    backbone = backbone_config.load()
-    fingerprint = backbone.fingerprint()  # before anything converts or trains its weights
-    data_fingerprint = whole.fingerprint()
+    opened = open_run(config, whole, process=process)
+    backbone, fingerprint = opened.backbone, opened.fingerprints["backbone_fingerprint"]
     store = None if config.store is None else FeatureStore(config.store)
     extractor_config, head_config = _plan(config, backbone.defaults, store)
     torch.manual_seed(config.seed)
     extractor = extractor_config.build(backbone)
     head = make_head(head_config, extractor.shapes(), len(data.classes))
     if store is not None:
-        _check_store(store, config, data_fingerprint, fingerprint, head.pool, extractor)
+        _check_store(store, config, opened.fingerprints, head.pool, extractor)
     model = TrainedModel(
         Probe(extractor, head),
         data.classes,
-        backbone_config,
+        opened.backbone_config,
         extractor_config,
         head_config,
         fingerprint,
     )
-    run = RunDirectory(config.out, "probe", settings_of(config, _FREE) | {
+    identity = {
         "blocks": extractor.blocks, "noise_steps": extractor.noise_steps, "noise_seed": extractor.seed,
-        "draws": extractor.draws, "backbone_fingerprint": fingerprint, "data_fingerprint": data_fingerprint,
-        "labels_sha256": data.train.fingerprint() if config.label_list else None,
-    }, config.resume, process)  # fmt: skip
-    with run.working():
+        "draws": extractor.draws, "labels_sha256": data.train.fingerprint() if config.label_list else None,
+    }  # fmt: skip
+    with opened.directory(identity) as run:
         if run.finished:
             return _finished(config, data, run)
         return _Run(config, model, data, store, run, process).run_all()
@@ -119,8 +108,8 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
 
 def _probe_seeds(config: ProbeConfig, data: ImageData, process: Accelerator) -> ProbeResult:
     """A run directory a seed within the run directory, and a summary of them."""
-    run = RunDirectory(config.out, "probe", settings_of(config, _FREE), config.resume, process)
-    with run.working():
+    opened = OpenedRun(config, process, data, None, None, {})
+    with opened.directory() as run:
         results = []
         for seed in range(config.seed, config.seed + config.seeds):
             out = config.out / f"seed-{seed}"
@@ -154,10 +143,9 @@ def _epochs(config: ProbeConfig, images: int) -> int:
     """As asked; or else the recipe's, and more of them where a few images would make few steps of them."""
     if config.epochs is not None:
         return config.epochs
-    epochs: int = config.recipe()["epochs"]
-    assert config.batch_size is not None
-    enough, steps = (math.ceil(count / config.batch_size) for count in (presets.FEW_IMAGES, images))
-    return math.ceil(epochs * max(1, enough / steps))
+    batch_size = given(config.batch_size)
+    enough, steps = (math.ceil(count / batch_size) for count in (presets.FEW_IMAGES, images))
+    return math.ceil(config.usual_epochs * max(1, enough / steps))
 
 
 def _plan(
@@ -173,27 +161,17 @@ def _plan(
     if steps is None:
         usual = defaults.fusion_noise_steps if several else (defaults.noise_step,)
         steps = usual if store is None else _usual(usual, store.noise_steps)
-    name = config.extractor or ("feedback" if config.head == "diffeed" else "frozen")
-    if config.head == "diffeed" and name != "feedback":
-        raise DiffLensError(f"diffeed is the attention head on the feedback extractor, not on {name}")
     seed, draws = (
         (config.seed, config.draws) if store is None else (store.manifest["seed"], store.manifest["draws"])
     )
     extractor = ExtractorConfig(
-        name,
-        blocks,
-        steps,
-        seed,
-        config.feedback_blocks,
-        config.from_block,
-        config.precision,
-        draws,
-        config.checkpoint_activations,
-    )
-    reads_many = config.head == "diffeed" and len(blocks) * len(steps) > 1
-    head: HeadName = "attention" if config.head == "diffeed" else config.head
-    if reads_many:
-        head = "difformer"
+        given(config.extractor), blocks, steps, seed, config.feedback_blocks, config.from_block, config.precision,
+        draws, config.checkpoint_activations,
+    )  # fmt: skip
+    head = config.head
+    assert head != "diffeed", "`resolve` has expanded it"
+    if head == "attention" and config.extractor == "feedback" and len(blocks) * len(steps) > 1:
+        head = "difformer"  # DifFeed reads several places as DifFormer does
     pool = config.pool
     if pool is None and config.backbone.startswith("pixels"):
         pool = 0  # pooling would leave little of the images to read
@@ -213,8 +191,7 @@ def _usual(usual: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
 def _check_store(
     store: FeatureStore,
     config: ProbeConfig,
-    data_fingerprint: str,
-    backbone_fingerprint: str,
+    fingerprints: Mapping[str, str],
     side: int | None,
     extractor: Extractor,
 ) -> None:
@@ -222,9 +199,9 @@ def _check_store(
     manifest = store.manifest
     stored, asked = manifest["backbone"], config
     different = []
-    if stored["fingerprint"] != backbone_fingerprint:
+    if stored["fingerprint"] != fingerprints["backbone_fingerprint"]:
         different.append(f"its backbone was {stored['spec']}, with other weights than {asked.backbone}")
-    if manifest["data"]["fingerprint"] != data_fingerprint:
+    if manifest["data"]["fingerprint"] != fingerprints["data_fingerprint"]:
         different.append(f"its data was {manifest['data']['spec']}, which is not what {asked.data} holds now")
     if stored["precision"] != asked.precision:
         different.append(f"its backbone ran in {stored['precision']}, not in {asked.precision}")
@@ -272,7 +249,7 @@ class _Run:
     ):
         self.config, self.model, self.data, self.store = config, model, data, store
         self.run, self.process = run, process
-        self.training, self.skipped = config.training(), list[str]()
+        self.training, self.skipped = config, list[str]()
         self.probe = model.probe.to(process.device)
         self.chosen: dict[str, Any] = {}
         online = self.probe.extractor.trainable or self.training.augment != "none"
@@ -440,6 +417,6 @@ def _report(
         f"{metrics[0]['train_images']:,} labelled images of {data.name}."
     )
     return probe_report(
-        command=shown_command("probe", config), summary=summary, evaluations=evaluations, metrics=metrics, logs=logs,
+        command=shown_command(config), summary=summary, evaluations=evaluations, metrics=metrics, logs=logs,
         examples=examples, provenance=provenance,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from difflens.configs.options import given
 from difflens.configs.train import TrainConfig
 from difflens.data.loader import epoch_order
 from difflens.data.split import every_nth
@@ -51,7 +52,7 @@ def choose_linear(
     Returns:
         A record for each pair: "learning_rate", "weight_decay", "validation_top1", and "chosen", true for the best.
     """
-    pairs = list(itertools.product(*GRID[config.optimizer]))
+    pairs = list(itertools.product(*GRID[given(config.optimizer)]))
     held_out = every_nth(cache.labels, 5)
     if not held_out.any():
         raise DiffLensError("the grid holds out a fifth of each class, and no class has two training images")
@@ -63,25 +64,29 @@ def choose_linear(
     for each in heads:
         each.load_state_dict(start)
     optimizer = make_optimizer(
-        config.optimizer, *(ParameterGroup(each.parameters(), *pair) for each, pair in zip(heads, pairs, strict=True))
+        given(config.optimizer), *(ParameterGroup(each.parameters(), *pair) for each, pair in zip(heads, pairs, strict=True))
     )  # fmt: skip
-    batch_size = min(config.batch_size, len(train))
+    batch_size = min(given(config.batch_size), len(train))
     steps = -(-len(train) // batch_size)
     rates = make_schedule(
-        optimizer, config.lr_schedule, config.epochs * steps, int(config.warmup_epochs * steps),
-        config.step_epochs * steps,
+        optimizer, given(config.lr_schedule), given(config.epochs) * steps, steps // 2 if config.warmup_steps is None else config.warmup_steps,
+        (config.step_epochs or 0) * steps,
     )  # fmt: skip
     with progress_bar() as bar:
-        task = bar.add_task("choosing on held-out training images", total=config.epochs * steps, note="")
-        for epoch in range(config.epochs):
+        task = bar.add_task(
+            "choosing on held-out training images", total=given(config.epochs) * steps, note=""
+        )
+        for epoch in range(given(config.epochs)):
             generator = torch.Generator().manual_seed(epoch_seed(config.seed, epoch))
             for chosen in train[epoch_order(len(train), config.seed, epoch)].split(batch_size):
                 vectors = head.vectors(cache.batch(chosen, device))
                 (vectors,), target = mix(
-                    (vectors,), cache.labels[chosen].to(device), classes, config.mixup, generator
+                    (vectors,), cache.labels[chosen].to(device), classes, given(config.mixup), generator
                 )
                 losses = [
-                    nn.functional.cross_entropy(each(vectors), target, label_smoothing=config.label_smoothing)
+                    nn.functional.cross_entropy(
+                        each(vectors), target, label_smoothing=given(config.label_smoothing)
+                    )
                     for each in heads
                 ]
                 optimizer.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 
 from difflens.backbones.maps import Place
+from difflens.configs.options import given
 from difflens.configs.train import TrainConfig
 from difflens.data.images import to_float
 from difflens.data.loader import epoch_order
@@ -59,23 +60,28 @@ def fit(
     Raises:
         DiffLensError: the loss is no longer finite.
     """
+    config = config.filled()
     process = process or accelerator()
     device = process.device
     probe.to(device)
     count = len(split if cache is None else cache)
     # a cache holds this process's share already
     rank, world = (process.process_index, process.num_processes) if cache is None else (0, 1)
-    batch_size = max(1, min(config.batch_size // process.num_processes, count))
+    batch_size = max(1, min(given(config.batch_size) // process.num_processes, count))
     classes = probe.head.num_classes
     steps = math.ceil(math.ceil(count / world) / batch_size)
     if process.num_processes > 1:  # shares may differ by an image, but every process must take as many steps
         steps = max(gather_object([steps]))
     trained: nn.Module = process.prepare(probe if cache is None else probe.head)
-    groups = probe.parameter_groups(config.learning_rate, config.weight_decay, config.layer_decay)
-    optimizer = make_optimizer(config.optimizer, *groups)
+    groups = probe.parameter_groups(
+        given(config.learning_rate),
+        given(config.weight_decay),
+        1.0 if config.layer_decay is None else config.layer_decay,
+    )
+    optimizer = make_optimizer(given(config.optimizer), *groups)
     rates = make_schedule(
-        optimizer, config.lr_schedule, config.epochs * steps, int(config.warmup_epochs * steps),
-        config.step_epochs * steps,
+        optimizer, given(config.lr_schedule), given(config.epochs) * steps, steps // 2 if config.warmup_steps is None else config.warmup_steps,
+        (config.step_epochs or 0) * steps,
     )  # fmt: skip
     start, seconds = 0, 0.0
     state = run.load_checkpoint() if run else None
@@ -88,9 +94,9 @@ def fit(
     saved = time.monotonic()
     with progress_bar(process.is_main_process) as bar:
         task = bar.add_task(
-            label or "training", total=config.epochs * steps, completed=start * steps, note=""
+            label or "training", total=given(config.epochs) * steps, completed=start * steps, note=""
         )
-        for epoch in range(start, config.epochs):
+        for epoch in range(start, given(config.epochs)):
             begun = time.monotonic()
             order = epoch_order(count, config.seed, epoch, rank, world)
             if process.num_processes > 1:
@@ -101,9 +107,11 @@ def fit(
             for inputs, labels in _training_batches(
                 probe, split, cache, order, batch_size, config, epoch, device, skipped
             ):
-                inputs, target = mix(inputs, labels, classes, config.mixup, generator)
+                inputs, target = mix(inputs, labels, classes, given(config.mixup), generator)
                 logits = trained(*inputs)
-                loss = nn.functional.cross_entropy(logits, target, label_smoothing=config.label_smoothing)
+                loss = nn.functional.cross_entropy(
+                    logits, target, label_smoothing=given(config.label_smoothing)
+                )
                 optimizer.zero_grad(set_to_none=True)
                 process.backward(loss)
                 optimizer.step()
@@ -115,19 +123,21 @@ def fit(
             if not math.isfinite(mean):
                 raise DiffLensError(
                     f"the loss is no longer finite in epoch {epoch + 1}: lower the learning rate "
-                    f"(now {config.learning_rate:g})"
+                    f"(now {given(config.learning_rate):g})"
                 )
             bar.update(task, note=f"loss {mean:.3f}")
             if run:
                 run.log({"epoch": epoch + 1, "loss": mean, "learning_rate": rates.get_last_lr()[0]})
-            if run and (epoch + 1 == config.epochs or time.monotonic() - saved >= _CHECKPOINT_SECONDS):
+            if run and (epoch + 1 == given(config.epochs) or time.monotonic() - saved >= _CHECKPOINT_SECONDS):
                 run.save_checkpoint({
                     "probe": probe.own_state(), "optimizer": optimizer.state_dict(),
                     "rates": rates.state_dict(), "epoch": epoch + 1, "seconds": seconds,
                 })  # fmt: skip
                 saved = time.monotonic()
     if not all(bool(value.isfinite().all()) for value in probe.own_state().values()):
-        raise DiffLensError(f"training diverged: lower the learning rate (now {config.learning_rate:g})")
+        raise DiffLensError(
+            f"training diverged: lower the learning rate (now {given(config.learning_rate):g})"
+        )
     if process.num_processes > 1:  # each process kept its own batch statistics
         for buffer in probe.buffers():
             broadcast(buffer)
@@ -191,7 +201,7 @@ def _training_batches(
         return
     draw = epoch + 1 if config.fresh_noise else 0
     for batch in Reading.of(config, skipped).batches(
-        probe.extractor, split, order, batch_size, config.seed, epoch, config.augment
+        probe.extractor, split, order, batch_size, config.seed, epoch, given(config.augment)
     ):
         assert batch.labels is not None
         yield (to_float(batch.images), batch.index, draw), batch.labels

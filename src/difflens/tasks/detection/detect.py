@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from difflens.backbones.config import BackboneConfig
 from difflens.choices import DetectionHeadName
+from difflens.configs.command_line import shown_command
 from difflens.configs.detect import DetectConfig
+from difflens.configs.options import given, resolve
 from difflens.data.dense.base import DenseData, Objects
 from difflens.data.dense.coco import ObjectSplit, load_annotations, load_coco, mask_tools
 from difflens.data.dense.samples import Augmentation, Labels, Samples
@@ -20,15 +22,13 @@ from difflens.heads.config import DetectionHeadConfig
 from difflens.metrics.detection import coco_metrics
 from difflens.models.saved import DetectionModel
 from difflens.reports.dense import Example, dense_report, detection_sections
-from difflens.run.commands import shown_command
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.processes import accelerator
 from difflens.tasks.dense import (
     Loss,
+    chosen_rows,
     enough_memory,
     fit_iterations,
-    given,
-    labelled_rows,
     make_plan,
     provenance,
     settings_of_run,
@@ -55,7 +55,7 @@ def detect(config: DetectConfig) -> DetectResult:
     Raises:
         DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds another run.
     """
-    config = config.resolved()
+    config = resolve(config)
     mask_tools()
     process = accelerator(config.device)
     backbone_config = BackboneConfig.of(config, config.backbone)
@@ -106,8 +106,8 @@ def _train_and_evaluate(
 ) -> DetectResult:
     probe, side, masks = model.probe, model.head.side, model.head.name == "mask-rcnn"
     channels = probe.extractor.backbone.in_channels
-    augmentation = Augmentation(side, True, given(config.scale), config.flip)
-    rows = labelled_rows(config, len(data.train))
+    augmentation = Augmentation(side, True, given(config.scale), config.augment == "flip")
+    rows = chosen_rows(config, len(data.train))
     training = Samples(
         data.train,
         partial(data.train.target, masks=masks),
@@ -142,7 +142,7 @@ def _train_and_evaluate(
         kind, ap = list(aps.items())[-1]
         run.write("report.html", dense_report(
             title=f"Detection: {kind.removesuffix('_ap')} AP {100 * ap:.2f} %",
-            command=shown_command("detect", config),
+            command=shown_command(config),
             summary=f"{model.head.name} on the {config.extractor} features of {config.backbone}, trained on "
             f"{len(training):,} images of {data.name} for {config.iterations:,} iterations.",
             sections=detection_sections(

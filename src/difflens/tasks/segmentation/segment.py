@@ -9,6 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from difflens.backbones.config import BackboneConfig
+from difflens.configs.command_line import shown_command
+from difflens.configs.options import given, resolve
 from difflens.configs.segment import SegmentConfig
 from difflens.data.dense.base import IGNORED, DenseData
 from difflens.data.dense.masks import MaskSplit, load_masks, load_pairs
@@ -17,15 +19,13 @@ from difflens.errors import DiffLensError
 from difflens.heads.config import SegmentationHeadConfig
 from difflens.models.saved import SegmentationModel
 from difflens.reports.dense import Example, dense_report, segmentation_sections
-from difflens.run.commands import shown_command
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.processes import accelerator
 from difflens.tasks.dense import (
     Loss,
+    chosen_rows,
     enough_memory,
     fit_iterations,
-    given,
-    labelled_rows,
     make_plan,
     provenance,
     settings_of_run,
@@ -49,7 +49,7 @@ def segment(config: SegmentConfig) -> SegmentResult:
     Raises:
         DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds another run.
     """
-    config = config.resolved()
+    config = resolve(config)
     process = accelerator(config.device)
     least = 2 * process.num_processes
     if config.head == "upernet" and given(config.batch_size) < least:
@@ -92,9 +92,9 @@ def _train_and_evaluate(
 ) -> SegmentResult:
     probe, side = model.probe, model.head.side
     channels = probe.extractor.backbone.in_channels
-    augmentation = Augmentation(side, False, given(config.scale), config.flip, fill=IGNORED)
+    augmentation = Augmentation(side, False, given(config.scale), config.augment == "flip", fill=IGNORED)
     training = Samples(
-        data.train, partial(_mask, data.train), channels, augmentation, config.seed, labelled_rows(config, len(data.train)),
+        data.train, partial(_mask, data.train), channels, augmentation, config.seed, chosen_rows(config, len(data.train)),
         config.workers,
     )  # fmt: skip
     validation = Samples(data.val, partial(_mask, data.val), channels, workers=config.workers)
@@ -125,7 +125,7 @@ def _train_and_evaluate(
         ]
         run.write("report.html", dense_report(
             title=f"Segmentation: {100 * metrics['miou']:.2f} % mIoU",
-            command=shown_command("segment", config),
+            command=shown_command(config),
             summary=f"{config.head} on the {config.extractor} features of {config.backbone}, trained on "
             f"{len(training):,} images of {data.name} for {config.iterations:,} iterations.",
             sections=segmentation_sections(metrics, run.read_log(), examples, data.classes),
