@@ -297,7 +297,7 @@ def test_two_commands_cannot_write_to_one_folder(
 
     monkeypatch.setattr(runs, "_LOCK_ATTEMPTS", 1)
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys, pathlib; from difflens.runs import RunDirectory\n"
+        [sys.executable, "-c", "import sys, pathlib; from difflens.run.directory import RunDirectory\n"
          "run = RunDirectory(pathlib.Path(sys.argv[1]), 'extract', {})\nprint('held', flush=True); sys.stdin.read()",
          str(tmp_path / "store")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
