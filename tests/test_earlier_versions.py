@@ -59,8 +59,16 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def earlier(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The working directory holds everything that version 0.1 wrote."""
+    """The working directory holds everything that version 0.1 wrote, as if written there.
+
+    A trained model names its backbone by the absolute path.
+    """
     shutil.copytree(unpacked, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("**/model/config.json"):
+        config = json.loads(path.read_text())
+        if "backbone" in config and Path(config["backbone"]["spec"]).is_absolute():
+            config["backbone"]["spec"] = str(tmp_path / BACKBONE)
+            path.write_text(json.dumps(config))
     monkeypatch.chdir(tmp_path)
 
 
@@ -85,7 +93,7 @@ def images(side: int = 16) -> Tensor:
 
 @pytest.mark.parametrize("run", ["probe", "attention", "finetuned", "diffeed", "seeds"])
 def test_a_classifier_is_loaded(run: str) -> None:
-    model = TrainedModel.load(Path(run), backbone=BACKBONE)
+    model = TrainedModel.load(Path(run))
     probabilities = model.probabilities(images())
     assert model.classes == ("dark", "light")
     assert probabilities.shape == (2, 2)
@@ -93,7 +101,7 @@ def test_a_classifier_is_loaded(run: str) -> None:
 
 
 def test_a_model_of_segmentation_is_loaded() -> None:
-    model = SegmentationModel.load(Path("segment"), backbone=BACKBONE)
+    model = SegmentationModel.load(Path("segment"))
     with torch.no_grad():
         logits = model.probe(images(32), torch.arange(2), 0, size=(32, 32))
     assert len(model.classes) == 11
