@@ -15,10 +15,8 @@ from difflens.choices import Augmentation, OnBadImage
 from difflens.data import images as image_ops
 from difflens.data.images import BadImage
 from difflens.data.split import ImageSplit
-from difflens.noise import random_order
+from difflens.noise import Stream, random_order
 
-# a Philox counter word that neither seeded noise nor augmentation uses
-_ORDER_STREAM = 0xFFFFFFFE
 # below this, starting worker processes takes longer than decoding
 _FEW_IMAGES = 256
 
@@ -92,7 +90,7 @@ def epoch_order(n: int, seed: int, epoch: int, rank: int = 0, world: int = 1, sh
     """
     if not shuffle:
         return torch.arange(rank, n, world)
-    order = random_order(_ORDER_STREAM, torch.arange(n), seed, epoch)
+    order = random_order(Stream.EPOCH_ORDER, torch.arange(n), seed, epoch)
     share = -(-n // world)
     return order[torch.arange(rank, share * world, world) % n]
 

@@ -28,7 +28,7 @@ from difflens.errors import DiffLensError
 from difflens.extractors.cache import Reading
 from difflens.metrics.distances import Moments, frechet_distance, kernel_distance
 from difflens.models.feature_space import FeatureSpace
-from difflens.noise import random_order
+from difflens.noise import Stream, random_order
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.processes import accelerator
 
@@ -37,9 +37,6 @@ NOISE_STRENGTHS = (0.01, 0.03, 0.1, 0.3)
 
 KERNEL_IMAGES = 20_000
 """The kernel distance draws its subsets from at most so many images of a set, chosen at random."""
-
-# Philox counter words that nothing else uses
-_CHOICE_STREAM, _KERNEL_STREAM = 0xFFFFFFFB, 0xFFFFFFFA
 
 INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 
@@ -173,7 +170,7 @@ def at_random(split: ImageSplit, count: int | None, seed: int) -> ImageSplit:
     """`count` images at random, in order: folders are sorted by class."""
     if count is None or count >= len(split):
         return split
-    return split.subset(random_order(_CHOICE_STREAM, split.index, seed)[:count].sort().values)
+    return split.subset(random_order(Stream.FIDELITY_IMAGES, split.index, seed)[:count].sort().values)
 
 
 class _Set:
@@ -194,7 +191,7 @@ class _Set:
         noise: float = 0,
     ):
         kept = torch.zeros(len(split), dtype=torch.bool)
-        kept[random_order(_KERNEL_STREAM, split.index, config.seed)[:KERNEL_IMAGES]] = True
+        kept[random_order(Stream.KERNEL_IMAGES, split.index, config.seed)[:KERNEL_IMAGES]] = True
         self.moments, parts = Moments(), []
         self.votes: Tensor | None = None
         for found in space.read(split, reading, noise):

@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difflens.backbones.bigan import LATENT_STREAM
 from difflens.configs.options import resolve
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.images import to_float
 from difflens.data.loader import Batch
 from difflens.data.split import MemorySplit
-from difflens.noise import seeded_noise
+from difflens.noise import Stream, seeded_noise
 from difflens.pretraining.methods.bigan import (
     LATENT,
     BiGANLearner,
@@ -93,7 +92,7 @@ def test_the_discriminator_is_normalised() -> None:
 def scores(networks: nn.ModuleDict, shown: Batch) -> tuple[Tensor, Tensor]:
     """Of (x, E(x)) and (G(z), z) in the first epoch, seed 0."""
     parts: dict[str, Any] = dict(networks.items())
-    z = seeded_noise((LATENT,), shown.index, LATENT_STREAM, 0, draw=1)
+    z = seeded_noise((LATENT,), shown.index, Stream.LATENT, 0, draw=1)
     x = to_float(shown.images)
     found = parts["latent"](parts["encoder"](x))
     pairs = torch.cat([x, parts["generator"](z)]), torch.cat([found, z])

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from difflens import presets
-from difflens.backbones.bigan import LATENT_STREAM, BiGANBackbone, Generator, GeneratorConfig
+from difflens.backbones.bigan import BiGANBackbone, Generator, GeneratorConfig
 from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.images import to_float
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
-from difflens.noise import seeded_noise
+from difflens.noise import Stream, seeded_noise
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card
 from difflens.pretraining.methods.base import Learner, encoder_facts
@@ -144,7 +144,7 @@ class BiGANLearner(Learner):
 
     def step(self, batch: Batch) -> Tensor:
         x = to_float(batch.images)
-        z = seeded_noise((LATENT,), batch.index, LATENT_STREAM, self.config.seed, draw=self.epoch + 1)
+        z = seeded_noise((LATENT,), batch.index, Stream.LATENT, self.config.seed, draw=self.epoch + 1)
         with self.autocast():
             found = self.latent(self.encoder(x)).float()
             forged = self.generator(z).float()

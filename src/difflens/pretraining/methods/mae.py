@@ -8,7 +8,7 @@ from difflens.data.images import to_float
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
-from difflens.noise import seeded_noise
+from difflens.noise import Stream, seeded_noise
 from difflens.presets import PATCH
 from difflens.pretraining.methods.base import EncoderLearner
 
@@ -59,7 +59,7 @@ class MAELearner(EncoderLearner):
 
         A function of (seed, epoch, image).
         """
-        draws = seeded_noise((self.patches,), index, 0, self.config.seed, draw=self.epoch + 1)
+        draws = seeded_noise((self.patches,), index, Stream.MASK, self.config.seed, draw=self.epoch + 1)
         order = draws.argsort(1) + 1
         shown = order[:, : round(self.patches * (1 - MASKED))]
         return torch.cat([torch.zeros_like(order[:, :1]), shown], 1), order[:, shown.shape[1] :]
