@@ -32,7 +32,7 @@ ARCHIVE = Path(__file__).parent / "fixtures" / "version-0.1.tar.xz"
 BACKBONE = "pretrain/model"
 HERE: dict[str, Any] = {"device": "cpu", "workers": 0}
 COMMON: dict[str, Any] = {"backbone": BACKBONE, "data": "data", **HERE}
-TIMES = ("train_seconds", "images_per_second", "seconds", "relative_speed")
+TIMES = ("next", "train_seconds", "images_per_second", "seconds", "relative_speed")
 
 PRETRAIN: dict[str, Any] = {
     "data": "data", "preset": "tiny", "image_size": 16, "epochs": 3, "batch_size": 8, "warmup_steps": 2, **HERE

@@ -118,8 +118,9 @@ def open_run(
         raise DiffLensError(f"{config.command} runs in one process{one_process}")
     fingerprints = {}
     source = loaded = None
-    if getattr(config, "backbone", None) is not None:
-        source = BackboneConfig.of(asked, asked.backbone)
+    spec = getattr(config, "backbone", None)
+    if isinstance(spec, str):
+        source = BackboneConfig.of(asked, spec)
         loaded = source.load()
         fingerprints["backbone_fingerprint"] = loaded.fingerprint()
     if data is not None:
