@@ -47,7 +47,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RivalsConfig:
+class CompareConfig:
     """Compare backbones by the same protocols on the same data: each is a run of `probe`, where the backbone says.
 
     With --resume what is finished is not done again, and backbones may be added.

@@ -1,8 +1,11 @@
-"""The command line that repeats a run."""
+"""The words of commands, and the command line that repeats a run."""
 
 import shlex
 from dataclasses import fields
 from typing import Any
+
+FORMER_COMMANDS = {"rivals": "compare"}
+"""What earlier versions called a command, and what it is called now."""
 
 
 def shown_command(command: str, config: Any) -> str:

@@ -26,6 +26,7 @@ import yaml
 from accelerate import Accelerator
 
 from difflens.errors import DiffLensError
+from difflens.run.commands import FORMER_COMMANDS
 from difflens.run.files import replace_with
 
 FINISHED = "metrics.json"
@@ -260,6 +261,8 @@ def _check_same(stored: object, asked: Mapping[str, Any], path: Path, growing: s
     if not isinstance(stored, dict):
         raise DiffLensError(f"{path / 'config.yaml'} is not a run's configuration")
     asked = json.loads(json.dumps(asked))
+    command = str(stored.get("command"))
+    stored = {**stored, "command": FORMER_COMMANDS.get(command, command)}
     different = [
         f"{key} was {stored.get(key)!r}, now {asked.get(key)!r}"
         for key in {**stored, **asked}

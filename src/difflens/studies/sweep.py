@@ -4,9 +4,8 @@ import csv
 import io
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -40,6 +39,7 @@ from difflens.metrics.recommendation import Recommendation, recommend
 from difflens.metrics.statistics import wilson
 from difflens.reports.charts import heat_map
 from difflens.reports.sweep import sweep_report
+from difflens.results.sweep import SweepResult
 from difflens.run.commands import shown_command
 from difflens.run.directory import FINISHED, RunDirectory, settings_of
 from difflens.run.processes import accelerator
@@ -53,26 +53,6 @@ _PLANNED = 0.7
 
 
 _FREE = ("out", "resume", "device", "workers", "cache_gigabytes", "budget", "on_bad_image")
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What `sweep` returns.
-
-    Attributes:
-        accuracy: (T, B) by classifier, shares in [0, 1].
-        blocks, noise_steps: of its columns and rows.
-        recommendation: by the first classifier.
-        metrics: metrics.json's content.
-        commands: what to run next.
-    """
-
-    accuracy: dict[str, Tensor]
-    blocks: tuple[int, ...]
-    noise_steps: tuple[int, ...]
-    recommendation: Recommendation
-    metrics: dict[str, Any]
-    commands: tuple[str, ...]
 
 
 def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: None) -> SweepResult:
@@ -255,17 +235,18 @@ class _Sweep:
         labels = done[steps[0]]["labels"]
         best = recommend(torch.stack([done[t]["scores"] for t in steps]), labels, self.blocks, steps)
         commands = self._commands(best)
-        metrics: dict[str, Any] = {
-            "accuracy": {name: values.tolist() for name, values in accuracy.items()},
-            "blocks": self.blocks,
-            "noise_steps": steps,
-            "not_measured": [t for t in self.steps if t not in done],
-            "images": len(split),
-            "validation_images": len(labels),
-            "recommended": asdict(best),
-            "next": commands,
-            "skipped_images": self.reading.skipped,
-        }
+        result = SweepResult(
+            out=config.out,
+            accuracy=accuracy,
+            blocks=self.blocks,
+            noise_steps=steps,
+            not_measured=tuple(t for t in self.steps if t not in done),
+            images=len(split),
+            validation_images=len(labels),
+            recommendation=best,
+            commands=commands,
+            skipped_images=tuple(self.reading.skipped),
+        )
         table = _table(self.backbone, self.blocks, steps, accuracy, len(labels))
         self.run.write("table.csv", table)
         roles = [self.backbone.block(block).role for block in self.blocks]
@@ -275,7 +256,7 @@ class _Sweep:
         report = sweep_report(
             summary=f"How well a simple classifier reads each block of {config.backbone} at each noise step on "
             f"{self.data.name}, on maps pooled to {config.pool} x {config.pool}.",
-            accuracy=accuracy, blocks=self.blocks, roles=roles, noise_steps=steps, not_measured=metrics["not_measured"],
+            accuracy=accuracy, blocks=self.blocks, roles=roles, noise_steps=steps, not_measured=result.not_measured,
             best=best, images=len(labels), commands=commands, provenance={
                 "Command": shown_command("sweep", config),
                 "Backbone": f"{config.backbone}, fingerprint {self.fingerprints['backbone_fingerprint'][:12]}",
@@ -287,8 +268,8 @@ class _Sweep:
             },
         )  # fmt: skip
         self.run.write("report.html", report)
-        self.run.write_json(FINISHED, metrics)
-        return SweepResult(accuracy, self.blocks, steps, best, metrics, commands)
+        self.run.write_json(FINISHED, result.metrics())
+        return result
 
     def _commands(self, best: Recommendation) -> tuple[str, ...]:
         same = {field.name for field in fields(ProbeConfig)} & {field.name for field in fields(SweepConfig)}
