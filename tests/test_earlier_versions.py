@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import difflens
 from difflens import (
+    CompareConfig,
     DetectionModel,
     ExtractConfig,
     FeatureStore,
@@ -23,10 +24,9 @@ from difflens import (
     SegmentConfig,
     SweepConfig,
     TrainedModel,
+    compare,
     load_backbone,
 )
-from difflens import RivalsConfig as CompareConfig
-from difflens import rivals as compare
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "version-0.1.tar.xz"
 BACKBONE = "pretrain/model"

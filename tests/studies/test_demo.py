@@ -23,7 +23,7 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
     )
     returned = demo(config)
     metrics = json.loads((config.out / "metrics.json").read_text())
-    assert metrics["results"] == json.loads(json.dumps(returned["results"]))
+    assert metrics["results"] == json.loads(json.dumps(returned.metrics()["results"]))
     assert set(metrics["results"]) == KEYS
     for row in metrics["results"].values():
         assert 0 <= row["top1"] <= 1

@@ -48,7 +48,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RivalsConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
+class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     """Compare backbones by the same protocols on the same data: each is a run of `probe`, where the backbone says.
 
     With --resume what is finished is not done again, and backbones may be added.

@@ -1,9 +1,11 @@
-"""Run directories of earlier versions: their config.yaml with the names of today."""
+"""Commands and run directories of earlier versions, with the names of today."""
 
 from collections.abc import Mapping
 from typing import Any
 
-_COMMANDS = {"rivals": "compare"}
+FORMER_COMMANDS = {"rivals": "compare"}
+"""Command words of earlier versions, and those of today."""
+
 _OPTIONS = {"warmup_iterations": "warmup_steps", "ruler": "reference_distances"}
 
 
@@ -13,7 +15,7 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     Version 0.1 recorded `--flip`, `--warmup-epochs`, the head diffeed, and defaults of options without effect.
     """
     record = {_OPTIONS.get(key, key): value for key, value in stored.items()}
-    record["command"] = command = _COMMANDS.get(record.get("command", ""), record.get("command"))
+    record["command"] = command = FORMER_COMMANDS.get(record.get("command", ""), record.get("command"))
     if "flip" in record:
         record["augment"] = "flip" if record.pop("flip") else "none"
     if command in ("segment", "detect") and "label_fraction" in record:

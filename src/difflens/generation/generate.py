@@ -17,6 +17,7 @@ from difflens.errors import DiffLensError
 from difflens.generation.grid import _picture, image_grid
 from difflens.generation.samplers import OnePassSampler, Sampler, make_sampler
 from difflens.opening import open_run
+from difflens.results.generate import GenerateResult
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.files import replace_with
@@ -26,12 +27,10 @@ GRID_IMAGES = 64
 _IMAGE_NAME = re.compile(r"\d{6}\.png")
 
 
-def generate(config: GenerateConfig) -> dict[str, Any]:
+def generate(config: GenerateConfig) -> GenerateResult:
     """Run `config`; several processes share the batches.
 
-    Returns:
-        The content of metrics.json, which is there if and only if all images are: images, sampler, steps. Besides, not
-        in the file: "images_per_second" of this call.
+    metrics.json is there if and only if all images are.
 
     Raises:
         DiffLensError: anything in the configuration or the backbone is not what it should be, the backbone cannot
@@ -65,7 +64,7 @@ class _Generation:
         assert config.batch_size is not None, "filled in above"
         self.size = config.batch_size
 
-    def run_all(self) -> dict[str, Any]:
+    def run_all(self) -> GenerateResult:
         missing = self._missing()
         self.process.wait_for_everyone()  # nobody writes before everybody has looked
         self.folder.mkdir(exist_ok=True)
@@ -75,7 +74,7 @@ class _Generation:
         self._draw(missing)
         self.process.wait_for_everyone()
         rate = len(missing) / max(time.monotonic() - began, 1e-9)
-        return self._finish() | {"images_per_second": rate}
+        return GenerateResult.from_metrics(self._finish(), self.config.out, rate)
 
     def _missing(self) -> set[int]:
         """The numbers of the images that are not there; DiffLensError if there are more than asked for."""

@@ -26,6 +26,7 @@ from difflens.generation.grid import image_grid
 from difflens.generation.samplers import sample
 from difflens.pretraining.export import write_card
 from difflens.pretraining.methods.make import make_learner
+from difflens.results.pretrain import PretrainResult
 from difflens.run.board import Board
 from difflens.run.console import progress_bar
 from difflens.run.directory import RunDirectory
@@ -41,8 +42,8 @@ LOOK_EVERY = 50
 _BAR = TaskID(0)
 
 
-def pretrain(config: PretrainConfig) -> Path:
-    """Run `config`; returns the folder of the model: a backbone, and with diffusion one in diffusers format.
+def pretrain(config: PretrainConfig) -> PretrainResult:
+    """Run `config` and write a backbone, with diffusion one in diffusers format.
 
     Raises:
         DiffLensError: no images or no labels for them, images the network cannot halve, a missing package, a batch that
@@ -63,7 +64,7 @@ def pretrain(config: PretrainConfig) -> Path:
     with run.working():
         try:
             command = shown_command(asked)
-            return _Trainer(config, images, run, process, command).train()
+            return PretrainResult(path=_Trainer(config, images, run, process, command).train())
         except torch.OutOfMemoryError as error:
             help = (
                 "--accumulate cuts it into micro-batches, --checkpoint-activations keeps less of each"

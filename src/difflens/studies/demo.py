@@ -41,6 +41,7 @@ from difflens.pretraining.export import card_fact
 from difflens.reports import charts, pictures
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.reports.memorisation import copying_section
+from difflens.results.demo import DemoResult, DemoScore
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
@@ -62,8 +63,8 @@ _BASELINES = ("pixels", "random_backbone")
 _KEPT = "attention"
 
 
-def demo(config: DemoConfig) -> dict[str, Any]:
-    """Run `config`; returns the content of metrics.json, whose `results` has a row for every head.
+def demo(config: DemoConfig) -> DemoResult:
+    """Run `config` and fill its run directory.
 
     Raises:
         DiffLensError: the folder holds something, or backbone or data cannot be loaded.
@@ -96,10 +97,10 @@ class _Demo:
     ):
         self.config, self.data, self.backbone, self.run, self.process = config, data, backbone, run, process
         self.evaluations: dict[str, Evaluation] = {}
-        self.results: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, DemoScore] = {}
         self.model: TrainedModel | None = None
 
-    def run_all(self) -> dict[str, Any]:
+    def run_all(self) -> DemoResult:
         started = time.monotonic()
         defaults = self.backbone.defaults
         single, fused = ((defaults.block,), (defaults.noise_step,)), (
@@ -118,21 +119,20 @@ class _Demo:
             self._frozen(name, name, self.backbone, single, caches=caches)
         self._frozen("difformer", "difformer", self.backbone, fused, caches=caches)
         self._feedback(single)
-        metrics = {
-            "results": self.results,
-            "seconds": round(time.monotonic() - started, 1),
-            "train_images": len(self.data.train),
-            "test_images": len(self.data.test),
-            "best": max(
-                (n for n in self.results if n not in _BASELINES), key=lambda n: self.results[n]["top1"]
-            ),
-            "model": _KEPT,
-        }
-        self.run.write("report.html", self._report(metrics))
+        result = DemoResult(
+            out=self.config.out,
+            results=self.results,
+            seconds=round(time.monotonic() - started, 1),
+            train_images=len(self.data.train),
+            test_images=len(self.data.test),
+            best=max((n for n in self.results if n not in _BASELINES), key=lambda n: self.results[n].top1),
+            saved_head=_KEPT,
+        )
+        self.run.write("report.html", self._report(result))
         assert self.model is not None
         self.run.write_folder("model", self.model.save)
-        self.run.write_json(FINISHED, metrics)
-        return metrics
+        self.run.write_json(FINISHED, result.metrics())
+        return result
 
     def _frozen(
         self,
@@ -179,13 +179,13 @@ class _Demo:
             probe, self.data.test, self.data.classes, training, self.process, caches and caches[1]
         )
         self.evaluations[name] = evaluation
-        self.results[name] = {
-            "top1": evaluation.top1,
-            "top1_interval_95": evaluation.top1_interval,
-            "trainable_parameters": probe.trainable_parameters,
-            "train_seconds": round(seconds, 2),
-        }
-        self.run.log({"head": name, **self.results[name]})
+        self.results[name] = DemoScore(
+            top1=evaluation.top1,
+            top1_interval_95=evaluation.top1_interval,
+            trainable_parameters=probe.trainable_parameters,
+            train_seconds=round(seconds, 2),
+        )
+        self.run.log({"head": name, **self.results[name].metrics()})
         if name == _KEPT:
             info = {"data": self.data.name, "top1": round(evaluation.top1, 4), "epochs": training.epochs}
             self.model = TrainedModel(
@@ -210,10 +210,10 @@ class _Demo:
         )
         return train, test
 
-    def _report(self, metrics: dict[str, Any]) -> str:
+    def _report(self, result: DemoResult) -> str:
         config, data, backbone, results = self.config, self.data, self.backbone, self.results
         defaults = backbone.defaults
-        best = str(metrics["best"])
+        best = result.best
         shown = data.test.subset(_one_of_each(data))
         images = to_float(self._images(shown, torch.arange(len(shown)))).to(backbone.device)
         far = {backbone.num_noise_steps // share for share in (10, 4, 2)}  # for the eye: not read by any head
@@ -228,9 +228,9 @@ class _Demo:
         stated = "" if distance is None else f" The network's model card states: Fréchet distance {distance}."
         rows: list[tuple[object, ...]] = [
             (
-                _TITLES[name], f"{100 * row['top1']:.2f}",
-                "{:.1f} - {:.1f}".format(*(100 * bound for bound in row["top1_interval_95"])),
-                f"{row['trainable_parameters']:,}", f"{row['train_seconds']:.1f}",
+                _TITLES[name], f"{100 * row.top1:.2f}",
+                "{:.1f} - {:.1f}".format(*(100 * bound for bound in row.top1_interval_95)),
+                f"{row.trainable_parameters:,}", f"{row.train_seconds:.1f}",
             )
             for name, row in results.items()
         ]  # fmt: skip
@@ -242,8 +242,8 @@ class _Demo:
                       list(results).index(best)),
                 Picture(
                     charts.accuracy_bars(
-                        [_TITLES[name] for name in results], [row["top1"] for row in results.values()],
-                        [row["top1_interval_95"] for row in results.values()],
+                        [_TITLES[name] for name in results], [row.top1 for row in results.values()],
+                        [row.top1_interval_95 for row in results.values()],
                         [_TITLES[name] for name in _BASELINES],
                     ),
                     "Top-1 accuracy with 95 % intervals.", "Top-1 accuracy of every head with its interval"),
@@ -275,7 +275,7 @@ class _Demo:
             f"One unconditional diffusion network ({config.backbone}), trained only to predict noise and never shown a "
             f"label, frozen, and read by small heads on {data.name}."
         )
-        return render("What a diffusion model knows", lead, sections, self._provenance(metrics))
+        return render("What a diffusion model knows", lead, sections, self._provenance(result))
 
     def _copying(self, samples: Tensor) -> Section:
         """Are the samples copies of training images? By the features that the single-map heads read."""
@@ -323,10 +323,8 @@ class _Demo:
                 f"{_TITLES[a]} minus {_TITLES[b]}: {100 * difference:+.2f} ± {100 * half:.2f} points on the same "
                 f"test images (95 %), so {_TITLES[a]} is {verdict} {_TITLES[b]}."
             )
-        pixels = self.results["pixels"]["top1"]
-        behind = [
-            _TITLES[n] for n, row in self.results.items() if n not in _BASELINES and row["top1"] <= pixels
-        ]
+        pixels = self.results["pixels"].top1
+        behind = [_TITLES[n] for n, row in self.results.items() if n not in _BASELINES and row.top1 <= pixels]
         sentences.append(
             f"Not above raw pixels: {_join(behind)}."
             if behind
@@ -334,7 +332,7 @@ class _Demo:
         )
         return " ".join(sentences)
 
-    def _provenance(self, metrics: dict[str, Any]) -> dict[str, object]:
+    def _provenance(self, result: DemoResult) -> dict[str, object]:
         config = self.config
         return {
             "Command": shown_command(config),
@@ -345,7 +343,7 @@ class _Demo:
             f"t = {_join(self.backbone.defaults.fusion_noise_steps)}; DifFeed returns blocks "
             f"{_join(self.backbone.defaults.feedback_blocks)}",
             "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
-            "Whole run": f"{metrics['seconds']} s",
+            "Whole run": f"{result.seconds} s",
             **environment(self.process.device),
         }
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -36,6 +35,7 @@ from difflens.opening import open_run
 from difflens.reports.charts import share_bars
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.reports.pictures import attention_overlays, components_over_noise, nearest_neighbours
+from difflens.results.explain import ExplainResult, HeadShares, Neighbour
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 
@@ -44,11 +44,8 @@ _STEPS = (0.005, 0.05, 0.1, 0.2, 0.4)  # shares of the schedule
 _OVERLAYS = 8  # maps beside each other; of more, the sum of each noise step
 
 
-def explain(config: ExplainConfig) -> dict[str, Any]:
+def explain(config: ExplainConfig) -> ExplainResult:
     """Run `config` and fill its run directory with a report and a PNG of each picture.
-
-    Returns:
-        The content of metrics.json: each image's neighbours, and with a run the shares of its places.
 
     Raises:
         DiffLensError: anything in the configuration, the data, the backbone or the run is not what it should be.
@@ -115,18 +112,23 @@ class _Explanation:
         self.reading = Reading(config.workers, config.on_bad_image, [])
         self.pictures: dict[str, Figure] = {}
 
-    def write(self, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
+    def write(self, run: RunDirectory, fingerprint: str) -> ExplainResult:
         config = self.config
         images, index, rows = self._shown_images()
-        metrics: dict[str, Any] = {"images": [self.shown.ids[row] for row in rows]}
         sections = [self._components(images, index, rows)]
+        shares = None
         if self.model is not None:
-            section, found = self._head(images, index)
+            section, shares = self._head(images, index)
             sections.append(section)
-            metrics |= found
-        section, metrics["neighbours"] = self._neighbours(images, index, rows)
+        section, neighbours = self._neighbours(images, index, rows)
         sections.append(section)
-        metrics["skipped_images"] = self.reading.skipped
+        result = ExplainResult(
+            out=config.out,
+            images=tuple(self.shown.ids[row] for row in rows),
+            head=shares,
+            neighbours=neighbours,
+            skipped_images=tuple(self.reading.skipped),
+        )
         for name, figure in self.pictures.items():
             run.write_with(f"{name}.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
         head = "" if self.model is None else f", read by the {self.model.head.name} head of {config.run}"
@@ -139,8 +141,8 @@ class _Explanation:
             **environment(self.process.device),
         })  # fmt: skip
         run.write("report.html", report)
-        run.write_json(FINISHED, metrics)
-        return metrics
+        run.write_json(FINISHED, result.metrics())
+        return result
 
     def _shown_images(self) -> tuple[Tensor, Tensor, list[int]]:
         """(N, C, S, S) in [-1, 1], their noise's index, and their positions among the images to show."""
@@ -182,7 +184,7 @@ class _Explanation:
     @torch.no_grad()
     def _neighbours(
         self, images: Tensor, index: Tensor, rows: list[int]
-    ) -> tuple[Section, list[list[dict[str, object]]]]:
+    ) -> tuple[Section, tuple[tuple[Neighbour, ...], ...]]:
         config, train = self.config, self.data.train
         extractor = FrozenExtractor(self.backbone, (self.block,), (self.step,), config.seed)
         place = (self.block, self.step)
@@ -191,15 +193,15 @@ class _Explanation:
         bank = normalize(_vectors(cache, place), dim=1)
         queries = pool_to(extractor(images, index)[place], config.pool).cpu().half().float().flatten(1)
         nearest = (normalize(queries, dim=1) @ bank.T).topk(min(config.neighbours, len(bank)))
-        found: list[list[dict[str, object]]] = []
+        found: list[tuple[Neighbour, ...]] = []
         tiles, names = [], []
         for similarity, where in zip(nearest.values.tolist(), nearest.indices.tolist(), strict=True):
             positions = [int(cache.rows[k]) for k in where]
             classes = [self._class_of(bank_split, row) for row in positions]
-            found.append([
-                {"image": bank_split.ids[row], "class": label, "similarity": round(value, 4)}
+            found.append(tuple(
+                Neighbour(bank_split.ids[row], label, round(value, 4))
                 for row, label, value in zip(positions, classes, similarity, strict=True)
-            ])  # fmt: skip
+            ))  # fmt: skip
             side, channels = self.backbone.image_size, self.backbone.in_channels
             tiles.append(
                 torch.stack([to_float(fit(bank_split.image(row), channels, side)) for row in positions])
@@ -218,13 +220,13 @@ class _Explanation:
             f"The most similar of {len(bank):,} training images, by block {self.block} at noise step {self.step}, "
             f"pooled to {config.pool} x {config.pool}. Labels played no part in finding them."
         )
-        return Section("Nearest neighbours", text, (picture,)), found
+        return Section("Nearest neighbours", text, (picture,)), tuple(found)
 
     def _class_of(self, split: ImageSplit, row: int) -> str:
         return "" if split.labels is None else self.data.classes[int(split.labels[row])]
 
     @torch.no_grad()
-    def _head(self, images: Tensor, index: Tensor) -> tuple[Section, dict[str, Any]]:
+    def _head(self, images: Tensor, index: Tensor) -> tuple[Section, HeadShares]:
         """Where the run's head looks, on test images; and on those that are shown."""
         assert self.model is not None
         probe, test = self.model.probe, self.data.test
@@ -256,7 +258,7 @@ class _Explanation:
 
     def _linear(
         self, head: LinearHead, contributions: list[float], images: int
-    ) -> tuple[Section, dict[str, Any]]:
+    ) -> tuple[Section, HeadShares]:
         named = {
             f"block {block}, t = {t}": share
             for (block, t), share in zip(head.places, contributions, strict=True)
@@ -272,9 +274,7 @@ class _Explanation:
         picture = Picture(
             figure, "Shares of the places; they sum to 100 %.", "Which blocks the linear probe uses"
         )
-        return Section("Which blocks the weights use", text, (picture,)), {
-            "test_images": images, "logit_shares": named,
-        }  # fmt: skip
+        return Section("Which blocks the weights use", text, (picture,)), HeadShares(images, named)
 
     def _attention(
         self,
@@ -285,7 +285,7 @@ class _Explanation:
         images: Tensor,
         looked: dict[Place, Tensor],
         count: int,
-    ) -> tuple[Section, dict[str, Any]]:
+    ) -> tuple[Section, HeadShares]:
         if len(looked) <= _OVERLAYS:
             overlays = {f"block {block}\nt = {t}": weights for (block, t), weights in looked.items()}
         else:
@@ -322,14 +322,12 @@ class _Explanation:
             Table(columns, rows, "Shares; the last row is what the number of tokens alone would give."),
             Picture(bars, "The same shares.", "Shares of the attention of CLS"),
         ))  # fmt: skip
-        return section, {
-            "test_images": count,
-            "attention_shares": {f"block {block}, t = {t}": share for (block, t), share in attention.items()},
-            "attention_on_cls": {f"t = {t}": share for t, share in zip(head.noise_steps, own, strict=True)},
-            "logit_shares": {
-                f"t = {t}": share for t, share in zip(head.noise_steps, contributions, strict=True)
-            },
-        }
+        return section, HeadShares(
+            test_images=count,
+            logits={f"t = {t}": share for t, share in zip(head.noise_steps, contributions, strict=True)},
+            attention={f"block {block}, t = {t}": share for (block, t), share in attention.items()},
+            on_cls={f"t = {t}": share for t, share in zip(head.noise_steps, own, strict=True)},
+        )
 
 
 def _summed(looked: dict[Place, Tensor], head: DifFormerHead, t: int) -> Tensor:

@@ -35,20 +35,17 @@ from difflens.extractors.store import (
     write_shard,
 )
 from difflens.opening import open_run
+from difflens.results.extract import ExtractResult
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.files import checksum, write_bytes
 
 
-def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
+def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda line: None) -> ExtractResult:
     """Run `config`; several processes share the work, shard by shard.
 
     Args:
         announce: is told what will be written, and how large it will be, before anything is.
-
-    Returns:
-        The content of metrics.json: images, predicted and found bytes, and the SHA-256 of checksums.sha256, which
-        stands for the whole store. Besides, not in the file: "images_per_second" and "skipped_images" of this call.
 
     Raises:
         DiffLensError: anything in the configuration, the data or the backbone is not what it should be, the folder
@@ -125,7 +122,7 @@ class _Extraction:
         self.reading = Reading(config.workers, config.on_bad_image, [])
         self.digests: dict[str, str] = {}
 
-    def run_all(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    def run_all(self, manifest: dict[str, Any]) -> ExtractResult:
         missing = self._missing()
         left = sum(self.layout.bytes_of(shard, len(steps)) for shard, steps in missing)
         self._announce(left)
@@ -152,7 +149,7 @@ class _Extraction:
         self.process.wait_for_everyone()
         rate = count / max(time.monotonic() - began, 1e-9)
         self.run.write_json(MANIFEST, manifest)
-        return self._finish() | {"images_per_second": rate, "skipped_images": self._skipped()}
+        return ExtractResult.from_metrics(self._finish(), self.out, rate, tuple(self._skipped()))
 
     def _missing(self) -> list[tuple[Shard, list[int]]]:
         """Each shard that is not whole, with the noise steps that it lacks."""
@@ -167,7 +164,7 @@ class _Extraction:
         total = self.layout.total_bytes
         there = "" if left == total else f", {(total - left) / 1e9:.3g} GB of them there"
         self.announce(
-            f"{images} images, blocks {listing(sorted(self.layout.shapes))} at noise steps "
+            f"Writing {images} images, blocks {listing(sorted(self.layout.shapes))} at noise steps "
             f"{listing(self.layout.noise_steps)}: {total:,} bytes ({total / 1e9:.3g} GB) in "
             f"{len(self.layout.shards) * len(self.layout.noise_steps):,} shards{there}"
         )

@@ -19,7 +19,7 @@ from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit, MemorySplit
 from difflens.errors import DiffLensError, listing, require
 from difflens.extractors.cache import Reading
-from difflens.generation.fidelity import at_random, caution, fidelity
+from difflens.generation.fidelity import at_random, fidelity
 from difflens.generation.grid import image_grid
 from difflens.generation.samplers import make_sampler, sample
 from difflens.metrics.memorisation import UNSEEN, Seen, find_nearest
@@ -27,6 +27,10 @@ from difflens.models.feature_space import FeatureSpace
 from difflens.reports import charts
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.reports.memorisation import copying_section
+from difflens.results.demo import DemoResult
+from difflens.results.fidelity import FidelityResult, caution
+from difflens.results.probe import deviation_of, mean_of, read_seeds
+from difflens.results.report import HeadScore, ReportResult
 from difflens.run.directory import FINISHED, read_log
 from difflens.run.files import replace_with
 from difflens.run.processes import accelerator
@@ -41,8 +45,8 @@ class _Found:
         backbone: where a backbone or a pretrain run was named.
         named: how other runs name theirs.
         fingerprints: of the backbone, by run.
-        heads: rows of the table of heads.
-        distances: metrics of fidelity runs.
+        heads: how well heads read it.
+        distances: what fidelity runs measured.
         generated: a generate run.
         pretrained: a pretrain run.
         trained_on: its configuration.
@@ -52,16 +56,16 @@ class _Found:
     backbone: Backbone | None = None
     named: list[BackboneConfig] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
-    heads: list[dict[str, Any]] = field(default_factory=list)
-    distances: list[dict[str, Any]] = field(default_factory=list)
+    heads: list[HeadScore] = field(default_factory=list)
+    distances: list[FidelityResult] = field(default_factory=list)
     generated: Path | None = None
     pretrained: Path | None = None
     trained_on: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
 
 
-def report(config: ReportConfig) -> Path:
-    """Run `config`; returns the file.
+def report(config: ReportConfig) -> ReportResult:
+    """Run `config` and write the file.
 
     Raises:
         DiffLensError: a run is not finished, of an unknown kind or of another backbone, there is no diffusion backbone,
@@ -90,7 +94,7 @@ def report(config: ReportConfig) -> Path:
         replace_with(out, lambda path: path.write_text(page))
     except OSError as error:
         raise DiffLensError(f"{out} cannot be written: {error.strerror}") from error
-    return out
+    return ReportResult(path=out, heads=tuple(found.heads), distances=tuple(found.distances))
 
 
 def _out(config: ReportConfig) -> Path:
@@ -132,23 +136,35 @@ def _read_probe(name: str, path: Path, run: dict[str, Any], found: _Found) -> No
     model = _read(path / "model" / "config.json")
     found.data = found.data or run["data"]
     _name_backbone(name, dict(model["backbone"]), found)
-    metrics = _read(path / FINISHED)
+    seeds = read_seeds(_read(path / FINISHED))
     read = model["extractor"]
     plural = "s" * (len(read["blocks"]) > 1)
     where = f"block{plural} {listing(read['blocks'])} at t = {listing(read['noise_steps'])}"
     kind = "" if read["name"] == "frozen" else f", {read['name']}"
-    found.heads.append({**metrics, "title": f"{model['head']['name']}{kind}, {where}", "data": run["data"]})
+    found.heads.append(HeadScore(
+        title=f"{model['head']['name']}{kind}, {where}",
+        data=run["data"],
+        top1=mean_of(seeds, "top1"),
+        interval=seeds[0].top1_interval_95 if len(seeds) == 1 else None,
+        deviation=deviation_of(seeds, "top1"),
+        train_images=seeds[0].train_images,
+        test_images=seeds[0].test_images,
+        trainable_parameters=seeds[0].trainable_parameters,
+    ))  # fmt: skip
 
 
 def _read_demo(name: str, path: Path, run: dict[str, Any], found: _Found) -> None:
     model = _read(path / "model" / "config.json")
     found.data = found.data or run["data"]
     _name_backbone(name, dict(model["backbone"]), found)
-    metrics = _read(path / FINISHED)
-    for head, row in metrics["results"].items():
+    result = DemoResult.from_metrics(_read(path / FINISHED), path)
+    for head, row in result.results.items():
         if head not in ("pixels", "random_backbone"):  # not of this backbone
-            counts = {key: metrics[key] for key in ("train_images", "test_images")}
-            found.heads.append({**row, **counts, "title": head, "data": run["data"]})
+            found.heads.append(HeadScore(
+                title=head, data=run["data"], top1=row.top1, interval=row.top1_interval_95, deviation=None,
+                train_images=result.train_images, test_images=result.test_images,
+                trainable_parameters=row.trainable_parameters,
+            ))  # fmt: skip
 
 
 def _read_generate(name: str, path: Path, run: dict[str, Any], found: _Found) -> None:
@@ -163,13 +179,13 @@ def _read_generate(name: str, path: Path, run: dict[str, Any], found: _Found) ->
 
 
 def _read_fidelity(name: str, path: Path, run: dict[str, Any], found: _Found) -> None:
-    metrics = _read(path / FINISHED)
-    if metrics["source"] is None:
+    result = FidelityResult.from_metrics(_read(path / FINISHED))
+    if result.source is None:
         raise DiffLensError(
             f"{name} measured images that are not of `difflens generate`: nobody knows whose they are"
         )
-    found.fingerprints[name] = metrics["source"]["backbone_fingerprint"]
-    found.distances.append(metrics)
+    found.fingerprints[name] = result.source.backbone_fingerprint
+    found.distances.append(result)
 
 
 _READERS = {
@@ -197,7 +213,7 @@ def _backbone(found: _Found) -> Backbone:
     return backbone
 
 
-def _measure(config: ReportConfig, found: _Found) -> dict[str, Any]:
+def _measure(config: ReportConfig, found: _Found) -> FidelityResult:
     assert config.features is not None
     data = config.data or found.data or found.trained_on.get("data")
     if found.generated is None or data is None:
@@ -206,7 +222,7 @@ def _measure(config: ReportConfig, found: _Found) -> dict[str, Any]:
     return fidelity(FidelityConfig(
         samples=found.generated, data=data, features=config.features, seed=config.seed, workers=config.workers,
         on_bad_image=config.on_bad_image, device=config.device,
-    )).metrics()  # fmt: skip
+    ))  # fmt: skip
 
 
 class _Page:
@@ -236,17 +252,16 @@ class _Page:
         })  # fmt: skip
 
     def _heads(self) -> Section:
-        heads = sorted(self.found.heads, key=lambda head: head["top1"])
+        heads = sorted(self.found.heads, key=lambda head: head.top1)
         if not heads:
             return Section("Top-1 by head", "No run of difflens probe on this backbone was given.")
         rows: list[tuple[object, ...]] = []
         for head in heads:
-            low, high = head.get("top1_interval_95", (None, None))
-            spread = f" ± {100 * head['top1_std']:.2f}" if "top1_std" in head else ""
+            spread = "" if head.deviation is None else f" ± {100 * head.deviation:.2f}"
             rows.append((
-                head["title"], head["data"], f"{100 * head['top1']:.2f}{spread}",
-                None if low is None else f"{100 * low:.1f} - {100 * high:.1f}",
-                head["train_images"], head["test_images"], head["trainable_parameters"],
+                head.title, head.data, f"{100 * head.top1:.2f}{spread}",
+                None if head.interval is None else "{:.1f} - {:.1f}".format(*(100 * bound for bound in head.interval)),
+                head.train_images, head.test_images, head.trainable_parameters,
             ))  # fmt: skip
         columns = (
             "Head",
@@ -262,11 +277,11 @@ class _Page:
                 columns, rows, "Every test image is scored once; ± is the standard deviation between seeds."
             ),
         )
-        one_data = len({head["data"] for head in heads}) == 1
-        if len(heads) > 1 and one_data and all("top1_interval_95" in head for head in heads):
+        one_data = len({head.data for head in heads}) == 1
+        intervals = [head.interval for head in heads if head.interval is not None]
+        if len(heads) > 1 and one_data and len(intervals) == len(heads):
             bars = charts.accuracy_bars(
-                [head["title"] for head in heads], [head["top1"] for head in heads],
-                [head["top1_interval_95"] for head in heads], [],
+                [head.title for head in heads], [head.top1 for head in heads], intervals, [],
             )  # fmt: skip
             parts += (Picture(bars, "Top-1 accuracy with 95 % intervals.", "Top-1 accuracy of every head"),)
         return Section("Top-1 by head", "", parts)
@@ -275,19 +290,18 @@ class _Page:
         if not self.found.distances:
             return Section("Fréchet distance", "No run of difflens fidelity on its images was given.")
         tables = []
-        for metrics in self.found.distances:
+        for result in self.found.distances:
             rows: list[tuple[object, ...]] = [
-                (row["images"], row["count"], f"{row['frechet']:.4g}",
-                 f"{1000 * row['kid']:.3f} ± {1000 * row['kid_std']:.3f}")
-                for row in metrics["distances"]
+                (row.images, row.count, f"{row.frechet:.4g}", f"{1000 * row.kid:.3f} ± {1000 * row.kid_std:.3f}")
+                for row in result.distances
             ]  # fmt: skip
-            source = metrics["source"]
-            sampler = f" Samples: {source['sampler']}, {source['steps']:,} steps." if source else ""
-            few = caution(metrics["distances"][0]["count"], metrics["dimensions"])
-            name = "FID" if metrics["inception"] else "Fréchet distance"
+            source = result.source
+            sampler = f" Samples: {source.sampler}, {source.steps:,} steps." if source else ""
+            few = caution(result.sample_distance.count, result.dimensions)
+            name = "FID" if result.inception else "Fréchet distance"
             tables.append(Table(
                 ("Images", "Number", name, "KID x 1,000"), rows,
-                f"To {metrics['real_images']:,} {metrics['real']}. Features: {metrics['space']}.{sampler} {few}",
+                f"To {result.real_images:,} {result.real}. Features: {result.space}.{sampler} {few}",
             ))  # fmt: skip
         text = "How far generated images are from real ones. Distances compare within one feature space only."
         return Section("Fréchet distance", text, tuple(tables))

@@ -4,9 +4,8 @@ import csv
 import io
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -42,6 +41,7 @@ from difflens.metrics.statistics import wilson
 from difflens.opening import open_run
 from difflens.reports.charts import heat_map
 from difflens.reports.sweep import sweep_report
+from difflens.results.sweep import SweepResult
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 
@@ -50,26 +50,6 @@ _LADDER = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 # the part of a time budget that is planned for; the rest is for the classifiers and for surprises
 _PLANNED = 0.7
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What `sweep` returns.
-
-    Attributes:
-        accuracy: (T, B) by classifier, shares in [0, 1].
-        blocks, noise_steps: of its columns and rows.
-        recommendation: by the first classifier.
-        metrics: metrics.json's content.
-        commands: what to run next.
-    """
-
-    accuracy: dict[str, Tensor]
-    blocks: tuple[int, ...]
-    noise_steps: tuple[int, ...]
-    recommendation: Recommendation
-    metrics: dict[str, Any]
-    commands: tuple[str, ...]
 
 
 def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: None) -> SweepResult:
@@ -245,17 +225,18 @@ class _Sweep:
         labels = done[steps[0]]["labels"]
         best = recommend(torch.stack([done[t]["scores"] for t in steps]), labels, self.blocks, steps)
         commands = self._commands(best)
-        metrics: dict[str, Any] = {
-            "accuracy": {name: values.tolist() for name, values in accuracy.items()},
-            "blocks": self.blocks,
-            "noise_steps": steps,
-            "not_measured": [t for t in self.steps if t not in done],
-            "images": len(split),
-            "validation_images": len(labels),
-            "recommended": asdict(best),
-            "next": commands,
-            "skipped_images": self.reading.skipped,
-        }
+        result = SweepResult(
+            out=config.out,
+            accuracy=accuracy,
+            blocks=self.blocks,
+            noise_steps=steps,
+            not_measured=tuple(t for t in self.steps if t not in done),
+            images=len(split),
+            validation_images=len(labels),
+            recommendation=best,
+            commands=commands,
+            skipped_images=tuple(self.reading.skipped),
+        )
         table = _table(self.backbone, self.blocks, steps, accuracy, len(labels))
         self.run.write("table.csv", table)
         roles = [self.backbone.block(block).role for block in self.blocks]
@@ -265,7 +246,7 @@ class _Sweep:
         report = sweep_report(
             summary=f"How well a simple classifier reads each block of {config.backbone} at each noise step on "
             f"{self.data.name}, on maps pooled to {config.pool} x {config.pool}.",
-            accuracy=accuracy, blocks=self.blocks, roles=roles, noise_steps=steps, not_measured=metrics["not_measured"],
+            accuracy=accuracy, blocks=self.blocks, roles=roles, noise_steps=steps, not_measured=result.not_measured,
             best=best, images=len(labels), commands=commands, provenance={
                 "Command": shown_command(config),
                 "Backbone": f"{config.backbone}, fingerprint {self.fingerprints['backbone_fingerprint'][:12]}",
@@ -277,8 +258,8 @@ class _Sweep:
             },
         )  # fmt: skip
         self.run.write("report.html", report)
-        self.run.write_json(FINISHED, metrics)
-        return SweepResult(accuracy, self.blocks, steps, best, metrics, commands)
+        self.run.write_json(FINISHED, result.metrics())
+        return result
 
     def _commands(self, best: Recommendation) -> tuple[str, ...]:
         same = {field.name for field in fields(ProbeConfig)} & {field.name for field in fields(SweepConfig)}

@@ -47,7 +47,7 @@ def batch(index: list[int]) -> Batch:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_a_backbone_that_is_probed(method: Any, image_tree: Path, tmp_path: Path) -> None:
     run = config(tmp_path / "run", image_tree, method=method, epochs=2, augment="flip")
-    folder = pretrain(run)
+    folder = pretrain(run).path
     backbone = load_backbone(str(folder))
     assert (backbone.in_channels, backbone.image_size) == (3, 16)
     assert backbone.generates == (method == "bigan") == (folder / "samples.png").exists()
@@ -68,7 +68,7 @@ def test_a_run_leaves_a_backbone_that_is_probed(method: Any, image_tree: Path, t
         epochs=1,
         device="cpu",
     )
-    assert probe(probed).metrics["test_images"] == 15
+    assert probe(probed).metrics()["test_images"] == 15
 
 
 @pytest.mark.parametrize("method", ["simclr", "mae", "supervised"])
@@ -85,12 +85,12 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
     """Stopped in the middle of an epoch."""
     whole = config(tmp_path / "whole", image_tree, method=method, epochs=2, augment="flip")
     stopped = replace(whole, out=tmp_path / "stopped")
-    folders = [pretrain(whole)]
+    folders = [pretrain(whole).path]
     with monkeypatch.context() as patch:
         patch.setattr(pretraining, "LOOK_EVERY", 3)
         pretrain(replace(stopped, max_minutes=1e-9))
     assert checkpoint(stopped.out)["step"] == 3
-    folders.append(pretrain(replace(stopped, resume=True)))
+    folders.append(pretrain(replace(stopped, resume=True)).path)
     uninterrupted, resumed = (load_file(folder / "model.safetensors") for folder in folders)
     assert uninterrupted.keys() == resumed.keys()
     for name, value in uninterrupted.items():

@@ -22,7 +22,6 @@ from difflens import (
     SegmentConfig,
     detect,
     predict,
-    predict_dense,
     presets,
     segment,
 )
@@ -38,6 +37,7 @@ from difflens.heads.segmentation import SegmentationHead
 from difflens.metrics.segmentation import SegmentationEvaluation, confusion_matrix
 from difflens.noise import NoiseSchedule
 from difflens.reports.overlays import mask_overlay
+from difflens.tasks.classification.predict import predict_classes
 from difflens.tasks.dense import learning_rate_factor, make_plan
 from difflens.tasks.segmentation.inference import Sliding, class_probabilities
 
@@ -97,8 +97,10 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
         segment(asked)
     resumed = segment(replace(asked, resume=True))
     assert losses(tmp_path / "run") == losses(trained)
-    assert resumed.metrics["miou"] == json.loads((trained / "metrics.json").read_text())["miou"]
-    assert segment(replace(asked, resume=True)).metrics == resumed.metrics  # finished: nothing more is done
+    assert resumed.metrics()["miou"] == json.loads((trained / "metrics.json").read_text())["miou"]
+    assert (
+        segment(replace(asked, resume=True)).metrics() == resumed.metrics()
+    )  # finished: nothing more is done
 
 
 def test_a_run_goes_on_with_the_same_data_and_weights_alone(
@@ -126,8 +128,8 @@ def test_every_extractor_and_head(
     more: dict[str, object], backbone_folder: Path, scene_folder: Path, tmp_path: Path
 ) -> None:
     result = segment(config(backbone_folder, scene_folder, tmp_path / "run", iterations=2, **more))
-    assert 0 <= result.metrics["miou"] <= 1
-    assert result.metrics["train_images"] == (3 if "image_fraction" in more else 12)
+    assert 0 <= result.metrics()["miou"] <= 1
+    assert result.metrics()["train_images"] == (3 if "image_fraction" in more else 12)
     image = torch.rand(1, 3, 32, 32) * 2 - 1
     again = SegmentationModel.load(tmp_path / "run")
     with evaluating(result.model.probe):
@@ -152,7 +154,7 @@ def test_pairs_of_folders_with_bad_masks(backbone_folder: Path, scene_folder: Pa
     with pytest.raises(DiffLensError, match=r"00003.png: .* has no mask of this name"):
         segment(asked)
     assert not (tmp_path / "run").exists()
-    metrics = segment(replace(asked, on_bad_annotation="skip")).metrics
+    metrics = segment(replace(asked, on_bad_annotation="skip")).metrics()
     assert metrics["train_images"] == 11
     assert len(metrics["bad_annotations"]) == 1
     assert "Bad annotations" in (tmp_path / "run" / "report.html").read_text()
@@ -250,7 +252,7 @@ def test_windows_cover_an_image_and_are_averaged(trained: Path) -> None:
 def test_prediction_writes_overlays_masks_and_json(trained: Path, scene_folder: Path, tmp_path: Path) -> None:
     images = scene_folder / "images" / "val"
     out = tmp_path / "found"
-    records = predict_dense(PredictConfig(model=trained / "model", images=(images,), out=out))
+    records = predict(PredictConfig(model=trained / "model", images=(images,), out=out)).records()
     assert json.loads((out / "predictions.json").read_text()) == records
     assert [Path(record["image"]).name for record in records] == [f"{k:05d}.png" for k in range(5)]
     for record in records:
@@ -265,16 +267,16 @@ def test_prediction_writes_overlays_masks_and_json(trained: Path, scene_folder: 
             {name: share for name, share in counts.items() if share}, abs=1e-6
         )
         assert Image.open(out / record["overlay"]).size == (320, 320)
-    alone = predict_dense(PredictConfig(model=trained, images=(images / "00002.png",), out=tmp_path / "one"))
-    assert alone[0]["classes"] == records[2]["classes"]  # the same noise, whatever else is asked
+    alone = predict(PredictConfig(model=trained, images=(images / "00002.png",), out=tmp_path / "one"))
+    assert alone.predictions[0].classes == records[2]["classes"]  # the same noise, whatever else is asked
     # again into the same folder; a folder of something else is left alone
-    predict_dense(PredictConfig(model=trained, images=(images / "00000.png",), out=out))
+    predict(PredictConfig(model=trained, images=(images / "00000.png",), out=out))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(DiffLensError, match="not a folder of predictions"):
-        predict_dense(PredictConfig(model=trained, images=(images,), out=tmp_path / "mine"))
+        predict(PredictConfig(model=trained, images=(images,), out=tmp_path / "mine"))
     with pytest.raises(DiffLensError, match="a model of segmentation"):
-        list(predict(PredictConfig(model=trained, images=(images,))))
+        predict_classes(PredictConfig(model=trained, images=(images,)))
 
 
 def test_a_first_class_that_is_no_background_is_painted() -> None:
@@ -297,11 +299,11 @@ def test_prediction_skips_or_stops_at_a_bad_image(trained: Path, scene_folder: P
     )
     asked = PredictConfig(model=trained, images=(tmp_path / "images",), out=tmp_path / "out")
     with pytest.raises(DiffLensError, match=r"broken\.png"):
-        predict_dense(asked)
+        predict(asked)
     assert not (tmp_path / "out").exists()
-    skipped: list[str] = []
-    assert len(predict_dense(replace(asked, on_bad_image="skip"), skipped)) == 1
-    assert len(skipped) == 1
+    result = predict(replace(asked, on_bad_image="skip"))
+    assert len(result.predictions) == 1
+    assert len(result.skipped_images) == 1
 
 
 @pytest.mark.parametrize(

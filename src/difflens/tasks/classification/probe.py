@@ -3,9 +3,8 @@
 import math
 import re
 import shutil
-import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,30 +36,13 @@ from difflens.models.probe import Probe
 from difflens.models.saved import TrainedModel
 from difflens.opening import OpenedRun, open_run
 from difflens.reports.probe import probe_report
+from difflens.results.probe import GridTrial, NeighbourTrial, ProbeResult, SeedResult
 from difflens.run.directory import FINISHED, RunDirectory, read_log
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 from difflens.tasks.classification.predictions import predictions_csv, read_predictions
 from difflens.tasks.classification.selection import choose_linear, choose_neighbours
 from difflens.tasks.classification.train import evaluate, fit
-
-# What summarises several seeds: mean, and standard deviation between seeds.
-_SUMMARISED = ("top1", "top5", "mean_per_class")
-
-
-@dataclass
-class ProbeResult:
-    """What `probe` returns.
-
-    Attributes:
-        model: the trained one; of several seeds the first.
-        metrics: metrics.json's content.
-        evaluations: predictions on the test split, by seed.
-    """
-
-    model: TrainedModel
-    metrics: dict[str, Any]
-    evaluations: list[Evaluation]
 
 
 def probe(config: ProbeConfig) -> ProbeResult:
@@ -115,19 +97,17 @@ def _probe_seeds(config: ProbeConfig, data: ImageData, process: Accelerator) -> 
             out = config.out / f"seed-{seed}"
             results.append(_probe_once(replace(config, out=out, seed=seed, seeds=1), data, process))
             run.keep()
-        every = [result.metrics for result in results]
-        metrics: dict[str, Any] = {key: statistics.mean(each[key] for each in every) for key in _SUMMARISED}
-        metrics |= {f"{key}_std": statistics.stdev(each[key] for each in every) for key in _SUMMARISED}
-        metrics |= {
-            key: every[0][key] for key in ("metric", "test_images", "train_images", "trainable_parameters")
-        } | {"runs": every}  # fmt: skip
-        first = results[0]
-        logs = [read_log(config.out / f"seed-{each['seed']}") for each in every]
-        evaluations = [evaluation for result in results for evaluation in result.evaluations]
-        run.write("report.html", _report(config, first.model, data, evaluations, every, logs, process))
-        run.write_folder("model", first.model.save)
-        run.write_json(FINISHED, metrics)
-    return ProbeResult(first.model, metrics, evaluations)
+        result = ProbeResult(
+            out=config.out,
+            model=results[0].model,
+            seeds=tuple(seed for each in results for seed in each.seeds),
+            evaluations=tuple(evaluation for each in results for evaluation in each.evaluations),
+        )
+        logs = [read_log(config.out / f"seed-{each.seed}") for each in result.seeds]
+        run.write("report.html", _report(config, result, data, logs, process))
+        run.write_folder("model", result.model.save)
+        run.write_json(FINISHED, result.metrics())
+    return result
 
 
 def _labelled(config: ProbeConfig, train: ImageSplit, classes: tuple[str, ...]) -> ImageSplit:
@@ -230,9 +210,13 @@ def _pools_alike(width: int, kept: int, side: int | None) -> bool:
 
 
 def _finished(config: ProbeConfig, data: ImageData, run: RunDirectory) -> ProbeResult:
-    metrics = run.read_json(FINISHED)
     evaluation = read_predictions(config.out / "predictions.csv", data.test.ids, data.classes)
-    return ProbeResult(TrainedModel.load(config.out), metrics, [evaluation])
+    return ProbeResult(
+        out=config.out,
+        model=TrainedModel.load(config.out),
+        seeds=(SeedResult.from_metrics(run.read_json(FINISHED)),),
+        evaluations=(evaluation,),
+    )
 
 
 class _Run:
@@ -251,7 +235,8 @@ class _Run:
         self.run, self.process = run, process
         self.training, self.skipped = config, list[str]()
         self.probe = model.probe.to(process.device)
-        self.chosen: dict[str, Any] = {}
+        self.grid: tuple[GridTrial, ...] | None = None
+        self.neighbours: tuple[NeighbourTrial, ...] | None = None
         online = self.probe.extractor.trainable or self.training.augment != "none"
         if process.num_processes > 1:
             if online and self.training.on_bad_image == "skip":
@@ -313,17 +298,15 @@ class _Run:
             for chosen in torch.arange(len(cache)).split(1024)
         ]
         head.remember(torch.cat(vectors), cache.labels)
-        records = choose_neighbours(head, len(self.data.classes))
-        head.neighbours = _best(records)["k"]
-        self.chosen = {"neighbours": records}
+        self.neighbours = choose_neighbours(head, len(self.data.classes))
+        head.neighbours = next(trial.k for trial in self.neighbours if trial.chosen)
         self.model.head = replace(self.model.head, bank=len(cache), neighbours=head.neighbours)
 
     def _choose_rate(self, head: LinearHead, cache: FeatureCache) -> None:
-        records = choose_linear(head, cache, self.training, self.process.device)
-        best = _best(records)
-        self.chosen = {"grid": records}
+        self.grid = choose_linear(head, cache, self.training, self.process.device)
+        best = next(trial for trial in self.grid if trial.chosen)
         self.training = replace(
-            self.training, learning_rate=best["learning_rate"], weight_decay=best["weight_decay"]
+            self.training, learning_rate=best.learning_rate, weight_decay=best.weight_decay
         )
 
     def _evaluate(self) -> Evaluation:
@@ -334,11 +317,12 @@ class _Run:
 
     def _evaluate_others(self, head: NeighbourHead, chosen: Evaluation) -> None:
         """The usual table by number of neighbours; the choice among them is made already."""
-        kept = head.neighbours
-        for record in self.chosen["neighbours"]:
-            head.neighbours = record["k"]
-            record["top1"] = chosen.top1 if record["chosen"] else self._evaluate().top1
-        head.neighbours = kept
+        assert self.neighbours is not None
+        kept, trials = head.neighbours, []
+        for trial in self.neighbours:
+            head.neighbours = trial.k
+            trials.append(replace(trial, top1=chosen.top1 if trial.chosen else self._evaluate().top1))
+        head.neighbours, self.neighbours = kept, tuple(trials)
 
     def _write(self, evaluation: Evaluation, seconds: float) -> ProbeResult:
         config, data, run, process = self.config, self.data, self.run, self.process
@@ -347,30 +331,37 @@ class _Run:
             skipped = sorted(set(gather_object(skipped)))
         names = set(data.train.ids)
         unread = sum(_image_of(line, names) is not None for line in skipped)
-        metrics = {
-            **evaluation.metrics(),
-            "metric": data.metric,
-            "trainable_parameters": self.probe.trainable_parameters,
-            "train_images": len(data.train) - unread,
-            "train_seconds": round(seconds, 2),
-            "epochs": 0 if config.head == "knn" else config.epochs,
-            "seed": config.seed,
-            "skipped_images": skipped,
-            **self.chosen,
-        }
+        seed = SeedResult(
+            top1=evaluation.top1,
+            top1_interval_95=evaluation.top1_interval,
+            top5=evaluation.top5,
+            mean_per_class=evaluation.mean_per_class,
+            test_images=len(evaluation.rows),
+            per_class=evaluation.per_class,
+            confusion_matrix=tuple(map(tuple, evaluation.confusion.tolist())),
+            metric=data.metric,
+            trainable_parameters=self.probe.trainable_parameters,
+            train_images=len(data.train) - unread,
+            train_seconds=round(seconds, 2),
+            epochs=config.epochs if config.epochs is not None and config.head != "knn" else 0,
+            seed=config.seed,
+            skipped_images=tuple(skipped),
+            grid=self.grid,
+            neighbours=self.neighbours,
+        )
         self.model.info = {
-            "data": data.name, "top1": round(evaluation.top1, 4), "test_images": len(evaluation.rows),
-            "train_images": metrics["train_images"], "epochs": metrics["epochs"], "seed": config.seed,
+            "data": data.name, "top1": round(seed.top1, 4), "test_images": seed.test_images,
+            "train_images": seed.train_images, "epochs": seed.epochs, "seed": seed.seed,
         }  # fmt: skip
         run.write("predictions.csv", predictions_csv(evaluation, data.test.ids))
         run.write_folder("model", self.model.save)
-        report = _report(config, self.model, data, [evaluation], [metrics], [run.read_log()], process)
-        run.write("report.html", report)
-        run.write_json(FINISHED, metrics)
+        result = ProbeResult(out=config.out, model=self.model, seeds=(seed,), evaluations=(evaluation,))
+        run.write("report.html", _report(config, result, data, [run.read_log()], process))
+        run.write_json(FINISHED, result.metrics())
         process.wait_for_everyone()
         if run.main_process:
             shutil.rmtree(config.out / "cache", ignore_errors=True)
-        return ProbeResult(self.model, metrics, [evaluation])
+        return result
 
 
 def _image_of(line: str, names: Collection[str]) -> str | None:
@@ -379,19 +370,14 @@ def _image_of(line: str, names: Collection[str]) -> str | None:
     return next((line[:end] for end in ends if line[:end] in names), None)
 
 
-def _best(records: list[dict[str, Any]]) -> dict[str, Any]:
-    return next(record for record in records if record["chosen"])
-
-
 def _report(
     config: ProbeConfig,
-    model: TrainedModel,
+    result: ProbeResult,
     data: ImageData,
-    evaluations: Sequence[Evaluation],
-    metrics: Sequence[dict[str, Any]],
     logs: Sequence[list[dict[str, Any]]],
     process: Accelerator,
 ) -> str:
+    model, train_images = result.model, result.seeds[0].train_images
     extractor, backbone = model.probe.extractor, model.probe.extractor.backbone
 
     def examples(rows: Sequence[int]) -> Tensor:
@@ -408,15 +394,15 @@ def _report(
         "Places read": f"blocks {listing(extractor.blocks)} at noise steps {listing(extractor.noise_steps)}, "
         f"{model.extractor.name} extractor",
         "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
-        "Labels used": f"{metrics[0]['train_images']:,}: {labels}",
-        "Seeds": listing([each["seed"] for each in metrics]),
+        "Labels used": f"{train_images:,}: {labels}",
+        "Seeds": listing([each.seed for each in result.seeds]),
         **environment(process.device),
     }
     summary = (
         f"A {config.head} head on the {model.extractor.name} features of {config.backbone}, trained on "
-        f"{metrics[0]['train_images']:,} labelled images of {data.name}."
+        f"{train_images:,} labelled images of {data.name}."
     )
     return probe_report(
-        command=shown_command(config), summary=summary, evaluations=evaluations, metrics=metrics, logs=logs,
-        examples=examples, provenance=provenance,
+        command=shown_command(config), summary=summary, evaluations=result.evaluations,
+        metrics=[each.metrics() for each in result.seeds], logs=logs, examples=examples, provenance=provenance,
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """Choosing a head's settings on the training images, never on the test images."""
 
 import itertools
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from difflens.extractors.cache import FeatureCache
 from difflens.heads.knn import NeighbourHead
 from difflens.heads.linear import LinearHead
 from difflens.metrics.classifiers import NEIGHBOURS, left_out_neighbours
+from difflens.results.probe import GridTrial, NeighbourTrial
 from difflens.run.console import progress_bar
 from difflens.tasks.classification.train import mix
 from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer, make_schedule
@@ -26,21 +26,23 @@ GRID: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
-def choose_neighbours(head: NeighbourHead, classes: int) -> list[dict[str, Any]]:
+def choose_neighbours(head: NeighbourHead, classes: int) -> tuple[NeighbourTrial, ...]:
     """How well each number of neighbours does on the training images that `head` remembers, each left out in turn.
 
     Returns:
-        A record for each of `classifiers.NEIGHBOURS`: "k", "validation_top1", and "chosen", true for the best.
+        A trial for each of `classifiers.NEIGHBOURS`; the best is chosen.
     """
     accuracy = left_out_neighbours(head.bank, head.labels, classes)
-    return _chosen([
-        {"k": k, "validation_top1": each} for k, each in zip(NEIGHBOURS, accuracy, strict=True)
-    ])  # fmt: skip
+    best = accuracy.index(max(accuracy))
+    return tuple(
+        NeighbourTrial(k, each, place == best)
+        for place, (k, each) in enumerate(zip(NEIGHBOURS, accuracy, strict=True))
+    )
 
 
 def choose_linear(
     head: LinearHead, cache: FeatureCache, config: TrainConfig, device: torch.device
-) -> list[dict[str, Any]]:
+) -> tuple[GridTrial, ...]:
     """Train a linear head for every learning rate and weight decay, all in the same pass over the features.
 
     A fifth of the images of each class is held out to judge them. The head itself is not changed.
@@ -50,7 +52,7 @@ def choose_linear(
         config: of the training; its learning rate and weight decay are not used.
 
     Returns:
-        A record for each pair: "learning_rate", "weight_decay", "validation_top1", and "chosen", true for the best.
+        A trial for each pair; the best is chosen.
     """
     pairs = list(itertools.product(*GRID[given(config.optimizer)]))
     held_out = every_nth(cache.labels, 5)
@@ -100,12 +102,9 @@ def choose_linear(
             vectors = head.vectors(cache.batch(chosen, device))
             labels = cache.labels[chosen].to(device)
             hits += torch.tensor([int((each(vectors).argmax(1) == labels).sum()) for each in heads])
-    return _chosen([
-        {"learning_rate": rate, "weight_decay": decay, "validation_top1": float(hit) / len(validation)}
-        for (rate, decay), hit in zip(pairs, hits, strict=True)
-    ])  # fmt: skip
-
-
-def _chosen(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    best = max(range(len(records)), key=lambda k: records[k]["validation_top1"])
-    return [{**record, "chosen": k == best} for k, record in enumerate(records)]
+    shares = [float(hit) / len(validation) for hit in hits]
+    best = shares.index(max(shares))
+    return tuple(
+        GridTrial(*pair, share, place == best)
+        for place, (pair, share) in enumerate(zip(pairs, shares, strict=True))
+    )

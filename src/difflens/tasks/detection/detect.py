@@ -1,9 +1,7 @@
 """`difflens detect`: objects with boxes and masks, from a pyramid of features."""
 
 import json
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +19,9 @@ from difflens.errors import DiffLensError
 from difflens.heads.config import DetectionHeadConfig
 from difflens.metrics.detection import coco_metrics
 from difflens.models.saved import DetectionModel
-from difflens.reports.dense import Example, dense_report, detection_sections
+from difflens.reports.dense import dense_report, detection_sections
+from difflens.results.dense import Example
+from difflens.results.detect import AveragePrecision, DetectResult
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.processes import accelerator
 from difflens.tasks.dense import (
@@ -39,14 +39,6 @@ SURE = 0.5
 """Objects with at least this score are drawn."""
 
 _EXAMPLES = 6
-
-
-@dataclass(frozen=True)
-class DetectResult:
-    """What a run found: the trained model, and "box_ap" and the other figures of `coco_metrics`."""
-
-    model: DetectionModel
-    metrics: dict[str, Any]
 
 
 def detect(config: DetectConfig) -> DetectResult:
@@ -82,7 +74,9 @@ def detect(config: DetectConfig) -> DetectResult:
     run = RunDirectory(config.out, "detect", record, config.resume, process)
     with run.working(), enough_memory():
         if run.finished:
-            return DetectResult(DetectionModel.load(config.out), run.read_json(FINISHED))
+            return DetectResult.from_metrics(
+                run.read_json(FINISHED), config.out, DetectionModel.load(config.out)
+            )
         return _train_and_evaluate(config, model, data, run, process)
 
 
@@ -121,18 +115,22 @@ def _train_and_evaluate(
     seconds = fit_iterations(probe, training, _loss, config, process, run)
     results = evaluate_detection(probe, validation, side, process)
     used = range(len(data.train)) if rows is None else rows.tolist()
-    metrics = {
-        **coco_metrics(data.val.record, results, masks),
-        "train_images": len(training),
-        "train_negatives": sum(not data.train.objects[row] for row in used),
-        "val_images": len(validation),
-        "trainable_parameters": probe.trainable_parameters,
-        "iterations": config.iterations,
-        "train_seconds": round(seconds, 2),
-        "seed": config.seed,
-        "bad_annotations": list(data.bad),
-    }
-    aps: dict[str, float] = {key: round(metrics[key], 4) for key in ("box_ap", "mask_ap") if key in metrics}
+    figures = coco_metrics(data.val.record, results, masks)
+    result = DetectResult(
+        out=config.out,
+        model=model,
+        box=AveragePrecision.from_metrics(figures, "box"),
+        mask=AveragePrecision.from_metrics(figures, "mask") if masks else None,
+        train_images=len(training),
+        train_negatives=sum(not data.train.objects[row] for row in used),
+        val_images=len(validation),
+        trainable_parameters=probe.trainable_parameters,
+        iterations=given(config.iterations),
+        train_seconds=round(seconds, 2),
+        seed=config.seed,
+        bad_annotations=tuple(data.bad),
+    )
+    aps = {f"{kind}_ap": round(given(each.ap), 4) for kind, each in result.precisions.items()}
     model.info = {
         "data": data.name, **aps, "train_images": len(training), "iterations": config.iterations, "seed": config.seed,
     }  # fmt: skip
@@ -146,13 +144,13 @@ def _train_and_evaluate(
             summary=f"{model.head.name} on the {config.extractor} features of {config.backbone}, trained on "
             f"{len(training):,} images of {data.name} for {config.iterations:,} iterations.",
             sections=detection_sections(
-                metrics, run.read_log(), _examples(model, data.val, validation, process), data.classes
+                result.metrics(), run.read_log(), _examples(model, data.val, validation, process), data.classes
             ),
             provenance=provenance(config, model, data, process),
         ))  # fmt: skip
-    run.write_json(FINISHED, metrics)
+    run.write_json(FINISHED, result.metrics())
     process.wait_for_everyone()
-    return DetectResult(model, metrics)
+    return result
 
 
 def _examples(

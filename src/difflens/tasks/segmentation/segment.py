@@ -1,8 +1,6 @@
 """`difflens segment`: a class for every pixel, from a pyramid of features."""
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +16,9 @@ from difflens.data.dense.samples import Augmentation, Labels, Samples
 from difflens.errors import DiffLensError
 from difflens.heads.config import SegmentationHeadConfig
 from difflens.models.saved import SegmentationModel
-from difflens.reports.dense import Example, dense_report, segmentation_sections
+from difflens.reports.dense import dense_report, segmentation_sections
+from difflens.results.dense import Example
+from difflens.results.segment import SegmentResult
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.processes import accelerator
 from difflens.tasks.dense import (
@@ -33,14 +33,6 @@ from difflens.tasks.dense import (
 from difflens.tasks.segmentation.inference import Sliding, evaluate_segmentation, predictions
 
 _EXAMPLES = 6
-
-
-@dataclass(frozen=True)
-class SegmentResult:
-    """What a run found: the trained model, and "miou" and the other figures of `SegmentationEvaluation.metrics`."""
-
-    model: SegmentationModel
-    metrics: dict[str, Any]
 
 
 def segment(config: SegmentConfig) -> SegmentResult:
@@ -69,7 +61,9 @@ def segment(config: SegmentConfig) -> SegmentResult:
     run = RunDirectory(config.out, "segment", record, config.resume, process)
     with run.working(), enough_memory():
         if run.finished:
-            return SegmentResult(SegmentationModel.load(config.out), run.read_json(FINISHED))
+            return SegmentResult.from_metrics(
+                run.read_json(FINISHED), config.out, SegmentationModel.load(config.out)
+            )
         return _train_and_evaluate(config, model, data, run, process)
 
 
@@ -101,18 +95,20 @@ def _train_and_evaluate(
     seconds = fit_iterations(probe, training, _loss, config, process, run)
     sliding = Sliding(side, config.eval_scales, config.eval_flip)
     evaluation = evaluate_segmentation(probe, validation, data.classes, sliding, process)
-    metrics = {
+    result = SegmentResult(
+        out=config.out,
+        model=model,
         **evaluation.metrics(),
-        "train_images": len(training),
-        "val_images": len(validation),
-        "trainable_parameters": probe.trainable_parameters,
-        "iterations": config.iterations,
-        "train_seconds": round(seconds, 2),
-        "seed": config.seed,
-        "bad_annotations": list(data.bad),
-    }
+        train_images=len(training),
+        val_images=len(validation),
+        trainable_parameters=probe.trainable_parameters,
+        iterations=given(config.iterations),
+        train_seconds=round(seconds, 2),
+        seed=config.seed,
+        bad_annotations=tuple(data.bad),
+    )
     model.info = {
-        "data": data.name, "miou": round(metrics["miou"], 4), "train_images": len(training),
+        "data": data.name, "miou": round(result.miou, 4), "train_images": len(training),
         "iterations": config.iterations, "seed": config.seed,
     }  # fmt: skip
     run.write_folder("model", model.save)
@@ -124,16 +120,16 @@ def _train_and_evaluate(
             )
         ]
         run.write("report.html", dense_report(
-            title=f"Segmentation: {100 * metrics['miou']:.2f} % mIoU",
+            title=f"Segmentation: {100 * result.miou:.2f} % mIoU",
             command=shown_command(config),
             summary=f"{config.head} on the {config.extractor} features of {config.backbone}, trained on "
             f"{len(training):,} images of {data.name} for {config.iterations:,} iterations.",
-            sections=segmentation_sections(metrics, run.read_log(), examples, data.classes),
+            sections=segmentation_sections(result.metrics(), run.read_log(), examples, data.classes),
             provenance=provenance(config, model, data, process),
         ))  # fmt: skip
-    run.write_json(FINISHED, metrics)
+    run.write_json(FINISHED, result.metrics())
     process.wait_for_everyone()
-    return SegmentResult(model, metrics)
+    return result
 
 
 def _loss(module: nn.Module) -> Loss:
