@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from inspect import signature
 from pathlib import Path
@@ -88,7 +88,7 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-COMMANDS: dict[str, type[Options]] = {
+COMMANDS: dict[str, Callable[..., Options]] = {
     "demo": DemoConfig,
     "extract": ExtractConfig,
     "sweep": SweepConfig,

@@ -265,8 +265,6 @@ def _lock(path: Path) -> int | None:
 
 def _check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path, growing: str | None) -> None:
     asked = json.loads(json.dumps(asked))
-    command = str(stored.get("command"))
-    stored = {**stored, "command": FORMER_COMMANDS.get(command, command)}
     different = [
         f"{key} was {stored.get(key)!r}, now {asked.get(key)!r}"
         for key in {**stored, **asked}
