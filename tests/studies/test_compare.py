@@ -213,3 +213,19 @@ def test_what_cannot_work_says_so_before_anything_is_written(
     with pytest.raises(DiffLensError, match=message):
         compare(config(tmp_path / "run", image_tree, "pixels", **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_the_former_command_goes_on(
+    image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = config(tmp_path / "run", image_tree, "pixels:3x16", protocols=("knn",))
+    before = compare(run)
+    stored = run.out / "config.yaml"
+    stored.write_text(stored.read_text().replace("command: compare", "command: rivals"))
+    words = ("--backbones", "pixels:3x16", "--data", image_tree, "--protocols", "knn", "--label-fraction", 0.5,
+             "--epochs", 1, "--width", 16, "--samples", 0, "--device", "cpu", "--resume", "--out", run.out)  # fmt: skip
+    assert cli("rivals", *words) == 0
+    assert "`rivals` is now `compare`" in capsys.readouterr().err
+    assert yaml.safe_load(stored.read_text())["command"] == "compare"
+    after = json.loads((run.out / "metrics.json").read_text())
+    assert after["backbones"][0]["accuracy"] == before.metrics()["backbones"][0]["accuracy"]

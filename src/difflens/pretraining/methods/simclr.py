@@ -28,7 +28,7 @@ class SimCLRLearner(EncoderLearner):
 
     Views are as the paper's for CIFAR-10 (appendix B.9): crops and colours at half strength, no blur; of grey images,
     brightness and contrast. Crops keep a fifth of the area, and nothing is flipped unless the recipe flips. With several
-    processes, an image's rivals are those of all of them.
+    processes, an image's negatives are those of all of them.
     """
 
     method = "SimCLR"
