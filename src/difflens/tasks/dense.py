@@ -1,7 +1,5 @@
 """What segmentation and detection share: their settings, and a loop over iterations."""
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,9 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor, nn
 
 from difflens.backbones.base import Backbone, DiffusionBackbone
 from difflens.configs.dense import DenseConfig
@@ -22,16 +18,15 @@ from difflens.errors import DiffLensError, listing
 from difflens.extractors.config import ExtractorConfig
 from difflens.heads.pyramid import usual_blocks, usual_strides
 from difflens.models.probe import DenseProbe
-from difflens.run.console import progress_bar
-from difflens.run.directory import RunDirectory, settings_of
+from difflens.run.directory import settings_of
 from difflens.run.provenance import environment
-from difflens.training.optimisers import make_optimizer
+from difflens.tasks.objective import ProbeObjective
+from difflens.training.loop import Pace
+from difflens.training.objectives import Look
+from difflens.training.optimisers import epoch_seed, make_optimizer, make_schedule
 
 FREE = ("resume", "device", "checkpoint_activations", "workers", "checkpoint_minutes", "out")
 """What may differ between a run and its continuation."""
-
-_POWER = 0.9  # of the polynomial decay, as usual in segmentation
-
 
 def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
     """DiffLensError if a network that is no U-Net, as a vision transformer, does not take images of another side."""
@@ -123,89 +118,82 @@ def enough_memory() -> Iterator[None]:
         ) from error
 
 
-def fit_iterations(
-    probe: DenseProbe,
-    samples: Samples,
-    loss: Callable[[torch.nn.Module], Loss],
-    config: DenseConfig,
-    process: Accelerator,
-    run: RunDirectory,
-) -> float:
-    """Train `probe` in place for `config.iterations` batches.
-
-    What a batch holds, its augmentation and its noise are functions of the seed and the iteration, so a run that
-    resumes from `run`'s checkpoint ends as an uninterrupted one does.
+class DenseObjective(ProbeObjective):
+    """A dense head, and perhaps its extractor, by the parts of a loss.
 
     Args:
         loss: makes the loss from the module to train, which several processes have wrapped.
 
-    Returns:
-        Seconds of training.
-
     Raises:
-        DiffLensError: the loss is no longer finite.
+        DiffLensError: the processes do not divide the batch.
     """
-    total, batch_size, rate = given(config.iterations), given(config.batch_size), given(config.learning_rate)
-    if batch_size % process.num_processes:
-        raise DiffLensError(f"batch-size {batch_size} is not a multiple of {process.num_processes} processes")
-    probe.to(process.device).train()
-    compute = loss(process.prepare(probe))
-    groups = probe.parameter_groups(rate, given(config.weight_decay), config.layer_decay)
-    optimizer = make_optimizer(given(config.optimizer), *groups, momentum=config.momentum)
-    rates = LambdaLR(optimizer, learning_rate_factor(config))
-    start, seconds = 0, 0.0
-    state = run.load_checkpoint()
-    if state:
-        probe.load_own_state(state["probe"])
-        optimizer.load_state_dict(state["optimizer"])
-        rates.load_state_dict(state["rates"])
-        start, seconds = state["iteration"], state["seconds"]
-    every = max(1, min(50, total // 20))
-    begun = kept = time.monotonic()
-    sums: dict[str, Tensor] = {}
-    rank, world = process.process_index, process.num_processes
-    batches = samples.training(start, total, batch_size, rank, world)
-    with progress_bar(process.is_main_process) as bar:
-        task = bar.add_task("training", total=total, completed=start, note="")
-        for done, (rows, images, labels) in enumerate(batches, start=start + 1):
-            # of dropout and of the regions that are sampled
-            torch.manual_seed(config.seed * 1_000_003 + done * world + rank)
-            parts = compute(
-                to_float(torch.stack(images).to(process.device)),
-                samples.split.index[rows].to(process.device),
-                done if config.fresh_noise else 0,
-                [{key: value.to(process.device) for key, value in each.items()} for each in labels],
+
+    def __init__(
+        self,
+        probe: DenseProbe,
+        samples: Samples,
+        loss: Callable[[nn.Module], Loss],
+        config: DenseConfig,
+        process: Accelerator,
+    ):
+        self.samples, self.config = samples, config
+        self.total, batch_size = given(config.iterations), given(config.batch_size)
+        if batch_size % process.num_processes:
+            raise DiffLensError(
+                f"batch-size {batch_size} is not a multiple of {process.num_processes} processes"
             )
-            optimizer.zero_grad(set_to_none=True)
-            process.backward(torch.stack([*parts.values()]).sum())
-            optimizer.step()
-            rates.step()
-            sums = {name: part.detach() + sums.get(name, 0) for name, part in parts.items()}
-            bar.update(task, advance=1)
-            if done % every and done < total:
-                continue
-            count = (done - 1) % every + 1
-            means = {name: float(process.reduce(part, "mean")) / count for name, part in sums.items()}
-            mean, sums = sum(means.values()), {}
-            if not math.isfinite(mean):
-                raise DiffLensError(
-                    f"the loss is no longer finite at iteration {done}: lower the learning rate (now {rate:g}); "
-                    f"the last good checkpoint, if there is one, is {run.checkpoint_path}"
-                )
-            bar.update(task, note=f"loss {mean:.3f}")
-            shown = means if len(means) > 1 else {}
-            run.log({"iteration": done, "loss": mean, **shown, "learning_rate": rates.get_last_lr()[0]})
-            now = time.monotonic()
-            if done == total or now - kept > 60 * config.checkpoint_minutes:
-                kept = now
-                run.save_checkpoint({
-                    "probe": probe.own_state(), "optimizer": optimizer.state_dict(), "rates": rates.state_dict(),
-                    "iteration": done, "seconds": seconds + now - begun,
-                })  # fmt: skip
-    if process.num_processes > 1:  # each process kept its own batch statistics
-        for buffer in probe.buffers():
-            broadcast(buffer)
-    return seconds + time.monotonic() - begun
+        self.compute = loss(process.prepare(probe.to(process.device)))
+        groups = probe.parameter_groups(
+            given(config.learning_rate), given(config.weight_decay), config.layer_decay
+        )
+        optimizer = make_optimizer(given(config.optimizer), *groups, momentum=config.momentum)
+        warmup = config.warmup_iterations
+        rates = make_schedule(
+            optimizer, given(config.lr_schedule), self.total, min(100, self.total // 10) if warmup is None else warmup,
+            config.step_at, decay_in_warmup=True,
+        )  # fmt: skip
+        super().__init__(probe, process, batch_size, optimizer, rates)
+
+    def pace(self) -> Pace:
+        return Pace(
+            self.total,
+            epoch=max(1, min(50, self.total // 20)),
+            checkpoint_seconds=60 * self.config.checkpoint_minutes,
+        )
+
+    def batches(self, start: int) -> Iterator[Any]:
+        rank, world = self.process.process_index, self.process.num_processes
+        read = self.samples.training(start, self.total, self.batch_size, rank, world)
+        return enumerate(read, start=start + 1)
+
+    def step(self, batch: tuple[int, tuple[list[int], list[Tensor], list[Labels]]]) -> Tensor:
+        number, (rows, images, labels) = batch
+        device, rank, world = self.process.device, self.process.process_index, self.process.num_processes
+        # of dropout and of the regions that are sampled
+        torch.manual_seed(epoch_seed(self.config.seed, number * world + rank))
+        losses = self.compute(
+            to_float(torch.stack(images).to(device)),
+            self.samples.split.index[rows].to(device),
+            number if self.config.fresh_noise else 0,
+            [{key: value.to(device) for key, value in each.items()} for each in labels],
+        )
+        self.parts, loss = [*losses], torch.stack([*losses.values()])
+        self.update(loss.sum())
+        return loss.detach()
+
+    def position(self, iteration: int) -> dict[str, int]:
+        return {"iteration": iteration}
+
+    def iteration(self, position: dict[str, Any]) -> int:
+        return int(position["iteration"])
+
+    def where(self, iteration: int) -> str:
+        return f"at iteration {iteration}"
+
+    def record(self, look: Look) -> dict[str, Any]:
+        parts = dict(zip(self.parts, look.means, strict=True)) if len(self.parts) > 1 else {}
+        position = self.position(look.iteration)
+        return {**position, "loss": look.loss, **parts, "learning_rate": self.learning_rate}
 
 
 def provenance(
@@ -221,21 +209,3 @@ def provenance(
         "Seed": config.seed,
         **environment(process.device),
     }
-
-
-def learning_rate_factor(config: DenseConfig) -> Callable[[int], float]:
-    """What the learning rate is multiplied by, by iteration: linear warm-up, then `lr_schedule`."""
-    total = given(config.iterations)
-    warmup = min(100, total // 10) if config.warmup_iterations is None else config.warmup_iterations
-
-    def factor(iteration: int) -> float:
-        share = min(1.0, iteration / total)
-        if iteration < warmup:
-            return (iteration + 1) / warmup
-        if config.lr_schedule == "poly":
-            return float((1 - share) ** _POWER)
-        if config.lr_schedule == "step":
-            return float(0.1 ** sum(share >= at for at in config.step_at))
-        return 0.5 * (1 + math.cos(math.pi * share)) if config.lr_schedule == "cosine" else 1.0
-
-    return factor

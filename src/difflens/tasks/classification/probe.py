@@ -32,7 +32,6 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.store import FeatureStore
 from difflens.heads.config import HeadConfig
 from difflens.heads.knn import NeighbourHead
-from difflens.heads.linear import LinearHead
 from difflens.heads.make import make_head
 from difflens.metrics.classification import Evaluation
 from difflens.models.probe import Probe
@@ -294,8 +293,7 @@ class _Run:
         else:
             if self.config.grid:
                 assert caches is not None
-                assert isinstance(head, LinearHead)
-                self._choose_rate(head, caches[0])
+                self._choose_rate(caches[0])
             seconds = fit(
                 self.probe,
                 self.data.train,
@@ -341,8 +339,8 @@ class _Run:
         self.chosen = {"neighbours": records}
         self.model.head = replace(self.model.head, bank=len(cache), neighbours=head.neighbours)
 
-    def _choose_rate(self, head: LinearHead, cache: FeatureCache) -> None:
-        records = choose_linear(head, cache, self.training, self.process.device)
+    def _choose_rate(self, cache: FeatureCache) -> None:
+        records = choose_linear(self.probe, cache, self.training, self.process)
         best = _best(records)
         self.chosen = {"grid": records}
         self.training = replace(

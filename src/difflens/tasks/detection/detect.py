@@ -24,9 +24,9 @@ from difflens.run.commands import shown_command
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.processes import accelerator
 from difflens.tasks.dense import (
+    DenseObjective,
     Loss,
     enough_memory,
-    fit_iterations,
     given,
     labelled_rows,
     make_plan,
@@ -34,6 +34,7 @@ from difflens.tasks.dense import (
     settings_of_run,
 )
 from difflens.tasks.detection.inference import detections, evaluate_detection
+from difflens.training.loop import TrainingLoop
 
 SURE = 0.5
 """Objects with at least this score are drawn."""
@@ -118,7 +119,8 @@ def _train_and_evaluate(
         config.workers,
     )
     validation = Samples(data.val, _nothing, channels, workers=config.workers)
-    seconds = fit_iterations(probe, training, _loss, config, process, run)
+    objective = DenseObjective(probe, training, _loss, config, process)
+    seconds = TrainingLoop(objective, objective.pace(), process, run).train()
     results = evaluate_detection(probe, validation, side, process)
     used = range(len(data.train)) if rows is None else rows.tolist()
     metrics = {

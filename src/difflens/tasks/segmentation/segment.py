@@ -21,9 +21,9 @@ from difflens.run.commands import shown_command
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.processes import accelerator
 from difflens.tasks.dense import (
+    DenseObjective,
     Loss,
     enough_memory,
-    fit_iterations,
     given,
     labelled_rows,
     make_plan,
@@ -31,6 +31,7 @@ from difflens.tasks.dense import (
     settings_of_run,
 )
 from difflens.tasks.segmentation.inference import Sliding, evaluate_segmentation, predictions
+from difflens.training.loop import TrainingLoop
 
 _EXAMPLES = 6
 
@@ -98,7 +99,8 @@ def _train_and_evaluate(
         config.workers,
     )  # fmt: skip
     validation = Samples(data.val, partial(_mask, data.val), channels, workers=config.workers)
-    seconds = fit_iterations(probe, training, _loss, config, process, run)
+    objective = DenseObjective(probe, training, _loss, config, process)
+    seconds = TrainingLoop(objective, objective.pace(), process, run).train()
     sliding = Sliding(side, config.eval_scales, config.eval_flip)
     evaluation = evaluate_segmentation(probe, validation, data.classes, sliding, process)
     metrics = {
