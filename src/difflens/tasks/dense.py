@@ -28,6 +28,7 @@ from difflens.training.optimisers import epoch_seed, make_optimizer, make_schedu
 FREE = ("resume", "device", "checkpoint_activations", "workers", "checkpoint_minutes", "out")
 """What may differ between a run and its continuation."""
 
+
 def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
     """DiffLensError if a network that is no U-Net, as a vision transformer, does not take images of another side."""
     if isinstance(backbone, DiffusionBackbone) or side == backbone.image_size:

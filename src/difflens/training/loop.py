@@ -99,7 +99,9 @@ class TrainingLoop:
                 if not pace.looks(self.iteration):
                     continue
                 # look: wait for the device, and stop if something is not finite
-                found = self.process.reduce(torch.stack(losses), "mean").float().cpu().reshape(len(losses), -1)
+                found = (
+                    self.process.reduce(torch.stack(losses), "mean").float().cpu().reshape(len(losses), -1)
+                )
                 self._check(found)
                 losses.clear()
                 now = time.monotonic()
@@ -128,10 +130,12 @@ class TrainingLoop:
             return
         at = self.iteration - len(losses) + 1 + bad[0] if bad else self.iteration
         kept = self.run and self.run.checkpoint_path
-        good = f"; the last good checkpoint is {kept}" if kept and kept.exists() else ""
+        good = (
+            f"; the last good checkpoint is {kept}" if kept and kept.exists() else f"; there is no {kept} yet"
+        )
         raise DiffLensError(
             f"the {'loss is' if bad else 'weights are'} no longer finite {self.objective.where(at)}: "
-            f"{self.objective.remedy}{good}"
+            f"{self.objective.remedy}{good if kept else ''}"
         )
 
     def _keep(self, sitting: float) -> bool:

@@ -97,5 +97,5 @@ class Objective(ABC):
     def record(self, look: Look) -> dict[str, Any] | None:
         """A line for the log, or None if the look is not at the end of an epoch."""
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027
         """After the last iteration."""

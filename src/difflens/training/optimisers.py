@@ -52,7 +52,11 @@ def make_optimizer(name: OptimizerName, *groups: ParameterGroup, momentum: float
 
 
 def learning_rate_factor(
-    kind: ScheduleKind, steps: int, warmup: int = 0, drops: Sequence[float] = (), decay_in_warmup: bool = False
+    kind: ScheduleKind,
+    steps: int,
+    warmup: int = 0,
+    drops: Sequence[float] = (),
+    decay_in_warmup: bool = False,
 ) -> Callable[[int], float]:
     """What the learning rate is multiplied by at each optimiser step: linear warm-up, then a decay.
 

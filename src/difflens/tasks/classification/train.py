@@ -100,7 +100,9 @@ class HeadObjective(ProbeObjective):
         self.count, self.rank, self.world = count, rank, world
         self.share = max(1, min(config.batch_size // process.num_processes, count))
         self.steps = math.ceil(math.ceil(count / world) / self.share)
-        if process.num_processes > 1:  # shares may differ by an image, but every process must take as many steps
+        if (
+            process.num_processes > 1
+        ):  # shares may differ by an image, but every process must take as many steps
             self.steps = max(gather_object([self.steps]))
         groups = groups or probe.parameter_groups(
             config.learning_rate, config.weight_decay, config.layer_decay
