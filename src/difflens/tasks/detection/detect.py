@@ -14,7 +14,7 @@ from difflens.choices import DetectionHeadName
 from difflens.configs.detect import DetectConfig
 from difflens.data.dense.base import DenseData, Objects
 from difflens.data.dense.coco import ObjectSplit, load_annotations, load_coco, mask_tools
-from difflens.data.dense.samples import Augmentation, Labels, Samples
+from difflens.data.dense.samples import DenseAugmentation, Labels, Samples
 from difflens.errors import DiffLensError
 from difflens.heads.config import DetectionHeadConfig
 from difflens.metrics.detection import coco_metrics
@@ -107,7 +107,7 @@ def _train_and_evaluate(
 ) -> DetectResult:
     probe, side, masks = model.probe, model.head.side, model.head.name == "mask-rcnn"
     channels = probe.extractor.backbone.in_channels
-    augmentation = Augmentation(side, True, given(config.scale), config.flip)
+    augmentation = DenseAugmentation(side, True, given(config.scale), config.flip)
     rows = labelled_rows(config, len(data.train))
     training = Samples(
         data.train,

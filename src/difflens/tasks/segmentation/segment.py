@@ -12,7 +12,7 @@ from difflens.backbones.config import BackboneConfig
 from difflens.configs.segment import SegmentConfig
 from difflens.data.dense.base import IGNORED, DenseData
 from difflens.data.dense.masks import MaskSplit, load_masks, load_pairs
-from difflens.data.dense.samples import Augmentation, Labels, Samples
+from difflens.data.dense.samples import DenseAugmentation, Labels, Samples
 from difflens.errors import DiffLensError
 from difflens.heads.config import SegmentationHeadConfig
 from difflens.models.saved import SegmentationModel
@@ -93,7 +93,7 @@ def _train_and_evaluate(
 ) -> SegmentResult:
     probe, side = model.probe, model.head.side
     channels = probe.extractor.backbone.in_channels
-    augmentation = Augmentation(side, False, given(config.scale), config.flip, fill=IGNORED)
+    augmentation = DenseAugmentation(side, False, given(config.scale), config.flip, fill=IGNORED)
     training = Samples(
         data.train, partial(_mask, data.train), channels, augmentation, config.seed, labelled_rows(config, len(data.train)),
         config.workers,
