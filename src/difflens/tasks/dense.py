@@ -1,32 +1,42 @@
-"""What segmentation and detection share: their settings, and a loop over iterations."""
+"""What `segment` and `detect` share: one run, of which a `DenseTask` fills in what is particular to each."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from difflens.backbones.base import Backbone, DiffusionBackbone
+from difflens.backbones.config import BackboneConfig
 from difflens.configs.dense import DenseConfig
 from difflens.data.dense.base import DenseData
-from difflens.data.dense.samples import Labels, Samples
-from difflens.data.images import to_float
+from difflens.data.dense.samples import DenseAugmentation, Labels, Samples
+from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, listing
 from difflens.extractors.config import ExtractorConfig
 from difflens.heads.pyramid import usual_blocks, usual_strides
-from difflens.models.probe import DenseProbe
-from difflens.run.directory import settings_of
+from difflens.models.saved import DetectionModel, SegmentationModel
+from difflens.reports.dense import Example, dense_report
+from difflens.reports.html import Section
+from difflens.run.commands import shown_command
+from difflens.run.directory import FINISHED, RunDirectory, settings_of
 from difflens.run.provenance import environment
-from difflens.tasks.objective import ProbeObjective
-from difflens.training.loop import Pace
-from difflens.training.objectives import Look
-from difflens.training.optimisers import epoch_seed, make_optimizer, make_schedule
+from difflens.tasks.objectives import DenseObjective, Loss, given
+from difflens.training.loop import TrainingLoop
+
+EXAMPLES = 6
+"""Validation images that a report shows."""
 
 FREE = ("resume", "device", "checkpoint_activations", "workers", "checkpoint_minutes", "out")
 """What may differ between a run and its continuation."""
+
+C = TypeVar("C", bound=DenseConfig)
+S = TypeVar("S", bound=FileSplit)
+M = TypeVar("M", SegmentationModel, DetectionModel)
 
 
 def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
@@ -84,27 +94,136 @@ def labelled_rows(config: DenseConfig, count: int) -> Tensor | None:
     return order[: max(1, round(config.label_fraction * count))].sort().values
 
 
-T = TypeVar("T")
+class DenseTask(ABC, Generic[C, S, M]):
+    """What a dense task does in its own way.
 
-Loss = Callable[[Tensor, Tensor, int, list[Labels]], dict[str, Tensor]]
-"""From images (B, C, S, S) in [-1, 1], their index, the draw of the noise and their labels to the parts of the loss."""
+    Args:
+        config: resolved.
+
+    Attributes:
+        command: what starts it.
+        model_kind: of the model that is trained.
+        scores: the metrics that the model card names, where there are such.
+        sections: of the report, from metrics, log, examples and classes.
+        whole, fill: of `DenseAugmentation`.
+    """
+
+    command: ClassVar[str]
+    model_kind: type[M]
+    scores: ClassVar[tuple[str, ...]]
+    sections: ClassVar[Callable[..., list[Section]]]
+    whole: ClassVar[bool]
+    fill: ClassVar[int] = 0
+
+    def __init__(self, config: C):
+        self.config = config
+
+    @abstractmethod
+    def load(self) -> DenseData[S]:
+        """The data to train and evaluate on."""
+
+    @abstractmethod
+    def head(self, plan: Plan, data: DenseData[S]) -> Any:
+        """The head's configuration; DiffLensError if plan or data do not suit it."""
+
+    @abstractmethod
+    def labels(self, model: M, split: S, train: bool) -> Callable[[int], Labels]:
+        """The labels of a position in a split, to train on or to evaluate with."""
+
+    @abstractmethod
+    def loss(self, module: nn.Module) -> Loss:
+        """The loss of the module to train, which several processes have wrapped."""
+
+    @abstractmethod
+    def evaluate(
+        self, model: M, data: DenseData[S], training: Samples, validation: Samples, run: RunDirectory,
+        process: Accelerator,
+    ) -> dict[str, Any]:  # fmt: skip
+        """The metrics of every validation image, each seen once."""
+
+    @abstractmethod
+    def headline(self, metrics: dict[str, Any]) -> str:
+        """The report's title."""
+
+    @abstractmethod
+    def examples(
+        self, model: M, data: DenseData[S], validation: Samples, process: Accelerator
+    ) -> list[Example]:
+        """The first few validation images."""
 
 
-def given(value: T | None) -> T:
-    """A field that is filled in."""
-    assert value is not None
-    return value
+def run_dense(task: DenseTask[C, S, M], process: Accelerator) -> tuple[M, dict[str, Any]]:
+    """Train, evaluate once, and write the run directory: the model and its metrics.
 
-
-def settings_of_run(config: DenseConfig, model: Any, data: DenseData[Any]) -> dict[str, Any]:
-    """What makes a run the same run: its settings, where it reads, and the content of backbone and data."""
-    extractor = model.probe.extractor
-    return settings_of(config, FREE) | {
-        "blocks": extractor.blocks,
-        "noise_steps": extractor.noise_steps,
-        "backbone_fingerprint": model.fingerprint,
+    Raises:
+        DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds another run.
+    """
+    config = task.config
+    backbone_config = BackboneConfig.of(config, config.backbone)
+    backbone = backbone_config.load()
+    fingerprint = backbone.fingerprint()  # before anything converts or trains its weights
+    plan = make_plan(config, backbone)
+    data = task.load()
+    head = task.head(plan, data)
+    torch.manual_seed(config.seed)
+    extractor = plan.extractor.build(backbone)
+    probe = task.model_kind.make(extractor, head, len(data.classes))
+    model = task.model_kind(probe, data.classes, backbone_config, plan.extractor, head, fingerprint)
+    run = RunDirectory(config.out, task.command, settings_of(config, FREE) | {
+        "blocks": extractor.blocks, "noise_steps": extractor.noise_steps, "backbone_fingerprint": fingerprint,
         "data_fingerprint": data.fingerprint(),
+    }, config.resume, process)  # fmt: skip
+    with run.working(), enough_memory():
+        if run.finished:
+            return task.model_kind.load(config.out), run.read_json(FINISHED)
+        return model, _train_and_evaluate(task, model, data, run, process)
+
+
+def _train_and_evaluate(
+    task: DenseTask[C, S, M], model: M, data: DenseData[S], run: RunDirectory, process: Accelerator
+) -> dict[str, Any]:
+    config, probe = task.config, model.probe
+    channels = probe.extractor.backbone.in_channels
+    # train
+    augmentation = DenseAugmentation(model.head.side, task.whole, given(config.scale), config.flip, task.fill)
+    training = Samples(
+        data.train, task.labels(model, data.train, train=True), channels, augmentation, config.seed,
+        labelled_rows(config, len(data.train)), config.workers,
+    )  # fmt: skip
+    objective = DenseObjective(probe, training, task.loss, config, process)
+    seconds = TrainingLoop(objective, objective.pace(), process, run).train()
+    # evaluate
+    labels = task.labels(model, data.val, train=False)
+    validation = Samples(data.val, labels, channels, workers=config.workers)
+    metrics = {
+        **task.evaluate(model, data, training, validation, run, process),
+        "train_images": len(training),
+        "val_images": len(validation),
+        "trainable_parameters": probe.trainable_parameters,
+        "iterations": config.iterations,
+        "train_seconds": round(seconds, 2),
+        "seed": config.seed,
+        "bad_annotations": list(data.bad),
     }
+    # write model and report
+    model.info = {
+        "data": data.name, **{key: round(metrics[key], 4) for key in task.scores if key in metrics},
+        "train_images": len(training), "iterations": config.iterations, "seed": config.seed,
+    }  # fmt: skip
+    run.write_folder("model", model.save)
+    if run.main_process:
+        examples = task.examples(model, data, validation, process)
+        run.write("report.html", dense_report(
+            title=task.headline(metrics),
+            command=shown_command(task.command, config),
+            summary=f"{model.head.name} on the {config.extractor} features of {config.backbone}, trained on "
+            f"{len(training):,} images of {data.name} for {config.iterations:,} iterations.",
+            sections=task.sections(metrics, run.read_log(), examples, data.classes),
+            provenance=provenance(config, model, data, process),
+        ))  # fmt: skip
+    run.write_json(FINISHED, metrics)
+    process.wait_for_everyone()
+    return metrics
 
 
 @contextmanager
@@ -117,84 +236,6 @@ def enough_memory() -> Iterator[None]:
             "the GPU has too little memory: lower --batch-size, --side or --width, or read a frozen backbone with "
             "--precision bfloat16; of feedback, --checkpoint-activations keeps less"
         ) from error
-
-
-class DenseObjective(ProbeObjective):
-    """A dense head, and perhaps its extractor, by the parts of a loss.
-
-    Args:
-        loss: makes the loss from the module to train, which several processes have wrapped.
-
-    Raises:
-        DiffLensError: the processes do not divide the batch.
-    """
-
-    def __init__(
-        self,
-        probe: DenseProbe,
-        samples: Samples,
-        loss: Callable[[nn.Module], Loss],
-        config: DenseConfig,
-        process: Accelerator,
-    ):
-        self.samples, self.config = samples, config
-        self.total, batch_size = given(config.iterations), given(config.batch_size)
-        if batch_size % process.num_processes:
-            raise DiffLensError(
-                f"batch-size {batch_size} is not a multiple of {process.num_processes} processes"
-            )
-        self.compute = loss(process.prepare(probe.to(process.device)))
-        groups = probe.parameter_groups(
-            given(config.learning_rate), given(config.weight_decay), config.layer_decay
-        )
-        optimizer = make_optimizer(given(config.optimizer), *groups, momentum=config.momentum)
-        warmup = config.warmup_iterations
-        rates = make_schedule(
-            optimizer, given(config.lr_schedule), self.total, min(100, self.total // 10) if warmup is None else warmup,
-            config.step_at, decay_in_warmup=True,
-        )  # fmt: skip
-        super().__init__(probe, process, batch_size, optimizer, rates)
-
-    def pace(self) -> Pace:
-        return Pace(
-            self.total,
-            epoch=max(1, min(50, self.total // 20)),
-            checkpoint_seconds=60 * self.config.checkpoint_minutes,
-        )
-
-    def batches(self, start: int) -> Iterator[Any]:
-        rank, world = self.process.process_index, self.process.num_processes
-        read = self.samples.training(start, self.total, self.batch_size, rank, world)
-        return enumerate(read, start=start + 1)
-
-    def step(self, batch: tuple[int, tuple[list[int], list[Tensor], list[Labels]]]) -> Tensor:
-        number, (rows, images, labels) = batch
-        device, rank, world = self.process.device, self.process.process_index, self.process.num_processes
-        # of dropout and of the regions that are sampled
-        torch.manual_seed(epoch_seed(self.config.seed, number * world + rank))
-        losses = self.compute(
-            to_float(torch.stack(images).to(device)),
-            self.samples.split.index[rows].to(device),
-            number if self.config.fresh_noise else 0,
-            [{key: value.to(device) for key, value in each.items()} for each in labels],
-        )
-        self.parts, loss = [*losses], torch.stack([*losses.values()])
-        self.update(loss.sum())
-        return loss.detach()
-
-    def position(self, iteration: int) -> dict[str, int]:
-        return {"iteration": iteration}
-
-    def iteration(self, position: dict[str, Any]) -> int:
-        return int(position["iteration"])
-
-    def where(self, iteration: int) -> str:
-        return f"at iteration {iteration}"
-
-    def record(self, look: Look) -> dict[str, Any]:
-        parts = dict(zip(self.parts, look.means, strict=True)) if len(self.parts) > 1 else {}
-        position = self.position(look.iteration)
-        return {**position, "loss": look.loss, **parts, "learning_rate": self.learning_rate}
 
 
 def provenance(

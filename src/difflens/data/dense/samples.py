@@ -138,11 +138,11 @@ class Samples(Dataset["_Packed | BadImage"]):
             epoch, order = -1, list[int]()
             for batch in range(start, stop):
                 chosen = []
-                for place in range(batch * batch_size + rank, (batch + 1) * batch_size, world):
-                    if place // count != epoch:
-                        epoch = place // count
+                for position in range(batch * batch_size + rank, (batch + 1) * batch_size, world):
+                    if position // count != epoch:
+                        epoch = position // count
                         order = rows[epoch_order(count, self.seed, epoch)].tolist()
-                    chosen.append((order[place % count], place + 1))
+                    chosen.append((order[position % count], position + 1))
                 yield chosen
 
         return self._load(keys, min(count, (stop - start) * batch_size))

@@ -23,7 +23,7 @@ from difflens.models.probe import Probe
 from difflens.run.console import progress_bar
 from difflens.run.directory import RunDirectory
 from difflens.run.processes import accelerator
-from difflens.tasks.objective import ProbeObjective
+from difflens.tasks.objectives import ProbeObjective
 from difflens.training.loop import Pace, TrainingLoop
 from difflens.training.objectives import Look
 from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer, make_schedule
