@@ -80,7 +80,10 @@ def timeless(value: Any) -> Any:
 
 
 def metrics(run: str) -> dict[str, Any]:
-    return dict(json.loads((Path(run) / "metrics.json").read_text()))
+    text = (Path(run) / "metrics.json").read_text()
+    return dict(
+        json.loads(text.replace('"honest', '"cross_validated').replace("_honest", "_cross_validated"))
+    )
 
 
 def log(run: str) -> list[dict[str, Any]]:

@@ -59,6 +59,13 @@ class DenseConfig(OptimiserOptions, ExtractorOptions, BackboneOptions, ResumeOpt
     workers: Annotated[Natural | None, MAY_CHANGE] = None
     """Processes that decode images. None: chosen by the machine and the number of images."""
 
+    @property
+    def memory_advice(self) -> str:
+        return (
+            "lower --batch-size, --side or --width, or read a frozen backbone with --precision bfloat16; feedback keeps "
+            "less with --checkpoint-activations"
+        )
+
     def recipe(self) -> Mapping[str, Any]:
         return {
             "extractor": "frozen", "batch_size": 8, "optimizer": "adamw", "weight_decay": 0.01, "learning_rate": 1e-3,

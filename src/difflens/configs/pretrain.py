@@ -76,6 +76,12 @@ class PretrainConfig(ResumeOptions):
     max_minutes: Annotated[NonNegative | None, MAY_CHANGE] = None
     """Stop cleanly after so many minutes; --resume continues. None: train to the end."""
 
+    @property
+    def memory_advice(self) -> str:
+        if self.method != "diffusion":
+            return "lower --batch-size"
+        return "--accumulate cuts a batch into micro-batches, --checkpoint-activations keeps less of each"
+
     def recipe(self) -> Mapping[str, Any]:
         return {**_USUAL, **presets.PRETRAIN[self.preset], **presets.METHODS.get(self.method, {})}
 

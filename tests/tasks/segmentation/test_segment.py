@@ -38,8 +38,9 @@ from difflens.metrics.segmentation import SegmentationEvaluation, confusion_matr
 from difflens.noise import NoiseSchedule
 from difflens.reports.overlays import mask_overlay
 from difflens.tasks.classification.predict import predict_classes
-from difflens.tasks.dense import learning_rate_factor, make_plan
+from difflens.tasks.dense import make_plan
 from difflens.tasks.segmentation.inference import Sliding, class_probabilities
+from difflens.training.optimisers import learning_rate_factor
 
 
 def config(backbone: Path, scenes: Path, out: Path, **more: object) -> SegmentConfig:
@@ -336,7 +337,9 @@ def test_learning_rates(schedule: Any, expected: dict[int, float]) -> None:
     asked = SegmentConfig(
         out=Path("x"), data=Path("y"), iterations=100, lr_schedule=schedule, warmup_steps=10
     )
-    factor = learning_rate_factor(asked)
+    factor = learning_rate_factor(
+        asked.lr_schedule, asked.iterations, asked.warmup_iterations, asked.step_at, decay_in_warmup=True
+    )
     assert {at: factor(at) for at in expected} == pytest.approx(expected)
 
 

@@ -10,7 +10,7 @@ from difflens.data.images import augmentation_draws
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
-from difflens.pretraining.methods.base import EncoderLearner
+from difflens.pretraining.methods.base import EncoderMethod
 
 try:
     from lightly.loss import NTXentLoss
@@ -23,12 +23,12 @@ TEMPERATURE = 0.5
 """The paper's for CIFAR-10 (appendix B.9)."""
 
 
-class SimCLRLearner(EncoderLearner):
+class SimCLRMethod(EncoderMethod):
     """A ResNet with lightly's projection head, loss and views.
 
     Views are as the paper's for CIFAR-10 (appendix B.9): crops and colours at half strength, no blur; of grey images,
     brightness and contrast. Crops keep a fifth of the area, and nothing is flipped unless the recipe flips. With several
-    processes, an image's negatives are those of all of them.
+    processes, the other images of a batch are those of all of them.
     """
 
     method = "SimCLR"

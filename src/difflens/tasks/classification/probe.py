@@ -29,7 +29,6 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.store import FeatureStore
 from difflens.heads.config import HeadConfig
 from difflens.heads.knn import NeighbourHead
-from difflens.heads.linear import LinearHead
 from difflens.heads.make import make_head
 from difflens.metrics.classification import Evaluation
 from difflens.models.probe import Probe
@@ -256,8 +255,7 @@ class _Run:
         else:
             if self.config.grid:
                 assert caches is not None
-                assert isinstance(head, LinearHead)
-                self._choose_rate(head, caches[0])
+                self._choose_rate(caches[0])
             seconds = fit(
                 self.probe,
                 self.data.train,
@@ -302,8 +300,8 @@ class _Run:
         head.neighbours = next(trial.k for trial in self.neighbours if trial.chosen)
         self.model.head = replace(self.model.head, bank=len(cache), neighbours=head.neighbours)
 
-    def _choose_rate(self, head: LinearHead, cache: FeatureCache) -> None:
-        self.grid = choose_linear(head, cache, self.training, self.process.device)
+    def _choose_rate(self, cache: FeatureCache) -> None:
+        self.grid = choose_linear(self.probe, cache, self.training, self.process)
         best = next(trial for trial in self.grid if trial.chosen)
         self.training = replace(
             self.training, learning_rate=best.learning_rate, weight_decay=best.weight_decay

@@ -1,23 +1,26 @@
 """Choosing a head's settings on the training images, never on the test images."""
 
 import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from difflens.configs.options import given
 from difflens.configs.train import TrainConfig
-from difflens.data.loader import epoch_order
 from difflens.data.split import every_nth
 from difflens.errors import DiffLensError
 from difflens.extractors.cache import FeatureCache
 from difflens.heads.knn import NeighbourHead
 from difflens.heads.linear import LinearHead
 from difflens.metrics.classifiers import NEIGHBOURS, left_out_neighbours
+from difflens.models.probe import Probe
 from difflens.results.probe import GridTrial, NeighbourTrial
-from difflens.run.console import progress_bar
-from difflens.tasks.classification.train import mix
-from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer, make_schedule
+from difflens.tasks.classification.train import HeadObjective, cached_batches
+from difflens.training.loop import TrainingLoop
+from difflens.training.optimisers import ParameterGroup
 
 # what `probe --head linear --grid` tries: learning rates by weight decays
 GRID: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -40,14 +43,51 @@ def choose_neighbours(head: NeighbourHead, classes: int) -> tuple[NeighbourTrial
     )
 
 
+class GridObjective(HeadObjective):
+    """Linear heads that learn at different rates in the same pass over cached maps.
+
+    Args:
+        probe: with a linear head, which is not changed.
+        heads: those to train.
+        rows: the entries of `cache` to train on, (M,) long.
+        pairs: learning rate and weight decay of each head.
+    """
+
+    def __init__(
+        self, probe: Probe, heads: nn.ModuleList, cache: FeatureCache, rows: Tensor, config: TrainConfig,
+        process: Accelerator, pairs: Sequence[tuple[float, float]],
+    ):  # fmt: skip
+        self.heads, self.cache, self.rows = heads, cache, rows
+        groups = [ParameterGroup(each.parameters(), *pair) for each, pair in zip(heads, pairs, strict=True)]
+        super().__init__(probe, heads, config, process, len(rows), groups=groups)
+
+    def read(self, order: Tensor, epoch: int) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+        head = self.probe.head
+        assert isinstance(head, LinearHead)
+        for maps, labels in cached_batches(self.cache, self.rows[order], self.share, self.process.device):
+            yield (head.vectors(maps),), labels
+
+    def loss(self, inputs: tuple[Any, ...], target: Tensor) -> Tensor:
+        """(K,): each head has its own parameters, so its own gradient."""
+        return torch.stack([self.cross_entropy(each(*inputs), target) for each in self.heads])
+
+    def step(self, batch: Any) -> Tensor:
+        # some of the heads may diverge
+        return super().step(batch).nan_to_num(nan=torch.inf).amin()
+
+    def weights(self) -> list[Tensor]:
+        return []
+
+
 def choose_linear(
-    head: LinearHead, cache: FeatureCache, config: TrainConfig, device: torch.device
+    probe: Probe, cache: FeatureCache, config: TrainConfig, process: Accelerator
 ) -> tuple[GridTrial, ...]:
     """Train a linear head for every learning rate and weight decay, all in the same pass over the features.
 
-    A fifth of the images of each class is held out to judge them. The head itself is not changed.
+    A fifth of the images of each class is held out to judge them. The probe itself is not changed.
 
     Args:
+        probe: with a linear head, on the process's device.
         cache: of the training images.
         config: of the training; its learning rate and weight decay are not used.
 
@@ -60,42 +100,14 @@ def choose_linear(
         raise DiffLensError("the grid holds out a fifth of each class, and no class has two training images")
     train, validation = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     torch.manual_seed(config.seed)
-    size, classes = head.inputs, head.num_classes
-    start = nn.Linear(size, classes).state_dict()
-    heads = nn.ModuleList(nn.Linear(size, classes) for _ in pairs).to(device)
+    head, device = probe.head, process.device
+    assert isinstance(head, LinearHead)
+    start = nn.Linear(head.inputs, head.num_classes).state_dict()
+    heads = nn.ModuleList(nn.Linear(head.inputs, head.num_classes) for _ in pairs).to(device)
     for each in heads:
         each.load_state_dict(start)
-    optimizer = make_optimizer(
-        given(config.optimizer), *(ParameterGroup(each.parameters(), *pair) for each, pair in zip(heads, pairs, strict=True))
-    )  # fmt: skip
-    batch_size = min(given(config.batch_size), len(train))
-    steps = -(-len(train) // batch_size)
-    rates = make_schedule(
-        optimizer, given(config.lr_schedule), given(config.epochs) * steps, steps // 2 if config.warmup_steps is None else config.warmup_steps,
-        (config.step_epochs or 0) * steps,
-    )  # fmt: skip
-    with progress_bar() as bar:
-        task = bar.add_task(
-            "choosing on held-out training images", total=given(config.epochs) * steps, note=""
-        )
-        for epoch in range(given(config.epochs)):
-            generator = torch.Generator().manual_seed(epoch_seed(config.seed, epoch))
-            for chosen in train[epoch_order(len(train), config.seed, epoch)].split(batch_size):
-                vectors = head.vectors(cache.batch(chosen, device))
-                (vectors,), target = mix(
-                    (vectors,), cache.labels[chosen].to(device), classes, given(config.mixup), generator
-                )
-                losses = [
-                    nn.functional.cross_entropy(
-                        each(vectors), target, label_smoothing=given(config.label_smoothing)
-                    )
-                    for each in heads
-                ]
-                optimizer.zero_grad(set_to_none=True)
-                torch.stack(losses).sum().backward()  # each head has its own parameters, so its own gradient
-                optimizer.step()
-                rates.step()
-                bar.update(task, advance=1)
+    objective = GridObjective(probe, heads, cache, train, config, process, pairs)
+    TrainingLoop(objective, objective.pace(), process, title="choosing on held-out training images").train()
     hits = torch.zeros(len(pairs))
     with torch.no_grad():
         for chosen in validation.split(1024):
