@@ -108,7 +108,9 @@ def test_a_run_goes_on_with_the_same_data_and_weights_alone(
     backbone_folder: Path, scene_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(scene_folder, tmp_path / "scenes")
-    asked = config(backbone_folder, tmp_path / "scenes", tmp_path / "run", head="linear", iterations=1)
+    asked = config(
+        backbone_folder, tmp_path / "scenes", tmp_path / "run", head="linear", width=None, iterations=1
+    )
     segment(asked)
     mask = tmp_path / "scenes" / "masks" / "train" / "00000.png"
     to_palette_image(1 - (read_mask(mask) > 0).astype(np.uint8)).save(mask)
@@ -119,7 +121,7 @@ def test_a_run_goes_on_with_the_same_data_and_weights_alone(
 @pytest.mark.parametrize(
     "more",
     [
-        {"head": "linear", "batch_size": 1},
+        {"head": "linear", "width": None, "batch_size": 1},
         {"extractor": "feedback", "optimizer": "sgd", "lr_schedule": "step"},
         {"extractor": "finetuned", "layer_decay": 0.9, "noise_steps": (3, 9), "lr_schedule": "cosine"},
         {"blocks": (7,), "eval_scales": (0.75, 1.25), "eval_flip": True, "image_fraction": 0.25},
@@ -171,12 +173,12 @@ def test_pairs_of_folders_with_bad_masks(backbone_folder: Path, scene_folder: Pa
         ({"blocks": (99,)}, "no block 99"),
         ({"iterations": 0}, "iterations"),
         ({"classes": Path("x")}, "--classes"),
-        ({"step_at": (60_000, 80_000)}, "shares of the iterations"),
+        ({"step_at": (60_000, 80_000)}, "step-at is 60000; it must be between 0 and 1"),
         (
             {"layer_decay": 0.9, "from_block": 3},
             "does not read options of finetuned: leave out --from-block, --layer-decay",
         ),
-        ({"feedback_blocks": (7,)}, "no use for --feedback-blocks"),
+        ({"feedback_blocks": (7,)}, "does not read options of feedback: leave out --feedback-blocks"),
         ({"data": Path("nowhere")}, "no such folder"),
     ],
 )
@@ -338,7 +340,7 @@ def test_learning_rates(schedule: Any, expected: dict[int, float]) -> None:
         out=Path("x"), data=Path("y"), iterations=100, lr_schedule=schedule, warmup_steps=10
     )
     factor = learning_rate_factor(
-        asked.lr_schedule, asked.iterations, asked.warmup_iterations, asked.step_at, decay_in_warmup=True
+        asked.lr_schedule, asked.iterations, asked.warmup_steps, asked.step_at, decay_in_warmup=True
     )
     assert {at: factor(at) for at in expected} == pytest.approx(expected)
 
@@ -349,7 +351,7 @@ def test_a_network_of_one_size_says_so() -> None:
             assert x_t.shape[-1] == 32, "made for 32 pixels"
             return super().features(x_t, *rest, **more)
 
-    asked = SegmentConfig(out=Path("x"), data=Path("y"))
+    asked = resolve(SegmentConfig(out=Path("x"), data=Path("y")))
     assert make_plan(asked, Fixed()).side == 32
     with pytest.raises(
         DiffLensError, match=r"does not take images of side 48 \(made for 32 pixels\): leave --side at 32"
