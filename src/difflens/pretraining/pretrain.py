@@ -25,7 +25,7 @@ from difflens.pretraining.methods.make import make_method
 from difflens.results.pretrain import PretrainResult
 from difflens.run.board import Board
 from difflens.run.directory import RunDirectory
-from difflens.training.loop import Pace, TrainingLoop
+from difflens.training.loop import TrainingLoop
 from difflens.training.objectives import Look
 
 __all__ = ["PretrainConfig", "pretrain"]
@@ -70,15 +70,10 @@ def _train(
     """Train from the start or the last checkpoint; the model's folder."""
     torch.manual_seed(config.seed)
     method = make_method(config, images, process)
-    limit = config.max_minutes
-    pace = Pace(
-        method.total_steps,
-        method.steps,
-        LOOK_EVERY,
-        checkpoint_seconds=60 * given(config.checkpoint_minutes),
-        max_seconds=None if limit is None else 60 * limit,
-    )
-    loop = TrainingLoop(method, pace, process, run, "pre-training")
+    loop = TrainingLoop(
+        method, process, run, "pre-training", LOOK_EVERY, checkpoint_seconds=60 * given(config.checkpoint_minutes),
+        max_seconds=math.inf if config.max_minutes is None else 60 * config.max_minutes,
+    )  # fmt: skip
     board = Board(run.path / "tensorboard", loop.iteration, process.is_main_process)
 
     def export(name: str) -> Path:
@@ -91,8 +86,8 @@ def _train(
         )  # fmt: skip
         # snapshots, at ends of epochs
         every = config.snapshot_epochs
-        if every and look.iteration % (every * method.steps) == 0:
-            export(f"snapshots/epoch-{look.iteration // method.steps:04d}")
+        if every and look.iteration % (every * method.epoch_iterations) == 0:
+            export(f"snapshots/epoch-{look.iteration // method.epoch_iterations:04d}")
 
     try:
         loop.train(on_look)
@@ -123,7 +118,7 @@ def _facts(method: PretrainingMethod, loop: TrainingLoop, command: str) -> dict[
     return {
         "command": f"`{command}`",
         "images": f"{len(method.images):,}",
-        "epochs": f"{loop.iteration // method.steps} of {method.config.epochs}",
+        "epochs": f"{loop.iteration // method.epoch_iterations} of {method.config.epochs}",
         "steps": f"{loop.iteration:,}, batch {method.batch_size}",
         "images seen": f"{loop.iteration * method.batch_size:,}",
         "minutes of training": f"{loop.seconds / 60:.1f}",

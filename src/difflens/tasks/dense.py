@@ -191,7 +191,8 @@ def _train_and_evaluate(
         chosen_rows(config, len(data.train)), config.workers,
     )  # fmt: skip
     objective = DenseObjective(probe, training, task.loss, config, process)
-    seconds = TrainingLoop(objective, objective.pace(), process, run).train()
+    minutes = config.checkpoint_minutes
+    seconds = TrainingLoop(objective, process, run, checkpoint_seconds=60 * minutes).train()
     # evaluate
     labels = task.labels(model, data.val, train=False)
     validation = Samples(data.val, labels, channels, workers=config.workers)

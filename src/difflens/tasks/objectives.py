@@ -16,7 +16,6 @@ from difflens.data.dense.samples import Labels, Samples
 from difflens.data.images import to_float
 from difflens.errors import DiffLensError
 from difflens.models.probe import DenseProbe, FeatureModel
-from difflens.training.loop import Pace
 from difflens.training.objectives import Look, Objective
 from difflens.training.optimisers import epoch_seed, make_optimizer, make_schedule
 
@@ -93,7 +92,8 @@ class DenseObjective(ProbeObjective):
         process: Accelerator,
     ):
         self.samples, self.config = samples, config
-        self.total, batch_size = given(config.iterations), given(config.batch_size)
+        self.iterations, batch_size = given(config.iterations), given(config.batch_size)
+        self.epoch_iterations = max(1, min(50, self.iterations // 20))
         if batch_size % process.num_processes:
             raise DiffLensError(
                 f"batch-size {batch_size} is not a multiple of {process.num_processes} processes"
@@ -105,21 +105,14 @@ class DenseObjective(ProbeObjective):
         optimizer = make_optimizer(given(config.optimizer), *groups, momentum=config.momentum)
         warmup = config.warmup_steps
         rates = make_schedule(
-            optimizer, given(config.lr_schedule), self.total, min(100, self.total // 10) if warmup is None else warmup,
+            optimizer, given(config.lr_schedule), self.iterations, min(100, self.iterations // 10) if warmup is None else warmup,
             config.step_at, decay_in_warmup=True,
         )  # fmt: skip
         super().__init__(probe, process, batch_size, optimizer, rates)
 
-    def pace(self) -> Pace:
-        return Pace(
-            self.total,
-            epoch=max(1, min(50, self.total // 20)),
-            checkpoint_seconds=60 * self.config.checkpoint_minutes,
-        )
-
     def batches(self, start: int) -> Iterator[Any]:
         rank, world = self.process.process_index, self.process.num_processes
-        read = self.samples.training(start, self.total, self.batch_size, rank, world)
+        read = self.samples.training(start, self.iterations, self.batch_size, rank, world)
         return enumerate(read, start=start + 1)
 
     def step(self, batch: tuple[int, tuple[list[int], list[Tensor], list[Labels]]]) -> Tensor:
@@ -137,16 +130,10 @@ class DenseObjective(ProbeObjective):
         self.update(loss.sum())
         return loss.detach()
 
-    def position(self, iteration: int) -> dict[str, int]:
-        return {"iteration": iteration}
-
-    def iteration(self, position: dict[str, Any]) -> int:
-        return int(position["iteration"])
-
     def where(self, iteration: int) -> str:
         return f"at iteration {iteration}"
 
     def record(self, look: Look) -> dict[str, Any]:
         parts = dict(zip(self.parts, look.means, strict=True)) if len(self.parts) > 1 else {}
-        position = self.position(look.iteration)
-        return {**position, "loss": look.loss, **parts, "learning_rate": self.learning_rate}
+        rate = self.learning_rate
+        return {"iteration": look.iteration, "loss": look.loss, **parts, "learning_rate": rate}

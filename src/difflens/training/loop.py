@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -16,30 +15,6 @@ from difflens.run.directory import RunDirectory
 from difflens.training.objectives import Look, Objective
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How long to train, and when to look up.
-
-    Attributes:
-        iterations: in all.
-        epoch: iterations of an epoch, which ends with a look.
-        look_every: iterations between looks within an epoch; each look waits for the device. None: an epoch.
-        checkpoint_seconds: a checkpoint is written at a look if the last one is this old, and at the end.
-        max_seconds: stop at a look after so long; None: never.
-    """
-
-    iterations: int
-    epoch: int
-    look_every: int | None = None
-    checkpoint_seconds: float = 0.0
-    max_seconds: float | None = None
-
-    def looks(self, iteration: int) -> bool:
-        """Whether to look after so many iterations."""
-        within = iteration % self.epoch
-        return not within or iteration == self.iterations or not within % (self.look_every or self.epoch)
-
-
 class TrainingLoop:
     """One training, from its start or its run directory's last checkpoint.
 
@@ -47,6 +22,9 @@ class TrainingLoop:
         objective: what to train; its state is loaded here.
         run: where to log and to keep checkpoints; None: nowhere.
         title: of the progress bar.
+        look_every: iterations between looks within an epoch; each look waits for the device. None: an epoch.
+        checkpoint_seconds: a checkpoint is written at a look if the last one is this old, and at the end.
+        max_seconds: stop at a look after so long.
 
     Attributes:
         iteration: how many are done.
@@ -59,18 +37,21 @@ class TrainingLoop:
     def __init__(
         self,
         objective: Objective,
-        pace: Pace,
         process: Accelerator,
         run: RunDirectory | None = None,
         title: str = "training",
+        look_every: int | None = None,
+        checkpoint_seconds: float = 0.0,
+        max_seconds: float = math.inf,
     ):
-        self.objective, self.pace, self.process, self.run = objective, pace, process, run
-        self.title = title
+        self.objective, self.process, self.run, self.title = objective, process, run, title
+        self.look_every = look_every or objective.epoch_iterations
+        self.checkpoint_seconds, self.max_seconds = checkpoint_seconds, max_seconds
         self.iteration, self.seconds = 0, 0.0
         state = run.load_checkpoint() if run else None
         if state is not None:
             objective.load_state(state)
-            self.iteration, self.seconds = objective.iteration(state), state["seconds"]
+            self.iteration, self.seconds = state[objective.counter] * objective.counted, state["seconds"]
         if run and len(set(gather_object([self.iteration]))) > 1:
             raise DiffLensError(
                 f"the machines do not see the same checkpoint: {run.path} must be a folder that they share"
@@ -86,17 +67,18 @@ class TrainingLoop:
         Raises:
             DiffLensError: loss or weights are no longer finite; the last checkpoint is from before.
         """
-        objective, pace = self.objective, self.pace
+        objective, total = self.objective, self.objective.iterations
         began, earlier, looked = time.monotonic(), self.seconds, time.monotonic()
         losses: list[Tensor] = []
         with progress_bar(self.process.is_main_process) as bar:
-            task = bar.add_task(self.title, total=pace.iterations, completed=self.iteration, note="")
+            task = bar.add_task(self.title, total=total, completed=self.iteration, note="")
             batches = objective.batches(self.iteration)
-            while self.iteration < pace.iterations:
+            while self.iteration < total:
                 losses.append(objective.step(next(batches)))
                 self.iteration += 1
                 bar.advance(task)
-                if not pace.looks(self.iteration):
+                within = self.iteration % objective.epoch_iterations
+                if within and within % self.look_every and self.iteration < total:
                     continue
                 # look: wait for the device, and stop if something is not finite
                 found = (
@@ -140,12 +122,12 @@ class TrainingLoop:
 
     def _keep(self, sitting: float) -> bool:
         """Write a checkpoint if one is due; False if the time is up, `sitting` seconds after the start."""
-        late = sitting > (math.inf if self.pace.max_seconds is None else self.pace.max_seconds)
-        due = self.seconds - self._saved >= self.pace.checkpoint_seconds
+        objective, late = self.objective, sitting > self.max_seconds
+        due = late or self.seconds - self._saved >= self.checkpoint_seconds
         # by the clock of one process
-        late, due = broadcast_object_list([late, due or late or self.iteration == self.pace.iterations])
+        late, due = broadcast_object_list([late, due or self.iteration == objective.iterations])
         if due and self.run:
             self._saved = self.seconds
-            position = self.objective.position(self.iteration)
-            self.run.save_checkpoint({**self.objective.state(), **position, "seconds": self.seconds})
+            count = self.iteration // objective.counted
+            self.run.save_checkpoint({**objective.state(), objective.counter: count, "seconds": self.seconds})
         return not late

@@ -44,14 +44,21 @@ class Objective(ABC):
     uninterrupted one does.
 
     Attributes:
-        rates: the schedule of the learning rate.
+        iterations: of the whole training.
+        epoch_iterations: those of an epoch, at whose end the loop looks at the loss.
         batch_size: images of an iteration, over all processes.
+        rates: the schedule of the learning rate.
         remedy: what helps against a loss that is not finite.
+        counter, counted: a checkpoint says under this name how often so many iterations are done.
     """
 
-    rates: LambdaLR
+    iterations: int
+    epoch_iterations: int
     batch_size: int
+    rates: LambdaLR
     remedy: str
+    counter = "iteration"
+    counted = 1
 
     @property
     def learning_rate(self) -> float:
@@ -82,16 +89,8 @@ class Objective(ABC):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
     @abstractmethod
-    def position(self, iteration: int) -> dict[str, int]:
-        """The names under which checkpoint and log count `iteration` iterations."""
-
-    @abstractmethod
-    def iteration(self, position: dict[str, Any]) -> int:
-        """The inverse of `position`."""
-
-    @abstractmethod
     def where(self, iteration: int) -> str:
-        """The place of the iteration `iteration`, from 1, in words: "in epoch 3"."""
+        """Iteration `iteration`, from 1, in words: "in epoch 3"."""
 
     @abstractmethod
     def record(self, look: Look) -> dict[str, Any] | None:

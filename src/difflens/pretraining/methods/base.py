@@ -44,8 +44,6 @@ class PretrainingMethod(Objective):
         description: of what is minimised.
         channels, side: of the images that it takes.
         epoch: the one under way, from 0.
-        steps: iterations of an epoch.
-        total_steps: of the whole run, over which learning rates fall.
         losses: of this epoch's steps up to the last look, over all processes.
     """
 
@@ -53,6 +51,7 @@ class PretrainingMethod(Objective):
     channels: int
     side: int
     remedy = "lower --learning-rate, or use --precision float32"
+    counter = "step"
 
     def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator):
         self.config, self.images, self.process, self.device = config, images, process, process.device
@@ -60,8 +59,8 @@ class PretrainingMethod(Objective):
             "bfloat16" if self.device.type == "cuda" else "float32"
         )
         self.batch_size = given(config.batch_size)
-        self.steps = math.ceil(len(images) / self.batch_size)
-        self.total_steps = given(config.epochs) * self.steps
+        self.epoch_iterations = math.ceil(len(images) / self.batch_size)
+        self.iterations = given(config.epochs) * self.epoch_iterations
         self.epoch = 0
         self.losses: list[float] = []
 
@@ -71,14 +70,14 @@ class PretrainingMethod(Objective):
 
     def batches(self, start: int) -> Iterator[Batch]:
         config, process = self.config, self.process
-        for epoch in itertools.count(start // self.steps):
-            done = start % self.steps if epoch == start // self.steps else 0
+        for epoch in itertools.count(start // self.epoch_iterations):
+            done = start % self.epoch_iterations if epoch == start // self.epoch_iterations else 0
             order = epoch_order(len(self.images), config.seed, epoch)
             # whole batches only: the order wraps around, and one compiled graph serves every step
-            rows = order[torch.arange(self.steps * self.batch_size) % len(order)]
+            rows = order[torch.arange(self.epoch_iterations * self.batch_size) % len(order)]
             rows = rows[done * self.batch_size :][process.process_index :: process.num_processes]
             self.start_epoch(epoch)
-            self.began, self.first = time.monotonic(), epoch * self.steps + done
+            self.began, self.first = time.monotonic(), epoch * self.epoch_iterations + done
             yield from iterate(
                 self.images, channels=self.channels, side=self.side,
                 batch_size=self.batch_size // process.num_processes, rows=rows,
@@ -102,24 +101,19 @@ class PretrainingMethod(Objective):
             part.load_state_dict(state[name])
         self.losses = state["losses"]
 
-    def position(self, iteration: int) -> dict[str, int]:
-        return {"epoch": iteration // self.steps, "step": iteration}
-
-    def iteration(self, position: dict[str, Any]) -> int:
-        return int(position["step"])
-
     def where(self, iteration: int) -> str:
-        return f"in epoch {math.ceil(iteration / self.steps)} (step {iteration})"
+        return f"in epoch {math.ceil(iteration / self.epoch_iterations)} (step {iteration})"
 
     def record(self, look: Look) -> dict[str, Any] | None:
         self.losses += look.losses.flatten().tolist()
-        if look.iteration % self.steps:
+        if look.iteration % self.epoch_iterations:
             return None
         loss, self.losses = fmean(self.losses), []
         rate = (look.iteration - self.first) * self.batch_size / (time.monotonic() - self.began)
         return {
-            **self.position(look.iteration), "loss": loss, "images_per_second": round(rate, 1),
-            "learning_rate": self.learning_rate, "seconds": round(look.seconds, 1),
+            "epoch": look.iteration // self.epoch_iterations, "step": look.iteration, "loss": loss,
+            "images_per_second": round(rate, 1), "learning_rate": self.learning_rate,
+            "seconds": round(look.seconds, 1),
         }  # fmt: skip
 
     @abstractmethod
@@ -139,8 +133,8 @@ class PretrainingMethod(Objective):
         return {}
 
     def make_rates(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
-        warmup = min(self.config.warmup_steps, self.total_steps // 10)
-        return make_schedule(optimizer, "cosine", self.total_steps, warmup)
+        warmup = min(self.config.warmup_steps, self.iterations // 10)
+        return make_schedule(optimizer, "cosine", self.iterations, warmup)
 
     def autocast(self) -> torch.autocast:
         """Lower precision where it is wanted."""

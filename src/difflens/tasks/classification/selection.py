@@ -18,7 +18,7 @@ from difflens.heads.linear import LinearHead
 from difflens.metrics.classifiers import NEIGHBOURS, left_out_neighbours
 from difflens.models.probe import Probe
 from difflens.results.probe import GridTrial, NeighbourTrial
-from difflens.tasks.classification.train import HeadObjective, cached_batches
+from difflens.tasks.classification.train import HeadObjective, Inputs, cached_batches
 from difflens.training.loop import TrainingLoop
 from difflens.training.optimisers import ParameterGroup
 
@@ -49,23 +49,22 @@ class GridObjective(HeadObjective):
     Args:
         probe: with a linear head, which is not changed.
         heads: those to train.
-        rows: the entries of `cache` to train on, (M,) long.
         pairs: learning rate and weight decay of each head.
+        cache, rows: the maps, and the entries of them to train on, (M,) long.
     """
 
     def __init__(
-        self, probe: Probe, heads: nn.ModuleList, cache: FeatureCache, rows: Tensor, config: TrainConfig,
-        process: Accelerator, pairs: Sequence[tuple[float, float]],
+        self, probe: Probe, heads: nn.ModuleList, pairs: Sequence[tuple[float, float]], cache: FeatureCache,
+        rows: Tensor, config: TrainConfig, process: Accelerator,
     ):  # fmt: skip
-        self.heads, self.cache, self.rows = heads, cache, rows
-        groups = [ParameterGroup(each.parameters(), *pair) for each, pair in zip(heads, pairs, strict=True)]
-        super().__init__(probe, heads, config, process, len(rows), groups=groups)
+        def read(order: Tensor, epoch: int, batch_size: int) -> Iterator[Inputs]:
+            assert isinstance(probe.head, LinearHead)
+            for maps, labels in cached_batches(cache, rows[order], batch_size, process.device):
+                yield (probe.head.vectors(maps),), labels
 
-    def read(self, order: Tensor, epoch: int) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-        head = self.probe.head
-        assert isinstance(head, LinearHead)
-        for maps, labels in cached_batches(self.cache, self.rows[order], self.share, self.process.device):
-            yield (head.vectors(maps),), labels
+        self.heads = heads
+        groups = [ParameterGroup(each.parameters(), *pair) for each, pair in zip(heads, pairs, strict=True)]
+        super().__init__(probe, heads, read, len(rows), config, process, groups=groups)
 
     def loss(self, inputs: tuple[Any, ...], target: Tensor) -> Tensor:
         """(K,): each head has its own parameters, so its own gradient."""
@@ -106,8 +105,8 @@ def choose_linear(
     heads = nn.ModuleList(nn.Linear(head.inputs, head.num_classes) for _ in pairs).to(device)
     for each in heads:
         each.load_state_dict(start)
-    objective = GridObjective(probe, heads, cache, train, config, process, pairs)
-    TrainingLoop(objective, objective.pace(), process, title="choosing on held-out training images").train()
+    objective = GridObjective(probe, heads, pairs, cache, train, config, process)
+    TrainingLoop(objective, process, title="choosing on held-out training images").train()
     hits = torch.zeros(len(pairs))
     with torch.no_grad():
         for chosen in validation.split(1024):

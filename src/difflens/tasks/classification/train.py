@@ -2,8 +2,8 @@
 
 import itertools
 import math
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from difflens.run.console import progress_bar
 from difflens.run.directory import RunDirectory
 from difflens.run.processes import accelerator
 from difflens.tasks.objectives import ProbeObjective
-from difflens.training.loop import Pace, TrainingLoop
+from difflens.training.loop import TrainingLoop
 from difflens.training.objectives import Look
 from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer, make_schedule
 
@@ -65,13 +65,19 @@ def fit(
     config = config.filled()
     process = process or accelerator()
     probe.to(process.device)
-    objective = (
-        OnlineObjective(probe, split, config, process, Reading.of(config, skipped))
-        if cache is None
-        else CachedObjective(probe, cache, config, process)
-    )
-    pace = objective.pace(_CHECKPOINT_SECONDS)
-    return TrainingLoop(objective, pace, process, run, label or "training").train()
+    if cache is None:
+        read = partial(_online_batches, probe, split, config, Reading.of(config, skipped))
+        share = process.process_index, process.num_processes
+        objective = HeadObjective(probe, process.prepare(probe), read, len(split), config, process, *share)
+    else:  # a cache holds this process's share already
+        read = partial(_cached_inputs, cache, process.device)
+        objective = HeadObjective(probe, process.prepare(probe.head), read, len(cache), config, process)
+    loop = TrainingLoop(objective, process, run, label or "training", checkpoint_seconds=_CHECKPOINT_SECONDS)
+    return loop.train()
+
+
+Inputs = tuple[tuple[Any, ...], Tensor]
+"""What the trained module takes, and the labels."""
 
 
 class HeadObjective(ProbeObjective):
@@ -80,124 +86,94 @@ class HeadObjective(ProbeObjective):
     Args:
         probe: on the process's device.
         trained: the probe or its head, which several processes have wrapped.
+        read: batches from the order of the images, (M,) long, the epoch and the size of a batch.
         count: images, or those that this process has of them.
         rank, world: of how many processes that share the images which one this is.
         groups: the parameters to train; None: all of the probe's.
     """
 
-    probe: Probe
+    counter = "epoch"
 
     def __init__(
-        self,
-        probe: Probe,
-        trained: nn.Module,
-        config: TrainConfig,
-        process: Accelerator,
-        count: int,
-        rank: int = 0,
-        world: int = 1,
+        self, probe: Probe, trained: nn.Module, read: Callable[[Tensor, int, int], Iterator[Inputs]], count: int,
+        config: TrainConfig, process: Accelerator, rank: int = 0, world: int = 1,
         groups: Sequence[ParameterGroup] | None = None,
-    ):
-        self.trained, self.config = trained, config
-        self.count, self.rank, self.world = count, rank, world
+    ):  # fmt: skip
+        self.trained, self.read, self.config = trained, read, config
+        self.count, self.rank, self.world, self.classes = count, rank, world, probe.head.num_classes
         self.share = max(1, min(given(config.batch_size) // process.num_processes, count))
-        self.steps = math.ceil(math.ceil(count / world) / self.share)
-        if (
-            process.num_processes > 1
-        ):  # shares may differ by an image, but every process must take as many steps
-            self.steps = max(gather_object([self.steps]))
+        steps = math.ceil(math.ceil(count / world) / self.share)
+        if process.num_processes > 1:
+            # shares may differ by an image, but every process must take as many steps
+            steps = max(gather_object([steps]))
+        self.epoch_iterations = self.counted = steps
+        epochs, every = given(config.epochs), config.step_epochs
+        self.iterations = epochs * steps
         groups = groups or probe.parameter_groups(
-            given(config.learning_rate),
-            given(config.weight_decay),
-            config.layer_decay,
+            given(config.learning_rate), given(config.weight_decay), config.layer_decay
         )
         optimizer = make_optimizer(given(config.optimizer), *groups)
-        total, every = given(config.epochs) * self.steps, (config.step_epochs or 0) * self.steps
-        warmup = self.steps // 2 if config.warmup_steps is None else config.warmup_steps
-        drops = [step / total for step in range(every, total + 1, every)] if every else []
-        rates = make_schedule(optimizer, given(config.lr_schedule), total, warmup, drops)
+        drops = [epoch / epochs for epoch in range(every, epochs + 1, every)] if every else []
+        warmup = steps // 2 if config.warmup_steps is None else config.warmup_steps
+        rates = make_schedule(optimizer, given(config.lr_schedule), self.iterations, warmup, drops)
         super().__init__(probe, process, self.share * process.num_processes, optimizer, rates)
 
-    @abstractmethod
-    def read(self, order: Tensor, epoch: int) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-        """What the trained module takes, and the labels, of the images `order`, (M,) long, batch by batch."""
+    def batches(self, start: int) -> Iterator[Inputs | None]:
+        seed = self.config.seed
+        for epoch in itertools.count(start // self.epoch_iterations):
+            order = epoch_order(self.count, seed, epoch, self.rank, self.world)
+            if self.process.num_processes > 1:
+                order = order[torch.arange(self.epoch_iterations * self.share) % len(order)]
+            self.generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))  # of mixup
+            torch.manual_seed(epoch_seed(seed, epoch) + self.rank)  # of dropout
+            # a batch of which no image could be read is None
+            batches = itertools.chain(self.read(order, epoch, self.share), itertools.repeat(None))
+            yield from itertools.islice(batches, self.epoch_iterations)
+
+    def step(self, batch: Inputs | None) -> Tensor:
+        if batch is None:
+            return torch.zeros((), device=self.process.device)
+        loss = self.loss(*mix(*batch, self.classes, given(self.config.mixup), self.generator))
+        self.update(loss.sum())
+        return loss.detach()
 
     def loss(self, inputs: tuple[Any, ...], target: Tensor) -> Tensor:
         """() with a graph; `target` are labels, (B,) long, or probabilities of the classes, (B, K)."""
         return self.cross_entropy(self.trained(*inputs), target)
 
-    def pace(self, checkpoint_seconds: float = 0.0) -> Pace:
-        return Pace(given(self.config.epochs) * self.steps, self.steps, checkpoint_seconds=checkpoint_seconds)
-
-    def batches(self, start: int) -> Iterator[Any]:
-        seed = self.config.seed
-        for epoch in itertools.count(start // self.steps):
-            order = epoch_order(self.count, seed, epoch, self.rank, self.world)
-            if self.process.num_processes > 1:
-                order = order[torch.arange(self.steps * self.share) % len(order)]
-            self.generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))  # of mixup
-            torch.manual_seed(epoch_seed(seed, epoch) + self.rank)  # of dropout
-            # a batch of which no image could be read is None
-            read = itertools.chain(self.read(order, epoch), itertools.repeat(None))
-            yield from itertools.islice(read, self.steps)
-
-    def step(self, batch: tuple[tuple[Any, ...], Tensor] | None) -> Tensor:
-        if batch is None:
-            return torch.zeros((), device=self.process.device)
-        inputs, target = mix(*batch, self.probe.head.num_classes, given(self.config.mixup), self.generator)
-        loss = self.loss(inputs, target)
-        self.update(loss.sum())
-        return loss.detach()
-
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits, target, label_smoothing=given(self.config.label_smoothing))
 
-    def position(self, iteration: int) -> dict[str, int]:
-        return {"epoch": iteration // self.steps}
-
-    def iteration(self, position: dict[str, Any]) -> int:
-        return int(position["epoch"]) * self.steps
-
     def where(self, iteration: int) -> str:
-        return f"in epoch {math.ceil(iteration / self.steps)}"
+        return f"in epoch {math.ceil(iteration / self.epoch_iterations)}"
 
     def record(self, look: Look) -> dict[str, Any]:
-        return {**self.position(look.iteration), "loss": look.loss, "learning_rate": self.learning_rate}
+        epoch = look.iteration // self.epoch_iterations
+        return {"epoch": epoch, "loss": look.loss, "learning_rate": self.learning_rate}
 
 
-class CachedObjective(HeadObjective):
-    """A head on cached maps of a frozen extractor; a cache holds this process's share already."""
-
-    def __init__(self, probe: Probe, cache: FeatureCache, config: TrainConfig, process: Accelerator):
-        self.cache = cache
-        super().__init__(probe, process.prepare(probe.head), config, process, len(cache))
-
-    def read(self, order: Tensor, epoch: int) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-        for maps, labels in cached_batches(self.cache, order, self.share, self.process.device):
-            yield (maps,), labels
-
-    def loss(self, inputs: tuple[Any, ...], target: Tensor) -> Tensor:
-        return self.cross_entropy(self.trained(*inputs), target)
+def _cached_inputs(
+    cache: FeatureCache, device: torch.device, order: Tensor, epoch: int, batch_size: int
+) -> Iterator[Inputs]:
+    for maps, labels in cached_batches(cache, order, batch_size, device):
+        yield (maps,), labels
 
 
-class OnlineObjective(HeadObjective):
-    """A head and perhaps its extractor on images: augmented, or with new noise in every epoch."""
-
-    def __init__(
-        self, probe: Probe, split: ImageSplit, config: TrainConfig, process: Accelerator, reading: Reading
+def _online_batches(
+    probe: Probe,
+    split: ImageSplit,
+    config: TrainConfig,
+    reading: Reading,
+    order: Tensor,
+    epoch: int,
+    batch_size: int,
+) -> Iterator[Inputs]:
+    draw = epoch + 1 if config.fresh_noise else 0
+    for batch in reading.batches(
+        probe.extractor, split, order, batch_size, config.seed, epoch, given(config.augment)
     ):
-        self.split, self.reading = split, reading
-        rank, world = process.process_index, process.num_processes
-        super().__init__(probe, process.prepare(probe), config, process, len(split), rank, world)
-
-    def read(self, order: Tensor, epoch: int) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-        config, extractor = self.config, self.probe.extractor
-        draw = epoch + 1 if config.fresh_noise else 0
-        for batch in self.reading.batches(
-            extractor, self.split, order, self.share, config.seed, epoch, given(config.augment)
-        ):
-            assert batch.labels is not None
-            yield (to_float(batch.images), batch.index, draw), batch.labels
+        assert batch.labels is not None
+        yield (to_float(batch.images), batch.index, draw), batch.labels
 
 
 def evaluate(
