@@ -1,6 +1,6 @@
 # make demo   set up and run the main job on what the package bundles
 # make test   set up and run the tests
-# make check  lint, formatting, types
+# make check  lint, formatting, types, who imports whom
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,6 +21,7 @@ check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .

@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image, ImageDraw
 
 from difflens import ScenesConfig, scenes
+from tests.helpers.images import make_image_tree
 
 os.environ["DIFFLENS_QUIET"] = "1"
 
@@ -30,19 +31,6 @@ def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def image_tree(tmp_path: Path) -> Path:
     """train/ with 12 and val/ with 5 images of each of three classes, which differ in colour."""
     return make_image_tree(tmp_path / "images")
-
-
-def make_image_tree(root: Path, per_class: int = 12, side: int = 16) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", per_class), ("val", 5)):
-        for channel, name in enumerate(("red", "green", "blue")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = torch.randint(0, 90, (side, side, 3), generator=generator)
-                pixels[..., channel] += 120
-                Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{number}.png")
-    return root
 
 
 @pytest.fixture(scope="session")

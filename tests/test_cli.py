@@ -11,24 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from difflens import TrainedModel, cli
+from difflens import TrainedModel
 from difflens.backbones.load import load_backbone
-
-
-def run(*arguments: object) -> int:
-    """The exit code of `difflens` with these arguments."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+from tests.helpers.cli import run
+from tests.helpers.images import make_image_tree
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> tuple[Path, Path]:
     """A run directory and the images it was trained on."""
-    from tests.conftest import make_image_tree
-
     root = tmp_path_factory.mktemp("trained")
     tree = make_image_tree(root / "images")
     code = run(

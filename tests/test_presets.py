@@ -13,7 +13,7 @@ from difflens.backbones.unet import UNetBackbone
 from difflens.configs.options import resolve
 from difflens.noise import NoiseSchedule
 from difflens.pretraining import networks
-from tests.backbones.test_adm import ADM_256
+from tests.helpers.adm import ADM_256
 
 
 @pytest.mark.parametrize("name", presets.PRETRAIN)

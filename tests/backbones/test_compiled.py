@@ -11,7 +11,7 @@ from difflens import FeedbackExtractor, FrozenExtractor
 from difflens.backbones import compiled
 from difflens.backbones.compiled import CompiledGraphs
 from difflens.backbones.unet import UNetBackbone
-from tests.backbones.test_unet import make_backbone
+from tests.helpers.networks import make_backbone
 
 needs_compiler = pytest.mark.skipif(
     not shutil.which("g++") and not shutil.which("clang++"),

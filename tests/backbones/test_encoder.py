@@ -9,15 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from difflens import DiffLensError, load_backbone
-from difflens.backbones.bigan import BiGANBackbone, Generator, GeneratorConfig
+from difflens.backbones.bigan import BiGANBackbone
 from difflens.backbones.encoder import EncoderBackbone
 from difflens.pretraining import networks
-
-
-def bigan(seed: int = 5) -> BiGANBackbone:
-    torch.manual_seed(seed)
-    config = networks.encoder_config("tiny", "resnet")
-    return BiGANBackbone(config.build(), config, Generator(GeneratorConfig(8, (16, 8, 4), 3, 16)))
+from tests.helpers.networks import bigan
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,17 +11,7 @@ from torch import Tensor
 from difflens.backbones.unet import UNetBackbone
 from difflens.errors import DiffLensError
 from difflens.noise import NoiseSchedule
-
-
-def make_backbone(**changes: object) -> UNetBackbone:
-    """A small random network; `changes` go to UNet2DModel."""
-    config: dict = {
-        "sample_size": 16, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 16), "norm_num_groups": 4,
-        "layers_per_block": 1, "attention_head_dim": 4, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    }  # fmt: skip
-    torch.manual_seed(0)
-    return UNetBackbone(UNet2DModel(**{**config, **changes}), NoiseSchedule.from_config(), "test")
+from tests.helpers.networks import make_backbone
 
 
 def finish(backbone: UNetBackbone, last: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from difflens.errors import DiffLensError
 from difflens.extractors.base import evaluating
 from difflens.extractors.config import ExtractorConfig
 from difflens.noise import NoiseSchedule
-from tests.backbones.test_adm import Adm
+from tests.helpers.adm import Adm
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 
 from difflens import DiffLensError, ExtractConfig, FeatureStore, extract, load_data
 from difflens.extractors.store import StoredMaps, layout_of, write_shard
+from tests.helpers.images import make_image_tree
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> tuple[Path, Path]:
     """A store of a small image tree, and the tree."""
-    from tests.conftest import make_image_tree
-
     root = tmp_path_factory.mktemp("stored")
     tree = make_image_tree(root / "images")
     extract(ExtractConfig(

@@ -13,9 +13,9 @@ from difflens import DiffLensError, GenerateConfig, cli, generate, load_backbone
 from difflens.data.images import read_image, to_uint8
 from difflens.generation import generate as generation
 from difflens.generation.grid import image_grid
-from tests.backbones.test_encoder import bigan
-from tests.run.test_processes import run_two
-from tests.studies.test_extract import contents
+from tests.helpers.files import contents
+from tests.helpers.networks import bigan
+from tests.helpers.processes import run_two
 
 
 def config(out: Path, backbone: Path, /, **changes: object) -> GenerateConfig:

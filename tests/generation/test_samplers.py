@@ -23,7 +23,7 @@ from difflens.backbones.unet import UNetBackbone
 from difflens.generation import samplers as sampling
 from difflens.generation.samplers import Sampler
 from difflens.noise import Stream
-from tests.backbones.test_encoder import bigan
+from tests.helpers.networks import bigan
 
 FASHION = Path(str(files("difflens") / "assets" / "fashion"))
 DRAWING = (

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from difflens.metrics.cka import GROUPS, alignment, gram, hsic, u_centred, with_interval
+from tests.helpers.cka import direct_hsic
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -15,16 +16,6 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def cka_of(*features: Tensor) -> Tensor:
     return alignment(hsic(torch.stack([gram(each) for each in features])))
-
-
-def direct_hsic(x: Tensor, y: Tensor) -> float:
-    """Song et al. (2012), equation 5, term by term."""
-    k, l, n = x.double() @ x.double().T, y.double() @ y.double().T, len(x)  # noqa: E741
-    k.fill_diagonal_(0)
-    l.fill_diagonal_(0)
-    ones = torch.ones(n, dtype=torch.float64)
-    terms = (k @ l).trace() + (ones @ k @ ones) * (ones @ l @ ones) / ((n - 1) * (n - 2))
-    return float((terms - 2 / (n - 2) * (ones @ k @ l @ ones)) / (n * (n - 3)))
 
 
 def biased_cka(x: Tensor, y: Tensor) -> float:

@@ -19,39 +19,14 @@ from torch import Tensor
 from difflens import DiffLensError, PretrainConfig, load_backbone, pretrain
 from difflens.pretraining import pretrain as pretraining
 from difflens.pretraining.gradients import Gradients
-from tests.conftest import make_image_tree
-from tests.run.test_processes import run_two
-from tests.studies.test_extract import contents
-
-Curve = list[tuple[int, int, float, float]]
-
-
-def config(out: Path, data: Path, **changes: Any) -> PretrainConfig:
-    base = PretrainConfig(
-        data=str(data),
-        out=out,
-        preset="tiny",
-        epochs=3,
-        batch_size=8,
-        device="cpu",
-        checkpoint_minutes=0.0,
-        workers=0,
-    )
-    return replace(base, **changes)
+from tests.helpers.files import contents
+from tests.helpers.images import make_image_tree
+from tests.helpers.pretraining import checkpoint, config, curve
+from tests.helpers.processes import run_two
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return UNet2DModel.from_pretrained(folder / "unet").state_dict()
-
-
-def curve(run: Path) -> Curve:
-    """(epoch, step, loss, learning rate) of every line of the log."""
-    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    return [(line["epoch"], line["step"], line["loss"], line["learning_rate"]) for line in lines]
-
-
-def checkpoint(run: Path) -> dict[str, Any]:
-    return torch.load(run / "checkpoints" / "last.pt", weights_only=True)
 
 
 @pytest.fixture

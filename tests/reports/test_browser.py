@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.helpers.browser import open_in_browser
-from tests.reports.test_probe import GRID, NEIGHBOURS, evaluation, report
+from tests.helpers.probes import GRID, NEIGHBOURS, evaluation, report
 
 
 def test_probe_report_in_a_browser(tmp_path: Path) -> None:

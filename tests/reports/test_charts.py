@@ -18,7 +18,7 @@ from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from difflens.reports import charts
-from tests.reports.test_pictures import draw
+from tests.helpers.figures import draw
 
 
 def laid_out(figure: Figure) -> Figure:

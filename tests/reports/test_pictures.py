@@ -1,7 +1,5 @@
 """Pictures: what is in them, read back from the figures."""
 
-from io import BytesIO
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +13,7 @@ from difflens.noise import NoiseSchedule, seeded_noise
 from difflens.pretraining import networks
 from difflens.reports import pictures
 from difflens.reports.pictures import pca_rgb
+from tests.helpers.figures import draw
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +34,6 @@ def shown(figure: Figure, row: int, column: int, columns: int) -> np.ndarray:
 
 def titles(figure: Figure) -> list[str]:
     return [title for axes in figure.axes if (title := axes.get_title())]
-
-
-def draw(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=60)
-    return buffer.getvalue()
 
 
 def scaled(scores: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from difflens import (
     SweepResult,
 )
 from difflens.results.probe import read_seeds
-from tests.results import made
+from tests.helpers import made
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "version-0.1.tar.xz"
 

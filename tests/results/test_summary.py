@@ -6,7 +6,7 @@ import pytest
 
 from difflens import Result
 from difflens.cli import COMMANDS
-from tests.results import made
+from tests.helpers import made
 
 
 def words(result: Result) -> list[str]:

@@ -15,10 +15,10 @@ from difflens.data.load import load_unlabelled
 from difflens.data.loader import epoch_order, iterate
 from difflens.metrics.cka import GROUPS
 from difflens.results.cka import Representation
-from tests.conftest import make_image_tree
 from tests.helpers.browser import open_in_browser
-from tests.metrics.test_cka import direct_hsic
-from tests.test_cli import run as cli
+from tests.helpers.cka import direct_hsic
+from tests.helpers.cli import run as cli
+from tests.helpers.images import make_image_tree
 
 
 @pytest.fixture(scope="module")

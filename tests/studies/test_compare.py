@@ -22,9 +22,9 @@ from difflens import (
     probe,
     sweep,
 )
-from tests.backbones.test_encoder import bigan
 from tests.helpers.browser import open_in_browser
-from tests.test_cli import run as cli
+from tests.helpers.cli import run as cli
+from tests.helpers.networks import bigan
 
 
 def config(out: Path, images: Path, *backbones: object, **changes: object) -> CompareConfig:

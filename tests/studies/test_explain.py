@@ -22,9 +22,9 @@ from difflens import (
 from difflens.backbones.maps import pool_to
 from difflens.data.images import to_float
 from difflens.data.loader import iterate
-from tests.conftest import make_image_tree
 from tests.helpers.browser import open_in_browser
-from tests.test_cli import run as cli
+from tests.helpers.cli import run as cli
+from tests.helpers.images import make_image_tree
 
 
 @pytest.fixture(scope="module")

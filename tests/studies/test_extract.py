@@ -14,7 +14,8 @@ import torch
 from difflens import DiffLensError, ExtractConfig, FeatureStore, extract
 from difflens.data.images import read_image, to_float
 from difflens.studies import extract as extraction
-from tests.run.test_processes import run_two
+from tests.helpers.files import contents
+from tests.helpers.processes import run_two
 
 
 def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> ExtractConfig:
@@ -22,10 +23,6 @@ def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> Ext
         out=out, backbone=str(backbone), data=str(images), blocks=(4, 6), noise_steps=(3, 9), device="cpu", workers=0,
     )  # fmt: skip
     return replace(base, **changes)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture

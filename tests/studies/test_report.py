@@ -19,8 +19,8 @@ from difflens import (
     probe,
     report,
 )
-from tests.conftest import make_image_tree
-from tests.studies.test_extract import contents
+from tests.helpers.files import contents
+from tests.helpers.images import make_image_tree
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from PIL import Image
 from difflens import DiffLensError, SweepConfig, sweep
 from difflens.studies.sweep import _Sweep
 from tests.helpers.browser import open_in_browser
+from tests.helpers.cli import run as cli
 
 
 def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> SweepConfig:
@@ -52,8 +53,6 @@ def test_every_place_is_measured_and_shown(backbone_folder: Path, image_tree: Pa
 def test_the_next_commands_work(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.test_cli import run as cli
-
     out = tmp_path / "sweep"
     assert (
         cli(

@@ -22,8 +22,8 @@ from difflens.pretraining.methods.mae import MASKED, MAEMethod
 from difflens.pretraining.methods.make import make_method
 from difflens.pretraining.methods.simclr import SimCLRMethod
 from difflens.run.processes import accelerator
-from tests.pretraining.test_pretrain import checkpoint, config, curve
-from tests.run.test_processes import run_two
+from tests.helpers.pretraining import checkpoint, config, curve
+from tests.helpers.processes import run_two
 
 METHODS = tuple(presets.METHODS)
 

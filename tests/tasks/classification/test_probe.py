@@ -18,6 +18,7 @@ from difflens.metrics.statistics import wilson
 from difflens.run.directory import RunDirectory
 from difflens.tasks.classification import probe as probing
 from difflens.tasks.classification import train as classification
+from tests.helpers.browser import open_in_browser
 
 
 def config(out: Path, folder: Path, images: Path, /, **changes: object) -> ProbeConfig:
@@ -502,8 +503,6 @@ def test_layers_learn_at_their_own_rates(backbone_folder: Path) -> None:
 
 
 def test_the_report_opens_in_a_browser(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
-    from tests.helpers.browser import open_in_browser
-
     probe(config(tmp_path / "run", backbone_folder, image_tree, grid=True, seeds=2, epochs=1))
     dom, console = open_in_browser(tmp_path / "run" / "report.html")
     assert console == []
