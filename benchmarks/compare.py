@@ -1,6 +1,6 @@
 """Diffusion, BiGAN, SimCLR, MAE and supervised training on the same images, at equal compute, by the same protocols.
 
-Usage: python benchmarks/compare.py OUTPUT_FOLDER --judge SPACE [options]; `--help` names them. What is finished is not run
+Usage: python benchmarks/compare.py OUTPUT_FOLDER --features SPACE [options]; `--help` names them. What is finished is not run
 again, so a run that was stopped goes on.
 
 1. One after another, each method trains for a short while, to see how many images it takes a second on this machine.
@@ -41,7 +41,7 @@ def last_line(run: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
-    parser.add_argument("--judge", default="fashion", help="where Fréchet distances are measured")
+    parser.add_argument("--features", default="fashion", help="where Fréchet distances are measured")
     parser.add_argument("--data", default="fashion")
     parser.add_argument("--preset", default="fashion-small")
     parser.add_argument("--minutes", type=float, default=5, help="of each pre-training")
@@ -88,7 +88,7 @@ def main() -> None:
         difflens(
             "compare", "--backbones", *backbones, "--data", asked.data, "--sweep", asked.sweep, "--store",
             "--token-side", TOKEN_SIDE,
-            "--label-fraction", 0.01, 0.1, "--features", asked.judge, "--samples", asked.samples,
+            "--label-fraction", 0.01, 0.1, "--features", asked.features, "--samples", asked.samples,
             *(["--epochs", asked.epochs] if asked.epochs else []),
             *(["--resume"] if compared.exists() else []), "--out", compared,
         )  # fmt: skip

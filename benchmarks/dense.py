@@ -203,7 +203,7 @@ def main() -> None:
         run(
             "detect" if head == "mask-rcnn" else "segment", folder(*job), "--backbone", backbones[backbone],
             "--data", scenes["scenes"], "--noise-steps", steps[backbone], "--iterations", asked.iterations,
-            "--seed", seed, *(("--label-fraction", fraction) if fraction < 1 else ()), *common, "--head", head, *own[head],
+            "--seed", seed, *(("--image-fraction", fraction) if fraction < 1 else ()), *common, "--head", head, *own[head],
             *filled(options, BLOCK=best(by_block), RATE=best(by_rate[row]) if row in by_rate else None),
         )  # fmt: skip
 

@@ -85,7 +85,7 @@ def drawn(
 
 def measured(config: Config, folder: Path, references: bool = False) -> FidelityResult:
     return fidelity(FidelityConfig(
-        samples=folder, data=config.data, features=config.space, ruler=references, limit=config.limit, seed=config.seed,
+        samples=folder, data=config.data, features=config.space, reference_distances=references, limit=config.limit, seed=config.seed,
     ))  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def config(samples: Path, images: Path, backbone: Path, /, **changes: object) ->
 def test_reference_distances_order_what_is_further_away(
     backbone_folder: Path, image_tree: Path, tmp_path: Path
 ) -> None:
-    run = config(image_tree / "train" / "red", image_tree, backbone_folder, ruler=True)
+    run = config(image_tree / "train" / "red", image_tree, backbone_folder, reference_distances=True)
     result = fidelity(run)
     assert (result.dimensions, result.real_images, result.source) == (16, 15, None)
     assert result.real == f"val images of {image_tree}"
@@ -184,5 +184,5 @@ def test_inception_with_weights_at_random(image_tree: Path, tmp_path: Path) -> N
     assert result.metrics()["inception"].keys() >= {"fid", "kid", "inception_score", "precision", "recall"}
     assert (result.space, result.distances[0].count, result.real_images) == ("Inception (FID)", 5, 5)
     assert result.distances[0].frechet > 0
-    with pytest.raises(DiffLensError, match="leave out --ruler"):
-        fidelity(replace(run, ruler=True))
+    with pytest.raises(DiffLensError, match="leave out --reference-distances"):
+        fidelity(replace(run, reference_distances=True))

@@ -44,7 +44,7 @@ class EncoderConfig:
         try:
             import timm
         except ImportError as error:
-            raise DiffLensError('encoders need timm: pip install "difflens[rivals]"') from error
+            raise DiffLensError('encoders need timm: pip install "difflens[compare]"') from error
         half = (0.5,) * self.channels
         images = {"input_size": (self.channels, self.side, self.side), "mean": half, "std": half}
         network: Any = timm.create_model(

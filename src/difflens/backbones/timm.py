@@ -75,7 +75,7 @@ class TimmBackbone(CleanBackbone):
         try:
             import timm
         except ImportError as error:
-            raise DiffLensError(f'{spec} needs timm: pip install "difflens[rivals]"') from error
+            raise DiffLensError(f'{spec} needs timm: pip install "difflens[compare]"') from error
         name, at, file = spec.removeprefix("timm:").partition("@")
         _check_name(name, spec, {*timm.list_models(), *timm.list_models(include_tags=True)})
         if untrained and at:

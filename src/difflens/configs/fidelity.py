@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
+
 from difflens.configs.options import MAY_CHANGE, CheckpointOptions, Count, Range, ReadingOptions, SeedOptions
 
 
@@ -23,7 +25,7 @@ class FidelityConfig(ReadingOptions, CheckpointOptions, SeedOptions):
     """Block of the backbone, averaged over places. None: the backbone's choice."""
     noise_step: int | None = None
     """Noise step at which it is read. None: likewise."""
-    ruler: bool = False
+    reference_distances: Annotated[bool, tyro.conf.arg(aliases=("--ruler",))] = False
     """Also measure as many images of the other split, and these with a little noise, to compare with."""
     limit: Annotated[int, Range(2)] | None = None
     """Only so many images of each set, chosen at random."""

@@ -165,7 +165,7 @@ def _in_space(
     reading = Reading(config.workers, config.on_bad_image, [])
     target, drawn = (_Set(config, space, split, reading) for split in (real, samples))
     sets = [("samples", drawn)]
-    if config.ruler:
+    if config.reference_distances:
         near = real if other is None else other
         if other is not None:
             sets.append((f"{near.name} images", _Set(config, space, near, reading)))
@@ -205,9 +205,9 @@ def _inception(
     other: ImageSplit | None,
     source: SampleSource | None,
 ) -> FidelityResult:
-    if config.ruler:
+    if config.reference_distances:
         raise DiffLensError(
-            "reference distances are for feature spaces of your own; leave out --ruler or --features inception"
+            "reference distances are for feature spaces of your own; leave out --reference-distances or --features inception"
         )
     try:
         import torch_fidelity

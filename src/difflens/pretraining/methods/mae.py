@@ -16,7 +16,7 @@ try:
     from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
     from lightly.models.utils import get_at_index, normalize_mean_var, patchify, set_at_index
 except ImportError as error:
-    raise DiffLensError('masked autoencoding needs lightly: pip install "difflens[rivals]"') from error
+    raise DiffLensError('masked autoencoding needs lightly: pip install "difflens[compare]"') from error
 
 MASKED = 0.75
 """The share of patches that is masked, the paper's."""

@@ -17,7 +17,7 @@ try:
     from lightly.models.modules import SimCLRProjectionHead
     from lightly.transforms import SimCLRTransform
 except ImportError as error:
-    raise DiffLensError('SimCLR needs lightly: pip install "difflens[rivals]"') from error
+    raise DiffLensError('SimCLR needs lightly: pip install "difflens[compare]"') from error
 
 TEMPERATURE = 0.5
 """The paper's for CIFAR-10 (appendix B.9)."""
