@@ -153,7 +153,9 @@ def test_bad_images_can_be_skipped_and_are_listed(
     (image_tree / "train" / "red" / "3.png").write_bytes(b"not an image")
     truncated = image_tree / "val" / "blue" / "1.png"
     truncated.write_bytes(truncated.read_bytes()[:60])
-    run = config(tmp_path / "run", backbone_folder, image_tree, head=head, width=16)
+    run = config(
+        tmp_path / "run", backbone_folder, image_tree, head=head, width=None if head == "linear" else 16
+    )
     with pytest.raises(DiffLensError, match=r"train/red/3\.png"):
         probe(run)
     assert not run.out.exists()
@@ -304,7 +306,14 @@ def test_few_labels_are_the_same_for_every_head(
     for head in ("linear", "cnn"):
         out = tmp_path / head
         metrics = probe(
-            config(out, backbone_folder, image_tree, head=head, width=8, label_fraction=0.25)
+            config(
+                out,
+                backbone_folder,
+                image_tree,
+                head=head,
+                width=8 if head == "mlp" else None,
+                label_fraction=0.25,
+            )
         ).metrics()
         assert metrics["train_images"] == 9
     assert seen[0] == seen[1]
@@ -373,7 +382,7 @@ def test_a_store_gives_what_the_backbone_gives(
 
     places = {"blocks": (5, 6), "noise_steps": (2, 5)} if head == "difformer" else {}
     direct = config(
-        tmp_path / "direct", backbone_folder, image_tree, head=head, width=None if head == "knn" else 16,
+        tmp_path / "direct", backbone_folder, image_tree, head=head, width=None if head in ("linear", "knn") else 16,
         label_fraction=0.5, **places,
     )  # fmt: skip
     extract(ExtractConfig(
