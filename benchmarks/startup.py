@@ -22,7 +22,9 @@ def cpu_seconds(arguments: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="runs of each row, after one that warms the disk cache")
+    parser.add_argument(
+        "--runs", type=int, default=5, help="runs of each row, after one that warms the disk cache"
+    )
     runs = parser.parse_args().runs
     rows = {
         "python -c pass": ["-c", "pass"],

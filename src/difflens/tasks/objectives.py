@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from difflens.choices import ScheduleKind
 from difflens.configs.dense import DenseConfig
 from difflens.configs.options import given
 from difflens.data.dense.samples import Labels, Samples
@@ -54,9 +55,10 @@ class ProbeObjective(Objective):
 
     def state(self) -> dict[str, Any]:
         return {
-            "probe": self.probe.own_state(), "optimizer": self.optimizer.state_dict(),
+            "probe": self.probe.own_state(),
+            "optimizer": self.optimizer.state_dict(),
             "rates": self.rates.state_dict(),
-        }  # fmt: skip
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.probe.load_own_state(state["probe"])
@@ -103,11 +105,11 @@ class DenseObjective(ProbeObjective):
             given(config.learning_rate), given(config.weight_decay), config.layer_decay
         )
         optimizer = make_optimizer(given(config.optimizer), *groups, momentum=config.momentum)
+        kind: ScheduleKind = given(config.lr_schedule)
         warmup = config.warmup_steps
-        rates = make_schedule(
-            optimizer, given(config.lr_schedule), self.iterations, min(100, self.iterations // 10) if warmup is None else warmup,
-            config.step_at, decay_in_warmup=True,
-        )  # fmt: skip
+        if warmup is None:
+            warmup = min(100, self.iterations // 10)
+        rates = make_schedule(optimizer, kind, self.iterations, warmup, config.step_at, decay_in_warmup=True)
         super().__init__(probe, process, batch_size, optimizer, rates)
 
     def batches(self, start: int) -> Iterator[Any]:

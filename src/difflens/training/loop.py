@@ -81,9 +81,8 @@ class TrainingLoop:
                 if within and within % self.look_every and self.iteration < total:
                     continue
                 # look: wait for the device, and stop if something is not finite
-                found = (
-                    self.process.reduce(torch.stack(losses), "mean").float().cpu().reshape(len(losses), -1)
-                )
+                found = self.process.reduce(torch.stack(losses).float(), "mean").cpu()
+                found = found.reshape(len(losses), -1)
                 self._check(found)
                 losses.clear()
                 now = time.monotonic()
@@ -111,14 +110,13 @@ class TrainingLoop:
         if not bad and (not weights or torch.stack(torch._foreach_norm(weights)).sum().isfinite()):
             return
         at = self.iteration - len(losses) + 1 + bad[0] if bad else self.iteration
-        kept = self.run and self.run.checkpoint_path
-        good = (
-            f"; the last good checkpoint is {kept}" if kept and kept.exists() else f"; there is no {kept} yet"
-        )
-        raise DiffLensError(
-            f"the {'loss is' if bad else 'weights are'} no longer finite {self.objective.where(at)}: "
-            f"{self.objective.remedy}{good if kept else ''}"
-        )
+        what = "loss is" if bad else "weights are"
+        problem = f"the {what} no longer finite {self.objective.where(at)}: {self.objective.remedy}"
+        if self.run:
+            kept = self.run.checkpoint_path
+            known = "the last good checkpoint is" if kept.exists() else "there is no checkpoint yet at"
+            problem += f"; {known} {kept}"
+        raise DiffLensError(problem)
 
     def _keep(self, sitting: float) -> bool:
         """Write a checkpoint if one is due; False if the time is up, `sitting` seconds after the start."""

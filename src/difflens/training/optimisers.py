@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules, the same for every loop."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,14 +51,15 @@ def make_optimizer(name: OptimizerName, *groups: ParameterGroup, momentum: float
     return torch.optim.AdamW(settings, fused=fused)
 
 
-def learning_rate_factor(
+def make_schedule(
+    optimizer: Optimizer,
     kind: ScheduleKind,
     steps: int,
     warmup: int = 0,
     drops: Sequence[float] = (),
     decay_in_warmup: bool = False,
-) -> Callable[[int], float]:
-    """What the learning rate is multiplied by at each optimiser step: linear warm-up, then a decay.
+) -> LambdaLR:
+    """The learning rate of every optimiser step: linear warm-up, then a decay.
 
     Args:
         kind: cosine to zero; poly, (1 - x)^0.9 (Chen et al., 2017); step, x0.1 at each of `drops`; or constant.
@@ -81,16 +82,4 @@ def learning_rate_factor(
             return float(0.1 ** sum(step / steps >= drop for drop in drops))
         return 1.0
 
-    return factor
-
-
-def make_schedule(
-    optimizer: Optimizer,
-    kind: ScheduleKind,
-    steps: int,
-    warmup: int = 0,
-    drops: Sequence[float] = (),
-    decay_in_warmup: bool = False,
-) -> LambdaLR:
-    """The learning rate of every step; arguments as for `learning_rate_factor`."""
-    return LambdaLR(optimizer, learning_rate_factor(kind, steps, warmup, drops, decay_in_warmup))
+    return LambdaLR(optimizer, factor)

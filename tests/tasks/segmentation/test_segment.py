@@ -40,7 +40,7 @@ from difflens.reports.overlays import mask_overlay
 from difflens.tasks.classification.predict import predict_classes
 from difflens.tasks.dense import make_plan
 from difflens.tasks.segmentation.inference import Sliding, class_probabilities
-from difflens.training.optimisers import learning_rate_factor
+from difflens.training.optimisers import make_schedule
 
 
 def config(backbone: Path, scenes: Path, out: Path, **more: object) -> SegmentConfig:
@@ -339,9 +339,10 @@ def test_learning_rates(schedule: Any, expected: dict[int, float]) -> None:
     asked = SegmentConfig(
         out=Path("x"), data=Path("y"), iterations=100, lr_schedule=schedule, warmup_steps=10
     )
-    factor = learning_rate_factor(
-        asked.lr_schedule, asked.iterations, asked.warmup_steps, asked.step_at, decay_in_warmup=True
-    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    (factor,) = make_schedule(
+        optimizer, schedule, 100, asked.warmup_steps, asked.step_at, decay_in_warmup=True
+    ).lr_lambdas
     assert {at: factor(at) for at in expected} == pytest.approx(expected)
 
 
