@@ -32,7 +32,7 @@ ARCHIVE = Path(__file__).parent / "fixtures" / "version-0.1.tar.xz"
 BACKBONE = "pretrain/model"
 HERE: dict[str, Any] = {"device": "cpu", "workers": 0}
 COMMON: dict[str, Any] = {"backbone": BACKBONE, "data": "data", **HERE}
-TIMES = ("next", "train_seconds", "images_per_second", "seconds", "relative_speed")
+TIMES = ("train_seconds", "images_per_second", "seconds", "relative_speed")
 
 PRETRAIN: dict[str, Any] = {
     "data": "data", "preset": "tiny", "image_size": 16, "epochs": 3, "batch_size": 8, "warmup_steps": 2, **HERE
@@ -79,11 +79,17 @@ def timeless(value: Any) -> Any:
     return [timeless(each) for each in value] if isinstance(value, list) else value
 
 
+def today(value: Any) -> Any:
+    """With the names of today; commands may name their options in any order."""
+    if isinstance(value, dict):
+        return {key.replace("honest", "cross_validated"): today(each) for key, each in value.items()}
+    if isinstance(value, str) and value.startswith("difflens "):
+        return sorted(value.split())
+    return [today(each) for each in value] if isinstance(value, list) else value
+
+
 def metrics(run: str) -> dict[str, Any]:
-    text = (Path(run) / "metrics.json").read_text()
-    return dict(
-        json.loads(text.replace('"honest', '"cross_validated').replace("_honest", "_cross_validated"))
-    )
+    return dict(today(json.loads((Path(run) / "metrics.json").read_text())))
 
 
 def log(run: str) -> list[dict[str, Any]]:
