@@ -311,7 +311,7 @@ def test_few_labels_are_the_same_for_every_head(
                 backbone_folder,
                 image_tree,
                 head=head,
-                width=8 if head == "mlp" else None,
+                width=None if head == "linear" else 8,
                 label_fraction=0.25,
             )
         ).metrics()
