@@ -39,7 +39,7 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
         "Attention",
         "DifFormer",
         "DifFeed",
-        "Is it copying?",
+        "Memorisation check",
         "the 160 training images of this run",
     ):
         assert title in report

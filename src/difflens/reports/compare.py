@@ -115,7 +115,7 @@ def rivals_report(
             ", in the first seed." if seeds > 1 else "."
         )
         sections.append(Section(
-            f"Against {rivals[0].name}", "Where an interval contains 0, the two cannot be told apart on these images.",
+            f"Difference from {rivals[0].name}", "Where an interval contains 0, the two cannot be told apart on these images.",
             (Table(("Backbone", *names), differences, caption),),
         ))  # fmt: skip
     lead = (
@@ -127,7 +127,7 @@ def rivals_report(
             else f"at the block and noise step that did best in a sweep over {swept:,} training images."
         )
     )
-    return render("Rivals", lead, sections, provenance)
+    return render("Comparison of backbones", lead, sections, provenance)
 
 
 def _distance(frechet: float | None) -> str:

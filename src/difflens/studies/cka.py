@@ -33,8 +33,8 @@ from difflens.metrics.cka import (
     hsic,
     with_interval,
 )
-from difflens.reports.charts import similarity_map
 from difflens.reports.cka import Comparison, Mirrors, similarity_report
+from difflens.reports.heat_maps import similarity_map
 from difflens.run.commands import shown_command
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory, settings_of

@@ -19,7 +19,7 @@ from difflens.backbones.config import BackboneConfig
 from difflens.backbones.maps import pooled_shape
 from difflens.configs.extract import ExtractConfig
 from difflens.data.load import load_data, load_unlabelled
-from difflens.data.split import ImageSplit
+from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, listing
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import Reading
@@ -43,11 +43,16 @@ from difflens.run.processes import accelerator
 _FREE = ("out", "resume", "device", "workers", "on_bad_image")
 
 
-def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
+def extract(
+    config: ExtractConfig,
+    announce: Callable[[str], object] = lambda line: None,
+    data: ImageData | None = None,
+) -> dict[str, Any]:
     """Run `config`; several processes share the work, shard by shard.
 
     Args:
         announce: is told what will be written, and how large it will be, before anything is.
+        data: what `config.data` names, or a part of it, where it is loaded already.
 
     Returns:
         The content of metrics.json: images, predicted and found bytes, and the SHA-256 of checksums.sha256, which
@@ -59,7 +64,7 @@ def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda li
     """
     config.check()
     process = accelerator(config.device)
-    sources, identity = _sources(config)
+    sources, identity = _sources(config, data)
     backbone_config = BackboneConfig.of(config, config.backbone)
     backbone = backbone_config.load()
     places = ExtractorConfig(
@@ -93,14 +98,14 @@ def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda li
         return _Extraction(config, extractor, layout, sources, run, process, announce).run_all(manifest)
 
 
-def _sources(config: ExtractConfig) -> tuple[list[ImageSplit], dict[str, Any]]:
+def _sources(config: ExtractConfig, data: ImageData | None) -> tuple[list[ImageSplit], dict[str, Any]]:
     """The splits to read, and what the manifest says of them."""
     if config.unlabelled:
         whole = load_unlabelled(config.data)
         identity: dict[str, Any] = {"name": config.data, "classes": [], "fingerprint": whole.fingerprint()}
         splits = [whole.first(config.limit)]
     else:
-        data = load_data(config.data)
+        data = data or load_data(config.data)
         identity = {"name": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint()}
         chosen = {name: data.train if name == "train" else data.test for name in config.splits}
         splits = [

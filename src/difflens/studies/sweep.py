@@ -28,7 +28,7 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.metrics.classifiers import held_out_scores
 from difflens.metrics.recommendation import Recommendation, comparable, recommend
 from difflens.metrics.statistics import wilson
-from difflens.reports.charts import heat_map
+from difflens.reports.heat_maps import accuracy_map
 from difflens.reports.sweep import sweep_report
 from difflens.run.commands import shown_command
 from difflens.run.directory import FINISHED, RunDirectory, settings_of
@@ -261,7 +261,7 @@ class _Sweep:
         self.run.write("table.csv", table)
         roles = [self.backbone.block(block).role for block in self.blocks]
         place = (best.block, best.noise_step)
-        figure = heat_map(accuracy[config.classifiers[0]], self.blocks, steps, roles, place)
+        figure = accuracy_map(accuracy[config.classifiers[0]], self.blocks, steps, roles, place)
         self.run.write_with("heatmap.png", lambda path: figure.savefig(path, dpi=160))
         report = sweep_report(
             summary=f"How well a simple classifier reads each block of {config.backbone} at each noise step on "

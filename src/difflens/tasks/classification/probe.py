@@ -70,8 +70,11 @@ class ProbeResult:
     evaluations: list[Evaluation]
 
 
-def probe(config: ProbeConfig) -> ProbeResult:
+def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
     """Run `config` and fill its run directory.
+
+    Args:
+        data: what `config.data` names, or a part of it, where it is loaded already.
 
     Raises:
         DiffLensError: anything in the configuration, the data or the backbone is not what it should be.
@@ -80,7 +83,8 @@ def probe(config: ProbeConfig) -> ProbeResult:
     config.check_resolved()
     assert config.data is not None
     process = accelerator(config.device)
-    return (_probe_once if config.seeds == 1 else _probe_seeds)(config, load_data(config.data), process)
+    run = _probe_once if config.seeds == 1 else _probe_seeds
+    return run(config, data or load_data(config.data), process)
 
 
 def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> ProbeResult:
