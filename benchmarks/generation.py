@@ -1,4 +1,4 @@
-"""The tables of generation in RESULTS.md: quality next to floor and ruler, samplers, accuracy and quality along pre-training.
+"""The tables of generation in RESULTS.md: quality next to reference distances, samplers, accuracy and quality along pre-training.
 
 Usage: python benchmarks/generation.py --out FOLDER --space SPACE [--data DATA] [--backbone BACKBONE]
            [--previous BACKBONE] [--trail BACKBONE ...] [--images 10000] [--sampler-images 10000] [--batch-size 500]
@@ -73,19 +73,19 @@ def drawn(
     folder, rate_file = (
         config.out / kind / f"{place}-{name}-{steps}-{number}" for kind in ("images", "rates")
     )
-    metrics = generate(GenerateConfig(
+    result = generate(GenerateConfig(
         out=folder, n=number, backbone=backbone, sampler=name, steps=steps, batch_size=config.batch_size,
         seed=config.seed, resume=(folder / "config.yaml").exists(),
     ))  # fmt: skip
     if not rate_file.exists():
         rate_file.parent.mkdir(exist_ok=True)
-        rate_file.write_text(str(metrics["images_per_second"]))
+        rate_file.write_text(str(result.images_per_second))
     return folder, float(rate_file.read_text())
 
 
-def measured(config: Config, folder: Path, ruler: bool = False) -> FidelityResult:
+def measured(config: Config, folder: Path, references: bool = False) -> FidelityResult:
     return fidelity(FidelityConfig(
-        samples=folder, data=config.data, features=config.space, ruler=ruler, limit=config.limit, seed=config.seed,
+        samples=folder, data=config.data, features=config.space, ruler=references, limit=config.limit, seed=config.seed,
     ))  # fmt: skip
 
 
@@ -102,16 +102,15 @@ def kid(distance: Any) -> str:
 
 
 def quality(config: Config) -> list[str]:
-    """Samples, floor and ruler; the classes of the samples."""
-    result = measured(config, drawn(config, config.backbone, config.images)[0], ruler=True)
-    samples, *ruler = result.distances
-    sets = [(f"samples of {config.backbone}", samples)]
+    """Samples and reference distances; the classes of the samples."""
+    result = measured(config, drawn(config, config.backbone, config.images)[0], references=True)
+    sets = [(f"samples of {config.backbone}", result.sample_distance)]
     if config.previous is not None:
         sets.append((
             f"samples of {config.previous}",
-            measured(config, drawn(config, config.previous, config.images)[0]).distances[0],
+            measured(config, drawn(config, config.previous, config.images)[0]).sample_distance,
         ))  # fmt: skip
-    sets += [(each.images, each) for each in ruler]
+    sets += [(each.images, each) for each in result.reference_distances]
     lines = [f"Features: {result.space}. Compared with {result.real_images:,} {result.real}. "
              f"Samples: {config.sampler}, {config.steps} steps, seed {config.seed}."]  # fmt: skip
     lines += head("images", "number", "Fréchet distance", "KID x 1,000")

@@ -151,7 +151,7 @@ def test_predict_skips_or_stops_at_a_bad_image(
         (["sweep", "--budget", "lots", "--out", "OUT"], "not 'lots'"),
         (["cka", "--limit", "10", "--out", "OUT"], "at least 80 images"),
         (["cka", "--other", "timm:nothing-like-it", "--out", "OUT"], "timm has no model"),
-        (["rivals", "--backbones", "fashion", "nowhere", "--out", "OUT"], "nowhere"),
+        (["compare", "--backbones", "fashion", "nowhere", "--out", "OUT"], "nowhere"),
         (["explain", "--run", "EMPTY", "--data", "fashion", "--out", "OUT"], "not a difflens model"),
         (
             ["probe", "--head", "diffeed", "--backbone", "random:timm:test_vit", "--out", "OUT"],

@@ -1,13 +1,16 @@
 """The forward process, and noise as a pure function of seed, image, step and draw."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
+from difflens import noise
 from difflens.errors import DiffLensError
-from difflens.noise import NoiseSchedule, philox, seeded_noise
+from difflens.noise import NoiseSchedule, Stream, draws, philox, random_order, seeded_noise
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,85 @@ def test_noise_is_standard_normal() -> None:
         expected = torch.distributions.Normal(0, 1).icdf(torch.tensor(quantile, dtype=torch.float64))
         share = (values < expected).double().mean()
         assert abs(share - quantile) < 5 * (quantile * (1 - quantile) / count) ** 0.5
+
+
+WORDS = {
+    "AUGMENTATION": 0xFFFFFFFF,
+    "EPOCH_ORDER": 0xFFFFFFFE,
+    "SUBSET": 0xFFFFFFFD,
+    "FIDELITY_IMAGES": 0xFFFFFFFB,
+    "KERNEL_IMAGES": 0xFFFFFFFA,
+}
+STEPS = {"PERTURBATION": -1, "MASK": 0, "LATENT": 1}
+
+
+def test_the_streams_have_the_values_that_features_and_resumed_runs_depend_on() -> None:
+    assert {name: int(stream) for name, stream in Stream.__members__.items()} == WORDS | STEPS
+    assert [Stream.start(steps) for steps in (1, 1000)] == [1, 1000]
+    assert [Stream.sampling(1000, t) for t in (1, 20, 999)] == [1001, 1020, 1999]
+    orders = [random_order(Stream[name], torch.arange(8), seed=3, epoch=2).tolist() for name in WORDS]
+    assert orders == [
+        [2, 5, 4, 6, 1, 0, 3, 7],
+        [2, 4, 5, 1, 6, 3, 0, 7],
+        [6, 2, 3, 4, 1, 7, 0, 5],
+        [5, 3, 1, 7, 4, 6, 0, 2],
+        [6, 4, 7, 1, 5, 2, 0, 3],
+    ]
+    assert draws(Stream.AUGMENTATION, torch.arange(2), seed=3, epoch=2).tolist() == [
+        [4090909597, 3810624248, 4055922422, 448900495],
+        [2171608233, 2037897225, 1268197218, 2576774466],
+    ]
+    values = torch.cat([seeded_noise((2,), torch.tensor([5]), Stream[name], seed=3) for name in STEPS])
+    expected = [
+        [-0.4831766188144684, -0.14278973639011383],
+        [0.015439106151461601, -0.19574035704135895],
+        [-0.3582857549190521, -0.02797943912446499],
+    ]
+    torch.testing.assert_close(values, torch.tensor(expected), rtol=1e-6, atol=1e-7)
+
+
+LARGEST = 2**31 - 1
+"""Noise steps of the longest schedule whose sampler's noise does not reach the stream of the perturbation."""
+
+
+@pytest.mark.parametrize("steps", [2, 3, 50, 1000, 4000, LARGEST])
+def test_no_two_streams_of_a_network_with_noise_coincide(steps: int) -> None:
+    """Ranges of the counter's third word, which has 32 bits: they are disjoint."""
+    sampling = range(Stream.sampling(steps, 1), Stream.sampling(steps, steps - 1) + 1)
+    start, perturbation = (
+        range(word, word + 1) for word in (Stream.start(steps), Stream.PERTURBATION % 2**32)
+    )
+    ordered = sorted([range(steps), start, sampling, perturbation], key=lambda words: words.start)
+    assert all(here.stop <= after.start for here, after in pairwise(ordered))
+    assert ordered[-1].stop <= 2**32
+
+
+def test_no_two_streams_of_a_network_without_noise_coincide() -> None:
+    """Such a network adds no noise to images, so that the steps are free for other streams."""
+    assert len({value % 2**32 for value in STEPS.values()}) == len(STEPS)
+    assert Stream.start(1) == Stream.LATENT
+
+
+def test_no_stream_in_the_place_of_the_word_coincides_with_another_or_with_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every counter that Philox gets is recorded."""
+    counters: list[set[tuple[int, ...]]] = []
+
+    def record(counter: tuple[torch.Tensor, ...], seed: int) -> torch.Tensor:
+        words = torch.stack(torch.broadcast_tensors(*counter), -1).flatten(0, -2) % 2**32
+        counters.append(set(map(tuple, words.tolist())))
+        return philox(counter, seed)
+
+    monkeypatch.setattr(noise, "philox", record)
+    index = torch.arange(3)
+    for name in WORDS:
+        draws(Stream[name], index, seed=0)
+    for t in (*STEPS.values(), 2, Stream.start(1000), Stream.sampling(1000, 1)):
+        seeded_noise((3, 64, 64), index, t, seed=0)
+    assert len(set.union(*counters)) == sum(map(len, counters))
+    # an image of 2**30 numbers would still not count up to the first of these streams
+    assert min(WORDS.values()) > 2**30
 
 
 @pytest.mark.parametrize(

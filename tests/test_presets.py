@@ -10,6 +10,7 @@ from diffusers import UNet2DModel
 from difflens import DiffLensError, PretrainConfig, presets
 from difflens.backbones.adm import unet_from_adm
 from difflens.backbones.unet import UNetBackbone
+from difflens.configs.options import resolve
 from difflens.noise import NoiseSchedule
 from difflens.pretraining import networks
 from tests.backbones.test_adm import ADM_256
@@ -17,7 +18,7 @@ from tests.backbones.test_adm import ADM_256
 
 @pytest.mark.parametrize("name", presets.PRETRAIN)
 def test_every_recipe_has_a_network_that_takes_its_images(name: str, tmp_path: Path) -> None:
-    config = PretrainConfig("fashion", tmp_path, preset=name).resolved()
+    config = resolve(PretrainConfig(data="fashion", out=tmp_path, preset=name))
     assert None not in (config.epochs, config.batch_size, config.learning_rate, config.ema_decay)
     arguments = networks.unet_config(presets.PRETRAIN[name]["unet"], bool(config.learned_variance))
     channels, side = arguments["in_channels"], arguments["sample_size"]

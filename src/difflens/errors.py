@@ -1,6 +1,7 @@
 """The one exception for everything a user can get wrong."""
 
 from collections.abc import Sequence
+from math import inf
 
 
 class DiffLensError(Exception):
@@ -17,12 +18,12 @@ def listing(items: Sequence[object], limit: int = 8) -> str:
 
 
 def require(**ranges: tuple[float | None, float, float | None]) -> None:
-    """Check numbers that a user sets: name=(value, least, most); None for a value that was left out, or no bound.
+    """Check numbers that a user sets, which must be finite: name=(value, least, most); None for a value that was left out, or no bound.
 
     Raises:
         DiffLensError: names the first value outside its range, and the range.
     """
     for name, (value, least, most) in ranges.items():
-        if value is not None and not (least <= value and (most is None or value <= most)):
+        if value is not None and not (least <= value < inf and (most is None or value <= most)):
             span = f"at least {least:g}" if most is None else f"between {least:g} and {most:g}"
             raise DiffLensError(f"{name.replace('_', '-')} is {value:g}; it must be {span}")

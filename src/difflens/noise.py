@@ -6,6 +6,7 @@ by the Box-Muller transform. Features therefore do not depend on batch size, wor
 """
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from math import pi
 
 import torch
@@ -16,6 +17,37 @@ from difflens.errors import DiffLensError
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+
+
+class Stream(IntEnum):
+    """Every random stream that a seed gives besides an image's noise at steps 0 .. T - 1.
+
+    A Philox counter has four words: (word of the noise, image, noise step, draw). The first group takes the place of
+    the word, which noise never counts up to. The second group takes the place of the noise step. The values must
+    never change: features and resumed runs depend on them.
+    """
+
+    # in the place of the word: `draws`, `random_order`
+    AUGMENTATION = 0xFFFFFFFF  # flips, crops and shifts of training images, and the views of SimCLR
+    EPOCH_ORDER = 0xFFFFFFFE  # the order in which an epoch reads the training images
+    SUBSET = 0xFFFFFFFD  # which images few labels or a balanced subset keep
+    FIDELITY_IMAGES = 0xFFFFFFFB  # which real images generated ones are compared with
+    KERNEL_IMAGES = 0xFFFFFFFA  # which images the kernel distance reads
+
+    # in the place of the noise step: `seeded_noise`
+    PERTURBATION = -1  # noise on the images of the reference distances
+    MASK = 0  # which patches MAE masks: its networks add no noise to images
+    LATENT = 1  # the latents of BiGAN's generator: its networks add no noise to images
+
+    @staticmethod
+    def start(num_noise_steps: int) -> int:
+        """The noise that a sampler starts from: the first step after those of the schedule."""
+        return num_noise_steps
+
+    @staticmethod
+    def sampling(num_noise_steps: int, t: int) -> int:
+        """The noise that a sampler adds on its way to an image, at the noise step `t` > 0."""
+        return num_noise_steps + t
 
 
 @dataclass(frozen=True)
@@ -94,7 +126,7 @@ def seeded_noise(
     Args:
         shape: of one image, (C, H, W).
         index: of each image in its data set, (B,) long; its device is where the noise is made.
-        t: the noise step, one for all or (B,) long.
+        t: the noise step, one for all or (B,) long; or a stream in the place of a noise step.
         seed: 64-bit seed of the run.
         draw: which independent draw: 0 for evaluation, the epoch in training.
 
@@ -113,14 +145,23 @@ def seeded_noise(
     return normal.flatten(1)[:, :count].unflatten(1, shape)
 
 
-def random_order(stream: int, index: Tensor, seed: int, epoch: int = 0) -> Tensor:
-    """The rows of `index`, (N,) long, in an order drawn by (seed, epoch, index).
+def draws(stream: Stream, index: Tensor, seed: int, epoch: int = 0) -> Tensor:
+    """Four random words for each image, a pure function of (stream, seed, epoch, index).
 
     Args:
-        stream: a Philox counter word that keeps this draw apart from noise and from other orders.
+        stream: one in the place of the word.
+        index: of each image in its data set, (B,) long.
+
+    Returns:
+        (B, 4) long in [0, 2**32).
     """
     zero = torch.zeros_like(index)
-    keys = philox((zero + stream, index, zero + epoch, zero), seed)
+    return philox((zero + stream, index, zero + epoch, zero), seed)
+
+
+def random_order(stream: Stream, index: Tensor, seed: int, epoch: int = 0) -> Tensor:
+    """The rows of `index`, (N,) long, in an order that (stream, seed, epoch, index) draw."""
+    keys = draws(stream, index, seed, epoch)
     return (keys[:, 0] << 31 | keys[:, 1] >> 1).argsort(stable=True)
 
 

@@ -47,28 +47,28 @@ PATCH = 4
 
 # Pre-training recipes: a U-Net of the table above and what differs from PretrainConfig's defaults. Epochs are meant for
 # Fashion-MNIST, CIFAR-10 (rgb-32), a hundred thousand images, and ImageNet (adm-256, as long as the paper's).
-_RGB: dict[str, Any] = {"batch_size": 128, "learning_rate": 1e-4, "ema_decay": 0.9999, "flip": True}
+_RGB: dict[str, Any] = {"batch_size": 128, "learning_rate": 1e-4, "ema_decay": 0.9999, "augment": "flip"}
 _CPU: dict[str, Any] = {
     "epochs": 50,
     "batch_size": 32,
     "learning_rate": 1e-3,
-    "flip": True,
+    "augment": "flip",
     "ema_decay": 0.999,
 }
 PRETRAIN: dict[str, dict[str, Any]] = {
     "tiny": {"unet": "tiny", "epochs": 1, "batch_size": 64},
-    "fashion-32": {"unet": "fashion-32", "epochs": 200, "batch_size": 256, "learning_rate": 6e-4, "flip": True},
+    "fashion-32": {"unet": "fashion-32", "epochs": 200, "batch_size": 256, "learning_rate": 6e-4, "augment": "flip"},
     # for comparisons of methods on a CPU
-    "fashion-small": {"unet": "fashion-small", "epochs": 20, "batch_size": 64, "learning_rate": 1e-3, "flip": True},
-    "photos-32": {"unet": "photos-32", "epochs": 60, "batch_size": 64, "learning_rate": 1e-3, "flip": True},
+    "fashion-small": {"unet": "fashion-small", "epochs": 20, "batch_size": 64, "learning_rate": 1e-3, "augment": "flip"},
+    "photos-32": {"unet": "photos-32", "epochs": 60, "batch_size": 64, "learning_rate": 1e-3, "augment": "flip"},
     "rgb-32": {**_RGB, "unet": "rgb-32", "epochs": 500, "learning_rate": 2e-4},
     "rgb-64": {**_RGB, "unet": "rgb-64", "epochs": 300},
     "rgb-128": {**_RGB, "unet": "rgb-128", "epochs": 300},
     "rgb-256": {**_RGB, "unet": "rgb-256", "epochs": 300, "checkpoint_minutes": 10.0},
     "adm-256": {**_RGB, "unet": "adm-256", "epochs": 396, "batch_size": 256, "weight_decay": 0.0,
                 "learned_variance": True, "checkpoint_minutes": 10.0},
-    "scenes-64": {"unet": "scenes-64", "epochs": 100, "batch_size": 128, "learning_rate": 4e-4, "flip": True},
-    "scenes-rgb-64": {"unet": "scenes-rgb-64", "epochs": 100, "batch_size": 128, "learning_rate": 4e-4, "flip": True},
+    "scenes-64": {"unet": "scenes-64", "epochs": 100, "batch_size": 128, "learning_rate": 4e-4, "augment": "flip"},
+    "scenes-rgb-64": {"unet": "scenes-rgb-64", "epochs": 100, "batch_size": 128, "learning_rate": 4e-4, "augment": "flip"},
     "scenes-small": {**_CPU, "unet": "scenes-small"},
     "scenes-rgb-small": {**_CPU, "unet": "scenes-rgb-small"},
 }  # fmt: skip
@@ -83,25 +83,28 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-# How each head trains if nothing else is said: AdamW and cosine. Chosen for the bundled backbone and 10,000 labels, on
-# training images of Fashion-MNIST outside the bundled subset.
+# How every classifier trains if nothing else is said.
+TRAINING: dict[str, Any] = {
+    "epochs": 20, "batch_size": 128, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05,
+    "lr_schedule": "cosine", "step_epochs": 7, "label_smoothing": 0.0, "mixup": 0.0, "augment": "none",
+}  # fmt: skip
+
+# How each head trains if nothing else is said. Chosen for the bundled backbone and 10,000 labels, on training images of
+# Fashion-MNIST outside the bundled subset.
 HEADS: dict[str, dict[str, Any]] = {
     "linear": {"learning_rate": 3e-3, "epochs": 20},
     "mlp": {"learning_rate": 1e-3, "epochs": 12, "mixup": 0.5},
     "cnn": {"learning_rate": 1e-3, "epochs": 4, "mixup": 0.5},
     "attention": {"learning_rate": 3e-3, "epochs": 12, "mixup": 0.5},
     "difformer": {"learning_rate": 3e-3, "epochs": 6, "mixup": 0.5},
-    "diffeed": {"learning_rate": 2e-3, "epochs": 2, "augment": "flip"},
-    "knn": {"epochs": 0},
+    "knn": {},
 }
 
-# What else a fine-tuned backbone needs, with any head.
-FINETUNING: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "layer_decay": 0.85,
-    "mixup": 0.0,
-    "augment": "flip",
-    "epochs": 3,
+# How an extractor that is trained changes the recipe of any head.
+EXTRACTORS: dict[str, dict[str, Any]] = {
+    "frozen": {},
+    "feedback": {"learning_rate": 2e-3, "epochs": 2, "mixup": 0.0, "augment": "flip"},
+    "finetuned": {"learning_rate": 1e-3, "epochs": 3, "mixup": 0.0, "augment": "flip", "layer_decay": 0.85},
 }
 
 # With fewer training images than this, the recipes' epochs grow, so that they make no fewer steps.
@@ -110,17 +113,20 @@ FEW_IMAGES = 2000
 # The paper's runs on ImageNet-1k with ADM-256: SGD without momentum or weight decay, learning rate x0.1 every 7 of 28
 # epochs, batch 32 on each of 4 GPUs (DifFeed: 4 on each).
 _PAPER: dict[str, Any] = {
-    "optimizer": "sgd", "weight_decay": 0.0, "lr_schedule": "step", "step_epochs": 7, "warmup_epochs": 0.0,
+    "optimizer": "sgd", "weight_decay": 0.0, "lr_schedule": "step", "step_epochs": 7, "warmup_steps": 0,
     "epochs": 28, "batch_size": 128, "augment": "crop", "mixup": 0.0, "blocks": (24,), "noise_steps": (150,),
 }  # fmt: skip
+# DifFeed (paper section 3.3): the attention head on the feedback extractor.
+DIFFEED: dict[str, Any] = {"head": "attention", "extractor": "feedback"}
 PROBE: dict[str, dict[str, Any]] = {
+    "diffeed": DIFFEED,
     "paper-linear": {**_PAPER, "head": "linear", "learning_rate": 1e-2},  # 64.9 top-1
     # the paper's predecessor (arXiv 2307.08702), 61.95
     "paper-linear-1x1": {**_PAPER, "head": "linear", "learning_rate": 1e-2, "pool": 1, "noise_steps": (90,)},
     "paper-attention": {**_PAPER, "head": "attention", "learning_rate": 5e-2},  # 74.6
     "paper-difformer": {**_PAPER, "head": "difformer", "learning_rate": 5e-2, "blocks": (19, 24, 30),
                         "noise_steps": (90, 150, 300)},  # 76.0
-    "paper-diffeed": {**_PAPER, "head": "diffeed", "learning_rate": 1e-2, "batch_size": 16,
+    "paper-diffeed": {**_PAPER, **DIFFEED, "learning_rate": 1e-2, "batch_size": 16,
                       "feedback_blocks": (21, 24, 27, 30, 33, 36)},  # 77.0
 }  # fmt: skip
 
@@ -161,7 +167,7 @@ PROBE |= {
 # 512, SGD, polynomial decay, 16 images.
 _ADE20K: dict[str, Any] = {
     "iterations": 16_000, "batch_size": 16, "optimizer": "sgd", "learning_rate": 1e-2, "weight_decay": 5e-4,
-    "lr_schedule": "poly", "warmup_iterations": 0, "scale": (0.5, 2.0), "side": 512, "width": 512, "noise_steps": (90,),
+    "lr_schedule": "poly", "warmup_steps": 0, "scale": (0.5, 2.0), "side": 512, "width": 512, "noise_steps": (90,),
 }  # fmt: skip
 SEGMENT: dict[str, dict[str, Any]] = {
     "paper-ade20k": {**_ADE20K, "blocks": (24, 27, 30, 33)},  # 44.3; with --extractor feedback 44.0
@@ -174,7 +180,7 @@ SEGMENT: dict[str, dict[str, Any]] = {
 DETECT: dict[str, dict[str, Any]] = {
     "paper-coco": {
         "iterations": 90_000, "batch_size": 16, "optimizer": "sgd", "learning_rate": 2e-2, "weight_decay": 1e-4,
-        "lr_schedule": "step", "warmup_iterations": 1000, "scale": (0.5, 1.5), "side": 512, "width": 256,
+        "lr_schedule": "step", "warmup_steps": 1000, "scale": (0.5, 1.5), "side": 512, "width": 256,
         "proposals": 1000, "blocks": (24, 27, 30, 33), "noise_steps": (90,),
     },
 }  # fmt: skip

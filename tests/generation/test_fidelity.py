@@ -29,7 +29,7 @@ def config(samples: Path, images: Path, backbone: Path, /, **changes: object) ->
     return replace(base, **changes)
 
 
-def test_the_ruler_orders_what_is_further_away(
+def test_reference_distances_order_what_is_further_away(
     backbone_folder: Path, image_tree: Path, tmp_path: Path
 ) -> None:
     run = config(image_tree / "train" / "red", image_tree, backbone_folder, ruler=True)
@@ -46,8 +46,8 @@ def test_the_ruler_orders_what_is_further_away(
     # as many as the samples, and not those of one class
     assert {each.count for each in result.distances} == {12}
     by_name = {each.images: each.frechet for each in result.distances}
-    ruler = [by_name[name] for name in names[3:]]
-    assert ruler == sorted(ruler)
+    references = [by_name[name] for name in names[3:]]
+    assert references == sorted(references)
     # one colour alone is further from all three than other images of all three
     assert by_name["samples"] > 1.5 * by_name["train images"]
     # against themselves, which have no other split
@@ -134,8 +134,8 @@ def test_a_run_directory_keeps_the_figures_and_where_the_samples_came_from(
     run = config(made, image_tree, backbone_folder, out=tmp_path / "figures")
     result = fidelity(run)
     assert result.source is not None
-    assert (result.source["sampler"], result.source["steps"]) == ("ddim", 2)
-    assert result.source["backbone_fingerprint"] == load_backbone(str(backbone_folder)).fingerprint()
+    assert (result.source.sampler, result.source.steps) == ("ddim", 2)
+    assert result.source.backbone_fingerprint == load_backbone(str(backbone_folder)).fingerprint()
     kept = json.loads((tmp_path / "figures" / "metrics.json").read_text())
     assert kept == json.loads(json.dumps(result.metrics()))
     with pytest.raises(DiffLensError, match="figures already holds a run"):
@@ -181,7 +181,7 @@ def test_inception_with_weights_at_random(image_tree: Path, tmp_path: Path) -> N
     run = config(red, green, Path("inception"), inception_weights=tmp_path / "weights.pth", kid_subsets=2)
     result = fidelity(run)
     assert result.inception is not None
-    assert result.inception.keys() >= {"fid", "kid", "inception_score", "precision", "recall"}
+    assert result.metrics()["inception"].keys() >= {"fid", "kid", "inception_score", "precision", "recall"}
     assert (result.space, result.distances[0].count, result.real_images) == ("Inception (FID)", 5, 5)
     assert result.distances[0].frechet > 0
     with pytest.raises(DiffLensError, match="leave out --ruler"):

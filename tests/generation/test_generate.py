@@ -51,9 +51,9 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_the_batch_size_changes_last_bits_only(backbone_folder: Path, tmp_path: Path, sampler: str) -> None:
     one = config(tmp_path / "one", backbone_folder, sampler=sampler)
     other = replace(one, out=tmp_path / "other", batch_size=4)
-    metrics = generate(one)
-    assert metrics.pop("images_per_second") > 0
-    assert metrics == {"images": 7, "sampler": sampler, "steps": 3}
+    result = generate(one)
+    assert result.images_per_second > 0
+    assert result.metrics() == {"images": 7, "sampler": sampler, "steps": 3}
     generate(other)
     difference = (images(one.out).int() - images(other.out).int()).abs()
     assert difference.max() <= 1
@@ -148,7 +148,7 @@ def test_a_disk_that_fills_up_loses_nothing(
         ):
             generate(run)
     assert not (run.out / "metrics.json").exists()
-    assert generate(replace(run, resume=True))["images"] == 7
+    assert generate(replace(run, resume=True)).images == 7
 
 
 @pytest.mark.parametrize(
@@ -246,8 +246,8 @@ def test_a_generator_without_steps(tmp_path: Path) -> None:
     bigan().save(folder)
     run = config(tmp_path / "run", folder, n=2, sampler="ddim", steps=None)
     generate(run)
-    metrics = generate(replace(run, n=7, resume=True))
-    assert {name: metrics[name] for name in ("images", "sampler", "steps")} == {
+    result = generate(replace(run, n=7, resume=True))
+    assert result.metrics() == {
         "images": 7, "sampler": "one pass", "steps": 1
     }  # fmt: skip
     expected = to_uint8(sample(load_backbone(str(folder)), 7))

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from difflens import DiffLensError, NoiseSchedule, load_backbone, sample, seeded_noise
 from difflens.backbones.base import DiffusionBackbone
-from difflens.backbones.bigan import LATENT_STREAM
 from difflens.backbones.unet import UNetBackbone
 from difflens.generation import samplers as sampling
 from difflens.generation.samplers import Sampler
+from difflens.noise import Stream
 from tests.backbones.test_encoder import bigan
 
 FASHION = Path(str(files("difflens") / "assets" / "fashion"))
@@ -302,7 +302,7 @@ def test_a_generator_draws_in_one_pass() -> None:
     """Image k from latents of (seed, k) alone, by the generator with its recorded statistics."""
     backbone = bigan()
     together = sample(backbone, 5, seed=1)
-    latents = seeded_noise((8,), torch.arange(5), LATENT_STREAM, 1)
+    latents = seeded_noise((8,), torch.arange(5), Stream.LATENT, 1)
     with torch.no_grad():
         torch.testing.assert_close(together, backbone.generator(latents))
     torch.testing.assert_close(sample(backbone, 5, seed=1, batch_size=2), together)

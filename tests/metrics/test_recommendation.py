@@ -19,7 +19,7 @@ def test_the_best_place_is_recommended_and_the_cheapest_of_equals_named() -> Non
     assert (best.block, best.noise_step) == (8, 10)
     assert best.cheaper == (4, 10)
     assert best.top1 == pytest.approx(float(right[0, 3].double().mean()))
-    assert best.honest <= best.top1
+    assert best.cross_validated <= best.top1
 
 
 def test_fusion_takes_places_that_complement_each_other() -> None:
@@ -34,8 +34,8 @@ def test_fusion_takes_places_that_complement_each_other() -> None:
     assert best.fusion_blocks == (1, 3)
     assert best.fusion_noise_steps == (7,)
     assert best.fusion_top1 == 1.0
-    assert best.fusion_honest == 1.0
-    assert best.fusion_honest_interval[0] < 1.0
+    assert best.fusion_cross_validated == 1.0
+    assert best.fusion_cross_validated_interval[0] < 1.0
 
 
 def test_chance_is_not_recommended_as_skill() -> None:
@@ -45,8 +45,8 @@ def test_chance_is_not_recommended_as_skill() -> None:
     best = recommend(
         torch.rand(8, 20, 300, 2, generator=generator), labels, tuple(range(20)), tuple(range(8))
     )
-    assert best.fusion_top1 > 0.55 > best.fusion_honest
-    assert best.fusion_honest_interval[0] < 0.5 < best.fusion_honest_interval[1]
+    assert best.fusion_top1 > 0.55 > best.fusion_cross_validated
+    assert best.fusion_cross_validated_interval[0] < 0.5 < best.fusion_cross_validated_interval[1]
 
 
 def test_one_place_alone_can_be_recommended() -> None:

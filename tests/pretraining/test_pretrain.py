@@ -68,13 +68,13 @@ def no_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
     """A run of two epochs of five steps that nothing interrupts."""
     root = tmp_path_factory.mktemp("whole")
-    run = config(root / "run", make_image_tree(root / "images"), epochs=2, flip=True)
+    run = config(root / "run", make_image_tree(root / "images"), epochs=2, augment="flip")
     pretrain(run)
     return run
 
 
 def test_the_loss_falls_and_diffusers_loads_the_result(image_tree: Path, tmp_path: Path) -> None:
-    folder = pretrain(config(tmp_path / "run", image_tree, epochs=15, learning_rate=2e-3))
+    folder = pretrain(config(tmp_path / "run", image_tree, epochs=15, learning_rate=2e-3)).path
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 15
     assert losses[-1] < 0.7 * losses[0]
@@ -93,11 +93,11 @@ def test_the_loss_falls_and_diffusers_loads_the_result(image_tree: Path, tmp_pat
 def test_a_stopped_run_ends_as_an_uninterrupted_one(
     image_tree: Path, tmp_path: Path, no_samples: None
 ) -> None:
-    whole = pretrain(config(tmp_path / "whole", image_tree, flip=True))
-    stopped = config(tmp_path / "stopped", image_tree, flip=True)
+    whole = pretrain(config(tmp_path / "whole", image_tree, augment="flip")).path
+    stopped = config(tmp_path / "stopped", image_tree, augment="flip")
     pretrain(replace(stopped, max_minutes=1e-9))
     assert len((stopped.out / "log.jsonl").read_text().splitlines()) == 1
-    resumed = pretrain(replace(stopped, resume=True))
+    resumed = pretrain(replace(stopped, resume=True)).path
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name]), name
     losses = [
@@ -122,7 +122,7 @@ def test_saved_weights_are_the_running_average(
         return result
 
     monkeypatch.setattr(torch.optim.AdamW, "step", record)
-    folder = pretrain(config(tmp_path / "run", image_tree, epochs=2, ema_decay=0.5))
+    folder = pretrain(config(tmp_path / "run", image_tree, epochs=2, ema_decay=0.5)).path
     average = trace[0]
     for number, parameters in enumerate(trace[1:], start=1):
         decay = min(0.5, (1 + number) / (10 + number))
@@ -200,7 +200,7 @@ def test_every_option_at_once(image_tree: Path, tmp_path: Path) -> None:
         learned_variance=True, min_snr_gamma=5.0, schedule="squaredcos_cap_v2", image_size=24, accumulate=2,
         checkpoint_activations=True,
     )  # fmt: skip
-    folder = pretrain(run)
+    folder = pretrain(run).path
     losses = [loss for _, _, loss, _ in curve(run.out)]
     assert losses[-1] < 0.8 * losses[0]
     pipeline = DDPMPipeline.from_pretrained(folder)

@@ -1,17 +1,13 @@
 """Run directories: never half a file, never another run's."""
 
 import json
-import shlex
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-import tyro
 
 from difflens.errors import DiffLensError
 from difflens.run import directory as runs
-from difflens.run.commands import shown_command
 from difflens.run.directory import RunDirectory
 
 
@@ -105,32 +101,3 @@ def test_the_log_goes_back_to_the_checkpoint(tmp_path: Path) -> None:
     assert state is not None
     assert state["epoch"] == 1
     assert run.read_log() == [{"epoch": 1}]
-
-
-def test_the_shown_command_can_be_pasted() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        out: Path
-        data: str = "fashion"
-        blocks: tuple[int, ...] | None = None
-        fresh_noise: bool = True
-        grid: bool = False
-        flip: bool | None = None
-        resume: bool = False
-
-    config = Config(
-        out=Path("x"),
-        data="my images; rm",
-        blocks=(3, 4),
-        fresh_noise=False,
-        grid=True,
-        flip=False,
-        resume=True,
-    )
-    assert shown_command("probe", config) == (
-        "difflens probe --data 'my images; rm' --blocks 3 4 --no-fresh-noise --grid --flip False --out DIR"
-    )
-    parsed = tyro.cli(
-        Config, args=shlex.split(shown_command("probe", config))[2:], config=(tyro.conf.FlagCreatePairsOff,)
-    )
-    assert parsed == replace(config, out=Path("DIR"), resume=False)

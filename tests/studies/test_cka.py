@@ -14,7 +14,7 @@ from difflens.data.images import to_float
 from difflens.data.load import load_unlabelled
 from difflens.data.loader import epoch_order, iterate
 from difflens.metrics.cka import GROUPS
-from difflens.studies.cka import Representation
+from difflens.results.cka import Representation
 from tests.conftest import make_image_tree
 from tests.helpers.browser import open_in_browser
 from tests.metrics.test_cka import direct_hsic

@@ -1,4 +1,4 @@
-"""`rivals` end to end at a small size: its table, going on, and what it refuses."""
+"""`compare` end to end at a small size: its table, going on, and what it refuses."""
 
 import csv
 import json
@@ -10,16 +10,16 @@ import yaml
 from PIL import Image
 
 from difflens import (
+    CompareConfig,
     DiffLensError,
     FidelityConfig,
     GenerateConfig,
     ProbeConfig,
-    RivalsConfig,
     SweepConfig,
+    compare,
     fidelity,
     generate,
     probe,
-    rivals,
     sweep,
 )
 from tests.backbones.test_encoder import bigan
@@ -27,8 +27,8 @@ from tests.helpers.browser import open_in_browser
 from tests.test_cli import run as cli
 
 
-def config(out: Path, images: Path, *backbones: object, **changes: object) -> RivalsConfig:
-    base = RivalsConfig(
+def config(out: Path, images: Path, *backbones: object, **changes: object) -> CompareConfig:
+    base = CompareConfig(
         out=out, backbones=tuple(map(str, backbones)), data=str(images), label_fraction=(0.5,), epochs=1, width=16,
         protocols=("linear", "few"), device="cpu", workers=0, samples=0,
     )  # fmt: skip
@@ -40,8 +40,8 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
         tmp_path / "run", image_tree, backbone_folder, "random:timm:test_resnet",
         image_size=32,
     )  # fmt: skip
-    result = rivals(run)
-    first, second = result.rivals
+    result = compare(run)
+    first, second = result.backbones
     assert (first.name, second.name) == run.backbones
     assert first.relative_speed == 1
     assert second.relative_speed > 0
@@ -52,12 +52,12 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
         ProbeConfig(out=tmp_path / "alone", backbone="random:timm:test_resnet", data=str(image_tree), head="linear", grid=True,
                     epochs=1, image_size=32, device="cpu", workers=0)
     )  # fmt: skip
-    assert alone.metrics["top1"] == second.scores["linear"].value
+    assert alone.top1 == second.scores["linear"].value
     few = json.loads((run.out / "random%3Atimm%3Atest_resnet" / "few-0.5" / "metrics.json").read_text())
     assert few["train_images"] == 18
     assert few["top1"] == second.scores["few-0.5"].value
     assert len(list(csv.DictReader((run.out / "table.csv").open()))) == 4
-    assert min(Image.open(run.out / "rivals.png").size) > 200
+    assert min(Image.open(run.out / "compare.png").size) > 200
     dom, console = open_in_browser(run.out / "report.html")
     assert console == []
     for words in ("50 % of labels", "random:timm:test_resnet", "Against", "372,688", "15 test images"):
@@ -75,7 +75,7 @@ def test_what_generates_is_measured_in_one_feature_space(
         tmp_path / "run", image_tree, backbone_folder, "pixels:3x16", untrained, gan, protocols=("knn",), samples=6,
         features="pixels:3x16",
     )  # fmt: skip
-    first, pixels, noise, second = rivals(run).rivals
+    first, pixels, noise, second = compare(run).backbones
     assert second.frechet
     assert second.parameters == sum(each.numel() for each in trained.network.parameters())
     assert pixels.frechet is None
@@ -101,27 +101,27 @@ def test_going_on_repeats_nothing_and_may_add_backbones(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = config(tmp_path / "run", image_tree, backbone_folder, protocols=("attention",))
-    before = rivals(run).rivals[0].scores
+    before = compare(run).backbones[0].scores
     trained = []
     import difflens.tasks.classification.probe as probing
 
     real = probing.fit
     monkeypatch.setattr(probing, "fit", lambda *a, **k: (trained.append(1), real(*a, **k))[1])
-    after = rivals(replace(run, backbones=(str(backbone_folder), "pixels:3x16"), resume=True))
+    after = compare(replace(run, backbones=(str(backbone_folder), "pixels:3x16"), resume=True))
     assert len(trained) == 1
-    assert after.rivals[0].scores == before
+    assert after.backbones[0].scores == before
     with pytest.raises(DiffLensError, match="already holds a run: choose another folder or add --resume"):
-        rivals(run)
+        compare(run)
     with pytest.raises(DiffLensError, match=r"backbones was \['.*', 'pixels:3x16'\], now"):
-        rivals(replace(run, resume=True))
+        compare(replace(run, resume=True))
     run = replace(run, backbones=(str(backbone_folder), "pixels:3x16"))
     with pytest.raises(DiffLensError, match="epochs was 1, now 2"):
-        rivals(replace(run, epochs=2, resume=True))
+        compare(replace(run, epochs=2, resume=True))
 
 
 def test_several_seeds(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
     run = config(tmp_path / "run", image_tree, backbone_folder, seeds=2, protocols=("linear",))
-    (only,) = rivals(run).rivals
+    (only,) = compare(run).backbones
     metrics = json.loads(
         (run.out / next(run.out.glob("*/linear")).relative_to(run.out) / "metrics.json").read_text()
     )
@@ -136,7 +136,7 @@ def test_the_command(
 ) -> None:
     words = ("--backbones", "pixels:3x16", "random:timm:test_vit", "--data", image_tree,
              "--protocols", "knn", "--samples", 0, "--device", "cpu", "--out", tmp_path / "x")  # fmt: skip
-    assert cli("rivals", *words) == 0
+    assert cli("compare", *words) == 0
     printed = capsys.readouterr().out
     assert "random:timm:test_vit, k-NN:" in printed
     assert "306,240" in printed
@@ -153,7 +153,7 @@ def test_a_sweep_on_training_images_says_where_to_read(
         sweep=30,
         label_fraction=(0.5, 0.75),
     )
-    (only,) = rivals(run).rivals
+    (only,) = compare(run).backbones
     folder = run.folder(str(backbone_folder))
     found = sweep(SweepConfig(
         out=tmp_path / "sweep", backbone=str(backbone_folder), data=str(image_tree), budget=("30",), device="cpu",
@@ -172,9 +172,9 @@ def test_a_store_is_read_by_all_protocols(
     import difflens.tasks.classification.probe as probing
 
     run = config(tmp_path / "run", image_tree, backbone_folder, protocols=("linear", "attention", "knn"))
-    alone = rivals(run).rivals[0]
+    alone = compare(run).backbones[0]
     monkeypatch.setattr(probing, "read_features", None)
-    (stored,) = rivals(replace(run, out=tmp_path / "stored", store=True, token_side=4)).rivals
+    (stored,) = compare(replace(run, out=tmp_path / "stored", store=True, token_side=4)).backbones
     assert stored.scores["knn"].value == pytest.approx(alone.scores["knn"].value, abs=2 / 15)
     assert set(stored.scores) == set(alone.scores)
     folder = tmp_path / "stored" / run.folder(str(backbone_folder)).name
@@ -186,7 +186,7 @@ def test_a_feature_space_that_is_not_there_is_found_out_first(
     backbone_folder: Path, image_tree: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DiffLensError, match="no backbone 'missing'"):
-        rivals(config(tmp_path / "run", image_tree, backbone_folder, samples=6, features="missing"))
+        compare(config(tmp_path / "run", image_tree, backbone_folder, samples=6, features="missing"))
     assert not (tmp_path / "run").exists()
 
 
@@ -211,5 +211,21 @@ def test_what_cannot_work_says_so_before_anything_is_written(
     image_tree: Path, tmp_path: Path, changes: dict, message: str
 ) -> None:
     with pytest.raises(DiffLensError, match=message):
-        rivals(config(tmp_path / "run", image_tree, "pixels", **changes))
+        compare(config(tmp_path / "run", image_tree, "pixels", **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_the_former_command_goes_on(
+    image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = config(tmp_path / "run", image_tree, "pixels:3x16", protocols=("knn",))
+    before = compare(run)
+    stored = run.out / "config.yaml"
+    stored.write_text(stored.read_text().replace("command: compare", "command: rivals"))
+    words = ("--backbones", "pixels:3x16", "--data", image_tree, "--protocols", "knn", "--label-fraction", 0.5,
+             "--epochs", 1, "--width", 16, "--samples", 0, "--device", "cpu", "--resume", "--out", run.out)  # fmt: skip
+    assert cli("rivals", *words) == 0
+    assert "`rivals` is now `compare`" in capsys.readouterr().err
+    assert yaml.safe_load(stored.read_text())["command"] == "compare"
+    after = json.loads((run.out / "metrics.json").read_text())
+    assert after["backbones"][0]["accuracy"] == before.metrics()["backbones"][0]["accuracy"]

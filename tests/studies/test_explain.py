@@ -64,7 +64,7 @@ def test_maps_and_neighbours(backbone_folder: Path, images: Path, tmp_path: Path
         noise_steps=(3, 40),
         blocks=(1, 5),
     )
-    metrics = explain(run)
+    metrics = explain(run).metrics()
     assert json.loads((run.out / "metrics.json").read_text()) == metrics
     assert len(metrics["images"]) == 2
     # the nearest neighbour, found by hand
@@ -92,7 +92,7 @@ def test_where_difformer_looks(
     probes: dict[str, Path], backbone_folder: Path, images: Path, tmp_path: Path
 ) -> None:
     run = config(tmp_path / "run", backbone_folder, images, run=probes["difformer"])
-    metrics = explain(run)
+    metrics = explain(run).metrics()
     assert metrics["test_images"] == 15
     for t in (3, 40):
         shares = [metrics["attention_shares"][f"block {block}, t = {t}"] for block in (3, 6)]
@@ -106,7 +106,7 @@ def test_which_blocks_a_linear_probe_uses(
     probes: dict[str, Path], backbone_folder: Path, images: Path, tmp_path: Path
 ) -> None:
     run = config(tmp_path / "run", backbone_folder, images, run=probes["linear"])
-    metrics = explain(replace(run, data=None, backbone=None))  # the run says which
+    metrics = explain(replace(run, data=None, backbone=None)).metrics()  # the run says which
     assert metrics["images"][0].startswith("val/")
     assert list(metrics["logit_shares"]) == [f"block {b}, t = {t}" for b in (3, 6) for t in (3, 40)]
     assert sum(metrics["logit_shares"].values()) == pytest.approx(1)
@@ -117,7 +117,7 @@ def test_which_blocks_a_linear_probe_uses(
     silent = tmp_path / "silent"
     silent.mkdir()
     model.save(silent)
-    shares = explain(config(tmp_path / "other", backbone_folder, images, run=silent))["logit_shares"]
+    shares = explain(config(tmp_path / "other", backbone_folder, images, run=silent)).head.logits
     assert shares["block 3, t = 3"] == 0
 
 

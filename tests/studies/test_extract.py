@@ -41,9 +41,9 @@ def test_resuming_after_any_shard_ends_with_the_same_bytes(
     whole = config(tmp_path / "whole", backbone_folder, image_tree)
     found = extract(whole)
     expected = contents(whole.out)
-    assert found["bytes"] == sum(len(data) for name, data in expected.items() if name.endswith("safetensors"))
+    assert found.bytes == sum(len(data) for name, data in expected.items() if name.endswith("safetensors"))
     shards = sum(name.endswith("safetensors") for name in expected)
-    assert shards == found["shards"] == 2 * (3 + 2)
+    assert shards == found.shards == 2 * (3 + 2)
     write = extraction.write_shard
     for stop in range(shards):
         stopped = replace(whole, out=tmp_path / f"stopped-{stop}")
@@ -98,14 +98,14 @@ def test_options_of_what_is_stored(backbone_folder: Path, image_tree: Path, tmp_
     extract(plain)
     pooled = replace(plain, out=tmp_path / "pooled", pool=2, dtype="bfloat16", limit=5, splits=("test",))
     lines: list[str] = []
-    metrics = extract(pooled, lines.append)
+    result = extract(pooled, lines.append)
     maps = FeatureStore(pooled.out).maps("val", 6, 3)
     assert (maps.shape, maps.dtype) == ((5, 16, 2, 2), torch.bfloat16)
     full = FeatureStore(plain.out).maps("val", 6, 3)[:5]
     expected = torch.nn.functional.adaptive_avg_pool2d(full.float(), 2)
     torch.testing.assert_close(maps[:].float(), expected, atol=0.02, rtol=0.02)
-    assert f"{metrics['predicted_bytes']:,} bytes" in lines[0]
-    assert metrics["bytes"] == pytest.approx(metrics["predicted_bytes"], rel=0.1)
+    assert f"{result.predicted_bytes:,} bytes" in lines[0]
+    assert result.bytes == pytest.approx(result.predicted_bytes, rel=0.1)
 
 
 def test_draws_are_averaged(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_parquet(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> Non
     extract(plain)
     table = replace(plain, out=tmp_path / "table", format="parquet")
     found = extract(table)
-    assert found["bytes"] == pytest.approx(found["predicted_bytes"], rel=0.1)
+    assert found.bytes == pytest.approx(found.predicted_bytes, rel=0.1)
     read = pyarrow.parquet.read_table(table.out / "train" / "t00003-00000.parquet")
     store = FeatureStore(plain.out)
     assert read["image"].to_pylist() == store.ids("train")
@@ -156,9 +156,9 @@ def test_bad_images_are_left_out(backbone_folder: Path, image_tree: Path, tmp_pa
     with pytest.raises(DiffLensError, match=r"train/red/3\.png.*--on-bad-image skip leaves it out"):
         extract(run)
     assert not run.out.exists()
-    metrics = extract(replace(run, out=tmp_path / "other", on_bad_image="skip"))
-    assert metrics["skipped"] == 1
-    assert [line.split(":")[0] for line in metrics["skipped_images"]] == ["train/red/3.png"]
+    result = extract(replace(run, out=tmp_path / "other", on_bad_image="skip"))
+    assert result.skipped == 1
+    assert [line.split(":")[0] for line in result.skipped_images] == ["train/red/3.png"]
     store = FeatureStore(tmp_path / "other")
     assert "train/red/3.png" not in store.ids("train")
     assert len(store.maps("train", 4, 3)) == len(store.ids("train")) == 35
@@ -297,7 +297,7 @@ def test_two_commands_cannot_write_to_one_folder(
 
     monkeypatch.setattr(runs, "_LOCK_ATTEMPTS", 1)
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys, pathlib; from difflens.runs import RunDirectory\n"
+        [sys.executable, "-c", "import sys, pathlib; from difflens.run.directory import RunDirectory\n"
          "run = RunDirectory(pathlib.Path(sys.argv[1]), 'extract', {})\nprint('held', flush=True); sys.stdin.read()",
          str(tmp_path / "store")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

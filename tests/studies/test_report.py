@@ -31,7 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     paths = {name: root / name for name in ("pretrain", "linear", "knn", "generate", "fidelity")}
     folder = pretrain(PretrainConfig(
         data=str(tree), out=paths["pretrain"], preset="tiny", epochs=1, batch_size=8, device="cpu", workers=0, limit=30,
-    ))  # fmt: skip
+    )).path  # fmt: skip
     for head in ("linear", "knn"):
         probe(ProbeConfig(
             out=paths[head], backbone=str(folder), data=str(tree), head=head, blocks=(6,), noise_steps=(5,),
@@ -56,7 +56,7 @@ def config(folder: Path, *named: Path | str, **changes: object) -> ReportConfig:
 
 def test_everything_of_one_backbone(runs: dict[str, Path], tmp_path: Path) -> None:
     given = (runs[name] for name in ("generate", "fidelity", "knn", "linear", "pretrain"))
-    page = report(config(tmp_path, *given)).read_text()
+    page = report(config(tmp_path, *given)).path.read_text()
     titles = (
         "Top-1 by head",
         "Fréchet distance",
@@ -77,7 +77,7 @@ def test_everything_of_one_backbone(runs: dict[str, Path], tmp_path: Path) -> No
 
 def test_a_run_alone_and_its_default_file(runs: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(runs["knn"], tmp_path / "knn")
-    written = report(config(tmp_path, tmp_path / "knn", out=None))
+    written = report(config(tmp_path, tmp_path / "knn", out=None)).path
     assert written == tmp_path / "knn" / "backbone.html"
     page = written.read_text()
     assert "4 samples, ddim, steps: 50" in page
@@ -89,7 +89,7 @@ def test_a_run_alone_and_its_default_file(runs: dict[str, Path], tmp_path: Path)
 
 
 def test_a_backbone_alone(runs: dict[str, Path], tmp_path: Path) -> None:
-    page = report(config(tmp_path, runs["model"])).read_text()
+    page = report(config(tmp_path, runs["model"])).path.read_text()
     assert "No run of difflens probe" in page
     assert "--data DATA names them" in page
     with pytest.raises(DiffLensError, match="is no run directory: name the report's file with --out"):
@@ -98,7 +98,7 @@ def test_a_backbone_alone(runs: dict[str, Path], tmp_path: Path) -> None:
 
 def test_the_distance_on_request(runs: dict[str, Path], tmp_path: Path) -> None:
     asked = config(tmp_path, runs["generate"], data=str(runs["images"]), features=str(runs["model"]))
-    page = report(asked).read_text()
+    page = report(asked).path.read_text()
     assert "To 15 val images of" in page
     assert "says little of so few" in page
     with pytest.raises(DiffLensError, match="name a run of `difflens generate`"):

@@ -92,7 +92,7 @@ def test_adding_noise_steps_measures_only_the_new_ones(
     assert measured == [3, 40, 20]
     assert torch.equal(after.accuracy["ridge"][[0, 2]], before.accuracy["ridge"])
     whole = sweep(replace(first, out=tmp_path / "whole", noise_steps=(3, 20, 40)))
-    assert whole.metrics == after.metrics
+    assert whole.metrics() == after.metrics()
     with pytest.raises(DiffLensError, match=r"noise_steps was \[3, 20, 40\], now \[3\]"):
         sweep(replace(first, noise_steps=(3,), resume=True))
     with pytest.raises(DiffLensError, match="pool was 2, now 1"):
@@ -103,10 +103,10 @@ def test_the_budget_bounds_images_and_time(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (
-        sweep(config(tmp_path / "few", backbone_folder, image_tree, budget=("24",))).metrics["images"] == 24
+        sweep(config(tmp_path / "few", backbone_folder, image_tree, budget=("24",))).metrics()["images"] == 24
     )
     assert (
-        sweep(config(tmp_path / "long", backbone_folder, image_tree, budget=("24", "1h"))).metrics["images"]
+        sweep(config(tmp_path / "long", backbone_folder, image_tree, budget=("24", "1h"))).metrics()["images"]
         == 24
     )
     with pytest.raises(
@@ -119,7 +119,7 @@ def test_the_budget_bounds_images_and_time(
     short = config(tmp_path / "short", backbone_folder, image_tree, budget=("0.0001s",))
     result = sweep(short)
     assert result.noise_steps == (3,)
-    assert result.metrics["not_measured"] == [40]
+    assert result.metrics()["not_measured"] == [40]
     assert "Not measured" in (short.out / "report.html").read_text()
     assert sweep(replace(short, budget=("1h",), resume=True)).noise_steps == (3, 40)
 
@@ -132,7 +132,7 @@ def test_small_classes_are_judged_and_single_images_named(
     for number in range(1, 12):
         (image_tree / "train" / "blue" / f"{number}.png").unlink()
     lines: list[str] = []
-    metrics = sweep(config(tmp_path / "run", backbone_folder, image_tree), lines.append).metrics
+    metrics = sweep(config(tmp_path / "run", backbone_folder, image_tree), lines.append).metrics()
     assert metrics["validation_images"] == 2 + 1
     assert "Trained on but not judged, with a single image: blue" in lines
     sweep(config(tmp_path / "run", backbone_folder, image_tree, budget=("16",), resume=True), lines.append)

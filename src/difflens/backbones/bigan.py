@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from difflens.backbones.base import digest_of
 from difflens.backbones.encoder import EncoderBackbone, EncoderConfig
 
-LATENT_STREAM = 1
-"""In the place of a noise step, of the latents of images: like every clean backbone, BiGAN has noise step 0 alone."""
-
 
 @dataclass(frozen=True)
 class GeneratorConfig:

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from difflens.backbones.config import BackboneConfig
-from difflens.choices import EvaluationProtocol, HeadChoice, OnBadImage, SamplerName, ScheduleName
+from difflens.choices import EvaluationProtocol, HeadChoice, SamplerName
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.generate import GenerateConfig
+from difflens.configs.options import CheckpointOptions, Count, Range, ReadingOptions, ResumeOptions, Share
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.sweep import SweepConfig
-from difflens.errors import DiffLensError, require
+from difflens.errors import DiffLensError
 
 _HEADS: dict[EvaluationProtocol, HeadChoice] = {
     "linear": "linear",
@@ -47,14 +48,12 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RivalsConfig:
+class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     """Compare backbones by the same protocols on the same data: each is a run of `probe`, where the backbone says.
 
     With --resume what is finished is not done again, and backbones may be added.
     """
 
-    out: Path
-    """Run directory; every probe has a folder in it."""
     backbones: tuple[str, ...]
     """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, timm:NAME, pixels, or random: before any of them.
     The first one is what the others are compared with."""
@@ -63,54 +62,31 @@ class RivalsConfig:
     protocols: tuple[EvaluationProtocol, ...] = ("linear", "attention", "knn", "few")
     """linear, whose learning rate and weight decay are chosen for each backbone on held-out training images (`probe
     --grid`), since the scale of features differs; attention; knn; few: as linear, with a fraction of the labels."""
-    label_fraction: tuple[float, ...] = (0.1,)
+    label_fraction: tuple[Share, ...] = (0.1,)
     """Of each class, for the protocol few: a column for each."""
-    sweep: int | None = None
+    sweep: Annotated[int, Range(2)] | None = None
     """Read each backbone where a sweep over so many training images finds it best. None: where the backbone says."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Of every training. None: each head's."""
-    width: int | None = None
+    width: Count | None = None
     """Of the attention head. None: by the channels of the backbone."""
-    token_side: int | None = None
+    token_side: Count | None = None
     """Side that larger maps are pooled to before the attention head, and in a store. None: the backbone's own, and whole
     maps in a store."""
-    limit: int | None = None
+    limit: Count | None = None
     """Train on the first so many images only."""
     store: bool = False
     """Write the features of each backbone into a store that all protocols read: they go through the backbone once
     instead of once each, and are rounded to float16. It stays in the run directory, and can be large."""
-    samples: int = 500
+    samples: Annotated[int, Range(0, 10**6)] = 500
     """Images to draw from each trained backbone that generates, for their Fréchet distance to as many test images. 0
     draws none."""
     features: str | None = None
     """The feature space of that distance, as for `fidelity`. None: the first backbone's."""
-    seed: int = 0
-    """Of the heads' weights, the order of the images, the noise and the choice of labels."""
-    seeds: int = 1
+    seeds: Count = 1
     """Repeat with so many seeds, from `seed` up, and give mean and standard deviation."""
-    num_head_channels: int = 64
-    """Of OpenAI checkpoints, whose weights do not show it."""
-    noise_schedule: ScheduleName = "linear"
-    """Of OpenAI checkpoints."""
-    image_size: int | None = None
-    """Overrides the image side that the backbones were trained on, for all of them."""
-    on_bad_image: OnBadImage = "error"
-    """skip leaves images out that cannot be read."""
-    workers: int | None = None
-    """Processes that decode images; None: as many as help."""
-    device: Literal["cpu"] | None = None
-    """"cpu" to stay off the GPU."""
-    resume: bool = False
-    """Go on with the comparison in `out`, or add backbones to it."""
 
     def check(self) -> None:
-        """DiffLensError for a value that cannot be right."""
-        require(
-            epochs=(self.epochs, 1, None), width=(self.width, 1, None), limit=(self.limit, 1, None),
-            token_side=(self.token_side, 1, None), seed=(self.seed, 0, 2**31), seeds=(self.seeds, 1, None), workers=(self.workers, 0, None),
-            samples=(self.samples, 0, 10**6), sweep=(self.sweep, 2, None),
-            num_head_channels=(self.num_head_channels, 1, None), image_size=(self.image_size, 1, None),
-        )  # fmt: skip
         if not self.backbones or not self.protocols:
             raise DiffLensError("nothing to compare: --backbones and --protocols each take at least one")
         if self.samples == 1:

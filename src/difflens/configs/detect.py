@@ -1,30 +1,32 @@
 """Options of `difflens detect`."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 from difflens import presets
 from difflens.choices import DetectionHeadName
 from difflens.configs.dense import DenseConfig
-from difflens.errors import require
+from difflens.configs.options import Range
 
-_DEFAULTS: dict[str, Any] = {
-    "iterations": 3000, "batch_size": 8, "optimizer": "adamw", "weight_decay": 0.01, "lr_schedule": "step",
-    "scale": (0.8, 1.25), "proposals": 256,
-}  # fmt: skip
+_USUAL: dict[str, Any] = {"iterations": 3000, "lr_schedule": "step", "scale": (0.8, 1.25), "proposals": 256}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectConfig(DenseConfig):
-    """Train Mask R-CNN on diffusion features and evaluate it once on the validation images."""
+    """Train Mask R-CNN on diffusion features, and evaluate it once on the validation images."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = presets.DETECT
 
     head: DetectionHeadName | None = None
-    """mask-rcnn, or faster-rcnn for boxes alone. None: what the data has."""
-    proposals: int | None = None
-    """Regions that are looked at in an image. None: 256, the paper's preset 1000."""
+    """mask-rcnn, or faster-rcnn for boxes alone. None: mask-rcnn where the data has masks."""
+    proposals: Annotated[int, Range(4)] | None = None
+    """Regions that are looked at in an image. None: the preset's, or 256."""
 
-    def resolved(self) -> "DetectConfig":
-        """With every None that the preset knows filled in."""
-        full = self.filled(presets.DETECT, _DEFAULTS)
-        require(proposals=(full.proposals, 4, None))
-        return full
+    def recipe(self) -> Mapping[str, Any]:
+        return {**super().recipe(), **_USUAL, **presets.DETECT.get(self.preset or "", {})}
+
+    def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
+        yield from super().without_effect()
+        if self.chosen("lr_schedule", "step") != "step":
+            yield "the learning rate falls in steps with --lr-schedule step only", ("step_at",)

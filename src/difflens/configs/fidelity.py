@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from difflens.choices import OnBadImage, ScheduleName
-from difflens.errors import require
+from difflens.configs.options import MAY_CHANGE, CheckpointOptions, Count, Range, ReadingOptions, SeedOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelityConfig:
+class FidelityConfig(ReadingOptions, CheckpointOptions, SeedOptions):
     """Compare generated images with real ones, in a feature space of your choice."""
 
     samples: Path
@@ -26,33 +25,15 @@ class FidelityConfig:
     """Noise step at which it is read. None: likewise."""
     ruler: bool = False
     """Also measure as many images of the other split, and these with a little noise, to compare with."""
-    limit: int | None = None
+    limit: Annotated[int, Range(2)] | None = None
     """Only so many images of each set, chosen at random."""
-    seed: int = 0
-    """Of the noise, of KID's subsets and of the choice of images."""
-    kid_subsets: int = 100
-    kid_subset_size: int = 1000
+    kid_subsets: Count = 100
+    """Subsets of images over which KID is averaged."""
+    kid_subset_size: Annotated[int, Range(2)] = 1000
+    """Images in each subset."""
+    out: Annotated[Path | None, MAY_CHANGE] = None
+    """Run directory that keeps the figures, for `report`. None: they are printed only."""
+    device: Annotated[Literal["cpu"] | None, MAY_CHANGE] = None
+    """cpu keeps the computation off the GPU."""
     inception_weights: Path | None = None
     """The weights that torch-fidelity would download."""
-    num_head_channels: int = 64
-    """Of an OpenAI checkpoint, whose weights do not show it."""
-    noise_schedule: ScheduleName = "linear"
-    """Of an OpenAI checkpoint."""
-    image_size: int | None = None
-    """Overrides the image side that the backbone was trained on."""
-    out: Path | None = None
-    """Run directory that keeps the figures, for `report`. None: they are printed only."""
-    on_bad_image: OnBadImage = "error"
-    """skip leaves images out that cannot be read; torch-fidelity, for inception, knows no skipping."""
-    workers: int | None = None
-    """Processes that decode images; None: as many as help."""
-    device: Literal["cpu"] | None = None
-    """"cpu" to stay off the GPU."""
-
-    def check(self) -> None:
-        """DiffLensError for a number that cannot be right."""
-        require(
-            limit=(self.limit, 2, None), seed=(self.seed, 0, 2**31), kid_subsets=(self.kid_subsets, 1, None),
-            kid_subset_size=(self.kid_subset_size, 2, None), num_head_channels=(self.num_head_channels, 1, None),
-            image_size=(self.image_size, 1, None), workers=(self.workers, 0, None),
-        )  # fmt: skip

@@ -1,194 +1,135 @@
 """Options of `difflens probe`."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Self
 
 from difflens import presets
-from difflens.choices import (
-    Augmentation,
-    ExtractorName,
-    HeadChoice,
-    OnBadImage,
-    OptimizerName,
-    Precision,
-    ScheduleKind,
-    ScheduleName,
+from difflens.choices import HeadChoice, HeadName
+from difflens.configs.options import (
+    MAY_CHANGE,
+    BackboneOptions,
+    CacheOptions,
+    Count,
+    ExtractorOptions,
+    Natural,
+    Range,
+    ResumeOptions,
+    Share,
 )
 from difflens.configs.train import TrainConfig
-from difflens.errors import DiffLensError, listing, require
+from difflens.errors import DiffLensError
+from difflens.heads.config import options_without_effect
+
+_TRAINING = ("batch_size", "learning_rate", "weight_decay", "optimizer", "warmup_steps", "epochs", "lr_schedule",
+             "step_epochs", "label_smoothing", "mixup", "layer_decay")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
-    """Train a head on frozen diffusion features and evaluate it once on the test split.
+class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, ResumeOptions):
+    """Train a head on a backbone's features, and evaluate it once on the test split."""
 
-    A field left at None takes the preset's value, or else what fits head and backbone.
-    """
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = presets.PROBE
 
-    out: Path
-    """Run directory."""
-    backbone: str = "fashion"
-    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, timm:NAME, pixels, or random: before any of them."""
     data: str | None = None
     """fashion, fashion-full, aircraft, cars, cub, dogs, flowers, nabirds, idx:FOLDER, folder:PATH (or the path alone),
     torchvision:NAME, hf:ID. None: the preset's, or fashion."""
-    store: Path | None = None
+    store: Annotated[Path | None, MAY_CHANGE] = None
     """Read the features from a store of `difflens extract` instead of running the backbone."""
     preset: str | None = None
-    """A recipe of `difflens.presets.PROBE`, such as paper-attention."""
+    """A recipe of `difflens.presets.PROBE`, such as paper-attention or diffeed."""
     head: HeadChoice | None = None
-    """diffeed is the attention head on the feedback extractor; knn trains nothing. None: the preset's, or attention."""
-    extractor: ExtractorName | None = None
-    """frozen, feedback (DifFeed), or finetuned. None: frozen, but feedback for diffeed."""
-    blocks: tuple[int, ...] | None = None
-    """Blocks to read; None: those that suit the head, or what the store holds."""
-    noise_steps: tuple[int, ...] | None = None
-    """Noise steps to read them at; None: likewise."""
-    feedback_blocks: tuple[int, ...] | None = None
-    """Decoder blocks that DifFeed sends back."""
-    from_block: int = 1
-    """First block to train with the finetuned extractor."""
-    draws: int = 1
-    """Average the maps over so many noises."""
-    pool: int | None = None
-    """Side that larger maps are pooled to: 2 for linear, MLP and knn, 16 for the others; 0: no pooling."""
-    width: int | None = None
-    """Width of the head."""
-    depth: int | None = None
-    """Depth of the head."""
-    dropout: float | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    """Images per step, over all processes. None: 128."""
-    optimizer: OptimizerName | None = None
-    """None: adamw."""
-    learning_rate: float | None = None
+    """linear, mlp, cnn, attention, difformer, or knn, which trains nothing; diffeed is the attention head on the feedback
+    extractor. None: the preset's, or attention."""
+    draws: Count = 1
+    """Noise samples that the maps are averaged over."""
+    pool: Natural | None = None
+    """Side that larger maps are average-pooled to; 0: no pooling. None: 2 for linear, mlp and knn, 16 for the others."""
+    width: Count | None = None
+    """Width of the head. None: chosen by the channels of the maps."""
+    depth: Count | None = None
+    """Layers of the head. None: 1 for mlp, 2 for the others."""
+    dropout: Annotated[float, Range(0, 0.99)] | None = None
+    """Dropout in the head. None: the preset's, or 0."""
     grid: bool = False
-    """linear: try a grid of learning rates and weight decays on a fifth of the training images, keep the best."""
-    weight_decay: float | None = None
-    lr_schedule: ScheduleKind | None = None
-    """Learning rate: cosine to zero, x0.1 every `step_epochs`, or constant. None: cosine."""
-    step_epochs: int | None = None
-    warmup_epochs: float | None = None
-    label_smoothing: float | None = None
-    mixup: float | None = None
-    """Blend pairs of inputs and labels, the share drawn from Beta(mixup, mixup). None: the head's."""
-    layer_decay: float | None = None
-    """finetuned: each block learns at so many times the rate of the next one. None: 0.85."""
-    augment: Augmentation | None = None
-    """none; flip; crop: the paper's random crop and flip. With none, a frozen extractor runs once. None: the head's, else
-    none."""
-    fresh_noise: bool = True
-    """Draw new noise in every epoch where features are not cached."""
-    precision: Precision = "float32"
-    """Of the backbone's arithmetic; heads are always float32."""
-    checkpoint_activations: bool = False
-    """feedback: compute the second pass again in the backward pass: slower, in less memory."""
-    cache_gigabytes: float = 4.0
-    """Features beyond this lie in a file in the run directory while training, not in memory."""
-    num_head_channels: int = 64
-    """Of an OpenAI checkpoint, whose weights do not show it."""
-    noise_schedule: ScheduleName = "linear"
-    """Of an OpenAI checkpoint."""
-    image_size: int | None = None
-    """Overrides the image side that the backbone was trained on."""
-    limit: int | None = None
+    """linear: choose learning rate and weight decay from a grid, on a fifth of the training images."""
+    limit: Count | None = None
     """Train on the first so many images only."""
-    label_fraction: float | None = None
-    """Train on so large a part of each class, chosen by the seed, the same for every head."""
+    label_fraction: Share | None = None
+    """Train on this share of each class, chosen by the seed, the same for every head."""
     label_list: Path | None = None
     """Train on the images that this file names, one a line."""
-    seed: int = 0
-    """Of the head's weights, the order of the images, the augmentation, the noise and the choice of labels."""
-    seeds: int = 1
-    """Repeat with so many seeds, from `seed` up, and give mean and standard deviation."""
-    on_bad_image: OnBadImage = "error"
-    """skip leaves images out that cannot be read, and lists them in metrics.json."""
-    workers: int | None = None
-    """Processes that decode images; None: as many as help."""
-    device: Literal["cpu"] | None = None
-    """"cpu" to stay off the GPU."""
-    resume: bool = False
-    """Go on with the run in `out`."""
+    seeds: Count = 1
+    """Repeat with so many seeds, from --seed up, and report mean and standard deviation."""
 
-    def recipe(self) -> dict[str, Any]:
-        """Values for fields left at None: the preset's, or else the head's defaults."""
-        if self.preset is not None and self.preset not in presets.PROBE:
-            raise DiffLensError(f"no preset {self.preset!r}; there are {listing(list(presets.PROBE))}")
-        preset = presets.PROBE.get(self.preset or "", {})
-        if self.head is not None and self.head != preset.get("head", self.head):
-            raise DiffLensError(f"the preset {self.preset} is for the head {preset['head']}, not {self.head}")
-        head = self.head or preset.get("head", "attention")
-        finetuning = presets.FINETUNING if self.extractor == "finetuned" else {}
-        return {"data": "fashion", **presets.HEADS[head], **finetuning, **preset, "head": head}
+    @property
+    def _head(self) -> HeadName:
+        head: HeadName = self.chosen("head", "attention")
+        return head
 
-    def resolved(self) -> "ProbeConfig":
-        """With every field that a recipe or a general default knows filled in."""
-        recipe = self.recipe()
-        self.check()
-        unused = self._unused(recipe["head"])
-        general = {field.name: field.default for field in fields(TrainConfig)}
-        filled: dict[str, Any] = {
-            field.name: recipe.get(field.name, general.get(field.name))
-            for field in fields(self)
-            if getattr(self, field.name) is None and field.name not in unused
-        }
-        if self.epochs is None and "epochs" not in presets.PROBE.get(self.preset or "", {}):
-            filled["epochs"] = None  # they depend on the number of images
-        return replace(self, **filled)
+    @property
+    def _usual(self) -> dict[str, Any]:
+        """The recipe of head, extractor and preset."""
+        return {
+            **presets.TRAINING, **presets.HEADS[self._head],
+            **presets.EXTRACTORS[self.chosen("extractor", "frozen")], **presets.PROBE.get(self.preset or "", {}),
+        }  # fmt: skip
 
-    def _unused(self, head: HeadChoice) -> tuple[str, ...]:
-        """Options that mean nothing to the head or the grid; DiffLensError if one is given."""
-        unused: tuple[str, ...] = ()
-        why = ""
-        if head == "knn":
-            unused, why = ("width", "depth", "dropout", *_TRAINING), "k-NN trains nothing"
-        elif self.grid:
-            unused, why = ("learning_rate", "weight_decay"), "the grid tries rates and decays of its own"
-        given = [f"--{name.replace('_', '-')}" for name in unused if getattr(self, name) is not None]
-        if given:
-            raise DiffLensError(f"{why}: leave out {listing(given)}")
-        return unused
+    @property
+    def usual_epochs(self) -> int:
+        """Epochs of the recipe, with as many images as it is meant for."""
+        return int(self._usual["epochs"])
+
+    @property
+    def _online(self) -> bool:
+        """Do images go through the backbone in every epoch?"""
+        return self.chosen("extractor", "frozen") != "frozen" or self.chosen("augment", "none") != "none"
+
+    def expanded(self) -> Self:
+        """The configuration with DifFeed as its head and its extractor."""
+        if self.head != "diffeed":
+            return self
+        if self.extractor not in (None, "feedback"):
+            raise DiffLensError(
+                f"diffeed is the attention head on the feedback extractor, not on {self.extractor}"
+            )
+        return replace(self, extractor="feedback", head="attention")
+
+    def recipe(self) -> Mapping[str, Any]:
+        recipe = {"data": "fashion", "head": "attention", "extractor": "frozen", **self._usual}
+        if "epochs" not in presets.PROBE.get(self.preset or "", {}):
+            del recipe["epochs"]  # `usual_epochs` grow where there are few images
+        return recipe
+
+    def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
+        yield from super().without_effect()
+        yield from options_without_effect(self._head)
+        if self._head == "knn":
+            yield "k-NN trains nothing", _TRAINING
+        if self.grid:
+            yield "the grid tries rates and decays of its own", ("learning_rate", "weight_decay")
+        if self._online:
+            yield "only a frozen extractor without augmentation has cached features", ("cache_gigabytes",)
+        else:
+            yield "cached features keep the noise of the evaluation", ("fresh_noise",)
 
     def check(self) -> None:
-        """DiffLensError for a number that cannot be right."""
-        require(
-            pool=(self.pool, 0, None), width=(self.width, 1, None), depth=(self.depth, 1, None),
-            dropout=(self.dropout, 0, 0.99), epochs=(self.epochs, 1, None), batch_size=(self.batch_size, 1, None),
-            learning_rate=(self.learning_rate, 0, None), weight_decay=(self.weight_decay, 0, None),
-            step_epochs=(self.step_epochs, 1, None), warmup_epochs=(self.warmup_epochs, 0, None),
-            label_smoothing=(self.label_smoothing, 0, 1), mixup=(self.mixup, 0, None),
-            cache_gigabytes=(self.cache_gigabytes, 0, None), num_head_channels=(self.num_head_channels, 1, None),
-            image_size=(self.image_size, 1, None), limit=(self.limit, 1, None), workers=(self.workers, 0, None),
-            seed=(self.seed, 0, 2**31), seeds=(self.seeds, 1, None), draws=(self.draws, 1, None),
-            layer_decay=(self.layer_decay, 0, 1),
-        )  # fmt: skip
+        head = presets.PROBE.get(self.preset or "", {}).get("head", self._head)
+        if head != self._head:
+            raise DiffLensError(f"the preset {self.preset} is for the head {head}, not {self.head}")
         if self.label_fraction is not None and self.label_list is not None:
             raise DiffLensError("--label-fraction and --label-list both choose the labels: give one of them")
-
-    def check_resolved(self) -> None:
-        """DiffLensError for options of a resolved configuration that do not go together."""
-        online = (
-            self.extractor in ("feedback", "finetuned") or self.head == "diffeed" or self.augment != "none"
-        )
-        if self.store is not None and online:
-            raise DiffLensError("a store holds frozen features of unchanged images: leave out --store, or use a frozen "
-                                "extractor without --augment")  # fmt: skip
-        if self.grid and self.head != "linear":
-            raise DiffLensError(f"the grid is for the linear head, not for {self.head}")
-        if (self.grid or self.head == "knn") and online:
-            raise DiffLensError("k-NN and the grid read frozen features of unchanged images: leave out --extractor and "
-                                "--augment")  # fmt: skip
-
-    def training(self) -> TrainConfig:
-        """The part of a resolved configuration that `fit` takes."""
-        values = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
-        return TrainConfig(**{name: value for name, value in values.items() if value is not None})
-
-
-# How a head is trained, and so nothing to one that is not.
-_TRAINING = (
-    "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "lr_schedule", "step_epochs",
-    "warmup_epochs", "label_smoothing", "mixup", "layer_decay",
-)  # fmt: skip
+        if self.grid and self._head != "linear":
+            raise DiffLensError(f"the grid is for the linear head, not for {self._head}")
+        if not self._online:
+            return
+        if self.store is not None:
+            raise DiffLensError(
+                "a store holds frozen features of unchanged images: leave out --store, or use a frozen extractor "
+                "without --augment"
+            )
+        if self.grid or self._head == "knn":
+            raise DiffLensError(
+                "k-NN and the grid read frozen features of unchanged images: leave out --extractor and --augment"
+            )

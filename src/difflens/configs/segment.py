@@ -1,19 +1,17 @@
 """Options of `difflens segment`."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 from difflens import presets
 from difflens.choices import SegmentationHeadName
 from difflens.configs.dense import DenseConfig
-from difflens.errors import DiffLensError, require
+from difflens.configs.options import Range
+from difflens.errors import DiffLensError
 
-_DEFAULTS: dict[str, Any] = {
-    "iterations": 2000, "batch_size": 8, "optimizer": "adamw", "weight_decay": 0.01, "lr_schedule": "poly",
-    "scale": (0.5, 2.0),
-}  # fmt: skip
-
+_USUAL: dict[str, Any] = {"iterations": 2000, "lr_schedule": "poly", "scale": (0.5, 2.0)}
 
 # a single layer learns slowly at what suits UPerNet (seen in its training loss on scenes)
 _LINEAR: dict[str, Any] = {"learning_rate": 1e-2}
@@ -21,22 +19,35 @@ _LINEAR: dict[str, Any] = {"learning_rate": 1e-2}
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig(DenseConfig):
-    """Train a segmentation head on diffusion features and evaluate it once on the validation images."""
+    """Train a segmentation head on diffusion features, and evaluate it once on the validation images."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = presets.SEGMENT
 
     head: SegmentationHeadName = "upernet"
     """upernet, or linear: one 1x1 convolution."""
     classes: Path | None = None
     """With --train and --val: the list of classes, one a line."""
-    eval_scales: tuple[float, ...] = (1.0,)
-    """Scales of the images in the evaluation, whose probabilities are averaged; (0.5 0.75 1 1.25 1.5 1.75) is usual."""
+    eval_scales: tuple[Annotated[float, Range(0.1, 10)], ...] = (1.0,)
+    """Scales of the images in the evaluation, whose probabilities are averaged; 0.5 0.75 1 1.25 1.5 1.75 is usual."""
     eval_flip: bool = False
     """Also segment mirrored images in the evaluation."""
 
-    def resolved(self) -> "SegmentConfig":
-        """With every None that the preset knows filled in."""
+    def recipe(self) -> Mapping[str, Any]:
         alone = self.head == "linear" and self.extractor != "finetuned"
-        full = self.filled(presets.SEGMENT, _DEFAULTS | (_LINEAR if alone else {}))
-        require(smallest_eval_scale=(min(full.eval_scales, default=0), 0.1, 10))
-        if (full.train is None) != (full.classes is None):
+        return {
+            **super().recipe(), **_USUAL, **(_LINEAR if alone else {}), **presets.SEGMENT.get(self.preset or "", {}),
+        }  # fmt: skip
+
+    def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
+        yield from super().without_effect()
+        if self.head == "linear":
+            yield "the linear head does not read it", ("width",)
+        if self.chosen("lr_schedule", "poly") != "step":
+            yield "the learning rate falls in steps with --lr-schedule step only", ("step_at",)
+
+    def check(self) -> None:
+        super().check()
+        if not self.eval_scales:
+            raise DiffLensError("--eval-scales takes at least one scale")
+        if (self.train is None) != (self.classes is None):
             raise DiffLensError("--train and --val go with --classes, the list of classes")
-        return full

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from difflens.choices import Augmentation
 from difflens.errors import DiffLensError
-from difflens.noise import philox
+from difflens.noise import Stream, draws
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"
@@ -28,9 +28,6 @@ _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 MARGIN = 4
 """Images at most this many pixels short of the network's side are padded rather than resized."""
-
-# a Philox counter word that seeded noise never reaches, so that augmentation and noise are independent
-_AUGMENTATION_STREAM = 0xFFFFFFFF
 
 
 class BadImage(DiffLensError):
@@ -183,8 +180,7 @@ def augmentation_draws(index: Tensor, seed: int, epoch: int) -> Tensor:
     Args:
         index: of each image in its data set, (B,) long.
     """
-    stream, epochs = torch.full_like(index, _AUGMENTATION_STREAM), torch.full_like(index, epoch)
-    return philox((stream, index, epochs, torch.zeros_like(index)), seed)
+    return draws(Stream.AUGMENTATION, index, seed, epoch)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from difflens.data.split import ImageSplit, place_in_class
 from difflens.errors import DiffLensError, listing, require
-from difflens.noise import random_order
-
-# a Philox counter word that neither seeded noise nor augmentation nor the order of an epoch uses
-_SUBSET_STREAM = 0xFFFFFFFD
+from difflens.noise import Stream, random_order
 
 # what a line of a list may say of an image, in the order in which it is tried
 _NAMES: tuple[Callable[[str], str], ...] = (
@@ -48,7 +45,7 @@ def label_fraction(split: ImageSplit, fraction: float, seed: int, classes: Seque
             f"a fraction of {fraction:g} leaves no image of {_named(left_out, classes)}; "
             f"the smallest that leaves one of every class is {enough:g}"
         )
-    order = random_order(_SUBSET_STREAM, split.index, seed)
+    order = random_order(Stream.SUBSET, split.index, seed)
     chosen = order[place_in_class(labels[order]) < wanted[labels[order]]]
     return split.subset(chosen.sort().values)
 
@@ -66,7 +63,7 @@ def balanced(split: ImageSplit, count: int, seed: int) -> Tensor:
         DiffLensError: `count` is below 1.
     """
     require(count=(count, 1, None))
-    order = random_order(_SUBSET_STREAM, split.index, seed)
+    order = random_order(Stream.SUBSET, split.index, seed)
     if split.labels is not None:
         # first of all classes the first image, then of all the second, and so on
         order = order[place_in_class(split.labels[order]).argsort(stable=True)]

@@ -4,23 +4,24 @@ Neither batch size nor workers nor processes change an image's augmentation.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from difflens.choices import Augmentation, OnBadImage
 from difflens.data import images as image_ops
 from difflens.data.images import BadImage
 from difflens.data.split import ImageSplit
-from difflens.noise import random_order
+from difflens.noise import Stream, random_order
 
-# a Philox counter word that neither seeded noise nor augmentation uses
-_ORDER_STREAM = 0xFFFFFFFE
 # below this, starting worker processes takes longer than decoding
 _FEW_IMAGES = 256
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -84,6 +85,56 @@ def iterate(
     return _resident(prepare, rows, batch_size, device)
 
 
+def read_batches(
+    batches: "Dataset[T | BadImage]",
+    keys: Callable[[], Iterator[Any]],
+    images: int,
+    workers: int | None,
+    pin_memory: bool = False,
+) -> Iterator[T]:
+    """`batches[key]`, a whole batch, for each of the keys in their order, made by worker processes.
+
+    Args:
+        batches: a BadImage among its values is raised: DataLoader would wrap an exception.
+        keys: made when they are asked for, since a long training has millions of images.
+        images: how many are read in all.
+        workers: None chooses by the machine and the number of images; 0 reads in this process.
+        pin_memory: of tensors on their way to a GPU.
+    """
+    if workers is None:
+        workers = 0 if images < _FEW_IMAGES else min(8, os.cpu_count() or 1)
+    loader = DataLoader(
+        batches,
+        batch_size=None,  # a value is a batch already
+        sampler=_Keys(keys),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        collate_fn=_unchanged,
+        generator=torch.Generator(),  # else every epoch would draw a seed from the global generator
+    )
+    for batch in loader:
+        if isinstance(batch, BadImage):
+            raise batch
+        yield batch
+
+
+class _Keys(Sampler[Any]):
+    def __init__(self, make: Callable[[], Iterator[Any]]):
+        self.make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.make()
+
+
+def _unchanged(item: object) -> object:
+    return item
+
+
+def chunks(rows: Tensor, size: int) -> Iterator[list[int]]:
+    """`rows`, (M,) long, cut into lists of at most `size`, none of them empty."""
+    return (rows[start : start + size].tolist() for start in range(0, len(rows), size))
+
+
 def epoch_order(n: int, seed: int, epoch: int, rank: int = 0, world: int = 1, shuffle: bool = True) -> Tensor:
     """The rows, (M,) long, that process `rank` of `world` reads of a split of `n` images.
 
@@ -92,7 +143,7 @@ def epoch_order(n: int, seed: int, epoch: int, rank: int = 0, world: int = 1, sh
     """
     if not shuffle:
         return torch.arange(rank, n, world)
-    order = random_order(_ORDER_STREAM, torch.arange(n), seed, epoch)
+    order = random_order(Stream.EPOCH_ORDER, torch.arange(n), seed, epoch)
     share = -(-n // world)
     return order[torch.arange(rank, share * world, world) % n]
 
@@ -153,18 +204,10 @@ def _decoded(
     bad: list[str] | None,
     device: torch.device,
 ) -> Iterator[Batch]:
-    if workers is None:
-        workers = 0 if len(rows) < _FEW_IMAGES else min(8, os.cpu_count() or 1)
-    loader = DataLoader(
-        prepare,
-        batch_size=None,  # an item is a batch already
-        sampler=[chunk.tolist() for chunk in _chunks(rows, batch_size)],  # type: ignore[arg-type]
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        collate_fn=_unchanged,
-        generator=torch.Generator(),  # else every epoch would draw a seed from the global generator
+    found = read_batches(
+        prepare, lambda: chunks(rows, batch_size), len(rows), workers, pin_memory=device.type == "cuda"
     )
-    for images, good, failures in loader:
+    for images, good, failures in found:
         for row, error in failures:
             if on_bad_image == "error":
                 raise error
@@ -173,14 +216,6 @@ def _decoded(
                 bad.append(line)
         if good:
             yield _batch(prepare.split, images, torch.tensor(good), device)
-
-
-def _chunks(rows: Tensor, size: int) -> Iterator[Tensor]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-def _unchanged(item: object) -> object:
-    return item
 
 
 def _batch(split: ImageSplit, images: Tensor, rows: Tensor, device: torch.device) -> Batch:

@@ -1,5 +1,6 @@
 """The configuration of every extractor."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,22 @@ from difflens.errors import DiffLensError
 if TYPE_CHECKING:
     from difflens.backbones.base import Backbone
     from difflens.extractors.base import Extractor
+
+
+_OPTIONS: dict[ExtractorName, tuple[str, ...]] = {
+    "feedback": ("feedback_blocks", "checkpoint_activations"),
+    "finetuned": ("from_block", "layer_decay"),
+}
+"""Options that a single extractor reads."""
+
+
+def options_without_effect(extractor: ExtractorName) -> Iterator[tuple[str, Iterable[str]]]:
+    """Options that `extractor` does not read: the reason, and their names."""
+    for name, options in _OPTIONS.items():
+        if name != extractor:
+            yield f"the {extractor} extractor does not read options of {name}", options
+    if extractor == "finetuned":
+        yield "a fine-tuned backbone keeps float32 weights", ("precision",)
 
 
 @dataclass(frozen=True)

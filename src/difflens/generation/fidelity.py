@@ -7,9 +7,7 @@ named by that space and never called FID, because distances in different spaces 
 
 import pickle
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -19,6 +17,7 @@ from torch.utils.data import Dataset
 
 from difflens.backbones.config import BackboneConfig
 from difflens.configs.fidelity import FidelityConfig
+from difflens.configs.options import recorded, resolve
 from difflens.data.files import list_images
 from difflens.data.images import fit
 from difflens.data.load import load_data, load_unlabelled
@@ -27,84 +26,28 @@ from difflens.errors import DiffLensError
 from difflens.extractors.cache import Reading
 from difflens.metrics.distances import Moments, frechet_distance, kernel_distance
 from difflens.models.feature_space import FeatureSpace
-from difflens.noise import random_order
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
+from difflens.noise import Stream, random_order
+from difflens.results.fidelity import Distance, FidelityResult, InceptionFigures, SampleSource
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.processes import accelerator
 
 NOISE_STRENGTHS = (0.01, 0.03, 0.1, 0.3)
-"""Standard deviations of the noise on the ruler's images, whose values are in [-1, 1]."""
+"""Standard deviations of the noise on the images of reference distances, whose values are in [-1, 1]."""
 
 KERNEL_IMAGES = 20_000
 """The kernel distance draws its subsets from at most so many images of a set, chosen at random."""
 
-# Philox counter words that nothing else uses
-_CHOICE_STREAM, _KERNEL_STREAM = 0xFFFFFFFB, 0xFFFFFFFA
-
 INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 
 
-@dataclass(frozen=True)
-class Distance:
-    """How far some images are from the real ones.
-
-    Attributes:
-        images: what they are, for a table.
-        count: how many.
-        frechet: Fréchet distance between Gaussians fitted to the features.
-        kid, kid_std: mean and standard deviation over subsets of the unbiased squared maximum mean discrepancy.
-    """
-
-    images: str
-    count: int
-    frechet: float
-    kid: float
-    kid_std: float
-
-
-@dataclass(frozen=True)
-class FidelityResult:
-    """What `fidelity` returns.
-
-    Attributes:
-        space: the feature space, in words.
-        dimensions: of it.
-        real: what the images are compared with, in words.
-        real_images: how many.
-        distances: the samples first, then the ruler.
-        source: of the samples, where `generate` made them: backbone, backbone_fingerprint, sampler, steps.
-        class_shares: of the samples, as a trained model judges them; None in other spaces.
-        inception: torch-fidelity's figures; None in other spaces.
-    """
-
-    space: str
-    dimensions: int
-    real: str
-    real_images: int
-    distances: tuple[Distance, ...]
-    source: dict[str, Any] | None = None
-    class_shares: dict[str, float] | None = None
-    inception: dict[str, float] | None = None
-
-    def metrics(self) -> dict[str, Any]:
-        """Plain values, as metrics.json holds them."""
-        return asdict(self)
-
-
-def caution(samples: int, dimensions: int) -> str:
-    """What to know before believing a Fréchet distance of so many images; empty if nothing."""
-    if samples > dimensions:
-        return ""
-    return f"{samples:,} samples in {dimensions:,} dimensions: the Fréchet distance says little of so few."
-
-
-def fidelity(config: FidelityConfig, skipped: list[str] | None = None) -> FidelityResult:
-    """Run `config`; `skipped` receives images that could not be read.
+def fidelity(config: FidelityConfig) -> FidelityResult:
+    """Run `config`; with `out` also write metrics.json.
 
     Raises:
         DiffLensError: images, features or weights are not there, the samples are of several sizes or modes or a run that
             is not finished, there are too few images, or `out` holds something.
     """
-    config.check()
+    config = resolve(config)
     process = accelerator(config.device)
     if process.num_processes > 1:
         raise DiffLensError("fidelity runs in one process; `difflens generate` runs in several")
@@ -113,23 +56,17 @@ def fidelity(config: FidelityConfig, skipped: list[str] | None = None) -> Fideli
     for split in (samples, real):
         if len(split) < 2:
             raise DiffLensError(f"a distance needs at least two images, and there is one of the {split.name}")
-    run = (
-        None if config.out is None else RunDirectory(config.out, "fidelity", settings_of(config, _FREE), None)
-    )
+    run = None if config.out is None else RunDirectory(config.out, "fidelity", recorded(config), None)
     measure = _inception if config.features == "inception" else _in_space
     if run is None:
-        return measure(config, samples, real, other, source, [] if skipped is None else skipped)
+        return measure(config, samples, real, other, source)
     with run.working():
-        result = measure(config, samples, real, other, source, [] if skipped is None else skipped)
+        result = measure(config, samples, real, other, source)
         run.write_json(FINISHED, result.metrics())
         return result
 
 
-# What no figure depends on.
-_FREE = ("out", "device", "workers")
-
-
-def _samples(config: FidelityConfig) -> tuple[ImageSplit, dict[str, Any] | None]:
+def _samples(config: FidelityConfig) -> tuple[ImageSplit, SampleSource | None]:
     """The generated images, and where they come from, if `generate` made them."""
     folder, source = config.samples, None
     made = folder / "config.yaml"
@@ -139,7 +76,7 @@ def _samples(config: FidelityConfig) -> tuple[ImageSplit, dict[str, Any] | None]
             raise DiffLensError(f"{folder} is a run directory, but not of `difflens generate`")
         if not (folder / FINISHED).is_file():
             raise DiffLensError(f"{folder} is not finished: `difflens generate` goes on with --resume")
-        source = {key: run[key] for key in ("backbone", "backbone_fingerprint", "sampler", "steps")}
+        source = SampleSource(run["backbone"], run["backbone_fingerprint"], run["sampler"], run["steps"])
         folder = folder / "images"
     paths = list_images([folder])
     split = at_random(FileSplit("samples", [str(path) for path in paths]), config.limit, config.seed)
@@ -178,7 +115,7 @@ def at_random(split: ImageSplit, count: int | None, seed: int) -> ImageSplit:
     """`count` images at random, in order: folders are sorted by class."""
     if count is None or count >= len(split):
         return split
-    return split.subset(random_order(_CHOICE_STREAM, split.index, seed)[:count].sort().values)
+    return split.subset(random_order(Stream.FIDELITY_IMAGES, split.index, seed)[:count].sort().values)
 
 
 class _Set:
@@ -199,7 +136,7 @@ class _Set:
         noise: float = 0,
     ):
         kept = torch.zeros(len(split), dtype=torch.bool)
-        kept[random_order(_KERNEL_STREAM, split.index, config.seed)[:KERNEL_IMAGES]] = True
+        kept[random_order(Stream.KERNEL_IMAGES, split.index, config.seed)[:KERNEL_IMAGES]] = True
         self.moments, parts = Moments(), []
         self.votes: Tensor | None = None
         for found in space.read(split, reading, noise):
@@ -220,13 +157,12 @@ def _in_space(
     samples: ImageSplit,
     real: ImageSplit,
     other: ImageSplit | None,
-    source: dict[str, Any] | None,
-    skipped: list[str],
+    source: SampleSource | None,
 ) -> FidelityResult:
     backbone = BackboneConfig.of(config, config.features)
     device = accelerator(config.device).device
     space = FeatureSpace.load(backbone, config.block, config.noise_step, config.seed, device)
-    reading = Reading(config.workers, config.on_bad_image, skipped)
+    reading = Reading(config.workers, config.on_bad_image, [])
     target, drawn = (_Set(config, space, split, reading) for split in (real, samples))
     sets = [("samples", drawn)]
     if config.ruler:
@@ -247,13 +183,14 @@ def _in_space(
     if space.model is not None and drawn.votes is not None:
         shares = dict(zip(space.model.classes, (drawn.votes / drawn.votes.sum()).tolist(), strict=True))
     return FidelityResult(
-        space.name,
-        target.kept.shape[1],
-        _described(config, real),
-        target.moments.count,
-        distances,
-        source,
-        shares,
+        space=space.name,
+        dimensions=target.kept.shape[1],
+        real=_described(config, real),
+        real_images=target.moments.count,
+        distances=distances,
+        source=source,
+        class_shares=shares,
+        skipped_images=tuple(reading.skipped),
     )
 
 
@@ -266,12 +203,11 @@ def _inception(
     samples: ImageSplit,
     real: ImageSplit,
     other: ImageSplit | None,
-    source: dict[str, Any] | None,
-    skipped: list[str],
+    source: SampleSource | None,
 ) -> FidelityResult:
     if config.ruler:
         raise DiffLensError(
-            "the ruler is for feature spaces of your own; leave out --ruler or --features inception"
+            "reference distances are for feature spaces of your own; leave out --ruler or --features inception"
         )
     try:
         import torch_fidelity
@@ -292,10 +228,15 @@ def _inception(
         "kernel_inception_distance_std": "kid_std", "inception_score_mean": "inception_score",
         "inception_score_std": "inception_score_std", "precision": "precision", "recall": "recall",
     }  # fmt: skip
-    figures = {name: float(found[key]) for key, name in names.items()}
-    distance = Distance("samples", len(samples), figures["fid"], figures["kid"], figures["kid_std"])
+    figures = InceptionFigures(**{name: float(found[key]) for key, name in names.items()})
     return FidelityResult(
-        "Inception (FID)", 2048, _described(config, real), len(real), (distance,), source, inception=figures
+        space="Inception (FID)",
+        dimensions=2048,
+        real=_described(config, real),
+        real_images=len(real),
+        distances=(Distance("samples", len(samples), figures.fid, figures.kid, figures.kid_std),),
+        source=source,
+        inception=figures,
     )
 
 

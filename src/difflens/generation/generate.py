@@ -10,58 +10,45 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from difflens.backbones.config import BackboneConfig
 from difflens.configs.generate import GenerateConfig
+from difflens.configs.options import resolve
 from difflens.data.images import read_image, to_float, to_uint8
 from difflens.errors import DiffLensError
 from difflens.generation.grid import _picture, image_grid
 from difflens.generation.samplers import OnePassSampler, Sampler, make_sampler
+from difflens.opening import open_run
+from difflens.results.generate import GenerateResult
 from difflens.run.console import progress_bar
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.files import replace_with
-from difflens.run.processes import accelerator
 
 GRID_IMAGES = 64
 
 _IMAGE_NAME = re.compile(r"\d{6}\.png")
 
 
-# What may differ between a run and its continuation; n may grow.
-_FREE = ("out", "n", "resume", "device")
-
-
-def generate(config: GenerateConfig) -> dict[str, Any]:
+def generate(config: GenerateConfig) -> GenerateResult:
     """Run `config`; several processes share the batches.
 
-    Returns:
-        The content of metrics.json, which is there if and only if all images are: images, sampler, steps. Besides, not
-        in the file: "images_per_second" of this call.
+    metrics.json is there if and only if all images are.
 
     Raises:
         DiffLensError: anything in the configuration or the backbone is not what it should be, the backbone cannot
             generate, the GPU has too little memory, the folder holds another run or more than `n` images, or an image cannot be written.
     """
-    config.check()
-    process = accelerator(config.device)
-    backbone = BackboneConfig.of(config, config.backbone).load()
+    config = resolve(config)
+    opened = open_run(config, None)
+    backbone, process = opened.backbone, opened.process
     compiled = process.device.type == "cuda"
     sampler = make_sampler(backbone, config.sampler, config.steps, config.eta, config.seed, compiled)
     if backbone.in_channels not in (1, 3):
         raise DiffLensError(f"{backbone.spec} has {backbone.in_channels} channels: no grey or RGB images")
     usual = max(1, min(64, 64 * 32 // backbone.image_size))
     config = replace(config, steps=sampler.steps, batch_size=config.batch_size or usual)
-    settings = settings_of(config, _FREE)
-    settings["sampler"] = sampler.name
-    settings["backbone_fingerprint"] = backbone.fingerprint()
+    opened.config = config
     backbone.to(getattr(torch, config.precision))
-    run = RunDirectory(config.out, "generate", settings, config.resume, process)
-    with run.working():
-        try:
-            return _Generation(config, sampler, run, process).run_all()
-        except torch.OutOfMemoryError as error:
-            raise DiffLensError(
-                f"the GPU has too little memory for {config.batch_size} images: lower --batch-size"
-            ) from error
+    with opened.directory({"sampler": sampler.name}) as run:
+        return _Generation(config, sampler, run, process).run_all()
 
 
 class _Generation:
@@ -77,7 +64,7 @@ class _Generation:
         assert config.batch_size is not None, "filled in above"
         self.size = config.batch_size
 
-    def run_all(self) -> dict[str, Any]:
+    def run_all(self) -> GenerateResult:
         missing = self._missing()
         self.process.wait_for_everyone()  # nobody writes before everybody has looked
         self.folder.mkdir(exist_ok=True)
@@ -87,7 +74,7 @@ class _Generation:
         self._draw(missing)
         self.process.wait_for_everyone()
         rate = len(missing) / max(time.monotonic() - began, 1e-9)
-        return self._finish() | {"images_per_second": rate}
+        return GenerateResult.from_metrics(self._finish(), self.config.out, rate)
 
     def _missing(self) -> set[int]:
         """The numbers of the images that are not there; DiffLensError if there are more than asked for."""

@@ -13,10 +13,10 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from difflens.backbones.base import PREDICTIONS, Backbone, DiffusionBackbone
-from difflens.backbones.bigan import LATENT_STREAM, BiGANBackbone
+from difflens.backbones.bigan import BiGANBackbone
 from difflens.choices import SamplerName
 from difflens.errors import DiffLensError, require
-from difflens.noise import seeded_noise
+from difflens.noise import Stream, seeded_noise
 
 _USUAL_STEPS = {"ddim": 50, "dpm-solver": 20}
 
@@ -102,7 +102,7 @@ class Sampler:
         """
         self._scheduler.set_timesteps(self.steps)
         total = self.backbone.num_noise_steps
-        x = seeded_noise(self.shape, index, total, self.seed)  # t = total: a stream that no noised image uses
+        x = seeded_noise(self.shape, index, Stream.start(total), self.seed)
         for place in reversed(range(self.steps)):
             prediction, share = self._predict(x, self.timesteps[place])
             if self.name == "dpm-solver":
@@ -110,8 +110,9 @@ class Sampler:
             else:
                 eta = self.eta if place else 0.0  # the last step adds no noise
                 noise = None
-                if eta:  # streams of their own again, and none of them for t = 0
-                    noise = seeded_noise(self.shape, index, total + self.timesteps[place], self.seed)
+                if eta:
+                    stream = Stream.sampling(total, self.timesteps[place])
+                    noise = seeded_noise(self.shape, index, stream, self.seed)
                     if self.ancestral:
                         noise *= self._spread(place) ** (share / 2)
                 x = self._scheduler.step(
@@ -181,7 +182,7 @@ class OnePassSampler:
     @torch.inference_mode()
     def __call__(self, index: Tensor, watch: Callable[[], object] = lambda: None) -> Tensor:
         """As of `Sampler`: image k depends on (seed, k) alone, but for last bits."""
-        latents = seeded_noise((self.backbone.generator.config.latent,), index, LATENT_STREAM, self.seed)
+        latents = seeded_noise((self.backbone.generator.config.latent,), index, Stream.LATENT, self.seed)
         dtype = next(self.backbone.parameters()).dtype
         images = self.backbone.generator(latents.to(dtype)).float()
         watch()

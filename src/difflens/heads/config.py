@@ -1,8 +1,21 @@
 """The configuration of every head."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from difflens.choices import DetectionHeadName, HeadName, SegmentationHeadName
+
+_WITHOUT_EFFECT: dict[HeadName, tuple[str, ...]] = {
+    "linear": ("width", "depth", "dropout"),
+    "knn": ("width", "depth", "dropout"),
+    "cnn": ("dropout",),
+}
+
+
+def options_without_effect(head: HeadName) -> Iterator[tuple[str, Iterable[str]]]:
+    """Options that a classification head does not read: the reason, and their names."""
+    if head in _WITHOUT_EFFECT:
+        yield f"the {head} head does not read them", _WITHOUT_EFFECT[head]
 
 
 @dataclass(frozen=True)

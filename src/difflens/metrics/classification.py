@@ -85,17 +85,21 @@ class Evaluation:
             if number
         ]
 
+    @property
+    def mean_per_class(self) -> float:
+        """Mean of the classes' accuracies, of classes that have test images."""
+        known = [value for value in self.per_class.values() if value is not None]
+        return sum(known) / len(known)
+
     def metrics(self) -> dict[str, object]:
         """Accuracies and counts as plain values, for metrics.json."""
-        per_class = self.per_class
-        known = [value for value in per_class.values() if value is not None]
         return {
             "top1": self.top1,
             "top1_interval_95": list(self.top1_interval),
             "top5": self.top5,
-            "mean_per_class": sum(known) / len(known),
+            "mean_per_class": self.mean_per_class,
             "test_images": len(self.rows),
-            "per_class": per_class,
+            "per_class": self.per_class,
             "confusion_matrix": self.confusion.tolist(),
         }
 

@@ -19,26 +19,27 @@ class Recommendation:
     Attributes:
         block, noise_step: the single place with the highest accuracy.
         top1, interval: its accuracy and 95 % interval, of an image set on which it was also chosen.
-        honest, honest_interval: accuracy when one half of the images chooses and the other judges, both ways.
+        cross_validated, cross_validated_interval: accuracy when one half of the images chooses and the other judges, both
+            ways.
         cheaper: (block, noise step) of the earliest block that the images do not tell from the best; None if that is
             the best itself.
         fusion_blocks, fusion_noise_steps: for DifFormer.
         fusion_top1: accuracy of the averaged scores of those.
-        fusion_honest, fusion_honest_interval: as `honest`, of that.
+        fusion_cross_validated, fusion_cross_validated_interval: as `cross_validated`, of that.
     """
 
     block: int
     noise_step: int
     top1: float
     interval: tuple[float, float]
-    honest: float
-    honest_interval: tuple[float, float]
+    cross_validated: float
+    cross_validated_interval: tuple[float, float]
     cheaper: tuple[int, int] | None
     fusion_blocks: tuple[int, ...]
     fusion_noise_steps: tuple[int, ...]
     fusion_top1: float
-    fusion_honest: float
-    fusion_honest_interval: tuple[float, float]
+    fusion_cross_validated: float
+    fusion_cross_validated_interval: tuple[float, float]
 
 
 def recommend(
@@ -55,41 +56,25 @@ def recommend(
     t, b = _best_cell(correct)
     count = len(labels)
     hits = int(correct[t, b].sum())
-    honest = fused_honest = 0
+    cross_validated = fused_cross_validated = 0
     for judges in (torch.arange(count) % 2 == 0, torch.arange(count) % 2 == 1):
         place = _best_cell(correct[..., ~judges])
-        honest += int(correct[place][judges].sum())
+        cross_validated += int(correct[place][judges].sum())
         chosen = _fusion(scores[:, :, ~judges], labels[~judges], place)
-        fused_honest += _fused_hits(scores[:, :, judges], labels[judges], *chosen)
+        fused_cross_validated += _fused_hits(scores[:, :, judges], labels[judges], *chosen)
     ts, bs = _fusion(scores, labels, (t, b))
     cheap_t, cheap_b = _cheapest(correct, (t, b))
     return Recommendation(
-        blocks[b], noise_steps[t], hits / count, wilson(hits, count), honest / count, wilson(honest, count),
+        blocks[b], noise_steps[t], hits / count, wilson(hits, count), cross_validated / count, wilson(cross_validated, count),
         None if cheap_b == b else (blocks[cheap_b], noise_steps[cheap_t]),
         tuple(sorted(blocks[k] for k in bs)), tuple(sorted(noise_steps[k] for k in ts)),
-        _fused_hits(scores, labels, ts, bs) / count, fused_honest / count, wilson(fused_honest, count),
+        _fused_hits(scores, labels, ts, bs) / count, fused_cross_validated / count, wilson(fused_cross_validated, count),
     )  # fmt: skip
 
 
 def comparable(scores: Tensor) -> Tensor:
     """Scores (V, K) of one place on a scale that all places share, in the range of float16."""
     return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True).clamp(min=1e-6).mean()
-
-
-def describe(best: Recommendation, images: int) -> str:
-    """The recommendation in words."""
-    low, high = (100 * bound for bound in best.interval)
-    honest_low, honest_high = (100 * bound for bound in best.honest_interval)
-    text = (
-        f"Block {best.block} at noise step {best.noise_step}: {100 * best.top1:.2f} % of {images:,} validation images "
-        f"(95 % interval {low:.2f} to {high:.2f}). It was chosen on these images, so that is a little too good; when one "
-        f"half of them chooses and the other half judges, {100 * best.honest:.2f} % ({honest_low:.2f} to "
-        f"{honest_high:.2f})."
-    )
-    if best.cheaper is not None:
-        block, t = best.cheaper
-        text += f" Block {block} at noise step {t} costs less, and these images do not tell it from the best."
-    return text
 
 
 def _best_cell(correct: Tensor) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from difflens.extractors.frozen import FrozenExtractor
 from difflens.heads.knn import NeighbourHead
 from difflens.models.probe import Probe
 from difflens.models.saved import TrainedModel
-from difflens.noise import seeded_noise
+from difflens.noise import Stream, seeded_noise
 from difflens.run.console import progress_bar
 
 
@@ -99,8 +99,7 @@ class FeatureSpace:
             for batch in reading.batches(self.extractor, split, torch.arange(len(split))):
                 images = to_float(batch.images)
                 if noise:
-                    # t = -1: a stream of its own
-                    added = seeded_noise(tuple(images.shape[1:]), batch.index, -1, seed)
+                    added = seeded_noise(tuple(images.shape[1:]), batch.index, Stream.PERTURBATION, seed)
                     images = (images + noise * added).clamp(-1, 1)
                 yield Vectors(batch, *self._vectors(images, batch.index))
                 bar.update(task, advance=len(batch))

@@ -25,12 +25,13 @@ class FeatureModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def parameter_groups(
-        self, learning_rate: float, weight_decay: float, layer_decay: float
+        self, learning_rate: float, weight_decay: float, layer_decay: float | None
     ) -> list[ParameterGroup]:
         """What is trained, at which rate: all at the same, but a fine-tuned backbone block by block if that decays."""
-        blocks = self.extractor.trained_blocks if layer_decay != 1 else {}
+        decay = 1.0 if layer_decay is None else layer_decay
+        blocks = self.extractor.trained_blocks if decay != 1 else {}
         groups = [
-            ParameterGroup(parameters, learning_rate * layer_decay**depth, weight_decay)
+            ParameterGroup(parameters, learning_rate * decay**depth, weight_decay)
             for depth, parameters in enumerate(reversed(blocks.values()), start=1)
         ]
         grouped = {id(parameter) for group in groups for parameter in group.parameters}

@@ -1,13 +1,10 @@
 """The report of `difflens cka`: heat maps of similarity, and whether decoder blocks are like their mirrors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
 
 from difflens.reports.heat_maps import similarity_map
 from difflens.reports.html import Picture, Section, Table, render
+from difflens.results.cka import Comparison, Mirrors
 
 _EXPLAINED = {
     "blocks": ("Similarity of blocks", "Each block of the network against every other at the same noise step. Red frames mark "
@@ -17,70 +14,6 @@ _EXPLAINED = {
     "poolings": ("Similarity of poolings", "One block's maps, average-pooled to different sides."),
     "models": ("Similarity of two backbones", "Each block of the one backbone against each block of the other, on the same images."),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One heat map.
-
-    Attributes:
-        kind: "blocks", "noise steps", "poolings" or "models".
-        name: of its file, and in metrics.json.
-        title: what is fixed in it.
-        values: CKA (R, C).
-        rows, columns: their R and C names.
-        axes: what rows and columns are.
-        roles: the part of the network of each row and column; empty if they are no blocks.
-        marks: (row, column) of cells to frame.
-    """
-
-    kind: str
-    name: str
-    title: str
-    values: Tensor
-    rows: Sequence[str]
-    columns: Sequence[str]
-    axes: tuple[str, str]
-    roles: tuple[Sequence[str], Sequence[str]]
-    marks: Sequence[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Mirrors:
-    """Whether decoder blocks are like their mirrors, the encoder blocks whose skips they take.
-
-    Attributes:
-        by_distance: by how many blocks an encoder block is away from the mirror, mean CKA and the half-width of its
-            95 % interval.
-        lead: mean CKA of the mirrors minus that of all other pairs, and its half-width.
-        decoder_blocks: how many were compared.
-        nearest: of how many the mirror is the most similar encoder block.
-        nearly: of how many the most similar one is the mirror or next to it.
-    """
-
-    by_distance: Mapping[int, tuple[float, float]]
-    lead: tuple[float, float]
-    decoder_blocks: int
-    nearest: int
-    nearly: int
-
-    def metrics(self) -> dict[str, Any]:
-        """Plain values for metrics.json."""
-        return {
-            "cka_by_distance": {str(k): list(pair) for k, pair in self.by_distance.items()},
-            "lead_of_mirrors": list(self.lead),
-            "decoder_blocks": self.decoder_blocks,
-            "nearest_is_mirror": self.nearest,
-            "nearest_is_mirror_or_next": self.nearly,
-        }
-
-    def __str__(self) -> str:
-        mean, _ = self.by_distance.get(0, (float("nan"), 0.0))
-        return (
-            f"CKA of a decoder block with its mirror is {mean:.2f} on average, {self.lead[0]:+.3f} ± {self.lead[1]:.3f} "
-            f"against all other encoder blocks; of {self.decoder_blocks} decoder blocks, {self.nearest} are most like "
-            f"their mirror, {self.nearly} most like it or a block next to it"
-        )
 
 
 def similarity_report(

@@ -1,66 +1,18 @@
-"""The report of `difflens rivals`: one table, one plot, and how sure the differences are."""
+"""The report of `difflens compare`: one table, one plot, and how sure the differences are."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from difflens.backbones.maps import Place
 from difflens.reports.html import Picture, Section, Table, render
+from difflens.results.compare import BackboneScores, Score
 
 _METRICS = {"top1": "Top-1 accuracy", "mean_per_class": "Mean accuracy per class"}
 
 
-@dataclass(frozen=True)
-class Score:
-    """An accuracy, a share in [0, 1], with its 95 % interval, or of several seeds with their standard deviation."""
-
-    value: float
-    interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Rival:
-    """One backbone and how it did.
-
-    Attributes:
-        name: its spec.
-        place: where it was read, block and noise step.
-        parameters: of the whole backbone, without heads.
-        relative_speed: images per second of reading its features, over those of the first backbone.
-        scores: by trial.
-        differences: by trial, from the first backbone's top-1 on the same test images, in the first seed: shares, with
-            the half-width of the 95 % interval.
-        frechet: Fréchet distance of its samples to test images; None: it draws none.
-    """
-
-    name: str
-    place: Place
-    parameters: int
-    relative_speed: float
-    scores: Mapping[str, Score]
-    differences: Mapping[str, tuple[float, float]]
-    frechet: float | None = None
-
-    def record(self) -> dict[str, Any]:
-        """Plain values for metrics.json."""
-        return {
-            "backbone": self.name,
-            "block": self.place[0],
-            "noise_step": self.place[1],
-            "parameters": self.parameters,
-            "relative_speed": round(self.relative_speed, 3),
-            "frechet_distance": self.frechet,
-            "accuracy": {key: score.value for key, score in self.scores.items()},
-            "interval": {key: list(score.interval) for key, score in self.scores.items()},
-            "difference_from_first": {key: list(pair) for key, pair in self.differences.items()},
-        }
-
-
-def rivals_report(
+def compare_report(
     *,
-    rivals: Sequence[Rival],
+    backbones: Sequence[BackboneScores],
     data: str,
     test_images: int,
     titles: Mapping[str, str],
@@ -74,7 +26,7 @@ def rivals_report(
     """One self-contained HTML document.
 
     Args:
-        rivals: at least one, all with the same trials.
+        backbones: at least one, all with the same trials.
         data: its name.
         test_images: how many were scored.
         titles: of the trials, by their keys.
@@ -91,10 +43,10 @@ def rivals_report(
         else "with 95 % intervals of the test images" if metric == "top1" else "of one seed"
     )  # fmt: skip
     rows: list[tuple[object, ...]] = [
-        (rival.name, "{}, {}".format(*rival.place),
-         *(_cell(rival.scores[each], seeds, metric) for each in trials), rival.parameters,
-         f"{rival.relative_speed:.2f}", *([_distance(rival.frechet)] if distances else []))
-        for rival in rivals
+        (each.name, "{}, {}".format(*each.place),
+         *(_cell(each.scores[trial], seeds, metric) for trial in trials), each.parameters,
+         f"{each.relative_speed:.2f}", *([_distance(each.frechet)] if distances else []))
+        for each in backbones
     ]  # fmt: skip
     table = Table(
         ("Backbone", "Block, t", *names, "Parameters", "Images/s, relative", *(["Fréchet distance"] if distances else [])), rows,
@@ -106,20 +58,20 @@ def rivals_report(
         table,
     ]
     sections = [Section("Result", parts=tuple(parts))]
-    if len(rivals) > 1:
+    if len(backbones) > 1:
         differences: list[tuple[object, ...]] = [
-            (rival.name, *("{:+.2f} ± {:.2f}".format(*(100 * x for x in rival.differences[each])) for each in trials))
-            for rival in rivals[1:]
+            (each.name, *("{:+.2f} ± {:.2f}".format(*(100 * x for x in each.differences[trial])) for trial in trials))
+            for each in backbones[1:]
         ]  # fmt: skip
         caption = "Top-1 in points, paired on the same test images, with 95 % intervals" + (
             ", in the first seed." if seeds > 1 else "."
         )
         sections.append(Section(
-            f"Difference from {rivals[0].name}", "Where an interval contains 0, the two cannot be told apart on these images.",
+            f"Difference from {backbones[0].name}", "Where an interval contains 0, the two cannot be told apart on these images.",
             (Table(("Backbone", *names), differences, caption),),
         ))  # fmt: skip
     lead = (
-        f"{len(rivals)} frozen backbone{'s' * (len(rivals) != 1)} on {data}: the same heads, images and labels for "
+        f"{len(backbones)} frozen backbone{'s' * (len(backbones) != 1)} on {data}: the same heads, images and labels for "
         "all, each backbone read "
         + (
             "where it says it is best read."
@@ -127,7 +79,7 @@ def rivals_report(
             else f"at the block and noise step that did best in a sweep over {swept:,} training images."
         )
     )
-    return render("Comparison of backbones", lead, sections, provenance)
+    return render("Backbones compared", lead, sections, provenance)
 
 
 def _distance(frechet: float | None) -> str:

@@ -1,7 +1,6 @@
 """The reports of segmentation and detection: how good it is, how it was trained, and what it looks like."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -9,18 +8,9 @@ from torch import Tensor
 from difflens.data.dense.base import IGNORED
 from difflens.reports import charts, overlays
 from difflens.reports.html import Picture, Section, Table, render
+from difflens.results.dense import Example
 
 _SHOWN_BAD = 20
-
-
-@dataclass(frozen=True)
-class Example:
-    """A validation image, uint8 (C, H, W), with what is true and what is predicted: masks uint8 (H, W), or objects."""
-
-    name: str
-    image: Tensor
-    true: Any
-    predicted: Any
 
 
 def dense_report(

@@ -8,13 +8,15 @@ from PIL import Image
 from difflens.reports import charts
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.reports.memorisation import TITLE
+from difflens.results.fidelity import FidelityResult, caution
+from difflens.results.report import HeadScore
 
 
 def backbone_report(
     *,
     backbone: str,
-    heads: Sequence[Mapping[str, Any]],
-    distances: Sequence[tuple[Mapping[str, Any], str]],
+    heads: Sequence[HeadScore],
+    distances: Sequence[FidelityResult],
     samples: Picture,
     memorisation: Section | None,
     log: Sequence[Mapping[str, Any]],
@@ -24,8 +26,8 @@ def backbone_report(
 
     Args:
         backbone: its name.
-        heads: metrics of probes, each with a "title" and its "data".
-        distances: metrics of fidelity runs, each with a caution in words, which may be empty.
+        heads: how well heads read it.
+        distances: how far its samples are from real images.
         samples: a grid of generated images.
         memorisation: of `copying_section`; None: there were no training images to compare with.
         log: of the pre-training: records with "epoch", "step" and "loss"; may be empty.
@@ -48,48 +50,45 @@ def samples_picture(grid: Image.Image, caption: str, image_size: int) -> Picture
     return Picture(grid, caption, "A grid of generated images", max(1, round(96 / image_size)))
 
 
-def _heads(heads: Sequence[Mapping[str, Any]]) -> Section:
-    heads = sorted(heads, key=lambda head: head["top1"])
+def _heads(heads: Sequence[HeadScore]) -> Section:
+    heads = sorted(heads, key=lambda head: head.top1)
     if not heads:
         return Section("Top-1 by head", "No run of difflens probe on this backbone was given.")
     rows: list[tuple[object, ...]] = []
     for head in heads:
-        low, high = head.get("top1_interval_95", (None, None))
-        spread = f" ± {100 * head['top1_std']:.2f}" if "top1_std" in head else ""
+        spread = "" if head.deviation is None else f" ± {100 * head.deviation:.2f}"
         rows.append((
-            head["title"], head["data"], f"{100 * head['top1']:.2f}{spread}",
-            None if low is None else f"{100 * low:.1f} - {100 * high:.1f}",
-            head["train_images"], head["test_images"], head["trainable_parameters"],
+            head.title, head.data, f"{100 * head.top1:.2f}{spread}",
+            None if head.interval is None else "{:.1f} - {:.1f}".format(*(100 * bound for bound in head.interval)),
+            head.train_images, head.test_images, head.trainable_parameters,
         ))  # fmt: skip
     columns = ("Head", "Data", "Top-1, %", "95 % interval", "Training images", "Test images", "Parameters")
     caption = "Every test image is scored once; ± is the standard deviation between seeds."
     parts: tuple[Table | Picture, ...] = (Table(columns, rows, caption),)
-    one_data = len({head["data"] for head in heads}) == 1
-    if len(heads) > 1 and one_data and all("top1_interval_95" in head for head in heads):
-        bars = charts.accuracy_bars(
-            [head["title"] for head in heads], [head["top1"] for head in heads],
-            [head["top1_interval_95"] for head in heads],
-        )  # fmt: skip
+    one_data = len({head.data for head in heads}) == 1
+    intervals = [head.interval for head in heads if head.interval is not None]
+    if len(heads) > 1 and one_data and len(intervals) == len(heads):
+        bars = charts.accuracy_bars([head.title for head in heads], [head.top1 for head in heads], intervals)
         parts += (Picture(bars, "Top-1 accuracy with 95 % intervals.", "Top-1 accuracy of every head"),)
     return Section("Top-1 by head", "", parts)
 
 
-def _distances(distances: Sequence[tuple[Mapping[str, Any], str]]) -> Section:
+def _distances(distances: Sequence[FidelityResult]) -> Section:
     if not distances:
         return Section("Fréchet distance", "No run of difflens fidelity on its images was given.")
     tables = []
-    for metrics, caution in distances:
+    for result in distances:
         rows: list[tuple[object, ...]] = [
-            (row["images"], row["count"], f"{row['frechet']:.4g}",
-             f"{1000 * row['kid']:.3f} ± {1000 * row['kid_std']:.3f}")
-            for row in metrics["distances"]
-        ]  # fmt: skip
-        source = metrics["source"]
-        sampler = f" Samples: {source['sampler']}, {source['steps']:,} steps." if source else ""
-        name = "FID" if metrics["inception"] else "Fréchet distance"
+            (row.images, row.count, f"{row.frechet:.4g}", f"{1000 * row.kid:.3f} ± {1000 * row.kid_std:.3f}")
+            for row in result.distances
+        ]
+        source = result.source
+        sampler = f" Samples: {source.sampler}, {source.steps:,} steps." if source else ""
+        few = caution(result.sample_distance.count, result.dimensions)
+        name = "FID" if result.inception else "Fréchet distance"
         tables.append(Table(
             ("Images", "Number", name, "KID x 1,000"), rows,
-            f"To {metrics['real_images']:,} {metrics['real']}. Features: {metrics['space']}.{sampler} {caution}",
+            f"To {result.real_images:,} {result.real}. Features: {result.space}.{sampler} {few}",
         ))  # fmt: skip
     text = "How far generated images are from real ones. Distances compare within one feature space only."
     return Section("Fréchet distance", text, tuple(tables))

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from difflens.metrics.recommendation import Recommendation, describe
+from difflens.metrics.recommendation import Recommendation
 from difflens.reports.charts import accuracy_curves
 from difflens.reports.heat_maps import accuracy_map
 from difflens.reports.html import Picture, Section, Table, render
+from difflens.results.sweep import describe
 
 _TITLES = {"ridge": "ridge regression", "logistic": "logistic regression", "knn": "nearest neighbours"}
 
@@ -41,10 +42,10 @@ def sweep_report(
     place = best.block, best.noise_step
     sections = [Section("Recommended block and noise step", describe(best, images), (
         Table(("For", "Blocks", "Noise steps", "Validation accuracy, %", "Chosen on other images, %", "95 % interval"), [
-            ("one map", str(best.block), str(best.noise_step), f"{100 * best.top1:.2f}", f"{100 * best.honest:.2f}",
-             _interval(best.honest_interval)),
+            ("one map", str(best.block), str(best.noise_step), f"{100 * best.top1:.2f}", f"{100 * best.cross_validated:.2f}",
+             _interval(best.cross_validated_interval)),
             ("DifFormer", _words(best.fusion_blocks), _words(best.fusion_noise_steps), f"{100 * best.fusion_top1:.2f}",
-             f"{100 * best.fusion_honest:.2f}", _interval(best.fusion_honest_interval)),
+             f"{100 * best.fusion_cross_validated:.2f}", _interval(best.fusion_cross_validated_interval)),
         ], "DifFormer's figures are of averaged scores of the single places, a stand-in for training it. Chosen on other "
            "images: one half of the images chooses, the other half judges, both ways; the interval is of that."),
     ))]  # fmt: skip

@@ -5,6 +5,7 @@ import sys
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 console = Console(stderr=True)
 
@@ -26,3 +27,11 @@ def progress_bar(enabled: bool = True) -> Progress:
         disable=not enabled or "DIFFLENS_QUIET" in os.environ,
         refresh_per_second=4 if sys.stderr.isatty() else 0.2,
     )
+
+
+def table_text(table: Table) -> str:
+    """A table as standard output shows it, without the last end of line."""
+    output = Console()
+    with output.capture() as captured:
+        output.print(table)
+    return captured.get().removesuffix("\n")

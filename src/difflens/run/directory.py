@@ -17,7 +17,6 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,8 @@ class RunDirectory:
             anything is refused.
         process: of several processes all check and one writes; None: there is one.
         growing: a list in `config` that may have more entries than when the run was made; `grow` writes it down.
+        changeable: options that a continuation may change.
+        upgrade: brings the record of an earlier version to the names of today.
 
     Raises:
         DiffLensError: the folder holds another run, or the same command with another configuration, or another
@@ -60,6 +61,8 @@ class RunDirectory:
         resume: bool | None = False,
         process: Accelerator | None = None,
         growing: str | None = None,
+        changeable: Collection[str] = (),
+        upgrade: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
     ):
         self.path = path
         self.main_process = process is None or process.is_main_process
@@ -75,7 +78,8 @@ class RunDirectory:
         if stored.exists():
             if not resume:
                 raise DiffLensError(f"{path} already holds a run: {hint}")
-            _check_same(_read_yaml(stored), record, path, growing)
+            earlier = {k: v for k, v in upgrade(_read_record(stored)).items() if k not in changeable}
+            _check_same(earlier, record, path, growing)
         elif not self.fresh:
             raise DiffLensError(f"{path} is not empty and holds no run of difflens: choose another folder")
         if process is not None:  # nobody writes before everybody has looked
@@ -216,11 +220,14 @@ class RunDirectory:
         return (self.path / FINISHED).exists()
 
 
-def _read_yaml(path: Path) -> object:
+def _read_record(path: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(path.read_text())
+        record = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, ValueError) as error:
         raise DiffLensError(f"{path} is not a run's configuration: it is damaged") from error
+    if not isinstance(record, dict):
+        raise DiffLensError(f"{path} is not a run's configuration")
+    return record
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -256,9 +263,7 @@ def _lock(path: Path) -> int | None:
     raise DiffLensError(f"another process is writing to {path}: choose another folder")
 
 
-def _check_same(stored: object, asked: Mapping[str, Any], path: Path, growing: str | None) -> None:
-    if not isinstance(stored, dict):
-        raise DiffLensError(f"{path / 'config.yaml'} is not a run's configuration")
+def _check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path, growing: str | None) -> None:
     asked = json.loads(json.dumps(asked))
     different = [
         f"{key} was {stored.get(key)!r}, now {asked.get(key)!r}"
@@ -279,15 +284,3 @@ def _same(stored: object, asked: object) -> bool:
         return kind == asked_kind and Path(there).expanduser().samefile(Path(here).expanduser())
     except OSError:
         return False
-
-
-def settings_of(config: Any, free: Collection[str]) -> dict[str, Any]:
-    """What makes a run the same run: the fields of a configuration but those that a continuation may change."""
-    return {key: _plain(value) for key, value in asdict(config).items() if key not in free}
-
-
-def _plain(value: object) -> object:
-    """Paths as text, as YAML and JSON take them."""
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, Path) else value

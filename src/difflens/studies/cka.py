@@ -3,9 +3,8 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +14,8 @@ from difflens.backbones.base import Backbone
 from difflens.backbones.config import BackboneConfig
 from difflens.backbones.maps import pool_to
 from difflens.configs.cka import CkaConfig
+from difflens.configs.command_line import shown_command
+from difflens.configs.options import resolve
 from difflens.data.images import to_float
 from difflens.data.load import load_unlabelled
 from difflens.data.loader import Batch, epoch_order
@@ -33,88 +34,42 @@ from difflens.metrics.cka import (
     hsic,
     with_interval,
 )
-from difflens.reports.cka import Comparison, Mirrors, similarity_report
+from difflens.opening import open_run
+from difflens.reports.cka import similarity_report
 from difflens.reports.heat_maps import similarity_map
-from difflens.run.commands import shown_command
+from difflens.results.cka import CkaResult, Comparison, Mirrors, Representation
 from difflens.run.console import progress_bar
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
-from difflens.run.processes import accelerator
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 
 _SHOWN = 6  # blocks whose noise steps or poolings are shown
 
 
-_FREE = ("out", "device", "workers")
-
-
-@dataclass(frozen=True, order=True)
-class Representation:
-    """What one block says of images at one noise step.
-
-    Attributes:
-        model: 0 for the backbone, 1 for the other one.
-        block, noise_step: where it is read.
-        side: that its maps are pooled to; 0 for none.
-    """
-
-    model: int
-    block: int
-    noise_step: int
-    side: int
-
-
-@dataclass(frozen=True)
-class SimilarityResult:
-    """What `cka` returns.
-
-    Attributes:
-        representations: P of them.
-        values: CKA of every pair, (P, P) in [-1, 1]; NaN where features do not vary.
-        half_widths: of the 95 % intervals around them.
-        metrics: metrics.json's content.
-    """
-
-    representations: tuple[Representation, ...]
-    values: Tensor
-    half_widths: Tensor
-    metrics: dict[str, Any]
-
-    def between(self, rows: Sequence[Representation], columns: Sequence[Representation]) -> Tensor:
-        """CKA of the given representations, (rows, columns)."""
-        place = {each: number for number, each in enumerate(self.representations)}
-        return self.values[[place[each] for each in rows]][:, [place[each] for each in columns]]
-
-
-def cka(config: CkaConfig) -> SimilarityResult:
+def cka(config: CkaConfig) -> CkaResult:
     """Run `config` and fill its run directory.
 
     Raises:
         DiffLensError: anything in the configuration, the data or the backbones is not what it should be, or there
             are too few images.
     """
-    config.check()
+    config = resolve(config)
     if config.limit < LEAST:
         raise DiffLensError(f"CKA needs at least {LEAST} images ({GROUPS} minibatches of {LEAST_IMAGES}), and "
                             f"--limit allows {config.limit}")  # fmt: skip
-    process = accelerator(config.device)
-    if process.num_processes > 1:
-        raise DiffLensError("CKA runs in one process")
     split = load_unlabelled(config.data)
     if len(split) < LEAST:
         raise DiffLensError(f"CKA needs at least {LEAST} images ({GROUPS} minibatches of {LEAST_IMAGES}), and "
                             f"{config.data} has {len(split)}")  # fmt: skip
-    first = BackboneConfig.of(config, config.backbone)
-    backbones = [first.load()]
+    opened = open_run(config, split, one_process="")
+    backbones = [opened.backbone]
     if config.other is not None:
         backbones.append(BackboneConfig(config.other, config.num_head_channels, config.noise_schedule).load())
     fingerprints = [backbone.fingerprint() for backbone in backbones]
-    comparison = _Comparison(config, split, backbones, process)
-    settings = settings_of(config, _FREE) | {
+    comparison = _Comparison(config, split, backbones, opened.process)
+    identity = {
         "blocks": comparison.blocks, "noise_steps": comparison.steps, "backbone_fingerprints": fingerprints,
-        "data_fingerprint": split.fingerprint(),
     }  # fmt: skip
-    run = RunDirectory(config.out, "cka", settings, None)
-    with run.working():
+    with opened.directory(identity) as run:
         return _write(comparison, comparison.measure(), fingerprints, run)
 
 
@@ -200,35 +155,35 @@ class _Comparison:
 
 def _write(
     comparison: _Comparison, measured: tuple[Tensor, int, int], fingerprints: list[str], run: RunDirectory
-) -> SimilarityResult:
+) -> CkaResult:
     config, (groups, images, batches) = comparison.config, measured
     values, half_widths = with_interval(groups, alignment)
-    everything = comparison.representations
-    result = SimilarityResult(everything, values, half_widths, {})
-    mirrors = {t: _mirrors(comparison, groups, t) for t in comparison.steps}
-    parts = _comparisons(comparison, result)
-    metrics: dict[str, Any] = {
-        "images": images,
-        "minibatches": batches,
-        "blocks": comparison.blocks,
-        "noise_steps": comparison.steps,
-        "pool": comparison.sides,
-        "mirrors": {str(t): found.metrics() for t, found in mirrors.items() if found is not None},
-        "cka": {part.name: part.values.tolist() for part in parts},
-        "largest_half_width_95": float(half_widths.nan_to_num(0).max()),
-        "skipped_images": comparison.reading.skipped,
-    }
+    result = CkaResult(
+        out=config.out,
+        representations=comparison.representations,
+        values=values,
+        half_widths=half_widths,
+        images=images,
+        minibatches=batches,
+        blocks=comparison.blocks,
+        noise_steps=comparison.steps,
+        pool=comparison.sides,
+        mirrors={t: _mirrors(comparison, groups, t) for t in comparison.steps},
+        comparisons=(),
+        skipped_images=tuple(comparison.reading.skipped),
+    )
+    result = replace(result, comparisons=_comparisons(comparison, result))
     run.write("table.csv", _table(comparison, result))
-    for part in parts:
+    for part in result.comparisons:
         figure = similarity_map(part.values, part.rows, part.columns, part.axes, part.roles, part.marks)
         run.write_with(f"{part.name}.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
     names = [config.backbone, *([config.other] if config.other else [])]
     report = similarity_report(
         summary=f"How alike the representations of {' and '.join(names)} are on images of {config.data}, by linear CKA: 1 means "
         "the same up to rotation and scale, 0 unrelated.",
-        comparisons=parts, mirrors=mirrors, largest_half_width=metrics["largest_half_width_95"],
+        comparisons=result.comparisons, mirrors=result.mirrors, largest_half_width=result.largest_half_width,
         provenance={
-            "Command": shown_command("cka", config),
+            "Command": shown_command(config),
             **{f"Backbone {k}": f"{name}, fingerprint {fingerprint[:12]}"
                for k, (name, fingerprint) in enumerate(zip(names, fingerprints, strict=True), start=1)},
             "Data": f"{config.data}, fingerprint {comparison.split.fingerprint()[:12]}",
@@ -240,11 +195,11 @@ def _write(
         },
     )  # fmt: skip
     run.write("report.html", report)
-    run.write_json(FINISHED, metrics)
-    return SimilarityResult(everything, values, half_widths, metrics)
+    run.write_json(FINISHED, result.metrics())
+    return result
 
 
-def _comparisons(comparison: _Comparison, result: SimilarityResult) -> list[Comparison]:
+def _comparisons(comparison: _Comparison, result: CkaResult) -> tuple[Comparison, ...]:
     """Every heat map: blocks at each noise step, noise steps and poolings of a few blocks, the other backbone."""
     backbone, blocks, steps, sides = (
         comparison.backbones[0], comparison.blocks, comparison.steps, comparison.sides
@@ -285,7 +240,7 @@ def _comparisons(comparison: _Comparison, result: SimilarityResult) -> list[Comp
                        [str(each.block) for each in other], titles, (roles, other_roles), [])
             for t in steps
         ]  # fmt: skip
-    return found
+    return tuple(found)
 
 
 def _spread(blocks: Sequence[int], always: int) -> list[int]:
@@ -313,7 +268,7 @@ def _mirrors(comparison: _Comparison, groups: Tensor, t: int) -> Mirrors | None:
     return Mirrors(by_distance, lead, len(decoder), int((reached == 0).sum()), int((reached <= 1).sum()))
 
 
-def _table(comparison: _Comparison, result: SimilarityResult) -> str:
+def _table(comparison: _Comparison, result: CkaResult) -> str:
     """table.csv: a line a pair."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

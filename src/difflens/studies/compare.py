@@ -1,4 +1,4 @@
-"""`difflens rivals`: several backbones on the same images, by the same protocols, in one table and one plot."""
+"""`difflens compare`: several backbones on the same images, by the same protocols, in one table and one plot."""
 
 import csv
 import io
@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -14,44 +13,32 @@ from difflens.backbones.base import Backbone, DiffusionBackbone
 from difflens.backbones.bigan import BiGANBackbone
 from difflens.backbones.maps import Place
 from difflens.choices import SamplerName
-from difflens.configs.compare import RivalsConfig, Trial
+from difflens.configs.command_line import shown_command
+from difflens.configs.compare import CompareConfig, Trial
+from difflens.configs.options import resolve
 from difflens.data.labels import label_fraction
 from difflens.data.load import load_data
 from difflens.data.split import ImageData, Metric, every_nth
 from difflens.errors import DiffLensError
 from difflens.extractors.cache import READ_BATCH, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
-from difflens.generation.fidelity import FidelityResult, caution, fidelity
+from difflens.generation.fidelity import fidelity
 from difflens.generation.generate import generate
 from difflens.metrics.classification import paired_difference
 from difflens.models.feature_space import FeatureSpace
+from difflens.opening import open_run
 from difflens.reports.charts import protocol_dots
-from difflens.reports.compare import Rival, Score, rivals_report
-from difflens.run.commands import shown_command
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
-from difflens.run.processes import accelerator
+from difflens.reports.compare import compare_report
+from difflens.results.compare import BackboneScores, CompareResult, Score
+from difflens.results.fidelity import FidelityResult, caution
+from difflens.results.probe import ProbeResult, deviation_of, mean_of
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 from difflens.studies.extract import extract
 from difflens.studies.sweep import sweep
-from difflens.tasks.classification.probe import ProbeResult, probe
+from difflens.tasks.classification.probe import probe
 
 _TIMINGS = 3  # the fastest of so many counts
-
-
-_FREE = ("out", "resume", "device", "workers")
-
-
-@dataclass(frozen=True)
-class RivalsResult:
-    """What `rivals` returns.
-
-    Attributes:
-        rivals: in the order of the configuration.
-        metrics: metrics.json's content.
-    """
-
-    rivals: tuple[Rival, ...]
-    metrics: dict[str, Any]
 
 
 @dataclass
@@ -67,7 +54,7 @@ class _Candidate:
     results: dict[str, ProbeResult] = field(default_factory=dict)
 
 
-def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line: None) -> RivalsResult:
+def compare(config: CompareConfig, announce: Callable[[str], object] = lambda line: None) -> CompareResult:
     """Run `config` and fill its run directory.
 
     Args:
@@ -77,19 +64,16 @@ def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line
         DiffLensError: anything in the configuration, the data or a backbone is not what it should be; before anything
             is written if it can be known by then.
     """
-    config.check()
-    process = accelerator(config.device)
-    if process.num_processes > 1:
-        raise DiffLensError("rivals run in one process; each of its probes can be run in several")
+    config = resolve(config)
     data = load_data(config.data)
     for trial in config.trials:
         _check_labels(config, data, trial)  # now rather than after hours
+    opened = open_run(config, data, one_process="; each of its probes can be run in several")
+    process = opened.process
     candidates = [_candidate(config, spec) for spec in config.backbones]
     if config.samples and any(candidate.sampler for candidate in candidates):
         FeatureSpace.load(config.backbone(config.space), None, None, config.seed, process.device)  # as well
-    settings = settings_of(config, _FREE) | {"data_fingerprint": data.fingerprint()}
-    run = RunDirectory(config.out, "rivals", settings, config.resume, process, growing="backbones")
-    with run.working():
+    with opened.directory(growing="backbones") as run:
         run.grow()
         for candidate in candidates:
             chosen = None
@@ -111,15 +95,13 @@ def rivals(config: RivalsConfig, announce: Callable[[str], object] = lambda line
                 generate(config.generate(candidate.spec, candidate.sampler))
                 run.keep()
                 candidate.distance = fidelity(config.fidelity(candidate.spec))
-                found = candidate.distance
-                announce(
-                    f"{candidate.spec}, Fréchet distance in {found.space}: {found.distances[0].frechet:.4g}"
-                )
+                space, distance = candidate.distance.space, candidate.distance.sample_distance
+                announce(f"{candidate.spec}, Fréchet distance in {space}: {distance.frechet:.4g}")
         speeds = _images_per_second(config, data, candidates, process)
         return _write(config, data, candidates, speeds, run, process)
 
 
-def _check_labels(config: RivalsConfig, data: ImageData, trial: Trial) -> None:
+def _check_labels(config: CompareConfig, data: ImageData, trial: Trial) -> None:
     """DiffLensError if a trial would be left with too few labels."""
     train = data.train.first(config.limit)
     if trial.label_fraction is not None:
@@ -131,7 +113,7 @@ def _check_labels(config: RivalsConfig, data: ImageData, trial: Trial) -> None:
         )
 
 
-def _candidate(config: RivalsConfig, spec: str) -> _Candidate:
+def _candidate(config: CompareConfig, spec: str) -> _Candidate:
     backbone = config.backbone(spec).load()
     read = backbone.network if isinstance(backbone, BiGANBackbone) else backbone  # without its generator
     count = sum(parameter.numel() for parameter in read.parameters())
@@ -148,16 +130,14 @@ def _sampler(backbone: Backbone) -> SamplerName | None:
 
 
 def _score(result: ProbeResult, metric: Metric) -> Score:
-    metrics = result.metrics
-    if "runs" in metrics:
-        spread = metrics[f"{metric}_std"]
-        return Score(metrics[metric], (metrics[metric] - spread, metrics[metric] + spread))
-    interval = metrics["top1_interval_95"] if metric == "top1" else (metrics[metric],) * 2
-    return Score(metrics[metric], (interval[0], interval[1]))
+    value, spread = mean_of(result.seeds, metric), deviation_of(result.seeds, metric)
+    if spread is not None:
+        return Score(value, (value - spread, value + spread))
+    return Score(value, result.seeds[0].top1_interval_95 if metric == "top1" else (value, value))
 
 
 def _images_per_second(
-    config: RivalsConfig, data: ImageData, candidates: list[_Candidate], process: Accelerator
+    config: CompareConfig, data: ImageData, candidates: list[_Candidate], process: Accelerator
 ) -> list[float]:
     """How fast each backbone gives the maps of its probes' place, in turns, so that a busy machine treats all alike."""
     pilot = data.train.first(READ_BATCH)
@@ -176,46 +156,46 @@ def _images_per_second(
 
 
 def _write(
-    config: RivalsConfig,
+    config: CompareConfig,
     data: ImageData,
     candidates: list[_Candidate],
     speeds: list[float],
     run: RunDirectory,
     process: Accelerator,
-) -> RivalsResult:
+) -> CompareResult:
     first = candidates[0]
-    found = tuple(
-        Rival(
+    scored = tuple(
+        BackboneScores(
             candidate.spec, candidate.place, candidate.parameters, speed / speeds[0],
             {key: _score(result, data.metric) for key, result in candidate.results.items()},
             {key: paired_difference(result.evaluations[0], first.results[key].evaluations[0])
              for key, result in candidate.results.items()},
-            None if candidate.distance is None else candidate.distance.distances[0].frechet,
+            None if candidate.distance is None else candidate.distance.sample_distance.frechet,
         )
         for candidate, speed in zip(candidates, speeds, strict=True)
     )  # fmt: skip
     measured = next((each.distance for each in candidates if each.distance is not None), None)
-    some = next(iter(first.results.values())).metrics
-    metrics: dict[str, Any] = {
-        "metric": data.metric,
-        "test_images": some["test_images"],
-        "feature_space": measured.space if measured else None,
-        "samples": config.samples if measured else 0,
-        "backbones": [rival.record() for rival in found],
-    }
-    run.write("table.csv", _table(found))
+    result = CompareResult(
+        out=config.out,
+        backbones=scored,
+        titles={trial.key: trial.title for trial in config.trials},
+        metric=data.metric,
+        test_images=next(iter(first.results.values())).seeds[0].test_images,
+        feature_space=measured.space if measured else None,
+        samples=config.samples if measured else 0,
+    )
+    run.write("table.csv", _table(scored))
     figure = protocol_dots(
-        [rival.name for rival in found],
-        {each.title: [(r.scores[each.key].value, r.scores[each.key].interval) for r in found]
-         for each in config.trials},
+        [each.name for each in scored],
+        {title: [(each.scores[key].value, each.scores[key].interval) for each in scored]
+         for key, title in result.titles.items()},
     )  # fmt: skip
-    run.write_with("rivals.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
+    run.write_with("compare.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
     seeds = range(config.seed, config.seed + config.seeds)
-    report = rivals_report(
-        rivals=found, data=data.name, test_images=some["test_images"],
-        titles={trial.key: trial.title for trial in config.trials}, swept=config.sweep,
+    report = compare_report(
+        backbones=scored, data=data.name, test_images=result.test_images, titles=result.titles, swept=config.sweep,
         seeds=len(seeds), figure=figure, metric=data.metric, distances=_distances(config, measured), provenance={
-            "Command": shown_command("rivals", config),
+            "Command": shown_command(config),
             "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
             **{f"Backbone {k}": f"{each.spec}, fingerprint {each.fingerprint[:12]}"
                for k, each in enumerate(candidates, start=1)},
@@ -225,11 +205,11 @@ def _write(
         },
     )  # fmt: skip
     run.write("report.html", report)
-    run.write_json(FINISHED, metrics)
-    return RivalsResult(found, metrics)
+    run.write_json(FINISHED, result.metrics())
+    return result
 
 
-def _distances(config: RivalsConfig, measured: FidelityResult | None) -> str:
+def _distances(config: CompareConfig, measured: FidelityResult | None) -> str:
     """What the Fréchet distances are, for the report; empty if there are none."""
     if measured is None:
         return ""
@@ -240,16 +220,16 @@ def _distances(config: RivalsConfig, measured: FidelityResult | None) -> str:
     ).strip()
 
 
-def _table(found: tuple[Rival, ...]) -> str:
+def _table(scored: tuple[BackboneScores, ...]) -> str:
     """table.csv: a line for each backbone and protocol."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["backbone", "block", "noise_step", "protocol", "accuracy", "low", "high", "parameters", "relative_speed",
                      "frechet_distance"])  # fmt: skip
-    for rival in found:
-        for key, score in rival.scores.items():
+    for each in scored:
+        for key, score in each.scores.items():
             writer.writerow([
-                rival.name, *rival.place, key, *(f"{value:.4f}" for value in (score.value, *score.interval)), rival.parameters,
-                f"{rival.relative_speed:.3f}", "" if rival.frechet is None else f"{rival.frechet:.4f}",
+                each.name, *each.place, key, *(f"{value:.4f}" for value in (score.value, *score.interval)), each.parameters,
+                f"{each.relative_speed:.3f}", "" if each.frechet is None else f"{each.frechet:.4f}",
             ])  # fmt: skip
     return text.getvalue()

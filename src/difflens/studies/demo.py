@@ -4,18 +4,19 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from difflens import presets
 from difflens.backbones.base import DiffusionBackbone
-from difflens.backbones.load import load_backbone
-from difflens.choices import HeadChoice
+from difflens.backbones.config import BackboneConfig
+from difflens.choices import ExtractorName, HeadName
+from difflens.configs.command_line import shown_command
 from difflens.configs.demo import DemoConfig
 from difflens.configs.extract import ExtractConfig
+from difflens.configs.options import resolve
 from difflens.configs.probe import ProbeConfig
 from difflens.data.images import fit, to_float, to_uint8
 from difflens.data.load import load_data
@@ -30,45 +31,47 @@ from difflens.generation.samplers import sample
 from difflens.metrics.classification import Evaluation
 from difflens.metrics.memorisation import Seen, find_nearest
 from difflens.models.feature_space import FeatureSpace
+from difflens.opening import OpenedRun
 from difflens.pretraining.export import card_fact
 from difflens.reports.demo import BASELINES, demo_report
 from difflens.reports.html import Section
 from difflens.reports.memorisation import copying_section
-from difflens.run.commands import shown_command
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
+from difflens.results.demo import DemoResult, DemoScore
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 from difflens.studies.extract import extract
 from difflens.tasks.classification.probe import probe
 
 # heads on the stored features; the others read images
-_STORED: tuple[HeadChoice, ...] = ("linear", "mlp", "cnn", "attention", "difformer")
+_STORED: tuple[HeadName, ...] = ("linear", "mlp", "cnn", "attention", "difformer")
 # which head `model/` holds: named beforehand, since choosing by test accuracy would be selecting on test data
 _KEPT = "attention"
 _LARGEST = 16  # the side of the largest maps that a head reads
 _NOISED, _MAPPED = 4, 6  # images whose noise, and whose feature maps, are shown
 
 
-def demo(config: DemoConfig) -> dict[str, Any]:
+def demo(config: DemoConfig) -> DemoResult:
     """Run `config`: extract the frozen features, probe them with every head, and write a report.
 
-    Returns:
-        The content of metrics.json, whose `results` has a row for every head.
-
     Raises:
-        DiffLensError: the folder holds something, or backbone or data cannot be loaded.
+        DiffLensError: the folder holds another run, or backbone or data cannot be loaded.
     """
-    config.check()
+    config = resolve(config)
     process = accelerator(config.device)
     if process.num_processes > 1:
         raise DiffLensError("the demo runs in one process; `difflens probe` runs in several")
     data = load_data(config.data)
     data = replace(data, test=data.test.first(config.test_images))
-    backbone = load_backbone(config.backbone)
+    source = BackboneConfig(config.backbone)
+    backbone = source.load()
     if not isinstance(backbone, DiffusionBackbone):
         raise DiffLensError(f"the demo needs a diffusion backbone, and {config.backbone} is none")
-    run = RunDirectory(config.out, "demo", settings_of(config, ("out", "device")), resume=None)
-    with run.working():
+    fingerprints = {"backbone_fingerprint": backbone.fingerprint(), "data_fingerprint": data.fingerprint()}
+    opened = OpenedRun(config, process, data, source, backbone, fingerprints)
+    with opened.directory() as run:
+        if run.finished:
+            return DemoResult.from_metrics(run.read_json(FINISHED), config.out)
         return _Demo(config, data, backbone, run, process).run_all()
 
 
@@ -85,30 +88,31 @@ class _Demo:
         self.train = data.train.first(config.train_images)
         self.store = config.out / "features"
         self.evaluations: dict[str, Evaluation] = {}
-        self.results: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, DemoScore] = {}
 
-    def run_all(self) -> dict[str, Any]:
+    def run_all(self) -> DemoResult:
         started = time.monotonic()
         name, side, channels = self.config.backbone, self.backbone.image_size, self.backbone.in_channels
         self._probe("pixels", "linear", f"pixels:{channels}x{side}")
         self._probe("random_backbone", "linear", f"random:{name}")
         self._extract()
         for head in _STORED:
-            self._probe(head, head, name)
-        self._probe("diffeed", "diffeed", name)
+            self._probe(head, head, name, store=self.store)
+        self._probe("diffeed", "attention", name, "feedback")
         heads = [head for head in self.results if head not in BASELINES]
-        metrics = {
-            "results": self.results,
-            "seconds": round(time.monotonic() - started, 1),
-            "train_images": len(self.train),
-            "test_images": len(self.data.test),
-            "best": max(heads, key=lambda head: float(self.results[head]["top1"])),
-            "model": _KEPT,
-        }
-        self.run.write("report.html", self._report(metrics))
-        self.run.write_json(FINISHED, metrics)
+        result = DemoResult(
+            out=self.config.out,
+            results=self.results,
+            seconds=round(time.monotonic() - started, 1),
+            train_images=len(self.train),
+            test_images=len(self.data.test),
+            best=max(heads, key=lambda head: self.results[head].top1),
+            saved_head=_KEPT,
+        )
+        self.run.write("report.html", self._report(result))
+        self.run.write_json(FINISHED, result.metrics())
         shutil.rmtree(self.store)  # large, and read by nothing any more
-        return metrics
+        return result
 
     def _extract(self) -> None:
         """Store what all heads on the frozen backbone read, in one reading."""
@@ -123,31 +127,41 @@ class _Demo:
             ExtractConfig(
                 out=self.store, backbone=config.backbone, data=config.data, limit=config.train_images,
                 blocks=extractor.blocks, noise_steps=extractor.noise_steps, pool=_LARGEST if exact else 0,
-                seed=config.seed, device=config.device,
+                seed=config.seed, device=config.device, resume=config.resume,
             ),
             data=self.data,
         )  # fmt: skip
+        self.run.keep()
 
-    def _probe(self, name: str, head: HeadChoice, backbone: str) -> None:
+    def _probe(
+        self,
+        name: str,
+        head: HeadName,
+        backbone: str,
+        extractor: ExtractorName = "frozen",
+        store: Path | None = None,
+    ) -> None:
+        """Probe a backbone, and keep the figures as the result `name`."""
         config = self.config
-        epochs = round(presets.HEADS[head]["epochs"] * config.effort)
-        result = probe(
-            ProbeConfig(
-                out=config.out / "heads" / name, backbone=backbone, data=config.data, head=head,
-                store=self.store if head == name and head in _STORED else None, epochs=max(1, epochs),
-                limit=config.train_images, seed=config.seed, device=config.device,
-            ),
-            self.data,
+        asked = ProbeConfig(
+            out=config.out / "heads" / name, backbone=backbone, data=config.data, head=head, extractor=extractor,
+            store=store, limit=config.train_images, seed=config.seed, device=config.device, resume=config.resume,
         )  # fmt: skip
-        (self.evaluations[name],) = result.evaluations
-        shown = ("top1", "top1_interval_95", "trainable_parameters", "train_seconds")
-        self.results[name] = {key: result.metrics[key] for key in shown}
-        self.run.log({"head": name, **self.results[name]})
+        epochs = max(1, round(asked.usual_epochs * config.effort))
+        result = probe(replace(asked, epochs=epochs), self.data)
+        self.run.keep()
+        (self.evaluations[name],), (figures,) = result.evaluations, result.seeds
+        self.results[name] = score = DemoScore(
+            top1=figures.top1, top1_interval_95=figures.top1_interval_95,
+            trainable_parameters=figures.trainable_parameters, train_seconds=figures.train_seconds,
+        )  # fmt: skip
+        if name not in {record["head"] for record in self.run.read_log()}:  # a resumed run has logged some
+            self.run.log({"head": name, **score.metrics()})
         if name == _KEPT:
             self.run.write_folder("model", result.model.save)
 
     @torch.no_grad()
-    def _report(self, metrics: dict[str, Any]) -> str:
+    def _report(self, result: DemoResult) -> str:
         config, data = self.config, self.data
         backbone = self.backbone.to(self.process.device)
         defaults = backbone.defaults
@@ -168,14 +182,14 @@ class _Demo:
         # of a few dozen samples it would mean nothing
         stated = "" if distance is None else f" The network's model card states: Fréchet distance {distance}."
         return demo_report(
-            backbone=config.backbone, data=data.name, metrics=metrics, evaluations=self.evaluations,
+            backbone=config.backbone, data=data.name, result=result, evaluations=self.evaluations,
             read_at=f"The single-map heads read noise step t = {defaults.noise_step}; DifFormer reads t = "
             f"{listing(defaults.fusion_noise_steps)}.",
             images=images[:_MAPPED], noised=noise.noised(images[:_NOISED], index[:_NOISED]),
             maps=reader(images[:_MAPPED], index[:_MAPPED]), blocks=backbone.describe_blocks().capitalize(),
             samples=image_grid(samples),
-            sampled=f"{config.samples} samples, DDIM with {config.sampling_steps} steps.{stated}",
-            memorisation=self._memorisation(to_uint8(samples)), provenance=self._provenance(metrics),
+            stated=stated, sampled=f"{config.samples} samples, DDIM with {config.sampling_steps} steps.",
+            memorisation=self._memorisation(to_uint8(samples)), provenance=self._provenance(result),
         )  # fmt: skip
 
     def _memorisation(self, samples: Tensor) -> Section:
@@ -203,17 +217,17 @@ class _Demo:
         shape = self.backbone.in_channels, self.backbone.image_size
         return torch.stack([fit(split.image(i), *shape) for i in rows.tolist()])
 
-    def _provenance(self, metrics: dict[str, Any]) -> dict[str, object]:
+    def _provenance(self, result: DemoResult) -> dict[str, object]:
         config, defaults = self.config, self.backbone.defaults
         return {
-            "Command": shown_command("demo", config),
+            "Command": shown_command(config),
             "Backbone": f"{config.backbone}, {sum(p.numel() for p in self.backbone.parameters()):,} parameters, "
             f"fingerprint {self.backbone.fingerprint()[:12]}",
             "Places read": f"single-map heads: block {defaults.block} at t = {defaults.noise_step}; DifFormer: blocks "
             f"{listing(defaults.fusion_blocks)} at t = {listing(defaults.fusion_noise_steps)}; DifFeed returns blocks "
             f"{listing(defaults.feedback_blocks)}",
             "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
-            "Whole run": f"{metrics['seconds']} s",
+            "Whole run": f"{result.seconds} s",
             **environment(self.process.device),
         }
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -12,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from difflens.backbones.base import Backbone
-from difflens.backbones.config import BackboneConfig
 from difflens.backbones.maps import Place, pool_to
+from difflens.configs.command_line import shown_command
 from difflens.configs.explain import ExplainConfig
+from difflens.configs.options import given, resolve
 from difflens.data.files import list_images
 from difflens.data.images import fit, to_float
 from difflens.data.labels import balanced
@@ -29,6 +29,7 @@ from difflens.heads.difformer import DifFormerHead
 from difflens.heads.linear import LinearHead
 from difflens.metrics.attribution import logit_shares
 from difflens.models.saved import TrainedModel
+from difflens.opening import open_run
 from difflens.reports.explain import (
     Explained,
     attention_section,
@@ -37,55 +38,39 @@ from difflens.reports.explain import (
     linear_section,
     neighbours_section,
 )
-from difflens.run.commands import shown_command
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
-from difflens.run.processes import accelerator
+from difflens.results.explain import ExplainResult, HeadShares, Neighbour
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 
 _BLOCKS = 7  # that fit beside each other
 _STEPS = (0.005, 0.05, 0.1, 0.2, 0.4)  # shares of the schedule
 
 
-_FREE = ("out", "device", "workers")
-
-
-def explain(config: ExplainConfig) -> dict[str, Any]:
+def explain(config: ExplainConfig) -> ExplainResult:
     """Run `config` and fill its run directory with a report and a PNG of each picture.
-
-    Returns:
-        The content of metrics.json: each image's neighbours, and with a run the shares of its places.
 
     Raises:
         DiffLensError: anything in the configuration, the data, the backbone or the run is not what it should be.
     """
-    config.check()
-    process = accelerator(config.device)
-    if process.num_processes > 1:
-        raise DiffLensError("explain runs in one process")
+    config = resolve(config)
     config = replace(config, data=config.data or _data_of(config.run))
-    assert config.data is not None
-    data = load_data(config.data)
-    model = None if config.run is None else TrainedModel.load(config.run, config.backbone, process.device)
+    data = load_data(given(config.data))
+    model = None if config.run is None else TrainedModel.load(config.run, config.backbone)
     if model is not None:
         if not isinstance(model.probe.head, (LinearHead, DifFormerHead)):
             raise DiffLensError(
                 f"the head of {config.run} is {model.head.name}: explain shows the attention of attention and DifFormer "
                 "and the weights of linear heads. Leave out --run to explain the backbone alone"
             )
-        backbone, fingerprint = model.probe.extractor.backbone, model.fingerprint
         config = replace(config, backbone=model.backbone.spec)
-    else:
-        config = replace(config, backbone=config.backbone or "fashion")
-        assert config.backbone is not None
-        backbone = BackboneConfig.of(config, config.backbone).load(process.device)
-        fingerprint = backbone.fingerprint()
-    explanation = _Explanation(config, data, backbone, model, process)
-    settings = settings_of(config, _FREE) | {
-        "backbone_fingerprint": fingerprint, "data_fingerprint": data.fingerprint(),
-    }  # fmt: skip
-    run = RunDirectory(config.out, "explain", settings, None)
-    with run.working():
-        return explanation.write(run, fingerprint)
+    config = replace(config, backbone=config.backbone or "fashion")
+    opened = open_run(config, data, one_process="")
+    if model is not None:
+        model.probe.to(opened.process.device)
+    backbone = opened.backbone.to(opened.process.device) if model is None else model.probe.extractor.backbone
+    explanation = _Explanation(config, data, backbone, model, opened.process)
+    with opened.directory() as run:
+        return explanation.write(run, opened.fingerprints["backbone_fingerprint"])
 
 
 def _data_of(run: Path | None) -> str:
@@ -128,26 +113,31 @@ class _Explanation:
             self.shown = data.test.subset(balanced(data.test, config.count, config.seed))
         self.reading = Reading(config.workers, config.on_bad_image, [])
 
-    def write(self, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
+    def write(self, run: RunDirectory, fingerprint: str) -> ExplainResult:
         config = self.config
         images, index, rows = self._shown_images()
-        metrics: dict[str, Any] = {"images": [self.shown.ids[row] for row in rows]}
         explained = [self._components(images, index, rows)]
+        shares = None
         if self.model is not None:
-            section, found = self._head(images, index)
+            section, shares = self._head(images, index)
             explained.append(section)
-            metrics |= found
-        section, metrics["neighbours"] = self._neighbours(images, index, rows)
+        section, neighbours = self._neighbours(images, index, rows)
         explained.append(section)
-        metrics["skipped_images"] = self.reading.skipped
+        result = ExplainResult(
+            out=config.out,
+            images=tuple(self.shown.ids[row] for row in rows),
+            head=shares,
+            neighbours=neighbours,
+            skipped_images=tuple(self.reading.skipped),
+        )
         for name, figure in (item for _, figures in explained for item in figures.items()):
             run.write_with(f"{name}.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
         report = explain_report(
-            backbone=str(config.backbone), data=self.data.name,
+            backbone=given(config.backbone), data=self.data.name,
             head="" if self.model is None else f"the {self.model.head.name} head of {config.run}",
             sections=[section for section, _ in explained],
             provenance={
-                "Command": shown_command("explain", config),
+                "Command": shown_command(config),
                 "Backbone": f"{config.backbone}, fingerprint {fingerprint[:12]}",
                 "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
                 "Seed": config.seed,
@@ -155,8 +145,8 @@ class _Explanation:
             },
         )  # fmt: skip
         run.write("report.html", report)
-        run.write_json(FINISHED, metrics)
-        return metrics
+        run.write_json(FINISHED, result.metrics())
+        return result
 
     def _shown_images(self) -> tuple[Tensor, Tensor, list[int]]:
         """(N, C, S, S) in [-1, 1], their noise's index, and their positions among the images to show."""
@@ -184,7 +174,7 @@ class _Explanation:
     @torch.no_grad()
     def _neighbours(
         self, images: Tensor, index: Tensor, rows: list[int]
-    ) -> tuple[Explained, list[list[dict[str, object]]]]:
+    ) -> tuple[Explained, tuple[tuple[Neighbour, ...], ...]]:
         config, train = self.config, self.data.train
         extractor = FrozenExtractor(self.backbone, (self.block,), (self.step,), config.seed)
         place = (self.block, self.step)
@@ -193,15 +183,15 @@ class _Explanation:
         bank = normalize(_vectors(cache, place), dim=1)
         queries = pool_to(extractor(images, index)[place], config.pool).cpu().half().float().flatten(1)
         nearest = (normalize(queries, dim=1) @ bank.T).topk(min(config.neighbours, len(bank)))
-        found: list[list[dict[str, object]]] = []
+        found: list[tuple[Neighbour, ...]] = []
         tiles, names = [], []
         for similarity, where in zip(nearest.values.tolist(), nearest.indices.tolist(), strict=True):
             positions = [int(cache.rows[k]) for k in where]
             classes = [self._class_of(bank_split, row) for row in positions]
-            found.append([
-                {"image": bank_split.ids[row], "class": label, "similarity": round(value, 4)}
+            found.append(tuple(
+                Neighbour(bank_split.ids[row], label, round(value, 4))
                 for row, label, value in zip(positions, classes, similarity, strict=True)
-            ])  # fmt: skip
+            ))  # fmt: skip
             side, channels = self.backbone.image_size, self.backbone.in_channels
             tiles.append(
                 torch.stack([to_float(fit(bank_split.image(row), channels, side)) for row in positions])
@@ -214,13 +204,13 @@ class _Explanation:
             f"The most similar of {len(bank):,} training images, by block {self.block} at noise step {self.step}, "
             f"pooled to {config.pool} x {config.pool}."
         )
-        return neighbours_section(images, torch.stack(tiles), own, names, searched), found
+        return neighbours_section(images, torch.stack(tiles), own, names, searched), tuple(found)
 
     def _class_of(self, split: ImageSplit, row: int) -> str:
         return "" if split.labels is None else self.data.classes[int(split.labels[row])]
 
     @torch.no_grad()
-    def _head(self, images: Tensor, index: Tensor) -> tuple[Explained, dict[str, Any]]:
+    def _head(self, images: Tensor, index: Tensor) -> tuple[Explained, HeadShares]:
         """Where the run's head looks, on test images; and on those that are shown."""
         assert self.model is not None
         probe, test = self.model.probe, self.data.test
@@ -241,10 +231,9 @@ class _Explanation:
                     shares.setdefault(place, []).append(weights.sum((1, 2)).cpu())
         contributions = logit_shares(torch.cat(parts, dim=1)).tolist()
         if isinstance(probe.head, LinearHead):
-            named = {
-                _words(place): share for place, share in zip(probe.head.places, contributions, strict=True)
-            }
-            return linear_section(named, images_seen), {"test_images": images_seen, "logit_shares": named}
+            places = map(_words, probe.head.places)
+            named = dict(zip(places, contributions, strict=True))
+            return linear_section(named, images_seen), HeadShares(images_seen, named)
         assert isinstance(probe.head, DifFormerHead)
         attention = {place: float(torch.cat(each).mean()) for place, each in shares.items()}
         steps = probe.head.noise_steps
@@ -252,12 +241,13 @@ class _Explanation:
         by_step = dict(zip(steps, contributions, strict=True))
         with evaluating(probe):
             looked = probe.head.attention(probe.extractor(images, index))[1]
-        return attention_section(images, looked, attention, on_cls, by_step, images_seen), {
-            "test_images": images_seen,
-            "attention_shares": {_words(place): share for place, share in attention.items()},
-            "attention_on_cls": {f"t = {t}": share for t, share in on_cls.items()},
-            "logit_shares": {f"t = {t}": share for t, share in by_step.items()},
-        }
+        section = attention_section(images, looked, attention, on_cls, by_step, images_seen)
+        return section, HeadShares(
+            test_images=images_seen,
+            logits={f"t = {t}": share for t, share in by_step.items()},
+            attention={_words(place): share for place, share in attention.items()},
+            on_cls={f"t = {t}": share for t, share in on_cls.items()},
+        )
 
 
 def _words(place: Place) -> str:

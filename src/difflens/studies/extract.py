@@ -15,9 +15,9 @@ from accelerate.utils import gather_object
 from safetensors import safe_open
 from torch import Tensor
 
-from difflens.backbones.config import BackboneConfig
 from difflens.backbones.maps import pooled_shape
 from difflens.configs.extract import ExtractConfig
+from difflens.configs.options import resolve
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, listing
@@ -34,45 +34,40 @@ from difflens.extractors.store import (
     write_images,
     write_shard,
 )
+from difflens.opening import open_run
+from difflens.results.extract import ExtractResult
 from difflens.run.console import progress_bar
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.files import checksum, write_bytes
-from difflens.run.processes import accelerator
-
-# What may differ between an extraction and its continuation: where and by whom the same bytes are written.
-_FREE = ("out", "resume", "device", "workers", "on_bad_image")
 
 
 def extract(
     config: ExtractConfig,
     announce: Callable[[str], object] = lambda line: None,
     data: ImageData | None = None,
-) -> dict[str, Any]:
+) -> ExtractResult:
     """Run `config`; several processes share the work, shard by shard.
 
     Args:
         announce: is told what will be written, and how large it will be, before anything is.
         data: what `config.data` names, or a part of it, where it is loaded already.
 
-    Returns:
-        The content of metrics.json: images, predicted and found bytes, and the SHA-256 of checksums.sha256, which
-        stands for the whole store. Besides, not in the file: "images_per_second" and "skipped_images" of this call.
-
     Raises:
         DiffLensError: anything in the configuration, the data or the backbone is not what it should be, the folder
             holds another store, or the disk has too little room.
     """
-    config.check()
-    process = accelerator(config.device)
-    sources, identity = _sources(config, data)
-    backbone_config = BackboneConfig.of(config, config.backbone)
-    backbone = backbone_config.load()
+    config = resolve(config)
+    read: ImageData | ImageSplit = data or (
+        load_unlabelled(config.data) if config.unlabelled else load_data(config.data)
+    )
+    sources = _sources(config, read)
+    opened = open_run(config, read)
+    backbone = opened.backbone
     places = ExtractorConfig(
         "frozen", config.blocks or backbone.defaults.fusion_blocks,
         config.noise_steps or backbone.defaults.fusion_noise_steps, config.seed,
         precision=config.precision, draws=config.draws,
     )  # fmt: skip
-    fingerprint = backbone.fingerprint()
     extractor = places.build(backbone)
     side = config.pool or None
     shapes = {block: pooled_shape(shape, side) for (block, _), shape in extractor.shapes().items()}
@@ -80,39 +75,39 @@ def extract(
         {split.name: len(split) for split in sources}, shapes, extractor.noise_steps, config.dtype,
         config.shard_megabytes,
     )  # fmt: skip
-    settings = settings_of(config, _FREE) | {
-        "blocks": extractor.blocks, "noise_steps": extractor.noise_steps, "backbone_fingerprint": fingerprint,
-        "data_fingerprint": identity["fingerprint"],
-    }  # fmt: skip
     manifest = manifest_of(layout, {
         "format": config.format, "seed": config.seed, "draws": config.draws, "pool": config.pool,
-        "backbone": {**asdict(backbone_config), "precision": config.precision, "fingerprint": fingerprint},
+        "backbone": {
+            **asdict(opened.backbone_config), "precision": config.precision,
+            "fingerprint": opened.fingerprints["backbone_fingerprint"],
+        },
         "preprocessing": {
             "channels": backbone.in_channels, "side": backbone.image_size, "range": [-1, 1],
             "steps": "EXIF orientation, RGB or grey, shorter side resized with antialiasing, centre crop",
         },
-        "data": identity,
+        "data": {
+            "spec": config.data,
+            "name": config.data if config.unlabelled else read.name,
+            "classes": list(read.classes) if isinstance(read, ImageData) else [],
+            "fingerprint": opened.fingerprints["data_fingerprint"],
+        },
     })  # fmt: skip
-    run = RunDirectory(config.out, "extract", settings, config.resume, process, growing="noise_steps")
-    with run.working():
-        return _Extraction(config, extractor, layout, sources, run, process, announce).run_all(manifest)
+    identity = {"blocks": extractor.blocks, "noise_steps": extractor.noise_steps}
+    with opened.directory(identity, growing="noise_steps") as run:
+        return _Extraction(config, extractor, layout, sources, run, opened.process, announce).run_all(
+            manifest
+        )
 
 
-def _sources(config: ExtractConfig, data: ImageData | None) -> tuple[list[ImageSplit], dict[str, Any]]:
-    """The splits to read, and what the manifest says of them."""
-    if config.unlabelled:
-        whole = load_unlabelled(config.data)
-        identity: dict[str, Any] = {"name": config.data, "classes": [], "fingerprint": whole.fingerprint()}
-        splits = [whole.first(config.limit)]
-    else:
-        data = data or load_data(config.data)
-        identity = {"name": data.name, "classes": list(data.classes), "fingerprint": data.fingerprint()}
-        chosen = {name: data.train if name == "train" else data.test for name in config.splits}
-        splits = [
-            split.first(config.limit) if name == "train" or len(chosen) == 1 else split
-            for name, split in chosen.items()
-        ]
-    return splits, {"spec": config.data, **identity}
+def _sources(config: ExtractConfig, data: ImageData | ImageSplit) -> list[ImageSplit]:
+    """The splits to read."""
+    if isinstance(data, ImageSplit):
+        return [data.first(config.limit)]
+    chosen = {name: data.train if name == "train" else data.test for name in config.splits}
+    return [
+        split.first(config.limit) if name == "train" or len(chosen) == 1 else split
+        for name, split in chosen.items()
+    ]
 
 
 class _Extraction:
@@ -132,7 +127,7 @@ class _Extraction:
         self.reading = Reading(config.workers, config.on_bad_image, [])
         self.digests: dict[str, str] = {}
 
-    def run_all(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    def run_all(self, manifest: dict[str, Any]) -> ExtractResult:
         missing = self._missing()
         left = sum(self.layout.bytes_of(shard, len(steps)) for shard, steps in missing)
         self._announce(left)
@@ -159,7 +154,7 @@ class _Extraction:
         self.process.wait_for_everyone()
         rate = count / max(time.monotonic() - began, 1e-9)
         self.run.write_json(MANIFEST, manifest)
-        return self._finish() | {"images_per_second": rate, "skipped_images": self._skipped()}
+        return ExtractResult.from_metrics(self._finish(), self.out, rate, tuple(self._skipped()))
 
     def _missing(self) -> list[tuple[Shard, list[int]]]:
         """Each shard that is not whole, with the noise steps that it lacks."""
@@ -174,7 +169,7 @@ class _Extraction:
         total = self.layout.total_bytes
         there = "" if left == total else f", {(total - left) / 1e9:.3g} GB of them there"
         self.announce(
-            f"{images} images, blocks {listing(sorted(self.layout.shapes))} at noise steps "
+            f"Writing {images} images, blocks {listing(sorted(self.layout.shapes))} at noise steps "
             f"{listing(self.layout.noise_steps)}: {total:,} bytes ({total / 1e9:.3g} GB) in "
             f"{len(self.layout.shards) * len(self.layout.noise_steps):,} shards{there}"
         )

@@ -11,6 +11,7 @@ import yaml
 
 from difflens.backbones.base import Backbone
 from difflens.backbones.config import BackboneConfig
+from difflens.configs.command_line import shown_command
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.report import ReportConfig
 from difflens.data.images import fit, read_image, to_float, to_uint8
@@ -18,7 +19,7 @@ from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit, MemorySplit
 from difflens.errors import DiffLensError, listing, require
 from difflens.extractors.cache import Reading
-from difflens.generation.fidelity import at_random, caution, fidelity
+from difflens.generation.fidelity import at_random, fidelity
 from difflens.generation.grid import image_grid
 from difflens.generation.samplers import make_sampler, sample
 from difflens.metrics.memorisation import UNSEEN, Seen, find_nearest
@@ -27,7 +28,10 @@ from difflens.reports.demo import BASELINES
 from difflens.reports.html import Section
 from difflens.reports.memorisation import copying_section
 from difflens.reports.report import backbone_report, samples_picture
-from difflens.run.commands import shown_command
+from difflens.results.demo import DemoResult
+from difflens.results.fidelity import FidelityResult
+from difflens.results.probe import deviation_of, mean_of, read_seeds
+from difflens.results.report import HeadScore, ReportResult
 from difflens.run.directory import FINISHED, read_log
 from difflens.run.files import replace_with
 from difflens.run.processes import accelerator
@@ -42,8 +46,8 @@ class _Found:
         backbone: where a backbone or a pretrain run was named.
         named: how other runs name theirs.
         fingerprints: of the backbone, by run.
-        heads: rows of the table of heads.
-        distances: metrics of fidelity runs.
+        heads: how well heads read it.
+        distances: what fidelity runs measured.
         generated: a generate run.
         pretrained: a pretrain run.
         trained_on: its configuration.
@@ -53,16 +57,16 @@ class _Found:
     backbone: Backbone | None = None
     named: list[BackboneConfig] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
-    heads: list[dict[str, Any]] = field(default_factory=list)
-    distances: list[dict[str, Any]] = field(default_factory=list)
+    heads: list[HeadScore] = field(default_factory=list)
+    distances: list[FidelityResult] = field(default_factory=list)
     generated: Path | None = None
     pretrained: Path | None = None
     trained_on: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
 
 
-def report(config: ReportConfig) -> Path:
-    """Run `config`; returns the file.
+def report(config: ReportConfig) -> ReportResult:
+    """Run `config` and write the file.
 
     Raises:
         DiffLensError: a run is not finished, of an unknown kind or of another backbone, there is no diffusion backbone,
@@ -91,7 +95,7 @@ def report(config: ReportConfig) -> Path:
         replace_with(out, lambda path: path.write_text(page))
     except OSError as error:
         raise DiffLensError(f"{out} cannot be written: {error.strerror}") from error
-    return out
+    return ReportResult(path=out, heads=tuple(found.heads), distances=tuple(found.distances))
 
 
 def _out(config: ReportConfig) -> Path:
@@ -133,23 +137,35 @@ def _read_probe(name: str, path: Path, run: dict[str, Any], found: _Found) -> No
     model = _read(path / "model" / "config.json")
     found.data = found.data or run["data"]
     _name_backbone(name, dict(model["backbone"]), found)
-    metrics = _read(path / FINISHED)
+    seeds = read_seeds(_read(path / FINISHED))
     read = model["extractor"]
     plural = "s" * (len(read["blocks"]) > 1)
     where = f"block{plural} {listing(read['blocks'])} at t = {listing(read['noise_steps'])}"
     kind = "" if read["name"] == "frozen" else f", {read['name']}"
-    found.heads.append({**metrics, "title": f"{model['head']['name']}{kind}, {where}", "data": run["data"]})
+    found.heads.append(HeadScore(
+        title=f"{model['head']['name']}{kind}, {where}",
+        data=run["data"],
+        top1=mean_of(seeds, "top1"),
+        interval=seeds[0].top1_interval_95 if len(seeds) == 1 else None,
+        deviation=deviation_of(seeds, "top1"),
+        train_images=seeds[0].train_images,
+        test_images=seeds[0].test_images,
+        trainable_parameters=seeds[0].trainable_parameters,
+    ))  # fmt: skip
 
 
 def _read_demo(name: str, path: Path, run: dict[str, Any], found: _Found) -> None:
     model = _read(path / "model" / "config.json")
     found.data = found.data or run["data"]
     _name_backbone(name, dict(model["backbone"]), found)
-    metrics = _read(path / FINISHED)
-    for head, row in metrics["results"].items():
+    result = DemoResult.from_metrics(_read(path / FINISHED), path)
+    for head, row in result.results.items():
         if head not in BASELINES:  # not of this backbone
-            counts = {key: metrics[key] for key in ("train_images", "test_images")}
-            found.heads.append({**row, **counts, "title": head, "data": run["data"]})
+            found.heads.append(HeadScore(
+                title=head, data=run["data"], top1=row.top1, interval=row.top1_interval_95, deviation=None,
+                train_images=result.train_images, test_images=result.test_images,
+                trainable_parameters=row.trainable_parameters,
+            ))  # fmt: skip
 
 
 def _read_generate(name: str, path: Path, run: dict[str, Any], found: _Found) -> None:
@@ -164,13 +180,13 @@ def _read_generate(name: str, path: Path, run: dict[str, Any], found: _Found) ->
 
 
 def _read_fidelity(name: str, path: Path, run: dict[str, Any], found: _Found) -> None:
-    metrics = _read(path / FINISHED)
-    if metrics["source"] is None:
+    result = FidelityResult.from_metrics(_read(path / FINISHED))
+    if result.source is None:
         raise DiffLensError(
             f"{name} measured images that are not of `difflens generate`: nobody knows whose they are"
         )
-    found.fingerprints[name] = metrics["source"]["backbone_fingerprint"]
-    found.distances.append(metrics)
+    found.fingerprints[name] = result.source.backbone_fingerprint
+    found.distances.append(result)
 
 
 _READERS = {
@@ -198,7 +214,7 @@ def _backbone(found: _Found) -> Backbone:
     return backbone
 
 
-def _measure(config: ReportConfig, found: _Found) -> dict[str, Any]:
+def _measure(config: ReportConfig, found: _Found) -> FidelityResult:
     assert config.features is not None
     data = config.data or found.data or found.trained_on.get("data")
     if found.generated is None or data is None:
@@ -207,7 +223,7 @@ def _measure(config: ReportConfig, found: _Found) -> dict[str, Any]:
     return fidelity(FidelityConfig(
         samples=found.generated, data=data, features=config.features, seed=config.seed, workers=config.workers,
         on_bad_image=config.on_bad_image, device=config.device,
-    )).metrics()  # fmt: skip
+    ))  # fmt: skip
 
 
 class _Page:
@@ -218,14 +234,13 @@ class _Page:
     def render(self) -> str:
         samples, said = self._samples()
         found, backbone = self.found, self.backbone
-        few = [caution(each["distances"][0]["count"], each["dimensions"]) for each in found.distances]
         return backbone_report(
-            backbone=backbone.spec, heads=found.heads, distances=list(zip(found.distances, few, strict=True)),
+            backbone=backbone.spec, heads=found.heads, distances=found.distances,
             samples=samples_picture(image_grid(to_float(samples)), said, backbone.image_size),
             memorisation=self._memorisation(samples),
             log=[] if found.pretrained is None else read_log(found.pretrained),
             provenance={
-                "Command": shown_command("report", self.config).replace(" --runs", "").removesuffix(" --out DIR"),
+                "Command": shown_command(self.config),
                 "Backbone": f"{backbone.spec}, {sum(p.numel() for p in backbone.parameters()):,} parameters, "
                 f"fingerprint {self.fingerprint[:12]}",
                 **({"Left out": f"{len(self.skipped)} images that cannot be read"} if self.skipped else {}),

@@ -4,9 +4,8 @@ import csv
 import io
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difflens.backbones.base import Backbone
-from difflens.backbones.config import BackboneConfig
+from difflens.configs.command_line import shown_command
+from difflens.configs.options import resolve
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.sweep import SweepConfig
 from difflens.data.labels import balanced
@@ -28,11 +28,11 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.metrics.classifiers import held_out_scores
 from difflens.metrics.recommendation import Recommendation, comparable, recommend
 from difflens.metrics.statistics import wilson
+from difflens.opening import open_run
 from difflens.reports.heat_maps import accuracy_map
 from difflens.reports.sweep import sweep_report
-from difflens.run.commands import shown_command
-from difflens.run.directory import FINISHED, RunDirectory, settings_of
-from difflens.run.processes import accelerator
+from difflens.results.sweep import SweepResult
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 
 # shares of the schedule at which a sweep looks if nothing is said
@@ -40,29 +40,6 @@ _LADDER = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 # the part of a time budget that is planned for; the rest is for the classifiers and for surprises
 _PLANNED = 0.7
-
-
-_FREE = ("out", "resume", "device", "workers", "cache_gigabytes", "budget", "on_bad_image")
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What `sweep` returns.
-
-    Attributes:
-        accuracy: (T, B) by classifier, shares in [0, 1].
-        blocks, noise_steps: of its columns and rows.
-        recommendation: by the first classifier.
-        metrics: metrics.json's content.
-        commands: what to run next.
-    """
-
-    accuracy: dict[str, Tensor]
-    blocks: tuple[int, ...]
-    noise_steps: tuple[int, ...]
-    recommendation: Recommendation
-    metrics: dict[str, Any]
-    commands: tuple[str, ...]
 
 
 def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: None) -> SweepResult:
@@ -74,27 +51,20 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
     Raises:
         DiffLensError: anything in the configuration, the data or the backbone is not what it should be.
     """
-    config.check()
+    config = resolve(config)
     began = time.monotonic()
-    process = accelerator(config.device)
-    if process.num_processes > 1:
-        raise DiffLensError("a sweep runs in one process; `difflens extract` runs in several")
     data = load_data(config.data)
     if len(data.classes) < 2:
         raise DiffLensError(f"a sweep needs at least two classes, and {data.name} has {len(data.classes)}")
-    backbone_config = BackboneConfig.of(config, config.backbone)
-    backbone = backbone_config.load()
+    opened = open_run(config, data, one_process="; `difflens extract` runs in several")
+    backbone, process = opened.backbone, opened.process
     blocks = backbone.check_blocks(config.blocks or [block.index for block in backbone.blocks])
     steps = backbone.check_noise_steps(config.noise_steps or _ladder(backbone))
-    # before anything converts the backbone's weights
-    fingerprints = {"backbone_fingerprint": backbone.fingerprint(), "data_fingerprint": data.fingerprint()}
-    settings = settings_of(config, _FREE) | {"blocks": blocks, "noise_steps": steps, **fingerprints}
-    run = RunDirectory(config.out, "sweep", settings, config.resume, process, growing="noise_steps")
-    with run.working():
+    with opened.directory({"blocks": blocks, "noise_steps": steps}, growing="noise_steps") as run:
         run.grow()
         backbone.to(process.device)
         return _Sweep(
-            config, data, backbone, fingerprints, blocks, steps, run, process, announce, began
+            config, data, backbone, opened.fingerprints, blocks, steps, run, process, announce, began
         ).run_all()
 
 
@@ -246,17 +216,18 @@ class _Sweep:
         labels = done[steps[0]]["labels"]
         best = recommend(torch.stack([done[t]["scores"] for t in steps]), labels, self.blocks, steps)
         commands = self._commands(best)
-        metrics: dict[str, Any] = {
-            "accuracy": {name: values.tolist() for name, values in accuracy.items()},
-            "blocks": self.blocks,
-            "noise_steps": steps,
-            "not_measured": [t for t in self.steps if t not in done],
-            "images": len(split),
-            "validation_images": len(labels),
-            "recommended": asdict(best),
-            "next": commands,
-            "skipped_images": self.reading.skipped,
-        }
+        result = SweepResult(
+            out=config.out,
+            accuracy=accuracy,
+            blocks=self.blocks,
+            noise_steps=steps,
+            not_measured=tuple(t for t in self.steps if t not in done),
+            images=len(split),
+            validation_images=len(labels),
+            recommendation=best,
+            commands=commands,
+            skipped_images=tuple(self.reading.skipped),
+        )
         table = _table(self.backbone, self.blocks, steps, accuracy, len(labels))
         self.run.write("table.csv", table)
         roles = [self.backbone.block(block).role for block in self.blocks]
@@ -266,9 +237,9 @@ class _Sweep:
         report = sweep_report(
             summary=f"How well a simple classifier reads each block of {config.backbone} at each noise step on "
             f"{self.data.name}, on maps pooled to {config.pool} x {config.pool}.",
-            accuracy=accuracy, blocks=self.blocks, roles=roles, noise_steps=steps, not_measured=metrics["not_measured"],
+            accuracy=accuracy, blocks=self.blocks, roles=roles, noise_steps=steps, not_measured=result.not_measured,
             best=best, images=len(labels), commands=commands, provenance={
-                "Command": shown_command("sweep", config),
+                "Command": shown_command(config),
                 "Backbone": f"{config.backbone}, fingerprint {self.fingerprints['backbone_fingerprint'][:12]}",
                 "Data": f"{self.data.name}, fingerprint {self.fingerprints['data_fingerprint'][:12]}",
                 "Images": f"{len(split):,} training images, equally many of each class where possible; {len(labels):,} of "
@@ -278,8 +249,8 @@ class _Sweep:
             },
         )  # fmt: skip
         self.run.write("report.html", report)
-        self.run.write_json(FINISHED, metrics)
-        return SweepResult(accuracy, self.blocks, steps, best, metrics, commands)
+        self.run.write_json(FINISHED, result.metrics())
+        return result
 
     def _commands(self, best: Recommendation) -> tuple[str, ...]:
         same = {field.name for field in fields(ProbeConfig)} & {field.name for field in fields(SweepConfig)}
@@ -289,7 +260,7 @@ class _Sweep:
         fused = replace(
             probe, head="difformer", blocks=best.fusion_blocks, noise_steps=best.fusion_noise_steps
         )
-        return shown_command("probe", single), shown_command("probe", fused)  # fmt: skip
+        return shown_command(single), shown_command(fused)  # fmt: skip
 
 
 def _table(

@@ -1,36 +1,40 @@
-"""What segmentation and detection share: their settings, and a loop over iterations."""
+"""What `segment` and `detect` share: one run, of which a `DenseTask` fills in what is particular to each."""
 
-import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor, nn
 
 from difflens.backbones.base import Backbone, DiffusionBackbone
+from difflens.configs.command_line import shown_command
 from difflens.configs.dense import DenseConfig
+from difflens.configs.options import given
 from difflens.data.dense.base import DenseData
-from difflens.data.dense.samples import Labels, Samples
-from difflens.data.images import to_float
+from difflens.data.dense.samples import DenseAugmentation, Labels, Samples
+from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, listing
 from difflens.extractors.config import ExtractorConfig
 from difflens.heads.pyramid import usual_blocks, usual_strides
-from difflens.models.probe import DenseProbe
-from difflens.run.console import progress_bar
-from difflens.run.directory import RunDirectory, settings_of
+from difflens.models.saved import DetectionModel, SegmentationModel
+from difflens.opening import open_run
+from difflens.reports.dense import dense_report
+from difflens.reports.html import Section
+from difflens.results.dense import Example
+from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
-from difflens.training.optimisers import make_optimizer
+from difflens.tasks.objectives import DenseObjective, Loss
+from difflens.training.loop import TrainingLoop
 
-FREE = ("resume", "device", "checkpoint_activations", "workers", "checkpoint_minutes", "out")
-"""What may differ between a run and its continuation."""
+EXAMPLES = 6
+"""Validation images that a report shows."""
 
-_POWER = 0.9  # of the polynomial decay, as usual in segmentation
+C = TypeVar("C", bound=DenseConfig)
+S = TypeVar("S", bound=FileSplit)
+M = TypeVar("M", SegmentationModel, DetectionModel)
 
 
 def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
@@ -69,7 +73,7 @@ def make_plan(config: DenseConfig, backbone: Backbone) -> Plan:
     blocks = backbone.check_blocks(config.blocks or usual_blocks(backbone))
     steps = config.noise_steps or (min(backbone.defaults.fusion_noise_steps),)
     extractor = ExtractorConfig(
-        config.extractor, blocks, steps, config.seed, config.feedback_blocks, config.from_block, config.precision,
+        given(config.extractor), blocks, steps, config.seed, config.feedback_blocks, config.from_block, config.precision,
         checkpoint=config.checkpoint_activations,
     )  # fmt: skip
     side = config.side or backbone.image_size
@@ -80,132 +84,146 @@ def make_plan(config: DenseConfig, backbone: Backbone) -> Plan:
     return Plan(extractor, side, strides, config.width or (256 if wide else 64))
 
 
-def labelled_rows(config: DenseConfig, count: int) -> Tensor | None:
-    """The training images that `label_fraction` leaves, at least one."""
-    if config.label_fraction is None:
+def chosen_rows(config: DenseConfig, count: int) -> Tensor | None:
+    """The training images that `image_fraction` leaves, at least one."""
+    if config.image_fraction is None:
         return None
     order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
-    return order[: max(1, round(config.label_fraction * count))].sort().values
+    return order[: max(1, round(config.image_fraction * count))].sort().values
 
 
-T = TypeVar("T")
-
-Loss = Callable[[Tensor, Tensor, int, list[Labels]], dict[str, Tensor]]
-"""From images (B, C, S, S) in [-1, 1], their index, the draw of the noise and their labels to the parts of the loss."""
-
-
-def given(value: T | None) -> T:
-    """A field that is filled in."""
-    assert value is not None
-    return value
-
-
-def settings_of_run(config: DenseConfig, model: Any, data: DenseData[Any]) -> dict[str, Any]:
-    """What makes a run the same run: its settings, where it reads, and the content of backbone and data."""
-    extractor = model.probe.extractor
-    return settings_of(config, FREE) | {
-        "blocks": extractor.blocks,
-        "noise_steps": extractor.noise_steps,
-        "backbone_fingerprint": model.fingerprint,
-        "data_fingerprint": data.fingerprint(),
-    }
-
-
-@contextmanager
-def enough_memory() -> Iterator[None]:
-    """A GPU's lack of memory as a DiffLensError that says what helps."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DiffLensError(
-            "the GPU has too little memory: lower --batch-size, --side or --width, or read a frozen backbone with "
-            "--precision bfloat16; of feedback, --checkpoint-activations keeps less"
-        ) from error
-
-
-def fit_iterations(
-    probe: DenseProbe,
-    samples: Samples,
-    loss: Callable[[torch.nn.Module], Loss],
-    config: DenseConfig,
-    process: Accelerator,
-    run: RunDirectory,
-) -> float:
-    """Train `probe` in place for `config.iterations` batches.
-
-    What a batch holds, its augmentation and its noise are functions of the seed and the iteration, so a run that
-    resumes from `run`'s checkpoint ends as an uninterrupted one does.
+class DenseTask(ABC, Generic[C, S, M]):
+    """What a dense task does in its own way.
 
     Args:
-        loss: makes the loss from the module to train, which several processes have wrapped.
+        config: resolved.
 
-    Returns:
-        Seconds of training.
+    Attributes:
+        model_kind: of the model that is trained.
+        scores: the metrics that the model card names, where there are such.
+        sections: of the report, from metrics, log, examples and classes.
+        whole, fill: of `DenseAugmentation`.
+    """
+
+    model_kind: type[M]
+    scores: ClassVar[tuple[str, ...]]
+    sections: ClassVar[Callable[..., list[Section]]]
+    whole: ClassVar[bool]
+    fill: ClassVar[int] = 0
+
+    def __init__(self, config: C):
+        self.config = config
+
+    @abstractmethod
+    def load(self) -> DenseData[S]:
+        """The data to train and evaluate on."""
+
+    @abstractmethod
+    def head(self, plan: Plan, data: DenseData[S]) -> Any:
+        """The head's configuration; DiffLensError if plan or data do not suit it."""
+
+    @abstractmethod
+    def labels(self, model: M, split: S, train: bool) -> Callable[[int], Labels]:
+        """The labels of a position in a split, to train on or to evaluate with."""
+
+    @abstractmethod
+    def loss(self, module: nn.Module) -> Loss:
+        """The loss of the module to train, which several processes have wrapped."""
+
+    @abstractmethod
+    def evaluate(
+        self, model: M, data: DenseData[S], training: Samples, validation: Samples, run: RunDirectory,
+        process: Accelerator,
+    ) -> dict[str, Any]:  # fmt: skip
+        """The metrics of every validation image, each seen once."""
+
+    @abstractmethod
+    def headline(self, metrics: dict[str, Any]) -> str:
+        """The report's title."""
+
+    @abstractmethod
+    def examples(
+        self, model: M, data: DenseData[S], validation: Samples, process: Accelerator
+    ) -> list[Example]:
+        """The first few validation images."""
+
+
+def run_dense(task: DenseTask[C, S, M], process: Accelerator) -> tuple[M, dict[str, Any]]:
+    """Train, evaluate once, and write the run directory: the model and its metrics.
 
     Raises:
-        DiffLensError: the loss is no longer finite.
+        DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds another run.
     """
-    total, batch_size, rate = given(config.iterations), given(config.batch_size), given(config.learning_rate)
-    if batch_size % process.num_processes:
-        raise DiffLensError(f"batch-size {batch_size} is not a multiple of {process.num_processes} processes")
-    probe.to(process.device).train()
-    compute = loss(process.prepare(probe))
-    groups = probe.parameter_groups(rate, given(config.weight_decay), config.layer_decay)
-    optimizer = make_optimizer(given(config.optimizer), *groups, momentum=config.momentum)
-    rates = LambdaLR(optimizer, learning_rate_factor(config))
-    start, seconds = 0, 0.0
-    state = run.load_checkpoint()
-    if state:
-        probe.load_own_state(state["probe"])
-        optimizer.load_state_dict(state["optimizer"])
-        rates.load_state_dict(state["rates"])
-        start, seconds = state["iteration"], state["seconds"]
-    every = max(1, min(50, total // 20))
-    begun = kept = time.monotonic()
-    sums: dict[str, Tensor] = {}
-    rank, world = process.process_index, process.num_processes
-    batches = samples.training(start, total, batch_size, rank, world)
-    with progress_bar(process.is_main_process) as bar:
-        task = bar.add_task("training", total=total, completed=start, note="")
-        for done, (rows, images, labels) in enumerate(batches, start=start + 1):
-            # of dropout and of the regions that are sampled
-            torch.manual_seed(config.seed * 1_000_003 + done * world + rank)
-            parts = compute(
-                to_float(torch.stack(images).to(process.device)),
-                samples.split.index[rows].to(process.device),
-                done if config.fresh_noise else 0,
-                [{key: value.to(process.device) for key, value in each.items()} for each in labels],
-            )
-            optimizer.zero_grad(set_to_none=True)
-            process.backward(torch.stack([*parts.values()]).sum())
-            optimizer.step()
-            rates.step()
-            sums = {name: part.detach() + sums.get(name, 0) for name, part in parts.items()}
-            bar.update(task, advance=1)
-            if done % every and done < total:
-                continue
-            count = (done - 1) % every + 1
-            means = {name: float(process.reduce(part, "mean")) / count for name, part in sums.items()}
-            mean, sums = sum(means.values()), {}
-            if not math.isfinite(mean):
-                raise DiffLensError(
-                    f"the loss is no longer finite at iteration {done}: lower the learning rate (now {rate:g}); "
-                    f"the last good checkpoint, if there is one, is {run.checkpoint_path}"
-                )
-            bar.update(task, note=f"loss {mean:.3f}")
-            shown = means if len(means) > 1 else {}
-            run.log({"iteration": done, "loss": mean, **shown, "learning_rate": rates.get_last_lr()[0]})
-            now = time.monotonic()
-            if done == total or now - kept > 60 * config.checkpoint_minutes:
-                kept = now
-                run.save_checkpoint({
-                    "probe": probe.own_state(), "optimizer": optimizer.state_dict(), "rates": rates.state_dict(),
-                    "iteration": done, "seconds": seconds + now - begun,
-                })  # fmt: skip
-    if process.num_processes > 1:  # each process kept its own batch statistics
-        for buffer in probe.buffers():
-            broadcast(buffer)
-    return seconds + time.monotonic() - begun
+    config = task.config
+    data = task.load()
+    opened = open_run(config, data, process=process)
+    plan = make_plan(config, opened.backbone)
+    head = task.head(plan, data)
+    torch.manual_seed(config.seed)
+    extractor = plan.extractor.build(opened.backbone)
+    probe = task.model_kind.make(extractor, head, len(data.classes))
+    model = task.model_kind(
+        probe,
+        data.classes,
+        opened.backbone_config,
+        plan.extractor,
+        head,
+        opened.fingerprints["backbone_fingerprint"],
+    )
+    identity = {"blocks": extractor.blocks, "noise_steps": extractor.noise_steps}
+    with opened.directory(identity) as run:
+        if run.finished:
+            return task.model_kind.load(config.out), run.read_json(FINISHED)
+        return model, _train_and_evaluate(task, model, data, run, process)
+
+
+def _train_and_evaluate(
+    task: DenseTask[C, S, M], model: M, data: DenseData[S], run: RunDirectory, process: Accelerator
+) -> dict[str, Any]:
+    config, probe = task.config, model.probe
+    channels = probe.extractor.backbone.in_channels
+    # train
+    augmentation = DenseAugmentation(
+        model.head.side, task.whole, given(config.scale), config.augment == "flip", task.fill
+    )
+    training = Samples(
+        data.train, task.labels(model, data.train, train=True), channels, augmentation, config.seed,
+        chosen_rows(config, len(data.train)), config.workers,
+    )  # fmt: skip
+    objective = DenseObjective(probe, training, task.loss, config, process)
+    seconds = TrainingLoop(objective, objective.pace(), process, run).train()
+    # evaluate
+    labels = task.labels(model, data.val, train=False)
+    validation = Samples(data.val, labels, channels, workers=config.workers)
+    metrics = {
+        **task.evaluate(model, data, training, validation, run, process),
+        "train_images": len(training),
+        "val_images": len(validation),
+        "trainable_parameters": probe.trainable_parameters,
+        "iterations": config.iterations,
+        "train_seconds": round(seconds, 2),
+        "seed": config.seed,
+        "bad_annotations": list(data.bad),
+    }
+    # write model and report
+    model.info = {
+        "data": data.name, **{key: round(metrics[key], 4) for key in task.scores if key in metrics},
+        "train_images": len(training), "iterations": config.iterations, "seed": config.seed,
+    }  # fmt: skip
+    run.write_folder("model", model.save)
+    if run.main_process:
+        examples = task.examples(model, data, validation, process)
+        run.write("report.html", dense_report(
+            title=task.headline(metrics),
+            command=shown_command(config),
+            summary=f"{model.head.name} on the {config.extractor} features of {config.backbone}, trained on "
+            f"{len(training):,} images of {data.name} for {config.iterations:,} iterations.",
+            sections=task.sections(metrics, run.read_log(), examples, data.classes),
+            provenance=provenance(config, model, data, process),
+        ))  # fmt: skip
+    run.write_json(FINISHED, metrics)
+    process.wait_for_everyone()
+    return metrics
 
 
 def provenance(
@@ -221,21 +239,3 @@ def provenance(
         "Seed": config.seed,
         **environment(process.device),
     }
-
-
-def learning_rate_factor(config: DenseConfig) -> Callable[[int], float]:
-    """What the learning rate is multiplied by, by iteration: linear warm-up, then `lr_schedule`."""
-    total = given(config.iterations)
-    warmup = min(100, total // 10) if config.warmup_iterations is None else config.warmup_iterations
-
-    def factor(iteration: int) -> float:
-        share = min(1.0, iteration / total)
-        if iteration < warmup:
-            return (iteration + 1) / warmup
-        if config.lr_schedule == "poly":
-            return float((1 - share) ** _POWER)
-        if config.lr_schedule == "step":
-            return float(0.1 ** sum(share >= at for at in config.step_at))
-        return 0.5 * (1 + math.cos(math.pi * share)) if config.lr_schedule == "cosine" else 1.0
-
-    return factor

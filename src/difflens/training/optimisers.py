@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules, the same for every loop."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from difflens.choices import OptimizerName, ScheduleKind
+
+_POWER = 0.9  # of the polynomial decay, as usual in segmentation
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -49,19 +51,46 @@ def make_optimizer(name: OptimizerName, *groups: ParameterGroup, momentum: float
     return torch.optim.AdamW(settings, fused=fused)
 
 
-def make_schedule(
-    optimizer: Optimizer, kind: ScheduleKind, total_steps: int, warmup_steps: int = 0, step_every: int = 0
-) -> LambdaLR:
-    """Learning rate per optimiser step: linear warm-up, then cosine to zero, x0.1 every `step_every`, or level."""
+def learning_rate_factor(
+    kind: ScheduleKind,
+    steps: int,
+    warmup: int = 0,
+    drops: Sequence[float] = (),
+    decay_in_warmup: bool = False,
+) -> Callable[[int], float]:
+    """What the learning rate is multiplied by at each optimiser step: linear warm-up, then a decay.
+
+    Args:
+        kind: cosine to zero; poly, (1 - x)^0.9 (Chen et al., 2017); step, x0.1 at each of `drops`; or constant.
+        steps: of the whole training.
+        warmup: steps of the linear warm-up.
+        drops: shares of `steps`.
+        decay_in_warmup: the x of cosine and poly is the share of all steps; else of those after the warm-up.
+    """
+    start = 0 if decay_in_warmup else warmup
 
     def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
+        if step < warmup:
+            return (step + 1) / warmup
+        x = min(1.0, (step - start) / max(1, steps - start))
         if kind == "cosine":
-            share = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-        if kind == "step" and step_every:
-            return float(0.1 ** (step // step_every))
+            return 0.5 * (1 + math.cos(math.pi * x))
+        if kind == "poly":
+            return float((1 - x) ** _POWER)
+        if kind == "step":
+            return float(0.1 ** sum(step / steps >= drop for drop in drops))
         return 1.0
 
-    return LambdaLR(optimizer, factor)
+    return factor
+
+
+def make_schedule(
+    optimizer: Optimizer,
+    kind: ScheduleKind,
+    steps: int,
+    warmup: int = 0,
+    drops: Sequence[float] = (),
+    decay_in_warmup: bool = False,
+) -> LambdaLR:
+    """The learning rate of every step; arguments as for `learning_rate_factor`."""
+    return LambdaLR(optimizer, learning_rate_factor(kind, steps, warmup, drops, decay_in_warmup))

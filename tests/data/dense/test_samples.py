@@ -11,11 +11,11 @@ import torch
 from difflens.data.dense.base import IGNORED
 from difflens.data.dense.coco import load_coco
 from difflens.data.dense.masks import load_masks
-from difflens.data.dense.samples import GREY, Augmentation, Samples, scaled_size, to_square
+from difflens.data.dense.samples import GREY, DenseAugmentation, Samples, scaled_size, to_square
 from difflens.data.images import BadImage
 
 
-def masked(folder: Path, augmentation: Augmentation | None, seed: int = 0, workers: int = 0) -> Samples:
+def masked(folder: Path, augmentation: DenseAugmentation | None, seed: int = 0, workers: int = 0) -> Samples:
     split = load_masks(folder).train
 
     def labels(row: int) -> dict[str, torch.Tensor]:
@@ -27,7 +27,7 @@ def masked(folder: Path, augmentation: Augmentation | None, seed: int = 0, worke
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_image_and_mask_change_together(scene_folder: Path, whole: bool) -> None:
-    samples = masked(scene_folder, Augmentation(24, whole, (0.6, 1.6), True, IGNORED))
+    samples = masked(scene_folder, DenseAugmentation(24, whole, (0.6, 1.6), True, IGNORED))
     for _, images, labels in samples.training(0, 3, 4):
         for image, each in zip(images, labels, strict=True):
             assert image.shape == (3, 24, 24)
@@ -43,7 +43,7 @@ def test_batches_depend_on_the_seed_alone(scene_folder: Path) -> None:
     def batches(samples: Samples, start: int, stop: int) -> list[torch.Tensor]:
         return [torch.stack(images) for _, images, _ in samples.training(start, stop, 5)]
 
-    augmentation = Augmentation(24, False, (0.6, 1.6), True)
+    augmentation = DenseAugmentation(24, False, (0.6, 1.6), True)
     whole = batches(masked(scene_folder, augmentation), 0, 4)
     torch.manual_seed(99)
     later = batches(masked(scene_folder, augmentation, workers=1), 2, 4)
@@ -73,7 +73,7 @@ def test_boxes_go_round_what_is_left_of_a_mask(scene_folder: Path) -> None:
     split = load_coco(scene_folder).train
     for masks in (True, False):
         samples = Samples(
-            split, partial(split.target, masks=masks), 3, Augmentation(20, False, (0.8, 1.5), True)
+            split, partial(split.target, masks=masks), 3, DenseAugmentation(20, False, (0.8, 1.5), True)
         )
         kept = 0
         for _, images, labels in samples.training(0, 12, 1):
@@ -104,7 +104,7 @@ def test_an_image_that_breaks_off_is_named(workers: int, scene_folder: Path, tmp
 def test_a_batch_from_another_process_is_the_same_in_few_tensors(scene_folder: Path) -> None:
     split = load_coco(scene_folder).train
     ours, theirs = (
-        Samples(split, partial(split.target, masks=True), 3, Augmentation(20, True, (0.8, 1.5), True), workers=workers)
+        Samples(split, partial(split.target, masks=True), 3, DenseAugmentation(20, True, (0.8, 1.5), True), workers=workers)
         for workers in (0, 1)
     )  # fmt: skip
     for mine, other in zip(ours.training(0, 6, 4), theirs.training(0, 6, 4), strict=True):

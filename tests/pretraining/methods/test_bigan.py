@@ -9,29 +9,33 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difflens.backbones.bigan import LATENT_STREAM
+from difflens.configs.options import resolve
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.images import to_float
 from difflens.data.loader import Batch
 from difflens.data.split import MemorySplit
-from difflens.noise import seeded_noise
+from difflens.noise import Stream, seeded_noise
 from difflens.pretraining.methods.bigan import (
     LATENT,
-    BiGANLearner,
+    BiGANMethod,
     Discriminator,
     discriminator_loss,
     encoder_generator_loss,
 )
-from difflens.pretraining.methods.make import make_learner
+from difflens.pretraining.methods.make import make_method
 from difflens.run.processes import accelerator
 
 
-def learner(**options: Any) -> BiGANLearner:
-    config = PretrainConfig("", Path(), method="bigan", preset="tiny", device="cpu", **options).resolved()
+def bigan(**options: Any) -> BiGANMethod:
+    config = resolve(
+        PretrainConfig(
+            data="", out=Path(), method="bigan", preset="tiny", epochs=100, device="cpu", **options
+        )
+    )
     torch.manual_seed(0)
     images = MemorySplit("train", torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
-    made = make_learner(config, images, accelerator("cpu"), total_steps=100)
-    assert isinstance(made, BiGANLearner)
+    made = make_method(config, images, accelerator("cpu"))
+    assert isinstance(made, BiGANMethod)
     return made
 
 
@@ -49,25 +53,25 @@ def test_losses_are_those_of_the_paper() -> None:
     """Term by term: unary of the image, unary of the latent, joint; y = 1 for (x, E(x)) and -1 for (G(z), z)."""
     generator = torch.Generator().manual_seed(0)
     real, fake = (2 * torch.randn(5, 3, generator=generator) for _ in range(2))
-    judged = forged = 0.0
+    discriminator = opponents = 0.0
     for y, scores in ((1, real), (-1, fake)):
         for s_x, s_z, s_xz in scores.tolist():
-            judged += (hinge(y * s_x) + hinge(y * s_z) + hinge(y * s_xz)) / 5
-            forged += y * (s_x + s_z + s_xz) / 5
-    assert discriminator_loss(real, fake).item() == pytest.approx(judged, rel=1e-5)
-    assert encoder_generator_loss(real, fake).item() == pytest.approx(forged, rel=1e-5)
+            discriminator += (hinge(y * s_x) + hinge(y * s_z) + hinge(y * s_xz)) / 5
+            opponents += y * (s_x + s_z + s_xz) / 5
+    assert discriminator_loss(real, fake).item() == pytest.approx(discriminator, rel=1e-5)
+    assert encoder_generator_loss(real, fake).item() == pytest.approx(opponents, rel=1e-5)
     assert discriminator_loss(torch.full((2, 3), 1.5), torch.full((2, 3), -1.5)) == 0
 
 
 def test_unary_scores_see_one_side_and_the_joint_one_both() -> None:
     torch.manual_seed(0)
-    judge = Discriminator(3, (4, 8), 16, 5).eval()
+    discriminator = Discriminator(3, (4, 8), 16, 5).eval()
     images, latents = torch.randn(6, 3, 16, 16), torch.randn(6, 5)
-    scores = judge(images, latents)
+    scores = discriminator(images, latents)
     assert scores.shape == (6, 3)
     changed = {
-        "images": (judge(images.flip(0), latents) - scores).abs().amax(0) > 1e-6,
-        "latents": (judge(images, latents.flip(0)) - scores).abs().amax(0) > 1e-6,
+        "images": (discriminator(images.flip(0), latents) - scores).abs().amax(0) > 1e-6,
+        "latents": (discriminator(images, latents.flip(0)) - scores).abs().amax(0) > 1e-6,
     }
     assert changed["images"].tolist() == [True, False, True]
     assert changed["latents"].tolist() == [False, True, True]
@@ -76,31 +80,33 @@ def test_unary_scores_see_one_side_and_the_joint_one_both() -> None:
 def test_the_discriminator_is_normalised() -> None:
     """Every layer's matrix has a largest singular value of 1 once the power iteration has settled."""
     torch.manual_seed(0)
-    judge = Discriminator(3, (4, 8), 16, 5)
+    discriminator = Discriminator(3, (4, 8), 16, 5)
     for _ in range(50):
-        judge(torch.randn(2, 3, 16, 16), torch.randn(2, 5))
-    layers = [module for module in judge.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        discriminator(torch.randn(2, 3, 16, 16), torch.randn(2, 5))
+    layers = [module for module in discriminator.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert len(layers) == 2 + 1 + 4 + 3
-    judge.eval()
+    discriminator.eval()
     for layer in layers:
         largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
         assert largest.item() == pytest.approx(1, abs=0.05)
 
 
-def scores(networks: nn.ModuleDict, shown: Batch) -> tuple[Tensor, Tensor]:
+def scores(networks: nn.ModuleDict, some: Batch) -> tuple[Tensor, Tensor]:
     """Of (x, E(x)) and (G(z), z) in the first epoch, seed 0."""
     parts: dict[str, Any] = dict(networks.items())
-    z = seeded_noise((LATENT,), shown.index, LATENT_STREAM, 0, draw=1)
-    x = to_float(shown.images)
+    z = seeded_noise((LATENT,), some.index, Stream.LATENT, 0, draw=1)
+    x = to_float(some.images)
     found = parts["latent"](parts["encoder"](x))
     pairs = torch.cat([x, parts["generator"](z)]), torch.cat([found, z])
     real, fake = parts["discriminator"](*pairs).chunk(2)
     return real, fake
 
 
-def test_a_step_trains_the_discriminator_first_and_then_its_forgers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_trains_the_discriminator_first_and_then_encoder_and_generator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """By hand, from copies of the networks, and with updates that only keep their gradients."""
-    mine, shown = learner(), batch()
+    mine, some = bigan(), batch()
     found: list[list[Tensor]] = []
 
     def update(optimizer: torch.optim.Optimizer, loss: Tensor, network: nn.Module) -> None:
@@ -109,23 +115,23 @@ def test_a_step_trains_the_discriminator_first_and_then_its_forgers(monkeypatch:
 
     monkeypatch.setattr(mine, "_update", update)
     monkeypatch.setattr(mine, "rates", mock := Mock(last_epoch=1))
-    monkeypatch.setattr(mine, "judge_rates", mock)
+    monkeypatch.setattr(mine, "discriminator_rates", mock)
     networks: Any = copy.deepcopy(mine.networks)
-    loss = mine.step(shown)
+    loss = mine.step(some)
 
-    judged = discriminator_loss(*scores(networks, shown))
-    torch.testing.assert_close(loss, judged.detach())
-    judge = list(networks["discriminator"].parameters())
-    torch.testing.assert_close(found[0], list(torch.autograd.grad(judged, judge)))
+    expected = discriminator_loss(*scores(networks, some))
+    torch.testing.assert_close(loss, expected.detach())
+    weights = list(networks["discriminator"].parameters())
+    torch.testing.assert_close(found[0], list(torch.autograd.grad(expected, weights)))
     # the power iteration of the spectral norms goes on with every forward pass; nothing else has changed
-    forgers = [p for name in ("encoder", "latent", "generator") for p in networks[name].parameters()]
-    fooled = encoder_generator_loss(*scores(networks, shown))
-    torch.testing.assert_close(found[1], list(torch.autograd.grad(fooled, forgers)))
+    weights = [p for name in ("encoder", "latent", "generator") for p in networks[name].parameters()]
+    expected = encoder_generator_loss(*scores(networks, some))
+    torch.testing.assert_close(found[1], list(torch.autograd.grad(expected, weights)))
     assert all(parameter.requires_grad for parameter in mine.discriminator.parameters())
 
 
 def test_the_generator_that_is_kept_is_the_running_average() -> None:
-    mine = learner(ema_decay=0.6, learning_rate=1e-2, warmup_steps=0)
+    mine = bigan(ema_decay=0.6, learning_rate=1e-2, warmup_steps=0)
     average = {name: value.clone() for name, value in mine.generator.state_dict().items()}
     for number in range(1, 8):
         mine.step(batch())

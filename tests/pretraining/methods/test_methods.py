@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from difflens import DiffLensError, PretrainConfig, ProbeConfig, load_backbone, presets, pretrain, probe
+from difflens.configs.options import resolve
 from difflens.data.loader import Batch
 from difflens.data.split import MemorySplit
 from difflens.pretraining import pretrain as pretraining
-from difflens.pretraining.methods.mae import MASKED, MAELearner
-from difflens.pretraining.methods.make import make_learner
-from difflens.pretraining.methods.simclr import SimCLRLearner
+from difflens.pretraining.methods.mae import MASKED, MAEMethod
+from difflens.pretraining.methods.make import make_method
+from difflens.pretraining.methods.simclr import SimCLRMethod
 from difflens.run.processes import accelerator
 from tests.pretraining.test_pretrain import checkpoint, config, curve
 from tests.run.test_processes import run_two
@@ -27,11 +28,13 @@ from tests.run.test_processes import run_two
 METHODS = tuple(presets.METHODS)
 
 
-def learner(method: Any, **options: Any) -> Any:
-    config = PretrainConfig("", Path(), method=method, preset="tiny", device="cpu", **options).resolved()
+def method_of(method: Any, **options: Any) -> Any:
+    config = resolve(
+        PretrainConfig(data="", out=Path(), method=method, preset="tiny", epochs=100, device="cpu", **options)
+    )
     torch.manual_seed(0)
     images = MemorySplit("train", torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
-    return make_learner(config, images, accelerator("cpu"), total_steps=100)
+    return make_method(config, images, accelerator("cpu"))
 
 
 def batch(index: list[int]) -> Batch:
@@ -43,8 +46,8 @@ def batch(index: list[int]) -> Batch:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_a_backbone_that_is_probed(method: Any, image_tree: Path, tmp_path: Path) -> None:
-    run = config(tmp_path / "run", image_tree, method=method, epochs=2, flip=True)
-    folder = pretrain(run)
+    run = config(tmp_path / "run", image_tree, method=method, epochs=2, augment="flip")
+    folder = pretrain(run).path
     backbone = load_backbone(str(folder))
     assert (backbone.in_channels, backbone.image_size) == (3, 16)
     assert backbone.generates == (method == "bigan") == (folder / "samples.png").exists()
@@ -65,7 +68,7 @@ def test_a_run_leaves_a_backbone_that_is_probed(method: Any, image_tree: Path, t
         epochs=1,
         device="cpu",
     )
-    assert probe(probed).metrics["test_images"] == 15
+    assert probe(probed).metrics()["test_images"] == 15
 
 
 @pytest.mark.parametrize("method", ["simclr", "mae", "supervised"])
@@ -80,14 +83,14 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
     method: Any, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle of an epoch."""
-    whole = config(tmp_path / "whole", image_tree, method=method, epochs=2, flip=True)
+    whole = config(tmp_path / "whole", image_tree, method=method, epochs=2, augment="flip")
     stopped = replace(whole, out=tmp_path / "stopped")
-    folders = [pretrain(whole)]
+    folders = [pretrain(whole).path]
     with monkeypatch.context() as patch:
         patch.setattr(pretraining, "LOOK_EVERY", 3)
         pretrain(replace(stopped, max_minutes=1e-9))
     assert checkpoint(stopped.out)["step"] == 3
-    folders.append(pretrain(replace(stopped, resume=True)))
+    folders.append(pretrain(replace(stopped, resume=True)).path)
     uninterrupted, resumed = (load_file(folder / "model.safetensors") for folder in folders)
     assert uninterrupted.keys() == resumed.keys()
     for name, value in uninterrupted.items():
@@ -155,8 +158,8 @@ def test_only_supervised_training_needs_labels(tmp_path: Path) -> None:
 
 
 def test_views_belong_to_an_image_and_an_epoch() -> None:
-    mine = learner("simclr", flip=True)
-    assert isinstance(mine, SimCLRLearner)
+    mine = method_of("simclr", augment="flip")
+    assert isinstance(mine, SimCLRMethod)
     before = torch.get_rng_state()
 
     def views(index: list[int]) -> tuple[Tensor, Tensor]:
@@ -175,47 +178,47 @@ def test_views_belong_to_an_image_and_an_epoch() -> None:
 
 
 def test_masks_belong_to_an_image_and_an_epoch() -> None:
-    mine = learner("mae")
-    assert isinstance(mine, MAELearner)
-    shown, hidden = mine._split(torch.tensor([4, 5, 6]))
-    assert (shown.shape, hidden.shape) == ((3, 1 + 4), (3, 12))
-    assert hidden.shape[1] == MASKED * 16
-    for each in torch.cat([shown, hidden], 1):
+    mine = method_of("mae")
+    assert isinstance(mine, MAEMethod)
+    visible, masked = mine._split(torch.tensor([4, 5, 6]))
+    assert (visible.shape, masked.shape) == ((3, 1 + 4), (3, 12))
+    assert masked.shape[1] == MASKED * 16
+    for each in torch.cat([visible, masked], 1):
         assert sorted(each.tolist()) == [*range(17)]
-    assert shown[:, 0].tolist() == [0, 0, 0]
-    assert not torch.equal(hidden[0], hidden[1])
-    assert torch.equal(mine._split(torch.tensor([6, 4]))[1], hidden[[2, 0]])
+    assert visible[:, 0].tolist() == [0, 0, 0]
+    assert not torch.equal(masked[0], masked[1])
+    assert torch.equal(mine._split(torch.tensor([6, 4]))[1], masked[[2, 0]])
     mine.start_epoch(1)
-    assert not torch.equal(mine._split(torch.tensor([4, 5, 6]))[1], hidden)
+    assert not torch.equal(mine._split(torch.tensor([4, 5, 6]))[1], masked)
 
 
-def test_the_masked_loss_is_of_normalised_hidden_patches() -> None:
+def test_the_masked_loss_is_of_normalised_masked_patches() -> None:
     """A predictor that says 0 leaves the mean square of the targets: 47/48 v / (v + 1e-6) of a patch's variance v."""
-    mine = learner("mae")
+    mine = method_of("mae")
     with torch.no_grad():
         mine.head["predict"].weight.zero_()
         mine.head["predict"].bias.zero_()
-    shown = batch([0, 1])
-    shown.images[:, :, :, :8] = 77  # flat patches have nothing to guess
-    _, hidden = mine._split(shown.index)
+    some = batch([0, 1])
+    some.images[:, :, :, :8] = 77  # flat patches have nothing to guess
+    _, masked = mine._split(some.index)
     expected = []
-    for image, places in zip(shown.images, hidden - 1, strict=True):
+    for image, places in zip(some.images, masked - 1, strict=True):
         for place in places.tolist():
             top, left = place // 4 * 4, place % 4 * 4
             flat = not image[:, top : top + 4, left : left + 4].float().var()
             expected.append(0.0 if flat else (48 - 1) / 48)
-    assert mine.loss(shown).item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+    assert mine.loss(some).item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
-def test_the_encoder_sees_no_hidden_patch() -> None:
-    mine = learner("mae")
+def test_the_encoder_sees_no_masked_patch() -> None:
+    mine = method_of("mae")
     one = batch([0])
-    shown, hidden = mine._split(one.index)
+    visible, masked = mine._split(one.index)
     other = one.images.clone()
-    for place in (hidden[0] - 1).tolist():
+    for place in (masked[0] - 1).tolist():
         top, left = place // 4 * 4, place % 4 * 4
         other[..., top : top + 4, left : left + 4] = 0
-    codes = [mine.masked.encode(images / 127.5 - 1, idx_keep=shown) for images in (one.images, other)]
+    codes = [mine.masked.encode(images / 127.5 - 1, idx_keep=visible) for images in (one.images, other)]
     assert codes[0].shape == (1, 5, 64)
     assert torch.equal(*codes)
 

@@ -21,7 +21,7 @@ from difflens import (
     PredictConfig,
     ScenesConfig,
     detect,
-    predict_dense,
+    predict,
     scenes,
 )
 from difflens.data.dense.base import Objects
@@ -95,14 +95,14 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     "more",
     [
         {"head": "faster-rcnn", "extractor": "feedback"},
-        {"extractor": "finetuned", "noise_steps": (3, 9), "optimizer": "sgd", "label_fraction": 0.5},
+        {"extractor": "finetuned", "noise_steps": (3, 9), "optimizer": "sgd", "image_fraction": 0.5},
     ],
 )
 def test_every_extractor_and_head(
     more: dict[str, object], backbone_folder: Path, scene_folder: Path, tmp_path: Path
 ) -> None:
     result = detect(config(backbone_folder, scene_folder, tmp_path / "run", iterations=2, **more))
-    assert ("mask_ap" in result.metrics) == ("head" not in more)
+    assert ("mask_ap" in result.metrics()) == ("head" not in more)
     image = torch.randint(0, 256, (3, 20, 50), dtype=torch.uint8)
     both = [result.model.probe.eval(), DetectionModel.load(tmp_path / "run").probe]
     for one in both:
@@ -137,7 +137,7 @@ def test_boxes_alone_are_learnt_by_faster_rcnn(
         detect(replace(asked, head="mask-rcnn"))
     result = detect(asked)
     assert result.model.head.name == "faster-rcnn"
-    assert "mask_ap" not in result.metrics
+    assert "mask_ap" not in result.metrics()
 
 
 def test_scenes_without_objects(backbone_folder: Path, scene_folder: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_bad_annotations_are_counted(backbone_folder: Path, scene_folder: Path, 
     with pytest.raises(DiffLensError, match=r"train.json, annotations\[0\] \(id 1\): the box .* has no area"):
         detect(asked)
     assert not (tmp_path / "run").exists()
-    metrics = detect(replace(asked, on_bad_annotation="skip")).metrics
+    metrics = detect(replace(asked, on_bad_annotation="skip")).metrics()
     assert len(metrics["bad_annotations"]) == len(first)
     assert metrics["train_negatives"] == 1
     assert metrics["train_images"] == 12
@@ -289,9 +289,9 @@ def test_the_truth_as_a_result_is_perfect(scene_folder: Path) -> None:
 
 def test_prediction_writes_overlays_and_json(trained: Path, scene_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "found"
-    records = predict_dense(
+    records = predict(
         PredictConfig(model=trained / "model", images=(scene_folder / "images" / "val",), out=out)
-    )
+    ).records()
     assert json.loads((out / "predictions.json").read_text()) == records
     assert len(records) == 5
     for record in records:
@@ -303,7 +303,7 @@ def test_prediction_writes_overlays_and_json(trained: Path, scene_folder: Path, 
             assert len(each["bbox"]) == 4
             assert each["segmentation"]["size"] == [32, 32]
     with pytest.raises(DiffLensError, match="--draws"):
-        predict_dense(PredictConfig(model=trained, images=(scene_folder,), out=tmp_path / "x", draws=2))
+        predict(PredictConfig(model=trained, images=(scene_folder,), out=tmp_path / "x", draws=2))
 
 
 @pytest.mark.slow
@@ -315,7 +315,7 @@ def test_eight_scenes_are_learnt_by_heart(tmp_path: Path) -> None:
     )
     metrics = detect(DetectConfig(
         train=pair, val=pair, out=tmp_path / "run", side=64, iterations=150, learning_rate=1e-3, lr_schedule="cosine",
-        scale=(1.0, 1.0), flip=False, fresh_noise=False, proposals=64, device="cpu",
-    )).metrics  # fmt: skip
+        scale=(1.0, 1.0), augment="none", fresh_noise=False, proposals=64, device="cpu",
+    )).metrics()  # fmt: skip
     assert metrics["box_ap50"] > 0.9
     assert metrics["mask_ap50"] > 0.9

@@ -22,12 +22,12 @@ from difflens import (
     SegmentConfig,
     detect,
     predict,
-    predict_dense,
     presets,
     segment,
 )
 from difflens.backbones.pixels import PixelBackbone
 from difflens.backbones.unet import UNetBackbone
+from difflens.configs.options import resolve
 from difflens.data.dense.base import IGNORED
 from difflens.data.dense.masks import read_mask, to_palette_image
 from difflens.data.images import to_float
@@ -37,8 +37,10 @@ from difflens.heads.segmentation import SegmentationHead
 from difflens.metrics.segmentation import SegmentationEvaluation, confusion_matrix
 from difflens.noise import NoiseSchedule
 from difflens.reports.overlays import mask_overlay
-from difflens.tasks.dense import learning_rate_factor, make_plan
+from difflens.tasks.classification.predict import predict_classes
+from difflens.tasks.dense import make_plan
 from difflens.tasks.segmentation.inference import Sliding, class_probabilities
+from difflens.training.optimisers import learning_rate_factor
 
 
 def config(backbone: Path, scenes: Path, out: Path, **more: object) -> SegmentConfig:
@@ -96,8 +98,10 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
         segment(asked)
     resumed = segment(replace(asked, resume=True))
     assert losses(tmp_path / "run") == losses(trained)
-    assert resumed.metrics["miou"] == json.loads((trained / "metrics.json").read_text())["miou"]
-    assert segment(replace(asked, resume=True)).metrics == resumed.metrics  # finished: nothing more is done
+    assert resumed.metrics()["miou"] == json.loads((trained / "metrics.json").read_text())["miou"]
+    assert (
+        segment(replace(asked, resume=True)).metrics() == resumed.metrics()
+    )  # finished: nothing more is done
 
 
 def test_a_run_goes_on_with_the_same_data_and_weights_alone(
@@ -118,15 +122,15 @@ def test_a_run_goes_on_with_the_same_data_and_weights_alone(
         {"head": "linear", "batch_size": 1},
         {"extractor": "feedback", "optimizer": "sgd", "lr_schedule": "step"},
         {"extractor": "finetuned", "layer_decay": 0.9, "noise_steps": (3, 9), "lr_schedule": "cosine"},
-        {"blocks": (7,), "eval_scales": (0.75, 1.25), "eval_flip": True, "label_fraction": 0.25},
+        {"blocks": (7,), "eval_scales": (0.75, 1.25), "eval_flip": True, "image_fraction": 0.25},
     ],
 )
 def test_every_extractor_and_head(
     more: dict[str, object], backbone_folder: Path, scene_folder: Path, tmp_path: Path
 ) -> None:
     result = segment(config(backbone_folder, scene_folder, tmp_path / "run", iterations=2, **more))
-    assert 0 <= result.metrics["miou"] <= 1
-    assert result.metrics["train_images"] == (3 if "label_fraction" in more else 12)
+    assert 0 <= result.metrics()["miou"] <= 1
+    assert result.metrics()["train_images"] == (3 if "image_fraction" in more else 12)
     image = torch.rand(1, 3, 32, 32) * 2 - 1
     again = SegmentationModel.load(tmp_path / "run")
     with evaluating(result.model.probe):
@@ -151,7 +155,7 @@ def test_pairs_of_folders_with_bad_masks(backbone_folder: Path, scene_folder: Pa
     with pytest.raises(DiffLensError, match=r"00003.png: .* has no mask of this name"):
         segment(asked)
     assert not (tmp_path / "run").exists()
-    metrics = segment(replace(asked, on_bad_annotation="skip")).metrics
+    metrics = segment(replace(asked, on_bad_annotation="skip")).metrics()
     assert metrics["train_images"] == 11
     assert len(metrics["bad_annotations"]) == 1
     assert "Bad annotations" in (tmp_path / "run" / "report.html").read_text()
@@ -168,7 +172,10 @@ def test_pairs_of_folders_with_bad_masks(backbone_folder: Path, scene_folder: Pa
         ({"iterations": 0}, "iterations"),
         ({"classes": Path("x")}, "--classes"),
         ({"step_at": (60_000, 80_000)}, "shares of the iterations"),
-        ({"layer_decay": 0.9, "from_block": 3}, "no use for --layer-decay, --from-block"),
+        (
+            {"layer_decay": 0.9, "from_block": 3},
+            "does not read options of finetuned: leave out --from-block, --layer-decay",
+        ),
         ({"feedback_blocks": (7,)}, "no use for --feedback-blocks"),
         ({"data": Path("nowhere")}, "no such folder"),
     ],
@@ -246,7 +253,7 @@ def test_windows_cover_an_image_and_are_averaged(trained: Path) -> None:
 def test_prediction_writes_overlays_masks_and_json(trained: Path, scene_folder: Path, tmp_path: Path) -> None:
     images = scene_folder / "images" / "val"
     out = tmp_path / "found"
-    records = predict_dense(PredictConfig(model=trained / "model", images=(images,), out=out))
+    records = predict(PredictConfig(model=trained / "model", images=(images,), out=out)).records()
     assert json.loads((out / "predictions.json").read_text()) == records
     assert [Path(record["image"]).name for record in records] == [f"{k:05d}.png" for k in range(5)]
     for record in records:
@@ -261,16 +268,16 @@ def test_prediction_writes_overlays_masks_and_json(trained: Path, scene_folder: 
             {name: share for name, share in counts.items() if share}, abs=1e-6
         )
         assert Image.open(out / record["overlay"]).size == (320, 320)
-    alone = predict_dense(PredictConfig(model=trained, images=(images / "00002.png",), out=tmp_path / "one"))
-    assert alone[0]["classes"] == records[2]["classes"]  # the same noise, whatever else is asked
+    alone = predict(PredictConfig(model=trained, images=(images / "00002.png",), out=tmp_path / "one"))
+    assert alone.predictions[0].classes == records[2]["classes"]  # the same noise, whatever else is asked
     # again into the same folder; a folder of something else is left alone
-    predict_dense(PredictConfig(model=trained, images=(images / "00000.png",), out=out))
+    predict(PredictConfig(model=trained, images=(images / "00000.png",), out=out))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(DiffLensError, match="not a folder of predictions"):
-        predict_dense(PredictConfig(model=trained, images=(images,), out=tmp_path / "mine"))
+        predict(PredictConfig(model=trained, images=(images,), out=tmp_path / "mine"))
     with pytest.raises(DiffLensError, match="a model of segmentation"):
-        list(predict(PredictConfig(model=trained, images=(images,))))
+        predict_classes(PredictConfig(model=trained, images=(images,)))
 
 
 def test_a_first_class_that_is_no_background_is_painted() -> None:
@@ -293,11 +300,11 @@ def test_prediction_skips_or_stops_at_a_bad_image(trained: Path, scene_folder: P
     )
     asked = PredictConfig(model=trained, images=(tmp_path / "images",), out=tmp_path / "out")
     with pytest.raises(DiffLensError, match=r"broken\.png"):
-        predict_dense(asked)
+        predict(asked)
     assert not (tmp_path / "out").exists()
-    skipped: list[str] = []
-    assert len(predict_dense(replace(asked, on_bad_image="skip"), skipped)) == 1
-    assert len(skipped) == 1
+    result = predict(replace(asked, on_bad_image="skip"))
+    assert len(result.predictions) == 1
+    assert len(result.skipped_images) == 1
 
 
 @pytest.mark.parametrize(
@@ -308,7 +315,7 @@ def test_every_preset_fits_the_papers_network(kind: Any, preset: str) -> None:
         sample_size=256, layers_per_block=2, norm_num_groups=4, block_out_channels=(4,) * 6,
         down_block_types=("DownBlock2D",) * 6, up_block_types=("UpBlock2D",) * 6, attention_head_dim=4,
     )  # fmt: skip
-    asked = kind(out=Path("x"), data=Path("y"), preset=preset).resolved()
+    asked = resolve(kind(out=Path("x"), data=Path("y"), preset=preset))
     plan = make_plan(asked, UNetBackbone(narrow, NoiseSchedule.from_config()))
     assert set(plan.extractor.blocks) <= {24, 27, 30, 33}
     assert plan.extractor.noise_steps == (90,)
@@ -328,9 +335,11 @@ def test_every_preset_fits_the_papers_network(kind: Any, preset: str) -> None:
 )
 def test_learning_rates(schedule: Any, expected: dict[int, float]) -> None:
     asked = SegmentConfig(
-        out=Path("x"), data=Path("y"), iterations=100, lr_schedule=schedule, warmup_iterations=10
+        out=Path("x"), data=Path("y"), iterations=100, lr_schedule=schedule, warmup_steps=10
     )
-    factor = learning_rate_factor(asked)
+    factor = learning_rate_factor(
+        asked.lr_schedule, asked.iterations, asked.warmup_iterations, asked.step_at, decay_in_warmup=True
+    )
     assert {at: factor(at) for at in expected} == pytest.approx(expected)
 
 

@@ -1,6 +1,5 @@
 """Densely labelled images on their way to a network: scaled, cut and mirrored together with their labels."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +7,12 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from difflens.data.images import BadImage, with_channels
-from difflens.data.loader import epoch_order
+from difflens.data.loader import chunks, epoch_order, read_batches
 
 GREY = 127
 """What images are filled up with to a square: the middle of their range."""
@@ -21,11 +20,9 @@ GREY = 127
 Labels = dict[str, Tensor]
 """Tensors of one image: "mask", or "boxes", "labels" and perhaps "masks"."""
 
-_FEW_IMAGES = 256  # below this, starting worker processes takes longer than decoding
-
 
 @dataclass(frozen=True)
-class Augmentation:
+class DenseAugmentation:
     """Random scale, crop and flip.
 
     Attributes:
@@ -105,7 +102,7 @@ class Samples(Dataset["_Packed | BadImage"]):
     split: Any
     labels: Callable[[int], Labels]
     channels: int
-    augmentation: Augmentation | None = None
+    augmentation: DenseAugmentation | None = None
     seed: int = 0
     rows: Tensor | None = None
     workers: int | None = None
@@ -124,7 +121,7 @@ class Samples(Dataset["_Packed | BadImage"]):
     def all(self, rows: Tensor, batch_size: int) -> Iterator[tuple[list[int], list[Tensor], list[Labels]]]:
         """Each of `rows` once, in order: positions, images uint8 (C, H, W), labels."""
         return self._load(
-            lambda: ([(row, 0) for row in chunk.tolist()] for chunk in rows.split(batch_size)), len(rows)
+            lambda: ([(row, 0) for row in chunk] for chunk in chunks(rows, batch_size)), len(rows)
         )
 
     def training(
@@ -141,26 +138,17 @@ class Samples(Dataset["_Packed | BadImage"]):
             epoch, order = -1, list[int]()
             for batch in range(start, stop):
                 chosen = []
-                for place in range(batch * batch_size + rank, (batch + 1) * batch_size, world):
-                    if place // count != epoch:
-                        epoch = place // count
+                for position in range(batch * batch_size + rank, (batch + 1) * batch_size, world):
+                    if position // count != epoch:
+                        epoch = position // count
                         order = rows[epoch_order(count, self.seed, epoch)].tolist()
-                    chosen.append((order[place % count], place + 1))
+                    chosen.append((order[position % count], position + 1))
                 yield chosen
 
         return self._load(keys, min(count, (stop - start) * batch_size))
 
     def _load(self, keys: "Callable[[], Iterator[list[_Key]]]", count: int) -> Iterator[Any]:
-        workers = self.workers
-        if workers is None:
-            workers = 0 if count < _FEW_IMAGES else min(8, (os.cpu_count() or 1) // 2)
-        batches = DataLoader(
-            self, batch_size=None, sampler=_Sampler(keys), num_workers=workers, collate_fn=_unchanged, generator=torch.Generator(),
-        )  # type: ignore[arg-type]  # fmt: skip
-        for batch in batches:
-            if isinstance(batch, BadImage):
-                raise batch
-            rows, images, packed = batch
+        for rows, images, packed in read_batches(self, keys, count, self.workers):
             labels = {key: _unpacked(tensors) for key, tensors in packed.items()}
             by_image = [{key: each[k] for key, each in labels.items()} for k in range(len(rows))]
             yield rows, _unpacked(images), by_image
@@ -197,16 +185,6 @@ def _unpacked(tensors: _Tensors) -> list[Tensor]:
     return tensors if isinstance(tensors, list) else list(tensors[0].split(tensors[1]))
 
 
-class _Sampler(Sampler[list[_Key]]):
-    """Batches that are made when they are asked for: a long training has millions of images."""
-
-    def __init__(self, make: Callable[[], Iterator[list[_Key]]]):
-        self.make = make
-
-    def __iter__(self) -> Iterator[list[_Key]]:
-        return self.make()
-
-
 def _wrapped(labels: Labels, size: Any) -> dict[str, Any]:
     """Labels as torchvision's transforms know them."""
     wrapped: dict[str, Any] = dict(labels)
@@ -231,7 +209,3 @@ def _sanitised(labels: Labels) -> Labels:
         return {"boxes": boxes, "labels": labels["labels"][kept], "masks": masks[kept]}
     kept = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
     return {"boxes": boxes[kept], "labels": labels["labels"][kept]}
-
-
-def _unchanged(item: object) -> object:
-    return item

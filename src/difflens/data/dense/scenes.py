@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from difflens.configs.options import recorded, resolve
 from difflens.configs.scenes import ScenesConfig
 from difflens.data.dense.coco import run_lengths
 from difflens.data.dense.cutouts import Cutouts, fashion_cutouts, folder_cutouts
@@ -21,8 +22,9 @@ from difflens.data.dense.masks import BACKGROUND, to_palette_image
 from difflens.data.files import list_images
 from difflens.data.images import open_image
 from difflens.errors import DiffLensError
+from difflens.results.scenes import ScenesResult, SplitCounts
 from difflens.run.console import progress_bar
-from difflens.run.directory import RunDirectory, settings_of
+from difflens.run.directory import RunDirectory
 
 _SOLID = 128
 """Alpha from which a pixel belongs to an object."""
@@ -30,36 +32,32 @@ _TRIES = 20
 """Places tried for an object before the scene does without it."""
 
 
-def scenes(config: ScenesConfig) -> dict[str, Any]:
+def scenes(config: ScenesConfig) -> ScenesResult:
     """Write the data set; a scene is a function of (seed, split, its number) and the source.
-
-    Returns:
-        Counts: "classes", "train_scenes", "val_scenes", "train_instances", "val_instances", "train_cutouts",
-        "val_cutouts", and "left_out", a line for each file or class of the source that could not be used.
 
     Raises:
         DiffLensError: no cut-outs, too few photos, or a folder that holds something already.
     """
-    config = config.checked()
+    config = resolve(config)
     cutouts = (
         fashion_cutouts() if config.source == "fashion" else folder_cutouts(Path(config.source).expanduser())
     )
     photos = _Photos(config.photos) if config.photos else None
-    counts: dict[str, Any] = {"classes": list(cutouts.classes)}
-    run = RunDirectory(config.out, "scenes", settings_of(config, ("out",)), resume=None)
+    counts: dict[str, SplitCounts] = {}
+    run = RunDirectory(config.out, "scenes", recorded(config), resume=None)
     with run.working():
         painter = _Painter(config, cutouts, photos)
         for split, number in (("train", config.train), ("val", config.val)):
             annotations = painter.write(run, split, number)
-            counts |= {
-                f"{split}_scenes": number,
-                f"{split}_instances": len(annotations["annotations"]),
-                f"{split}_cutouts": sum(map(len, getattr(cutouts, split))),
-            }
+            parts = sum(map(len, getattr(cutouts, split)))
+            counts[split] = SplitCounts(number, len(annotations["annotations"]), parts)
             run.write(f"annotations/instances_{split}.json", json.dumps(annotations) + "\n")
         run.write("classes.txt", "\n".join([BACKGROUND, *cutouts.classes]) + "\n")
-        run.write_json("scenes.json", counts | {"left_out": cutouts.left_out})
-    return counts | {"left_out": list(cutouts.left_out)}
+        result = ScenesResult(
+            out=config.out, classes=tuple(cutouts.classes), **counts, skipped=tuple(cutouts.left_out)
+        )
+        run.write_json("scenes.json", result.metrics())
+    return result
 
 
 class _Photos:

@@ -1,10 +1,13 @@
-"""What the loop of pre-training asks of any method, and what those that train an encoder by one loss share."""
+"""The objective of any method of pre-training, and of those that train an encoder by one loss."""
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from itertools import chain
+import itertools
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -16,57 +19,108 @@ from difflens import presets
 from difflens.backbones.base import Backbone
 from difflens.backbones.encoder import EncoderBackbone, EncoderConfig
 from difflens.choices import Precision
-from difflens.configs.pretrain import PretrainConfig, given
-from difflens.data.loader import Batch
+from difflens.configs.options import given
+from difflens.configs.pretrain import PretrainConfig
+from difflens.data.loader import Batch, epoch_order, iterate
 from difflens.data.split import ImageSplit
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card
+from difflens.training.objectives import Look, Objective
 from difflens.training.optimisers import ParameterGroup, make_optimizer, make_schedule
 
 
-class Learner(ABC):
+class PretrainingMethod(Objective):
     """The networks of one method, their optimisers, and a step of them.
 
     Whatever is random in a step is a function of (seed, epoch, image), so that neither a stop nor the number of
     processes changes it.
 
+    Args:
+        config: resolved.
+        images: to train on.
+        process: this one, of perhaps several.
+
     Attributes:
         description: of what is minimised.
         channels, side: of the images that it takes.
-        rates: the schedule of the learning rate.
         epoch: the one under way, from 0.
+        steps: iterations of an epoch.
+        total_steps: of the whole run, over which learning rates fall.
+        losses: of this epoch's steps up to the last look, over all processes.
     """
 
     description: str
     channels: int
     side: int
-    rates: LambdaLR
+    remedy = "lower --learning-rate, or use --precision float32"
 
-    def __init__(self, config: PretrainConfig, process: Accelerator):
-        self.config, self.process, self.device = config, process, process.device
+    def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator):
+        self.config, self.images, self.process, self.device = config, images, process, process.device
         self.precision: Precision = config.precision or (
             "bfloat16" if self.device.type == "cuda" else "float32"
         )
+        self.batch_size = given(config.batch_size)
+        self.steps = math.ceil(len(images) / self.batch_size)
+        self.total_steps = given(config.epochs) * self.steps
         self.epoch = 0
+        self.losses: list[float] = []
 
     def start_epoch(self, epoch: int) -> None:
-        """Of all steps from here on."""
+        """Say to which epoch all steps from here on belong."""
         self.epoch = epoch
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        config, process = self.config, self.process
+        for epoch in itertools.count(start // self.steps):
+            done = start % self.steps if epoch == start // self.steps else 0
+            order = epoch_order(len(self.images), config.seed, epoch)
+            # whole batches only: the order wraps around, and one compiled graph serves every step
+            rows = order[torch.arange(self.steps * self.batch_size) % len(order)]
+            rows = rows[done * self.batch_size :][process.process_index :: process.num_processes]
+            self.start_epoch(epoch)
+            self.began, self.first = time.monotonic(), epoch * self.steps + done
+            yield from iterate(
+                self.images, channels=self.channels, side=self.side,
+                batch_size=self.batch_size // process.num_processes, rows=rows,
+                augment=given(config.augment), seed=config.seed, epoch=epoch, workers=config.workers,
+                device=self.device,
+            )  # fmt: skip
 
     @abstractmethod
     def step(self, batch: Batch) -> Tensor:
         """One step of every optimiser; the mean loss of this process's images, detached, ()."""
 
     @abstractmethod
-    def saved_weights(self) -> list[Tensor]:
-        """What must be finite for the run to go on."""
+    def parts(self) -> dict[str, Any]:
+        """Networks, optimisers and schedules: all that has a `state_dict`, by its name in a checkpoint."""
 
-    @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values from which `load_state` goes on as if nothing had happened."""
+        return {name: part.state_dict() for name, part in self.parts().items()} | {"losses": self.losses}
 
-    @abstractmethod
-    def load_state(self, state: dict[str, Any]) -> None: ...
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.losses = state["losses"]
+
+    def position(self, iteration: int) -> dict[str, int]:
+        return {"epoch": iteration // self.steps, "step": iteration}
+
+    def iteration(self, position: dict[str, Any]) -> int:
+        return int(position["step"])
+
+    def where(self, iteration: int) -> str:
+        return f"in epoch {math.ceil(iteration / self.steps)} (step {iteration})"
+
+    def record(self, look: Look) -> dict[str, Any] | None:
+        self.losses += look.losses.flatten().tolist()
+        if look.iteration % self.steps:
+            return None
+        loss, self.losses = fmean(self.losses), []
+        rate = (look.iteration - self.first) * self.batch_size / (time.monotonic() - self.began)
+        return {
+            **self.position(look.iteration), "loss": loss, "images_per_second": round(rate, 1),
+            "learning_rate": self.learning_rate, "seconds": round(look.seconds, 1),
+        }  # fmt: skip
 
     @abstractmethod
     def backbone(self) -> Backbone:
@@ -84,9 +138,9 @@ class Learner(ABC):
         """Rows for the model card's table."""
         return {}
 
-    def make_rates(self, optimizer: torch.optim.Optimizer, total_steps: int) -> LambdaLR:
-        warmup = min(self.config.warmup_steps, total_steps // 10)
-        return make_schedule(optimizer, "cosine", total_steps, warmup)
+    def make_rates(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+        warmup = min(self.config.warmup_steps, self.total_steps // 10)
+        return make_schedule(optimizer, "cosine", self.total_steps, warmup)
 
     def autocast(self) -> torch.autocast:
         """Lower precision where it is wanted."""
@@ -108,14 +162,14 @@ class Learner(ABC):
                 gradient.copy_(part.view_as(gradient))
 
 
-class EncoderLearner(Learner):
+class EncoderMethod(PretrainingMethod):
     """An encoder and what is put on it, trained together by one loss with AdamW.
 
     Only the encoder is kept. Its batch normalisation takes the statistics of a process's own images.
 
     Attributes:
         method: its name in full.
-        labels: whether it was shown any.
+        labels: whether it trains on any.
         architecture: of the encoder.
     """
 
@@ -124,8 +178,8 @@ class EncoderLearner(Learner):
 
     architecture: Literal["resnet", "vit"] = "resnet"
 
-    def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator, total_steps: int):
-        super().__init__(config, process)
+    def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator):
+        super().__init__(config, images, process)
         unet = presets.PRETRAIN[config.preset]["unet"]
         self.encoder_config = networks.encoder_config(unet, self.architecture, config.image_size)
         self.channels, self.side = self.encoder_config.channels, self.encoder_config.side
@@ -136,7 +190,7 @@ class EncoderLearner(Learner):
             self.network.parameters(), given(config.learning_rate), given(config.weight_decay)
         )
         self.optimizer = make_optimizer("adamw", group)
-        self.rates = self.make_rates(self.optimizer, total_steps)
+        self.rates = self.make_rates(self.optimizer)
 
     @abstractmethod
     def make_head(self, images: ImageSplit) -> nn.Module:
@@ -157,19 +211,11 @@ class EncoderLearner(Learner):
         self.rates.step()
         return loss.detach()
 
-    def saved_weights(self) -> list[Tensor]:
+    def weights(self) -> list[Tensor]:
         return [parameter.detach() for parameter in self.encoder.parameters()]
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "rates": self.rates.state_dict(),
-        }  # fmt: skip
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rates.load_state_dict(state["rates"])
+    def parts(self) -> dict[str, Any]:
+        return {"network": self.network, "optimizer": self.optimizer, "rates": self.rates}
 
     def backbone(self) -> EncoderBackbone:
         network = copy.deepcopy(self.encoder).cpu()
@@ -192,7 +238,7 @@ class EncoderLearner(Learner):
 
 def encoder_facts(config: EncoderConfig, encoder: nn.Module, *trained: nn.Module) -> dict[str, str]:
     """An encoder's rows of a model card, of which `trained` are the networks that were trained, itself included."""
-    size, total = (sum(map(torch.numel, chain(*(each.parameters() for each in networks))))
+    size, total = (sum(map(torch.numel, itertools.chain(*(each.parameters() for each in networks))))
                    for networks in ((encoder,), trained))  # fmt: skip
     arguments = ", ".join(f"{name}={value}" for name, value in config.arguments.items())
     return {

@@ -17,20 +17,21 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from difflens import presets
-from difflens.backbones.bigan import LATENT_STREAM, BiGANBackbone, Generator, GeneratorConfig
-from difflens.configs.pretrain import PretrainConfig, given
+from difflens.backbones.bigan import BiGANBackbone, Generator, GeneratorConfig
+from difflens.configs.options import given
+from difflens.configs.pretrain import PretrainConfig
 from difflens.data.images import to_float
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
-from difflens.noise import seeded_noise
+from difflens.noise import Stream, seeded_noise
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card
-from difflens.pretraining.methods.base import Learner, encoder_facts
+from difflens.pretraining.methods.base import PretrainingMethod, encoder_facts
 
 LATENT = 64
 BETAS = (0.5, 0.999)
 """Adam's, as of DCGAN (Radford et al., 2016)."""
-JUDGEMENT = 2
+DISCRIMINATOR_RATE = 2
 """The discriminator's learning rate over that of the other two (two time-scales: Heusel et al., 2017)."""
 
 
@@ -87,7 +88,7 @@ def _layer(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(spectral_norm(nn.Linear(inputs, outputs)), nn.LeakyReLU(0.2))
 
 
-class BiGANLearner(Learner):
+class BiGANMethod(PretrainingMethod):
     """Encoder, generator and discriminator; what is kept is the encoder and the running average of the generator.
 
     E(x) is deterministic, as BiGAN's (Donahue et al., 2017): a linear layer on the encoder's pooled maps, normalised over
@@ -97,8 +98,8 @@ class BiGANLearner(Learner):
 
     description = "BigBiGAN's hinge losses, joint and unary; what is logged is the discriminator's"
 
-    def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator, total_steps: int):
-        super().__init__(config, process)
+    def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator):
+        super().__init__(config, images, process)
         unet = presets.PRETRAIN[config.preset]["unet"]
         self.encoder_config = networks.encoder_config(unet, "resnet", config.image_size)
         self.channels, self.side = self.encoder_config.channels, self.encoder_config.side
@@ -113,18 +114,18 @@ class BiGANLearner(Learner):
             "encoder": self.encoder, "latent": self.latent, "generator": self.generator,
             "discriminator": self.discriminator,
         }).to(self.device).train()  # fmt: skip
-        self.forgers = nn.ModuleList([self.encoder, self.latent, self.generator])
+        self.encoder_generator = nn.ModuleList([self.encoder, self.latent, self.generator])
         self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
         settings: Any = {
             "lr": given(config.learning_rate),
             "betas": BETAS,
             "weight_decay": given(config.weight_decay),
         }
-        self.optimizer = torch.optim.AdamW(self.forgers.parameters(), **settings)
-        settings["lr"] *= JUDGEMENT
-        self.judge = torch.optim.AdamW(self.discriminator.parameters(), **settings)
-        self.rates = self.make_rates(self.optimizer, total_steps)
-        self.judge_rates = self.make_rates(self.judge, total_steps)
+        self.optimizer = torch.optim.AdamW(self.encoder_generator.parameters(), **settings)
+        settings["lr"] *= DISCRIMINATOR_RATE
+        self.discriminator_optimizer = torch.optim.AdamW(self.discriminator.parameters(), **settings)
+        self.rates = self.make_rates(self.optimizer)
+        self.discriminator_rates = self.make_rates(self.discriminator_optimizer)
 
     def card(self) -> Card:
         return Card(
@@ -143,25 +144,25 @@ class BiGANLearner(Learner):
 
     def step(self, batch: Batch) -> Tensor:
         x = to_float(batch.images)
-        z = seeded_noise((LATENT,), batch.index, LATENT_STREAM, self.config.seed, draw=self.epoch + 1)
+        z = seeded_noise((LATENT,), batch.index, Stream.LATENT, self.config.seed, draw=self.epoch + 1)
         with self.autocast():
-            found = self.latent(self.encoder(x)).float()
-            forged = self.generator(z).float()
-            loss = discriminator_loss(*self._scores(x, found.detach(), forged.detach(), z))
-        self._update(self.judge, loss, self.discriminator)
+            encoded = self.latent(self.encoder(x)).float()
+            generated = self.generator(z).float()
+            loss = discriminator_loss(*self._scores(x, encoded.detach(), generated.detach(), z))
+        self._update(self.discriminator_optimizer, loss, self.discriminator)
         self.discriminator.requires_grad_(False)
         with self.autocast():
-            fooled = encoder_generator_loss(*self._scores(x, found, forged, z))
-        self._update(self.optimizer, fooled, self.forgers)
+            opposed = encoder_generator_loss(*self._scores(x, encoded, generated, z))
+        self._update(self.optimizer, opposed, self.encoder_generator)
         self.discriminator.requires_grad_(True)
         self.rates.step()
-        self.judge_rates.step()
+        self.discriminator_rates.step()
         self._average()
         return loss.detach()
 
-    def _scores(self, x: Tensor, found: Tensor, forged: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Of (x, E(x)) and of (G(z), z)."""
-        real, fake = self.discriminator(torch.cat([x, forged]), torch.cat([found, z])).chunk(2)
+    def _scores(self, x: Tensor, encoded: Tensor, generated: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The discriminator's scores of (x, E(x)) and of (G(z), z)."""
+        real, fake = self.discriminator(torch.cat([x, generated]), torch.cat([encoded, z])).chunk(2)
         return real, fake
 
     def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor, network: nn.Module) -> None:
@@ -179,21 +180,15 @@ class BiGANLearner(Learner):
             if mine.is_floating_point():
                 mine.lerp_(new[name], 1 - decay)
 
-    def saved_weights(self) -> list[Tensor]:
+    def weights(self) -> list[Tensor]:
         networks = self.encoder, self.averaged, self.discriminator
         return [parameter.detach() for network in networks for parameter in network.parameters()]
 
-    def state(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts().items()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-
-    def _parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Any]:
+        # the names that every version writes
         return {
-            "networks": self.networks, "averaged": self.averaged, "optimizer": self.optimizer, "judge": self.judge,
-            "rates": self.rates, "judge_rates": self.judge_rates,
+            "networks": self.networks, "averaged": self.averaged, "optimizer": self.optimizer,
+            "judge": self.discriminator_optimizer, "rates": self.rates, "judge_rates": self.discriminator_rates,
         }  # fmt: skip
 
     def backbone(self) -> BiGANBackbone:

@@ -1,4 +1,4 @@
-"""Taking noise out of images: a U-Net that becomes a diffusion model, with averaged weights."""
+"""Denoising diffusion: a U-Net learns to take noise out of images; its weights are averaged."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from difflens import presets
 from difflens.backbones.unet import UNetBackbone
-from difflens.configs.pretrain import PretrainConfig, given
+from difflens.configs.options import given
+from difflens.configs.pretrain import PretrainConfig
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
 from difflens.noise import NoiseSchedule
@@ -18,21 +19,20 @@ from difflens.pretraining import networks
 from difflens.pretraining.export import Card, write_pipeline
 from difflens.pretraining.gradients import Gradients
 from difflens.pretraining.loss import DiffusionLoss
-from difflens.pretraining.methods.base import Learner
+from difflens.pretraining.methods.base import PretrainingMethod
 from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer
 
 
-class DiffusionLearner(Learner):
+class DiffusionMethod(PretrainingMethod):
     """A `UNet2DModel` trained by `DiffusionLoss`; what is kept is the running average of its weights."""
 
-    def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator, total_steps: int):
-        super().__init__(config, process)
+    def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator):
+        super().__init__(config, images, process)
         network = networks.unet_config(
             presets.PRETRAIN[config.preset]["unet"], given(config.learned_variance), config.image_size
         )
         self.unet = UNet2DModel(**network).to(self.device)
         self.channels, self.side = int(self.unet.config.in_channels), int(self.unet.config.sample_size)
-        self.num_images = len(images)
         self.ema = [parameter.detach().clone() for parameter in self.unet.parameters()]
         variance = {"variance_type": "learned_range"} if config.learned_variance else {}
         self.schedule = NoiseSchedule.from_config(
@@ -42,7 +42,7 @@ class DiffusionLearner(Learner):
             self.unet.parameters(), given(config.learning_rate), given(config.weight_decay)
         )
         self.optimizer = make_optimizer("adamw", group)
-        self.rates = self.make_rates(self.optimizer, total_steps)
+        self.rates = self.make_rates(self.optimizer)
         loss = DiffusionLoss(
             self.schedule, given(config.prediction), given(config.learned_variance), config.min_snr_gamma,
             self.device,
@@ -67,7 +67,7 @@ class DiffusionLearner(Learner):
         super().start_epoch(epoch)
         self.draw = torch.tensor(epoch + 1, device=self.device)
         generator = torch.Generator().manual_seed(epoch_seed(self.config.seed, epoch))
-        t = torch.randint(self.schedule.num_steps, (self.num_images,), generator=generator)
+        t = torch.randint(self.schedule.num_steps, (len(self.images),), generator=generator)
         self.t = t.to(self.device)
 
     def step(self, batch: Batch) -> Tensor:
@@ -81,19 +81,17 @@ class DiffusionLearner(Learner):
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.unet.parameters()], 1 - decay)
         return loss
 
-    def saved_weights(self) -> list[Tensor]:
+    def weights(self) -> list[Tensor]:
         return self.ema
 
+    def parts(self) -> dict[str, Any]:
+        return {"unet": self.unet, "optimizer": self.optimizer, "rates": self.rates}
+
     def state(self) -> dict[str, Any]:
-        return {
-            "unet": self.unet.state_dict(), "ema": self.ema, "optimizer": self.optimizer.state_dict(),
-            "rates": self.rates.state_dict(),
-        }  # fmt: skip
+        return super().state() | {"ema": self.ema}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.unet.load_state_dict(state["unet"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rates.load_state_dict(state["rates"])
+        super().load_state(state)
         for mine, stored in zip(self.ema, state["ema"], strict=True):
             mine.copy_(stored)
 

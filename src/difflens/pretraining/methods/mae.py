@@ -1,4 +1,4 @@
-"""Masked autoencoding (He et al., 2022): a ViT sees a quarter of an image's patches, a small one guesses the others."""
+"""Masked autoencoding (He et al., 2022): a ViT sees a quarter of an image's patches, a small one predicts the others."""
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +8,9 @@ from difflens.data.images import to_float
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
-from difflens.noise import seeded_noise
+from difflens.noise import Stream, seeded_noise
 from difflens.presets import PATCH
-from difflens.pretraining.methods.base import EncoderLearner
+from difflens.pretraining.methods.base import EncoderMethod
 
 try:
     from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
@@ -19,14 +19,14 @@ except ImportError as error:
     raise DiffLensError('masked autoencoding needs lightly: pip install "difflens[rivals]"') from error
 
 MASKED = 0.75
-"""The share of patches that is hidden, the paper's."""
+"""The share of patches that is masked, the paper's."""
 DECODER_DEPTH = 2
 
 
-class MAELearner(EncoderLearner):
+class MAEMethod(EncoderMethod):
     """A ViT with lightly's masking and its decoder, which is half as wide and not kept.
 
-    The target is each hidden patch, normalised by its own mean and variance, as the paper's best.
+    The target is each masked patch, normalised by its own mean and variance, as the paper's best.
     """
 
     method = "masked autoencoding"
@@ -45,21 +45,21 @@ class MAELearner(EncoderLearner):
 
     def loss(self, batch: Batch) -> Tensor:
         images = to_float(batch.images)
-        shown, hidden = self._split(batch.index)
-        seen = self.head["embed"](self.masked.encode(images, idx_keep=shown))
-        tokens = set_at_index(seen.new_zeros(len(images), self.patches + 1, seen.shape[-1]), shown, seen)
-        decoded = self.head["decoder"](tokens, idx_mask=hidden)
-        guess = self.head["predict"](get_at_index(decoded, hidden))
+        visible, masked = self._split(batch.index)
+        encoded = self.head["embed"](self.masked.encode(images, idx_keep=visible))
+        tokens = encoded.new_zeros(len(images), self.patches + 1, encoded.shape[-1])
+        decoded = self.head["decoder"](set_at_index(tokens, visible, encoded), idx_mask=masked)
+        predicted = self.head["predict"](get_at_index(decoded, masked))
         # the class token is the first
-        target = normalize_mean_var(get_at_index(patchify(images, PATCH), hidden - 1))
-        return F.mse_loss(guess.float(), target)
+        target = normalize_mean_var(get_at_index(patchify(images, PATCH), masked - 1))
+        return F.mse_loss(predicted.float(), target)
 
     def _split(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens of each image that are shown, the class token always, and those that are hidden, (B, ...) long.
+        """Each image's visible tokens, the class token always among them, and its masked ones, (B, ...) long.
 
         A function of (seed, epoch, image).
         """
-        draws = seeded_noise((self.patches,), index, 0, self.config.seed, draw=self.epoch + 1)
+        draws = seeded_noise((self.patches,), index, Stream.MASK, self.config.seed, draw=self.epoch + 1)
         order = draws.argsort(1) + 1
-        shown = order[:, : round(self.patches * (1 - MASKED))]
-        return torch.cat([torch.zeros_like(order[:, :1]), shown], 1), order[:, shown.shape[1] :]
+        visible = order[:, : round(self.patches * (1 - MASKED))]
+        return torch.cat([torch.zeros_like(order[:, :1]), visible], 1), order[:, visible.shape[1] :]

@@ -1,36 +1,34 @@
-"""What is learnt in pre-training, one method a file; the loop around it is `tasks.pretraining`."""
+"""The methods of pre-training by name; each has a file beside this one."""
 
 from importlib import import_module
 
 from accelerate import Accelerator
 
 from difflens.choices import Method
-from difflens.configs.pretrain import PretrainConfig, given
+from difflens.configs.options import given
+from difflens.configs.pretrain import PretrainConfig
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
-from difflens.pretraining.methods.base import Learner
+from difflens.pretraining.methods.base import PretrainingMethod
 
 # Imported when used: most need an optional package.
-_LEARNERS: dict[Method, str] = {
-    "diffusion": "DiffusionLearner",
-    "bigan": "BiGANLearner",
-    "simclr": "SimCLRLearner",
-    "mae": "MAELearner",
-    "supervised": "SupervisedLearner",
+_METHODS: dict[Method, str] = {
+    "diffusion": "DiffusionMethod",
+    "bigan": "BiGANMethod",
+    "simclr": "SimCLRMethod",
+    "mae": "MAEMethod",
+    "supervised": "SupervisedMethod",
 }
 
 _OF_BATCHES = ("bigan", "simclr")
 
 
-def make_learner(
-    config: PretrainConfig, images: ImageSplit, process: Accelerator, total_steps: int
-) -> Learner:
-    """The learner of `config.method`, its weights drawn from torch's generator.
+def make_method(config: PretrainConfig, images: ImageSplit, process: Accelerator) -> PretrainingMethod:
+    """The objective of `config.method`, its weights drawn from torch's generator.
 
     Args:
         config: resolved.
         images: with labels for the supervised one.
-        total_steps: of the whole run, over which learning rates fall.
 
     Raises:
         DiffLensError: the preset has no network for the method or for the image size, the batch is too small for it,
@@ -42,5 +40,5 @@ def make_learner(
             "for each process"
         )
     module = import_module(f"difflens.pretraining.methods.{config.method}")
-    learner: Learner = getattr(module, _LEARNERS[config.method])(config, images, process, total_steps)
-    return learner
+    method: PretrainingMethod = getattr(module, _METHODS[config.method])(config, images, process)
+    return method

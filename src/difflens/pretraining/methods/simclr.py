@@ -10,7 +10,7 @@ from difflens.data.images import augmentation_draws
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
-from difflens.pretraining.methods.base import EncoderLearner
+from difflens.pretraining.methods.base import EncoderMethod
 
 try:
     from lightly.loss import NTXentLoss
@@ -23,12 +23,12 @@ TEMPERATURE = 0.5
 """The paper's for CIFAR-10 (appendix B.9)."""
 
 
-class SimCLRLearner(EncoderLearner):
+class SimCLRMethod(EncoderMethod):
     """A ResNet with lightly's projection head, loss and views.
 
     Views are as the paper's for CIFAR-10 (appendix B.9): crops and colours at half strength, no blur; of grey images,
     brightness and contrast. Crops keep a fifth of the area, and nothing is flipped unless the recipe flips. With several
-    processes, an image's rivals are those of all of them.
+    processes, the other images of a batch are those of all of them.
     """
 
     method = "SimCLR"
@@ -39,7 +39,7 @@ class SimCLRLearner(EncoderLearner):
         half = [0.5] * self.channels
         self.views = SimCLRTransform(
             input_size=self.side, cj_strength=0.5, min_scale=0.2, gaussian_blur=0.0,
-            random_gray_scale=0.2 if self.channels == 3 else 0.0, hf_prob=0.5 if self.config.flip else 0.0,
+            random_gray_scale=0.2 if self.channels == 3 else 0.0, hf_prob=0.5 if self.config.augment == "flip" else 0.0,
             normalize={"mean": half, "std": half},
         )  # fmt: skip
         size = self.encoder.num_features

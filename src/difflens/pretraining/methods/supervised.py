@@ -7,10 +7,10 @@ from difflens.data.images import to_float
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
-from difflens.pretraining.methods.base import EncoderLearner
+from difflens.pretraining.methods.base import EncoderMethod
 
 
-class SupervisedLearner(EncoderLearner):
+class SupervisedMethod(EncoderMethod):
     """A ResNet with a linear classifier on its pooled maps, which is not kept."""
 
     method = "supervised training"

@@ -3,9 +3,8 @@
 import math
 import re
 import shutil
-import statistics
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +14,8 @@ from torch import Tensor
 
 from difflens import presets
 from difflens.backbones.base import Defaults
-from difflens.backbones.config import BackboneConfig
-from difflens.choices import (
-    HeadName,
-)
+from difflens.configs.command_line import shown_command
+from difflens.configs.options import given, resolve
 from difflens.configs.probe import ProbeConfig
 from difflens.data.images import fit as fit_images
 from difflens.data.labels import label_fraction, label_list
@@ -32,42 +29,19 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.store import FeatureStore
 from difflens.heads.config import HeadConfig
 from difflens.heads.knn import NeighbourHead
-from difflens.heads.linear import LinearHead
 from difflens.heads.make import make_head
 from difflens.metrics.classification import Evaluation
 from difflens.models.probe import Probe
 from difflens.models.saved import TrainedModel
+from difflens.opening import OpenedRun, open_run
 from difflens.reports.probe import probe_report
-from difflens.run.commands import shown_command
-from difflens.run.directory import FINISHED, RunDirectory, read_log, settings_of
+from difflens.results.probe import GridTrial, NeighbourTrial, ProbeResult, SeedResult
+from difflens.run.directory import FINISHED, RunDirectory, read_log
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 from difflens.tasks.classification.predictions import predictions_csv, read_predictions
 from difflens.tasks.classification.selection import choose_linear, choose_neighbours
 from difflens.tasks.classification.train import evaluate, fit
-
-# What may differ between a run and its continuation.
-_FREE = (
-    "out", "resume", "device", "workers", "cache_gigabytes", "store", "on_bad_image", "checkpoint_activations",
-)  # fmt: skip
-
-# What summarises several seeds: mean, and standard deviation between seeds.
-_SUMMARISED = ("top1", "top5", "mean_per_class")
-
-
-@dataclass
-class ProbeResult:
-    """What `probe` returns.
-
-    Attributes:
-        model: the trained one; of several seeds the first.
-        metrics: metrics.json's content.
-        evaluations: predictions on the test split, by seed.
-    """
-
-    model: TrainedModel
-    metrics: dict[str, Any]
-    evaluations: list[Evaluation]
 
 
 def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
@@ -79,43 +53,38 @@ def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
     Raises:
         DiffLensError: anything in the configuration, the data or the backbone is not what it should be.
     """
-    config = config.resolved()
-    config.check_resolved()
-    assert config.data is not None
+    config = resolve(config)
     process = accelerator(config.device)
     run = _probe_once if config.seeds == 1 else _probe_seeds
-    return run(config, data or load_data(config.data), process)
+    return run(config, data or load_data(given(config.data)), process)
 
 
 def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> ProbeResult:
     data = replace(whole, train=_labelled(config, whole.train.first(config.limit), whole.classes))
     if config.head != "knn":
         config = replace(config, epochs=_epochs(config, len(data.train)))
-    backbone_config = BackboneConfig.of(config, config.backbone)
-    backbone = backbone_config.load()
-    fingerprint = backbone.fingerprint()  # before anything converts or trains its weights
-    data_fingerprint = whole.fingerprint()
+    opened = open_run(config, whole, process=process)
+    backbone, fingerprint = opened.backbone, opened.fingerprints["backbone_fingerprint"]
     store = None if config.store is None else FeatureStore(config.store)
     extractor_config, head_config = _plan(config, backbone.defaults, store)
     torch.manual_seed(config.seed)
     extractor = extractor_config.build(backbone)
     head = make_head(head_config, extractor.shapes(), len(data.classes))
     if store is not None:
-        _check_store(store, config, data_fingerprint, fingerprint, head.pool, extractor)
+        _check_store(store, config, opened.fingerprints, head.pool, extractor)
     model = TrainedModel(
         Probe(extractor, head),
         data.classes,
-        backbone_config,
+        opened.backbone_config,
         extractor_config,
         head_config,
         fingerprint,
     )
-    run = RunDirectory(config.out, "probe", settings_of(config, _FREE) | {
+    identity = {
         "blocks": extractor.blocks, "noise_steps": extractor.noise_steps, "noise_seed": extractor.seed,
-        "draws": extractor.draws, "backbone_fingerprint": fingerprint, "data_fingerprint": data_fingerprint,
-        "labels_sha256": data.train.fingerprint() if config.label_list else None,
-    }, config.resume, process)  # fmt: skip
-    with run.working():
+        "draws": extractor.draws, "labels_sha256": data.train.fingerprint() if config.label_list else None,
+    }  # fmt: skip
+    with opened.directory(identity) as run:
         if run.finished:
             return _finished(config, data, run)
         return _Run(config, model, data, store, run, process).run_all()
@@ -123,26 +92,24 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
 
 def _probe_seeds(config: ProbeConfig, data: ImageData, process: Accelerator) -> ProbeResult:
     """A run directory a seed within the run directory, and a summary of them."""
-    run = RunDirectory(config.out, "probe", settings_of(config, _FREE), config.resume, process)
-    with run.working():
+    opened = OpenedRun(config, process, data, None, None, {})
+    with opened.directory() as run:
         results = []
         for seed in range(config.seed, config.seed + config.seeds):
             out = config.out / f"seed-{seed}"
             results.append(_probe_once(replace(config, out=out, seed=seed, seeds=1), data, process))
             run.keep()
-        every = [result.metrics for result in results]
-        metrics: dict[str, Any] = {key: statistics.mean(each[key] for each in every) for key in _SUMMARISED}
-        metrics |= {f"{key}_std": statistics.stdev(each[key] for each in every) for key in _SUMMARISED}
-        metrics |= {
-            key: every[0][key] for key in ("metric", "test_images", "train_images", "trainable_parameters")
-        } | {"runs": every}  # fmt: skip
-        first = results[0]
-        logs = [read_log(config.out / f"seed-{each['seed']}") for each in every]
-        evaluations = [evaluation for result in results for evaluation in result.evaluations]
-        run.write("report.html", _report(config, first.model, data, evaluations, every, logs, process))
-        run.write_folder("model", first.model.save)
-        run.write_json(FINISHED, metrics)
-    return ProbeResult(first.model, metrics, evaluations)
+        result = ProbeResult(
+            out=config.out,
+            model=results[0].model,
+            seeds=tuple(seed for each in results for seed in each.seeds),
+            evaluations=tuple(evaluation for each in results for evaluation in each.evaluations),
+        )
+        logs = [read_log(config.out / f"seed-{each.seed}") for each in result.seeds]
+        run.write("report.html", _report(config, result, data, logs, process))
+        run.write_folder("model", result.model.save)
+        run.write_json(FINISHED, result.metrics())
+    return result
 
 
 def _labelled(config: ProbeConfig, train: ImageSplit, classes: tuple[str, ...]) -> ImageSplit:
@@ -158,10 +125,9 @@ def _epochs(config: ProbeConfig, images: int) -> int:
     """As asked; or else the recipe's, and more of them where a few images would make few steps of them."""
     if config.epochs is not None:
         return config.epochs
-    epochs: int = config.recipe()["epochs"]
-    assert config.batch_size is not None
-    enough, steps = (math.ceil(count / config.batch_size) for count in (presets.FEW_IMAGES, images))
-    return math.ceil(epochs * max(1, enough / steps))
+    batch_size = given(config.batch_size)
+    enough, steps = (math.ceil(count / batch_size) for count in (presets.FEW_IMAGES, images))
+    return math.ceil(config.usual_epochs * max(1, enough / steps))
 
 
 def _plan(
@@ -177,27 +143,17 @@ def _plan(
     if steps is None:
         usual = defaults.fusion_noise_steps if several else (defaults.noise_step,)
         steps = usual if store is None else _usual(usual, store.noise_steps)
-    name = config.extractor or ("feedback" if config.head == "diffeed" else "frozen")
-    if config.head == "diffeed" and name != "feedback":
-        raise DiffLensError(f"diffeed is the attention head on the feedback extractor, not on {name}")
     seed, draws = (
         (config.seed, config.draws) if store is None else (store.manifest["seed"], store.manifest["draws"])
     )
     extractor = ExtractorConfig(
-        name,
-        blocks,
-        steps,
-        seed,
-        config.feedback_blocks,
-        config.from_block,
-        config.precision,
-        draws,
-        config.checkpoint_activations,
-    )
-    reads_many = config.head == "diffeed" and len(blocks) * len(steps) > 1
-    head: HeadName = "attention" if config.head == "diffeed" else config.head
-    if reads_many:
-        head = "difformer"
+        given(config.extractor), blocks, steps, seed, config.feedback_blocks, config.from_block, config.precision,
+        draws, config.checkpoint_activations,
+    )  # fmt: skip
+    head = config.head
+    assert head != "diffeed", "`resolve` has expanded it"
+    if head == "attention" and config.extractor == "feedback" and len(blocks) * len(steps) > 1:
+        head = "difformer"  # DifFeed reads several places as DifFormer does
     pool = config.pool
     if pool is None and config.backbone.startswith("pixels"):
         pool = 0  # pooling would leave little of the images to read
@@ -217,8 +173,7 @@ def _usual(usual: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
 def _check_store(
     store: FeatureStore,
     config: ProbeConfig,
-    data_fingerprint: str,
-    backbone_fingerprint: str,
+    fingerprints: Mapping[str, str],
     side: int | None,
     extractor: Extractor,
 ) -> None:
@@ -226,9 +181,9 @@ def _check_store(
     manifest = store.manifest
     stored, asked = manifest["backbone"], config
     different = []
-    if stored["fingerprint"] != backbone_fingerprint:
+    if stored["fingerprint"] != fingerprints["backbone_fingerprint"]:
         different.append(f"its backbone was {stored['spec']}, with other weights than {asked.backbone}")
-    if manifest["data"]["fingerprint"] != data_fingerprint:
+    if manifest["data"]["fingerprint"] != fingerprints["data_fingerprint"]:
         different.append(f"its data was {manifest['data']['spec']}, which is not what {asked.data} holds now")
     if stored["precision"] != asked.precision:
         different.append(f"its backbone ran in {stored['precision']}, not in {asked.precision}")
@@ -257,9 +212,13 @@ def _pools_alike(width: int, kept: int, side: int | None) -> bool:
 
 
 def _finished(config: ProbeConfig, data: ImageData, run: RunDirectory) -> ProbeResult:
-    metrics = run.read_json(FINISHED)
     evaluation = read_predictions(config.out / "predictions.csv", data.test.ids, data.classes)
-    return ProbeResult(TrainedModel.load(config.out), metrics, [evaluation])
+    return ProbeResult(
+        out=config.out,
+        model=TrainedModel.load(config.out),
+        seeds=(SeedResult.from_metrics(run.read_json(FINISHED)),),
+        evaluations=(evaluation,),
+    )
 
 
 class _Run:
@@ -276,9 +235,10 @@ class _Run:
     ):
         self.config, self.model, self.data, self.store = config, model, data, store
         self.run, self.process = run, process
-        self.training, self.skipped = config.training(), list[str]()
+        self.training, self.skipped = config, list[str]()
         self.probe = model.probe.to(process.device)
-        self.chosen: dict[str, Any] = {}
+        self.grid: tuple[GridTrial, ...] | None = None
+        self.neighbours: tuple[NeighbourTrial, ...] | None = None
         online = self.probe.extractor.trainable or self.training.augment != "none"
         if process.num_processes > 1:
             if online and self.training.on_bad_image == "skip":
@@ -298,8 +258,7 @@ class _Run:
         else:
             if self.config.grid:
                 assert caches is not None
-                assert isinstance(head, LinearHead)
-                self._choose_rate(head, caches[0])
+                self._choose_rate(caches[0])
             seconds = fit(
                 self.probe,
                 self.data.train,
@@ -340,17 +299,15 @@ class _Run:
             for chosen in torch.arange(len(cache)).split(1024)
         ]
         head.remember(torch.cat(vectors), cache.labels)
-        records = choose_neighbours(head, len(self.data.classes))
-        head.neighbours = _best(records)["k"]
-        self.chosen = {"neighbours": records}
+        self.neighbours = choose_neighbours(head, len(self.data.classes))
+        head.neighbours = next(trial.k for trial in self.neighbours if trial.chosen)
         self.model.head = replace(self.model.head, bank=len(cache), neighbours=head.neighbours)
 
-    def _choose_rate(self, head: LinearHead, cache: FeatureCache) -> None:
-        records = choose_linear(head, cache, self.training, self.process.device)
-        best = _best(records)
-        self.chosen = {"grid": records}
+    def _choose_rate(self, cache: FeatureCache) -> None:
+        self.grid = choose_linear(self.probe, cache, self.training, self.process)
+        best = next(trial for trial in self.grid if trial.chosen)
         self.training = replace(
-            self.training, learning_rate=best["learning_rate"], weight_decay=best["weight_decay"]
+            self.training, learning_rate=best.learning_rate, weight_decay=best.weight_decay
         )
 
     def _evaluate(self) -> Evaluation:
@@ -361,11 +318,12 @@ class _Run:
 
     def _evaluate_others(self, head: NeighbourHead, chosen: Evaluation) -> None:
         """The usual table by number of neighbours; the choice among them is made already."""
-        kept = head.neighbours
-        for record in self.chosen["neighbours"]:
-            head.neighbours = record["k"]
-            record["top1"] = chosen.top1 if record["chosen"] else self._evaluate().top1
-        head.neighbours = kept
+        assert self.neighbours is not None
+        kept, trials = head.neighbours, []
+        for trial in self.neighbours:
+            head.neighbours = trial.k
+            trials.append(replace(trial, top1=chosen.top1 if trial.chosen else self._evaluate().top1))
+        head.neighbours, self.neighbours = kept, tuple(trials)
 
     def _write(self, evaluation: Evaluation, seconds: float) -> ProbeResult:
         config, data, run, process = self.config, self.data, self.run, self.process
@@ -374,30 +332,37 @@ class _Run:
             skipped = sorted(set(gather_object(skipped)))
         names = set(data.train.ids)
         unread = sum(_image_of(line, names) is not None for line in skipped)
-        metrics = {
-            **evaluation.metrics(),
-            "metric": data.metric,
-            "trainable_parameters": self.probe.trainable_parameters,
-            "train_images": len(data.train) - unread,
-            "train_seconds": round(seconds, 2),
-            "epochs": 0 if config.head == "knn" else config.epochs,
-            "seed": config.seed,
-            "skipped_images": skipped,
-            **self.chosen,
-        }
+        seed = SeedResult(
+            top1=evaluation.top1,
+            top1_interval_95=evaluation.top1_interval,
+            top5=evaluation.top5,
+            mean_per_class=evaluation.mean_per_class,
+            test_images=len(evaluation.rows),
+            per_class=evaluation.per_class,
+            confusion_matrix=tuple(map(tuple, evaluation.confusion.tolist())),
+            metric=data.metric,
+            trainable_parameters=self.probe.trainable_parameters,
+            train_images=len(data.train) - unread,
+            train_seconds=round(seconds, 2),
+            epochs=config.epochs if config.epochs is not None and config.head != "knn" else 0,
+            seed=config.seed,
+            skipped_images=tuple(skipped),
+            grid=self.grid,
+            neighbours=self.neighbours,
+        )
         self.model.info = {
-            "data": data.name, "top1": round(evaluation.top1, 4), "test_images": len(evaluation.rows),
-            "train_images": metrics["train_images"], "epochs": metrics["epochs"], "seed": config.seed,
+            "data": data.name, "top1": round(seed.top1, 4), "test_images": seed.test_images,
+            "train_images": seed.train_images, "epochs": seed.epochs, "seed": seed.seed,
         }  # fmt: skip
         run.write("predictions.csv", predictions_csv(evaluation, data.test.ids))
         run.write_folder("model", self.model.save)
-        report = _report(config, self.model, data, [evaluation], [metrics], [run.read_log()], process)
-        run.write("report.html", report)
-        run.write_json(FINISHED, metrics)
+        result = ProbeResult(out=config.out, model=self.model, seeds=(seed,), evaluations=(evaluation,))
+        run.write("report.html", _report(config, result, data, [run.read_log()], process))
+        run.write_json(FINISHED, result.metrics())
         process.wait_for_everyone()
         if run.main_process:
             shutil.rmtree(config.out / "cache", ignore_errors=True)
-        return ProbeResult(self.model, metrics, [evaluation])
+        return result
 
 
 def _image_of(line: str, names: Collection[str]) -> str | None:
@@ -406,19 +371,14 @@ def _image_of(line: str, names: Collection[str]) -> str | None:
     return next((line[:end] for end in ends if line[:end] in names), None)
 
 
-def _best(records: list[dict[str, Any]]) -> dict[str, Any]:
-    return next(record for record in records if record["chosen"])
-
-
 def _report(
     config: ProbeConfig,
-    model: TrainedModel,
+    result: ProbeResult,
     data: ImageData,
-    evaluations: Sequence[Evaluation],
-    metrics: Sequence[dict[str, Any]],
     logs: Sequence[list[dict[str, Any]]],
     process: Accelerator,
 ) -> str:
+    model, train_images = result.model, result.seeds[0].train_images
     extractor, backbone = model.probe.extractor, model.probe.extractor.backbone
 
     def examples(rows: Sequence[int]) -> Tensor:
@@ -435,15 +395,15 @@ def _report(
         "Places read": f"blocks {listing(extractor.blocks)} at noise steps {listing(extractor.noise_steps)}, "
         f"{model.extractor.name} extractor",
         "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
-        "Labels used": f"{metrics[0]['train_images']:,}: {labels}",
-        "Seeds": listing([each["seed"] for each in metrics]),
+        "Labels used": f"{train_images:,}: {labels}",
+        "Seeds": listing([each.seed for each in result.seeds]),
         **environment(process.device),
     }
     summary = (
         f"A {config.head} head on the {model.extractor.name} features of {config.backbone}, trained on "
-        f"{metrics[0]['train_images']:,} labelled images of {data.name}."
+        f"{train_images:,} labelled images of {data.name}."
     )
     return probe_report(
-        command=shown_command("probe", config), summary=summary, evaluations=evaluations, metrics=metrics, logs=logs,
-        examples=examples, provenance=provenance,
+        command=shown_command(config), summary=summary, evaluations=result.evaluations,
+        metrics=[each.metrics() for each in result.seeds], logs=logs, examples=examples, provenance=provenance,
     )  # fmt: skip

@@ -1,22 +1,26 @@
 """Choosing a head's settings on the training images, never on the test images."""
 
 import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 
+from difflens.configs.options import given
 from difflens.configs.train import TrainConfig
-from difflens.data.loader import epoch_order
 from difflens.data.split import every_nth
 from difflens.errors import DiffLensError
 from difflens.extractors.cache import FeatureCache
 from difflens.heads.knn import NeighbourHead
 from difflens.heads.linear import LinearHead
 from difflens.metrics.classifiers import NEIGHBOURS, left_out_neighbours
-from difflens.run.console import progress_bar
-from difflens.tasks.classification.train import mix
-from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer, make_schedule
+from difflens.models.probe import Probe
+from difflens.results.probe import GridTrial, NeighbourTrial
+from difflens.tasks.classification.train import HeadObjective, cached_batches
+from difflens.training.loop import TrainingLoop
+from difflens.training.optimisers import ParameterGroup
 
 # what `probe --head linear --grid` tries: learning rates by weight decays
 GRID: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -25,82 +29,94 @@ GRID: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
-def choose_neighbours(head: NeighbourHead, classes: int) -> list[dict[str, Any]]:
+def choose_neighbours(head: NeighbourHead, classes: int) -> tuple[NeighbourTrial, ...]:
     """How well each number of neighbours does on the training images that `head` remembers, each left out in turn.
 
     Returns:
-        A record for each of `classifiers.NEIGHBOURS`: "k", "validation_top1", and "chosen", true for the best.
+        A trial for each of `classifiers.NEIGHBOURS`; the best is chosen.
     """
     accuracy = left_out_neighbours(head.bank, head.labels, classes)
-    return _chosen([
-        {"k": k, "validation_top1": each} for k, each in zip(NEIGHBOURS, accuracy, strict=True)
-    ])  # fmt: skip
+    best = accuracy.index(max(accuracy))
+    return tuple(
+        NeighbourTrial(k, each, place == best)
+        for place, (k, each) in enumerate(zip(NEIGHBOURS, accuracy, strict=True))
+    )
+
+
+class GridObjective(HeadObjective):
+    """Linear heads that learn at different rates in the same pass over cached maps.
+
+    Args:
+        probe: with a linear head, which is not changed.
+        heads: those to train.
+        rows: the entries of `cache` to train on, (M,) long.
+        pairs: learning rate and weight decay of each head.
+    """
+
+    def __init__(
+        self, probe: Probe, heads: nn.ModuleList, cache: FeatureCache, rows: Tensor, config: TrainConfig,
+        process: Accelerator, pairs: Sequence[tuple[float, float]],
+    ):  # fmt: skip
+        self.heads, self.cache, self.rows = heads, cache, rows
+        groups = [ParameterGroup(each.parameters(), *pair) for each, pair in zip(heads, pairs, strict=True)]
+        super().__init__(probe, heads, config, process, len(rows), groups=groups)
+
+    def read(self, order: Tensor, epoch: int) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+        head = self.probe.head
+        assert isinstance(head, LinearHead)
+        for maps, labels in cached_batches(self.cache, self.rows[order], self.share, self.process.device):
+            yield (head.vectors(maps),), labels
+
+    def loss(self, inputs: tuple[Any, ...], target: Tensor) -> Tensor:
+        """(K,): each head has its own parameters, so its own gradient."""
+        return torch.stack([self.cross_entropy(each(*inputs), target) for each in self.heads])
+
+    def step(self, batch: Any) -> Tensor:
+        # some of the heads may diverge
+        return super().step(batch).nan_to_num(nan=torch.inf).amin()
+
+    def weights(self) -> list[Tensor]:
+        return []
 
 
 def choose_linear(
-    head: LinearHead, cache: FeatureCache, config: TrainConfig, device: torch.device
-) -> list[dict[str, Any]]:
+    probe: Probe, cache: FeatureCache, config: TrainConfig, process: Accelerator
+) -> tuple[GridTrial, ...]:
     """Train a linear head for every learning rate and weight decay, all in the same pass over the features.
 
-    A fifth of the images of each class is held out to judge them. The head itself is not changed.
+    A fifth of the images of each class is held out to judge them. The probe itself is not changed.
 
     Args:
+        probe: with a linear head, on the process's device.
         cache: of the training images.
         config: of the training; its learning rate and weight decay are not used.
 
     Returns:
-        A record for each pair: "learning_rate", "weight_decay", "validation_top1", and "chosen", true for the best.
+        A trial for each pair; the best is chosen.
     """
-    pairs = list(itertools.product(*GRID[config.optimizer]))
+    pairs = list(itertools.product(*GRID[given(config.optimizer)]))
     held_out = every_nth(cache.labels, 5)
     if not held_out.any():
         raise DiffLensError("the grid holds out a fifth of each class, and no class has two training images")
     train, validation = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     torch.manual_seed(config.seed)
-    size, classes = head.inputs, head.num_classes
-    start = nn.Linear(size, classes).state_dict()
-    heads = nn.ModuleList(nn.Linear(size, classes) for _ in pairs).to(device)
+    head, device = probe.head, process.device
+    assert isinstance(head, LinearHead)
+    start = nn.Linear(head.inputs, head.num_classes).state_dict()
+    heads = nn.ModuleList(nn.Linear(head.inputs, head.num_classes) for _ in pairs).to(device)
     for each in heads:
         each.load_state_dict(start)
-    optimizer = make_optimizer(
-        config.optimizer, *(ParameterGroup(each.parameters(), *pair) for each, pair in zip(heads, pairs, strict=True))
-    )  # fmt: skip
-    batch_size = min(config.batch_size, len(train))
-    steps = -(-len(train) // batch_size)
-    rates = make_schedule(
-        optimizer, config.lr_schedule, config.epochs * steps, int(config.warmup_epochs * steps),
-        config.step_epochs * steps,
-    )  # fmt: skip
-    with progress_bar() as bar:
-        task = bar.add_task("choosing on held-out training images", total=config.epochs * steps, note="")
-        for epoch in range(config.epochs):
-            generator = torch.Generator().manual_seed(epoch_seed(config.seed, epoch))
-            for chosen in train[epoch_order(len(train), config.seed, epoch)].split(batch_size):
-                vectors = head.vectors(cache.batch(chosen, device))
-                (vectors,), target = mix(
-                    (vectors,), cache.labels[chosen].to(device), classes, config.mixup, generator
-                )
-                losses = [
-                    nn.functional.cross_entropy(each(vectors), target, label_smoothing=config.label_smoothing)
-                    for each in heads
-                ]
-                optimizer.zero_grad(set_to_none=True)
-                torch.stack(losses).sum().backward()  # each head has its own parameters, so its own gradient
-                optimizer.step()
-                rates.step()
-                bar.update(task, advance=1)
+    objective = GridObjective(probe, heads, cache, train, config, process, pairs)
+    TrainingLoop(objective, objective.pace(), process, title="choosing on held-out training images").train()
     hits = torch.zeros(len(pairs))
     with torch.no_grad():
         for chosen in validation.split(1024):
             vectors = head.vectors(cache.batch(chosen, device))
             labels = cache.labels[chosen].to(device)
             hits += torch.tensor([int((each(vectors).argmax(1) == labels).sum()) for each in heads])
-    return _chosen([
-        {"learning_rate": rate, "weight_decay": decay, "validation_top1": float(hit) / len(validation)}
-        for (rate, decay), hit in zip(pairs, hits, strict=True)
-    ])  # fmt: skip
-
-
-def _chosen(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    best = max(range(len(records)), key=lambda k: records[k]["validation_top1"])
-    return [{**record, "chosen": k == best} for k, record in enumerate(records)]
+    shares = [float(hit) / len(validation) for hit in hits]
+    best = shares.index(max(shares))
+    return tuple(
+        GridTrial(*pair, share, place == best)
+        for place, (pair, share) in enumerate(zip(pairs, shares, strict=True))
+    )

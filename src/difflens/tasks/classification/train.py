@@ -1,21 +1,22 @@
 """Trains a head on a labelled split, and evaluates it."""
 
+import itertools
 import math
-import time
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from difflens.backbones.maps import Place
+from difflens.configs.options import given
 from difflens.configs.train import TrainConfig
 from difflens.data.images import to_float
 from difflens.data.loader import epoch_order
 from difflens.data.split import ImageSplit
-from difflens.errors import DiffLensError
 from difflens.extractors.base import evaluating
 from difflens.extractors.cache import READ_BATCH, FeatureCache, Reading
 from difflens.metrics.classification import Evaluation
@@ -23,11 +24,13 @@ from difflens.models.probe import Probe
 from difflens.run.console import progress_bar
 from difflens.run.directory import RunDirectory
 from difflens.run.processes import accelerator
-from difflens.training.optimisers import epoch_seed, make_optimizer, make_schedule
+from difflens.tasks.objectives import ProbeObjective
+from difflens.training.loop import Pace, TrainingLoop
+from difflens.training.objectives import Look
+from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer, make_schedule
 
 # with few images an epoch is shorter than writing a checkpoint
 _CHECKPOINT_SECONDS = 2.0
-
 
 # cached maps that are fetched at once, in float32
 _FETCHED_BYTES = 4 << 20
@@ -57,81 +60,144 @@ def fit(
         Seconds of training, extraction of a cache not counted.
 
     Raises:
-        DiffLensError: the loss is no longer finite.
+        DiffLensError: loss or weights are no longer finite.
     """
+    config = config.filled()
     process = process or accelerator()
-    device = process.device
-    probe.to(device)
-    count = len(split if cache is None else cache)
-    # a cache holds this process's share already
-    rank, world = (process.process_index, process.num_processes) if cache is None else (0, 1)
-    batch_size = max(1, min(config.batch_size // process.num_processes, count))
-    classes = probe.head.num_classes
-    steps = math.ceil(math.ceil(count / world) / batch_size)
-    if process.num_processes > 1:  # shares may differ by an image, but every process must take as many steps
-        steps = max(gather_object([steps]))
-    trained: nn.Module = process.prepare(probe if cache is None else probe.head)
-    groups = probe.parameter_groups(config.learning_rate, config.weight_decay, config.layer_decay)
-    optimizer = make_optimizer(config.optimizer, *groups)
-    rates = make_schedule(
-        optimizer, config.lr_schedule, config.epochs * steps, int(config.warmup_epochs * steps),
-        config.step_epochs * steps,
-    )  # fmt: skip
-    start, seconds = 0, 0.0
-    state = run.load_checkpoint() if run else None
-    if state:
-        probe.load_own_state(state["probe"])
-        optimizer.load_state_dict(state["optimizer"])
-        rates.load_state_dict(state["rates"])
-        start, seconds = state["epoch"], state["seconds"]
-    probe.train()
-    saved = time.monotonic()
-    with progress_bar(process.is_main_process) as bar:
-        task = bar.add_task(
-            label or "training", total=config.epochs * steps, completed=start * steps, note=""
+    probe.to(process.device)
+    objective = (
+        OnlineObjective(probe, split, config, process, Reading.of(config, skipped))
+        if cache is None
+        else CachedObjective(probe, cache, config, process)
+    )
+    pace = objective.pace(_CHECKPOINT_SECONDS)
+    return TrainingLoop(objective, pace, process, run, label or "training").train()
+
+
+class HeadObjective(ProbeObjective):
+    """Cross-entropy of a classifier, by epochs: order, mixup and dropout are functions of (seed, epoch).
+
+    Args:
+        probe: on the process's device.
+        trained: the probe or its head, which several processes have wrapped.
+        count: images, or those that this process has of them.
+        rank, world: of how many processes that share the images which one this is.
+        groups: the parameters to train; None: all of the probe's.
+    """
+
+    probe: Probe
+
+    def __init__(
+        self,
+        probe: Probe,
+        trained: nn.Module,
+        config: TrainConfig,
+        process: Accelerator,
+        count: int,
+        rank: int = 0,
+        world: int = 1,
+        groups: Sequence[ParameterGroup] | None = None,
+    ):
+        self.trained, self.config = trained, config
+        self.count, self.rank, self.world = count, rank, world
+        self.share = max(1, min(given(config.batch_size) // process.num_processes, count))
+        self.steps = math.ceil(math.ceil(count / world) / self.share)
+        if (
+            process.num_processes > 1
+        ):  # shares may differ by an image, but every process must take as many steps
+            self.steps = max(gather_object([self.steps]))
+        groups = groups or probe.parameter_groups(
+            given(config.learning_rate),
+            given(config.weight_decay),
+            config.layer_decay,
         )
-        for epoch in range(start, config.epochs):
-            begun = time.monotonic()
-            order = epoch_order(count, config.seed, epoch, rank, world)
-            if process.num_processes > 1:
-                order = order[torch.arange(steps * batch_size) % len(order)]
-            total = torch.zeros((), device=device)
-            generator = torch.Generator().manual_seed(epoch_seed(config.seed, epoch))
-            torch.manual_seed(epoch_seed(config.seed, epoch) + rank)  # of dropout, the same after a resume
-            for inputs, labels in _training_batches(
-                probe, split, cache, order, batch_size, config, epoch, device, skipped
-            ):
-                inputs, target = mix(inputs, labels, classes, config.mixup, generator)
-                logits = trained(*inputs)
-                loss = nn.functional.cross_entropy(logits, target, label_smoothing=config.label_smoothing)
-                optimizer.zero_grad(set_to_none=True)
-                process.backward(loss)
-                optimizer.step()
-                rates.step()
-                total += loss.detach()
-                bar.update(task, advance=1)
-            seconds += time.monotonic() - begun
-            mean = float(process.reduce(total, "mean")) / steps
-            if not math.isfinite(mean):
-                raise DiffLensError(
-                    f"the loss is no longer finite in epoch {epoch + 1}: lower the learning rate "
-                    f"(now {config.learning_rate:g})"
-                )
-            bar.update(task, note=f"loss {mean:.3f}")
-            if run:
-                run.log({"epoch": epoch + 1, "loss": mean, "learning_rate": rates.get_last_lr()[0]})
-            if run and (epoch + 1 == config.epochs or time.monotonic() - saved >= _CHECKPOINT_SECONDS):
-                run.save_checkpoint({
-                    "probe": probe.own_state(), "optimizer": optimizer.state_dict(),
-                    "rates": rates.state_dict(), "epoch": epoch + 1, "seconds": seconds,
-                })  # fmt: skip
-                saved = time.monotonic()
-    if not all(bool(value.isfinite().all()) for value in probe.own_state().values()):
-        raise DiffLensError(f"training diverged: lower the learning rate (now {config.learning_rate:g})")
-    if process.num_processes > 1:  # each process kept its own batch statistics
-        for buffer in probe.buffers():
-            broadcast(buffer)
-    return seconds
+        optimizer = make_optimizer(given(config.optimizer), *groups)
+        total, every = given(config.epochs) * self.steps, (config.step_epochs or 0) * self.steps
+        warmup = self.steps // 2 if config.warmup_steps is None else config.warmup_steps
+        drops = [step / total for step in range(every, total + 1, every)] if every else []
+        rates = make_schedule(optimizer, given(config.lr_schedule), total, warmup, drops)
+        super().__init__(probe, process, self.share * process.num_processes, optimizer, rates)
+
+    @abstractmethod
+    def read(self, order: Tensor, epoch: int) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+        """What the trained module takes, and the labels, of the images `order`, (M,) long, batch by batch."""
+
+    def loss(self, inputs: tuple[Any, ...], target: Tensor) -> Tensor:
+        """() with a graph; `target` are labels, (B,) long, or probabilities of the classes, (B, K)."""
+        return self.cross_entropy(self.trained(*inputs), target)
+
+    def pace(self, checkpoint_seconds: float = 0.0) -> Pace:
+        return Pace(given(self.config.epochs) * self.steps, self.steps, checkpoint_seconds=checkpoint_seconds)
+
+    def batches(self, start: int) -> Iterator[Any]:
+        seed = self.config.seed
+        for epoch in itertools.count(start // self.steps):
+            order = epoch_order(self.count, seed, epoch, self.rank, self.world)
+            if self.process.num_processes > 1:
+                order = order[torch.arange(self.steps * self.share) % len(order)]
+            self.generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))  # of mixup
+            torch.manual_seed(epoch_seed(seed, epoch) + self.rank)  # of dropout
+            # a batch of which no image could be read is None
+            read = itertools.chain(self.read(order, epoch), itertools.repeat(None))
+            yield from itertools.islice(read, self.steps)
+
+    def step(self, batch: tuple[tuple[Any, ...], Tensor] | None) -> Tensor:
+        if batch is None:
+            return torch.zeros((), device=self.process.device)
+        inputs, target = mix(*batch, self.probe.head.num_classes, given(self.config.mixup), self.generator)
+        loss = self.loss(inputs, target)
+        self.update(loss.sum())
+        return loss.detach()
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, target, label_smoothing=given(self.config.label_smoothing))
+
+    def position(self, iteration: int) -> dict[str, int]:
+        return {"epoch": iteration // self.steps}
+
+    def iteration(self, position: dict[str, Any]) -> int:
+        return int(position["epoch"]) * self.steps
+
+    def where(self, iteration: int) -> str:
+        return f"in epoch {math.ceil(iteration / self.steps)}"
+
+    def record(self, look: Look) -> dict[str, Any]:
+        return {**self.position(look.iteration), "loss": look.loss, "learning_rate": self.learning_rate}
+
+
+class CachedObjective(HeadObjective):
+    """A head on cached maps of a frozen extractor; a cache holds this process's share already."""
+
+    def __init__(self, probe: Probe, cache: FeatureCache, config: TrainConfig, process: Accelerator):
+        self.cache = cache
+        super().__init__(probe, process.prepare(probe.head), config, process, len(cache))
+
+    def read(self, order: Tensor, epoch: int) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+        for maps, labels in cached_batches(self.cache, order, self.share, self.process.device):
+            yield (maps,), labels
+
+    def loss(self, inputs: tuple[Any, ...], target: Tensor) -> Tensor:
+        return self.cross_entropy(self.trained(*inputs), target)
+
+
+class OnlineObjective(HeadObjective):
+    """A head and perhaps its extractor on images: augmented, or with new noise in every epoch."""
+
+    def __init__(
+        self, probe: Probe, split: ImageSplit, config: TrainConfig, process: Accelerator, reading: Reading
+    ):
+        self.split, self.reading = split, reading
+        rank, world = process.process_index, process.num_processes
+        super().__init__(probe, process.prepare(probe), config, process, len(split), rank, world)
+
+    def read(self, order: Tensor, epoch: int) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+        config, extractor = self.config, self.probe.extractor
+        draw = epoch + 1 if config.fresh_noise else 0
+        for batch in self.reading.batches(
+            extractor, self.split, order, self.share, config.seed, epoch, given(config.augment)
+        ):
+            assert batch.labels is not None
+            yield (to_float(batch.images), batch.index, draw), batch.labels
 
 
 def evaluate(
@@ -171,30 +237,6 @@ def evaluate(
     rows, labels, ranked, confidence = (torch.cat(column) for column in zip(*parts, strict=True))
     order = rows.argsort()
     return Evaluation(rows[order], labels[order], ranked[order], confidence[order], classes)
-
-
-def _training_batches(
-    probe: Probe,
-    split: ImageSplit,
-    cache: FeatureCache | None,
-    order: Tensor,
-    batch_size: int,
-    config: TrainConfig,
-    epoch: int,
-    device: torch.device,
-    skipped: list[str] | None,
-) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-    """What the trained module takes, and the labels."""
-    if cache is not None:
-        for maps, labels in cached_batches(cache, order, batch_size, device):
-            yield (maps,), labels
-        return
-    draw = epoch + 1 if config.fresh_noise else 0
-    for batch in Reading.of(config, skipped).batches(
-        probe.extractor, split, order, batch_size, config.seed, epoch, config.augment
-    ):
-        assert batch.labels is not None
-        yield (to_float(batch.images), batch.index, draw), batch.labels
 
 
 def cached_batches(

@@ -1,11 +1,11 @@
 """Diffusion, BiGAN, SimCLR, MAE and supervised training on the same images, at equal compute, by the same protocols.
 
-Usage: python benchmarks/rivals.py OUTPUT_FOLDER --judge SPACE [options]; `--help` names them. What is finished is not run
+Usage: python benchmarks/compare.py OUTPUT_FOLDER --judge SPACE [options]; `--help` names them. What is finished is not run
 again, so a run that was stopped goes on.
 
 1. One after another, each method trains for a short while, to see how many images it takes a second on this machine.
 2. Each method trains for as many epochs as fill the same number of minutes, with each seed.
-3. `difflens rivals` reads them all: the block and the noise step of each by a sweep over training images, then linear,
+3. `difflens compare` reads them all: the block and the noise step of each by a sweep over training images, then linear,
    attention, k-NN, 1 % and 10 % of the labels; of what generates, the Fréchet distance in the features of SPACE, a
    trained model or a backbone. Untrained: the U-Net and the ResNet with fresh weights.
 4. The table over seeds, in Markdown, also in OUTPUT_FOLDER/table.md. Its minutes are at the speed of the first stage,
@@ -83,10 +83,10 @@ def main() -> None:
 
     backbones = [str(folder / "model") for folder in runs.values()]
     backbones += [f"random:{out / f'{method}-0' / 'model'}" for method in UNTRAINED]
-    compared = out / "rivals"
+    compared = out / "compare"
     if not (compared / "metrics.json").exists():
         difflens(
-            "rivals", "--backbones", *backbones, "--data", asked.data, "--sweep", asked.sweep, "--store",
+            "compare", "--backbones", *backbones, "--data", asked.data, "--sweep", asked.sweep, "--store",
             "--token-side", TOKEN_SIDE,
             "--label-fraction", 0.01, 0.1, "--features", asked.judge, "--samples", asked.samples,
             *(["--epochs", asked.epochs] if asked.epochs else []),
@@ -124,11 +124,13 @@ def write_table(
 
 
 def row(name: str, each: list[dict], keys: list[str], epochs: int, minutes: str) -> str:
-    places = sorted({f"{rival['block']}, {rival['noise_step']}" for rival in each})
-    distances = [rival["frechet_distance"] for rival in each if rival["frechet_distance"] is not None]
+    places = sorted({f"{backbone['block']}, {backbone['noise_step']}" for backbone in each})
+    distances = [
+        backbone["frechet_distance"] for backbone in each if backbone["frechet_distance"] is not None
+    ]
     cells = [
         name, "; ".join(places),
-        *(spread([100 * rival["accuracy"][key] for rival in each]) for key in keys),
+        *(spread([100 * backbone["accuracy"][key] for backbone in each]) for key in keys),
         spread(distances) if distances else "", f"{each[0]['parameters']:,}", epochs, minutes,
     ]  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"

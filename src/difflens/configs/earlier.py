@@ -1,0 +1,33 @@
+"""Commands and run directories of earlier versions, with the names of today."""
+
+from collections.abc import Mapping
+from typing import Any
+
+FORMER_COMMANDS = {"rivals": "compare"}
+"""Command words of earlier versions, and those of today."""
+
+_OPTIONS = {"warmup_iterations": "warmup_steps", "ruler": "reference_distances"}
+
+
+def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that a run directory of any version holds, as this version would write it.
+
+    Version 0.1 recorded `--flip`, `--warmup-epochs`, the head diffeed, and defaults of options without effect.
+    """
+    record = {_OPTIONS.get(key, key): value for key, value in stored.items()}
+    record["command"] = command = FORMER_COMMANDS.get(record.get("command", ""), record.get("command"))
+    if "flip" in record:
+        record["augment"] = "flip" if record.pop("flip") else "none"
+    if command in ("segment", "detect") and "label_fraction" in record:
+        record["image_fraction"] = record.pop("label_fraction")
+    if record.get("warmup_epochs") in (0.0, 0.5):
+        record["warmup_steps"] = None if record.pop("warmup_epochs") else 0  # None means half an epoch
+    if record.get("head") == "diffeed":
+        record |= {"head": "attention", "extractor": "feedback"}
+    elif command == "probe" and record.get("extractor") is None:
+        record["extractor"] = "frozen"
+    if record.get("extractor") != "finetuned":
+        record.pop("layer_decay", None)
+    if record.get("lr_schedule") != "step":
+        record.pop("step_epochs", None)
+    return record

@@ -1,0 +1,78 @@
+"""The result of `difflens demo`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from rich.table import Table
+
+from difflens.results.base import Result, known, plain
+from difflens.run.console import table_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoScore:
+    """How one head did.
+
+    Attributes:
+        top1, top1_interval_95: accuracy on the test images, in [0, 1], and its 95 % interval.
+        train_seconds: seconds of training, without reading features.
+    """
+
+    top1: float
+    top1_interval_95: tuple[float, float]
+    trainable_parameters: int
+    train_seconds: float
+
+    def metrics(self) -> dict[str, Any]:
+        """Plain values for metrics.json."""
+        values: dict[str, Any] = plain(self)
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult(Result):
+    """What `demo` returns.
+
+    Attributes:
+        out: the run directory.
+        results: by head, and by baseline: "pixels" and "random_backbone".
+        seconds: of the whole run.
+        best: the head with the highest accuracy.
+        saved_head: the head that model/ holds.
+    """
+
+    out: Path
+    results: Mapping[str, DemoScore]
+    seconds: float
+    train_images: int
+    test_images: int
+    best: str
+    saved_head: str
+
+    def metrics(self) -> dict[str, Any]:
+        """Plain values for metrics.json."""
+        return {
+            "results": plain(self.results),
+            "seconds": self.seconds,
+            "train_images": self.train_images,
+            "test_images": self.test_images,
+            "best": self.best,
+            "model": self.saved_head,
+        }
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any], out: Path) -> Self:
+        """What `metrics` wrote into the run directory `out`."""
+        scores = {name: DemoScore(**known(DemoScore, row)) for name, row in metrics["results"].items()}
+        values = {**known(cls, metrics), "results": scores, "saved_head": metrics["model"]}
+        return cls(**values, out=out)
+
+    def summary(self) -> str:
+        table = Table("features and head", "top-1", "trainable parameters", "training seconds")
+        for name, row in self.results.items():
+            table.add_row(
+                name, f"{100 * row.top1:.1f} %", f"{row.trainable_parameters:,}", f"{row.train_seconds:.0f}"
+            )
+        return f"{table_text(table)}\nReport: {self.out / 'report.html'}"

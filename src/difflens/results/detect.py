@@ -1,0 +1,111 @@
+"""The result of `difflens detect`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from difflens.results.base import Result, bad, known, plain
+
+if TYPE_CHECKING:
+    from difflens.models.saved import DetectionModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragePrecision:
+    """COCO's figures of boxes or of masks, in [0, 1]; None where there is nothing to find.
+
+    Attributes:
+        ap: average precision, the mean over IoU thresholds from 0.50 to 0.95.
+        ap50, ap75: at one IoU threshold.
+        ap_small, ap_medium, ap_large: of objects below 32 x 32 pixels, between, and above 96 x 96.
+        ar: average recall with 100 detections an image.
+        ap_by_class: `ap` of each class.
+    """
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar: float | None
+    ap_by_class: Mapping[str, float | None]
+
+    def metrics(self, kind: str) -> dict[str, Any]:
+        """Plain values for metrics.json, whose keys begin with "box_" or "mask_"."""
+        return {f"{kind}_{key}": value for key, value in plain(self).items()}
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any], kind: str) -> Self:
+        """What `metrics` wrote."""
+        return cls(**{field.name: metrics[f"{kind}_{field.name}"] for field in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectResult(Result):
+    """What `detect` returns.
+
+    Attributes:
+        out: the run directory.
+        model: the trained model.
+        box, mask: average precision of boxes and of masks; no masks with Faster R-CNN.
+        train_negatives: training images without objects.
+        train_seconds: seconds of training.
+        bad_annotations: a line for each annotation that was left out.
+    """
+
+    out: Path
+    model: "DetectionModel"
+    box: AveragePrecision
+    mask: AveragePrecision | None
+    train_images: int
+    train_negatives: int
+    val_images: int
+    trainable_parameters: int
+    iterations: int
+    train_seconds: float
+    seed: int
+    bad_annotations: tuple[str, ...]
+
+    @property
+    def precisions(self) -> dict[str, AveragePrecision]:
+        """By "box" and, where masks are found, "mask"."""
+        return {"box": self.box} | ({"mask": self.mask} if self.mask is not None else {})
+
+    def metrics(self) -> dict[str, Any]:
+        """Plain values for metrics.json."""
+        figures = {
+            key: value for kind, each in self.precisions.items() for key, value in each.metrics(kind).items()
+        }
+        rest = {
+            key: plain(value)
+            for key, value in vars(self).items()
+            if key not in ("out", "model", "box", "mask")
+        }
+        return figures | rest
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any], out: Path, model: "DetectionModel") -> Self:
+        """What `metrics` wrote into the run directory `out`."""
+        mask = AveragePrecision.from_metrics(metrics, "mask") if "mask_ap" in metrics else None
+        box = AveragePrecision.from_metrics(metrics, "box")
+        return cls(**known(cls, metrics), out=out, model=model, box=box, mask=mask)
+
+    def summary(self) -> str:
+        figures = [
+            f"{kind} AP {_percent(each.ap)}, AP50 {_percent(each.ap50)}, AP75 {_percent(each.ap75)}"
+            for kind, each in self.precisions.items()
+        ]
+        return (
+            f"{'; '.join(figures)} (%), {self.train_images:,} training and {self.val_images:,} validation images, "
+            f"{self.trainable_parameters:,} trainable parameters\nReport: {self.out / 'report.html'}\n"
+            f"Model: {self.out / 'model'}\nResults: {self.out / 'results.json'}"
+        )
+
+    def left_out(self) -> str:
+        return bad(self.bad_annotations)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"

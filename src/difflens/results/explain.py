@@ -1,0 +1,83 @@
+"""The result of `difflens explain`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from difflens.results.base import Result, plain, skipped
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A training image that is like an image that is shown: its name, its class and their cosine similarity."""
+
+    image: str
+    label: str
+    similarity: float
+
+    def metrics(self) -> dict[str, Any]:
+        """Plain values for metrics.json."""
+        return {"image": self.image, "class": self.label, "similarity": self.similarity}
+
+
+@dataclass(frozen=True)
+class HeadShares:
+    """What a trained head reads: shares of places such as "block 3, t = 40", or of noise steps such as "t = 40".
+
+    Attributes:
+        test_images: how many were read.
+        logits: shares in the variance of the logits, which sum to 1; by place for a linear head, else by noise step.
+        attention: shares of the attention of CLS by place; None for a linear head.
+        on_cls: share of the attention of CLS on itself by noise step; None for a linear head.
+    """
+
+    test_images: int
+    logits: Mapping[str, float]
+    attention: Mapping[str, float] | None = None
+    on_cls: Mapping[str, float] | None = None
+
+    def metrics(self) -> dict[str, Any]:
+        """Plain values for metrics.json."""
+        looked = (
+            {}
+            if self.attention is None
+            else {"attention_shares": plain(self.attention), "attention_on_cls": plain(self.on_cls)}
+        )
+        return {"test_images": self.test_images, **looked, "logit_shares": plain(self.logits)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainResult(Result):
+    """What `explain` returns.
+
+    Attributes:
+        out: the run directory.
+        images: names of the images that are shown.
+        head: what the head of a run reads; None without a run.
+        neighbours: of each image the most similar training images, the nearest first.
+        skipped_images: a line for each image that could not be read.
+    """
+
+    out: Path
+    images: tuple[str, ...]
+    head: HeadShares | None
+    neighbours: tuple[tuple[Neighbour, ...], ...]
+    skipped_images: tuple[str, ...]
+
+    def metrics(self) -> dict[str, Any]:
+        """Plain values for metrics.json."""
+        return {
+            "images": list(self.images),
+            **({} if self.head is None else self.head.metrics()),
+            "neighbours": [[each.metrics() for each in row] for row in self.neighbours],
+            "skipped_images": list(self.skipped_images),
+        }
+
+    def summary(self) -> str:
+        shares = {} if self.head is None else {**(self.head.attention or {}), **self.head.logits}
+        lines = [f"{name}: {100 * share:.1f} %" for name, share in shares.items()]
+        return "\n".join([*lines, f"Report: {self.out / 'report.html'}, pictures beside it"])
+
+    def left_out(self) -> str:
+        return skipped(self.skipped_images)

@@ -1,0 +1,60 @@
+"""The result of `difflens extract`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from difflens.results.base import Result, known, plain, skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractResult(Result):
+    """What `extract` returns.
+
+    Attributes:
+        out: the store.
+        images: how many, by split.
+        predicted_bytes, bytes: size of the shards, as it was announced and as it is.
+        shards: how many files.
+        skipped: images that are not in the store.
+        sha256: of checksums.sha256, which stands for the whole store.
+        images_per_second: of this call; not in metrics.json.
+        skipped_images: a line for each image that this call could not read; not in metrics.json.
+    """
+
+    out: Path
+    images: Mapping[str, int]
+    predicted_bytes: int
+    bytes: int
+    shards: int
+    skipped: int
+    sha256: str
+    images_per_second: float
+    skipped_images: tuple[str, ...]
+
+    def metrics(self) -> dict[str, Any]:
+        """Plain values for metrics.json."""
+        keys = ("images", "predicted_bytes", "bytes", "shards", "skipped", "sha256")
+        return {key: plain(getattr(self, key)) for key in keys}
+
+    @classmethod
+    def from_metrics(
+        cls,
+        metrics: Mapping[str, Any],
+        out: Path,
+        images_per_second: float = 0.0,
+        skipped_images: tuple[str, ...] = (),
+    ) -> Self:
+        """What `metrics` wrote into the store `out`."""
+        values = known(cls, metrics)
+        return cls(**values, out=out, images_per_second=images_per_second, skipped_images=skipped_images)
+
+    def summary(self) -> str:
+        return (
+            f"{self.bytes:,} bytes in {self.shards:,} shards, {self.images_per_second:.0f} images/s, "
+            f"SHA-256 of all {self.sha256[:16]}…\nStore: {self.out}"
+        )
+
+    def left_out(self) -> str:
+        return skipped(self.skipped_images)

@@ -1,0 +1,201 @@
+"""The result of `difflens predict`, for every kind of model."""
+
+import csv
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Column, Table
+
+from difflens.errors import listing
+from difflens.results.base import Result, plain, skipped
+from difflens.run.console import table_text
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes of one image.
+
+    Attributes:
+        image: its path.
+        probabilities: by class, most probable first; they sum to 1.
+    """
+
+    image: str
+    probabilities: Mapping[str, float]
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return next(iter(self.probabilities))
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "image": self.image,
+            "label": self.label,
+            "probability": self.probabilities[self.label],
+            "probabilities": plain(self.probabilities),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensePrediction(ABC):
+    """What a dense model sees in one image.
+
+    Attributes:
+        image: its path.
+        width, height: in pixels.
+        overlay: the name of a file that shows it over the image.
+    """
+
+    image: str
+    width: int
+    height: int
+    overlay: str
+
+    @property
+    @abstractmethod
+    def named(self) -> list[str]:
+        """What was found, in words, the most important first."""
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for predictions.json."""
+        values: dict[str, Any] = plain(self)
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentedImage(DensePrediction):
+    """The class of every pixel of one image.
+
+    Attributes:
+        mask: the name of a file with the classes as values.
+        classes: shares of the pixels by class, the largest first.
+    """
+
+    mask: str
+    classes: Mapping[str, float]
+
+    @property
+    def named(self) -> list[str]:
+        return [f"{name} {100 * share:.1f} %" for name, share in self.classes.items()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectedObject:
+    """One object.
+
+    Attributes:
+        label: its class.
+        bbox: left, top, width and height in pixels.
+        score: in [0, 1].
+        segmentation: its mask in COCO's run lengths; None with Faster R-CNN.
+    """
+
+    label: str
+    bbox: tuple[float, ...]
+    score: float
+    segmentation: Mapping[str, Any] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for predictions.json."""
+        values = {"label": self.label, "bbox": list(self.bbox), "score": self.score}
+        return values if self.segmentation is None else {**values, "segmentation": plain(self.segmentation)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectedImage(DensePrediction):
+    """The objects of one image, the best first."""
+
+    objects: tuple[DetectedObject, ...]
+
+    @property
+    def named(self) -> list[str]:
+        return [f"{each.label} {each.score:.2f}" for each in self.objects]
+
+    def record(self) -> dict[str, Any]:
+        return {**super().record(), "objects": [each.record() for each in self.objects]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictResult(Result, ABC):
+    """What `predict` returns.
+
+    Attributes:
+        predictions: one an image, in the order of the images.
+        skipped_images: a line for each image that could not be read.
+        format: how `summary` shows the predictions.
+        top: how many classes or objects of an image a table shows.
+    """
+
+    predictions: tuple[Prediction, ...] | tuple[DensePrediction, ...]
+    skipped_images: tuple[str, ...]
+    format: Literal["table", "json", "csv"] = "table"
+    top: int = 3
+
+    def records(self) -> list[dict[str, Any]]:
+        """Plain values for JSON, one an image."""
+        return [each.record() for each in self.predictions]
+
+    @abstractmethod
+    def table(self) -> str:
+        """The predictions as a table."""
+
+    def summary(self) -> str:
+        return json.dumps(self.records(), indent=2) if self.format == "json" else self.table()
+
+    def left_out(self) -> str:
+        return skipped(self.skipped_images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassPredictResult(PredictResult):
+    """The classes of images, from a model of `probe`."""
+
+    predictions: tuple[Prediction, ...]
+
+    def summary(self) -> str:
+        return self._csv() if self.format == "csv" else super().summary()
+
+    def table(self) -> str:
+        table = Table(
+            Column("image", overflow="fold"), "label", "probability", "then" if self.top > 1 else ""
+        )
+        for prediction in self.predictions:
+            (label, share), *others = list(prediction.probabilities.items())[: self.top]
+            then = ", ".join(f"{name} {100 * value:.1f} %" for name, value in others)
+            table.add_row(prediction.image, label, f"{100 * share:.1f} %", then)
+        return table_text(table)
+
+    def _csv(self) -> str:
+        classes = sorted(self.predictions[0].probabilities) if self.predictions else []
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", "label", "probability", *classes])
+        for prediction in self.predictions:
+            values = prediction.probabilities
+            writer.writerow([
+                prediction.image, prediction.label, f"{values[prediction.label]:.6f}",
+                *(f"{values[name]:.6f}" for name in classes),
+            ])  # fmt: skip
+        return text.getvalue().removesuffix("\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensePredictResult(PredictResult):
+    """What a model of `segment` or `detect` sees in images; `out` holds overlays, masks and predictions.json."""
+
+    predictions: tuple[DensePrediction, ...]
+    out: Path
+
+    def table(self) -> str:
+        table = Table(Column("image", overflow="fold"), "found")
+        for prediction in self.predictions:
+            named = prediction.named
+            table.add_row(prediction.image, listing(named, self.top) if named else "nothing")
+        return f"{table_text(table)}\nOverlays and predictions.json: {self.out}"

@@ -1,0 +1,71 @@
+"""The result of `difflens scenes`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from difflens.errors import listing
+from difflens.results.base import Result, plain, tuples
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """How many scenes a split has, objects in them, and cut-outs that these were made of."""
+
+    scenes: int
+    instances: int
+    cutouts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesResult(Result):
+    """What `scenes` returns.
+
+    Attributes:
+        out: the folder of the data set.
+        classes: their names, in the order of the values in the masks.
+        train, val: what the splits hold.
+        skipped: a line for each file or class of the source that could not be used.
+    """
+
+    out: Path
+    classes: tuple[str, ...]
+    train: SplitCounts
+    val: SplitCounts
+    skipped: tuple[str, ...]
+
+    @property
+    def splits(self) -> dict[str, SplitCounts]:
+        """By "train" and "val"."""
+        return {"train": self.train, "val": self.val}
+
+    def metrics(self) -> dict[str, Any]:
+        """Plain values for scenes.json."""
+        counts = {
+            f"{split}_{key}": count
+            for split, each in self.splits.items()
+            for key, count in plain(each).items()
+        }
+        return {"classes": list(self.classes), **counts, "left_out": list(self.skipped)}
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any], out: Path) -> Self:
+        """What `metrics` wrote into the folder `out`."""
+        train, val = (
+            SplitCounts(*(metrics[f"{split}_{key}"] for key in ("scenes", "instances", "cutouts")))
+            for split in ("train", "val")
+        )
+        classes, left_out = tuples(metrics["classes"]), tuples(metrics["left_out"])
+        return cls(out=out, classes=classes, train=train, val=val, skipped=left_out)
+
+    def summary(self) -> str:
+        lines = [
+            f"{split}: {each.scenes:,} scenes with {each.instances:,} objects of {len(self.classes)} classes, "
+            f"from {each.cutouts:,} cut-outs"
+            for split, each in self.splits.items()
+        ]
+        return "\n".join([*lines, f"Data set: {self.out}"])
+
+    def left_out(self) -> str:
+        return f"left out {len(self.skipped)}: {listing(self.skipped, 5)}" if self.skipped else ""

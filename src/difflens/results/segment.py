@@ -1,0 +1,62 @@
+"""The result of `difflens segment`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from difflens.results.base import Result, bad, known, plain
+
+if TYPE_CHECKING:
+    from difflens.models.saved import SegmentationModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentResult(Result):
+    """What `segment` returns.
+
+    Attributes:
+        out: the run directory.
+        model: the trained model.
+        miou: mean intersection over union of the classes that are there or predicted, in [0, 1].
+        pixel_accuracy, mean_accuracy: share of pixels that are right; mean over the classes that are there.
+        iou: intersection over union by class; None for a class that is neither there nor predicted.
+        pixels: validation pixels that have a class.
+        train_seconds: seconds of training.
+        bad_annotations: a line for each annotation that was left out.
+    """
+
+    out: Path
+    model: "SegmentationModel"
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    iou: Mapping[str, float | None]
+    pixels: int
+    train_images: int
+    val_images: int
+    trainable_parameters: int
+    iterations: int
+    train_seconds: float
+    seed: int
+    bad_annotations: tuple[str, ...]
+
+    def metrics(self) -> dict[str, Any]:
+        """Plain values for metrics.json."""
+        return {key: plain(value) for key, value in vars(self).items() if key not in ("out", "model")}
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any], out: Path, model: "SegmentationModel") -> Self:
+        """What `metrics` wrote into the run directory `out`."""
+        return cls(**known(cls, metrics), out=out, model=model)
+
+    def summary(self) -> str:
+        return (
+            f"mIoU {100 * self.miou:.2f} %, pixel accuracy {100 * self.pixel_accuracy:.2f} %, "
+            f"{self.train_images:,} training and {self.val_images:,} validation images, "
+            f"{self.trainable_parameters:,} trainable parameters\n"
+            f"Report: {self.out / 'report.html'}\nModel: {self.out / 'model'}"
+        )
+
+    def left_out(self) -> str:
+        return bad(self.bad_annotations)

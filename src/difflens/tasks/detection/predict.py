@@ -1,0 +1,48 @@
+"""Objects in image files, from a model of `difflens detect`."""
+
+import torch
+from torch import Tensor
+
+from difflens.configs.predict import PredictConfig
+from difflens.data.images import with_channels
+from difflens.errors import DiffLensError
+from difflens.extractors.base import evaluating
+from difflens.models.saved import DetectionModel
+from difflens.reports.overlays import object_overlay
+from difflens.results.base import known
+from difflens.results.predict import DensePredictResult, DetectedImage, DetectedObject
+from difflens.run.processes import accelerator
+from difflens.tasks.detection.detect import sure
+from difflens.tasks.detection.inference import coco_results, detect_objects
+from difflens.tasks.predict import Answer, check_dense, write_predictions
+
+
+def predict_objects(config: PredictConfig) -> DensePredictResult:
+    """Find objects in images, and write NAME.overlay.png and predictions.json.
+
+    An answer does not depend on what else is asked.
+
+    Raises:
+        DiffLensError: the model or an image cannot be read, there are no images, or the folder holds other things.
+    """
+    check_dense(config)
+    if config.draws != 1:
+        raise DiffLensError("--draws averages probabilities, which objects do not have: leave it out")
+    device = accelerator(config.device).device
+    model = DetectionModel.load(config.model, config.backbone, device)
+    channels = model.probe.extractor.backbone.in_channels
+
+    def answer(image: Tensor) -> Answer:
+        seen, index = (
+            with_channels(image, channels).to(device),
+            torch.zeros(1, dtype=torch.long, device=device),
+        )
+        with evaluating(model.probe):
+            (found,) = detect_objects(model.probe, [seen], index, model.head.side)
+        objects = tuple(
+            DetectedObject(label=model.classes[each["category_id"]], **known(DetectedObject, each))
+            for each in coco_results(found, 0, range(len(model.classes)))
+        )
+        return {"objects": objects}, {"overlay": object_overlay(image, sure(found), model.classes)}
+
+    return write_predictions(config, DetectedImage, answer)

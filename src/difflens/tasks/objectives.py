@@ -1,0 +1,152 @@
+"""The objectives of the tasks: a head on an extractor's features, and with a dense head."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from difflens.configs.dense import DenseConfig
+from difflens.configs.options import given
+from difflens.data.dense.samples import Labels, Samples
+from difflens.data.images import to_float
+from difflens.errors import DiffLensError
+from difflens.models.probe import DenseProbe, FeatureModel
+from difflens.training.loop import Pace
+from difflens.training.objectives import Look, Objective
+from difflens.training.optimisers import epoch_seed, make_optimizer, make_schedule
+
+
+class ProbeObjective(Objective):
+    """Trains a probe in place.
+
+    Args:
+        probe: in training mode from here on.
+        batch_size: images of an iteration, over all processes.
+        optimizer, rates: of the probe's parameters.
+    """
+
+    def __init__(
+        self,
+        probe: FeatureModel,
+        process: Accelerator,
+        batch_size: int,
+        optimizer: Optimizer,
+        rates: LambdaLR,
+    ):
+        self.probe, self.process, self.batch_size = probe, process, batch_size
+        self.optimizer, self.rates = optimizer, rates
+        self.remedy = f"lower the learning rate (now {optimizer.param_groups[0]['initial_lr']:g})"
+        probe.train()
+
+    def update(self, loss: Tensor) -> None:
+        """One step of the optimiser down the gradient of `loss`, ()."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.process.backward(loss)
+        self.optimizer.step()
+        self.rates.step()
+
+    def weights(self) -> list[Tensor]:
+        return [*self.probe.own_state().values()]
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "probe": self.probe.own_state(), "optimizer": self.optimizer.state_dict(),
+            "rates": self.rates.state_dict(),
+        }  # fmt: skip
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.probe.load_own_state(state["probe"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rates.load_state_dict(state["rates"])
+
+    def finish(self) -> None:
+        if self.process.num_processes > 1:  # each process kept its own batch statistics
+            for buffer in self.probe.buffers():
+                broadcast(buffer)
+
+
+Loss = Callable[[Tensor, Tensor, int, list[Labels]], dict[str, Tensor]]
+"""From images (B, C, S, S) in [-1, 1], their index, the draw of the noise and their labels to the parts of the loss."""
+
+
+class DenseObjective(ProbeObjective):
+    """A dense head, and perhaps its extractor, by the parts of a loss.
+
+    Args:
+        loss: makes the loss from the module to train, which several processes have wrapped.
+
+    Raises:
+        DiffLensError: the processes do not divide the batch.
+    """
+
+    def __init__(
+        self,
+        probe: DenseProbe,
+        samples: Samples,
+        loss: Callable[[nn.Module], Loss],
+        config: DenseConfig,
+        process: Accelerator,
+    ):
+        self.samples, self.config = samples, config
+        self.total, batch_size = given(config.iterations), given(config.batch_size)
+        if batch_size % process.num_processes:
+            raise DiffLensError(
+                f"batch-size {batch_size} is not a multiple of {process.num_processes} processes"
+            )
+        self.compute = loss(process.prepare(probe.to(process.device)))
+        groups = probe.parameter_groups(
+            given(config.learning_rate), given(config.weight_decay), config.layer_decay
+        )
+        optimizer = make_optimizer(given(config.optimizer), *groups, momentum=config.momentum)
+        warmup = config.warmup_steps
+        rates = make_schedule(
+            optimizer, given(config.lr_schedule), self.total, min(100, self.total // 10) if warmup is None else warmup,
+            config.step_at, decay_in_warmup=True,
+        )  # fmt: skip
+        super().__init__(probe, process, batch_size, optimizer, rates)
+
+    def pace(self) -> Pace:
+        return Pace(
+            self.total,
+            epoch=max(1, min(50, self.total // 20)),
+            checkpoint_seconds=60 * self.config.checkpoint_minutes,
+        )
+
+    def batches(self, start: int) -> Iterator[Any]:
+        rank, world = self.process.process_index, self.process.num_processes
+        read = self.samples.training(start, self.total, self.batch_size, rank, world)
+        return enumerate(read, start=start + 1)
+
+    def step(self, batch: tuple[int, tuple[list[int], list[Tensor], list[Labels]]]) -> Tensor:
+        number, (rows, images, labels) = batch
+        device, rank, world = self.process.device, self.process.process_index, self.process.num_processes
+        # of dropout and of the regions that are sampled
+        torch.manual_seed(epoch_seed(self.config.seed, number * world + rank))
+        losses = self.compute(
+            to_float(torch.stack(images).to(device)),
+            self.samples.split.index[rows].to(device),
+            number if self.config.fresh_noise else 0,
+            [{key: value.to(device) for key, value in each.items()} for each in labels],
+        )
+        self.parts, loss = [*losses], torch.stack([*losses.values()])
+        self.update(loss.sum())
+        return loss.detach()
+
+    def position(self, iteration: int) -> dict[str, int]:
+        return {"iteration": iteration}
+
+    def iteration(self, position: dict[str, Any]) -> int:
+        return int(position["iteration"])
+
+    def where(self, iteration: int) -> str:
+        return f"at iteration {iteration}"
+
+    def record(self, look: Look) -> dict[str, Any]:
+        parts = dict(zip(self.parts, look.means, strict=True)) if len(self.parts) > 1 else {}
+        position = self.position(look.iteration)
+        return {**position, "loss": look.loss, **parts, "learning_rate": self.learning_rate}

@@ -1,0 +1,99 @@
+"""What predicting with a segmentation and with a detection model share: reading images, and writing what is found."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from difflens.configs.predict import PredictConfig
+from difflens.data.files import list_images
+from difflens.data.images import BadImage, read_image
+from difflens.errors import DiffLensError
+from difflens.results.predict import DensePrediction, DensePredictResult
+from difflens.run.files import replace_with
+
+_RECORD = "predictions.json"
+
+Answer = tuple[dict[str, Any], dict[str, Image.Image]]
+"""The fields of a prediction that a model fills in, and its pictures: "overlay" and, of a segmentation, "mask"."""
+
+
+def check_dense(config: PredictConfig) -> None:
+    """DiffLensError, before a model is loaded, for what a dense model cannot do or must not overwrite."""
+    out = _folder(config)
+    if config.format == "csv":
+        raise DiffLensError("csv is a format of classes; take json")
+    if out.exists() and not (out / _RECORD).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise DiffLensError(
+            f"{out} is not a folder of predictions, and nothing in it is replaced: name another with --out"
+        )
+
+
+def write_predictions(
+    config: PredictConfig, kind: type[DensePrediction], answer: Callable[[Tensor], Answer]
+) -> DensePredictResult:
+    """Ask a model about every image, and write overlays, masks and predictions.json to `config.out`.
+
+    Args:
+        kind: of the predictions.
+        answer: the model's answer for an image, uint8 (C, H, W).
+
+    Raises:
+        DiffLensError: an image cannot be read, or there are no images.
+    """
+    out, skipped = _folder(config), list[str]()
+    paths = list_images(config.images)
+    # an unreadable image stops this before anything is written
+    readable = list(_readable(paths, config, skipped))
+    out.mkdir(parents=True, exist_ok=True)
+    predictions = []
+    for path, name in zip(readable, _names(readable), strict=True):
+        image = read_image(path)
+        found, pictures = answer(image)
+        files = {key: f"{name}.{key}.png" for key in pictures}
+        for key, picture in pictures.items():
+            replace_with(out / files[key], picture.save)
+        predictions.append(
+            kind(image=str(path), width=image.shape[-1], height=image.shape[-2], **files, **found)
+        )
+    result = DensePredictResult(
+        predictions=tuple(predictions),
+        skipped_images=tuple(skipped),
+        out=out,
+        format=config.format,
+        top=config.top,
+    )
+    text = json.dumps(result.records(), indent=2) + "\n"
+    replace_with(out / _RECORD, lambda target: target.write_text(text))
+    return result
+
+
+def _folder(config: PredictConfig) -> Path:
+    return config.out or Path("predictions")
+
+
+def _readable(paths: list[Path], config: PredictConfig, skipped: list[str]) -> Iterator[Path]:
+    for path in paths:
+        try:
+            read_image(path)
+        except BadImage as error:
+            if config.on_bad_image == "error":
+                raise
+            skipped.append(f"{path}: {error.reason}")
+        else:
+            yield path
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """A name for each path: its stem, with a number where an earlier one has it."""
+    names: list[str] = []
+    for path in paths:
+        name, number = path.stem, 1
+        while name in names:
+            number += 1
+            name = f"{path.stem}-{number}"
+        names.append(name)
+    return names

@@ -1,0 +1,47 @@
+"""Classes of the pixels of image files, from a model of `difflens segment`."""
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from difflens.configs.predict import PredictConfig
+from difflens.data.dense.masks import to_palette_image
+from difflens.data.images import with_channels
+from difflens.extractors.base import evaluating
+from difflens.models.saved import SegmentationModel
+from difflens.reports.overlays import mask_overlay
+from difflens.results.predict import DensePredictResult, SegmentedImage
+from difflens.run.processes import accelerator
+from difflens.tasks.predict import Answer, check_dense, write_predictions
+from difflens.tasks.segmentation.inference import Sliding, class_probabilities
+
+
+def predict_masks(config: PredictConfig) -> DensePredictResult:
+    """Segment images, and write NAME.overlay.png, NAME.mask.png with the classes as values, and predictions.json.
+
+    An answer does not depend on what else is asked.
+
+    Raises:
+        DiffLensError: the model or an image cannot be read, there are no images, or the folder holds other things.
+    """
+    check_dense(config)
+    device = accelerator(config.device).device
+    model = SegmentationModel.load(config.model, config.backbone, device)
+    sliding, channels = Sliding(model.head.side), model.probe.extractor.backbone.in_channels
+
+    def answer(image: Tensor) -> Answer:
+        seen = with_channels(image, channels).to(device)
+        with evaluating(model.probe):
+            draws = (class_probabilities(model.probe, seen, 0, sliding, draw) for draw in range(config.draws))
+            mask = reduce(torch.Tensor.add_, draws).argmax(0).to(torch.uint8).cpu()
+        counts = mask.flatten().long().bincount(minlength=len(model.classes)) / mask.numel()
+        order = counts.argsort(descending=True, stable=True).tolist()
+        shares = {model.classes[k]: round(float(counts[k]), 6) for k in order if counts[k]}
+        pictures = {
+            "overlay": mask_overlay(image, mask, model.classes),
+            "mask": to_palette_image(mask.numpy()),
+        }
+        return {"classes": shares}, pictures
+
+    return write_predictions(config, SegmentedImage, answer)

@@ -1,0 +1,151 @@
+"""The training loop. Heads on cached or fresh features, dense heads and methods of pre-training all go through it."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+from difflens.errors import DiffLensError
+from difflens.run.console import progress_bar
+from difflens.run.directory import RunDirectory
+from difflens.training.objectives import Look, Objective
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long to train, and when to look up.
+
+    Attributes:
+        iterations: in all.
+        epoch: iterations of an epoch, which ends with a look.
+        look_every: iterations between looks within an epoch; each look waits for the device. None: an epoch.
+        checkpoint_seconds: a checkpoint is written at a look if the last one is this old, and at the end.
+        max_seconds: stop at a look after so long; None: never.
+    """
+
+    iterations: int
+    epoch: int
+    look_every: int | None = None
+    checkpoint_seconds: float = 0.0
+    max_seconds: float | None = None
+
+    def looks(self, iteration: int) -> bool:
+        """Whether to look after so many iterations."""
+        within = iteration % self.epoch
+        return not within or iteration == self.iterations or not within % (self.look_every or self.epoch)
+
+
+class TrainingLoop:
+    """One training, from its start or its run directory's last checkpoint.
+
+    Args:
+        objective: what to train; its state is loaded here.
+        run: where to log and to keep checkpoints; None: nowhere.
+        title: of the progress bar.
+
+    Attributes:
+        iteration: how many are done.
+        seconds: of training over all sittings, up to the last look.
+
+    Raises:
+        DiffLensError: processes see different checkpoints.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        pace: Pace,
+        process: Accelerator,
+        run: RunDirectory | None = None,
+        title: str = "training",
+    ):
+        self.objective, self.pace, self.process, self.run = objective, pace, process, run
+        self.title = title
+        self.iteration, self.seconds = 0, 0.0
+        state = run.load_checkpoint() if run else None
+        if state is not None:
+            objective.load_state(state)
+            self.iteration, self.seconds = objective.iteration(state), state["seconds"]
+        if run and len(set(gather_object([self.iteration]))) > 1:
+            raise DiffLensError(
+                f"the machines do not see the same checkpoint: {run.path} must be a folder that they share"
+            )
+        self._saved = self.seconds  # at the last checkpoint
+
+    def train(self, on_look: Callable[[Look], object] = lambda _: None) -> float:
+        """Train to the end or until the time is up; seconds of training.
+
+        Args:
+            on_look: called at every look, after the log is written and before the checkpoint.
+
+        Raises:
+            DiffLensError: loss or weights are no longer finite; the last checkpoint is from before.
+        """
+        objective, pace = self.objective, self.pace
+        began, earlier, looked = time.monotonic(), self.seconds, time.monotonic()
+        losses: list[Tensor] = []
+        with progress_bar(self.process.is_main_process) as bar:
+            task = bar.add_task(self.title, total=pace.iterations, completed=self.iteration, note="")
+            batches = objective.batches(self.iteration)
+            while self.iteration < pace.iterations:
+                losses.append(objective.step(next(batches)))
+                self.iteration += 1
+                bar.advance(task)
+                if not pace.looks(self.iteration):
+                    continue
+                # look: wait for the device, and stop if something is not finite
+                found = (
+                    self.process.reduce(torch.stack(losses), "mean").float().cpu().reshape(len(losses), -1)
+                )
+                self._check(found)
+                losses.clear()
+                now = time.monotonic()
+                self.seconds = earlier + now - began
+                rate = len(found) * objective.batch_size / (now - looked)
+                look = Look(self.iteration, found, rate, self.seconds)
+                # log
+                where = objective.where(self.iteration)
+                bar.update(task, note=f"loss {look.loss:.4f} {where}, {rate:,.1f} images/s")
+                record = objective.record(look)
+                if self.run and record is not None:
+                    self.run.log(record)
+                on_look(look)
+                # keep, and stop if the time is up
+                if not self._keep(time.monotonic() - began):
+                    break
+                looked = time.monotonic()
+        objective.finish()
+        return self.seconds
+
+    def _check(self, losses: Tensor) -> None:
+        """DiffLensError if a loss or a weight is not finite."""
+        bad = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
+        weights = [weight for weight in self.objective.weights() if weight.is_floating_point()]
+        if not bad and (not weights or torch.stack(torch._foreach_norm(weights)).sum().isfinite()):
+            return
+        at = self.iteration - len(losses) + 1 + bad[0] if bad else self.iteration
+        kept = self.run and self.run.checkpoint_path
+        good = (
+            f"; the last good checkpoint is {kept}" if kept and kept.exists() else f"; there is no {kept} yet"
+        )
+        raise DiffLensError(
+            f"the {'loss is' if bad else 'weights are'} no longer finite {self.objective.where(at)}: "
+            f"{self.objective.remedy}{good if kept else ''}"
+        )
+
+    def _keep(self, sitting: float) -> bool:
+        """Write a checkpoint if one is due; False if the time is up, `sitting` seconds after the start."""
+        late = sitting > (math.inf if self.pace.max_seconds is None else self.pace.max_seconds)
+        due = self.seconds - self._saved >= self.pace.checkpoint_seconds
+        # by the clock of one process
+        late, due = broadcast_object_list([late, due or late or self.iteration == self.pace.iterations])
+        if due and self.run:
+            self._saved = self.seconds
+            position = self.objective.position(self.iteration)
+            self.run.save_checkpoint({**self.objective.state(), **position, "seconds": self.seconds})
+        return not late

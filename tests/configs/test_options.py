@@ -1,0 +1,123 @@
+"""Options: ranges, choices, options without effect, recipes, and what a run records."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from difflens import DiffLensError
+from difflens.configs.earlier import upgraded
+from difflens.configs.options import Options, recorded, resolve
+from difflens.configs.pretrain import PretrainConfig
+from difflens.configs.probe import ProbeConfig
+from difflens.configs.segment import SegmentConfig
+
+
+def probe(**options: Any) -> ProbeConfig:
+    return ProbeConfig(out=Path("x"), **options)
+
+
+def segment(**options: Any) -> SegmentConfig:
+    return SegmentConfig(out=Path("x"), data=Path("y"), **options)
+
+
+def pretrain(**options: Any) -> PretrainConfig:
+    return PretrainConfig(out=Path("x"), data="y", **options)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (probe(epochs=0), "epochs is 0; it must be at least 1"),
+        (probe(mixup=float("nan")), "mixup is nan"),
+        (probe(learning_rate=float("inf")), "learning-rate is inf"),
+        (probe(dropout=1.0), "dropout is 1; it must be between 0 and 0.99"),
+        (probe(seed=-1), "seed is -1"),
+        (segment(step_at=(0.5, 1.5), lr_schedule="step"), "step-at is 1.5"),
+        (segment(scale=(0.01, 1.0)), "scale is 0.01"),
+        (probe(precision="float8"), "no precision 'float8'; there are float32, bfloat16, float16"),
+        (pretrain(method="gan"), "no method 'gan'; there are diffusion"),
+        (pretrain(preset="huge"), "no preset 'huge'; there are tiny"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_right_is_named(config: Options, message: str) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (probe(from_block=3), "the frozen extractor does not read options of finetuned: leave out --from-block"),
+        (probe(layer_decay=0.5), "leave out --layer-decay"),
+        (probe(feedback_blocks=(7,)), "options of feedback: leave out --feedback-blocks"),
+        (segment(feedback_blocks=(7,)), "options of feedback: leave out --feedback-blocks"),
+        (probe(extractor="finetuned", precision="bfloat16"), "keeps float32 weights: leave out --precision"),
+        (segment(extractor="finetuned", precision="bfloat16"), "keeps float32 weights: leave out --precision"),
+        (probe(head="linear", depth=2, dropout=0.5), "the linear head does not read them: leave out --depth, --dropout"),
+        (probe(head="knn", epochs=3), "k-NN trains nothing: leave out --epochs"),
+        (probe(head="linear", grid=True, weight_decay=0.1), "leave out --weight-decay"),
+        (probe(step_epochs=3), "--lr-schedule step only: leave out --step-epochs"),
+        (segment(momentum=0.5), "only sgd has a momentum"),
+        (segment(head="linear", width=8), "leave out --width"),
+        (probe(fresh_noise=False), "cached features keep the noise of the evaluation: leave out --fresh-noise"),
+        (probe(augment="flip", cache_gigabytes=1.0), "leave out --cache-gigabytes"),
+        (pretrain(method="mae", min_snr_gamma=5.0), "leave out --min-snr-gamma"),
+    ],
+)  # fmt: skip
+def test_options_without_effect_are_refused(config: Options, message: str) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        resolve(config)
+
+
+def test_diffeed_stands_for_a_head_and_an_extractor() -> None:
+    by_head, by_preset = resolve(probe(head="diffeed")), resolve(probe(preset="diffeed"))
+    explicit = resolve(probe(head="attention", extractor="feedback"))
+    for config in (by_head, by_preset, explicit):
+        assert (config.head, config.extractor, config.augment) == ("attention", "feedback", "flip")
+        assert (config.learning_rate, config.usual_epochs) == (2e-3, 2)
+    with pytest.raises(DiffLensError, match="diffeed is the attention head on the feedback extractor"):
+        resolve(probe(head="diffeed", extractor="finetuned"))
+
+
+def test_fine_tuning_has_one_layer_decay() -> None:
+    assert resolve(probe(extractor="finetuned")).layer_decay == 0.85
+    assert resolve(segment(extractor="finetuned")).layer_decay == 0.85
+    assert resolve(segment()).layer_decay is None
+
+
+def test_resolving_twice_changes_nothing() -> None:
+    for config in (
+        probe(),
+        probe(head="diffeed"),
+        probe(preset="paper-difformer"),
+        segment(),
+        pretrain(method="bigan"),
+    ):
+        once = resolve(config)
+        assert resolve(once) == once
+
+
+def test_what_a_run_records_is_what_makes_it_the_same_run() -> None:
+    record = recorded(probe(blocks=(3,), workers=2, resume=True, label_list=Path("list.txt")))
+    assert record["blocks"] == [3]
+    assert record["label_list"] == "list.txt"
+    assert not {"out", "workers", "resume", "device", "cache_gigabytes", "store", "on_bad_image"} & {*record}
+
+
+def test_records_of_version_0_1() -> None:
+    stored = {
+        "command": "probe", "head": "diffeed", "extractor": None, "warmup_epochs": 0.5, "layer_decay": 1.0,
+        "lr_schedule": "cosine", "step_epochs": 7,
+    }  # fmt: skip
+    assert upgraded(stored) == {
+        "command": "probe", "head": "attention", "extractor": "feedback", "warmup_steps": None, "lr_schedule": "cosine",
+    }  # fmt: skip
+    assert upgraded({"command": "pretrain", "flip": True})["augment"] == "flip"
+    assert upgraded({"command": "detect", "flip": False, "label_fraction": 0.1, "warmup_iterations": 3}) == {
+        "command": "detect", "augment": "none", "image_fraction": 0.1, "warmup_steps": 3,
+    }  # fmt: skip
+    assert upgraded({"command": "rivals", "label_fraction": [0.1]}) == {
+        "command": "compare",
+        "label_fraction": [0.1],
+    }

@@ -1,0 +1,156 @@
+"""metrics.json: what a result writes is what it reads, and what version 0.1 wrote is read too."""
+
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from difflens import (
+    CompareResult,
+    DemoResult,
+    DetectResult,
+    ExtractResult,
+    FidelityResult,
+    GenerateResult,
+    ProbeResult,
+    ScenesResult,
+    SegmentResult,
+    SweepResult,
+)
+from difflens.results.probe import read_seeds
+from tests.results import made
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "version-0.1.tar.xz"
+
+READERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "sweep": lambda metrics: SweepResult.from_metrics(metrics, made.OUT),
+    "segment": lambda metrics: SegmentResult.from_metrics(metrics, made.OUT, None),
+    "detect": lambda metrics: DetectResult.from_metrics(metrics, made.OUT, None),
+    "extract": lambda metrics: ExtractResult.from_metrics(metrics, made.OUT),
+    "generate": lambda metrics: GenerateResult.from_metrics(metrics, made.OUT),
+    "fidelity": FidelityResult.from_metrics,
+    "demo": lambda metrics: DemoResult.from_metrics(metrics, made.OUT),
+    "scenes": lambda metrics: ScenesResult.from_metrics(metrics, made.OUT),
+    "compare": lambda metrics: CompareResult.from_metrics(metrics, made.OUT),
+    "probe": lambda metrics: ProbeResult(out=made.OUT, model=None, seeds=read_seeds(metrics), evaluations=()),
+}
+
+
+@pytest.fixture(scope="module")
+def earlier() -> dict[str, dict[str, Any]]:
+    """The JSON that version 0.1 wrote, by the path of its run."""
+    found = {}
+    with tarfile.open(FIXTURE) as archive:
+        for member in archive:
+            path = Path(member.name)
+            file = archive.extractfile(member) if path.name in ("metrics.json", "scenes.json") else None
+            if file is not None:
+                found[path.parent.as_posix()] = json.load(file)
+    return found
+
+
+def as_json(result: Any) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(result.metrics()))
+    return values
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_what_is_written_is_read_again(command: str) -> None:
+    metrics = as_json(made.EVERY[command])
+    assert as_json(READERS[command](metrics)) == metrics
+
+
+def test_metrics_are_plain_values() -> None:
+    for command, result in made.EVERY.items():
+        if hasattr(result, "metrics"):
+            assert as_json(result) == result.metrics(), command
+
+
+@pytest.mark.parametrize(
+    ("run", "command"),
+    [
+        ("probe", "probe"), ("attention", "probe"), ("seeds", "probe"), ("seeds/seed-0", "probe"), ("segment", "segment"),
+        ("detect", "detect"), ("store", "extract"), ("generate", "generate"), ("fidelity", "fidelity"),
+        ("scenes", "scenes"), ("rivals", "compare"),
+    ],
+)  # fmt: skip
+def test_json_of_version_0_1_is_read_and_written_alike(
+    earlier: dict[str, dict[str, Any]], run: str, command: str
+) -> None:
+    again = READERS[command](earlier[run]).metrics()
+    assert again == earlier[run]
+    assert list(again) == list(earlier[run])
+
+
+def test_a_sweep_of_version_0_1_is_read_under_its_former_names(earlier: dict[str, dict[str, Any]]) -> None:
+    stored = earlier["sweep"]
+    result = SweepResult.from_metrics(stored, made.OUT)
+    assert result.recommendation.cross_validated == stored["recommended"]["honest"] == 1
+    assert list(result.recommendation.cross_validated_interval) == stored["recommended"]["honest_interval"]
+    assert result.recommendation.fusion_cross_validated == stored["recommended"]["fusion_honest"]
+    written = result.metrics()
+    assert {**written, "recommended": None} == {**stored, "recommended": None}
+    assert [key.replace("cross_validated", "honest") for key in written["recommended"]] == list(
+        stored["recommended"]
+    )
+
+
+def test_several_seeds_have_means_and_deviations() -> None:
+    result = made.probed(made.seed(0), made.seed(1))
+    assert result.top1 == pytest.approx(0.625)
+    assert result.top1_std == pytest.approx(0.125 * 2**0.5)
+    assert (result.top5, result.top5_std) == (1, 0)
+    metrics = result.metrics()
+    assert list(metrics) == [
+        "top1", "top5", "mean_per_class", "top1_std", "top5_std", "mean_per_class_std", "metric", "test_images",
+        "train_images", "trainable_parameters", "runs",
+    ]  # fmt: skip
+    assert metrics["runs"] == [made.seed(0).metrics(), made.seed(1).metrics()]
+    assert read_seeds(metrics) == result.seeds
+    one = made.probed()
+    assert (one.top1, one.top1_std, one.mean_per_class_std) == (0.75, None, None)
+    assert one.metrics() == made.seed().metrics()
+
+
+def test_what_a_head_tried_is_kept_where_it_tried_something() -> None:
+    assert not {"grid", "neighbours"} & made.seed().metrics().keys()
+    tried = replace(made.seed(), grid=made.GRID, neighbours=made.NEIGHBOURS)
+    metrics = json.loads(json.dumps(tried.metrics()))
+    assert metrics["grid"][1] == {
+        "learning_rate": 0.01,
+        "weight_decay": 0.0,
+        "validation_top1": 0.75,
+        "chosen": True,
+    }
+    assert metrics["neighbours"][0] == {"k": 5, "validation_top1": 0.5, "chosen": False, "top1": 0.25}
+    assert read_seeds(metrics) == (tried,)
+
+
+def test_boxes_alone_have_no_masks() -> None:
+    metrics = replace(made.DETECT, mask=None).metrics()
+    assert not any(key.startswith("mask") for key in metrics)
+    assert DetectResult.from_metrics(metrics, made.OUT, None).mask is None
+
+
+def test_reference_distances_come_after_that_of_the_samples() -> None:
+    assert made.FIDELITY.sample_distance.images == "samples"
+    assert [each.images for each in made.FIDELITY.reference_distances] == ["train images"]
+    assert FidelityResult.from_metrics(made.INCEPTION.metrics()) == made.INCEPTION
+
+
+def test_predictions_are_records() -> None:
+    assert made.CLASSES.records()[0] == {
+        "image": "a.png", "label": "cat", "probability": 0.75, "probabilities": {"cat": 0.75, "dog": 0.25},
+    }  # fmt: skip
+    (mask,) = made.MASKS.records()
+    assert list(mask) == ["image", "width", "height", "overlay", "mask", "classes"]
+    first, _ = made.OBJECTS.records()
+    assert list(first) == ["image", "width", "height", "overlay", "objects"]
+    assert first["objects"] == [
+        {"label": "bar", "bbox": [1.0, 2.0, 3.5, 4.0], "score": 0.875, "segmentation": {"size": [24, 32], "counts": "abc"}},
+        {"label": "disc", "bbox": [1.0, 2.0, 3.5, 4.0], "score": 0.5},
+    ]  # fmt: skip
