@@ -9,6 +9,7 @@ from torch import Tensor
 
 from difflens.backbones.unet import UNetBackbone
 from difflens.errors import DiffLensError
+from difflens.extractors.frozen import FrozenExtractor
 from difflens.noise import NoiseSchedule, seeded_noise
 from difflens.pretraining import networks
 from difflens.reports import pictures
@@ -91,7 +92,8 @@ def test_one_component_that_varies() -> None:
 
 
 def test_noised_images(backbone: UNetBackbone, images: Tensor) -> None:
-    figure = pictures.noised_images(backbone, images, (500, 20), seed=3)
+    noised = FrozenExtractor(backbone, (1,), (500, 20), seed=3).noised(images, torch.arange(2))
+    figure = pictures.noised_images(images, noised)
     assert titles(figure) == ["clean", "t = 20", "t = 500"]
     for row in range(2):
         np.testing.assert_allclose(
@@ -104,14 +106,15 @@ def test_noised_images(backbone: UNetBackbone, images: Tensor) -> None:
                 shown(figure, row, column, 3), ((x_t + 1) / 2).clamp(0, 1).permute(1, 2, 0), atol=1e-6
             )
     with pytest.raises(DiffLensError, match="outside the schedule"):
-        pictures.noised_images(backbone, images, (1000,), seed=0)
+        FrozenExtractor(backbone, (1,), (1000,), seed=0)
 
 
 def test_grey_images_are_grey(images: Tensor) -> None:
     torch.manual_seed(0)
     unet = UNet2DModel(**{**networks.unet_config("tiny"), "in_channels": 1, "out_channels": 1})
     backbone = UNetBackbone(unet, NoiseSchedule.from_config({"beta_schedule": "linear"}), "grey")
-    figure = pictures.noised_images(backbone, images[:, :1], (20,), seed=0)
+    noised = FrozenExtractor(backbone, (1,), (20,)).noised(images[:, :1], torch.arange(2))
+    figure = pictures.noised_images(images[:, :1], noised)
     for axes in figure.axes:
         (picture,) = axes.get_images()
         assert picture.get_array().shape == (16, 16)
@@ -120,7 +123,8 @@ def test_grey_images_are_grey(images: Tensor) -> None:
 
 def test_principal_components(backbone: UNetBackbone, images: Tensor) -> None:
     last = len(backbone.blocks)
-    figure = pictures.principal_components(backbone, images, (last, 3), 20, seed=3)
+    read = FrozenExtractor(backbone, (last, 3), (20,), seed=3)(images, torch.arange(2))
+    figure = pictures.principal_components(images, {block: maps for (block, _), maps in read.items()})
     x_t = backbone.add_noise(images, 20, seeded_noise((3, 16, 16), torch.arange(2), 20, seed=3))
     with torch.no_grad():
         maps = backbone.features(x_t, 20, (3, last))
@@ -130,9 +134,9 @@ def test_principal_components(backbone: UNetBackbone, images: Tensor) -> None:
         expected = pca_rgb(maps[block]).permute(0, 2, 3, 1)
         for row in range(2):
             np.testing.assert_allclose(shown(figure, row, column, 3), expected[row], atol=1e-5)
-    assert draw(figure) == draw(pictures.principal_components(backbone, images, (last, 3), 20, seed=3))
+    assert draw(figure) == draw(pictures.principal_components(images, maps))
     with pytest.raises(DiffLensError, match="no block 99"):
-        pictures.principal_components(backbone, images, (99,), 20, seed=0)
+        FrozenExtractor(backbone, (99,), (20,), seed=0)
 
 
 def test_confused_pairs(images: Tensor) -> None:

@@ -76,7 +76,7 @@ def test_every_comparison_is_shown(backbone_folder: Path, images: Path, tmp_path
     assert all(min(Image.open(run.out / name).size) > 200 for name in pictures)
     dom, console = open_in_browser(run.out / "report.html")
     assert console == []
-    for words in ("Block by block", "Mirrors", "Noise step by noise step", "Pooling by pooling", "Model by model",
+    for words in ("Similarity of blocks", "Mirrors", "Similarity of noise steps", "Similarity of poolings", "Similarity of two backbones",
                   "100 training images in 20 minibatches"):  # fmt: skip
         assert words in dom
 

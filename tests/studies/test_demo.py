@@ -1,6 +1,7 @@
 """The demo end to end at a reduced size."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
         "Attention",
         "DifFormer",
         "DifFeed",
-        "Is it copying?",
+        "Memorisation check",
         "the 160 training images of this run",
     ):
         assert title in report
@@ -47,6 +48,12 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
     assert TrainedModel.load(config.out).classes[0] == "T-shirt/top"
     with pytest.raises(DiffLensError, match="already holds a run"):
         demo(config)
+    # stopped before the end, it goes on with the heads that are trained
+    (config.out / "metrics.json").unlink()
+    resumed = demo(replace(config, resume=True))
+    assert resumed.results == returned.results
+    assert len((config.out / "log.jsonl").read_text().splitlines()) == len(KEYS)
+    assert {path.name for path in (config.out / "heads").iterdir()} == KEYS
 
 
 def test_the_model_card_states_the_distance(tmp_path: Path) -> None:

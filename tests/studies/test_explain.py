@@ -84,7 +84,7 @@ def test_maps_and_neighbours(backbone_folder: Path, images: Path, tmp_path: Path
         assert min(Image.open(run.out / f"{name}.png").size) > 200
     dom, console = open_in_browser(run.out / "report.html")
     assert console == []
-    for words in ("Maps over noise steps", "Nearest neighbours", metrics["images"][0]):
+    for words in ("Feature maps (PCA)", "Nearest neighbours", metrics["images"][0]):
         assert words in dom
 
 

@@ -57,7 +57,13 @@ def config(folder: Path, *named: Path | str, **changes: object) -> ReportConfig:
 def test_everything_of_one_backbone(runs: dict[str, Path], tmp_path: Path) -> None:
     given = (runs[name] for name in ("generate", "fidelity", "knn", "linear", "pretrain"))
     page = report(config(tmp_path, *given)).path.read_text()
-    titles = ("Top-1 by head", "Fréchet distance", "What it draws", "Is it copying?", "How it was trained")
+    titles = (
+        "Top-1 by head",
+        "Fréchet distance",
+        "Generated samples",
+        "Memorisation check",
+        "Pre-training loss",
+    )
     assert all(f"<h2>{title}</h2>" in page for title in titles)
     assert "knn, block 6 at t = 5" in page
     assert "linear, block 6 at t = 5" in page

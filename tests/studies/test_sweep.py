@@ -45,7 +45,13 @@ def test_every_place_is_measured_and_shown(backbone_folder: Path, image_tree: Pa
     assert min(Image.open(run.out / "heatmap.png").size) > 200
     dom, console = open_in_browser(run.out / "report.html")
     assert console == []
-    for heading in ("Where to read", "Accuracy of every place", "All figures", "Next", "Provenance"):
+    for heading in (
+        "Recommended block and noise step",
+        "Accuracy of every place",
+        "Table of accuracies",
+        "Next commands",
+        "Provenance",
+    ):
         assert heading in dom
     assert f"--blocks {best.block} --noise-steps {best.noise_step}" in dom
 

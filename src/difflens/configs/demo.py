@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from difflens.configs.options import Count, NonNegative, RunOptions
+from difflens.configs.options import Count, NonNegative, ResumeOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(RunOptions):
+class DemoConfig(ResumeOptions):
     """Read the bundled backbone with every head on the bundled images, and write a report.
 
     Takes a few minutes on two CPU cores. A backbone or data of your own can be put in.

@@ -96,9 +96,13 @@ class Extractor(nn.Module, ABC):
                 maps[place] = maps[place] + feature.float() if place in maps else feature.float()
         return maps if self.draws == 1 else {place: total / self.draws for place, total in maps.items()}
 
+    def noised(self, images: Tensor, index: Tensor, draw: int = 0) -> dict[int, Tensor]:
+        """The noised images that the backbone sees, (B, C, S, S), by noise step; arguments as for `forward`."""
+        return {t: self._noised(images, index, t, draw) for t in self.noise_steps}
+
     def _read_all(self, images: Tensor, index: Tensor, draw: int) -> dict[Place, Tensor]:
         """The maps of one draw, in the backbone's precision."""
-        noised = {t: self._noised(images, index, t, draw) for t in self.noise_steps}
+        noised = self.noised(images, index, draw)
         if len(noised) > 1 and self.training and not self.mixes_images and self._default(self.joint):
             try:
                 return self._read_jointly(noised, len(images))

@@ -6,7 +6,7 @@ about rotations, about scale or about the number of features. It is estimated he
 images come out well above 0, and the more so the more features there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ LEAST_IMAGES = 4
 
 GROUPS = 20
 """Of minibatches, which the interval leaves out in turn."""
+
+LEAST = GROUPS * LEAST_IMAGES
+"""Images that a comparison needs."""
 
 _STUDENT_19 = 2.093024
 """Two-sided 95 % quantile of Student's distribution with GROUPS - 1 degrees of freedom."""
@@ -69,3 +72,33 @@ def with_interval(groups: Tensor, statistic: Callable[[Tensor], Tensor]) -> tupl
     without = torch.stack([statistic((total - group) / (count - 1)) for group in groups])
     spread = ((count - 1) * (without - without.mean(0)).square().mean(0)).sqrt()
     return statistic(total / count), _STUDENT_19 * spread
+
+
+def alignment_by_distance(
+    groups: Tensor, rows: Sequence[int], columns: Sequence[int], distance: Tensor
+) -> tuple[dict[int, tuple[float, float]], tuple[float, float], Tensor]:
+    """Whether pairs at distance 0 are more alike than the others.
+
+    Args:
+        groups: HSIC (GROUPS, P, P), of disjoint groups of images.
+        rows, columns: places among the P of the R and C representations that are paired.
+        distance: (R, C) long, of each pair; some are 0 and some are above 0.
+
+    Returns:
+        By distance the mean CKA with the half-width of its 95 % interval; mean CKA at distance 0 minus that of all
+        other pairs, with its half-width; and (R,) the distance of the most similar column of each row.
+    """
+    distances = distance.unique().tolist()
+
+    def pairs(mean_hsic: Tensor) -> Tensor:
+        return alignment(mean_hsic)[rows][:, columns]
+
+    def means(mean_hsic: Tensor) -> Tensor:
+        values = pairs(mean_hsic)
+        by_distance = [values[distance == k].mean() for k in distances]
+        return torch.stack([*by_distance, values[distance == 0].mean() - values[distance > 0].mean()])
+
+    values, half_widths = (each.tolist() for each in with_interval(groups, means))
+    nearest = pairs(groups.mean(0)).nan_to_num(-1).argmax(1)
+    by_distance = {k: (value, half) for k, value, half in zip(distances, values, half_widths, strict=False)}
+    return by_distance, (values[-1], half_widths[-1]), distance[torch.arange(len(distance)), nearest]

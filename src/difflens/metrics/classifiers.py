@@ -131,6 +131,38 @@ def logistic(
     return [found[strength] for strength in strengths]
 
 
+def held_out_scores(
+    classifier: str, features: Tensor, labels: Tensor, held_out: Tensor, choosing: Tensor, classes: int
+) -> Tensor:
+    """Scores (V, K) of the held-out images by a classifier that is trained on the others.
+
+    The strength of its penalty, or its number of neighbours, is chosen on those others: ridge and nearest neighbours
+    leave each of them out in turn, logistic regression holds some of them out.
+
+    Args:
+        classifier: "ridge", "logistic" or "knn".
+        features: (N, D).
+        labels: (N,) long.
+        held_out: (N,) bool, V of them true.
+        choosing: (N - V,) bool, which of the others logistic regression holds out to choose its strength.
+        classes: K.
+    """
+    x, y, tested = features[~held_out], labels[~held_out], features[held_out]
+    if classifier == "knn":
+        accuracy = left_out_neighbours(x, y, classes)
+        return neighbour_votes(x, y, tested, classes, [NEIGHBOURS[accuracy.index(max(accuracy))]])[0]
+    standardise = Standardiser(x)
+    x, tested = standardise(x), standardise(tested)
+    if classifier == "ridge":
+        models = ridge(x, y, classes, [len(x) * strength for strength in RIDGE_STRENGTHS])
+        return max(models, key=lambda model: model.left_out_top1)(tested)
+    choosing = choosing.to(y.device)
+    trials = logistic(x[~choosing], y[~choosing], classes, LOGISTIC_STRENGTHS)
+    hits = [int((model(x[choosing]).argmax(1) == y[choosing]).sum()) for model in trials]
+    (best,) = logistic(x, y, classes, [LOGISTIC_STRENGTHS[hits.index(max(hits))]])
+    return best(tested)
+
+
 def left_out_neighbours(
     bank: Tensor, labels: Tensor, classes: int, neighbours: Sequence[int] = NEIGHBOURS
 ) -> list[float]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from difflens.data.dense.coco import mask_tools
 from difflens.errors import DiffLensError
 
 # of COCO's twelve figures those at 100 detections an image, in its order
@@ -34,9 +33,10 @@ def coco_metrics(truth: dict[str, Any], results: Sequence[Result], masks: bool) 
     Raises:
         DiffLensError: there is no object to find, or faster-coco-eval is not installed.
     """
-    mask_tools()
-    from faster_coco_eval import COCO, COCOeval_faster
-
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError as error:
+        raise DiffLensError('detection needs `pip install "difflens[dense]"`') from error
     if not any(not each.get("iscrowd") for each in truth["annotations"]):
         raise DiffLensError("the validation images show no objects, so there is nothing to measure")
     metrics: dict[str, Any] = {}

@@ -48,7 +48,7 @@ def recommend(
     """Where to read, from scores of every place on validation images.
 
     Args:
-        scores: (T, B, V, K), comparable between places.
+        scores: (T, B, V, K), made `comparable` between places.
         labels: (V,) long.
         blocks, noise_steps: B and T of them.
     """
@@ -70,6 +70,11 @@ def recommend(
         tuple(sorted(blocks[k] for k in bs)), tuple(sorted(noise_steps[k] for k in ts)),
         _fused_hits(scores, labels, ts, bs) / count, fused_cross_validated / count, wilson(fused_cross_validated, count),
     )  # fmt: skip
+
+
+def comparable(scores: Tensor) -> Tensor:
+    """Scores (V, K) of one place on a scale that all places share, in the range of float16."""
+    return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True).clamp(min=1e-6).mean()
 
 
 def _best_cell(correct: Tensor) -> tuple[int, int]:

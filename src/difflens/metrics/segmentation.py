@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from difflens.data.dense.base import IGNORED
 from difflens.errors import DiffLensError
 
 
@@ -48,6 +47,12 @@ class SegmentationEvaluation:
         }
 
 
-def confusion_matrix(predicted: Tensor, true: Tensor, classes: int) -> Tensor:
-    """(K, K) long, rows true: of predicted and true classes of the same shape, without pixels that are `IGNORED`."""
-    return multiclass_confusion_matrix(predicted.long(), true.long(), classes, ignore_index=IGNORED)
+def confusion_matrix(predicted: Tensor, true: Tensor, classes: int, ignored: int = 255) -> Tensor:
+    """Pixels by true class (rows) and predicted class (columns), (K, K) long.
+
+    Args:
+        predicted, true: classes of pixels, of the same shape.
+        classes: how many there are.
+        ignored: the true value of pixels that have no class and are not counted.
+    """
+    return multiclass_confusion_matrix(predicted.long(), true.long(), classes, ignore_index=ignored)

@@ -1,18 +1,18 @@
-"""The report of `difflens cka`: heat maps of what is alike, and whether decoder blocks are like their mirrors."""
+"""The report of `difflens cka`: heat maps of similarity, and whether decoder blocks are like their mirrors."""
 
 from collections.abc import Mapping, Sequence
 
-from difflens.reports.charts import similarity_map
+from difflens.reports.heat_maps import similarity_map
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.results.cka import Comparison, Mirrors
 
 _EXPLAINED = {
-    "blocks": ("Block by block", "Each block of the network against every other at the same noise step. Red frames mark "
+    "blocks": ("Similarity of blocks", "Each block of the network against every other at the same noise step. Red frames mark "
                "mirrors: an encoder block and the decoder block that takes its skip."),
-    "noise steps": ("Noise step by noise step", "One block at several noise steps; the noise of an image is another one "
+    "noise steps": ("Similarity of noise steps", "One block at several noise steps; the noise of an image is another one "
                     "at each."),
-    "poolings": ("Pooling by pooling", "One block's maps, average-pooled to different sides."),
-    "models": ("Model by model", "Each block of the one backbone against each block of the other, on the same images."),
+    "poolings": ("Similarity of poolings", "One block's maps, average-pooled to different sides."),
+    "models": ("Similarity of two backbones", "Each block of the one backbone against each block of the other, on the same images."),
 }  # fmt: skip
 
 
@@ -49,10 +49,10 @@ def similarity_report(
     if known:
         sections.insert(1, _mirror_section(known))
     sections.append(Section(
-        "How sure this is", f"The widest 95 % interval of any pair is ± {largest_half_width:.3f}; table.csv has that of "
+        "Uncertainty", f"The widest 95 % interval of any pair is ± {largest_half_width:.3f}; table.csv has that of "
         "every pair. It is the uncertainty from these images being a sample; it says nothing of other weights.",
     ))  # fmt: skip
-    return render("What is represented alike", summary, sections, provenance)
+    return render("Representation similarity (CKA)", summary, sections, provenance)
 
 
 def _mirror_section(mirrors: Mapping[int, Mirrors]) -> Section:
@@ -68,5 +68,7 @@ def _mirror_section(mirrors: Mapping[int, Mirrors]) -> Section:
     text = "\n\n".join(f"At t = {t}: {each}." for t, each in mirrors.items())
     caption = "Mean CKA of decoder blocks with encoder blocks, by the distance from the mirror, with 95 % intervals."
     return Section(
-        "Mirrors", text, (Table(("Encoder block", *(f"t = {t}" for t in mirrors)), rows, caption),)
+        "Mirrors: pairs of encoder and decoder blocks",
+        text,
+        (Table(("Encoder block", *(f"t = {t}" for t in mirrors)), rows, caption),),
     )

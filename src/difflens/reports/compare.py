@@ -67,7 +67,7 @@ def compare_report(
             ", in the first seed." if seeds > 1 else "."
         )
         sections.append(Section(
-            f"Against {backbones[0].name}", "Where an interval contains 0, the two cannot be told apart on these images.",
+            f"Difference from {backbones[0].name}", "Where an interval contains 0, the two cannot be told apart on these images.",
             (Table(("Backbone", *names), differences, caption),),
         ))  # fmt: skip
     lead = (

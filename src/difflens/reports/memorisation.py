@@ -9,6 +9,9 @@ from difflens.metrics.memorisation import NEIGHBOURS, SHOWN, Neighbours
 from difflens.reports import pictures
 from difflens.reports.html import Picture, Section, Table
 
+TITLE = "Memorisation check"
+_ORDINALS = ("", "second", "third")
+
 
 def copying_section(
     samples: Tensor,
@@ -55,7 +58,4 @@ def copying_section(
         "in pixels.",
         "Generated images beside their nearest training images",
     )
-    return Section("Is it copying?", text, (picture, table))
-
-
-_ORDINALS = ("", "second", "third")
+    return Section(TITLE, text, (picture, table))

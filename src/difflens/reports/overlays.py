@@ -13,7 +13,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from difflens.data.dense.base import IGNORED, Objects
 from difflens.data.dense.masks import BACKGROUND, palette
 from difflens.data.images import with_channels
-from difflens.reports.charts import INK, WIDTH, shortened
+from difflens.reports.style import INK, WIDTH, shortened
 
 _OPAQUE = 0.6
 _SMALLEST = 320

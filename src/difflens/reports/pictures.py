@@ -1,4 +1,4 @@
-"""Images for reports: what a backbone sees, what it makes of it, and what its heads confuse.
+"""Images for reports: noised images, feature maps, attention, neighbours, and classes that a head confuses.
 
 Every function returns a matplotlib figure of its own, outside pyplot's global state.
 """
@@ -12,10 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
-from difflens.backbones.base import DiffusionBackbone
-from difflens.backbones.maps import Place
-from difflens.noise import seeded_noise
-from difflens.reports.charts import BASELINE, INK, WIDTH, shortened
+from difflens.reports.style import BASELINE, INK, WIDTH, shortened
 
 # inches
 _TILE = 1.5
@@ -27,45 +24,34 @@ _HEAT = matplotlib.colormaps["inferno"]
 _EXAMPLES = 6  # images of a pair of classes
 
 
-@torch.inference_mode()
-def noised_images(
-    backbone: DiffusionBackbone, images: Tensor, noise_steps: Sequence[int], seed: int
-) -> Figure:
-    """Images as the backbone sees them: a row an image, clean and then at each noise step.
+def noised_images(images: Tensor, noised: Mapping[int, Tensor]) -> Figure:
+    """Images with and without noise: a row an image, clean and then at each noise step.
 
     Args:
-        images: (N, C, S, S) in [-1, 1], on the backbone's device; image k has the noise of index k.
-        noise_steps: of the backbone's schedule.
-        seed: of the noise.
+        images: (N, C, S, S) in [-1, 1].
+        noised: the same images by noise step, in that range or beyond it.
     """
-    steps = backbone.check_noise_steps(noise_steps)
-    columns = [images, *(_noised(backbone, images, t, seed) for t in steps)]
-    return _tiles(["clean", *(f"t = {t}" for t in steps)], [_pixels(column) for column in columns])
+    titles = ["clean", *(f"t = {t}" for t in noised)]
+    return _tiles(titles, [_pixels(images), *(_pixels(each) for each in noised.values())])
 
 
-@torch.inference_mode()
-def principal_components(
-    backbone: DiffusionBackbone, images: Tensor, blocks: Sequence[int], noise_step: int, seed: int
-) -> Figure:
+def principal_components(images: Tensor, maps: Mapping[int, Tensor]) -> Figure:
     """Feature maps as colour images: a row an image, a column a block.
 
     A block's colours are the first three principal components of its maps over all positions of all images,
     so they compare between images, not between blocks.
 
     Args:
-        images: (N, C, S, S) in [-1, 1], on the backbone's device; image k has the noise of index k.
-        blocks: indices of blocks to show.
-        noise_step: the t to read them at.
-        seed: of the noise.
+        images: (N, C, S, S) in [-1, 1].
+        maps: (N, C, H, W) by block, at one noise step.
     """
-    blocks = backbone.check_blocks(blocks)
-    (noise_step,) = backbone.check_noise_steps((noise_step,))
-    maps = backbone.features(_noised(backbone, images, noise_step, seed), noise_step, blocks)
-    titles = ["input", *(f"block {b}\n{maps[b].shape[2]} x {maps[b].shape[3]}" for b in blocks)]
-    return _tiles(titles, [_pixels(images), *(pca_rgb(maps[b]) for b in blocks)])
+    titles = ["input", *(f"block {block}\n{each.shape[2]} x {each.shape[3]}" for block, each in maps.items())]
+    return _tiles(titles, [_pixels(images), *(pca_rgb(each) for each in maps.values())])
 
 
-def components_over_noise(noised: Mapping[int, Tensor], maps: Mapping[Place, Tensor], image: int) -> Figure:
+def components_over_noise(
+    noised: Mapping[int, Tensor], maps: Mapping[tuple[int, int], Tensor], image: int
+) -> Figure:
     """Feature maps of one image as colours: a row a noise step, a column a block.
 
     A block's colours are the first three principal components of its maps over all positions of all images at all noise
@@ -200,11 +186,6 @@ def confused_pairs(pairs: Sequence[tuple[str, str, int, Tensor]]) -> Figure:
         for axes, image in zip(row[1:], _pixels(images[:_EXAMPLES]), strict=False):
             _show(axes, image, "auto")
     return figure
-
-
-def _noised(backbone: DiffusionBackbone, images: Tensor, t: int, seed: int) -> Tensor:
-    index = torch.arange(len(images), device=images.device)
-    return backbone.add_noise(images, t, seeded_noise(tuple(images.shape[1:]), index, t, seed))
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from difflens.metrics.classification import Evaluation
-from difflens.reports import charts, pictures
+from difflens.reports import charts, heat_maps, pictures
 from difflens.reports.html import Picture, Section, Table, render
 
 _EXAMPLES = 6
@@ -50,7 +50,7 @@ def probe_report(
         _per_class(evaluation, which),
         _confused(evaluation, examples, which),
         Section("Confusion matrix", parts=(
-            Picture(charts.confusion_matrix(evaluation.confusion, evaluation.classes, ""),
+            Picture(heat_maps.confusion_matrix(evaluation.confusion, evaluation.classes, ""),
                     f"Rows are true classes, columns predictions; test images counted.{which}", "Confusion matrix"),
         )),
     ]  # fmt: skip

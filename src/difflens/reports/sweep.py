@@ -1,11 +1,12 @@
-"""The report of a sweep: every place's accuracy, and where to read."""
+"""The report of a sweep: the accuracy of every place, and the recommended ones."""
 
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from difflens.metrics.recommendation import Recommendation
-from difflens.reports.charts import accuracy_curves, heat_map
+from difflens.reports.charts import accuracy_curves
+from difflens.reports.heat_maps import accuracy_map
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.results.sweep import describe
 
@@ -39,7 +40,7 @@ def sweep_report(
         provenance: rows of the closing table.
     """
     place = best.block, best.noise_step
-    sections = [Section("Where to read", describe(best, images), (
+    sections = [Section("Recommended block and noise step", describe(best, images), (
         Table(("For", "Blocks", "Noise steps", "Validation accuracy, %", "Chosen on other images, %", "95 % interval"), [
             ("one map", str(best.block), str(best.noise_step), f"{100 * best.top1:.2f}", f"{100 * best.cross_validated:.2f}",
              _interval(best.cross_validated_interval)),
@@ -54,7 +55,7 @@ def sweep_report(
     for number, (name, values) in enumerate(accuracy.items()):
         decided = number == 0
         pictures = [Picture(
-            heat_map(values, blocks, noise_steps, roles, place if decided else None),
+            accuracy_map(values, blocks, noise_steps, roles, place if decided else None),
             f"Validation accuracy in per cent, {_TITLES[name]}.", f"Heat map of accuracy by block and noise step, {name}",
         )]  # fmt: skip
         if decided:
@@ -72,10 +73,10 @@ def sweep_report(
     columns = ("Block", "Part", *(f"t = {t}" for t in noise_steps))
     caption = f"{_TITLES[next(iter(accuracy))].capitalize()}, validation accuracy in per cent."
     sections.append(
-        Section("All figures", "", (Table(columns, rows, caption, list(blocks).index(best.block)),))
+        Section("Table of accuracies", "", (Table(columns, rows, caption, list(blocks).index(best.block)),))
     )
-    sections.append(Section("Next", "\n\n".join(commands)))
-    return render("Which block, which noise step", summary, sections, provenance)
+    sections.append(Section("Next commands", "\n\n".join(commands)))
+    return render("Sweep: accuracy by block and noise step", summary, sections, provenance)
 
 
 def _interval(bounds: tuple[float, float]) -> str:

@@ -24,17 +24,23 @@ from difflens.errors import DiffLensError
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.cache import READ_BATCH, Reading
 from difflens.extractors.config import ExtractorConfig
-from difflens.metrics.cka import GROUPS, LEAST_IMAGES, alignment, gram, hsic, with_interval
+from difflens.metrics.cka import (
+    GROUPS,
+    LEAST,
+    LEAST_IMAGES,
+    alignment,
+    alignment_by_distance,
+    gram,
+    hsic,
+    with_interval,
+)
 from difflens.opening import open_run
-from difflens.reports.charts import similarity_map
 from difflens.reports.cka import similarity_report
+from difflens.reports.heat_maps import similarity_map
 from difflens.results.cka import CkaResult, Comparison, Mirrors, Representation
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
-
-LEAST = GROUPS * LEAST_IMAGES
-"""Images that a comparison needs."""
 
 _SHOWN = 6  # blocks whose noise steps or poolings are shown
 
@@ -257,26 +263,9 @@ def _mirrors(comparison: _Comparison, groups: Tensor, t: int) -> Mirrors | None:
     if len(encoder) < 2 or not decoder:
         return None
     distance = torch.tensor([[abs(e - (backbone.block(d).mirror or 0)) for e in encoder] for d in decoder])
-    rows = [comparison.blocks.index(d) for d in decoder]
-    columns = [comparison.blocks.index(e) for e in encoder]
-
-    def pairs(mean_hsic: Tensor) -> Tensor:
-        return alignment(mean_hsic[here][:, here])[rows][:, columns]
-
-    def means(mean_hsic: Tensor) -> Tensor:
-        """CKA by distance from the mirror, then the mirrors' lead over all others."""
-        values = pairs(mean_hsic)
-        by_distance = [values[distance == k].mean() for k in distances]
-        return torch.stack([*by_distance, values[distance == 0].mean() - values[distance > 0].mean()])
-
-    distances = distance.unique().tolist()
-    values, half_widths = (each.tolist() for each in with_interval(groups, means))
-    nearest = pairs(groups.mean(0)).nan_to_num(-1).argmax(1)
-    reached = distance[torch.arange(len(decoder)), nearest]
-    return Mirrors(
-        {k: (value, half) for k, value, half in zip(distances, values, half_widths, strict=False)},
-        (values[-1], half_widths[-1]), len(decoder), int((reached == 0).sum()), int((reached <= 1).sum()),
-    )  # fmt: skip
+    rows, columns = ([here[comparison.blocks.index(b)] for b in blocks] for blocks in (decoder, encoder))
+    by_distance, lead, reached = alignment_by_distance(groups, rows, columns, distance)
+    return Mirrors(by_distance, lead, len(decoder), int((reached == 0).sum()), int((reached <= 1).sum()))
 
 
 def _table(comparison: _Comparison, result: CkaResult) -> str:

@@ -1,4 +1,4 @@
-"""`difflens explain`: pictures of what a backbone's features are like, and of where a trained head looks."""
+"""`difflens explain`: a backbone's feature maps and nearest neighbours, and what a trained head attends to."""
 
 from dataclasses import replace
 from functools import partial
@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -30,18 +29,21 @@ from difflens.heads.difformer import DifFormerHead
 from difflens.heads.linear import LinearHead
 from difflens.metrics.attribution import logit_shares
 from difflens.models.saved import TrainedModel
-from difflens.noise import seeded_noise
 from difflens.opening import open_run
-from difflens.reports.charts import share_bars
-from difflens.reports.html import Picture, Section, Table, render
-from difflens.reports.pictures import attention_overlays, components_over_noise, nearest_neighbours
+from difflens.reports.explain import (
+    Explained,
+    attention_section,
+    components_section,
+    explain_report,
+    linear_section,
+    neighbours_section,
+)
 from difflens.results.explain import ExplainResult, HeadShares, Neighbour
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 
 _BLOCKS = 7  # that fit beside each other
 _STEPS = (0.005, 0.05, 0.1, 0.2, 0.4)  # shares of the schedule
-_OVERLAYS = 8  # maps beside each other; of more, the sum of each noise step
 
 
 def explain(config: ExplainConfig) -> ExplainResult:
@@ -110,18 +112,17 @@ class _Explanation:
         else:
             self.shown = data.test.subset(balanced(data.test, config.count, config.seed))
         self.reading = Reading(config.workers, config.on_bad_image, [])
-        self.pictures: dict[str, Figure] = {}
 
     def write(self, run: RunDirectory, fingerprint: str) -> ExplainResult:
         config = self.config
         images, index, rows = self._shown_images()
-        sections = [self._components(images, index, rows)]
+        explained = [self._components(images, index, rows)]
         shares = None
         if self.model is not None:
             section, shares = self._head(images, index)
-            sections.append(section)
+            explained.append(section)
         section, neighbours = self._neighbours(images, index, rows)
-        sections.append(section)
+        explained.append(section)
         result = ExplainResult(
             out=config.out,
             images=tuple(self.shown.ids[row] for row in rows),
@@ -129,17 +130,20 @@ class _Explanation:
             neighbours=neighbours,
             skipped_images=tuple(self.reading.skipped),
         )
-        for name, figure in self.pictures.items():
+        for name, figure in (item for _, figures in explained for item in figures.items()):
             run.write_with(f"{name}.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
-        head = "" if self.model is None else f", read by the {self.model.head.name} head of {config.run}"
-        lead = f"The features of {config.backbone} on images of {self.data.name}{head}."
-        report = render("What the features are like", lead, sections, {
-            "Command": shown_command(config),
-            "Backbone": f"{config.backbone}, fingerprint {fingerprint[:12]}",
-            "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
-            "Seed": config.seed,
-            **environment(self.process.device),
-        })  # fmt: skip
+        report = explain_report(
+            backbone=given(config.backbone), data=self.data.name,
+            head="" if self.model is None else f"the {self.model.head.name} head of {config.run}",
+            sections=[section for section, _ in explained],
+            provenance={
+                "Command": shown_command(config),
+                "Backbone": f"{config.backbone}, fingerprint {fingerprint[:12]}",
+                "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
+                "Seed": config.seed,
+                **environment(self.process.device),
+            },
+        )  # fmt: skip
         run.write("report.html", report)
         run.write_json(FINISHED, result.metrics())
         return result
@@ -157,24 +161,10 @@ class _Explanation:
         )
 
     @torch.no_grad()
-    def _components(self, images: Tensor, index: Tensor, rows: list[int]) -> Section:
-        config = self.config
-        maps = FrozenExtractor(self.backbone, self.blocks, self.steps, config.seed)(images, index)
-        shape = tuple(images.shape[1:])
-        noised = {
-            t: self.backbone.add_noise(images, t, seeded_noise(shape, index, t, config.seed))
-            for t in self.steps
-        }
-        parts = []
-        for number, row in enumerate(rows):
-            figure = components_over_noise(noised, maps, number)
-            self.pictures[f"components-{number}"] = figure
-            parts.append(Picture(figure, f"{self._name(row)}.", f"Principal components of image {number}"))
-        text = (
-            "The first three principal components of each block's map as red, green and blue, fitted over all positions "
-            "of these images at all noise steps: within a column colours compare, between columns they do not."
-        )
-        return Section("Maps over noise steps", text, tuple(parts))
+    def _components(self, images: Tensor, index: Tensor, rows: list[int]) -> Explained:
+        extractor = FrozenExtractor(self.backbone, self.blocks, self.steps, self.config.seed)
+        names = [self._name(row) for row in rows]
+        return components_section(extractor.noised(images, index), extractor(images, index), names)
 
     def _name(self, row: int) -> str:
         labels = self.shown.labels
@@ -184,7 +174,7 @@ class _Explanation:
     @torch.no_grad()
     def _neighbours(
         self, images: Tensor, index: Tensor, rows: list[int]
-    ) -> tuple[Section, tuple[tuple[Neighbour, ...], ...]]:
+    ) -> tuple[Explained, tuple[tuple[Neighbour, ...], ...]]:
         config, train = self.config, self.data.train
         extractor = FrozenExtractor(self.backbone, (self.block,), (self.step,), config.seed)
         place = (self.block, self.step)
@@ -210,23 +200,17 @@ class _Explanation:
                 [f"{label} {value:.2f}".strip() for label, value in zip(classes, similarity, strict=True)]
             )
         own = [self._class_of(self.shown, row) or self.shown.ids[row].rpartition("/")[2] for row in rows]
-        figure = nearest_neighbours(images, torch.stack(tiles), own, names)
-        self.pictures["neighbours"] = figure
-        picture = Picture(
-            figure, "On the left the image, then its neighbours with their classes and cosine similarities.",
-            "Images and their nearest neighbours",
-        )  # fmt: skip
-        text = (
+        searched = (
             f"The most similar of {len(bank):,} training images, by block {self.block} at noise step {self.step}, "
-            f"pooled to {config.pool} x {config.pool}. Labels played no part in finding them."
+            f"pooled to {config.pool} x {config.pool}."
         )
-        return Section("Nearest neighbours", text, (picture,)), tuple(found)
+        return neighbours_section(images, torch.stack(tiles), own, names, searched), tuple(found)
 
     def _class_of(self, split: ImageSplit, row: int) -> str:
         return "" if split.labels is None else self.data.classes[int(split.labels[row])]
 
     @torch.no_grad()
-    def _head(self, images: Tensor, index: Tensor) -> tuple[Section, HeadShares]:
+    def _head(self, images: Tensor, index: Tensor) -> tuple[Explained, HeadShares]:
         """Where the run's head looks, on test images; and on those that are shown."""
         assert self.model is not None
         probe, test = self.model.probe, self.data.test
@@ -247,99 +231,27 @@ class _Explanation:
                     shares.setdefault(place, []).append(weights.sum((1, 2)).cpu())
         contributions = logit_shares(torch.cat(parts, dim=1)).tolist()
         if isinstance(probe.head, LinearHead):
-            return self._linear(probe.head, contributions, images_seen)
+            places = map(_words, probe.head.places)
+            named = dict(zip(places, contributions, strict=True))
+            return linear_section(named, images_seen), HeadShares(images_seen, named)
         assert isinstance(probe.head, DifFormerHead)
         attention = {place: float(torch.cat(each).mean()) for place, each in shares.items()}
+        steps = probe.head.noise_steps
+        on_cls = dict(zip(steps, torch.cat(own).mean(0).tolist(), strict=True))
+        by_step = dict(zip(steps, contributions, strict=True))
         with evaluating(probe):
             looked = probe.head.attention(probe.extractor(images, index))[1]
-        return self._attention(
-            probe.head, attention, torch.cat(own).mean(0).tolist(), contributions, images, looked, images_seen
-        )
-
-    def _linear(
-        self, head: LinearHead, contributions: list[float], images: int
-    ) -> tuple[Section, HeadShares]:
-        named = {
-            f"block {block}, t = {t}": share
-            for (block, t), share in zip(head.places, contributions, strict=True)
-        }
-        figure = share_bars(named, "share of the variance of the logits")
-        self.pictures["weights"] = figure
-        text = (
-            f"How much of what tells classes and images apart in the logits comes from each place, measured on {images:,} "
-            "test images. A negative share means that a place works against the others."
-        )
-        if len(named) == 1:
-            text += " This run reads one place; a linear probe on several --blocks shows more."
-        picture = Picture(
-            figure, "Shares of the places; they sum to 100 %.", "Which blocks the linear probe uses"
-        )
-        return Section("Which blocks the weights use", text, (picture,)), HeadShares(images, named)
-
-    def _attention(
-        self,
-        head: DifFormerHead,
-        attention: dict[Place, float],
-        own: list[float],
-        contributions: list[float],
-        images: Tensor,
-        looked: dict[Place, Tensor],
-        count: int,
-    ) -> tuple[Section, HeadShares]:
-        if len(looked) <= _OVERLAYS:
-            overlays = {f"block {block}\nt = {t}": weights for (block, t), weights in looked.items()}
-        else:
-            overlays = {f"all blocks\nt = {t}": _summed(looked, head, t) for t in head.noise_steps}
-        overlay = attention_overlays(images, overlays)
-        bars = share_bars(
-            {f"block {block}, t = {t}": share for (block, t), share in attention.items()},
-            "share of CLS's attention at this noise step",
-        )
-        self.pictures |= {"attention": overlay, "attention-shares": bars}
-        rows: list[tuple[object, ...]] = [
-            (f"t = {t}", *(f"{100 * attention[block, t]:.1f}" for block in head.blocks), f"{100 * own[k]:.1f}",
-             f"{100 * contributions[k]:.1f}")
-            for k, t in enumerate(head.noise_steps)
-        ]  # fmt: skip
-        tokens = {block: looked[block, head.noise_steps[0]][0].numel() for block in head.blocks}
-        even = 1 + sum(tokens.values())
-        rows.append(("if all tokens had the same", *(f"{100 * tokens[b] / even:.1f}" for b in head.blocks),
-                     f"{100 / even:.1f}", None))  # fmt: skip
-        columns = (
-            "Noise step",
-            *(f"block {block}, %" for block in head.blocks),
-            "CLS itself, %",
-            "share of logits, %",
-        )
-        text = (
-            "Weights with which CLS attends to the maps in the last transformer block, averaged over attention heads and "
-            f"{count:,} test images. Each noise step has a CLS of its own, whose attention sums to 100 %; how much the "
-            "noise steps matter is seen in the logits, as each one's share of their variance."
-        )
-        section = Section("Where CLS looks", text, (
-            Picture(overlay, "Attention over the places of the image, each overlay scaled to its own maximum.",
-                    "Attention of CLS over images"),
-            Table(columns, rows, "Shares; the last row is what the number of tokens alone would give."),
-            Picture(bars, "The same shares.", "Shares of the attention of CLS"),
-        ))  # fmt: skip
+        section = attention_section(images, looked, attention, on_cls, by_step, images_seen)
         return section, HeadShares(
-            test_images=count,
-            logits={f"t = {t}": share for t, share in zip(head.noise_steps, contributions, strict=True)},
-            attention={f"block {block}, t = {t}": share for (block, t), share in attention.items()},
-            on_cls={f"t = {t}": share for t, share in zip(head.noise_steps, own, strict=True)},
+            test_images=images_seen,
+            logits={f"t = {t}": share for t, share in by_step.items()},
+            attention={_words(place): share for place, share in attention.items()},
+            on_cls={f"t = {t}": share for t, share in on_cls.items()},
         )
 
 
-def _summed(looked: dict[Place, Tensor], head: DifFormerHead, t: int) -> Tensor:
-    """The attention of all blocks at one noise step, (B, S, S), on the grid of the largest map."""
-    side = max(looked[block, t].shape[-1] for block in head.blocks)
-    total = torch.zeros(())
-    for block in head.blocks:
-        weights = looked[block, t].cpu()
-        grown = torch.nn.functional.interpolate(weights[:, None], (side, side), mode="bilinear")[:, 0]
-        # a token's weight is spread over the places that it covers
-        total = total + grown * (weights.shape[-1] / side) ** 2
-    return total
+def _words(place: Place) -> str:
+    return "block {}, t = {}".format(*place)
 
 
 def _vectors(cache: FeatureCache, place: Place) -> Tensor:

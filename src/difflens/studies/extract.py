@@ -41,22 +41,27 @@ from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.files import checksum, write_bytes
 
 
-def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda line: None) -> ExtractResult:
+def extract(
+    config: ExtractConfig,
+    announce: Callable[[str], object] = lambda line: None,
+    data: ImageData | None = None,
+) -> ExtractResult:
     """Run `config`; several processes share the work, shard by shard.
 
     Args:
         announce: is told what will be written, and how large it will be, before anything is.
+        data: what `config.data` names, or a part of it, where it is loaded already.
 
     Raises:
         DiffLensError: anything in the configuration, the data or the backbone is not what it should be, the folder
             holds another store, or the disk has too little room.
     """
     config = resolve(config)
-    data: ImageData | ImageSplit = (
+    read: ImageData | ImageSplit = data or (
         load_unlabelled(config.data) if config.unlabelled else load_data(config.data)
     )
-    sources = _sources(config, data)
-    opened = open_run(config, data)
+    sources = _sources(config, read)
+    opened = open_run(config, read)
     backbone = opened.backbone
     places = ExtractorConfig(
         "frozen", config.blocks or backbone.defaults.fusion_blocks,
@@ -82,8 +87,8 @@ def extract(config: ExtractConfig, announce: Callable[[str], object] = lambda li
         },
         "data": {
             "spec": config.data,
-            "name": config.data if config.unlabelled else data.name,
-            "classes": list(data.classes) if isinstance(data, ImageData) else [],
+            "name": config.data if config.unlabelled else read.name,
+            "classes": list(read.classes) if isinstance(read, ImageData) else [],
             "fingerprint": opened.fingerprints["data_fingerprint"],
         },
     })  # fmt: skip

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difflens.backbones.base import Backbone
-from difflens.choices import ClassifierName
 from difflens.configs.command_line import shown_command
 from difflens.configs.options import resolve
 from difflens.configs.probe import ProbeConfig
@@ -26,20 +25,11 @@ from difflens.errors import DiffLensError, listing
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import FeatureCache, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
-from difflens.metrics.classifiers import (
-    LOGISTIC_STRENGTHS,
-    NEIGHBOURS,
-    RIDGE_STRENGTHS,
-    Standardiser,
-    left_out_neighbours,
-    logistic,
-    neighbour_votes,
-    ridge,
-)
-from difflens.metrics.recommendation import Recommendation, recommend
+from difflens.metrics.classifiers import held_out_scores
+from difflens.metrics.recommendation import Recommendation, comparable, recommend
 from difflens.metrics.statistics import wilson
 from difflens.opening import open_run
-from difflens.reports.charts import heat_map
+from difflens.reports.heat_maps import accuracy_map
 from difflens.reports.sweep import sweep_report
 from difflens.results.sweep import SweepResult
 from difflens.run.directory import FINISHED, RunDirectory
@@ -188,17 +178,18 @@ class _Sweep:
             names = listing([self.data.classes[label] for label in alone])
             self.announce(f"Trained on but not judged, with a single image: {names}")
         labels = cache.labels.to(self.process.device)
+        choosing = every_nth(cache.labels[~held_out], 5)
         accuracy, scores = [], []
         for block in self.blocks:
             features = self._matrix(cache, (block, t))
             by_classifier = [
-                _judge(name, features, labels, held_out, len(self.data.classes))
+                held_out_scores(name, features, labels, held_out, choosing, len(self.data.classes))
                 for name in self.config.classifiers
             ]
             accuracy.append(
                 [float((each.argmax(1) == labels[held_out]).double().mean()) for each in by_classifier]
             )
-            scores.append(_comparable(by_classifier[0]).half().cpu())
+            scores.append(comparable(by_classifier[0]).half().cpu())
         for file in spill.glob("*.bin"):
             file.unlink()
         return {
@@ -241,7 +232,7 @@ class _Sweep:
         self.run.write("table.csv", table)
         roles = [self.backbone.block(block).role for block in self.blocks]
         place = (best.block, best.noise_step)
-        figure = heat_map(accuracy[config.classifiers[0]], self.blocks, steps, roles, place)
+        figure = accuracy_map(accuracy[config.classifiers[0]], self.blocks, steps, roles, place)
         self.run.write_with("heatmap.png", lambda path: figure.savefig(path, dpi=160))
         report = sweep_report(
             summary=f"How well a simple classifier reads each block of {config.backbone} at each noise step on "
@@ -270,32 +261,6 @@ class _Sweep:
             probe, head="difformer", blocks=best.fusion_blocks, noise_steps=best.fusion_noise_steps
         )
         return shown_command(single), shown_command(fused)  # fmt: skip
-
-
-def _judge(name: ClassifierName, features: Tensor, labels: Tensor, held_out: Tensor, classes: int) -> Tensor:
-    """Scores (V, K) of the held-out images by a classifier of the others.
-
-    Its strength or number of neighbours is chosen on those others: leaving one out, or for logistic regression a fifth.
-    """
-    x, y, judged = features[~held_out], labels[~held_out], features[held_out]
-    if name == "knn":
-        accuracy = left_out_neighbours(x, y, classes)
-        return neighbour_votes(x, y, judged, classes, [NEIGHBOURS[accuracy.index(max(accuracy))]])[0]
-    standardise = Standardiser(x)
-    x, judged = standardise(x), standardise(judged)
-    if name == "ridge":
-        models = ridge(x, y, classes, [len(x) * strength for strength in RIDGE_STRENGTHS])
-        return max(models, key=lambda model: model.left_out_top1)(judged)
-    inner = every_nth(y.cpu(), 5).to(y.device)
-    trials = logistic(x[~inner], y[~inner], classes, LOGISTIC_STRENGTHS)
-    hits = [int((model(x[inner]).argmax(1) == y[inner]).sum()) for model in trials]
-    (model,) = logistic(x, y, classes, [LOGISTIC_STRENGTHS[hits.index(max(hits))]])
-    return model(judged)
-
-
-def _comparable(scores: Tensor) -> Tensor:
-    """Scores on one scale for all places, in the range of float16."""
-    return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True).clamp(min=1e-6).mean()
 
 
 def _table(

@@ -44,16 +44,19 @@ from difflens.tasks.classification.selection import choose_linear, choose_neighb
 from difflens.tasks.classification.train import evaluate, fit
 
 
-def probe(config: ProbeConfig) -> ProbeResult:
+def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
     """Run `config` and fill its run directory.
+
+    Args:
+        data: what `config.data` names, or a part of it, where it is loaded already.
 
     Raises:
         DiffLensError: anything in the configuration, the data or the backbone is not what it should be.
     """
     config = resolve(config)
     process = accelerator(config.device)
-    data = load_data(given(config.data))
-    return (_probe_once if config.seeds == 1 else _probe_seeds)(config, data, process)
+    run = _probe_once if config.seeds == 1 else _probe_seeds
+    return run(config, data or load_data(given(config.data)), process)
 
 
 def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> ProbeResult:

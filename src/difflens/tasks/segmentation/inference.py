@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
+from difflens.data.dense.base import IGNORED
 from difflens.data.dense.samples import Samples, resize, scaled_size, to_square
 from difflens.data.images import to_float
 from difflens.extractors.base import evaluating
@@ -71,7 +72,7 @@ def evaluate_segmentation(
     """Segment every image of `samples` once, with the noise of draw 0, and count pixels."""
     counts = torch.zeros(len(classes), len(classes), dtype=torch.long)
     for _, predicted, true in predictions(probe, samples, sliding, process):
-        counts += confusion_matrix(predicted, true, len(classes))
+        counts += confusion_matrix(predicted, true, len(classes), IGNORED)
     total = process.reduce(counts.to(process.device)).cpu() if process.num_processes > 1 else counts
     return SegmentationEvaluation(total, classes)
 

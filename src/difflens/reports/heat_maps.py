@@ -1,0 +1,264 @@
+"""Heat maps for reports: a matrix as colours, with names beside it and numbers in its cells.
+
+Every function returns a matplotlib figure of its own, outside pyplot's global state.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby, pairwise
+from math import ceil
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+from torch import Tensor
+
+from difflens.reports.style import BASELINE, INK, LINE, WIDTH, quiet, shortened
+
+# the most rows and columns whose cells hold numbers
+_ACCURACY_NUMBERS = (12, 26)
+_SIMILARITY_NUMBERS = (12, 12)
+_CONFUSION_NUMBERS = 30
+_LABELS = 25  # the most labels on an axis of more classes than that
+
+
+def accuracy_map(
+    accuracy: Tensor,
+    blocks: Sequence[int],
+    noise_steps: Sequence[int],
+    roles: Sequence[str],
+    best: tuple[int, int] | None,
+) -> Figure:
+    """How well every block does at every noise step: a row a noise step, a column a block.
+
+    The lowest fifth of the cells share one colour, so that differences among the good ones
+    are seen. Cells hold per cent; beyond 12 x 26 cells there are colours only.
+
+    Args:
+        accuracy: (T, B) shares in [0, 1]; NaN where nothing was measured.
+        blocks: indices of the B columns.
+        noise_steps: the t of the T rows.
+        roles: the part of the network each column belongs to ("encoder", "middle", "decoder").
+        best: (block, noise step) of the cell to outline.
+    """
+    count, width = len(noise_steps), len(blocks)
+    shape = (count, width)
+    assert accuracy.shape == shape, f"{shape} noise steps and blocks, but accuracies {tuple(accuracy.shape)}"
+    assert len(roles) == width, f"{width} blocks, but {len(roles)} roles"
+    values = 100 * accuracy.detach().cpu().double()
+    cell_width = min(0.62, (WIDTH - 1.7) / width)
+    cell_height = min(0.36, 8 / count)
+    tall = cell_height * count > 1.5
+    low, high = _range(values)
+    axes, picture = _heat_map(
+        values, [f"{t}" for t in noise_steps], [f"{b}" for b in blocks], ("noise step t", "block"),
+        size=(max(3.2, cell_width * width + 1.7), cell_height * count + (1.0 if tall else 1.6)),
+        limits=(low, high), most_labels=(30, 40), letters=(9, 8 if width > 15 else 9), aspect="auto",
+    )  # fmt: skip
+    _cell_borders(axes, count, width)
+    if count <= _ACCURACY_NUMBERS[0] and width <= _ACCURACY_NUMBERS[1]:
+        _write(picture, _numbers(values, "{:.1f}"), 9 if cell_width > 0.45 else 7)
+    _role_brackets(axes, roles, cell_width)
+    if best is not None:
+        outline = _frame(axes, noise_steps.index(best[1]), blocks.index(best[0]), 0.5)
+        outline.set(edgecolor=INK, linewidth=2, clip_on=False, zorder=3)
+        outline.set_path_effects([withStroke(linewidth=4, foreground="white")])
+    bar = _colour_bar(
+        picture, "top-1 accuracy, %", location="right" if tall else "bottom",
+        extend="min" if values.lt(low).any() else "neither", **({"aspect": 25} if tall else {"shrink": 0.8, "aspect": 40}),
+    )  # fmt: skip
+    bar.locator = MaxNLocator(5)
+    bar.update_ticks()
+    return _figure(axes)
+
+
+def similarity_map(
+    values: Tensor,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    titles: tuple[str, str],
+    roles: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    marks: Sequence[tuple[int, int]] = (),
+) -> Figure:
+    """How alike things are, pair by pair, on one scale from 0 to 1.
+
+    Up to 12 x 12 cells hold numbers.
+
+    Args:
+        values: (R, C) similarities; negative ones share the colour of 0, NaN is grey.
+        rows, columns: their names.
+        titles: of rows and columns.
+        roles: the part of the network of each row and column ("encoder", "middle", "decoder"), or empty.
+        marks: (row, column) of cells to frame.
+    """
+    height, width = len(rows), len(columns)
+    values = values.detach().cpu().double()
+    cell = min(0.5, 6.2 / max(height, width))
+    letters = 8 if cell < 0.35 else 9
+    axes, picture = _heat_map(
+        values.clamp(min=0), rows, columns, titles, limits=(0, 1), letters=(letters, letters),
+        size=(max(3.0, cell * width + 1.9), max(2.2, cell * height + 1.2)),
+    )  # fmt: skip
+    for line, parts in ((axes.axhline, roles[0]), (axes.axvline, roles[1])):
+        for k, (role, following) in enumerate(pairwise(parts)):
+            if role != following:
+                line(k + 0.5, color="white", linewidth=1.2)
+    _role_brackets(axes, roles[1], cell)
+    if height <= _SIMILARITY_NUMBERS[0] and width <= _SIMILARITY_NUMBERS[1]:
+        _write(picture, _numbers(values, "{:.2f}"), 8)
+    for row, column in marks:
+        _frame(axes, row, column, 0.42).set(edgecolor="#d1495b", linewidth=min(1.6, 5 * cell))
+    _colour_bar(picture, "CKA", shrink=0.7, aspect=25)
+    return _figure(axes)
+
+
+def confusion_matrix(matrix: Tensor, classes: Sequence[str], title: str) -> Figure:
+    """Which classes are taken for which.
+
+    Colours are shares of a true class, on a square-root scale, so that rare confusions are seen. Cells hold
+    counts (none is 0); beyond 30 classes there are colours only, and some of the labels.
+
+    Args:
+        matrix: (K, K) counts; rows are true classes, columns predictions.
+        classes: K names.
+        title: above the matrix; may be empty.
+    """
+    count = len(classes)
+    assert matrix.shape == (count, count), f"{count} classes, but the matrix is {tuple(matrix.shape)}"
+    matrix = matrix.cpu()
+    shares = matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
+    small = count <= _CONFUSION_NUMBERS
+    side = min(WIDTH, max(4.0, 1.8 + (0.5 if small else 0.25) * count))
+    labels = count if small else _LABELS
+    axes, picture = _heat_map(
+        shares.sqrt(), classes, classes, ("true", "predicted"), size=(side, side), limits=(0, 1), colours="Blues",
+        most_labels=(labels, labels), letters=(10, 10),
+    )  # fmt: skip
+    for label in axes.get_xticklabels():
+        label.set(rotation=45, horizontalalignment="right", rotation_mode="anchor")
+    axes.set_title(title, color=INK, parse_math=False)
+    if small:
+        counts = {(i, k): f"{int(matrix[i, k])}" for i, k in matrix.nonzero().tolist()}
+        _write(picture, counts, 9 if count <= 15 else 6)
+    bar = _colour_bar(picture, "of the true class", shrink=0.6, aspect=30)
+    marks = (0, 0.01, 0.05, 0.2, 0.5, 1)
+    bar.set_ticks([mark**0.5 for mark in marks], labels=[f"{100 * mark:g} %" for mark in marks])
+    return _figure(axes)
+
+
+def _heat_map(
+    values: Tensor,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    titles: tuple[str, str],
+    *,
+    size: tuple[float, float],
+    limits: tuple[float, float],
+    colours: str = "viridis",
+    most_labels: tuple[int, int] = (40, 40),
+    letters: tuple[int, int],
+    aspect: Literal["equal", "auto"] = "equal",
+) -> tuple[Axes, AxesImage]:
+    """A matrix (R, C) as colours between two limits, with names of its rows and columns; NaN is grey.
+
+    Args:
+        titles: of rows and columns.
+        size: width and height of the figure, in inches.
+        most_labels: the most names of rows and of columns; of more every second, third and so on is shown.
+        letters: their sizes, in points.
+    """
+    shape = (len(rows), len(columns))
+    assert values.shape == shape, f"{shape[0]} x {shape[1]} names, but values {tuple(values.shape)}"
+    axes = Figure(figsize=size, layout="constrained").subplots()
+    cmap = matplotlib.colormaps[colours].with_extremes(bad=LINE)
+    picture = axes.imshow(values.numpy(), cmap=cmap, vmin=limits[0], vmax=limits[1], aspect=aspect)
+    for set_ticks, names, most, points in (
+        (axes.set_yticks, rows, most_labels[0], letters[0]), (axes.set_xticks, columns, most_labels[1], letters[1])
+    ):  # fmt: skip
+        ticks = range(0, len(names), ceil(len(names) / most))
+        set_ticks(ticks, [shortened(names[k]) for k in ticks], size=points, parse_math=False)
+    axes.set_ylabel(shortened(titles[0], 44), color=INK, parse_math=False)
+    axes.set_xlabel(shortened(titles[1], 44), color=INK, parse_math=False)
+    quiet(axes)
+    return axes, picture
+
+
+def _figure(axes: Axes) -> Figure:
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def _range(values: Tensor) -> tuple[float, float]:
+    """The limits of the colours: from the 20th percentile to the maximum, and a point apart at least."""
+    known = values[~values.isnan()]
+    if not len(known):
+        return 0.0, 100.0
+    low, high = float(known.quantile(0.2)), float(known.max())
+    return min(low, high - 1), high
+
+
+def _numbers(values: Tensor, form: str) -> dict[tuple[int, int], str]:
+    """Texts by (row, column) of the values that are not NaN."""
+    return {(i, k): form.format(float(values[i, k])) for i, k in (~values.isnan()).nonzero().tolist()}
+
+
+def _write(picture: AxesImage, texts: Mapping[tuple[int, int], str], points: int) -> None:
+    """Write texts into cells (row, column), white where the cell is dark."""
+    values = picture.get_array()
+    assert values is not None
+    shades = picture.to_rgba(values)
+    for (row, column), text in texts.items():
+        red, green, blue, _ = shades[row, column]
+        colour = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK
+        picture.axes.text(column, row, text, ha="center", va="center", size=points, color=colour)
+
+
+def _frame(axes: Axes, row: int, column: int, half: float) -> Rectangle:
+    frame = Rectangle((column - half, row - half), 2 * half, 2 * half, fill=False)
+    axes.add_patch(frame)
+    return frame
+
+
+def _colour_bar(picture: AxesImage, label: str, **placing: Any) -> Colorbar:
+    bar = _figure(picture.axes).colorbar(picture, ax=picture.axes, pad=0.02, **placing)
+    bar.set_label(label, size=8, color=INK)
+    bar.ax.tick_params(length=0, labelsize=8, labelcolor=INK)
+    bar.outline.set_visible(False)
+    return bar
+
+
+def _cell_borders(axes: Axes, rows: int, columns: int) -> None:
+    axes.set_xticks([k + 0.5 for k in range(columns - 1)], minor=True)
+    axes.set_yticks([k + 0.5 for k in range(rows - 1)], minor=True)
+    axes.grid(which="minor", color="white", linewidth=0.8)
+    axes.tick_params(which="minor", length=0)
+
+
+def _role_brackets(axes: Axes, roles: Sequence[str], cell_width: float) -> None:
+    """Names of the network's parts above their columns, with a line under each."""
+    columns = axes.get_xaxis_transform()  # columns by rows of the axes' height
+    above = columns + ScaledTranslation(0, 4 / 72, _figure(axes).dpi_scale_trans)
+    gap = 0.025 / cell_width
+    left = -0.5
+    free = -1.0  # up to where the lower line of names is taken
+    for role, run in groupby(roles):
+        right = left + len(list(run))
+        middle, half = (left + right) / 2, 0.036 * len(role) / cell_width  # of 8 point letters, in columns
+        raised = middle - half < free
+        free = free if raised else middle + half
+        axes.plot(
+            [left + gap, right - gap], [1, 1], transform=above, color=BASELINE, linewidth=1.2, clip_on=False,
+            solid_capstyle="butt",
+        )  # fmt: skip
+        axes.annotate(
+            role, (middle, 1), (0, 19 if raised else 8), xycoords=columns, textcoords="offset points",
+            ha="center", size=8, color=BASELINE, parse_math=False,
+        )  # fmt: skip
+        left = right

@@ -1,0 +1,27 @@
+"""Colours, sizes and letters that all figures of reports share."""
+
+from matplotlib.axes import Axes
+
+ACCENT = "#2f5bd0"
+BASELINE = "#6f7680"
+INK = "#20242b"
+LINE = "#e6e8ec"
+KINDS = (ACCENT, "#d1495b", "#1f9e89", "#d98e04", "#7b5ea7")
+"""To tell a few lines apart; the first is the one that matters."""
+
+WIDTH = 9.5
+"""Inches of the widest figure."""
+TEXT_WIDTH = 7.3
+"""Inches of a figure that is as wide as the text."""
+
+
+def shortened(name: str, length: int = 24) -> str:
+    """One line of at most `length` characters."""
+    line = " ".join(name.split())
+    return line if len(line) <= length else f"{line[: length - 1]}\u2026"
+
+
+def quiet(axes: Axes) -> None:
+    """Remove the frame and the tick marks."""
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.spines[:].set_visible(False)
