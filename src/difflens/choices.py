@@ -14,7 +14,6 @@ Method = Literal["diffusion", "bigan", "simclr", "mae", "supervised"]
 StoreFormat = Literal["safetensors", "parquet"]
 StoreType = Literal["float16", "bfloat16", "float32"]
 SplitName = Literal["train", "test"]
-DenseSchedule = ScheduleKind
 Background = Literal["plain", "gradient", "photo"]
 ClassifierName = Literal["ridge", "logistic", "knn"]
 HeadChoice = Literal["linear", "mlp", "cnn", "attention", "difformer", "diffeed", "knn"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from difflens.choices import DenseSchedule, OnBadAnnotation
+from difflens.choices import OnBadAnnotation, ScheduleKind
 from difflens.configs.options import (
     MAY_CHANGE,
     BackboneOptions,
@@ -41,7 +41,7 @@ class DenseConfig(OptimiserOptions, ExtractorOptions, BackboneOptions, ResumeOpt
     """Batches of training. None: the preset's, or 2000 to segment and 3000 to detect."""
     momentum: Share = 0.9
     """sgd: momentum."""
-    lr_schedule: DenseSchedule | None = None
+    lr_schedule: ScheduleKind | None = None
     """Learning rate after the warm-up: poly, (1 - i/n)^0.9; step, times 0.1 at each of --step-at; cosine to zero; or
     constant. None: the preset's, or poly to segment and step to detect."""
     step_at: tuple[Share, ...] = (0.667, 0.889)
