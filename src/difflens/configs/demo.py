@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 
-from difflens.configs.options import Count, NonNegative, ResumeOptions
+from difflens.configs.options import BackboneOptions, Count, NonNegative, ResumeOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(ResumeOptions):
+class DemoConfig(BackboneOptions, ResumeOptions):
     """Read the bundled backbone with every head on the bundled images, and write a report.
 
     Takes a few minutes on two CPU cores. A backbone or data of your own can be put in.
     """
 
-    backbone: str = "fashion"
-    """Any diffusion backbone that `probe` takes."""
     data: str = "fashion"
     """Any data that `probe` takes."""
     train_images: Count | None = None

@@ -8,6 +8,7 @@ import tyro
 
 from difflens.choices import OnBadImage
 from difflens.configs.options import Count, Options
+from difflens.errors import DiffLensError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,3 +36,7 @@ class PredictConfig(Options):
     """skip leaves out images that cannot be read, and lists them on standard error."""
     device: Literal["cpu"] | None = None
     """cpu keeps the computation off the GPU."""
+
+    def check(self) -> None:
+        if not self.images:
+            raise DiffLensError("no images given: name image files or folders of images after the model")

@@ -5,13 +5,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from difflens.backbones.base import DiffusionBackbone
-from difflens.backbones.config import BackboneConfig
 from difflens.choices import ExtractorName, HeadName
 from difflens.configs.command_line import shown_command
 from difflens.configs.demo import DemoConfig
@@ -31,14 +31,13 @@ from difflens.generation.samplers import sample
 from difflens.metrics.classification import Evaluation
 from difflens.metrics.memorisation import Seen, find_nearest
 from difflens.models.feature_space import FeatureSpace
-from difflens.opening import OpenedRun
+from difflens.opening import open_run
 from difflens.pretraining.export import card_fact
 from difflens.reports.demo import BASELINES, demo_report
 from difflens.reports.html import Section
 from difflens.reports.memorisation import copying_section
 from difflens.results.demo import DemoResult, DemoScore
 from difflens.run.directory import FINISHED, RunDirectory
-from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 from difflens.studies.extract import extract
 from difflens.tasks.classification.probe import probe
@@ -58,21 +57,16 @@ def demo(config: DemoConfig) -> DemoResult:
         DiffLensError: the folder holds another run, or backbone or data cannot be loaded.
     """
     config = resolve(config)
-    process = accelerator(config.device)
-    if process.num_processes > 1:
-        raise DiffLensError("the demo runs in one process; `difflens probe` runs in several")
     data = load_data(config.data)
     data = replace(data, test=data.test.first(config.test_images))
-    source = BackboneConfig(config.backbone)
-    backbone = source.load()
+    opened = open_run(config, data, one_process="; `difflens probe` runs in several")
+    backbone = opened.backbone
     if not isinstance(backbone, DiffusionBackbone):
         raise DiffLensError(f"the demo needs a diffusion backbone, and {config.backbone} is none")
-    fingerprints = {"backbone_fingerprint": backbone.fingerprint(), "data_fingerprint": data.fingerprint()}
-    opened = OpenedRun(config, process, data, source, backbone, fingerprints)
     with opened.directory() as run:
         if run.finished:
             return DemoResult.from_metrics(run.read_json(FINISHED), config.out)
-        return _Demo(config, data, backbone, run, process).run_all()
+        return _Demo(config, data, backbone, run, opened.process).run_all()
 
 
 class _Demo:
@@ -89,6 +83,16 @@ class _Demo:
         self.store = config.out / "features"
         self.evaluations: dict[str, Evaluation] = {}
         self.results: dict[str, DemoScore] = {}
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        """Options of every command that the demo runs."""
+        config = self.config
+        return {
+            "data": config.data, "seed": config.seed, "device": config.device, "resume": config.resume,
+            "num_head_channels": config.num_head_channels, "noise_schedule": config.noise_schedule,
+            "image_size": config.image_size,
+        }  # fmt: skip
 
     def run_all(self) -> DemoResult:
         started = time.monotonic()
@@ -125,9 +129,8 @@ class _Demo:
         exact = all(side % _LARGEST == 0 for side in sides) and _LARGEST % defaults.token_side == 0
         extract(
             ExtractConfig(
-                out=self.store, backbone=config.backbone, data=config.data, limit=config.train_images,
-                blocks=extractor.blocks, noise_steps=extractor.noise_steps, pool=_LARGEST if exact else 0,
-                seed=config.seed, device=config.device, resume=config.resume,
+                out=self.store, backbone=config.backbone, limit=config.train_images, blocks=extractor.blocks,
+                noise_steps=extractor.noise_steps, pool=_LARGEST if exact else 0, **self._common,
             ),
             data=self.data,
         )  # fmt: skip
@@ -144,8 +147,8 @@ class _Demo:
         """Probe a backbone, and keep the figures as the result `name`."""
         config = self.config
         asked = ProbeConfig(
-            out=config.out / "heads" / name, backbone=backbone, data=config.data, head=head, extractor=extractor,
-            store=store, limit=config.train_images, seed=config.seed, device=config.device, resume=config.resume,
+            out=config.out / "heads" / name, backbone=backbone, head=head, extractor=extractor, store=store,
+            limit=config.train_images, **self._common,
         )  # fmt: skip
         epochs = max(1, round(asked.usual_epochs * config.effort))
         result = probe(replace(asked, epochs=epochs), self.data)

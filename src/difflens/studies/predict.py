@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from difflens.configs.options import resolve
 from difflens.configs.predict import PredictConfig
-from difflens.errors import DiffLensError
 from difflens.models.saved import DetectionModel, SegmentationModel, TrainedModel, model_task
 from difflens.results.predict import PredictResult
 from difflens.tasks.classification.predict import predict_classes
@@ -24,9 +24,5 @@ def predict(config: PredictConfig) -> PredictResult:
         DiffLensError: the model or an image cannot be read, there are no images, or the folder for overlays holds
             other things.
     """
-    task = model_task(config.model)
-    if config.top < 1 or config.draws < 1:
-        raise DiffLensError("--top and --draws must be at least 1")
-    if not config.images:
-        raise DiffLensError("no images given: name image files or folders of images after the model")
-    return _TASKS[task](config)
+    config = resolve(config)
+    return _TASKS[model_task(config.model)](config)

@@ -13,11 +13,12 @@ from difflens.backbones.base import Backbone
 from difflens.backbones.config import BackboneConfig
 from difflens.configs.command_line import shown_command
 from difflens.configs.fidelity import FidelityConfig
+from difflens.configs.options import resolve
 from difflens.configs.report import ReportConfig
 from difflens.data.images import fit, read_image, to_float, to_uint8
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit, MemorySplit
-from difflens.errors import DiffLensError, listing, require
+from difflens.errors import DiffLensError, listing
 from difflens.extractors.cache import Reading
 from difflens.generation.fidelity import at_random, fidelity
 from difflens.generation.grid import image_grid
@@ -72,7 +73,7 @@ def report(config: ReportConfig) -> ReportResult:
         DiffLensError: a run is not finished, of an unknown kind or of another backbone, there is no diffusion backbone,
             data cannot be loaded, or the file exists.
     """
-    require(samples=(config.samples, 1, 1000), seed=(config.seed, 0, 2**31))
+    config = resolve(config)
     process = accelerator(config.device)
     if process.num_processes > 1:
         raise DiffLensError("report runs in one process")
