@@ -145,7 +145,7 @@ def test_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(DiffLensError, match=r'pip install "difflens\[rivals\]"'):
+    with pytest.raises(DiffLensError, match=r'pip install "difflens\[compare\]"'):
         load_backbone("random:timm:resnet18")
 
 

@@ -207,7 +207,7 @@ def test_less_memory_gives_the_same_loss_curve(
 def test_two_processes_give_the_same_loss_curve(whole: PretrainConfig, tmp_path: Path) -> None:
     """36 images in batches of 8 wrap around: both runs fill the last batch with the same images."""
     run_two(
-        "pretrain", "--preset", "tiny", "--data", whole.data, "--epochs", 2, "--batch-size", 8, "--flip", True,
+        "pretrain", "--preset", "tiny", "--data", whole.data, "--epochs", 2, "--batch-size", 8, "--augment", "flip",
         "--accumulate", 2, "--device", "cpu", "--out", tmp_path / "run",
     )  # fmt: skip
     for mine, theirs in zip(curve(tmp_path / "run"), curve(whole.out), strict=True):

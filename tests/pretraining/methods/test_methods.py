@@ -142,7 +142,7 @@ def test_without_lightly(
     for name in [*sys.modules]:
         if name.partition(".")[0] == "lightly":
             monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(DiffLensError, match=r'needs lightly: pip install "difflens\[rivals\]"'):
+    with pytest.raises(DiffLensError, match=r'needs lightly: pip install "difflens\[compare\]"'):
         pretrain(config(tmp_path / "run", image_tree, method=method))
     assert not (tmp_path / "run").exists()
 
