@@ -167,7 +167,7 @@ def _check_value(name: str, value: object, hint: Any) -> None:
         )
     for range_ in (each for each in _metadata(hint) if isinstance(each, Range)):
         assert isinstance(value, int | float)
-        require(**{name: (value, range_.least, range_.most)})
+        require(**{f"--{name}": (value, range_.least, range_.most)})
 
 
 def _parts(hint: Any) -> Iterator[Any]:
