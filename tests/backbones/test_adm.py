@@ -1,4 +1,4 @@
-"""OpenAI checkpoints: parity with golden tensors and with a reference written here, and every bad input."""
+"""OpenAI checkpoints: parity with golden tensors and with a reference in this file, and all bad inputs."""
 
 import json
 import pickle
@@ -127,7 +127,7 @@ def test_adm_256() -> None:
 
     backbone = UNetBackbone(unet, NoiseSchedule.from_config({}), "adm-256")
     assert backbone.image_size == 256
-    table = {  # PAPER.md: last block of a row, channels, side at 256x256
+    table = {  # the paper's table of blocks: last block of a row, channels, side at 256x256
         3: (256, 256), 6: (256, 128), 7: (256, 64), 9: (512, 64), 12: (512, 32), 13: (512, 16),
         15: (1024, 16), 21: (1024, 8), 24: (1024, 16), 25: (1024, 32), 27: (512, 32), 30: (512, 64),
         31: (512, 128), 33: (256, 128), 37: (256, 256),
@@ -221,7 +221,7 @@ def test_pickle_with_code_is_refused(tmp_path: Path, form: str) -> None:
         torch.save({"state_dict": {"a": torch.zeros(1)}, "args": Malicious(marker)}, path)
     else:
         torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
-    # in a plain pickle of protocol 4 torch stops before it knows what would be called
+    # in a plain pickle of protocol 4 torch stops before it knows the function that would be called
     named = "" if form == "pickle" else "would call eval;.*"
     with pytest.raises(DiffLensError, match=rf"model\.pt .* refused, never run.*{named}\.safetensors"):
         read_checkpoint(path)

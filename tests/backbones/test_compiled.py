@@ -1,4 +1,4 @@
-"""The compiled walk: equal to the plain one, compiled once, and never in the way where compiling fails."""
+"""The compiled walk: it equals the plain one, compiles once, and gives way where compilation fails."""
 
 import shutil
 
@@ -37,7 +37,7 @@ def test_the_compiled_walk_equals_the_plain_one_and_serves_smaller_batches(
     assert "compiled the walk to block 2, (3, 1, 16, 16), in" in capfd.readouterr().err
     for block in plain:
         torch.testing.assert_close(through[block], plain[block], atol=1e-4, rtol=1e-4)
-    # another noise step, another layout and a smaller batch go through the same graph
+    # another noise step, another layout and a smaller batch use the same graph
     graphs = counters["stats"]["unique_graphs"]
     torch.testing.assert_close(
         backbone.features(x.to(memory_format=torch.channels_last), 50, [1, 2], compiled=True), through
@@ -122,7 +122,7 @@ def test_running_out_of_memory_is_not_taken_for_a_failed_compiler(monkeypatch: p
 
 
 def test_nothing_is_compiled_on_the_cpu_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recorded features stay what they are, bit for bit."""
+    """Recorded features stay bit-equal."""
     monkeypatch.setattr(torch, "compile", None)
     backbone: UNetBackbone = make_backbone()
     images, index = torch.rand(2, 1, 16, 16), torch.arange(2)

@@ -1,4 +1,4 @@
-"""What every kind of backbone keeps, so that heads, sweeps, stores and reports need not know which it is."""
+"""The contract that all kinds of backbones keep; heads, sweeps, stores and reports rely on it alone."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def adm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """As `pretrain` writes them."""
+    """Return folders in the form that `pretrain` writes."""
     root = tmp_path_factory.mktemp("encoders")
     torch.manual_seed(0)
     resnet, vit = (networks.encoder_config("tiny", kind) for kind in ("resnet", "vit"))
@@ -145,7 +145,7 @@ def test_defaults_exist(backbone: Backbone) -> None:
 
 
 def test_parameters_of_all_blocks_are_found_once(backbone: Backbone) -> None:
-    """And a block's map does not depend on a later block's."""
+    """Check also that the map of a block does not depend on a later block."""
     images, middle = images_for(backbone), (len(backbone.blocks) + 1) // 2
     found = [
         parameter

@@ -1,4 +1,4 @@
-"""`load_backbone`: everything a user may type, right and wrong."""
+"""`load_backbone`: all forms of a backbone's name, right and wrong."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def test_the_bundled_backbone() -> None:
 
 
 def test_the_bundled_backbone_predicts_noise() -> None:
-    """On test images, which it was not trained on: far better than predicting nothing."""
+    """On test images, its error is far below that of predicting zero."""
     from difflens import load_data, seeded_noise
     from difflens.data.images import fit, to_float
 
@@ -86,10 +86,8 @@ def test_random_keeps_architecture_and_schedule_but_no_weights(backbone_folder: 
     assert isinstance(random, UNetBackbone)
     assert random.blocks == trained.blocks
     assert random.spec == f"random:{backbone_folder}"
-    different = [
-        name for (name, a), b in zip(trained.named_parameters(), random.parameters(), strict=True)
-        if not torch.equal(a, b)
-    ]  # fmt: skip
+    pairs = zip(trained.named_parameters(), random.parameters(), strict=True)
+    different = [name for (name, a), b in pairs if not torch.equal(a, b)]
     assert "unet.conv_in.weight" in different
     assert random.fingerprint() == load_backbone(f"random:{backbone_folder}").fingerprint()
 
@@ -103,7 +101,7 @@ def test_pixels() -> None:
 
 
 def broken(folder: Path, tmp_path: Path, change: str) -> Path:
-    """A copy of a diffusers folder with one thing wrong."""
+    """Return a copy of a diffusers folder with one fault."""
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     weights, config = copy / "diffusion_pytorch_model.safetensors", copy / "config.json"

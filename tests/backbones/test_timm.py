@@ -1,4 +1,4 @@
-"""timm models as backbones: their own maps on their own range, and every way in which there can be none."""
+"""timm models as backbones: timm's maps on the model's range of pixels, and all errors."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ NAMES = ("test_resnet", "test_vit")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of each model a checkpoint with its classifier, as published ones have it."""
+    """Write a checkpoint of each model, with its classifier, like published ones."""
     folder, found = tmp_path_factory.mktemp("timm"), {}
     for name in NAMES:
         torch.manual_seed(5)
@@ -27,7 +27,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_maps_are_the_models_own(name: str, weights: dict[str, Path]) -> None:
-    """On pixels normalised as the model was trained, computed here by torchvision's definition."""
+    """Compare with timm on pixels normalised as in the model's training, by torchvision's definition."""
     backbone = load_backbone(f"timm:{name}@{weights[name]}")
     pixels = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     model = timm.create_model(name, checkpoint_path=str(weights[name])).eval()
@@ -44,7 +44,7 @@ def test_a_model_with_a_mean_of_its_own() -> None:
     backbone = load_backbone("random:timm:resnet18")
     settings = timm.get_pretrained_cfg("resnet18")
     assert settings.mean != (0.5, 0.5, 0.5)
-    # an image of the model's mean everywhere is 0 to it
+    # an image that is the model's mean at every pixel is normalised to 0
     image = (2 * torch.tensor(settings.mean) - 1).view(1, 3, 1, 1).expand(1, 3, 64, 64)
     seen: list[torch.Tensor] = []
     backbone.network.conv1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -62,9 +62,8 @@ def test_grey_images_are_taken_as_rgb() -> None:
 
 def test_blocks() -> None:
     resnet, vit = load_backbone("random:timm:resnet18"), load_backbone("random:timm:vit_tiny_patch16_224")
-    assert [(block.channels, block.stride) for block in resnet.blocks] == [
-        (64, 2), (64, 4), (128, 8), (256, 16), (512, 32)
-    ]  # fmt: skip
+    assert [block.channels for block in resnet.blocks] == [64, 64, 128, 256, 512]
+    assert [block.stride for block in resnet.blocks] == [2, 4, 8, 16, 32]
     assert [(block.channels, block.stride) for block in vit.blocks] == [(192, 16)] * 12
     assert (resnet.image_size, resnet.in_channels, resnet.num_noise_steps) == (224, 3, 1)
     assert resnet.defaults.block == 5

@@ -1,4 +1,4 @@
-"""The walk: exact for any U-Net, early, with feedback; and what the blocks say of themselves."""
+"""The walk: exact for any U-Net, early, with feedback; and the description of the blocks."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from tests.helpers.networks import make_backbone
 
 
 def finish(backbone: UNetBackbone, last: Tensor) -> Tensor:
-    """The network's own last layers on the map of the last block."""
+    """Return the output of the network's own last layers on the map of the last block."""
     unet = backbone.unet
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(last)))
 
@@ -25,9 +25,9 @@ def networks(draw: st.DrawFn) -> UNetBackbone:
     levels = draw(st.integers(1, 4))
     attention = draw(st.lists(st.booleans(), min_size=levels, max_size=levels))
     resampling = draw(st.sampled_from(["conv", "resnet", "resnet-blocks"]))
-    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resampling == "resnet-blocks" else (
-        "DownBlock2D", "UpBlock2D"
-    )  # fmt: skip
+    plain = ("DownBlock2D", "UpBlock2D")
+    if resampling == "resnet-blocks":
+        plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
     channels = draw(st.lists(st.sampled_from([4, 8, 12]), min_size=levels, max_size=levels))
     return make_backbone(
         block_out_channels=tuple(channels),
@@ -80,11 +80,16 @@ def test_blocks_describe_their_maps_and_early_exit_changes_nothing(backbone: UNe
 
 def test_ncsnpp_networks_with_an_image_path() -> None:
     backbone = make_backbone(
-        in_channels=3, out_channels=3, block_out_channels=(32, 64), layers_per_block=2, norm_num_groups=None,
-        attn_norm_num_groups=4, time_embedding_type="fourier",
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(32, 64),
+        layers_per_block=2,
+        norm_num_groups=None,
+        attn_norm_num_groups=4,
+        time_embedding_type="fourier",
         down_block_types=("SkipDownBlock2D", "AttnSkipDownBlock2D"),
         up_block_types=("AttnSkipUpBlock2D", "SkipUpBlock2D"),
-    )  # fmt: skip
+    )
     x = torch.randn(2, 3, 16, 16)
     seen = []
     backbone.unet.conv_norm_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -123,7 +128,7 @@ def test_feedback_enters_the_block_and_its_skip() -> None:
     assert torch.equal(fed[2], plain[2])
     torch.testing.assert_close(fed[3], plain[3] + sent)
     mirror = backbone.block(3).mirror
-    # what reaches the mirror's skip input is the sum: cut the path through the deeper blocks to see it
+    # the mirror's skip input is the sum: cut the path through the deeper blocks to see it
     unit = backbone._units[mirror - 1]
     seen = []
     hook = unit.modules[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, -8:]))
@@ -134,7 +139,7 @@ def test_feedback_enters_the_block_and_its_skip() -> None:
 
 @pytest.mark.parametrize("collect", [(6,), (7,), (6, 8), (6, 7, 8, 9), (9,)])
 def test_two_passes_equal_two_calls(collect: Sequence[int]) -> None:
-    """Sharing the blocks before the first feedback is exact."""
+    """Sharing the blocks before the first feedback leaves the maps exact."""
     backbone = make_backbone()
     x = torch.randn(2, 1, 16, 16)
 

@@ -1,8 +1,9 @@
-"""OpenAI guided-diffusion ("ADM") checkpoints: read without running code, converted exactly into diffusers.
+"""OpenAI's guided-diffusion ("ADM") checkpoints (Dhariwal and Nichol, 2021), read and converted to diffusers.
 
-A state dict says all about its network but the size of an attention head and the side of the images. Both
-naming schemes number the same modules in the same order, so the conversion is one table of places (which
-block) and one of parts (which layer of it); only the fused query, key and value rows are rearranged.
+Reading runs no code, and the conversion is exact. A state dict determines its network except for the width of
+an attention head and the side of the images. Both naming schemes number the same modules in the same order.
+The conversion is therefore one table of modules and one table of their layers. Only the fused rows of query,
+key and value are rearranged.
 """
 
 import re
@@ -27,8 +28,8 @@ _IMAGE_SIDES = {
     (1, 2, 3, 4): 64,
 }
 
-# Layers of a residual block, of an attention and of a place that is a single layer: diffusers' name to ADM's.
-_PARTS = {
+# Layers of a residual block, of an attention and of a module with a single layer: diffusers' name to ADM's.
+_LAYERS = {
     "": "",
     ".norm1": ".in_layers.0",
     ".conv1": ".in_layers.2",
@@ -45,14 +46,14 @@ _PARTS = {
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict in a `.safetensors` or a `.pt`, `.pth` or `.bin` file, on the CPU, by parameter name.
+    """Return the state dict in a `.safetensors`, `.pt`, `.pth` or `.bin` file, on the CPU.
 
-    A training checkpoint with the tensors one level down is accepted, looked up as "ema", "state_dict" and
-    "model" in this order; a "module." before every name is dropped. Large files are mapped, not copied.
+    A training checkpoint may hold the tensors one level down, under "ema", "state_dict" or "model"; the first
+    of these is taken. A "module." before every name is dropped. Large files are mapped, not copied.
 
     Raises:
-        DiffLensError: no such file, not a checkpoint, truncated, or a pickle that needs code to load. Such a
-            pickle is refused and nothing in it is run.
+        DiffLensError: the file does not exist, is no checkpoint, is truncated, or is a pickle that needs code
+            to load. Such a pickle is refused, and nothing in it is run.
     """
     path = Path(path)
     if path.is_dir():
@@ -82,28 +83,28 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 def unet_from_adm(
     state: Mapping[str, Tensor], num_head_channels: int = 64, source: str = "the state dict"
 ) -> UNet2DModel:
-    """The diffusers U-Net that computes what guided-diffusion's `UNetModel` computes with `state`.
+    """Return the diffusers U-Net that computes the function of guided-diffusion's `UNetModel` with `state`.
 
-    Everything is inferred from names and shapes: widths, residual blocks a level, attention levels,
-    scale-shift or additive time embedding, residual or convolutional resampling. Noise steps enter as
-    0 .. T - 1. Weights become float32 on the device they are on; meta tensors give a network without weights.
+    Names and shapes determine the widths, the residual blocks a level, the levels with attention, the time
+    embedding (scale-shift or additive) and the resampling (residual or convolutional). Noise steps are
+    0 .. T - 1. Weights become float32 and stay on their device; meta tensors give a network without weights.
 
     A network whose first multiplier is not 1 (ADM-512: 0.5) embeds time in a width that diffusers cannot
-    configure: its time embedding is replaced after construction, and its config alone does not rebuild it.
+    configure. Its time embedding is replaced after construction, and its config alone does not rebuild it.
 
     Args:
         state: parameters by guided-diffusion's names.
-        num_head_channels: channels of one attention head, 64 in OpenAI's released models. Query, key and
-            value rows are read in the "legacy" order of these models, (heads, 3, num_head_channels).
-        source: what error messages call `state`, usually the file.
+        num_head_channels: channels of one attention head, 64 in OpenAI's released models. The rows of query,
+            key and value are in the "legacy" order of these models, (heads, 3, num_head_channels).
+        source: the name of `state` in error messages, usually the file.
 
     Returns:
-        The network in eval mode; `config.sample_size` is the side in pixels that OpenAI trained these
-        multipliers at, None for other multipliers.
+        The network in evaluation mode. `config.sample_size` is the side in pixels at which OpenAI trained
+        these multipliers, or None for other multipliers.
 
     Raises:
-        DiffLensError: `state` is class-conditional, or is not a guided-diffusion U-Net that diffusers can
-            express, or its attention cannot be cut into heads of `num_head_channels`.
+        DiffLensError: `state` is class-conditional or no guided-diffusion U-Net that diffusers can express,
+            or `num_head_channels` does not divide the width of its attention.
     """
     if any(name.startswith("label_emb.") for name in state):
         raise DiffLensError(
@@ -111,7 +112,7 @@ def unet_from_adm(
             "such as OpenAI's 256x256_diffusion_uncond.pt"
         )
     config = _config(state, num_head_channels, source)
-    # On the meta device, so that the weights of `state` are the only ones that ever take memory.
+    # The meta device allocates nothing: only the weights of `state` take memory.
     with torch.device("meta"):
         try:
             unet = UNet2DModel(**config)
@@ -127,7 +128,11 @@ def unet_from_adm(
 
 
 def _config(state: Mapping[str, Tensor], num_head_channels: int, source: str) -> dict[str, Any]:
-    """The configuration of `UNet2DModel` that has the shapes of `state`, if anything has."""
+    """Return the configuration of the `UNet2DModel` whose parameters have the shapes of `state`.
+
+    Raises:
+        DiffLensError: there is no such configuration.
+    """
 
     def size(name: str, dim: int) -> int:
         if name not in state:
@@ -136,20 +141,20 @@ def _config(state: Mapping[str, Tensor], num_head_channels: int, source: str) ->
             raise _not_adm(source, misshapen=[_with_shape(name, state)])
         return state[name].shape[dim]
 
-    def seen(pattern: str) -> set[int]:
+    def numbers(pattern: str) -> set[int]:
         return {int(match[1]) for name in state if (match := re.match(pattern, name))}
 
     in_channels, model_channels = size("input_blocks.0.0.weight", 1), size("time_embed.0.weight", 1)
-    # A decoder level has one residual block more than an encoder level, and its last block is the first with
-    # an upsampler: something other than an attention behind the residual block.
-    blocks = len(seen(r"input_blocks\.(\d+)\."))
-    upsampled = seen(r"output_blocks\.(\d+)\.[12]\.(?:in_layers|emb_layers|out_layers|conv)\.")
+    # A decoder level has one residual block more than an encoder level. Its last block is the first with an
+    # upsampler, that is with a layer other than an attention behind the residual block.
+    blocks = len(numbers(r"input_blocks\.(\d+)\."))
+    upsampled = numbers(r"output_blocks\.(\d+)\.[12]\.(?:in_layers|emb_layers|out_layers|conv)\.")
     layers = min([*upsampled, blocks - 1])
     starts = [first + 1 for first in range(0, blocks, layers + 1)]
     channels = [size(f"input_blocks.{start}.0.out_layers.3.weight", 0) for start in starts]
-    attention = [bool(seen(rf"input_blocks\.({start})\.1\.")) for start in starts]
+    attention = [bool(numbers(rf"input_blocks\.({start})\.1\.")) for start in starts]
     scale_shift = size("input_blocks.1.0.emb_layers.1.weight", 0) == 2 * channels[0]
-    residual = bool(seen(rf"input_blocks\.({layers + 1})\.0\.in_layers\."))
+    residual = bool(numbers(rf"input_blocks\.({layers + 1})\.0\.in_layers\."))
 
     attended = {width for width, attends in zip(channels, attention, strict=True) if attends} | {channels[-1]}
     for width in sorted(attended):
@@ -175,10 +180,10 @@ def _config(state: Mapping[str, Tensor], num_head_channels: int, source: str) ->
         "downsample_type": resampling,
         "upsample_type": resampling,
         "attention_head_dim": num_head_channels,
-        # under scale_shift, diffusers leaves the middle attention without its norm unless told
+        # with scale_shift, diffusers omits the norm of the middle attention unless this is set
         "attn_norm_num_groups": 32,
         "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
-        # the rest is diffusers' default, repeated where ADM depends on it
+        # the remaining values are diffusers' defaults, repeated because ADM depends on them
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "downsample_padding": 1,
@@ -188,14 +193,18 @@ def _config(state: Mapping[str, Tensor], num_head_channels: int, source: str) ->
 
 
 def _convert(state: Mapping[str, Tensor], unet: UNet2DModel, source: str) -> dict[str, Tensor]:
-    """`state` in float32 under the names of `unet`, to the last key and shape."""
-    places = _places(
+    """Return `state` in float32 under the names of `unet`.
+
+    Raises:
+        DiffLensError: a key is missing, left over or of another shape.
+    """
+    modules = _modules(
         unet.config.layers_per_block, ["Attn" in block_type for block_type in unet.config.down_block_types]
     )
     names = {
-        place + part: adm_place + adm_part
-        for place, adm_place in places.items()
-        for part, adm_part in _PARTS.items()
+        module + layer: adm_module + adm_layer
+        for module, adm_module in modules.items()
+        for layer, adm_layer in _LAYERS.items()
     }
     converted: dict[str, Tensor] = {}
     missing, misshapen, unexpected = [], [], set(state)
@@ -221,9 +230,12 @@ def _convert(state: Mapping[str, Tensor], unet: UNet2DModel, source: str) -> dic
     return converted
 
 
-def _places(layers: int, attention: Sequence[bool]) -> dict[str, str]:
-    """diffusers' places, numbered level by level, to ADM's, numbered through; a level may lack some."""
-    places = {
+def _modules(layers: int, attention: Sequence[bool]) -> dict[str, str]:
+    """Map diffusers' module names, numbered in each level, to ADM's, numbered through all levels.
+
+    The table also names modules that a level may lack.
+    """
+    modules = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
         "conv_in": "input_blocks.0.0",
@@ -236,19 +248,19 @@ def _places(layers: int, attention: Sequence[bool]) -> dict[str, str]:
     for level in range(len(attention)):
         for layer in range(layers):
             block = f"input_blocks.{level * (layers + 1) + layer + 1}"
-            places[f"down_blocks.{level}.resnets.{layer}"] = f"{block}.0"
-            places[f"down_blocks.{level}.attentions.{layer}"] = f"{block}.1"
-        ours, theirs = f"down_blocks.{level}.downsamplers.0", f"input_blocks.{(level + 1) * (layers + 1)}.0"
-        places |= {ours: theirs, f"{ours}.conv": f"{theirs}.op"}
+            modules[f"down_blocks.{level}.resnets.{layer}"] = f"{block}.0"
+            modules[f"down_blocks.{level}.attentions.{layer}"] = f"{block}.1"
+        name, adm_name = f"down_blocks.{level}.downsamplers.0", f"input_blocks.{(level + 1) * (layers + 1)}.0"
+        modules |= {name: adm_name, f"{name}.conv": f"{adm_name}.op"}
     for level, attends in enumerate(reversed(attention)):
         for layer in range(layers + 1):
             block = f"output_blocks.{level * (layers + 1) + layer}"
-            places[f"up_blocks.{level}.resnets.{layer}"] = f"{block}.0"
-            places[f"up_blocks.{level}.attentions.{layer}"] = f"{block}.1"
-        # in the level's last block, behind the attention if there is one
-        ours, theirs = f"up_blocks.{level}.upsamplers.0", f"{block}.{2 if attends else 1}"
-        places |= {ours: theirs, f"{ours}.conv": f"{theirs}.conv"}
-    return places
+            modules[f"up_blocks.{level}.resnets.{layer}"] = f"{block}.0"
+            modules[f"up_blocks.{level}.attentions.{layer}"] = f"{block}.1"
+        # the upsampler is in the level's last block, behind the attention if there is one
+        name, adm_name = f"up_blocks.{level}.upsamplers.0", f"{block}.{2 if attends else 1}"
+        modules |= {name: adm_name, f"{name}.conv": f"{adm_name}.conv"}
+    return modules
 
 
 def _with_shape(name: str, state: Mapping[str, Tensor]) -> str:
@@ -258,9 +270,9 @@ def _with_shape(name: str, state: Mapping[str, Tensor]) -> str:
 def _not_adm(
     source: str, missing: Sequence[str] = (), misshapen: Sequence[str] = (), unexpected: Sequence[str] = ()
 ) -> DiffLensError:
-    found = {"missing": missing, "of the wrong shape": misshapen, "unexpected": unexpected}
-    # query, key and value come from one name
-    problems = [f"{what}: {listing([*dict.fromkeys(names)], 4)}" for what, names in found.items() if names]
+    lists = {"missing": missing, "of the wrong shape": misshapen, "unexpected": unexpected}
+    # query, key and value come from one name, which the message lists once
+    problems = [f"{what}: {listing([*dict.fromkeys(names)], 4)}" for what, names in lists.items() if names]
     return DiffLensError(f"{source} is not a guided-diffusion U-Net: {'; '.join(problems)}")
 
 
@@ -275,7 +287,7 @@ def _is_state_dict(entry: object) -> bool:
 def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
-    except Exception as error:  # safetensors' own, OSError or ValueError, by where the damage is
+    except Exception as error:  # SafetensorError, OSError or ValueError: it depends on the damage
         raise DiffLensError(
             f"{path} cannot be read as safetensors ({error}): it is truncated or of another format; "
             "copy it again"
@@ -284,7 +296,7 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        # only the zip format of torch >= 1.6 can be mapped
+        # only the zip format, torch's since 1.6, can be mapped
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle can fail in any way
         if code := re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error)):

@@ -1,4 +1,4 @@
-"""The backbone contract: what every source of features offers, whatever network stands behind it."""
+"""The contract of a backbone: the interface of every network that features are read from."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -15,23 +15,24 @@ from difflens.noise import NoiseSchedule
 Role = Literal["encoder", "middle", "decoder"]
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-"""What a denoiser may say of x_t, so that it can be sampled from."""
+"""The predictions of a denoiser that samplers support, by diffusers' names."""
 
 Respond = Callable[[dict[int, Tensor]], dict[int, Tensor]]
-"""Maps of decoder blocks to feedback for encoder blocks."""
+"""A function from the maps of decoder blocks to the feedback for encoder blocks, both by block index."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One place where features can be read.
+    """One block of a backbone, whose output is a feature map.
 
     Attributes:
         index: position in execution order, from 1.
-        role: the part of the network it belongs to.
-        channels: channels of its output map.
-        stride: input side divided by the side of its output map.
-        mirror: index of the encoder block whose skip it concatenates (decoder) or of the decoder block
-            that reads its skip (encoder); None for the middle and for networks without a decoder.
+        role: the part of the network that holds the block.
+        channels: channels of the map.
+        stride: side of the images divided by the side of the map.
+        mirror: for a decoder block, the index of the encoder block whose skip it concatenates; for an encoder
+            block, the index of the decoder block that reads its skip; None for the middle and for networks
+            without a decoder.
     """
 
     index: int
@@ -43,13 +44,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Defaults:
-    """Where probes read a backbone if the user names nothing.
+    """The places that probes read by default.
 
     Attributes:
-        block, noise_step: of single-map heads.
-        fusion_blocks, fusion_noise_steps: of DifFormer.
-        feedback_blocks: decoder blocks whose maps DifFeed sends back to their mirrors.
-        token_side: side that the attention head and DifFormer pool larger maps to; the paper's is 16.
+        block, noise_step: the place for heads that read one map.
+        fusion_blocks, fusion_noise_steps: the blocks and noise steps for DifFormer.
+        feedback_blocks: the decoder blocks whose maps DifFeed sends back to their mirrors.
+        token_side: the attention head and DifFormer pool larger maps to this side; it is 16 in the paper.
     """
 
     block: int
@@ -64,11 +65,11 @@ class Backbone(nn.Module, ABC):
     """A frozen network that is read block by block.
 
     Attributes:
-        spec: what `load_backbone` was given, so that a saved model can find its backbone again.
-        blocks: every block in execution order.
-        in_channels: image channels the network takes.
-        image_size: side of the square images it was trained on, in pixels.
-        defaults: where probes read if the user names nothing.
+        spec: the argument of `load_backbone`; a saved model finds its backbone again by it.
+        blocks: all blocks in execution order.
+        in_channels: channels of the images.
+        image_size: side of the square training images, in pixels.
+        defaults: the places that probes read by default.
     """
 
     spec: str
@@ -80,11 +81,16 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def num_noise_steps(self) -> int:
-        """Noise steps are 0 .. num_noise_steps - 1; 1 means the backbone sees clean images only."""
+        """T: noise steps are 0 .. T - 1. It is 1 for a backbone that reads clean images only."""
 
     @abstractmethod
     def add_noise(self, images: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
-        """Forward process: images in [-1, 1] and standard normal `noise`, both (B, C, H, W), to x_t."""
+        """Return x_t, (B, C, H, W): the forward process on images in [-1, 1] with standard normal `noise`.
+
+        Args:
+            images, noise: (B, C, H, W).
+            t: the noise step, one for all images or (B,) long.
+        """
 
     @abstractmethod
     def features(
@@ -96,16 +102,21 @@ class Backbone(nn.Module, ABC):
         *,
         compiled: bool = False,
     ) -> dict[int, Tensor]:
-        """Feature maps of `blocks`, each (B, channels, H / stride, W / stride); stops after the last one.
+        """Return the feature maps of `blocks`, (B, channels, H / stride, W / stride) each, by block index.
+
+        The network stops after the last of these blocks.
 
         Args:
             x_t: noised images, (B, C, H, W).
-            t: the noise step, one for all or one per image, (B,) long.
+            t: the noise step, one for all images or (B,) long.
             blocks: block indices, in any order.
-            feedback: tensors added to the output of the encoder blocks that key them, before it is stored
-                as a skip (DifFeed, paper section 3.3).
-            compiled: through one compiled graph for these blocks and this shape, where the backbone has something to
-                compile. The first call takes up to minutes; maps differ from those that are not compiled by rounding.
+            feedback: tensors by encoder block. Each is added to the block's output before the output is
+                stored as a skip (DifFeed, paper section 3.3).
+            compiled: use one compiled graph for these blocks and this shape, where the backbone supports it.
+                The first call may take minutes. The maps differ from the uncompiled ones by rounding.
+
+        Raises:
+            DiffLensError: a block does not exist, or feedback is for a block that is no encoder block.
         """
 
     def features_with_feedback(
@@ -119,45 +130,58 @@ class Backbone(nn.Module, ABC):
         compiled: bool = False,
         checkpoint: bool = False,
     ) -> dict[int, Tensor]:
-        """Two passes over the same x_t (DifFeed, paper section 3.3); the maps of `blocks` in the second.
+        """Run two passes over the same x_t and return the maps of the second (DifFeed, paper section 3.3).
 
         Args:
-            collect: decoder blocks whose maps the first pass, without gradient, gives to `respond`.
-            respond: from those maps to the feedback of their mirrors.
-            compiled: as for `features`, each pass.
-            checkpoint: keep only what enters each block of the second pass, and compute the block again for its
-                gradient (Chen et al., 2016): less memory, a third more time.
+            x_t, t, blocks: as in `features`.
+            collect: decoder blocks whose maps the first pass gives to `respond`, without gradient.
+            respond: computes from those maps the feedback for their mirrors.
+            compiled: use one compiled graph for each pass, as in `features`.
+            checkpoint: store only the inputs of each block in the second pass, and compute the block again
+                for its gradient (Chen et al., 2016). This takes less memory and a third more time.
+
+        Returns:
+            The maps of `blocks` in the second pass, by block index; shapes as in `features`.
+
+        Raises:
+            DiffLensError: the backbone has no decoder, or a block does not exist.
         """
         raise DiffLensError(f"feedback needs a decoder: {self.describe_blocks()}")
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex digest of architecture, schedule and weights: equal for equal features."""
+        """Return a hex digest of architecture, schedule and weights; equal digests mean equal features."""
 
     @abstractmethod
     def modules_of(self, block: int) -> list[nn.Module]:
-        """The submodules that compute `block`, for fine-tuning."""
+        """Return the submodules that compute `block`, for fine-tuning."""
 
     @property
     def generates(self) -> bool:
-        """Can `difflens.sample` draw images from it?"""
+        """True if `difflens.sample` can draw images from the backbone."""
         return False
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights; the CPU for a backbone without weights."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def block(self, index: int) -> Block:
-        """The block numbered `index`; a DiffLensError that lists what there is if there is none."""
+        """Return the block numbered `index`, from 1.
+
+        Raises:
+            DiffLensError: there is no such block; the message lists the blocks.
+        """
         if not 1 <= index <= len(self.blocks):
             raise DiffLensError(f"no block {index}: {self.describe_blocks()}")
         return self.blocks[index - 1]
 
     def of_role(self, role: Role) -> tuple[Block, ...]:
+        """Return the blocks of one part of the network, in execution order."""
         return tuple(block for block in self.blocks if block.role == role)
 
     def describe_blocks(self) -> str:
-        """For example "the backbone has 37 blocks: encoder 1-18, middle 19, decoder 20-37"."""
+        """Return, for example, "the backbone has 37 blocks: encoder 1-18, middle 19, decoder 20-37"."""
         parts = []
         for role in ("encoder", "middle", "decoder"):
             indices = [block.index for block in self.of_role(role)]
@@ -167,7 +191,11 @@ class Backbone(nn.Module, ABC):
         return f"the backbone has {len(self.blocks)} blocks: {', '.join(parts)}"
 
     def check_blocks(self, blocks: Iterable[int]) -> tuple[int, ...]:
-        """`blocks` sorted and without repetitions; DiffLensError for none or for one that does not exist."""
+        """Return `blocks` sorted and without repetitions.
+
+        Raises:
+            DiffLensError: `blocks` is empty, or one of them does not exist.
+        """
         indices = tuple(sorted(set(blocks)))
         if not indices:
             raise DiffLensError(f"no block asked for: {self.describe_blocks()}")
@@ -176,7 +204,11 @@ class Backbone(nn.Module, ABC):
         return indices
 
     def check_noise_steps(self, noise_steps: Iterable[int]) -> tuple[int, ...]:
-        """`noise_steps` sorted and without repetitions; DiffLensError for none or one outside the schedule."""
+        """Return `noise_steps` sorted and without repetitions.
+
+        Raises:
+            DiffLensError: `noise_steps` is empty, or one of them is outside the schedule.
+        """
         steps = tuple(sorted(set(noise_steps)))
         if not steps:
             raise DiffLensError("no noise step asked for")
@@ -189,7 +221,7 @@ class Backbone(nn.Module, ABC):
         return steps
 
     def check_side(self, side: int) -> None:
-        """DiffLensError if images of `side` pixels do not divide evenly down to the deepest block."""
+        """Raise a DiffLensError if the largest stride of the blocks does not divide `side`, in pixels."""
         stride = max(block.stride for block in self.blocks)
         if side % stride:
             raise DiffLensError(
@@ -197,7 +229,7 @@ class Backbone(nn.Module, ABC):
             )
 
     def check_feedback(self, feedback: Iterable[int]) -> None:
-        """DiffLensError if feedback is meant for a block that is not an encoder block."""
+        """Raise a DiffLensError if one of the blocks that `feedback` names is no encoder block."""
         encoder = [block.index for block in self.of_role("encoder")]
         wrong = sorted(set(feedback) - set(encoder))
         if wrong:
@@ -207,7 +239,7 @@ class Backbone(nn.Module, ABC):
 
 
 class CleanBackbone(Backbone):
-    """A backbone of clean images: its only noise step, 0, adds nothing."""
+    """A backbone that reads clean images: its only noise step, 0, adds no noise."""
 
     @property
     def num_noise_steps(self) -> int:
@@ -218,7 +250,12 @@ class CleanBackbone(Backbone):
 
 
 class DiffusionBackbone(Backbone):
-    """A backbone with a noise schedule and a denoiser: it can also generate."""
+    """A backbone with a noise schedule and a denoiser, which can also generate images.
+
+    Attributes:
+        schedule: the forward process.
+        prediction_type: the denoiser's prediction, one of `PREDICTIONS` for one that can generate.
+    """
 
     schedule: NoiseSchedule
     prediction_type: str
@@ -236,11 +273,17 @@ class DiffusionBackbone(Backbone):
 
     @abstractmethod
     def denoise(self, x_t: Tensor, t: int | Tensor, *, compiled: bool = False) -> Tensor:
-        """The full network's output, (B, out_channels, H, W); with learned variance twice the channels."""
+        """Return the whole network's output, (B, out_channels, H, W).
+
+        With a learned variance, out_channels is twice the number of image channels.
+
+        Args:
+            x_t, t, compiled: as in `features`.
+        """
 
 
 def digest_of(network: nn.Module, *described: bytes) -> str:
-    """Hex digest of what describes a network, and of the names and values of all its weights."""
+    """Return a hex digest of a network's description and of the names and values of all its weights."""
     digest = hashlib.sha256(b"".join(described))
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""What a BiGAN leaves behind: its encoder, which is read, and its generator, which draws."""
+"""A trained BiGAN (Donahue et al., 2017): an encoder, which is read, and a generator, which draws images."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,12 +13,12 @@ from difflens.backbones.encoder import EncoderBackbone, EncoderConfig
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """A generator that doubles the side with each width.
+    """The configuration of a generator, which doubles the side of its maps with each width.
 
     Attributes:
-        latent: numbers that an image is made from.
-        widths: channels of its maps, from the smallest on; the last one has the side of the image.
-        channels, side: of the image.
+        latent: dimensions of the latent vector.
+        widths: channels of the maps, from the smallest map to the one with the side of the image.
+        channels, side: channels and side, in pixels, of the image.
     """
 
     latent: int
@@ -28,10 +28,7 @@ class GeneratorConfig:
 
 
 class Generator(nn.Module):
-    """Latents, (B, latent) standard normal, to images, (B, C, S, S) in [-1, 1], by transposed convolutions.
-
-    The construction of DCGAN (Radford et al., 2016).
-    """
+    """Transposed convolutions from latents to images, after DCGAN (Radford et al., 2016)."""
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
@@ -39,23 +36,29 @@ class Generator(nn.Module):
         first, last = config.widths[0], config.widths[-1]
         start = config.side // 2 ** (len(config.widths) - 1)
         layers: list[nn.Module] = [
-            nn.Linear(config.latent, first * start**2, bias=False), nn.Unflatten(1, (first, start, start)),
-            nn.BatchNorm2d(first), nn.ReLU(),
-        ]  # fmt: skip
-        for width, wider in pairwise(config.widths):
-            layers += [
-                nn.ConvTranspose2d(width, wider, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(wider), nn.ReLU(),
-            ]  # fmt: skip
+            nn.Linear(config.latent, first * start**2, bias=False),
+            nn.Unflatten(1, (first, start, start)),
+            nn.BatchNorm2d(first),
+            nn.ReLU(),
+        ]
+        for before, after in pairwise(config.widths):
+            upsampling = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
+            layers += [upsampling, nn.BatchNorm2d(after), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Conv2d(last, config.channels, 3, padding=1), nn.Tanh())
 
     def forward(self, latents: Tensor) -> Tensor:
+        """Return images, (B, C, S, S) in [-1, 1], from standard normal latents, (B, latent)."""
         images: Tensor = self.layers(latents)
         return images
 
 
 class BiGANBackbone(EncoderBackbone):
-    """A frozen encoder with the generator that it was trained with; reading it runs the encoder alone."""
+    """A frozen encoder and the generator of the same training; features come from the encoder alone.
+
+    Args:
+        network, config, spec, image_size: as in `EncoderBackbone`.
+        generator: it is frozen and set to evaluation mode.
+    """
 
     def __init__(
         self,
@@ -82,5 +85,5 @@ class BiGANBackbone(EncoderBackbone):
         return super().describe() | {"generator": asdict(self.generator.config)}
 
     def fingerprint(self) -> str:
-        """Of the generator too, so that a run of `generate` knows its own."""
+        """Return a digest of the encoder and the generator: a run of `generate` depends on both."""
         return digest_of(self.generator, super().fingerprint().encode())

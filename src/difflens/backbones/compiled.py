@@ -1,4 +1,4 @@
-"""Functions of tensors, compiled for the shapes they meet, with plain execution to fall back on."""
+"""Functions of tensors, compiled for each shape of their inputs, or run uncompiled where that fails."""
 
 import os
 import time
@@ -13,23 +13,25 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from difflens.run.console import console, warn
 
 TOLERANCE = 0.02
-"""Relative error, by the Euclidean norm of a whole tensor, that an answer may have."""
+"""Largest relative error of a compiled result, in the Euclidean norm of a whole tensor."""
 
-# Compiled graphs of one function, by what they are of: torch stops at 8 to catch code that compiles for ever.
+# Most compiled graphs of one function. torch's own limit, 8, is meant to catch code that compiles for ever.
 _GRAPHS = 256
 
 
 class CompiledGraphs:
     """One compiled graph for each function and shape, made at first use.
 
-    Shapes are static, and maps enter in channels-last order. A batch smaller than one that has a graph is filled up with its last row and goes through that
-    graph, so the last batch of an epoch compiles nothing. A graph's first answer is compared with the plain function's;
-    where compiling fails or the answers differ by more than `TOLERANCE` allows, one line says so and the plain function is
-    used from then on. Inductor keeps what it compiled on disk, so the next process takes seconds.
+    Shapes are static, and maps enter in channels-last order. A batch that is smaller than one with a graph is
+    padded with its last row and uses that graph; the last batch of an epoch therefore compiles nothing. The
+    first result of a graph is compared with the function's own. If compilation fails or the error exceeds
+    `TOLERANCE`, a warning says so and the function runs uncompiled from then on. Inductor stores compiled
+    code on disk, so the next process starts in seconds.
 
     Args:
-        cuda_graphs: also record each graph's kernels as one CUDA graph where nothing needs a gradient: for small
-            networks, which are bound by the launches of their kernels. It keeps the memory of each graph's tensors.
+        cuda_graphs: also record the kernels of each graph as one CUDA graph where nothing needs a gradient.
+            This helps small networks, whose time is spent on launching kernels. It reserves the memory of
+            each graph's tensors.
     """
 
     def __init__(self, cuda_graphs: bool = False):
@@ -37,34 +39,33 @@ class CompiledGraphs:
         self._graphs: dict[Hashable, dict[int, Callable[..., Any] | None]] = {}
 
     def __call__(self, name: str, key: Hashable, function: Callable[..., Any], *inputs: Any) -> Any:
-        """`function(*inputs)`, through its graph.
+        """Return `function(*inputs)`, computed by its graph.
 
         Args:
-            name: what messages call the function.
-            key: what besides the shapes of `inputs` decides what `function` computes.
-            inputs: trees of tensors whose first dimension is the batch, as are the outputs.
+            name: the name of the function in messages.
+            key: identifies the computation, together with the shapes of `inputs`.
+            function: takes and gives trees of tensors whose first dimension is the batch.
+            inputs: its arguments.
         """
         tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
         rows = len(tensors[0])
         gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        kind = (
-            key, gradient, torch.is_inference_mode_enabled(),
-            *((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in tensors),
-        )  # fmt: skip
+        shapes = ((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in tensors)
+        kind = (key, gradient, torch.is_inference_mode_enabled(), *shapes)
         graphs = self._graphs.setdefault(kind, {})
         size = min((size for size in graphs if size >= rows), default=rows)
-        filled = tree_map_only(Tensor, lambda tensor: _laid_out(_filled(tensor, size)), inputs)
+        padded = tree_map_only(Tensor, lambda tensor: _laid_out(_padded(tensor, size)), inputs)
         if size not in graphs:
-            graphs[size] = self._compile(name, function, gradient, filled)
+            graphs[size] = self._compile(name, function, gradient, padded)
         graph = graphs[size]
         if graph is None:
             return function(*inputs)
-        return tree_map_only(Tensor, lambda tensor: tensor[:rows], graph(*filled))
+        return tree_map_only(Tensor, lambda tensor: tensor[:rows], graph(*padded))
 
     def _compile(
         self, name: str, function: Callable[..., Any], gradient: bool, inputs: tuple[Any, ...]
     ) -> Callable[..., Any] | None:
-        """The graph of `function` for the shapes of `inputs`, or None where it cannot be had."""
+        """Return the graph of `function` for the shapes of `inputs`; None if it does not compile."""
         if torch._dynamo.config.disable:  # TORCH_COMPILE_DISABLE=1
             return None
         first = tree_leaves(inputs)[0]
@@ -77,50 +78,50 @@ class CompiledGraphs:
                 torch._dynamo.config.patch(recompile_limit=_GRAPHS),
                 warnings.catch_warnings(action="ignore"),
             ):
-                found = graph(*inputs)
+                outputs = graph(*inputs)
                 if gradient:
-                    _backward(found, inputs)
+                    _backward(outputs, inputs)
             with torch.no_grad():
-                error = _difference(found, function(*inputs))
+                error = _difference(outputs, function(*inputs))
         except torch.OutOfMemoryError:
             raise
-        except Exception as problem:  # the compiler, the tools it calls and the driver raise what they like
+        except Exception as problem:  # the compiler, its tools and the driver raise many types
             reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
             warn(f"{name} runs uncompiled: {reason}")
             return None
-        # of two answers in lower precision, each may be off by so much
-        halved = any(isinstance(leaf, Tensor) and leaf.element_size() < 4 for leaf in tree_leaves(found))
+        # in lower precision both results have an error
+        halved = any(isinstance(leaf, Tensor) and leaf.element_size() < 4 for leaf in tree_leaves(outputs))
         if not error <= TOLERANCE * (2 if halved else 1):
             warn(f"{name} runs uncompiled: compiled, its result is off by {error:.1%}")
             return None
         _say(f"compiled {name}, {tuple(first.shape)}, in {time.monotonic() - began:.0f} s")
-        # what a recorded graph returns is overwritten by its next replay
+        # the next replay of a recorded graph overwrites the tensors that it returned
         return (lambda *given: tree_map_only(Tensor, Tensor.clone, graph(*given))) if recorded else graph
 
 
-def _filled(tensor: Tensor, rows: int) -> Tensor:
-    """`tensor`, its last row repeated up to `rows`."""
+def _padded(tensor: Tensor, rows: int) -> Tensor:
+    """Return `tensor` with its last row repeated up to `rows` rows."""
     if len(tensor) == rows:
         return tensor
     return tensor[torch.arange(rows, device=tensor.device).clamp(max=len(tensor) - 1)]
 
 
 def _laid_out(tensor: Tensor) -> Tensor:
-    """`tensor` with maps in channels-last order, and the strides of that order: other strides are another graph."""
+    """Return `tensor` with maps in channels-last order and its strides; other strides need another graph."""
     order = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
     strides = torch.empty_like(tensor, device="meta", memory_format=order).stride()
     return tensor if tensor.stride() == strides else tensor.clone(memory_format=order)
 
 
 def _backward(outputs: Any, inputs: Any) -> None:
-    """Run the backward pass, which is compiled when it is first run."""
+    """Run the backward pass, which torch compiles at its first run."""
     total = sum(leaf.float().sum() for leaf in tree_leaves(outputs) if leaf.requires_grad)
     wanted = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
     torch.autograd.grad(total, wanted, allow_unused=True)
 
 
 def _difference(compiled: Any, plain: Any) -> float:
-    """The largest relative error of any tensor."""
+    """Return the largest relative error of any tensor, in the Euclidean norm."""
     pairs = zip(tree_leaves(compiled), tree_leaves(plain), strict=True)
     return max(
         float((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-12))

@@ -1,4 +1,4 @@
-"""How a backbone is named and loaded."""
+"""The configuration of a backbone: its name and the options that loading it takes."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class BackboneOptions(Protocol):
-    """What the configuration of every command that loads a backbone has."""
+    """The options that every command with a backbone has."""
 
     @property
     def num_head_channels(self) -> int: ...
@@ -26,7 +26,7 @@ class BackboneOptions(Protocol):
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """What `load_backbone` needs."""
+    """The arguments of `load_backbone`, which explains them."""
 
     spec: str
     num_head_channels: int = 64
@@ -35,13 +35,17 @@ class BackboneConfig:
 
     @classmethod
     def of(cls, options: BackboneOptions, spec: str) -> "BackboneConfig":
-        """The backbone `spec` with what a command's configuration says of backbones."""
+        """Return the configuration of the backbone `spec` with a command's options."""
         return cls(spec, options.num_head_channels, options.noise_schedule, options.image_size)
 
     def load(self, device: "torch.device | str" = "cpu") -> "Backbone":
+        """Load the backbone on a device; arguments and errors as in `load_backbone`."""
         from difflens.backbones.load import load_backbone
 
         return load_backbone(
-            self.spec, num_head_channels=self.num_head_channels, noise_schedule=self.noise_schedule,
-            image_size=self.image_size, device=device,
-        )  # fmt: skip
+            self.spec,
+            num_head_channels=self.num_head_channels,
+            noise_schedule=self.noise_schedule,
+            image_size=self.image_size,
+            device=device,
+        )

@@ -1,4 +1,4 @@
-"""Encoders that other methods than diffusion have pre-trained here: timm networks in a folder of their own."""
+"""Encoders that `difflens pretrain` trained by other methods than diffusion: a timm network in a folder."""
 
 import json
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from difflens.errors import DiffLensError
 from difflens.version import __version__
 
 TASK = "pretraining"
-"""What `task` in config.json says, as `model.SavedModel` says what its models are for."""
+"""The value of `task` in config.json; that of a trained model is its task."""
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """A timm network for small images.
+    """The configuration of a timm network for small images.
 
     Attributes:
-        architecture: timm's name of it.
-        arguments: what it is made with, beyond the images' shape.
-        channels, side: of the images, which it takes in [-1, 1].
+        architecture: timm's name of the model.
+        arguments: further arguments of `timm.create_model`, besides the shape of the images.
+        channels, side: channels and side, in pixels, of the images, whose values are in [-1, 1].
     """
 
     architecture: str
@@ -33,10 +33,10 @@ class EncoderConfig:
     side: int
 
     def build(self) -> Any:
-        """The network without a classifier, its weights drawn from torch's generator.
+        """Return the network without a classifier, its weights drawn from torch's generator.
 
-        A ResNet keeps the resolution up to its second stage, as is usual for small images: its first convolution has
-        stride 1, and there is no pooling after it.
+        A ResNet has a first convolution of stride 1 without pooling after it, as is usual for small images.
+        It therefore keeps the resolution up to its second stage.
 
         Raises:
             DiffLensError: timm is not installed.
@@ -48,9 +48,12 @@ class EncoderConfig:
         half = (0.5,) * self.channels
         images = {"input_size": (self.channels, self.side, self.side), "mean": half, "std": half}
         network: Any = timm.create_model(
-            self.architecture, num_classes=0, in_chans=self.channels, pretrained_cfg_overlay=images,
+            self.architecture,
+            num_classes=0,
+            in_chans=self.channels,
+            pretrained_cfg_overlay=images,
             **self.arguments,
-        )  # fmt: skip
+        )
         if hasattr(network, "maxpool"):
             network.conv1[0].stride = (1, 1)
             network.maxpool = nn.Identity()
@@ -61,9 +64,11 @@ class EncoderBackbone(TimmBackbone):
     """A frozen encoder that `difflens pretrain` has trained.
 
     Args:
-        network: as `config` builds it.
-        method: what it was trained by.
-        image_size: overrides the side of the images that it was trained on, in pixels.
+        network: the result of `config.build()`, with any weights.
+        config: the configuration of the network.
+        method: the pre-training method.
+        spec: the user's name of the backbone.
+        image_size: side of the images, in pixels; None: `config.side`.
     """
 
     def __init__(
@@ -79,15 +84,14 @@ class EncoderBackbone(TimmBackbone):
 
     @classmethod
     def from_description(cls, description: dict[str, Any], spec: str, image_size: int | None) -> Self:
-        """From what `describe` gave, with weights drawn from torch's generator."""
+        """Return the backbone of a result of `describe`, with weights drawn from torch's generator."""
         config = EncoderConfig(**description["encoder"])
         return cls(config.build(), config, description["method"], spec, image_size)
 
     def describe(self) -> dict[str, Any]:
-        """The content of config.json."""
-        return {
-            "difflens": __version__, "task": TASK, "method": self.method, "encoder": asdict(self.config),
-        }  # fmt: skip
+        """Return the content of config.json."""
+        encoder = asdict(self.config)
+        return {"difflens": __version__, "task": TASK, "method": self.method, "encoder": encoder}
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors into an existing folder."""
@@ -96,10 +100,14 @@ class EncoderBackbone(TimmBackbone):
         save_file(state, folder / "model.safetensors")
 
     def load_weights(self, path: Path) -> None:
-        """Those that `save` wrote, all of them and nothing else; DiffLensError if the file is damaged or another's."""
+        """Load the weights that `save` wrote.
+
+        Raises:
+            DiffLensError: the file is damaged, or its names or shapes are not exactly those of this network.
+        """
         try:
             state: dict[str, Tensor] = load_file(path)
             self.load_state_dict(state)
-        except Exception as error:  # safetensors' own, OSError, or torch's for names and shapes
+        except Exception as error:  # SafetensorError, OSError, or torch's RuntimeError for names and shapes
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DiffLensError(f"{path} does not hold this encoder's weights: {reason}") from error

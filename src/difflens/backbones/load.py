@@ -1,4 +1,4 @@
-"""`load_backbone`: from what a user types to something that keeps the contract."""
+"""`load_backbone`: a backbone from its name."""
 
 import json
 from importlib.resources import files
@@ -27,8 +27,9 @@ BUNDLED = {
 
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
 _KNOWN = (
-    "fashion, a diffusers folder or another that pretrain wrote, an OpenAI guided-diffusion checkpoint (.pt, .safetensors), a "
-    "hub id (OWNER/NAME), timm:NAME, pixels, or random: before any of them for the same network untrained"
+    "fashion, a diffusers folder or another that pretrain wrote, an OpenAI guided-diffusion checkpoint (.pt, "
+    ".safetensors), a hub id (OWNER/NAME), timm:NAME, pixels, or random: before any of them for the same "
+    "network untrained"
 )
 
 
@@ -47,20 +48,21 @@ def load_backbone(
 
             - `fashion`: bundled with the package, 1x32x32, trained on Fashion-MNIST's training images;
             - a folder in diffusers format, of a `UNet2DModel` or of a pipeline with a `unet/` subfolder;
-            - a folder of an encoder that `difflens pretrain` has trained by another method than diffusion;
+            - a folder of an encoder that `difflens pretrain` trained by another method than diffusion;
             - an OpenAI guided-diffusion checkpoint, `.pt` or `.safetensors`;
             - the id of a model on the Hugging Face hub;
-            - `timm:NAME`: a timm model with the hub's weights, `timm:NAME@FILE` with those of a local file;
+            - `timm:NAME`: a timm model with the hub's weights;
+            - `timm:NAME@FILE`: a timm model with the weights in a local file;
             - `pixels` or `pixels:CHANNELSxSIDE`: the images themselves;
-            - `random:` and any of these: the same architecture with fresh weights (seed 0).
+            - `random:` before any of these: the same architecture with fresh weights (seed 0).
 
-        num_head_channels: channels per attention head of an OpenAI checkpoint, which its weights do not show.
-        noise_schedule: of an OpenAI checkpoint, likewise.
-        image_size: overrides the side of the images the network was trained on, in pixels.
-        device: where to put it.
+        num_head_channels: channels of one attention head of an OpenAI checkpoint; the weights do not show it.
+        noise_schedule: noise schedule of an OpenAI checkpoint; the weights do not show it.
+        image_size: side of the images, in pixels; None: that of the training images.
+        device: the device for the network.
 
     Raises:
-        DiffLensError: there is no such backbone, or it is not what it should be.
+        DiffLensError: there is no such backbone, or its files are damaged or of another kind.
     """
     kind, _, rest = spec.partition(":")
     if kind == "random" and rest.startswith("timm:"):
@@ -96,14 +98,14 @@ def load_backbone(
 
 
 def resolved(spec: str) -> str:
-    """`spec` with the path in it, if there is one, made absolute: it means the same in any working directory."""
+    """Return `spec` with an absolute path, if it has a path: it is valid in any working directory."""
     if spec.startswith(("timm:", "random:timm:")):
         name, at, file = spec.partition("@")
         return f"{name}@{Path(file).expanduser().resolve()}" if at else spec
-    kind, colon, place = spec.rpartition(":")
-    if place in BUNDLED or not Path(place).expanduser().exists():
+    kind, colon, name = spec.rpartition(":")
+    if name in BUNDLED or not Path(name).expanduser().exists():
         return spec
-    return f"{kind}{colon}{Path(place).expanduser().resolve()}"
+    return f"{kind}{colon}{Path(name).expanduser().resolve()}"
 
 
 def _from_folder(
@@ -122,19 +124,17 @@ def _from_folder(
         unet, info = UNet2DModel.from_pretrained(
             home, torch_dtype=torch.float32, output_loading_info=True, low_cpu_mem_usage=False
         )
-    except Exception as error:  # diffusers raises many kinds for damaged weights and configurations
+    except Exception as error:  # diffusers raises many types for damaged weights and configurations
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DiffLensError(f"{home} cannot be loaded: {reason}") from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise DiffLensError(
-            f"the weights in {home} do not belong to its config.json: {len(wrong)} parameters are missing, left over "
-            f"or of another shape, {wrong[0]} for example"
+            f"the weights in {home} do not belong to its config.json: {len(wrong)} parameters are missing, "
+            f"left over or of another shape, {wrong[0]} for example"
         )
-    scheduler = next(
-        (path for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
-         if path.is_file()), None,
-    )  # fmt: skip
+    candidates = (home / "scheduler_config.json" for home in (folder / "scheduler", folder))
+    scheduler = next((path for path in candidates if path.is_file()), None)
     schedule = _read_json(scheduler, f"{scheduler} is not a scheduler's configuration") if scheduler else None
     return UNetBackbone(unet, NoiseSchedule.from_config(schedule), spec, image_size, defaults)
 
@@ -165,15 +165,15 @@ def _download(spec: str) -> Path:
         ) from error
 
 
-def _encoder(description: dict[str, Any], place: str, spec: str, image_size: int | None) -> EncoderBackbone:
-    """What config.json at `place` describes, with fresh weights (seed 0)."""
+def _encoder(description: dict[str, Any], source: str, spec: str, image_size: int | None) -> EncoderBackbone:
+    """Return the encoder of `description`, the content of `source`, with fresh weights (seed 0)."""
     kind = BiGANBackbone if "generator" in description else EncoderBackbone
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return kind.from_description(description, spec, image_size)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise DiffLensError(f"{place} does not describe an encoder: {error!r}") from error
+        raise DiffLensError(f"{source} does not describe an encoder: {error!r}") from error
 
 
 def _untrained(backbone: Backbone) -> Backbone:

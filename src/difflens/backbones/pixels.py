@@ -1,4 +1,4 @@
-"""The images themselves as a backbone: what a head reaches without any network."""
+"""The images themselves as a backbone: the baseline of a head without a network."""
 
 from collections.abc import Iterable, Mapping
 
@@ -14,7 +14,7 @@ class PixelBackbone(CleanBackbone):
 
     Args:
         channels: 1 or 3.
-        side: images are brought to it as for any backbone.
+        side: side of the images, in pixels.
     """
 
     def __init__(self, channels: int = 3, side: int = 32):
@@ -26,7 +26,11 @@ class PixelBackbone(CleanBackbone):
 
     @classmethod
     def from_spec(cls, spec: str) -> "PixelBackbone":
-        """From "pixels" (3 x 32) or "pixels:CHANNELSxSIDE"."""
+        """Return the backbone named "pixels" (3 x 32) or "pixels:CHANNELSxSIDE".
+
+        Raises:
+            DiffLensError: `spec` has another form.
+        """
         _, _, shape = spec.partition(":")
         channels, _, side = (shape or "3x32").partition("x")
         if channels not in ("1", "3") or not side.isdigit() or int(side) < 1:

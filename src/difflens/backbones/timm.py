@@ -1,8 +1,8 @@
-"""Any timm model as a backbone: its stages (ResNets) or transformer blocks (ViTs), on clean images.
+"""Any timm model as a backbone of clean images: the blocks are a ResNet's stages or a ViT's layers.
 
-The maps are those of timm's own `forward_intermediates`, which reads every family alike: spatial tokens become a map,
-class and register tokens are left out, and a ViT's maps go through its last normalisation, as in DINOv2's evaluation
-(Oquab et al., 2023).
+The maps come from timm's `forward_intermediates`, which reads all families alike. Spatial tokens become a
+map; class and register tokens are left out. A ViT's maps go through its last normalisation, as in the
+evaluation of DINOv2 (Oquab et al., 2023).
 """
 
 import difflib
@@ -19,22 +19,22 @@ from torch import Tensor, nn
 from difflens.backbones.base import Block, CleanBackbone, Defaults, digest_of
 from difflens.errors import DiffLensError, listing
 
-_NEAREST = 5  # names that a message suggests
+_SUGGESTIONS = 5  # most model names that an error message suggests
 
 
 class TimmBackbone(CleanBackbone):
     """A frozen timm model without its classifier.
 
-    Images in [-1, 1] are brought to the model's own mean and standard deviation here.
+    The backbone brings images in [-1, 1] to the model's own mean and standard deviation.
 
     Args:
-        network: made with `num_classes=0`; it is frozen and set to evaluation mode.
-        spec: what the user named it by.
-        image_size: side of the images it is given, in pixels.
+        network: a model made with `num_classes=0`; it is frozen and set to evaluation mode.
+        spec: the user's name of the backbone.
+        image_size: side of the images, in pixels.
 
     Raises:
-        DiffLensError: timm cannot read the model block by block, or its maps are not square grids that divide
-            the image evenly.
+        DiffLensError: timm cannot read the model block by block, or its maps are not square with a side that
+            divides `image_size`.
     """
 
     mean: Tensor
@@ -46,10 +46,10 @@ class TimmBackbone(CleanBackbone):
         self.spec, self.image_size = spec, image_size
         settings: Any = network.pretrained_cfg
         self.in_channels = int(settings["input_size"][0])
-        # the model takes (p - mean) / deviation of pixels p in [0, 1]; ours are 2 p - 1
-        for name, value in (("mean", [2 * m - 1 for m in settings["mean"]]),
-                            ("deviation", [2 * d for d in settings["std"]])):  # fmt: skip
-            self.register_buffer(name, torch.tensor(value).view(1, -1, 1, 1), persistent=False)
+        # the model takes (p - mean) / deviation of pixels p in [0, 1]; the images hold x = 2 p - 1
+        mean, deviation = [2 * m - 1 for m in settings["mean"]], [2 * d for d in settings["std"]]
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation).view(1, -1, 1, 1), persistent=False)
         self.blocks = self._describe()
         self.check_side(image_size)
         depth = len(self.blocks)
@@ -62,15 +62,15 @@ class TimmBackbone(CleanBackbone):
 
     @classmethod
     def from_spec(cls, spec: str, image_size: int | None = None, untrained: bool = False) -> "TimmBackbone":
-        """From "timm:NAME", with the hub's weights, or "timm:NAME@FILE", with a file's.
+        """Return the model "timm:NAME" with the hub's weights, or "timm:NAME@FILE" with those of a file.
 
         Args:
             spec: NAME may have timm's tag of the weights, as in resnet18.a1_in1k.
-            image_size: overrides the side that the weights were trained on.
-            untrained: leave the weights as timm draws them (seed 0), and so look for none.
+            image_size: side of the images, in pixels; None: that of the training images.
+            untrained: load no weights; timm draws them (seed 0).
 
         Raises:
-            DiffLensError: timm is not installed or has no such model, or its weights cannot be had.
+            DiffLensError: timm is not installed or has no such model, or its weights cannot be loaded.
         """
         try:
             import timm
@@ -87,7 +87,7 @@ class TimmBackbone(CleanBackbone):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 network = timm.create_model(name, pretrained=not (untrained or at), num_classes=0, **options)
-        except Exception as error:  # no network, no weights anywhere, an image size that the model refuses
+        except Exception as error:  # no network, no published weights, an image size that the model refuses
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DiffLensError(
                 f"timm does not give the model {name} ({reason}). Without the hub, give its weights as "
@@ -116,7 +116,10 @@ class TimmBackbone(CleanBackbone):
         return digest_of(self.network, json.dumps(settings).encode())
 
     def modules_of(self, block: int) -> list[nn.Module]:
-        """The parameters that `block` is the first to use; those of the model itself (tokens, positions) belong to 1."""
+        """Return the parameters that `block` is the first to use.
+
+        The model's own parameters (tokens, positions) belong to block 1.
+        """
         used = [self._used(number) for number in range(self.block(block).index)]
         before = {id(module) for modules in used[:-1] for module in modules}
         modules = [module for module in used[-1] if id(module) not in before]
@@ -125,7 +128,7 @@ class TimmBackbone(CleanBackbone):
         return [nn.ParameterList(module.parameters(recurse=False)) for module in modules]
 
     def train(self, mode: bool = True) -> "TimmBackbone":
-        """Stays in evaluation mode: a frozen network keeps its statistics, whatever the head around it does."""
+        """Stay in evaluation mode: a frozen network keeps its statistics while the head is trained."""
         return super().train(False)
 
     def _maps(self, images: Tensor, indices: list[int] | None) -> list[Tensor]:
@@ -143,7 +146,7 @@ class TimmBackbone(CleanBackbone):
 
     @torch.no_grad()
     def _describe(self) -> tuple[Block, ...]:
-        """The blocks as a blank image shows them."""
+        """Return the blocks, whose shapes are measured on a blank image."""
         if not hasattr(self.network, "forward_intermediates"):
             raise DiffLensError(
                 f"timm does not read {self.spec} block by block (it has no forward_intermediates)"
@@ -151,41 +154,40 @@ class TimmBackbone(CleanBackbone):
         side = self.image_size
         try:
             maps = self._maps(torch.zeros(1, self.in_channels, side, side), None)
-        except Exception as error:  # each family refuses sizes and formats in its own way
+        except Exception as error:  # each family of models refuses sizes and formats in its own way
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DiffLensError(f"{self.spec} does not take images of {side} pixels: {reason}") from error
-        for number, each in enumerate(maps, start=1):
-            height, width = each.shape[-2:]
+        blocks = []
+        for number, features in enumerate(maps, start=1):
+            _, channels, height, width = features.shape
             if height != width or side % height:
                 raise DiffLensError(
-                    f"{self.spec} makes a map of {height} x {width} of {side} pixels in block {number}; maps must be "
-                    "square and divide the image: choose another --image-size"
+                    f"{self.spec} makes a map of {height} x {width} of {side} pixels in block {number}; maps "
+                    "must be square and divide the image: choose another --image-size"
                 )
-        return tuple(
-            Block(number, "encoder", each.shape[1], side // each.shape[-1])
-            for number, each in enumerate(maps, start=1)
-        )
+            blocks.append(Block(number, "encoder", channels, side // width))
+        return tuple(blocks)
 
     @torch.no_grad()
     def _used(self, number: int) -> list[nn.Module]:
-        """The submodules that run when the walk ends with the block at position `number`, from 0."""
-        found: list[nn.Module] = []
-        hooks = [module.register_forward_hook(lambda module, *_: found.append(module))
-                 for module in self.network.modules()]  # fmt: skip
+        """Return the submodules that run up to the end of the block at position `number`, from 0."""
+        executed: list[nn.Module] = []
+        hooks = [
+            module.register_forward_hook(lambda module, *_: executed.append(module))
+            for module in self.network.modules()
+        ]
+        side = self.image_size
         try:
-            self._maps(
-                torch.zeros(1, self.in_channels, self.image_size, self.image_size, device=self.device),
-                [number],
-            )
+            self._maps(torch.zeros(1, self.in_channels, side, side, device=self.device), [number])
         finally:
             for hook in hooks:
                 hook.remove()
-        return list({id(module): module for module in found}.values())
+        return list({id(module): module for module in executed}.values())
 
 
-def _check_name(name: str, spec: str, known: set[str]) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, sorted(known), n=_NEAREST)
+def _check_name(name: str, spec: str, models: set[str]) -> None:
+    if name not in models:
+        near = difflib.get_close_matches(name, sorted(models), n=_SUGGESTIONS)
         hint = f"did you mean {listing(near)}? " if near else ""
         raise DiffLensError(
             f"no backbone {spec!r}: timm has no model {name!r}; {hint}timm.list_models() has them all"
@@ -193,7 +195,11 @@ def _check_name(name: str, spec: str, known: set[str]) -> None:
 
 
 def _load_file(network: Any, path: Path) -> None:
-    """All weights of `network` from a checkpoint, as timm or the model's authors published it, and nothing else."""
+    """Load all weights of `network` from a checkpoint in timm's format or that of the model's authors.
+
+    Raises:
+        DiffLensError: there is no such file, it is damaged, or its weights are not those of the model.
+    """
     from timm.models import load_state_dict
 
     if not path.is_file():
@@ -201,15 +207,16 @@ def _load_file(network: Any, path: Path) -> None:
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     try:
         state = load_state_dict(str(path), weights_only=True)
-        found = network.load_state_dict(state if convert is None else convert(state, network), strict=False)
+        keys = network.load_state_dict(state if convert is None else convert(state, network), strict=False)
     except Exception as error:  # damaged files, other formats, weights of other shapes
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise DiffLensError(f"{path} does not hold weights of this model: {reason}") from error
     classifiers = network.pretrained_cfg.get("classifier") or ()
     names = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    extra = [key for key in found.unexpected_keys if not key.startswith(tuple(f"{name}." for name in names))]
-    wrong = [*found.missing_keys, *extra]
+    prefixes = tuple(f"{name}." for name in names)
+    wrong = [*keys.missing_keys, *(key for key in keys.unexpected_keys if not key.startswith(prefixes))]
     if wrong:
         raise DiffLensError(
-            f"{path} does not hold weights of this model: {len(wrong)} are missing or left over, {listing(wrong, 1)}"
+            f"{path} does not hold weights of this model: {len(wrong)} are missing or left over, "
+            f"{listing(wrong, 1)}"
         )

@@ -1,14 +1,14 @@
 """Any diffusers `UNet2DModel`, walked block by block.
 
-The blocks are the network's own submodules in execution order, so the walk computes what the network's forward
-computes, and nothing of the network is written again here:
+The blocks are the network's own submodules in execution order. The walk therefore computes the same function
+as the network's forward pass, without a second implementation:
 
 - encoder: the input convolution; each residual block with its attention; each downsampler;
 - middle: one block;
 - decoder: each residual block with its attention; an upsampler belongs to the block before it.
 
-An encoder block's output is stored as a skip; a decoder block takes the last skip stored. That pairing is the
-mirror of the paper (decoder block b reads encoder block N + 1 - b of N).
+The output of an encoder block is stored as a skip; a decoder block takes the last skip stored. This pairing
+is the mirror of the paper (decoder block b reads encoder block N + 1 - b of N).
 """
 
 import json
@@ -28,13 +28,13 @@ from difflens.backbones.compiled import CompiledGraphs
 from difflens.errors import DiffLensError
 from difflens.noise import NoiseSchedule
 
-# Networks with fewer parameters than this wait for the launches of their kernels on a large GPU.
+# On a large GPU, a network with fewer parameters spends its time on launching kernels.
 _LAUNCH_BOUND = 50_000_000
 
 
 @dataclass
 class _State:
-    """What travels along the walk; NCSN++ networks also carry the image down and an output image up."""
+    """The state of the walk; NCSN++ networks also carry the image down and an output image up."""
 
     hidden: Tensor
     embedding: Tensor
@@ -44,13 +44,13 @@ class _State:
 
 
 class _Unit:
-    """The modules behind one block."""
+    """The modules of one block."""
 
     def __init__(self, role: Role, modules: Sequence[nn.Module], scale: float = 1.0):
         self.role: Role = role
         self.modules = list(modules)
         self.scale = scale
-        """Side of the output map over side of the input map."""
+        """The side of the output map divided by the side of the input map."""
 
     @property
     def channels(self) -> int:
@@ -65,7 +65,7 @@ class _Unit:
 
 
 class _SkipDown(_Unit):
-    """The downsampler of an NCSN++ level, which also brings the image down and adds it."""
+    """The downsampler of an NCSN++ level, which also downsamples the image and adds it."""
 
     def __init__(self, level: Any):
         super().__init__("encoder", [level.resnet_down], scale=0.5)
@@ -79,7 +79,7 @@ class _SkipDown(_Unit):
 
 
 class _SkipUp(_Unit):
-    """The last block of an NCSN++ decoder level, which also brings the output image up."""
+    """The last block of an NCSN++ decoder level, which also upsamples the output image."""
 
     def __init__(self, modules: Sequence[nn.Module], level: Any):
         super().__init__("decoder", modules, scale=1.0 if level.resnet_up is None else 2.0)
@@ -97,20 +97,20 @@ class _SkipUp(_Unit):
 
 
 class UNetBackbone(DiffusionBackbone):
-    """A frozen `UNet2DModel` with the noise schedule it was trained on.
+    """A frozen `UNet2DModel` with its noise schedule.
 
     Args:
         unet: an unconditional network; it is frozen and set to evaluation mode.
-        schedule: the forward process.
-        spec: what the user named it by.
-        image_size: overrides the side that the network's configuration records; where neither says, 256.
-        defaults: where probes read if the user names nothing; by default the paper's places, scaled.
+        schedule: the forward process of its training.
+        spec: the user's name of the backbone.
+        image_size: side of the images, in pixels; None: that of the network's configuration, else 256.
+        defaults: the places that probes read by default; None: the paper's, at the same relative depth.
 
     Attributes:
-        cuda_graphs: record what is compiled as CUDA graphs too; by default for small networks.
+        cuda_graphs: record compiled graphs as CUDA graphs too; by default True for small networks.
 
     Raises:
-        DiffLensError: the network is class-conditional or of an unknown construction.
+        DiffLensError: the network is class-conditional, or has blocks that the walk does not support.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class UNetBackbone(DiffusionBackbone):
         entered = min(block.mirror or 1 for block in map(self.block, collected))
 
         def first(x_t: Tensor, steps: Tensor) -> tuple[dict[int, Tensor], dict[str, Any]]:
-            # up to the first block that feedback can enter, both passes are one
+            # both passes compute the same maps up to the first block that feedback can enter
             state = self._start(x_t, steps)
             maps = self._walk(state, range(1, entered), {*wanted, *collected}, {})
             shared = {**vars(state), "skips": list(state.skips)}
@@ -213,13 +213,13 @@ class UNetBackbone(DiffusionBackbone):
         return self._units[self.block(block).index - 1].modules
 
     def train(self, mode: bool = True) -> "UNetBackbone":
-        """Stays in evaluation mode: a frozen network has no dropout, whatever the head around it does."""
+        """Stay in evaluation mode: a frozen network has no dropout while the head is trained."""
         return super().train(False)
 
     def _run(
         self, compiled: bool, name: str, key: Hashable, function: Callable[..., Any], *inputs: Any
     ) -> Any:
-        """`function(*inputs)`, as it stands or compiled, with all maps in channels-last order."""
+        """Return `function(*inputs)`, computed directly, or compiled with all maps in channels-last order."""
         if not compiled:
             return function(*inputs)
         if self._graphs is None:
@@ -242,7 +242,7 @@ class UNetBackbone(DiffusionBackbone):
         feedback: Mapping[int, Tensor],
         checkpoint: bool = False,
     ) -> dict[int, Tensor]:
-        """Run the blocks `indices`, changing `state`; returns the maps of those that are wanted."""
+        """Run the blocks `indices` on `state`, which changes, and return the maps of the `wanted` ones."""
         maps = {}
         for index in indices:
             unit = self._units[index - 1]
@@ -250,7 +250,7 @@ class UNetBackbone(DiffusionBackbone):
                 _checkpointed(unit, state)
             else:
                 unit(state)
-            if index in feedback:
+            if index in feedback:  # paper section 3.3: feedback enters before the skip is stored
                 state.hidden = state.hidden + feedback[index]
             if unit.role == "encoder":
                 state.skips.append(state.hidden)
@@ -263,12 +263,12 @@ class UNetBackbone(DiffusionBackbone):
         return torch.as_tensor(t, device=x_t.device, dtype=torch.long).expand(len(x_t))
 
     def _paper_defaults(self) -> Defaults:
-        """The places the paper reads on ADM-256, at the same relative depth of this network."""
+        """Return the places that the paper reads on ADM-256, at the same relative depth of this network."""
         decoder = [block.index for block in self.of_role("decoder")]
         middle = [block.index for block in self.of_role("middle")]
 
         def at(depth: int) -> int:
-            """The block as deep in this decoder as the paper's decoder block 19 + depth of 18."""
+            """Return the block at the relative depth of the paper's decoder block `depth` of 18."""
             return decoder[ceil(len(decoder) * depth / 18) - 1]
 
         steps = self.num_noise_steps
@@ -283,7 +283,7 @@ class UNetBackbone(DiffusionBackbone):
 
 
 def _checkpointed(unit: _Unit, state: _State) -> None:
-    """Run a block so that its gradient needs only what entered it."""
+    """Run a block on `state` and store only its inputs for the gradient (Chen et al., 2016)."""
 
     def run(*entering: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         hidden, embedding, image, output, skips = entering
@@ -328,11 +328,11 @@ def _units(unet: UNet2DModel) -> Iterator[_Unit]:
 
 
 def _layers(level: Any) -> list[list[nn.Module]]:
-    """Each residual block of a level with the attention that follows it."""
+    """Return the residual blocks of a level, each with the attention that follows it."""
     if not hasattr(level, "resnets"):
         raise DiffLensError(f"{type(level).__name__} is not a block that difflens can walk")
     layers: list[list[nn.Module]] = [[resnet] for resnet in level.resnets]
-    # AttnSkipUpBlock2D has one attention after its last residual block, all others one for each
+    # AttnSkipUpBlock2D has one attention, after its last residual block; all others have one for each block
     attentions = list(getattr(level, "attentions", []))
     for layer, attention in zip(layers[len(layers) - len(attentions) :], attentions, strict=True):
         layer.append(attention)
