@@ -1,4 +1,4 @@
-"""Extractors: independence from the batch, gradients only where training happens, DifFeed's parameters."""
+"""Extractors: independence of the batch, gradients only for trained parameters, DifFeed's parameters."""
 
 import itertools
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def test_diffeed_trains_feedback_and_head_only(backbone: UNetBackbone) -> None:
 
 
 def test_no_gradient_is_computed_for_frozen_weights(backbone: UNetBackbone) -> None:
-    """Autograd's graph of a DifFeed step has leaves for feedback layers and head only."""
+    """In a DifFeed step, the leaves of autograd's graph are the parameters of feedback layers and head."""
     extractor = FeedbackExtractor(backbone, (18,), (20,))
     probe = Probe(extractor, make_head(HeadConfig("linear"), extractor.shapes(), 3)).train()
     output = probe(torch.rand(2, 1, 32, 32), torch.arange(2), 1)
@@ -123,17 +123,18 @@ def test_a_walk_costs_the_sum_of_its_blocks(backbone: UNetBackbone) -> None:
     count = len(backbone.blocks)
     state = backbone._start(x, torch.tensor([20]))
     embedding = operations(lambda: backbone._start(x, torch.tensor([20])))
-    alone = [operations(lambda block=block: backbone._walk(state, range(block, block + 1), (), {}))
-             for block in range(1, count + 1)]  # fmt: skip
+    alone = [
+        operations(lambda block=block: backbone._walk(state, range(block, block + 1), (), {}))
+        for block in range(1, count + 1)
+    ]
     for last in (1, 8, 13, 18, count):
         walk = operations(lambda last=last: FrozenExtractor(backbone, (last,), (20,))(x, torch.arange(1)))
         assert walk == embedding + sum(alone[:last])
     assert operations(lambda: backbone.denoise(x, 20)) > 2.4 * (embedding + sum(alone[:18]))
     # feedback from blocks 15 and 18 first enters block 8: the second pass begins there
     feedback = FeedbackExtractor(backbone, (18,), (20,), feedback_blocks=(15, 18)).eval()
-    layers = operations(
-        lambda: feedback._respond(backbone.features(x, 20, (15, 18)), x)
-    ) - operations(lambda: backbone.features(x, 20, (15, 18)))  # fmt: skip
+    layers = operations(lambda: feedback._respond(backbone.features(x, 20, (15, 18)), x))
+    layers -= operations(lambda: backbone.features(x, 20, (15, 18)))
     with torch.no_grad():
         both = operations(lambda: feedback(x, torch.arange(1)))
     assert both == embedding + sum(alone[:18]) + layers + sum(alone[7:18])
@@ -161,7 +162,7 @@ def test_several_noise_steps_in_one_batch_equal_separate_passes(backbone: UNetBa
     assert list(together) == extractor.places == list(apart)
     for place in apart:
         torch.testing.assert_close(together[place], apart[place], atol=2e-4, rtol=1e-4)
-    # in evaluation a map must not depend on what else is read
+    # in evaluation a map must not depend on the other maps that are read
     extractor.eval()
     alone = FrozenExtractor(backbone, (8, 18), (5,), seed=3, draws=draws).eval()(images, index)
     del batches[:]
@@ -200,7 +201,7 @@ def test_without_memory_for_all_noise_steps_they_are_read_one_by_one(
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most bytes that `run` holds at a time."""
+    """Return the largest number of bytes that `run` holds at a time."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         run()
     events, sizes = list(record.profiler.kineto_results.experimental_event_tree()), []

@@ -1,4 +1,4 @@
-"""The feature store: what comes back is what went in, and what does not fit is refused."""
+"""The feature store: the maps that are read are those that were written, and damage is refused."""
 
 import json
 from pathlib import Path
@@ -15,13 +15,19 @@ from tests.helpers.images import make_image_tree
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> tuple[Path, Path]:
-    """A store of a small image tree, and the tree."""
+    """Return a store of a small image tree, and the tree."""
     root = tmp_path_factory.mktemp("stored")
     tree = make_image_tree(root / "images")
-    extract(ExtractConfig(
-        out=root / "store", backbone=str(backbone_folder), data=str(tree), blocks=(4, 6), noise_steps=(3, 9),
-        device="cpu", workers=0,
-    ))  # fmt: skip
+    config = ExtractConfig(
+        out=root / "store",
+        backbone=str(backbone_folder),
+        data=str(tree),
+        blocks=(4, 6),
+        noise_steps=(3, 9),
+        device="cpu",
+        workers=0,
+    )
+    extract(config)
     return root / "store", tree
 
 
@@ -121,10 +127,14 @@ def test_a_damaged_store(stored: tuple[Path, Path], tmp_path: Path, damage: str)
 
 
 def test_shards_hold_whole_batches_and_the_size_is_predicted(tmp_path: Path) -> None:
-    layout = layout_of({
-        "images": {"train": 1000, "test": 70}, "shapes": {"3": [8, 16, 16], "5": [4, 8, 8]}, "noise_steps": [1, 2],
-        "dtype": "float16", "shard_megabytes": 1,
-    })  # fmt: skip
+    manifest = {
+        "images": {"train": 1000, "test": 70},
+        "shapes": {"3": [8, 16, 16], "5": [4, 8, 8]},
+        "noise_steps": [1, 2],
+        "dtype": "float16",
+        "shard_megabytes": 1,
+    }
+    layout = layout_of(manifest)
     assert layout.shard_images % 64 == 0
     assert sum(len(shard.rows) for shard in layout.shards if shard.split == "train") == 1000
     total = 0

@@ -1,4 +1,4 @@
-"""Heads: parity with golden logits, the paper's parameter counts, and what each head promises."""
+"""Heads: parity with golden logits, the paper's parameter counts, and each head's contract."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ ADM_FUSION = {
 
 
 def golden_head() -> tuple[DifFormerHead, dict, torch.Tensor]:
-    """The golden weights under our names, its inputs and its logits."""
+    """Return the golden weights under this package's names, their inputs and their logits."""
     stored = load_file(GOLDEN)
     features = {}
     for name, value in stored.items():
@@ -94,7 +94,7 @@ def test_every_head_gives_logits_and_gradients_to_all_its_parameters(name: str, 
 
 @pytest.mark.parametrize("name", ["linear", "mlp", "cnn", "attention"])
 def test_maps_pooled_beforehand_give_the_same_logits(name: str) -> None:
-    """What a cache relies on."""
+    """A cache relies on it."""
     from difflens.backbones.maps import pool_to
 
     head = make_head(HeadConfig(name, pool=4, width=16), {(1, 0): (6, 16, 16)}, num_classes=3).eval()
@@ -124,7 +124,7 @@ def test_width_must_divide_into_heads() -> None:
 
 
 def test_where_cls_looks() -> None:
-    """The weights of the last block, against attention computed in full."""
+    """Compare the weights of the last block with attention computed in full."""
     head, features, _ = golden_head()
     own, maps = head.attention(features)
     assert set(maps) == set(features)

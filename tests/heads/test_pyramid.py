@@ -1,4 +1,4 @@
-"""Pyramids from several networks: which strides there are, and what their levels are made of."""
+"""Pyramids from several networks: their strides, and the maps behind their levels."""
 
 from typing import Any
 
@@ -21,10 +21,16 @@ from difflens.pretraining.networks import unet_config
 def unet(levels: int, layers: int = 1, side: int = 64, **more: Any) -> Backbone:
     torch.manual_seed(levels)
     network = UNet2DModel(
-        sample_size=side, in_channels=1, out_channels=1, layers_per_block=layers, norm_num_groups=4,
-        block_out_channels=tuple(4 * (k + 1) for k in range(levels)), down_block_types=("DownBlock2D",) * levels,
-        up_block_types=("UpBlock2D",) * levels, **more,
-    )  # fmt: skip
+        sample_size=side,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=layers,
+        norm_num_groups=4,
+        block_out_channels=tuple(4 * (k + 1) for k in range(levels)),
+        down_block_types=("DownBlock2D",) * levels,
+        up_block_types=("UpBlock2D",) * levels,
+        **more,
+    )
     return UNetBackbone(network, NoiseSchedule.from_config())
 
 
@@ -33,7 +39,7 @@ def preset(name: str) -> Backbone:
 
 
 def adm() -> Backbone:
-    """ADM-256's levels, narrow."""
+    """Return a narrow network with the levels of ADM-256."""
     return unet(6, layers=2, side=256)
 
 

@@ -9,11 +9,12 @@ from difflens.backbones.maps import Place
 
 
 class Head(nn.Module, ABC):
-    """A trainable read-out of one or several feature maps.
+    """A trainable classifier of one or several feature maps.
 
     Attributes:
-        pool: maps larger than this side are average-pooled to it before anything else, so a cache of features
-            need not hold more; None keeps the full map.
+        pool: the side that larger maps are average-pooled to first; None: no pooling. A cache of features
+            stores the pooled maps.
+        classifier: the last layers, which end with a linear layer; the k-NN head has none.
     """
 
     pool: int | None
@@ -21,11 +22,11 @@ class Head(nn.Module, ABC):
 
     @property
     def num_classes(self) -> int:
-        """How many logits the head gives."""
+        """The number of logits of an image."""
         last = self.classifier[-1] if isinstance(self.classifier, nn.Sequential) else self.classifier
         assert isinstance(last, nn.Linear)
         return last.out_features
 
     @abstractmethod
     def forward(self, features: Mapping[Place, Tensor]) -> Tensor:
-        """Logits (B, num_classes) of maps (B, C, H, W), pooled or not, keyed by (block, noise step)."""
+        """Return logits (B, num_classes) of maps (B, C, H, W), pooled or not, by (block, noise step)."""

@@ -15,8 +15,10 @@ class CNNHead(Head):
     Several maps are pooled to the smallest side among them and concatenated by channel.
 
     Args:
-        widths: channels after each convolution; each but the first halves the side.
-        pool: as for every head.
+        shapes: (C, H, W) of the maps, by place.
+        num_classes: number of logits.
+        pool: the side that larger maps are pooled to.
+        widths: channels after each convolution; all convolutions but the first halve the side.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The configuration of every head."""
+"""The configurations of the heads."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,22 +13,23 @@ _WITHOUT_EFFECT: dict[HeadName, tuple[str, ...]] = {
 
 
 def options_without_effect(head: HeadName) -> Iterator[tuple[str, Iterable[str]]]:
-    """Options that a classification head does not read: the reason, and their names."""
+    """Yield the options that a classification head does not read: the reason, and the options' names."""
     if head in _WITHOUT_EFFECT:
         yield f"the {head} head does not read them", _WITHOUT_EFFECT[head]
 
 
 @dataclass(frozen=True)
 class DetectionHeadConfig:
-    """Everything needed to build a detection head but the shapes of its maps.
+    """The configuration of a detection head.
 
     Attributes:
         name: mask-rcnn (He et al., 2017), or faster-rcnn (Ren et al., 2015) for boxes alone.
-        side: of the square images that it sees.
-        strides: of the levels that it reads, ascending, each twice the one before, and `side` a multiple of the last; a
-            further level is pooled from the last.
-        width: channels of the feature pyramid network and of the mask head; a quarter of the box head's.
-        proposals: regions that are looked at in an image; in training the loss is of half as many.
+        side: side of the square images, in pixels; a multiple of the last stride.
+        strides: strides of the levels, ascending, each twice the one before. One more level is pooled from
+            the last.
+        width: channels of the feature pyramid network and of the mask head; the box head has four times as
+            many.
+        proposals: regions that are classified in an image; in training the loss samples half as many.
     """
 
     name: DetectionHeadName
@@ -40,17 +41,18 @@ class DetectionHeadConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Everything needed to build a head but the shapes of its maps.
+    """The configuration of a classification head.
 
     Attributes:
-        name: which head.
+        name: the kind of head.
         pool: side that larger maps are average-pooled to; None: 2 (linear, MLP, k-NN) or 16; 0: no pooling.
-        width: of tokens (attention, DifFormer), hidden layer (MLP) or first convolution (CNN). None: the paper's
-            1024 (CNN: 512) for maps of 512 channels and more; for smaller ones half the channels, but at least 64
-            (CNN and MLP: 128 and 512).
-        depth: transformer blocks, hidden layers or convolutions; None: 2, but 1 for the MLP.
-        dropout: in all heads but linear, CNN and k-NN.
-        neighbours, bank: of the k-NN head: how many training images vote, of how many that it remembers.
+        width: width of the tokens (attention, DifFormer), the hidden layers (MLP) or the first convolution
+            (CNN). None, for maps of 512 channels and more: the paper's 1024 (MLP 2048, CNN 512). None, for
+            smaller maps: half the channels, but at least 64 (MLP 512, CNN 128).
+        depth: number of transformer blocks, hidden layers or convolutions; None: 2, but 1 for the MLP.
+        dropout: probability in [0, 1), for attention, DifFormer and MLP.
+        neighbours: number of training images that vote (k-NN).
+        bank: number of training images that are stored (k-NN).
     """
 
     name: HeadName = "attention"
@@ -64,14 +66,14 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class SegmentationHeadConfig:
-    """Everything needed to build a segmentation head but the shapes of its maps.
+    """The configuration of a segmentation head.
 
     Attributes:
-        name: which head.
-        side: of the square images, or windows of images, that it sees.
-        strides: of the levels that UPerNet reads.
+        name: the kind of head.
+        side: side of the square images, or windows of images, in pixels.
+        strides: strides of the levels that UPerNet reads, ascending.
         width: channels of UPerNet.
-        dropout: of channels before UPerNet's last layer.
+        dropout: probability in [0, 1) that drops a channel before UPerNet's last layer.
     """
 
     name: SegmentationHeadName

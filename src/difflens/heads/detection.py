@@ -1,4 +1,4 @@
-"""Heads of detection: maps in, objects with boxes and masks out. They are torchvision's."""
+"""Detection heads: maps in, objects with boxes and masks out. Their layers are torchvision's."""
 
 import math
 from collections import OrderedDict
@@ -23,19 +23,19 @@ from difflens.heads.config import DetectionHeadConfig
 from difflens.heads.pyramid import FeaturePyramid
 
 _ANCHOR = 8
-"""Side of an anchor in cells of its level, as in torchvision: 32 pixels at stride 4."""
-
+"""The side of an anchor in cells of its level, as in torchvision: 32 pixels at stride 4."""
 
 _BOX_CELLS = 7
-"""Side of the grid that a box is read on."""
+"""The side of the grid of features in a box, as in torchvision."""
 
 
 class DetectionHead(nn.Module):
-    """Mask R-CNN or Faster R-CNN on the pyramid, with the layers of torchvision's.
+    """Mask R-CNN (He et al., 2017) or Faster R-CNN (Ren et al., 2015) on the pyramid.
 
     Args:
-        shapes: of the maps for images of `config.side` pixels.
-        num_classes: without a background.
+        config: name, strides and widths.
+        shapes: (C, H, W) of the maps for images of `config.side` pixels, by place.
+        num_classes: number of classes, without the background.
     """
 
     def __init__(self, config: DetectionHeadConfig, shapes: Mapping[Place, MapShape], num_classes: int):
@@ -46,10 +46,9 @@ class DetectionHead(nn.Module):
         self.fpn = FeaturePyramidNetwork(list(self.pyramid.channels), width, LastLevelMaxPool())
         strides = (*config.strides, 2 * config.strides[-1])
         names = [str(k) for k in range(len(config.strides))]
+        anchors = tuple((_ANCHOR * stride,) for stride in strides)
         settings: dict[str, Any] = {
-            "rpn_anchor_generator": AnchorGenerator(
-                tuple((_ANCHOR * stride,) for stride in strides), ((0.5, 1.0, 2.0),) * len(strides)
-            ),
+            "rpn_anchor_generator": AnchorGenerator(anchors, ((0.5, 1.0, 2.0),) * len(strides)),
             "rpn_pre_nms_top_n_train": 2 * proposals,
             "rpn_post_nms_top_n_train": proposals,
             "rpn_pre_nms_top_n_test": proposals,
@@ -61,10 +60,12 @@ class DetectionHead(nn.Module):
         }
         if config.name == "mask-rcnn":
             network: FasterRCNN = MaskRCNN(
-                _Backbone(width), mask_roi_pool=_regions(names, config.strides, 2 * _BOX_CELLS),
+                _Backbone(width),
+                mask_roi_pool=_regions(names, config.strides, 2 * _BOX_CELLS),
                 mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
-                mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1), **settings,
-            )  # fmt: skip
+                mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1),
+                **settings,
+            )
         else:
             network = FasterRCNN(_Backbone(width), **settings)
         self.rpn, self.roi_heads = network.rpn, network.roi_heads
@@ -76,17 +77,20 @@ class DetectionHead(nn.Module):
         sizes: Sequence[tuple[int, int]] | None = None,
         originals: Sequence[tuple[int, int]] | None = None,
     ) -> Any:
-        """Losses in training mode, detections in evaluation mode.
+        """Return losses in training mode, and detections in evaluation mode.
 
         Args:
             maps: (B, C, H, W), keyed by (block, noise step).
-            targets: in training, of each image "boxes" (N, 4) left, top, right, bottom; "labels" (N,) from 1; and of
-                Mask R-CNN "masks" (N, side, side).
-            sizes: in evaluation, (height, width) of the part of each square that is image, at its top left.
-            originals: (height, width) of the images themselves, in whose pixels the detections are.
+            targets: for training, a dictionary for each image: "boxes" (N, 4), left, top, right and bottom in
+                pixels; "labels" (N,) from 1; for Mask R-CNN also "masks" (N, side, side).
+            sizes: for evaluation, (height, width) of the image, which is at the top left of each square;
+                None: the whole square.
+            originals: (height, width) of the original images, in whose pixels detections are given; None: the
+                whole square.
 
         Returns:
-            A dictionary of losses, or for each image "boxes", "labels", "scores" in [0, 1] and "masks" (N, H, W) bool.
+            In training, a dictionary of losses. In evaluation, a dictionary for each image: "boxes" (N, 4),
+            "labels" (N,), "scores" (N,) in [0, 1] and, for Mask R-CNN, "masks" (N, H, W) bool.
         """
         levels = self.pyramid(maps)
         features = self.fpn(OrderedDict((str(k), level) for k, level in enumerate(levels)))
@@ -94,33 +98,38 @@ class DetectionHead(nn.Module):
         whole = [(self.side, self.side)] * count
         images = ImageList(levels[0].new_empty(1).expand(count, 1, self.side, self.side), whole)
         regions, region_losses = self.rpn(images, features, targets)
-        found, losses = self.roi_heads(features, regions, whole, targets)
+        detections, losses = self.roi_heads(features, regions, whole, targets)
         if self.training:
             return {**losses, **region_losses}
         return [
-            _placed(each, size, original)
-            for each, size, original in zip(found, sizes or whole, originals or whole, strict=True)
+            _in_original(objects, size, original)
+            for objects, size, original in zip(detections, sizes or whole, originals or whole, strict=True)
         ]
 
 
-def _placed(found: dict[str, Tensor], size: tuple[int, int], original: tuple[int, int]) -> dict[str, Tensor]:
-    """From the part of `size` of a square to the pixels of the image, without what is only in the rest of it."""
-    boxes = resize_boxes(found["boxes"], list(size), list(original))
+def _in_original(
+    objects: dict[str, Tensor], size: tuple[int, int], original: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Return the detections in a square's part of `size` in pixels of the original image.
+
+    Detections in the rest of the square are dropped.
+    """
+    boxes = resize_boxes(objects["boxes"], list(size), list(original))
     inside = clip_boxes_to_image(boxes, original)
-    kept = remove_small_boxes(inside, 1.0)
-    placed = {"boxes": inside[kept], "labels": found["labels"][kept], "scores": found["scores"][kept]}
-    if "masks" in found:
-        # one by one: a hundred masks of a large photo, in floating point, would take gigabytes
+    rows = remove_small_boxes(inside, 1.0)
+    result = {"boxes": inside[rows], "labels": objects["labels"][rows], "scores": objects["scores"][rows]}
+    if "masks" in objects:
+        # one by one: in floating point, a hundred masks of a large photo would take gigabytes
         masks = [
-            paste_masks_in_image(found["masks"][k : k + 1], boxes[k : k + 1], original)[0, 0] >= 0.5
-            for k in kept.tolist()
+            paste_masks_in_image(objects["masks"][k : k + 1], boxes[k : k + 1], original)[0, 0] >= 0.5
+            for k in rows.tolist()
         ]
-        placed["masks"] = torch.stack(masks) if masks else boxes.new_zeros((0, *original), dtype=torch.bool)
-    return placed
+        result["masks"] = torch.stack(masks) if masks else boxes.new_zeros((0, *original), dtype=torch.bool)
+    return result
 
 
 class _Backbone(nn.Module):
-    """What torchvision asks of a backbone when it builds a network; ours is outside of it."""
+    """A placeholder that torchvision needs to build a network; the real backbone is outside of it."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -129,7 +138,7 @@ class _Backbone(nn.Module):
 
 def _regions(names: list[str], strides: Sequence[int], cells: int) -> nn.Module:
     regions = MultiScaleRoIAlign(names, cells, sampling_ratio=2)
-    # it would read them off the maps as powers of two, which a vision transformer's strides are not
+    # torchvision would take the scales from the maps as powers of two; a ViT's strides are others
     regions.scales = [1 / stride for stride in strides]
     finest, coarsest = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
     regions.map_levels = initLevelMapper(finest, coarsest)

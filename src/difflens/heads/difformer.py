@@ -1,9 +1,12 @@
-"""The attention head and DifFormer, which is the same head on several blocks and noise steps (paper section 3.2).
+"""The attention head and DifFormer, the same head on several blocks and noise steps (paper section 3.2).
 
-Per block (shared between noise steps): pool to at most 16x16, LayerNorm over (C, H, W), 1x1 convolution to `width`.
-Per noise step: a CLS token and the tokens of all blocks, in the order of the blocks, through pre-norm transformer
-blocks (shared). The CLS outputs of all noise steps are concatenated and classified by one linear layer. There is no
-positional embedding: LayerNorm's affine parameters, one for each position, tell positions apart.
+1. For each block: pool to at most 16x16, LayerNorm over (C, H, W), 1x1 convolution to `width` channels. These
+   layers are shared between noise steps.
+2. For each noise step: a CLS token and the tokens of all blocks, in block order, go through pre-norm
+   transformer blocks, which are shared too.
+3. The CLS outputs of all noise steps are concatenated, and one linear layer classifies them.
+
+There is no positional embedding: the affine parameters of LayerNorm differ between positions.
 """
 
 from collections.abc import Mapping
@@ -17,20 +20,22 @@ from difflens.heads.base import Head
 
 
 class DifFormerHead(Head):
-    """Transformer fusion over blocks and noise steps; with one of each, the paper's attention head.
+    """Transformer fusion over blocks and noise steps; with one of each, it is the paper's attention head.
 
     Parameters for 1000 classes on ADM-256: attention 27,786,216, DifFormer 31,802,344 (paper section 4).
 
     Args:
-        shapes: (C, H, W) of the maps; every block must come with every noise step.
-        num_classes: of the logits.
-        width: of the tokens.
-        heads, depth, mlp_ratio: of the transformer.
-        pool: side that larger maps are pooled to.
-        dropout: on what each residual branch adds; the paper has none.
+        shapes: (C, H, W) of the maps, by place; all combinations of the blocks and the noise steps.
+        num_classes: number of logits.
+        width: width of the tokens.
+        heads: attention heads of a transformer block.
+        depth: number of transformer blocks.
+        mlp_ratio: width of the MLP's hidden layer divided by `width`.
+        pool: the side that larger maps are pooled to.
+        dropout: probability in [0, 1), on the output of each residual branch; the paper has none.
 
     Raises:
-        DiffLensError: the places are not a full grid, or `width` is not a multiple of `heads`.
+        DiffLensError: a combination of block and noise step is missing, or `heads` does not divide `width`.
     """
 
     def __init__(
@@ -71,11 +76,11 @@ class DifFormerHead(Head):
         return self.classifier(torch.cat([self._read(features, t) for t in self.noise_steps], dim=1))
 
     def attention(self, features: Mapping[Place, Tensor]) -> tuple[Tensor, dict[Place, Tensor]]:
-        """Where CLS looks in the last transformer block, whose output is what is classified.
+        """Return the attention weights of CLS in the last transformer block, averaged over attention heads.
 
         Returns:
-            Its weights, averaged over attention heads: on CLS itself, (B, T), and on the tokens of each map,
-            (B, H, W) by place. Those of a noise step sum to 1 for each image.
+            The weights on CLS itself, (B, T), and on the tokens of each map, (B, H, W) by place. For each
+            image, the weights of one noise step sum to 1.
         """
         own, maps = [], {}
         for t in self.noise_steps:
@@ -90,31 +95,34 @@ class DifFormerHead(Head):
         return torch.stack(own, dim=1), maps
 
     def logits_by_noise_step(self, features: Mapping[Place, Tensor]) -> Tensor:
-        """What each noise step adds to the logits, (T, B, num_classes): with the classifier's bias, their sum."""
+        """Return the summand of each noise step, (T, B, num_classes).
+
+        The logits are the sum of the summands and the classifier's bias.
+        """
         weights = self.classifier.get_parameter("weight").chunk(len(self.noise_steps), dim=1)
         return torch.stack(
             [self._read(features, t) @ weight.T for t, weight in zip(self.noise_steps, weights, strict=True)]
         )
 
     def _read(self, features: Mapping[Place, Tensor], t: int) -> Tensor:
-        # only the CLS token is read, so only it goes through the last block
+        # only the CLS token is classified, so the last block computes no other
         return self.transformer[-1](self._before_last(features, t), outputs=1)[:, 0]
 
     def _before_last(self, features: Mapping[Place, Tensor], t: int) -> Tensor:
-        """CLS and the tokens of all blocks, (B, N, width), as they enter the last transformer block."""
+        """Return the input of the last transformer block: CLS and the tokens of all blocks, (B, N, width)."""
         tokens = []
         for block in self.blocks:
             entered = self.entry[str(block)](pool_to(features[block, t].float(), self.pool))
             tokens.append(entered.flatten(2).transpose(1, 2))
         cls = self.cls_token.expand(len(tokens[0]), -1, -1)
         x = torch.cat([cls, *tokens], dim=1)
-        for earlier in self.transformer[:-1]:
-            x = earlier(x)
+        for layer in self.transformer[:-1]:
+            x = layer(x)
         return x
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm self-attention (no qkv bias) and a GELU MLP, each with a residual connection; (B, N, width)."""
+    """Pre-norm self-attention (no qkv bias) and a GELU MLP, each with a residual connection."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int = 4, dropout: float = 0.0):
         super().__init__()
@@ -129,13 +137,21 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
-        """All tokens (B, N, width), or the first `outputs` of them, which still attend to all."""
-        kept = x[:, :outputs]
-        kept = kept + self.dropout(self.projection(self._attend(self.norm1(x), outputs)))
-        return kept + self.dropout(self.mlp(self.norm2(kept)))
+        """Return the output, (B, outputs, width), of tokens (B, N, width).
+
+        Args:
+            outputs: compute the first tokens only, which still attend to all; None: all tokens.
+        """
+        y = x[:, :outputs]
+        y = y + self.dropout(self.projection(self._attend(self.norm1(x), outputs)))
+        return y + self.dropout(self.mlp(self.norm2(y)))
 
     def weights(self, x: Tensor, outputs: int | None = 1) -> Tensor:
-        """How much each of the first `outputs` tokens of (B, N, width) attends to every token: (B, heads, outputs, N)."""
+        """Return the attention weights of the first `outputs` tokens on all tokens, (B, heads, outputs, N).
+
+        Args:
+            x: tokens (B, N, width).
+        """
         q, k, _ = self._queries_keys_values(self.norm1(x), outputs)
         return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
 
@@ -144,7 +160,10 @@ class TransformerBlock(nn.Module):
         return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def _queries_keys_values(self, x: Tensor, outputs: int | None) -> list[Tensor]:
-        """(B, heads, N, width / heads) each, the queries of the first `outputs` tokens."""
+        """Return queries, keys and values, (B, heads, N, width / heads) each.
+
+        The queries are those of the first `outputs` tokens.
+        """
         width = x.shape[-1]
         q = nn.functional.linear(x[:, :outputs], self.qkv.weight[:width])
         k, v = nn.functional.linear(x, self.qkv.weight[width:]).chunk(2, dim=-1)

@@ -1,4 +1,4 @@
-"""k-nearest-neighbour evaluation (Wu et al., 2018; as in DINO, Caron et al., 2021) in the shape of a head."""
+"""k-nearest-neighbour evaluation (Wu et al., 2018; as in DINO, Caron et al., 2021) as a head."""
 
 from collections.abc import Mapping
 
@@ -12,14 +12,17 @@ from difflens.metrics.classifiers import neighbour_votes
 
 
 class NeighbourHead(Head):
-    """Remembers the training images' vectors; the nearest by cosine similarity vote.
+    """A vote of the nearest training images, by cosine similarity.
 
-    The vectors are the linear head's: each map average-pooled to `pool` x `pool`, flattened, all maps concatenated.
-    Nothing is trained: `remember` fills the bank.
+    The vectors are the linear head's: maps are pooled to `pool` x `pool`, flattened and concatenated. Nothing
+    is trained: `remember` stores the vectors of the training images.
 
     Args:
-        size: how many training images it remembers.
-        neighbours: how many of them vote.
+        shapes: (C, H, W) of the maps, by place.
+        num_classes: number of logits.
+        pool: the side that larger maps are pooled to.
+        size: number of training images in the bank.
+        neighbours: number of training images that vote.
     """
 
     bank: Tensor
@@ -44,15 +47,15 @@ class NeighbourHead(Head):
         return self.classes
 
     def vectors(self, features: Mapping[Place, Tensor]) -> Tensor:
-        """(B, D) unit vectors of maps (B, C, H, W)."""
+        """Return unit vectors (B, D) of maps (B, C, H, W)."""
         return torch.nn.functional.normalize(flatten(features, self.places, self.pool), dim=1)
 
     def remember(self, vectors: Tensor, labels: Tensor) -> None:
-        """Take unit vectors (N, D) and their labels (N,) as the bank."""
+        """Store unit vectors (N, D) and their labels (N,) as the bank."""
         self.bank, self.labels = vectors.to(self.bank), labels.to(self.labels)
 
     def forward(self, features: Mapping[Place, Tensor]) -> Tensor:
-        """Logarithms of the shares of votes (B, num_classes), so that softmax gives the shares."""
+        """Return logarithms of the shares of votes (B, num_classes); their softmax gives the shares."""
         (votes,) = neighbour_votes(
             self.bank, self.labels, self.vectors(features), self.num_classes, [self.neighbours]
         )

@@ -1,4 +1,4 @@
-"""Heads that see a map as one vector: linear and MLP (predecessor of the paper, arXiv 2307.08702, section 3)."""
+"""Heads that read a map as one vector: linear and MLP (arXiv 2307.08702, section 3)."""
 
 import itertools
 from collections.abc import Mapping
@@ -12,9 +12,14 @@ from difflens.heads.base import Head
 
 
 class LinearHead(Head):
-    """Average pool to `pool` x `pool`, flatten, one linear layer. Several maps are concatenated.
+    """Average pooling to `pool` x `pool`, flattening, and one linear layer. Several maps are concatenated.
 
-    With pool 2 on 1024 channels and 1000 classes, 4,097,000 parameters (paper's linear probe).
+    With pool 2, 1024 channels and 1000 classes it has 4,097,000 parameters (the paper's linear probe).
+
+    Args:
+        shapes: (C, H, W) of the maps, by place.
+        num_classes: number of logits.
+        pool: the side that larger maps are pooled to.
     """
 
     def __init__(self, shapes: Mapping[Place, MapShape], num_classes: int, pool: int | None = 2):
@@ -25,21 +30,32 @@ class LinearHead(Head):
         self.classifier = nn.Linear(self.inputs, num_classes)
 
     def vectors(self, features: Mapping[Place, Tensor]) -> Tensor:
-        """What the linear layer reads, (B, D)."""
+        """Return the input of the linear layer, (B, D)."""
         return flatten(features, self.places, self.pool)
 
     def logits_by_place(self, features: Mapping[Place, Tensor]) -> Tensor:
-        """What each place of `places` adds to the logits, (P, B, num_classes): with the bias, their sum."""
+        """Return the summand of each place in `places`, (P, B, num_classes).
+
+        The logits are the sum of the summands and the classifier's bias.
+        """
         vectors = [flatten(features, [place], self.pool) for place in self.places]
-        weights = self.classifier.get_parameter("weight").split([each.shape[1] for each in vectors], dim=1)
-        return torch.stack([each @ weight.T for each, weight in zip(vectors, weights, strict=True)])
+        weights = self.classifier.get_parameter("weight").split([x.shape[1] for x in vectors], dim=1)
+        return torch.stack([x @ weight.T for x, weight in zip(vectors, weights, strict=True)])
 
     def forward(self, features: Mapping[Place, Tensor]) -> Tensor:
         return self.classifier(self.vectors(features))
 
 
 class MLPHead(Head):
-    """The linear head's vector through hidden layers with ReLU."""
+    """Hidden layers with ReLU on the linear head's vector.
+
+    Args:
+        shapes: (C, H, W) of the maps, by place.
+        num_classes: number of logits.
+        pool: the side that larger maps are pooled to.
+        hidden: widths of the hidden layers.
+        dropout: probability in [0, 1), after each hidden layer.
+    """
 
     def __init__(
         self,
@@ -63,9 +79,10 @@ class MLPHead(Head):
 
 
 def vector_size(shapes: Mapping[Place, MapShape], pool: int | None) -> int:
+    """Return the length of the vector that `flatten` makes of maps of these shapes."""
     return sum(prod(pooled_shape(shape, pool)) for shape in shapes.values())
 
 
 def flatten(features: Mapping[Place, Tensor], places: list[Place], pool: int | None) -> Tensor:
-    """Pooled maps of all places, flattened and concatenated: (B, vector_size)."""
+    """Return the pooled maps of `places`, flattened and concatenated, (B, vector_size) float32."""
     return torch.cat([pool_to(features[place].float(), pool).flatten(1) for place in places], dim=1)

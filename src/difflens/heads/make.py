@@ -1,4 +1,4 @@
-"""Builds a head from its configuration."""
+"""`make_head`: a classification head from its configuration."""
 
 from collections.abc import Mapping
 
@@ -13,10 +13,10 @@ from difflens.heads.linear import LinearHead, MLPHead
 
 
 def make_head(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int) -> Head:
-    """Build a head for maps of `shapes`.
+    """Return an untrained head for maps of `shapes`, (C, H, W) by place.
 
     Raises:
-        DiffLensError: several blocks or noise steps for the attention head, which reads one map.
+        DiffLensError: the attention head, which reads one map, is given several.
     """
     pool = config.pool if config.pool is not None else 2 if config.name in ("linear", "mlp", "knn") else 16
     side = pool or None
@@ -36,9 +36,10 @@ def make_head(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes:
         return CNNHead(shapes, num_classes, side, widths)
     if config.name == "attention" and len(shapes) > 1:
         raise DiffLensError(
-            f"the attention head reads one map, not {len(shapes)}; DifFormer reads several blocks and noise steps"
+            f"the attention head reads one map, not {len(shapes)}; DifFormer reads several blocks and noise "
+            "steps"
         )
-    heads = max(1, min(8, width // 16))  # the paper's 8 where they have at least 16 channels each
+    heads = max(1, min(8, width // 16))  # the paper's 8, or fewer so that each has at least 16 channels
     return DifFormerHead(
         shapes, num_classes, width, heads, config.depth or 2, pool=side, dropout=config.dropout
     )

@@ -1,4 +1,4 @@
-"""A feature pyramid: maps of several blocks and noise steps as levels, the finest first."""
+"""A feature pyramid: the maps of several blocks and noise steps as levels, the finest first."""
 
 from collections.abc import Collection, Iterable, Mapping
 
@@ -10,24 +10,24 @@ from difflens.backbones.base import Backbone, Block
 from difflens.backbones.maps import MapShape, Place
 
 LEVELS = 4
-"""As many as UPerNet and Mask R-CNN usually read; the paper's, from ADM-256, have strides 2, 4, 8 and 16."""
+"""The usual number of levels of UPerNet and Mask R-CNN; in the paper they have strides 2, 4, 8 and 16."""
 
 
 class FeaturePyramid(nn.Module):
-    """Levels of given strides from maps of any.
+    """Levels of given strides from maps of any strides.
 
-    Every channel is brought to mean 0 and variance 1 (batch normalisation), because a U-Net's maps differ in scale by
-    orders of magnitude. The maps of one stride, of several blocks or noise steps, are concatenated: whatever reads a
-    level fuses them. A level that no map has the stride of is pooled from the next finer one that is there, or if
-    there is none upsampled from the next coarser.
+    Batch normalisation brings each channel to mean 0 and variance 1, because the maps of a U-Net differ in
+    scale by orders of magnitude. Maps of the same stride, from several blocks or noise steps, are
+    concatenated; the next layer fuses them. A stride that no map has is pooled from the next finer level. If
+    there is none, it is upsampled from the next coarser level.
 
     Args:
-        shapes: (C, H, W) of every map for images of `side` pixels.
-        side: of the images.
-        strides: of the levels, ascending; None: those of the maps.
+        shapes: (C, H, W) of the maps for images of `side` pixels, by place.
+        side: side of the square images, in pixels.
+        strides: strides of the levels; None: those of the maps.
 
     Attributes:
-        strides, channels: of the levels, the finest first.
+        strides, channels: stride and number of channels of each level, the finest first.
     """
 
     def __init__(self, shapes: Mapping[Place, MapShape], side: int, strides: Collection[int] | None = None):
@@ -45,38 +45,45 @@ class FeaturePyramid(nn.Module):
         )
 
     def forward(self, maps: Mapping[Place, Tensor]) -> list[Tensor]:
-        """The levels, (B, channels, side / stride, side / stride) each, of maps (B, C, H, W) of images of any side."""
-        found = {
+        """Return the levels, (B, channels, side / stride, side / stride) each, the finest first.
+
+        Args:
+            maps: (B, C, H, W) by place, of images of any side.
+        """
+        sources = {
             stride: torch.cat([self.norms[_name(place)](maps[place]) for place in places], dim=1)
             for stride, places in self.places_of.items()
             if stride in self.sources.values()
         }
         return [
-            _resampled(found[self.sources[stride]], self.sources[stride], stride) for stride in self.strides
+            _resampled(sources[self.sources[stride]], self.sources[stride], stride) for stride in self.strides
         ]
 
 
 def usual_strides(backbone: Backbone, read: Iterable[int] = ()) -> tuple[int, ...]:
-    """Strides of the pyramid on a backbone: `LEVELS` doublings from its finest, but from the second finest where it
-    has more than `LEVELS`; more levels where the blocks `read` have finer or coarser maps.
+    """Return the default strides of the pyramid on a backbone, ascending.
 
-    A backbone with one stride has its levels around that, from a quarter of it if it can be quartered (Li et al.,
-    "Exploring plain vision transformer backbones for object detection", 2022).
+    They are `LEVELS` doublings of the backbone's finest stride. A backbone with more than `LEVELS` strides
+    starts at its second finest. A backbone with a single stride, divisible by 4, starts at a quarter of it
+    (Li et al., "Exploring plain vision transformer backbones for object detection", 2022).
+
+    Args:
+        read: block indices. Their strides are included, and so are the doublings between.
     """
-    there = sorted({block.stride for block in _readable(backbone)})
-    finest = there[1] if len(there) > LEVELS else there[0]
-    if len(there) == 1 and finest % 4 == 0:
+    available = sorted({block.stride for block in _readable(backbone)})
+    finest = available[1] if len(available) > LEVELS else available[0]
+    if len(available) == 1 and finest % 4 == 0:
         finest //= 4
-    mine = {backbone.block(index).stride for index in read}
-    finest = min({finest, *mine})
-    strides = {finest * 2**k for k in range(LEVELS)} | mine
+    included = {backbone.block(index).stride for index in read}
+    finest = min({finest, *included})
+    strides = {finest * 2**k for k in range(LEVELS)} | included
     while max(strides) > finest and 2 * finest not in strides:  # no gap up to the coarsest
         strides.add(2 * finest)
     return tuple(sorted(strides))
 
 
 def usual_blocks(backbone: Backbone) -> tuple[int, ...]:
-    """The last decoder block of each of the usual strides: the paper's 24, 27, 30 and 33 on ADM-256."""
+    """Return the last decoder block of each usual stride: the paper's 24, 27, 30 and 33 on ADM-256."""
     last = {block.stride: block.index for block in _readable(backbone)}
     return tuple(sorted(last[stride] for stride in usual_strides(backbone) if stride in last))
 
@@ -85,18 +92,19 @@ def _readable(backbone: Backbone) -> tuple[Block, ...]:
     return backbone.of_role("decoder") or backbone.blocks
 
 
-def _nearest(stride: int, there: Collection[int]) -> int:
-    """Of the strides `there` the one to make a level from: the coarsest that is not coarser, else the finest."""
-    finer = [other for other in there if other <= stride]
-    return max(finer) if finer else min(there)
+def _nearest(stride: int, available: Collection[int]) -> int:
+    """Return the available stride to make a level from: the coarsest up to `stride`, else the finest."""
+    finer = [other for other in available if other <= stride]
+    return max(finer) if finer else min(available)
 
 
-def _resampled(level: Tensor, have: int, want: int) -> Tensor:
-    if have == want:
+def _resampled(level: Tensor, source: int, target: int) -> Tensor:
+    """Return a level of stride `source`, (B, C, H, W), pooled or upsampled to the stride `target`."""
+    if source == target:
         return level
-    height, width = (max(1, length * have // want) for length in level.shape[-2:])
+    height, width = (max(1, length * source // target) for length in level.shape[-2:])
     size = (height, width)
-    if want > have:
+    if target > source:
         return F.adaptive_avg_pool2d(level, size)
     return F.interpolate(level, size, mode="bilinear", align_corners=False)
 

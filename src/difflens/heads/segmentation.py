@@ -1,4 +1,4 @@
-"""Heads of semantic segmentation: maps in, a class for every pixel out."""
+"""Heads of semantic segmentation: maps in, logits of each pixel out."""
 
 from collections.abc import Mapping
 
@@ -12,13 +12,15 @@ from difflens.heads.pyramid import FeaturePyramid
 
 
 class SegmentationHead(nn.Module):
-    """A head whose maps become logits of every pixel.
+    """UPerNet or a linear layer on the pyramid.
 
     Args:
-        shapes: of the maps for images of `config.side` pixels.
+        config: name, strides and widths.
+        shapes: (C, H, W) of the maps for images of `config.side` pixels, by place.
+        num_classes: number of logits of a pixel.
 
     Raises:
-        DiffLensError: segmentation-models-pytorch, which UPerNet comes from, is not installed.
+        DiffLensError: segmentation-models-pytorch, which has UPerNet, is not installed.
     """
 
     def __init__(self, config: SegmentationHeadConfig, shapes: Mapping[Place, MapShape], num_classes: int):
@@ -34,12 +36,15 @@ class SegmentationHead(nn.Module):
         )
 
     def forward(self, maps: Mapping[Place, Tensor], size: tuple[int, int]) -> Tensor:
-        """Logits (B, num_classes, *size) of maps (B, C, H, W), keyed by (block, noise step)."""
+        """Return logits (B, num_classes, *size) of maps (B, C, H, W), by (block, noise step)."""
         return _upsampled(self.read(self.pyramid(maps)), size)
 
 
 class _Linear(nn.Module):
-    """One 1x1 convolution over all maps, upsampled to the finest: computed map by map, since both are linear."""
+    """One 1x1 convolution over all levels, upsampled to the finest.
+
+    Both operations are linear, so the convolution runs before the upsampling, level by level.
+    """
 
     def __init__(self, channels: tuple[int, ...], num_classes: int):
         super().__init__()
@@ -56,7 +61,7 @@ class _Linear(nn.Module):
 
 
 class _UPerNet(nn.Module):
-    """Xiao et al., "Unified perceptual parsing for scene understanding" (2018), without its auxiliary head."""
+    """UPerNet without its auxiliary head (Xiao et al., 2018, "Unified perceptual parsing")."""
 
     def __init__(self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float):
         super().__init__()
@@ -66,7 +71,7 @@ class _UPerNet(nn.Module):
             raise DiffLensError(
                 'UPerNet needs `pip install "difflens[dense]"`; --head linear does not'
             ) from error
-        # the decoder takes an encoder's outputs and passes over the first two
+        # the decoder takes an encoder's outputs and ignores the first two
         self.decoder = UPerNetDecoder(
             (0, 0, *channels), encoder_depth=len(channels) + 1, decoder_channels=width
         )
