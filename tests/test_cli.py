@@ -57,7 +57,7 @@ def test_fidelity_and_report_of_generated_images(tmp_path: Path, capsys: pytest.
     figures = ["--data", "fashion", "--features", "fashion", "--limit", "60"]
     assert run("fidelity", "--samples", out, *figures, "--out", tmp_path / "figures") == 0
     printed = capsys.readouterr().out
-    assert "Features: fashion, block 18 at noise step 5, averaged over places" in printed
+    assert "Features: fashion, block 18 at noise step 5, averaged over positions" in printed
     assert "test images of fashion, 60" in printed
     assert "says little of so few" in printed
     assert "FID" not in printed

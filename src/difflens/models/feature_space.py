@@ -1,4 +1,4 @@
-"""A space in which images are compared: a backbone's features, or what a trained model's classifier reads."""
+"""A space in which images are compared: a backbone's features, or the input of a trained classifier."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from difflens.run.console import progress_bar
 
 @dataclass
 class Vectors:
-    """Some images of a split and where they lie in the space.
+    """A batch of images and their vectors in the space.
 
     Attributes:
         batch: the images.
         vectors: (B, D) float32.
-        logits: (B, K) of a trained model, else None.
+        logits: (B, K) for a trained model, else None.
     """
 
     batch: Batch
@@ -39,12 +39,12 @@ class Vectors:
 
 @dataclass
 class FeatureSpace:
-    """Images to vectors.
+    """A function from images to vectors.
 
     Attributes:
-        name: in words, to label every distance with.
-        extractor: reads one map of a backbone, which is averaged over places; or is `model`'s.
-        model: a trained model, whose last linear layer's input is the space (of k-NN, the unit vectors).
+        name: a description, which labels the distances.
+        extractor: the model's extractor, or one that reads a single map, which is averaged over positions.
+        model: a trained model; the space is the input of its last linear layer (k-NN: the unit vectors).
     """
 
     name: str
@@ -60,18 +60,21 @@ class FeatureSpace:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> "FeatureSpace":
-        """The space of what `features.spec` names: a trained model's folder, its run directory, or any backbone.
+        """Load a trained model or a backbone, and return its space.
 
         Args:
-            features: all but the spec is of a backbone.
-            block, noise_step: of a backbone; None: its own choice.
-            seed: of a backbone's noise; a trained model has its own.
+            features: the spec is a trained model's folder, its run directory, or a backbone. The other fields
+                apply to a backbone only.
+            block, noise_step: the place to read in a backbone; None: the backbone's default.
+            seed: seed of the noise for a backbone; a trained model has its own.
+            device: the device for the network.
 
         Raises:
-            DiffLensError: there is no such thing, or the backbone has no such block or noise step.
+            DiffLensError: there is no such model or backbone, or the backbone has no such block or noise
+                step.
         """
         folder = Path(features.spec)
-        if any((place / "model.safetensors").is_file() for place in (folder, folder / "model")):
+        if any((home / "model.safetensors").is_file() for home in (folder, folder / "model")):
             model = TrainedModel.load(folder, device=device)
             return cls(f"input of the classifier of {features.spec}", model.probe.extractor, model)
         return cls.of(features.load(device), block, noise_step, seed)
@@ -80,18 +83,21 @@ class FeatureSpace:
     def of(
         cls, backbone: Backbone, block: int | None = None, noise_step: int | None = None, seed: int = 0
     ) -> "FeatureSpace":
-        """The space of one block of a backbone; arguments and errors as for `load`."""
+        """Return the space of one block of a backbone; arguments and errors as in `load`."""
         defaults = backbone.defaults
         block = defaults.block if block is None else block
         step = defaults.noise_step if noise_step is None else noise_step
         extractor = FrozenExtractor(backbone, (block,), (step,), seed)
-        return cls(f"{backbone.spec}, block {block} at noise step {step}, averaged over places", extractor)
+        return cls(f"{backbone.spec}, block {block} at noise step {step}, averaged over positions", extractor)
 
     def read(self, split: ImageSplit, reading: Reading, noise: float = 0.0) -> Iterator[Vectors]:
-        """All images of `split`, batch by batch.
+        """Yield the vectors of all images of `split`, batch by batch.
 
         Args:
-            noise: standard deviation of Gaussian noise that the images, in [-1, 1], get first; they are cut off there.
+            split: the images.
+            reading: settings of the loader; it collects the images that are skipped.
+            noise: standard deviation of Gaussian noise that is added to the images, in [-1, 1], first. The
+                noised images are clipped to [-1, 1].
         """
         seed = self.extractor.seed
         with progress_bar() as bar, evaluating(self.extractor):
@@ -112,16 +118,23 @@ class FeatureSpace:
 
 
 def classifier_input(probe: Probe, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """What the last linear layer of a probe's head reads (of k-NN, the unit vectors), (B, D), and its logits (B, K)."""
+    """Return the input of the last linear layer of a probe's head, (B, D), and the logits, (B, K).
+
+    For the k-NN head, the input is the unit vectors.
+
+    Args:
+        images: (B, C, S, S) in [-1, 1].
+        index: numbers of the images, which select their noise, (B,) long.
+    """
     head = probe.head
     maps = probe.extractor(images, index)
     if isinstance(head, NeighbourHead):
         return head.vectors(maps), head(maps)
     last = head.classifier[-1] if isinstance(head.classifier, nn.Sequential) else head.classifier
-    kept: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    vectors: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, inputs: vectors.append(inputs[0]))
     try:
         logits = head(maps)
     finally:
         hook.remove()
-    return kept[0], logits
+    return vectors[0], logits

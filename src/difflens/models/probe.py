@@ -11,7 +11,7 @@ from difflens.training.optimisers import ParameterGroup
 
 
 class FeatureModel(nn.Module):
-    """A head on an extractor's maps."""
+    """A head on the maps of an extractor; the base of the models of all tasks."""
 
     extractor: Extractor
     head: nn.Module
@@ -22,12 +22,20 @@ class FeatureModel(nn.Module):
 
     @property
     def trainable_parameters(self) -> int:
+        """The number of parameters that training changes."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def parameter_groups(
         self, learning_rate: float, weight_decay: float, layer_decay: float | None
     ) -> list[ParameterGroup]:
-        """What is trained, at which rate: all at the same, but a fine-tuned backbone block by block if that decays."""
+        """Return the groups of parameters for an optimiser.
+
+        Args:
+            learning_rate: the rate of the head, and of all parameters without a layer decay.
+            weight_decay: the weight decay of all groups.
+            layer_decay: factor in (0, 1] on the rate for each block of a fine-tuned backbone, counted from
+                the last block back; None: 1.
+        """
         decay = 1.0 if layer_decay is None else layer_decay
         blocks = self.extractor.trained_blocks if decay != 1 else {}
         groups = [
@@ -39,16 +47,20 @@ class FeatureModel(nn.Module):
         return [ParameterGroup(others, learning_rate, weight_decay), *groups]
 
     def own_state(self) -> dict[str, Tensor]:
-        """Everything training changes: the head, feedback layers with their statistics, fine-tuned weights."""
+        """Return the state that training changes: head, feedback layers and fine-tuned weights."""
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         buffers = {name for name, _ in self.named_buffers() if name.startswith("extractor.backbone.")}
         return {name: value for name, value in self.state_dict().items() if name not in frozen | buffers}
 
     def load_own_state(self, state: dict[str, Tensor]) -> None:
-        """Load what `own_state` gave; DiffLensError if it is of another model."""
-        mine = self.own_state()
-        different = sorted({*state} ^ {*mine}) or sorted(
-            name for name in mine if mine[name].shape != state[name].shape
+        """Load a result of `own_state`.
+
+        Raises:
+            DiffLensError: a name or a shape is that of another model.
+        """
+        own = self.own_state()
+        different = sorted({*state} ^ {*own}) or sorted(
+            name for name in own if own[name].shape != state[name].shape
         )
         if different:
             raise DiffLensError(f"the weights are of another model: {different[0]} does not fit")
@@ -56,7 +68,7 @@ class FeatureModel(nn.Module):
 
 
 class Probe(FeatureModel):
-    """Images to logits."""
+    """A classifier: a head that gives one vector of logits for an image."""
 
     head: Head
 
@@ -64,13 +76,22 @@ class Probe(FeatureModel):
         super().__init__(extractor, head)
 
     def forward(self, images: Tensor, index: Tensor, draw: int = 0) -> Tensor:
-        """Logits (B, num_classes) of images (B, C, S, S) in [-1, 1]; `index`, `draw` as for extractors."""
+        """Return logits (B, num_classes) of images (B, C, S, S) in [-1, 1].
+
+        Args:
+            index, draw: as in extractors.
+        """
         return self.head(self.extractor(images, index, draw))
 
 
 class DenseProbe(FeatureModel):
-    """Images to a class for every pixel, or to objects."""
+    """A model with a segmentation head or a detection head."""
 
     def forward(self, images: Tensor, index: Tensor, draw: int, **more: Any) -> Any:
-        """What the head makes of the maps of images (B, C, S, S) in [-1, 1]; it takes `more`."""
+        """Return the head's output for images (B, C, S, S) in [-1, 1].
+
+        Args:
+            index, draw: as in extractors.
+            more: further arguments of the head.
+        """
         return self.head(self.extractor(images, index, draw), **more)

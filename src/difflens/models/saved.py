@@ -1,4 +1,4 @@
-"""Trained models on disk: saved with all that is needed to use them, and loaded again."""
+"""Trained models on disk: a folder with weights, configuration and model card."""
 
 import json
 from abc import ABC, abstractmethod
@@ -26,14 +26,17 @@ from difflens.version import __version__
 
 @dataclass
 class SavedModel(ABC):
-    """A trained model with all that is needed to use it: what `model/` in a run directory holds.
+    """A trained model with the configuration to build it again: the content of `model/` in a run directory.
 
     Attributes:
-        probe: on the CPU after loading.
-        classes: names, in the order of the logits.
-        backbone, extractor, head: how to build the probe.
-        fingerprint: of the backbone as it was loaded, before anything trained or converted its weights.
-        info: anything worth knowing about its training, for the model card.
+        task: the task in config.json.
+        title, tag: the title and the Hugging Face tag of the model card.
+        head_kind: the class of `head`.
+        probe: the network.
+        classes: names of the classes, in the order of the logits.
+        backbone, extractor, head: the configurations that build the probe.
+        fingerprint: fingerprint of the loaded backbone, before its weights were trained or converted.
+        info: facts about the training, for the model card.
     """
 
     task: ClassVar[str]
@@ -52,13 +55,13 @@ class SavedModel(ABC):
     @classmethod
     @abstractmethod
     def make(cls, extractor: Extractor, head: Any, num_classes: int) -> Any:
-        """An untrained probe from a head's configuration."""
+        """Return an untrained probe with the head of a configuration."""
 
     def save(self, folder: Path) -> None:
         """Write model.safetensors, config.json and README.md into an existing folder."""
         state = {name: value.detach().cpu().contiguous() for name, value in self.probe.own_state().items()}
         save_file(state, folder / "model.safetensors")
-        # so that the model can be used from any folder
+        # an absolute path, so that the model can be used from any working directory
         backbone = asdict(self.backbone) | {"spec": resolved(self.backbone.spec)}
         config = {
             "difflens": __version__,
@@ -74,15 +77,16 @@ class SavedModel(ABC):
 
     @classmethod
     def load(cls, folder: Path, backbone: str | None = None, device: torch.device | str = "cpu") -> Self:
-        """Read what `save` wrote.
+        """Load a model that `save` wrote.
 
         Args:
             folder: a run's `model/`, or the run directory itself.
-            backbone: where the backbone is now, if it has moved.
-            device: where to put the probe.
+            backbone: the spec of the backbone, if it has moved.
+            device: the device for the probe.
 
         Raises:
-            DiffLensError: no model is there, it is damaged, or its backbone is gone or has changed.
+            DiffLensError: the folder holds no model of this task, the model is damaged, or its backbone
+                is missing or has changed.
         """
         folder = model_folder(folder)
         config_path, weights = folder / "config.json", folder / "model.safetensors"
@@ -93,7 +97,7 @@ class SavedModel(ABC):
             config = json.loads(config_path.read_text())
             stored = dict(config["backbone"])
             fingerprint = stored.pop("fingerprint")
-            found = BackboneConfig(**stored)
+            backbone_config = BackboneConfig(**stored)
             extractor = ExtractorConfig(**_tuples(config["extractor"]))
             head, classes = cls.head_kind(**_tuples(config["head"])), tuple(config["classes"])
         except (ValueError, KeyError, TypeError) as error:
@@ -101,23 +105,23 @@ class SavedModel(ABC):
                 f"{config_path} is not a difflens model's configuration: {error!r}"
             ) from error
         if backbone is not None:
-            found = BackboneConfig(**{**stored, "spec": backbone})
+            backbone_config = BackboneConfig(**{**stored, "spec": backbone})
         try:
-            network = found.load(device)
+            network = backbone_config.load(device)
         except DiffLensError as error:
             raise DiffLensError(
-                f"the backbone of {folder} cannot be loaded: {error}. If it has moved, name it with --backbone"
+                f"the backbone of {folder} cannot be loaded: {error}. "
+                "If it has moved, name it with --backbone"
             ) from error
         if network.fingerprint() != fingerprint:
             raise DiffLensError(
-                f"the backbone {found.spec} has changed since {folder} was trained on it: the weights or the "
-                "configuration differ. Train again, or name the right backbone with --backbone"
+                f"the backbone {backbone_config.spec} has changed since {folder} was trained on it: the "
+                "weights or the configuration differ. Train again, or name the right backbone with --backbone"
             )
         try:
             built = extractor.build(network)
-            built.compiled = (
-                False  # the images that a loaded model is shown are read sooner than a graph is made
-            )
+            # a prediction of a few images takes less time than a compilation
+            built.compiled = False
             probe = cls.make(built, head, len(classes)).to(device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DiffLensError(f"{config_path} does not describe a model: {error}") from error
@@ -125,9 +129,11 @@ class SavedModel(ABC):
             probe.load_own_state(load_file(weights, device=str(device)))
         except SafetensorError as error:
             raise DiffLensError(f"{weights} is damaged: {error}") from error
-        return cls(probe.eval(), classes, found, extractor, head, fingerprint, config.get("info", {}))
+        info = config.get("info", {})
+        return cls(probe.eval(), classes, backbone_config, extractor, head, fingerprint, info)
 
     def _card(self, config: dict[str, Any]) -> str:
+        """Return the model card, in Markdown."""
         rows = {
             "backbone": f"`{self.backbone.spec}`",
             "extractor": f"{self.extractor.name}, blocks {list(self.extractor.blocks)}, "
@@ -167,9 +173,12 @@ class TrainedModel(SavedModel):
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, draws: int = 1) -> Tensor:
-        """Class probabilities (B, num_classes), averaged over `draws` noises, of images (B, C, S, S) in [-1, 1].
+        """Return class probabilities (B, num_classes) of images (B, C, S, S) in [-1, 1].
 
-        Every image gets the noise of index 0, so an answer does not depend on what else is asked.
+        All images get the noise of index 0: the result for one does not depend on the others.
+
+        Args:
+            draws: number of noise samples to average over.
         """
         index = torch.zeros(len(images), dtype=torch.long, device=images.device)
         with evaluating(self.probe):
@@ -178,7 +187,7 @@ class TrainedModel(SavedModel):
 
 @dataclass
 class SegmentationModel(SavedModel):
-    """A class for every pixel."""
+    """A model of semantic segmentation."""
 
     task, title, tag = "segmentation", "Semantic segmentation", "image-segmentation"
     head_kind = SegmentationHeadConfig
@@ -193,7 +202,7 @@ class SegmentationModel(SavedModel):
 
 @dataclass
 class DetectionModel(SavedModel):
-    """Objects with boxes and, of Mask R-CNN, masks."""
+    """A model that detects objects with boxes and, for Mask R-CNN, masks."""
 
     task, title, tag, head_kind = "detection", "Detection", "object-detection", DetectionHeadConfig
 
@@ -206,10 +215,10 @@ class DetectionModel(SavedModel):
 
 
 def model_folder(folder: Path) -> Path:
-    """The folder itself, or the `model/` of a run directory.
+    """Return the folder of a model: `folder` itself, or its `model/` if `folder` is a run directory.
 
     Raises:
-        DiffLensError: no model is there.
+        DiffLensError: the folder holds no model.
     """
     folder = folder / "model" if (folder / "model").is_dir() else folder
     for name in ("config.json", "model.safetensors"):
@@ -219,23 +228,23 @@ def model_folder(folder: Path) -> Path:
 
 
 def model_task(folder: Path) -> str:
-    """What a saved model does: "classification", "segmentation" or "detection".
+    """Return the task of a saved model: "classification", "segmentation" or "detection".
 
     Raises:
-        DiffLensError: no model is there, or one that does something else.
+        DiffLensError: the folder holds no model, or one of another task.
     """
     path = model_folder(folder) / "config.json"
-    known = [kind.task for kind in (TrainedModel, SegmentationModel, DetectionModel)]
+    tasks = [kind.task for kind in (TrainedModel, SegmentationModel, DetectionModel)]
     try:
         config = json.loads(path.read_text())
         task = config.get("task", TrainedModel.task)
     except (ValueError, AttributeError) as error:
         raise DiffLensError(f"{path} is not a difflens model's configuration: {error!r}") from error
-    if task not in known:
-        raise DiffLensError(f"{path} is a model of {task!r}; this version knows {', '.join(known)}")
+    if task not in tasks:
+        raise DiffLensError(f"{path} is a model of {task!r}; this version knows {', '.join(tasks)}")
     return str(task)
 
 
 def _tuples(config: dict[str, Any]) -> dict[str, Any]:
-    """JSON's lists as the tuples they were."""
+    """Return a configuration with tuples for JSON's lists."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
