@@ -1,4 +1,4 @@
-"""The values that options take, where there are a few of them."""
+"""The values of options that have a few of them."""
 
 from typing import Literal
 

@@ -1,27 +1,30 @@
-"""The one exception for everything a user can get wrong."""
+"""The exception for all errors of a user, and helpers for its messages."""
 
 from collections.abc import Sequence
 from math import inf
 
 
 class DiffLensError(Exception):
-    """What was wrong, where, and what would be right.
+    """An error of the user; its message says what was wrong, where, and what would be right.
 
     The command line prints the message without a traceback and exits with code 2.
     """
 
 
 def listing(items: Sequence[object], limit: int = 8) -> str:
-    """Join `items` for a message, at most `limit` of them followed by how many more there are."""
+    """Return `items` joined for a message: at most `limit` of them, then the number of the rest."""
     text = ", ".join(str(item) for item in items[:limit])
     return text if len(items) <= limit else f"{text} and {len(items) - limit} more"
 
 
 def require(**ranges: tuple[float | None, float, float | None]) -> None:
-    """Check numbers that a user sets, which must be finite: name=(value, least, most); None for a value that was left out, or no bound.
+    """Check that numbers are finite and within their ranges.
+
+    Args:
+        ranges: name=(value, least, most). A value of None passes; `most` None means no upper bound.
 
     Raises:
-        DiffLensError: names the first value outside its range, and the range.
+        DiffLensError: a value is outside its range; the message names the first one and its range.
     """
     for name, (value, least, most) in ranges.items():
         if value is not None and not (least <= value < inf and (most is None or value <= most)):

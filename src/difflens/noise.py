@@ -1,8 +1,9 @@
-"""The forward process, and noise that belongs to an image rather than to a batch.
+"""The forward process, and noise that depends on the image and not on the batch.
 
-Noise is a pure function of (seed, image index, noise step, draw): the counter-based generator Philox4x32-10
-(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) evaluated in tensor operations, followed
-by the Box-Muller transform. Features therefore do not depend on batch size, workers, processes or device.
+Noise is a pure function of (seed, image index, noise step, draw). It comes from the counter-based generator
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), evaluated in tensor
+operations, and the Box-Muller transform. Features therefore do not depend on batch size, workers, processes
+or device.
 """
 
 from dataclasses import dataclass, field
@@ -20,43 +21,43 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
 class Stream(IntEnum):
-    """Every random stream that a seed gives besides an image's noise at steps 0 .. T - 1.
+    """All random streams of a seed, besides the noise of images at the noise steps 0 .. T - 1.
 
-    A Philox counter has four words: (word of the noise, image, noise step, draw). The first group takes the place of
-    the word, which noise never counts up to. The second group takes the place of the noise step. The values must
-    never change: features and resumed runs depend on them.
+    A Philox counter has four words: (position in the noise, image, noise step, draw). A stream of the first
+    group replaces the position, and noise has far fewer positions. A stream of the second group replaces the
+    noise step. The values must never change: features and resumed runs depend on them.
     """
 
-    # in the place of the word: `draws`, `random_order`
+    # instead of the position: `draws`, `random_order`
     AUGMENTATION = 0xFFFFFFFF  # flips, crops and shifts of training images, and the views of SimCLR
     EPOCH_ORDER = 0xFFFFFFFE  # the order in which an epoch reads the training images
-    SUBSET = 0xFFFFFFFD  # which images few labels or a balanced subset keep
-    FIDELITY_IMAGES = 0xFFFFFFFB  # which real images generated ones are compared with
-    KERNEL_IMAGES = 0xFFFFFFFA  # which images the kernel distance reads
+    SUBSET = 0xFFFFFFFD  # the images of a subset: few labels, or balanced classes
+    FIDELITY_IMAGES = 0xFFFFFFFB  # the real images that generated ones are compared with
+    KERNEL_IMAGES = 0xFFFFFFFA  # the images that the kernel distance reads
 
-    # in the place of the noise step: `seeded_noise`
+    # instead of the noise step: `seeded_noise`
     PERTURBATION = -1  # noise on the images of the reference distances
-    MASK = 0  # which patches MAE masks: its networks add no noise to images
-    LATENT = 1  # the latents of BiGAN's generator: its networks add no noise to images
+    MASK = 0  # the patches that MAE masks; its networks add no noise to images
+    LATENT = 1  # the latents of BiGAN's generator; its networks add no noise to images
 
     @staticmethod
     def start(num_noise_steps: int) -> int:
-        """The noise that a sampler starts from: the first step after those of the schedule."""
+        """Return the stream of a sampler's initial noise: the first step after those of the schedule."""
         return num_noise_steps
 
     @staticmethod
     def sampling(num_noise_steps: int, t: int) -> int:
-        """The noise that a sampler adds on its way to an image, at the noise step `t` > 0."""
+        """Return the stream of the noise that a sampler adds at the noise step `t` > 0."""
         return num_noise_steps + t
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A variance-preserving schedule: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise.
+    """A variance-preserving schedule (Ho et al., 2020): x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise.
 
     Attributes:
-        alphas_cumprod: abar_t for t = 0 .. num_steps - 1, float64, (T,), each in (0, 1].
-        config: the diffusers scheduler configuration it came from, for samplers and for saving.
+        alphas_cumprod: (T,) float64, abar_t for t = 0 .. T - 1, in (0, 1].
+        config: the diffusers scheduler configuration of the schedule, for samplers and for saving.
     """
 
     alphas_cumprod: Tensor
@@ -64,12 +65,16 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: dict[str, object] | None = None) -> "NoiseSchedule":
-        """From a diffusers scheduler configuration; empty means DDPM's linear schedule of 1000 steps.
+        """Return the schedule of a diffusers scheduler configuration.
 
-        Computed in float64, as OpenAI's code does (diffusers itself works in float32).
+        It is computed in float64, like OpenAI's; diffusers computes in float32.
+
+        Args:
+            config: None or empty: DDPM's linear schedule of 1000 steps.
 
         Raises:
-            DiffLensError: the schedule is not variance preserving or not one that is known here.
+            DiffLensError: the schedule is not variance-preserving, or has another name than linear,
+                scaled_linear and squaredcos_cap_v2.
         """
         config = dict(config or {})
         name = str(config.get("beta_schedule", "linear"))
@@ -79,8 +84,8 @@ class NoiseSchedule:
         trained = config.get("trained_betas")
         if "Ve" in str(config.get("_class_name", "")):
             raise DiffLensError(
-                f"{config['_class_name']} is a variance-exploding schedule; difflens reads variance-preserving "
-                "ones (DDPM, DDIM, DPM-Solver and the like)"
+                f"{config['_class_name']} is a variance-exploding schedule; difflens reads "
+                "variance-preserving ones (DDPM, DDIM, DPM-Solver and the like)"
             )
         if trained is not None:
             betas = torch.tensor(trained, dtype=torch.float64)
@@ -91,29 +96,40 @@ class NoiseSchedule:
         elif name == "squaredcos_cap_v2":
             edges = torch.arange(steps + 1, dtype=torch.float64) / steps
             abar = torch.cos((edges + 0.008) / 1.008 * pi / 2) ** 2
+            # Nichol and Dhariwal (2021), equation 17
             betas = (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
         else:
             raise DiffLensError(
                 f"unknown noise schedule {name!r}; known are linear, scaled_linear and squaredcos_cap_v2"
             )
-        config |= {
-            "beta_schedule": name, "num_train_timesteps": len(betas), "beta_start": start, "beta_end": end
-        }  # fmt: skip
+        config |= {"beta_schedule": name, "num_train_timesteps": len(betas)}
+        config |= {"beta_start": start, "beta_end": end}
         return cls(torch.cumprod(1 - betas, dim=0), config)
 
     @property
     def num_steps(self) -> int:
+        """T, the number of noise steps."""
         return len(self.alphas_cumprod)
 
     def coefficients(self, t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(sqrt(abar_t), sqrt(1 - abar_t)) shaped to multiply `like` (B, C, H, W)."""
+        """Return sqrt(abar_t) and sqrt(1 - abar_t), (B or 1, 1, 1, 1) each.
+
+        Args:
+            t: the noise step, one for all images or (B,) long.
+            like: images (B, C, H, W), whose device and type the coefficients get.
+        """
         steps = torch.as_tensor(t, device=self.alphas_cumprod.device)
         abar = self.alphas_cumprod[steps].reshape(-1, 1, 1, 1)
         signal, noise = abar.sqrt(), (1 - abar).sqrt()
         return signal.to(like.device, like.dtype), noise.to(like.device, like.dtype)
 
     def add_noise(self, images: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
-        """x_t of `images` in [-1, 1], (B, C, H, W), at step(s) `t` with standard normal `noise`."""
+        """Return x_t, (B, C, H, W), of images in [-1, 1] with standard normal `noise`.
+
+        Args:
+            images, noise: (B, C, H, W).
+            t: the noise step, one for all images or (B,) long.
+        """
         signal, scale = self.coefficients(t, images)
         return signal * images + scale * noise
 
@@ -121,23 +137,20 @@ class NoiseSchedule:
 def seeded_noise(
     shape: tuple[int, ...], index: Tensor, t: int | Tensor, seed: int, draw: int | Tensor = 0
 ) -> Tensor:
-    """Standard normal noise for some images.
+    """Return standard normal noise, (B, *shape) float32, on the device of `index`.
 
     Args:
-        shape: of one image, (C, H, W).
-        index: of each image in its data set, (B,) long; its device is where the noise is made.
-        t: the noise step, one for all or (B,) long; or a stream in the place of a noise step.
+        shape: shape of one image, (C, H, W), or of one latent.
+        index: numbers of the images in their data set, (B,) long.
+        t: the noise step, one for all images or (B,) long; or a stream that replaces it.
         seed: 64-bit seed of the run.
-        draw: which independent draw: 0 for evaluation, the epoch in training.
-
-    Returns:
-        (B, C, H, W) float32.
+        draw: number of the independent noise sample: 0 for evaluation, the epoch in training.
     """
     count = torch.Size(shape).numel()
     words = torch.arange((count + 3) // 4, device=index.device)
-    # one Philox call gives four words, so two Box-Muller pairs
+    # one Philox call gives four words, which are two Box-Muller pairs
     uniform = philox((words, index[:, None], _column(t, index), _column(draw, index)), seed)
-    # 24 bits: u in (0, 1), never 0, exact in float32
+    # 24 bits: u in (0, 1) is exact in float32 and never 0
     u = ((uniform >> 8).float() + 0.5) * 2.0**-24
     radius = torch.sqrt(-2 * torch.log(u[..., 0::2]))
     angle = 2 * pi * u[..., 1::2]
@@ -146,30 +159,31 @@ def seeded_noise(
 
 
 def draws(stream: Stream, index: Tensor, seed: int, epoch: int = 0) -> Tensor:
-    """Four random words for each image, a pure function of (stream, seed, epoch, index).
+    """Return four random words for each image, (B, 4) long in [0, 2**32).
+
+    They are a pure function of (stream, seed, epoch, index).
 
     Args:
-        stream: one in the place of the word.
-        index: of each image in its data set, (B,) long.
-
-    Returns:
-        (B, 4) long in [0, 2**32).
+        stream: one of the first group.
+        index: numbers of the images in their data set, (B,) long.
+        seed: 64-bit seed of the run.
+        epoch: number of the epoch, from 0.
     """
     zero = torch.zeros_like(index)
     return philox((zero + stream, index, zero + epoch, zero), seed)
 
 
 def random_order(stream: Stream, index: Tensor, seed: int, epoch: int = 0) -> Tensor:
-    """The rows of `index`, (N,) long, in an order that (stream, seed, epoch, index) draw."""
+    """Return the rows of `index`, (N,) long, in a random order; arguments as in `draws`."""
     keys = draws(stream, index, seed, epoch)
     return (keys[:, 0] << 31 | keys[:, 1] >> 1).argsort(stable=True)
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> Tensor:
-    """Philox4x32-10: four 32-bit words for each counter, as int64 with a trailing dimension of 4.
+    """Return four 32-bit words for each counter, (..., 4) int64: Philox4x32-10 (Salmon et al., 2011).
 
     Args:
-        counter: four broadcastable int64 tensors, of which the low 32 bits count.
+        counter: four broadcastable int64 tensors, whose low 32 bits are used.
         seed: the 64-bit key.
     """
     c0, c1, c2, c3 = (word & _MASK for word in torch.broadcast_tensors(*counter))
@@ -177,9 +191,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> Tensor:
     for _ in range(10):
         # the product's bits are right in two's complement even where int64 overflows
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
-        )  # fmt: skip
+        high0, high1 = (p0 >> 32) & _MASK, (p1 >> 32) & _MASK
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, p1 & _MASK, high0 ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
     return torch.stack([c0, c1, c2, c3], dim=-1)
 

@@ -25,7 +25,7 @@ class DataSet(Protocol):
     def name(self) -> str: ...
 
     def fingerprint(self) -> str:
-        """Hex digest that is equal for equal images and labels."""
+        """Return a hex digest that is equal for equal images and labels."""
 
 
 D = TypeVar("D", bound=DataSet | None)
@@ -38,8 +38,10 @@ class OpenedRun(Generic[D]):
     Attributes:
         config: resolved options.
         process: device and processes.
-        data: images, or None where the command reads none.
-        fingerprints: digests of backbone and data, taken before anything converts or trains weights.
+        data: images; None for a command that reads none.
+        source: configuration of the backbone; None for a command that reads none.
+        loaded: the backbone; None for a command that reads none.
+        fingerprints: digests of backbone and data, computed before weights are converted or trained.
     """
 
     config: Any
@@ -57,7 +59,7 @@ class OpenedRun(Generic[D]):
 
     @property
     def backbone_config(self) -> BackboneConfig:
-        """How the backbone is loaded again."""
+        """The configuration that loads the backbone again."""
         assert self.source is not None, f"{self.config.command} reads no backbone"
         return self.source
 
@@ -65,10 +67,11 @@ class OpenedRun(Generic[D]):
     def directory(
         self, identity: Mapping[str, Any] | None = None, growing: str | None = None
     ) -> Iterator[RunDirectory]:
-        """The locked run directory, in which the command works.
+        """Open and lock the run directory, in which the command works.
 
         Args:
-            identity: what makes the run the same run, besides recorded options and fingerprints.
+            identity: further values that must be equal in a continuation, besides recorded options and
+                fingerprints.
             growing: an option whose list may grow in a continuation.
 
         Raises:
@@ -77,9 +80,15 @@ class OpenedRun(Generic[D]):
         config = self.config
         record = {**recorded(config), **self.fingerprints, **(identity or {})}
         run = RunDirectory(
-            config.out, config.command, record, getattr(config, "resume", None), self.process, growing,
-            changeable(type(config)), upgraded,
-        )  # fmt: skip
+            config.out,
+            config.command,
+            record,
+            getattr(config, "resume", None),
+            self.process,
+            growing,
+            changeable(type(config)),
+            upgraded,
+        )
         with run.working():
             try:
                 yield run
@@ -87,7 +96,7 @@ class OpenedRun(Generic[D]):
                 raise DiffLensError(f"the GPU has too little memory: {config.memory_advice}") from error
 
     def provenance(self) -> dict[str, str]:
-        """Rows of a report's closing table: backbone, data, and the environment."""
+        """Return the rows of a report's last table: backbone, data and environment."""
         rows = {}
         if self.source is not None:
             rows["Backbone"] = (
@@ -101,26 +110,26 @@ class OpenedRun(Generic[D]):
 def open_run(
     config: Options, data: D, *, process: Accelerator | None = None, one_process: str | None = None
 ) -> OpenedRun[D]:
-    """Open what a command works with, in the order in which errors are cheapest to find.
+    """Open a command's resources; errors that are cheap to detect come first.
 
     Args:
-        config: resolved options. Where they name a backbone, it is loaded on the CPU.
+        config: resolved options. If they name a backbone, it is loaded on the CPU.
         data: images to read; None for a command that reads none.
-        process: device and processes, where another run of the same command has them already.
-        one_process: for a command that runs in one process: the hint for those who start several.
+        process: device and processes, if another run of the same command has opened them.
+        one_process: for a command that runs in one process only: the end of the error message for several.
 
     Raises:
-        DiffLensError: several processes run a command of one, or the backbone cannot be loaded.
+        DiffLensError: several processes run a command of one process, or the backbone cannot be loaded.
     """
-    asked: Any = config
-    process = process or accelerator(asked.device)
+    options: Any = config
+    process = process or accelerator(options.device)
     if one_process is not None and process.num_processes > 1:
         raise DiffLensError(f"{config.command} runs in one process{one_process}")
     fingerprints = {}
     source = loaded = None
     spec = getattr(config, "backbone", None)
     if isinstance(spec, str):
-        source = BackboneConfig.of(asked, spec)
+        source = BackboneConfig.of(options, spec)
         loaded = source.load()
         fingerprints["backbone_fingerprint"] = loaded.fingerprint()
     if data is not None:
