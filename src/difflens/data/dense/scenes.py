@@ -1,8 +1,8 @@
-"""`difflens scenes`: pictures composed of cut-out objects, with every object's mask known exactly.
+"""`difflens scenes`: a data set of pictures composed of cut-out objects, with the exact mask of each object.
 
 images/{train,val}/00000.png
-masks/{train,val}/00000.png             semantic: 0 is background, k the k-th class; as a palette image
-annotations/instances_{train,val}.json  COCO's format, masks run-length encoded, of what is visible of an object
+masks/{train,val}/00000.png             semantic masks as palette images: 0 is background, k the k-th class
+annotations/instances_{train,val}.json  COCO's format; masks are run lengths of an object's visible pixels
 classes.txt                             one name a line, in the order of the values in the masks
 """
 
@@ -27,21 +27,20 @@ from difflens.run.console import progress_bar
 from difflens.run.directory import RunDirectory
 
 _SOLID = 128
-"""Alpha from which a pixel belongs to an object."""
+"""The lowest alpha of a pixel that belongs to an object."""
 _TRIES = 20
-"""Places tried for an object before the scene does without it."""
+"""Positions tried for an object before it is left out of the scene."""
 
 
 def scenes(config: ScenesConfig) -> ScenesResult:
-    """Write the data set; a scene is a function of (seed, split, its number) and the source.
+    """Write the data set. A scene is a function of (seed, split, number of the scene) and the source.
 
     Raises:
-        DiffLensError: no cut-outs, too few photos, or a folder that holds something already.
+        DiffLensError: there are no cut-outs or too few photos, or the folder is not empty.
     """
     config = resolve(config)
-    cutouts = (
-        fashion_cutouts() if config.source == "fashion" else folder_cutouts(Path(config.source).expanduser())
-    )
+    folder = Path(config.source).expanduser()
+    cutouts = fashion_cutouts() if config.source == "fashion" else folder_cutouts(folder)
     photos = _Photos(config.photos) if config.photos else None
     counts: dict[str, SplitCounts] = {}
     run = RunDirectory(config.out, "scenes", recorded(config), resume=None)
@@ -61,24 +60,21 @@ def scenes(config: ScenesConfig) -> ScenesResult:
 
 
 class _Photos:
-    """Photographs, loaded when they are used, disjoint between the splits."""
+    """Photos for backgrounds, loaded when they are used; no photo is in both splits."""
 
     def __init__(self, folder: Path):
         paths = list_images([folder])
         if len(paths) < 2:
             raise DiffLensError(
-                f"{folder} has one image; photo backgrounds take at least two, one for each split"
+                f"{folder} has one image; photo backgrounds need at least two, one for each split"
             )
         every = min(5, len(paths))
-        self.paths = {
-            split: [
-                path for place, path in enumerate(paths) if (place % every == every - 1) == (split == "val")
-            ]
-            for split in ("train", "val")
-        }
+        self.paths: dict[str, list[Path]] = {"train": [], "val": []}
+        for number, path in enumerate(paths):
+            self.paths["val" if number % every == every - 1 else "train"].append(path)
 
     def window(self, split: str, size: int, mode: str, generator: np.random.Generator) -> Image.Image:
-        """A random square of a random photo, at least half as wide as its shorter side."""
+        """Return a random square of a random photo, at least half as wide as the photo's shorter side."""
         paths = self.paths[split]
         photo = open_image(paths[generator.integers(len(paths))]).convert(mode)
         shorter = min(photo.size)
@@ -88,6 +84,8 @@ class _Photos:
 
 
 class _Painter:
+    """Composes scenes and writes them with their labels."""
+
     def __init__(self, config: ScenesConfig, cutouts: Cutouts, photos: _Photos | None):
         self.config, self.cutouts, self.photos = config, cutouts, photos
         self.kinds = config.backgrounds or ("plain", "gradient", *(("photo",) if photos else ()))
@@ -95,7 +93,7 @@ class _Painter:
         self.mode = "L" if grey else "RGB"
 
     def write(self, run: RunDirectory, split: str, number: int) -> dict[str, Any]:
-        """Images and masks of a split; returns its annotations."""
+        """Write images and masks of a split of `number` scenes; return its annotations in COCO's format."""
         classes = self.cutouts.classes
         record: dict[str, Any] = {
             "info": {"description": f"scenes of {self.config.source}, seed {self.config.seed}"},
@@ -129,7 +127,7 @@ class _Painter:
             semantic[mask] = label + 1
             rows, columns = (np.flatnonzero(mask.any(axis)).tolist() for axis in (1, 0))
             left, top = columns[0], rows[0]
-            record["annotations"].append({
+            annotation = {
                 "id": len(record["annotations"]) + 1,
                 "image_id": k + 1,
                 "category_id": label + 1,
@@ -137,13 +135,14 @@ class _Painter:
                 "area": int(mask.sum()),
                 "iscrowd": 0,
                 "segmentation": run_lengths(mask),
-            })  # fmt: skip
+            }
+            record["annotations"].append(annotation)
         to_palette_image(semantic).save(masks / name)
 
     def _compose(
         self, split: str, generator: np.random.Generator
     ) -> tuple[Image.Image, list[int], list[NDArray[np.bool_]]]:
-        """A scene, and the class and visible mask of each object in it."""
+        """Return a scene, and the class and the visible mask, bool (H, W), of each object in it."""
         config = self.config
         items = getattr(self.cutouts, split)
         scene = self._background(split, generator)
@@ -151,9 +150,11 @@ class _Painter:
         visible: list[NDArray[np.bool_]] = []
         whole: list[int] = []
         for _ in range(generator.integers(config.objects[0], config.objects[1] + 1)):
+            # draw a class, an object of it, and its size
             label = int(generator.integers(len(items)))
             item = self._sized(items[label][generator.integers(len(items[label]))], generator)
             for _ in range(_TRIES):
+                # draw a position, until every earlier object stays visible enough
                 left, top = (int(generator.integers(config.size - side + 1)) for side in item.size)
                 layer = Image.new("L", (config.size, config.size))
                 layer.paste(item.getchannel("A"), (left, top))
@@ -171,7 +172,7 @@ class _Painter:
         return scene, labels, visible
 
     def _sized(self, item: Image.Image, generator: np.random.Generator) -> Image.Image:
-        """The object at a random size, mirrored every second time."""
+        """Return the object at a random size, mirrored with probability 1/2."""
         longer = self.config.size * generator.uniform(*self.config.scale)
         scale = longer / max(item.size)
         width, height = (min(self.config.size, max(2, round(side * scale))) for side in item.size)
@@ -191,7 +192,7 @@ class _Painter:
 
 
 def _ramp(size: int, angle: float) -> NDArray[np.float64]:
-    """From 0 to 1 across a square, in a direction."""
+    """Return a linear gradient from 0 to 1 across a square, (size, size), in the direction `angle` (radians)."""
     steps = np.linspace(-0.5, 0.5, size)
     along = np.cos(angle) * steps + np.sin(angle) * steps[:, None]
     return (along - along.min()) / (along.max() - along.min())
