@@ -20,7 +20,6 @@ from .configs.scenes import ScenesConfig as ScenesConfig
 from .configs.segment import SegmentConfig as SegmentConfig
 from .configs.sweep import SweepConfig as SweepConfig
 from .configs.train import TrainConfig as TrainConfig
-from .data.dense.scenes import scenes as scenes
 from .data.load import load_data as load_data
 from .errors import DiffLensError as DiffLensError
 from .extractors.base import Extractor as Extractor
@@ -88,6 +87,7 @@ from .studies.explain import explain as explain
 from .studies.extract import extract as extract
 from .studies.predict import predict as predict
 from .studies.report import report as report
+from .studies.scenes import scenes as scenes
 from .studies.sweep import sweep as sweep
 from .tasks.classification.probe import probe as probe
 from .tasks.classification.train import evaluate as evaluate

@@ -169,3 +169,15 @@ def test_a_hub_id_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DiffLensError, match=r"no backbone 'somebody/something'.* the hub does not give it"):
         load_backbone("somebody/something")
+
+
+@pytest.mark.parametrize("spec", ["fashion", "pixels", "random:fashion"])
+def test_options_of_checkpoints_are_for_checkpoints(spec: str) -> None:
+    with pytest.raises(DiffLensError, match="no OpenAI checkpoint.*leave out --num-head-channels"):
+        load_backbone(spec, num_head_channels=32)
+    with pytest.raises(DiffLensError, match="no OpenAI checkpoint"):
+        load_backbone(spec, noise_schedule="squaredcos_cap_v2")
+
+
+def test_pixels_of_another_size() -> None:
+    assert load_backbone("pixels:1x28", image_size=40).spec == "pixels:1x40"

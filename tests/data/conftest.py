@@ -12,7 +12,7 @@ Tree = Callable[..., Path]
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    """Makes an ImageFolder tree: tree({"train/cat": 3, ...}) with PNGs of 12 x 10 noise, each its own."""
+    """Makes an ImageFolder tree: tree({"train/cat": 3, ...}) with different PNGs of 12 x 10 noise."""
 
     def make(folders: dict[str, int], name: str = "pets", suffix: str = ".png") -> Path:
         root = tmp_path / name

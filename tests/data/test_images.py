@@ -112,7 +112,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     assert torch.equal(read_image(tmp_path / "photo.png"), from_pil(upright))
 
 
-# --- what cannot be decoded ---
+# --- bad images ---
 
 
 def encoded(suffix: str) -> bytes:
@@ -193,7 +193,7 @@ def test_fit_resizes_the_shorter_side_and_crops_the_centre() -> None:
     stripes = torch.zeros(3, 20, 60, dtype=torch.uint8)
     stripes[:, :, 20:40] = 255
     assert (fit(stripes, 3, 10) > 240).float().mean() > 0.75
-    # a constant image stays what it is, and overshoot is clamped rather than wrapped
+    # a constant image does not change, and overshoot is clamped, not wrapped
     assert (fit(torch.full((1, 27, 27), 255, dtype=torch.uint8), 1, 32) == 255).all()
     checks = (torch.arange(20)[:, None] // 5 + torch.arange(20) // 5) % 2 * 255
     assert (fit(checks[None].byte(), 1, 40)[0, 2:8, 2:8] < 30).all()

@@ -81,7 +81,7 @@ def test_a_subset_keeps_its_augmentation(splits: tuple[ImageSplit, ImageSplit]) 
 
 @pytest.fixture
 def damaged(splits: tuple[ImageSplit, ImageSplit]) -> FileSplit:
-    """Of the 11 images, 4 to 7 (a whole batch) and 9 cannot be read."""
+    """Eleven images, of which 4 to 7 (a whole batch) and 9 cannot be read."""
     split = splits[0]
     assert isinstance(split, FileSplit)
     for row in (4, 5, 6, 7):

@@ -197,7 +197,7 @@ def test_without_memory_for_all_noise_steps_they_are_read_one_by_one(
     images, index = torch.rand(2, 1, 32, 32), torch.arange(2)
     assert list(extractor(images, index)) == [(8, 5), (8, 20)]
     assert list(extractor(images, index)) == [(8, 5), (8, 20)]
-    assert capfd.readouterr().err.count("no memory for 2 noise steps in one batch") == 1
+    assert capfd.readouterr().err.count("too little memory for 2 noise steps in one batch") == 1
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

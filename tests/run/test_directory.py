@@ -1,4 +1,4 @@
-"""Run directories: never half a file, never another run's."""
+"""Run directories: files are complete, and another run's folder is refused."""
 
 import json
 from pathlib import Path

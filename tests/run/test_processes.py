@@ -13,7 +13,7 @@ from tests.helpers.processes import run_two
 def test_probe_scores_every_test_image_once(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, head: str
 ) -> None:
-    """Cached and online; 15 test images do not divide by two."""
+    """Cached and online features; two processes share 15 test images."""
     out = tmp_path / "run"
     run_two(
         "probe", "--backbone", backbone_folder, "--data", image_tree, "--head", head, "--blocks", 6,
@@ -38,7 +38,7 @@ def test_pretrain(image_tree: Path, tmp_path: Path) -> None:
 def test_dense_tasks_evaluate_every_image_once(
     backbone_folder: Path, scene_folder: Path, tmp_path: Path, task: str
 ) -> None:
-    """Five validation images do not divide by two."""
+    """Two processes share five validation images."""
     out = tmp_path / "run"
     run_two(
         task, "--backbone", backbone_folder, "--data", scene_folder, "--iterations", 2, "--batch-size", 4,

@@ -1,4 +1,4 @@
-"""What a report says about its surroundings."""
+"""Hardware and versions in a report."""
 
 import platform
 

@@ -1,6 +1,7 @@
 """The configuration of a backbone: its name and the options that loading it takes."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from difflens.choices import ScheduleName
@@ -22,6 +23,11 @@ class BackboneOptions(Protocol):
 
     @property
     def image_size(self) -> int | None: ...
+
+
+def is_checkpoint(spec: str) -> bool:
+    """Return whether `spec` names a file, as OpenAI's checkpoints are, or the same network untrained."""
+    return Path(spec.removeprefix("random:")).expanduser().is_file()
 
 
 @dataclass(frozen=True)

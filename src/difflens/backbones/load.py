@@ -11,6 +11,7 @@ from diffusers import UNet2DModel
 from difflens.backbones.adm import read_checkpoint, unet_from_adm
 from difflens.backbones.base import Backbone, Defaults
 from difflens.backbones.bigan import BiGANBackbone
+from difflens.backbones.config import is_checkpoint
 from difflens.backbones.encoder import TASK as ENCODER_TASK
 from difflens.backbones.encoder import EncoderBackbone
 from difflens.backbones.pixels import PixelBackbone
@@ -65,6 +66,13 @@ def load_backbone(
         DiffLensError: there is no such backbone, or its files are damaged or of another kind.
     """
     kind, _, rest = spec.partition(":")
+    path = Path(spec).expanduser()
+    asks_for_checkpoint = num_head_channels != 64 or noise_schedule != "linear"
+    if asks_for_checkpoint and not is_checkpoint(spec):
+        raise DiffLensError(
+            f"{spec} is no OpenAI checkpoint, and other backbones do not read them: leave out --num-head-channels and "
+            "--noise-schedule"
+        )
     if kind == "random" and rest.startswith("timm:"):
         untrained = TimmBackbone.from_spec(rest, image_size, untrained=True)
         untrained.spec = spec
@@ -77,10 +85,9 @@ def load_backbone(
         backbone.spec = spec
         return backbone.to(device)
     if kind == "pixels":
-        return PixelBackbone.from_spec(spec)
+        return PixelBackbone.from_spec(spec, image_size)
     if kind == "timm":
         return TimmBackbone.from_spec(spec, image_size).to(device)
-    path = Path(spec).expanduser()
     if spec in BUNDLED:
         folder = Path(str(files("difflens") / "assets" / spec))
         backbone = _from_folder(folder, spec, image_size, BUNDLED[spec])

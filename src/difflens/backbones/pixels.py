@@ -25,8 +25,11 @@ class PixelBackbone(CleanBackbone):
         self.defaults = Defaults(1, 0, (1,), (0,))
 
     @classmethod
-    def from_spec(cls, spec: str) -> "PixelBackbone":
+    def from_spec(cls, spec: str, image_size: int | None = None) -> "PixelBackbone":
         """Return the backbone named "pixels" (3 x 32) or "pixels:CHANNELSxSIDE".
+
+        Args:
+            image_size: side of the images, in pixels, instead of SIDE.
 
         Raises:
             DiffLensError: `spec` has another form.
@@ -37,7 +40,7 @@ class PixelBackbone(CleanBackbone):
             raise DiffLensError(
                 f"{spec!r} is not a pixel backbone; write pixels or pixels:1x28 (channels x side)"
             )
-        return cls(int(channels), int(side))
+        return cls(int(channels), image_size or int(side))
 
     def features(
         self,

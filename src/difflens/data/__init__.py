@@ -1,1 +1,1 @@
-"""Images: where they come from, and how they reach the network."""
+"""Data sets: their sources, splits and labels, and the loader that brings images to the network."""

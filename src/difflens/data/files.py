@@ -12,7 +12,7 @@ _TREE = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE)"
 
 
 def list_images(paths: Iterable[Path | str]) -> list[Path]:
-    """Image files: every file among `paths`, and the images in every folder and its subfolders, sorted.
+    """Return the image files that `paths` name: files as given, and the images in folders and subfolders, sorted.
 
     Raises:
         DiffLensError: a path does not exist, a folder has no images, or there are no paths.
@@ -28,13 +28,17 @@ def list_images(paths: Iterable[Path | str]) -> list[Path]:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The image files in `folder` and below, sorted, links followed; a DiffLensError if there are none."""
+    """Return the image files in `folder` and its subfolders, sorted. Links are followed.
+
+    Raises:
+        DiffLensError: there are none, or a folder cannot be read.
+    """
     found: list[Path] = []
     others: set[str] = set()
     seen: set[str] = set()
     for where, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(where)
-        if real in seen:  # a link back up would go round for ever
+        if real in seen:  # a link to a parent folder would never end
             folders.clear()
             continue
         seen.add(real)
@@ -51,7 +55,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def require_folder(path: Path) -> None:
-    """DiffLensError unless `path` is a folder."""
+    """Raise DiffLensError unless `path` is a folder."""
     if not path.exists():
         raise DiffLensError(f"no such folder: {path}")
     if not path.is_dir():

@@ -1,6 +1,6 @@
-"""From image files to tensors of the size a network takes.
+"""Decodes image files, and resizes, crops and augments them for a network.
 
-Images stay uint8 until the network needs them: a quarter of the memory, and exact wherever they are prepared.
+Images are uint8 until the network reads them. This takes a quarter of the memory, and is exact on every device.
 """
 
 from collections.abc import Iterator
@@ -18,24 +18,23 @@ from difflens.choices import Augmentation
 from difflens.errors import DiffLensError
 from difflens.noise import Stream, draws
 
-EXTENSIONS = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"
-)  # fmt: skip
-# Pillow would also open formats that run other programs (EPS runs Ghostscript), so the list is closed
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+"""Suffixes of image files."""
+# a closed list: Pillow also opens formats that run other programs (EPS runs Ghostscript)
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-_ORIENTATION = 0x0112  # the EXIF tag; from 5 on it turns an image by a quarter
+_ORIENTATION = 0x0112  # the EXIF tag; values from 5 on rotate the image by 90 degrees
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 MARGIN = 4
-"""Images at most this many pixels short of the network's side are padded rather than resized."""
+"""An image that is at most this many pixels smaller than the network's side is padded, not resized."""
 
 
 class BadImage(DiffLensError):
     """An image that cannot be decoded.
 
     Attributes:
-        where: the file or the entry of a data set.
-        reason: what is wrong with it.
+        where: the file, or the entry of a data set.
+        reason: the reason why it cannot be decoded.
     """
 
     def __init__(self, where: str, reason: str) -> None:
@@ -49,34 +48,42 @@ class BadImage(DiffLensError):
 def read_image(path: Path) -> Tensor:
     """Decode an image file.
 
-    EXIF orientation is applied. Grey files (8 bit, 16 bit scaled to 8, black and white) give one channel,
-    everything else three: palettes, CMYK and the like become RGB, transparency is composited on black. Of an
-    animation, the first frame.
+    EXIF orientation is applied. Grey files (8 bit, 16 bit scaled to 8, black and white) give one channel. All others
+    give three: palettes, CMYK and the like become RGB, and transparency is composited on black. An animation gives
+    its first frame.
 
     Returns:
         uint8, (C, H, W) with C 1 or 3.
 
     Raises:
-        BadImage: the file is missing, empty, truncated, not an image, or so large that it must be an attack.
+        BadImage: the file is missing, empty, truncated, not an image, or too large (a decompression bomb).
     """
     return decode_image(path, str(path))
 
 
 def decode_image(source: Path | BinaryIO, where: str) -> Tensor:
-    """`read_image` for a path or an open binary file, which errors call `where`."""
+    """Decode a path or an open binary file by the rules of `read_image`; errors call it `where`."""
     with _opened(source, where) as image:
         return from_pil(image)
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image file as Pillow decodes it, in its own mode: for masks and transparency; errors as of `read_image`."""
+    """Return an image file as Pillow decodes it, in its own mode, for masks and transparency.
+
+    Raises:
+        BadImage: for the reasons of `read_image`.
+    """
     with _opened(path, str(path)) as image:
         image.load()
         return image.copy()
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) that `read_image` would give, from the file's header alone; errors as there."""
+    """Return the (height, width) that `read_image` gives, from the file's header alone.
+
+    Raises:
+        BadImage: for the reasons of `read_image`, if the header shows them.
+    """
     with _opened(path, str(path)) as image:
         turned = image.getexif().get(_ORIENTATION, 1) >= 5
         return image.size if turned else (image.height, image.width)
@@ -84,7 +91,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(source: Path | BinaryIO, where: str) -> Iterator[Image.Image]:
-    """Anything that goes wrong while the image is open is a BadImage."""
+    """Open an image, and raise any error that occurs while it is open as BadImage."""
     try:
         if isinstance(source, Path) and source.stat().st_size == 0:
             raise BadImage(where, "the file is empty")
@@ -102,7 +109,11 @@ def _opened(source: Path | BinaryIO, where: str) -> Iterator[Image.Image]:
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """A Pillow image as uint8 (C, H, W), C 1 or 3, under the rules of `read_image`; ValueError for mode F."""
+    """Convert a Pillow image to uint8, (C, H, W) with C 1 or 3, by the rules of `read_image`.
+
+    Raises:
+        ValueError: the image has floating-point pixels (mode F).
+    """
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range")
     image = ImageOps.exif_transpose(image)
@@ -118,16 +129,16 @@ def from_pil(image: Image.Image) -> Tensor:
 
 
 def fit(images: Tensor, channels: int, side: int) -> Tensor:
-    """Bring images to the shape a network takes.
+    """Bring images to the shape that a network takes.
 
-    Images that are nearly large enough (`MARGIN`) are padded with black on all sides, as 28-pixel MNIST
-    becomes 32; others have their shorter side resized to `side` (antialiased bicubic) and are cropped at the
-    centre, as the paper evaluates.
+    Images that are nearly large enough (`MARGIN`) are padded with black on all sides: MNIST's 28 pixels become 32.
+    The shorter side of other images is resized to `side` (antialiased bicubic), and the centre is cropped. This is
+    the evaluation transform of the paper.
 
     Args:
         images: uint8, (..., C, H, W), C 1 or 3.
         channels: 1 or 3; RGB becomes grey by ITU-R 601 luma, grey is repeated.
-        side: in pixels.
+        side: the side of the result in pixels.
 
     Returns:
         uint8, (..., channels, side, side).
@@ -146,14 +157,14 @@ def fit(images: Tensor, channels: int, side: int) -> Tensor:
 
 
 def augment(images: Tensor, kind: Augmentation, channels: int, side: int, draws: Tensor) -> Tensor:
-    """`fit`, with random changes for training.
+    """Bring images to the shape that a network takes, with the random changes of training.
 
     Args:
         images: uint8, (B, C, H, W), C 1 or 3.
-        kind: "none" is `fit`; "flip" adds a horizontal flip with probability 1/2; "crop" is the paper's
-            training transform: shorter side uniform in side .. 1.25 side, random crop, flip. Images that
-            `fit` pads are shifted by at most `MARGIN` pixels instead of being resized.
-        channels, side: as for `fit`.
+        kind: "none" is `fit`; "flip" adds a horizontal flip with probability 1/2; "crop" is the paper's training
+            transform: shorter side uniform in side .. 1.25 side, random crop, flip. With "crop", images that `fit`
+            pads are shifted by at most `MARGIN` pixels, not resized.
+        channels, side: the channels and the side of the result, see `fit`.
         draws: (B, 4) long from `augmentation_draws`, on the device of `images`.
 
     Returns:
@@ -168,6 +179,7 @@ def augment(images: Tensor, kind: Augmentation, channels: int, side: int, draws:
     images = with_channels(images, channels)
     shorter = side + _pick(draws[:, 0], side // 4 + 1)
     result = images.new_empty(len(images), channels, side, side)
+    # resize images of one drawn size together
     for size in sorted(set(shorter.tolist())):
         members = shorter == size
         result[members] = _random_window(_resize(images[members], size), side, draws[members])
@@ -175,26 +187,30 @@ def augment(images: Tensor, kind: Augmentation, channels: int, side: int, draws:
 
 
 def augmentation_draws(index: Tensor, seed: int, epoch: int) -> Tensor:
-    """The random numbers of `augment`: (B, 4) long in [0, 2**32), a pure function of (seed, epoch, index).
+    """Return the random numbers of `augment`, (B, 4) long in [0, 2**32), a pure function of (seed, epoch, index).
 
     Args:
-        index: of each image in its data set, (B,) long.
+        index: (B,) long: the position of each image in its data set.
     """
     return draws(Stream.AUGMENTATION, index, seed, epoch)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 images as float32 in [-1, 1]."""
+    """Convert uint8 images to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1], clamped, as uint8: the inverse of `to_float`."""
+    """Clamp images to [-1, 1] and convert them to uint8: the inverse of `to_float`."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:
-    """uint8 (..., C, H, W) with `channels` channels, 1 or 3: RGB becomes grey by ITU-R 601 luma, grey is repeated."""
+    """Convert uint8 images, (..., C, H, W), to `channels` channels: RGB to grey by ITU-R 601 luma, grey to RGB.
+
+    Raises:
+        DiffLensError: C or `channels` is neither 1 nor 3.
+    """
     have = images.shape[-3]
     if have == channels:
         return images
@@ -202,10 +218,10 @@ def with_channels(images: Tensor, channels: int) -> Tensor:
         return images.expand(*images.shape[:-3], 3, -1, -1)
     if (have, channels) == (3, 1):
         red, green, blue = images.int().unbind(-3)
-        # 0.299, 0.587 and 0.114 in 16-bit fixed point: the same grey on every device
+        # 0.299 R + 0.587 G + 0.114 B in 16-bit fixed point: the same grey on every device
         return ((19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16).to(torch.uint8).unsqueeze(-3)
     raise DiffLensError(
-        f"images of {have} channels cannot become {channels}: images and networks have 1 or 3"
+        f"images of {have} channels cannot become {channels}: images and networks must have 1 or 3"
     )
 
 
@@ -214,7 +230,7 @@ def _is_padded(images: Tensor, side: int) -> bool:
 
 
 def _resize(images: Tensor, shorter: int) -> Tensor:
-    """Antialiased bicubic resize, so that the shorter side is `shorter`."""
+    """Resize images so that the shorter side is `shorter` (antialiased bicubic)."""
     height, width = images.shape[-2:]
     scale = shorter / min(height, width)
     size = (max(shorter, round(height * scale)), max(shorter, round(width * scale)))
@@ -226,7 +242,7 @@ def _resize(images: Tensor, shorter: int) -> Tensor:
 
 
 def _random_window(images: Tensor, side: int, draws: Tensor) -> Tensor:
-    """From each image (B, C, H, W) a random square of `side`, mirrored for every second one."""
+    """Return a random square of `side` from each image, (B, C, H, W), mirrored with probability 1/2."""
     height, width = images.shape[-2:]
     steps = torch.arange(side, device=images.device)
     rows = _pick(draws[:, 1], height - side + 1)[:, None] + steps
@@ -238,5 +254,5 @@ def _random_window(images: Tensor, side: int, draws: Tensor) -> Tensor:
 
 
 def _pick(draws: Tensor, count: int) -> Tensor:
-    """Integers uniform in 0 .. count - 1 from 32-bit words, in exact arithmetic."""
+    """Return integers, uniform in 0 .. count - 1, from 32-bit words, in exact arithmetic."""
     return (draws * count) >> 32

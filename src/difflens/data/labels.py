@@ -1,4 +1,4 @@
-"""Few labels: subsets of a split by a fraction of every class, by a list of names, or balanced."""
+"""Subsets of a split for few labels: a fraction of each class, a list of names, or a balanced number."""
 
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -11,23 +11,23 @@ from difflens.data.split import ImageSplit, place_in_class
 from difflens.errors import DiffLensError, listing, require
 from difflens.noise import Stream, random_order
 
-# what a line of a list may say of an image, in the order in which it is tried
+# the forms of an image's name that a list may contain, in the order in which they are tried
 _NAMES: tuple[Callable[[str], str], ...] = (
     str,
     lambda identity: identity.partition("/")[2],  # without train/
-    lambda identity: identity.rpartition("/")[2],  # the file alone, as SimCLR's lists have it
+    lambda identity: identity.rpartition("/")[2],  # the file name alone, as in SimCLR's lists
 )
 
 
 def label_fraction(split: ImageSplit, fraction: float, seed: int, classes: Sequence[str]) -> ImageSplit:
-    """The same fraction of every class: of n images round(fraction * n), halves up, chosen at random.
+    """Return a random subset with the same fraction of each class: round(fraction * n) of n images, halves up.
 
-    The choice depends on `seed` and on the images' places in the full split alone, and a larger fraction contains
-    every smaller one. Images keep their order and their noise.
+    The choice depends only on `seed` and on the positions of the images in the full split. A larger fraction contains
+    each smaller one. Images keep their order and their noise.
 
     Args:
-        fraction: in (0, 1].
-        classes: names for messages, in the order of the labels.
+        fraction: the share of each class, in (0, 1].
+        classes: the names of the classes for messages, in the order of the labels.
 
     Raises:
         DiffLensError: the fraction is not in (0, 1], a class would be left without images, or there are no labels.
@@ -39,7 +39,7 @@ def label_fraction(split: ImageSplit, fraction: float, seed: int, classes: Seque
     wanted = (fraction * counts.double() + 0.5).floor().long()
     left_out = (counts > 0) & (wanted == 0)
     if left_out.any():
-        # rounded up, so that what the message names does work
+        # rounded up, so that the fraction in the message is large enough
         enough = ceil(5000 / int(counts[left_out].min())) / 10000
         raise DiffLensError(
             f"a fraction of {fraction:g} leaves no image of {_named(left_out, classes)}; "
@@ -51,13 +51,13 @@ def label_fraction(split: ImageSplit, fraction: float, seed: int, classes: Seque
 
 
 def balanced(split: ImageSplit, count: int, seed: int) -> Tensor:
-    """Rows of `count` images, or of all where there are fewer, from each class as many as from any other.
+    """Choose `count` images at random, equally many of each class; all images if there are fewer.
 
-    Classes differ by at most one image unless they have too few. Without labels the choice is merely random. It
-    depends on what `label_fraction` depends on, and a larger `count` contains every smaller one.
+    Numbers differ by at most one image, unless a class has too few. Without labels the choice ignores classes. It
+    depends only on `seed` and on the positions in the full split. A larger `count` contains each smaller one.
 
     Returns:
-        (M,) long, ascending, M <= `count`.
+        (M,) long: positions in the split, ascending, M <= `count`.
 
     Raises:
         DiffLensError: `count` is below 1.
@@ -65,43 +65,43 @@ def balanced(split: ImageSplit, count: int, seed: int) -> Tensor:
     require(count=(count, 1, None))
     order = random_order(Stream.SUBSET, split.index, seed)
     if split.labels is not None:
-        # first of all classes the first image, then of all the second, and so on
+        # round robin: the first image of each class, then the second of each, and so on
         order = order[place_in_class(split.labels[order]).argsort(stable=True)]
     return order[:count].sort().values
 
 
 def label_list(split: ImageSplit, path: Path, classes: Sequence[str]) -> ImageSplit:
-    """The images that a text file names, one on a line.
+    """Return the images that a text file names, one a line.
 
-    A name is the image's whole id, the id without its first folder (train/), or the file's name alone; the first of
-    these that fits counts. Blank lines are passed over. Images keep their order in the split and their noise.
+    A name is the image's whole id, the id without its first folder (train/), or the file name alone; the first form
+    that matches counts. Blank lines are ignored. Images keep their order in the split and their noise.
 
     Args:
-        classes: names for messages, in the order of the labels.
+        classes: the names of the classes for messages, in the order of the labels.
 
     Raises:
-        DiffLensError: the file is missing, not text or empty, a name is not in the split or could be several of its
-            images, an image is named twice, a class would be left without images, or there are no labels.
+        DiffLensError: the file is missing, not text or empty; a name is not in the split, or matches several images;
+            an image is named twice; a class is left without images; or the split has no labels.
     """
     labels = _labels(split)
     lines = _lines(path)
-    found = _find(split.ids, set(lines.values()))
-    unknown = [name for name in lines.values() if name not in found]
+    rows_of = _find(split.ids, set(lines.values()))
+    unknown = [name for name in lines.values() if name not in rows_of]
     if unknown:
         raise DiffLensError(
             f"{len(unknown)} of the {len(lines)} names in {path} are not in the split {split.name}: "
             f"{listing(unknown)}; its images are called {listing(split.ids, limit=1)}"
         )
-    named: dict[int, int] = {}
+    line_of: dict[int, int] = {}
     for number, name in lines.items():
-        if len(found[name]) > 1:
-            several = listing([split.ids[row] for row in found[name]])
+        if len(rows_of[name]) > 1:
+            several = listing([split.ids[row] for row in rows_of[name]])
             raise DiffLensError(f"{path}, line {number}: {name} could be any of {several}; add the folder")
-        row = found[name][0]
-        if row in named:
-            raise DiffLensError(f"{path}, line {number}: {name} is in line {named[row]} already")
-        named[row] = number
-    rows = torch.tensor(sorted(named))
+        row = rows_of[name][0]
+        if row in line_of:
+            raise DiffLensError(f"{path}, line {number}: {name} is in line {line_of[row]} already")
+        line_of[row] = number
+    rows = torch.tensor(sorted(line_of))
     left_out = (labels.bincount() > 0) & (labels[rows].bincount(minlength=int(labels.max()) + 1) == 0)
     if left_out.any():
         raise DiffLensError(f"{path} names no image of {_named(left_out, classes)}; every class needs one")
@@ -109,7 +109,7 @@ def label_list(split: ImageSplit, path: Path, classes: Sequence[str]) -> ImageSp
 
 
 def _lines(path: Path) -> dict[int, str]:
-    """The names in a list by their line numbers."""
+    """Return the names in a list by their line numbers, from 1."""
     try:
         text = path.expanduser().read_text(encoding="utf-8")
     except OSError as error:
@@ -123,16 +123,16 @@ def _lines(path: Path) -> dict[int, str]:
 
 
 def _find(ids: Sequence[str], wanted: set[str]) -> dict[str, list[int]]:
-    """The rows that each of the names `wanted` fits; names that fit none are left out."""
-    found: dict[str, list[int]] = {}
+    """Return the rows that match each of the names `wanted`; names without a match are missing."""
+    rows_of: dict[str, list[int]] = {}
     for shorten in _NAMES:
-        missing = wanted - found.keys()
+        missing = wanted - rows_of.keys()
         if not missing:
             break
         for row, identity in enumerate(ids):
             if (name := shorten(identity)) in missing:
-                found.setdefault(name, []).append(row)
-    return found
+                rows_of.setdefault(name, []).append(row)
+    return rows_of
 
 
 def _labels(split: ImageSplit) -> Tensor:

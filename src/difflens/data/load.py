@@ -1,4 +1,4 @@
-"""`load_data`: from what a user types to images with labels."""
+"""`load_data`: loads the data set that an option such as --data names."""
 
 import difflib
 from pathlib import Path
@@ -25,21 +25,21 @@ def load_data(spec: str, labels: bool = True) -> ImageData:
     Args:
         spec: one of
 
-            - `fashion`: the bundled subset of Fashion-MNIST, 10,000 + 2,000 images;
-            - `fashion-full`: all of it, from a local folder or downloaded (`idx.load_full_fashion`);
+            - `fashion`: the bundled subset of Fashion-MNIST, 10,000 training and 2,000 test images;
+            - `fashion-full`: all of Fashion-MNIST, local or downloaded (`idx.load_full_fashion`);
             - `idx:FOLDER`: MNIST-style IDX files, gzipped or not;
-            - `folder:PATH` or a path alone: train/CLASS/IMAGE and test/ or val/ (`folders.load_folder`);
+            - `folder:PATH` or a path alone: train/CLASS/IMAGE and test/ or val/ (`folder.load_folder`);
             - `torchvision:NAME`: a torchvision classification data set;
             - `hf:ID`: a Hugging Face data set, `hf:ID:CONFIG` for one of its configurations;
-            - `aircraft`, `cars`, `cub`, `dogs`, `flowers`, `nabirds`: a fine-grained data set, downloaded or looked
-              for in the cache, or with `:FOLDER` in a folder (`fine_grained.load_fine_grained`).
+            - `aircraft`, `cars`, `cub`, `dogs`, `flowers`, `nabirds`: a fine-grained data set from the download cache,
+              or with `:FOLDER` from a folder (`fine_grained.load_fine_grained`).
 
-            A name wins over a folder of that name in the working directory; `folder:cars` is the folder.
+            A name takes precedence over a folder of that name in the working directory; `folder:cars` is the folder.
 
-        labels: False leaves labels and classes out, and so takes data that has none.
+        labels: False loads images without labels and classes, so data without labels can be used.
 
     Raises:
-        DiffLensError: there is no such data, or it is not what it should be.
+        DiffLensError: there is no such data set, or it is damaged or incomplete.
     """
     kind, place = _parse(spec)
     if kind == "torchvision":
@@ -58,12 +58,12 @@ def load_data(spec: str, labels: bool = True) -> ImageData:
 
 
 def load_unlabelled(spec: str) -> ImageSplit:
-    """The images to pre-train on: the training split of anything `load_data` takes, without labels.
+    """Load images for pre-training: the training split of any data set of `load_data`, without labels.
 
     A folder without train/ gives all images in it and its subfolders.
 
     Raises:
-        DiffLensError: as `load_data`.
+        DiffLensError: there is no such data set, or it is damaged or incomplete.
     """
     kind, place = _parse(spec)
     if kind == "torchvision":
@@ -80,7 +80,7 @@ def load_unlabelled(spec: str) -> ImageSplit:
 
 
 def _parse(spec: str) -> tuple[str, str]:
-    """The kind of source, and what the spec says after its prefix."""
+    """Return the kind of source, and the part of `spec` after its prefix."""
     if spec in _ALONE:
         return spec, ""
     prefix, colon, place = spec.partition(":")

@@ -1,6 +1,6 @@
-"""Batches of images in a given order, always the same for the same seed, epoch and order.
+"""The loader: batches of images in a given order, the same for the same seed, epoch and order.
 
-Neither batch size nor workers nor processes change an image's augmentation.
+An image's augmentation depends neither on the batch size nor on the number of workers or processes.
 """
 
 import os
@@ -18,7 +18,7 @@ from difflens.data.images import BadImage
 from difflens.data.split import ImageSplit
 from difflens.noise import Stream, random_order
 
-# below this, starting worker processes takes longer than decoding
+# with fewer images, starting worker processes takes longer than decoding
 _FEW_IMAGES = 256
 
 T = TypeVar("T")
@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 @dataclass
 class Batch:
-    """Some images of a split, all tensors on one device.
+    """A batch of images, all tensors on one device.
 
     Attributes:
         images: uint8, (B, C, S, S).
         labels: (B,) long, or None.
-        index: (B,) long, what seeds each image's noise.
-        rows: (B,) long, positions within the split.
+        index: (B,) long: the position of each image in the full split, which seeds its noise.
+        rows: (B,) long: positions in the split.
     """
 
     images: Tensor
@@ -61,15 +61,15 @@ def iterate(
 ) -> Iterator[Batch]:
     """Read `rows` of `split` in batches.
 
-    A split in memory is indexed and augmented on `device`; any other is decoded by worker processes.
+    A split in memory is indexed and augmented on `device`; worker processes decode any other split.
 
     Args:
-        channels, side: what the network takes; images are brought to it by `images.fit`.
-        rows: positions in the split, (M,) long, in the order wanted; by default all in order.
-        augment: see `images.augment`; a pure function of (seed, epoch, image index).
-        workers: decoding processes; None chooses by the machine and the number of images, 0 decodes here.
+        channels, side: the shape that the network takes; `images.fit` brings images to it.
+        rows: (M,) long: positions in the split, in the order to read; None: all in order.
+        augment: the augmentation of `images.augment`, a pure function of (seed, epoch, image index).
+        workers: decoding processes; 0: this process; None: chosen by the machine and the number of images.
         on_bad_image: "error" raises the first BadImage; "skip" leaves the image out of its batch.
-        bad: with "skip", receives "name: reason" once for every image left out.
+        bad: with "skip", receives "NAME: REASON" once for each image that is left out.
 
     Yields:
         Batches of at most `batch_size` images, none of them empty.
@@ -92,25 +92,28 @@ def read_batches(
     workers: int | None,
     pin_memory: bool = False,
 ) -> Iterator[T]:
-    """`batches[key]`, a whole batch, for each of the keys in their order, made by worker processes.
+    """Yield `batches[key]`, a whole batch, for each key in order; worker processes read them.
 
     Args:
-        batches: a BadImage among its values is raised: DataLoader would wrap an exception.
-        keys: made when they are asked for, since a long training has millions of images.
-        images: how many are read in all.
-        workers: None chooses by the machine and the number of images; 0 reads in this process.
-        pin_memory: of tensors on their way to a GPU.
+        batches: gives a batch, or a BadImage, which is raised here: DataLoader would wrap an exception.
+        keys: makes the keys one after another, as a long training reads millions of images.
+        images: the number of images that are read in all.
+        workers: decoding processes; 0: this process; None: chosen by the machine and the number of images.
+        pin_memory: pin the memory of tensors, for copies to a GPU.
+
+    Raises:
+        BadImage: the first that `batches` gives.
     """
     if workers is None:
         workers = 0 if images < _FEW_IMAGES else min(8, os.cpu_count() or 1)
     loader = DataLoader(
         batches,
-        batch_size=None,  # a value is a batch already
+        batch_size=None,  # each value is a batch already
         sampler=_Keys(keys),
         num_workers=workers,
         pin_memory=pin_memory,
         collate_fn=_unchanged,
-        generator=torch.Generator(),  # else every epoch would draw a seed from the global generator
+        generator=torch.Generator(),  # else each epoch would draw a seed from the global generator
     )
     for batch in loader:
         if isinstance(batch, BadImage):
@@ -131,15 +134,15 @@ def _unchanged(item: object) -> object:
 
 
 def chunks(rows: Tensor, size: int) -> Iterator[list[int]]:
-    """`rows`, (M,) long, cut into lists of at most `size`, none of them empty."""
+    """Cut `rows`, (M,) long, into lists of at most `size`, none of them empty."""
     return (rows[start : start + size].tolist() for start in range(0, len(rows), size))
 
 
 def epoch_order(n: int, seed: int, epoch: int, rank: int = 0, world: int = 1, shuffle: bool = True) -> Tensor:
-    """The rows, (M,) long, that process `rank` of `world` reads of a split of `n` images.
+    """Return the rows, (M,) long, of a split of `n` images that process `rank` of `world` reads.
 
-    Shuffled by (seed, epoch), every process gets equally many: the order wraps around to fill up. Unshuffled,
-    as evaluations need it, the processes' shares are disjoint and contain every row once.
+    With `shuffle`, (seed, epoch) decide the order, and all processes get equally many rows: the order wraps around.
+    Without it, for evaluations, the shares of the processes are disjoint and contain each row once.
     """
     if not shuffle:
         return torch.arange(rank, n, world)
@@ -150,7 +153,7 @@ def epoch_order(n: int, seed: int, epoch: int, rank: int = 0, world: int = 1, sh
 
 @dataclass
 class _Prepare(Dataset[tuple[Tensor, list[int], list[tuple[int, BadImage]]]]):
-    """Rows to network-ready images. As a data set, its items are whole batches, decoded."""
+    """Turns rows of a split into images of the network's shape. As a data set, its items are decoded batches."""
 
     split: ImageSplit
     channels: int
@@ -164,23 +167,24 @@ class _Prepare(Dataset[tuple[Tensor, list[int], list[tuple[int, BadImage]]]]):
         return image_ops.augment(images, self.kind, self.channels, self.side, draws)
 
     def __getitem__(self, rows: list[int]) -> tuple[Tensor, list[int], list[tuple[int, BadImage]]]:
-        images, good, bad = [], [], []
+        images, readable, failures = [], [], []
         for row in rows:
             try:
                 image = self.split.image(row)
             except BadImage as error:  # as a value, because DataLoader would wrap the exception
-                bad.append((row, error))
+                failures.append((row, error))
             else:
                 images.append(self(image[None], self.split.index[row : row + 1]))
-                good.append(row)
+                readable.append(row)
         empty = torch.empty(0, self.channels, self.side, self.side, dtype=torch.uint8)
-        return torch.cat([empty, *images]), good, bad
+        return torch.cat([empty, *images]), readable, failures
 
 
 def _resident(prepare: _Prepare, rows: Tensor, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    """Yield batches of a split in memory."""
     split = prepare.split
     pixels = split.pixels_on(device)
-    # everything travels once, so that no step of a small network waits for a copy
+    # copy everything to the device once, so that no step of a small network waits for a copy
     rows = rows.to(device)
     index = split.index.to(device)[rows]
     labels = None if split.labels is None else split.labels.to(device)[rows]
@@ -204,22 +208,22 @@ def _decoded(
     bad: list[str] | None,
     device: torch.device,
 ) -> Iterator[Batch]:
-    found = read_batches(
+    """Yield batches of a split whose images are decoded."""
+    batches = read_batches(
         prepare, lambda: chunks(rows, batch_size), len(rows), workers, pin_memory=device.type == "cuda"
     )
-    for images, good, failures in found:
+    for images, readable, failures in batches:
         for row, error in failures:
             if on_bad_image == "error":
                 raise error
             line = f"{prepare.split.ids[row]}: {error.reason}"
             if bad is not None and line not in bad:
                 bad.append(line)
-        if good:
-            yield _batch(prepare.split, images, torch.tensor(good), device)
+        if readable:
+            yield _batch(prepare.split, images, torch.tensor(readable), device)
 
 
 def _batch(split: ImageSplit, images: Tensor, rows: Tensor, device: torch.device) -> Batch:
     labels = None if split.labels is None else split.labels[rows].to(device)
-    return Batch(
-        images.to(device, non_blocking=True), labels, split.index[rows].to(device), rows.to(device)
-    )  # fmt: skip
+    index = split.index[rows].to(device)
+    return Batch(images.to(device, non_blocking=True), labels, index, rows.to(device))

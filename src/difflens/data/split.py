@@ -1,4 +1,4 @@
-"""What every source of images becomes: splits of images with labels."""
+"""Splits of images with labels, and the data set of two splits that every source gives."""
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -17,7 +17,7 @@ from difflens.data.images import BadImage, decode_image, from_pil, read_image
 
 Metric = Literal["top1", "mean_per_class"]
 
-# larger splits stay in main memory and send their batches to the device
+# larger splits stay in main memory, and their batches are copied to the device
 _RESIDENT_BYTES = 2**31
 
 
@@ -25,12 +25,11 @@ class ImageSplit(ABC):
     """Images in a fixed order, decoded one at a time or already in memory.
 
     Attributes:
-        name: "train", "test" or what the source calls it.
-        ids: one readable name an image: its file relative to the root, or "train/00012".
+        name: "train", "test" or the source's own name.
+        ids: a readable name for each image: its file relative to the root, or "train/00012".
         labels: (N,) long, or None if the images have none.
-        index: (N,) long, the position of each image in the full split. It seeds the image's noise, and a
-            subset keeps it.
-        pixels: the whole split as uint8 (N, C, H, W) where it is in memory, else None.
+        index: (N,) long: the position of each image in the full split. It seeds the image's noise; a subset keeps it.
+        pixels: uint8, (N, C, H, W): the whole split where it is in memory, else None.
     """
 
     def __init__(
@@ -51,22 +50,22 @@ class ImageSplit(ABC):
 
     @abstractmethod
     def image(self, i: int) -> Tensor:
-        """The image at position `i`: uint8, (C, H, W), C 1 or 3.
+        """Return the image at position `i`: uint8, (C, H, W), C 1 or 3.
 
         Raises:
-            BadImage: it cannot be decoded.
+            BadImage: the image cannot be decoded.
         """
 
     def subset(self, rows: Tensor) -> "ImageSplit":
-        """The images at positions `rows`, (M,) long, with the noise they have in this split."""
+        """Return the images at positions `rows`, (M,) long, with the noise that they have in this split."""
         return _Subset(self, rows)
 
     def first(self, count: int | None) -> "ImageSplit":
-        """The first `count` images, or all of them where there are fewer or `count` is None."""
+        """Return the first `count` images; all of them if there are fewer or `count` is None."""
         return self if count is None else self.subset(torch.arange(min(count, len(self))))
 
     def pixels_on(self, device: torch.device) -> Tensor:
-        """`pixels`, kept on `device` so that batches need not travel; where they are if that is too much."""
+        """Return `pixels` on `device`, copied once, so that no batch is copied; in main memory if they are too large."""
         assert self.pixels is not None
         if device.type == "cpu" or self.pixels.numel() > _RESIDENT_BYTES:
             return self.pixels
@@ -75,13 +74,13 @@ class ImageSplit(ABC):
         return self._resident[device]
 
     def fingerprint(self) -> str:
-        """Hex digest of names, labels, positions and what else tells images apart; taken once."""
+        """Return a hex digest of names, labels, positions, and pixels or file sizes; it is computed once."""
         if self._fingerprint is None:
             self._fingerprint = self._digest()
         return self._fingerprint
 
     def _digest(self) -> str:
-        """Of names, labels, positions and, in memory, pixels."""
+        """Return the digest of names, labels, positions and, for a split in memory, pixels."""
         digest = sha256("\n".join(self.ids).encode())
         for tensor in (self.labels, self.index, self.pixels):
             digest.update(b"none" if tensor is None else tensor.numpy().tobytes())
@@ -89,7 +88,7 @@ class ImageSplit(ABC):
 
 
 class MemorySplit(ImageSplit):
-    """`pixels`, uint8 (N, C, H, W), with names "train/00000" and so on."""
+    """A split in memory: `pixels`, uint8 (N, C, H, W), with names "train/00000" and so on."""
 
     def __init__(self, name: str, pixels: Tensor, labels: Tensor | None = None) -> None:
         super().__init__(name, numbered(name, len(pixels)), labels, pixels=pixels)
@@ -100,7 +99,7 @@ class MemorySplit(ImageSplit):
 
 
 class FileSplit(ImageSplit):
-    """Image files: `ids` are their paths relative to `root`, or absolute ones."""
+    """A split of image files: `ids` are their paths, relative to `root` or absolute."""
 
     def __init__(
         self, name: str, ids: Sequence[str], labels: Tensor | None = None, root: Path | None = None
@@ -112,13 +111,13 @@ class FileSplit(ImageSplit):
         return read_image(self.root / self.ids[i])
 
     def _digest(self) -> str:
-        """As for any split, and of the files' sizes."""
+        """Return the digest of any split, with the sizes of the files."""
         sizes = ",".join(str(_size(self.root / name)) for name in self.ids)
         return sha256(f"{super()._digest()} {sizes}".encode()).hexdigest()
 
 
 class LibrarySplit(ImageSplit):
-    """Another library's data set: `dataset[i][key]` is a Pillow image or {"bytes": ..., "path": ...}."""
+    """A data set of another library: `dataset[i][key]` is a Pillow image or {"bytes": ..., "path": ...}."""
 
     def __init__(self, name: str, dataset: Any, key: int | str, labels: Tensor | None = None) -> None:
         super().__init__(name, numbered(name, len(dataset)), labels)
@@ -126,19 +125,19 @@ class LibrarySplit(ImageSplit):
 
     def image(self, i: int) -> Tensor:
         try:
-            found = self.dataset[i][self.key]
-            if not isinstance(found, dict):
-                return from_pil(found)
+            entry = self.dataset[i][self.key]
+            if not isinstance(entry, dict):
+                return from_pil(entry)
         except Exception as error:  # the library opens the file, and Pillow raises nearly anything
             raise BadImage(self.ids[i], str(error) or type(error).__name__) from error
-        source = Path(found["path"]) if found["bytes"] is None else BytesIO(found["bytes"])
-        return decode_image(source, f"{self.ids[i]} ({found['path']})" if found["path"] else self.ids[i])
+        source = Path(entry["path"]) if entry["bytes"] is None else BytesIO(entry["bytes"])
+        return decode_image(source, f"{self.ids[i]} ({entry['path']})" if entry["path"] else self.ids[i])
 
 
 class JoinedSplit(ImageSplit):
-    """The images of several splits one after another, with indices, and so noise, of their own.
+    """The images of several splits one after another, with new indices, so with noise of their own.
 
-    It has labels if all parts have, and is read image by image even where the parts are in memory.
+    It has labels if all parts have them. Images are read one by one, even if the parts are in memory.
     """
 
     def __init__(self, name: str, parts: Sequence[ImageSplit]) -> None:
@@ -157,6 +156,8 @@ class JoinedSplit(ImageSplit):
 
 
 class _Subset(ImageSplit):
+    """Some images of another split."""
+
     def __init__(self, full: ImageSplit, rows: Tensor) -> None:
         super().__init__(
             full.name,
@@ -176,10 +177,13 @@ class ImageData:
     """A data set to train on and to evaluate on.
 
     Attributes:
-        spec: what `load_data` was given.
-        name: for tables and reports.
-        classes: their names, in the order of the labels; empty where labels were not asked for.
-        metric: what the field reports on this data set: accuracy over all images, or the mean of the classes'.
+        spec: the argument of `load_data`.
+        name: the title in tables and reports.
+        classes: the names of the classes, in the order of the labels; empty if the data is loaded without labels.
+        train: the training images.
+        test: the test images.
+        metric: the metric that the field reports on this data set: "top1", the accuracy over all images, or
+            "mean_per_class", the mean of the classes' accuracies.
     """
 
     spec: str
@@ -190,7 +194,7 @@ class ImageData:
     metric: Metric = field(default="top1", kw_only=True)
 
     def fingerprint(self) -> str:
-        """Hex digest: equal for equal classes, images (files by name and size, in memory by content) and labels."""
+        """Return a hex digest, equal for equal classes, labels and images (files by name and size, others by content)."""
         parts = (*self.classes, self.train.fingerprint(), self.test.fingerprint())
         return sha256("\n".join(parts).encode()).hexdigest()
 
@@ -198,17 +202,17 @@ class ImageData:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # a missing file is an unreadable image, which is not for here
+    except OSError:  # `image` raises BadImage for a missing file
         return -1
 
 
 def numbered(name: str, count: int) -> list[str]:
-    """ "name/00000", "name/00001" and so on."""
+    """Return the names "NAME/00000", "NAME/00001" and so on."""
     return [f"{name}/{i:05d}" for i in range(count)]
 
 
 def hold_out(split: ImageSplit, every: int = 5) -> tuple[ImageSplit, ImageSplit]:
-    """(train, test) for a source without a test split: every fifth image of each class is for testing."""
+    """Split a source without a test split into (train, test): every fifth image of each class is for testing."""
     labels = torch.zeros(len(split)) if split.labels is None else split.labels
     held_out = every_nth(labels, every)
     train, test = split.subset((~held_out).nonzero()[:, 0]), split.subset(held_out.nonzero()[:, 0])
@@ -217,9 +221,12 @@ def hold_out(split: ImageSplit, every: int = 5) -> tuple[ImageSplit, ImageSplit]
 
 
 def every_nth(labels: Tensor, every: int) -> Tensor:
-    """(N,) bool: every so many-th image of each class, in the order of the images; of a smaller class its last one.
+    """Return (N,) bool: True for each `every`-th image of a class, in the order of the images.
 
-    A class with a single image has none.
+    A class with fewer images gives its last one; a class with a single image gives none.
+
+    Args:
+        labels: (N,) classes of the images.
     """
     place = place_in_class(labels)
     values, counts = labels.unique(return_counts=True)
@@ -228,7 +235,11 @@ def every_nth(labels: Tensor, every: int) -> Tensor:
 
 
 def place_in_class(labels: Tensor) -> Tensor:
-    """The place, from 0, of each image among those of its class, (N,) long."""
+    """Return (N,) long: the number, from 0, of each image among those of its class.
+
+    Args:
+        labels: (N,) classes of the images.
+    """
     order = labels.argsort(stable=True)
     place = torch.empty(len(labels), dtype=torch.long)
     place[order] = torch.arange(len(labels))

@@ -16,7 +16,7 @@ from difflens.run.console import warn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; training mode comes back afterwards."""
+    """Put `module` into evaluation mode without gradients; restore the mode of each part afterwards."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -28,19 +28,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class Extractor(nn.Module, ABC):
-    """What every extractor shares: the backbone, the places it reads and the noise it adds.
+    """Base of extractors: the backbone, the places that are read, and the noise that is added.
 
     Args:
-        backbone: any backbone; its own parameters stay as frozen or trainable as the extractor leaves them.
-        blocks, noise_steps: what to read, every block at every noise step.
-        seed: of the noise.
-        draws: how many noises the maps are averaged over.
+        backbone: any backbone; each kind of extractor decides which of its parameters are trained.
+        blocks, noise_steps: the places: each block at each noise step.
+        seed: seed of the noise.
+        draws: the number of noise samples that the maps are averaged over.
 
     Attributes:
-        compiled: run the backbone compiled; None: on a CUDA device. Maps differ from those that are not compiled by
-            rounding.
-        joint: read several noise steps in one batch while training; None: on a CUDA device. In evaluation each is read
-            alone always, since the last bits of a map depend on the size of its batch.
+        trainable: True if the extractor has parameters to train.
+        compiled: compile the backbone; None: on a CUDA device only. Compiled maps differ by rounding errors.
+        joint: read several noise steps in one batch in training; None: on a CUDA device only. Evaluation reads noise
+            steps one by one, since the last bits of a map depend on the size of its batch.
+        mixes_images: True if an image's maps depend on the other images of its batch in training. Noise steps are
+            then never read in one batch.
 
     Raises:
         DiffLensError: the backbone has no such block or noise step.
@@ -50,7 +52,6 @@ class Extractor(nn.Module, ABC):
     compiled: bool | None = None
     joint: bool | None = None
     mixes_images = False
-    """Whether an image's maps depend on its batch in training, so that noise steps must not share one."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Extractor(nn.Module, ABC):
     ):
         super().__init__()
         if draws < 1:
-            raise DiffLensError(f"features are averaged over at least one noise draw, not {draws}")
+            raise DiffLensError(f"features are averaged over at least one noise sample, not {draws}")
         self.backbone = backbone
         self.blocks = backbone.check_blocks(blocks)
         self.noise_steps = backbone.check_noise_steps(noise_steps)
@@ -70,10 +71,15 @@ class Extractor(nn.Module, ABC):
 
     @property
     def places(self) -> list[Place]:
+        """The places that are read: (block, noise step)."""
         return [(block, t) for t in self.noise_steps for block in self.blocks]
 
     def shapes(self, side: int | None = None) -> dict[Place, MapShape]:
-        """(C, H, W) of every map for images of `side` pixels; by default the backbone's own size."""
+        """Return (C, H, W) of the map at each place for images of `side` pixels; None: the backbone's own size.
+
+        Raises:
+            DiffLensError: the backbone does not take images of this size.
+        """
         side = side or self.backbone.image_size
         self.backbone.check_side(side)
         return {
@@ -83,35 +89,39 @@ class Extractor(nn.Module, ABC):
         }
 
     def forward(self, images: Tensor, index: Tensor, draw: int = 0) -> dict[Place, Tensor]:
-        """Maps (B, C, H, W) float32 by (block, noise step).
+        """Return the maps, (B, C, H, W) float32, by place.
 
         Args:
             images: (B, C, S, S) in [-1, 1].
-            index: of each image in its data set, (B,) long: with the seed, it fixes the image's noise.
-            draw: which noise; 0 for evaluation, epoch + 1 in training with fresh noise.
+            index: (B,) long: the position of each image in its data set. With the seed it decides the image's noise.
+            draw: the number of the noise sample: 0 for evaluation, epoch + 1 in training with fresh noise.
         """
         maps: dict[Place, Tensor] = {}
-        for each in range(draw * self.draws, (draw + 1) * self.draws):
-            for place, feature in self._read_all(images, index, each).items():
+        # the mean over noise samples
+        for number in range(draw * self.draws, (draw + 1) * self.draws):
+            for place, feature in self._read_all(images, index, number).items():
                 maps[place] = maps[place] + feature.float() if place in maps else feature.float()
         return maps if self.draws == 1 else {place: total / self.draws for place, total in maps.items()}
 
     def noised(self, images: Tensor, index: Tensor, draw: int = 0) -> dict[int, Tensor]:
-        """The noised images that the backbone sees, (B, C, S, S), by noise step; arguments as for `forward`."""
+        """Return the noised images that the backbone reads, (B, C, S, S), by noise step; arguments as for `forward`."""
         return {t: self._noised(images, index, t, draw) for t in self.noise_steps}
 
     def _read_all(self, images: Tensor, index: Tensor, draw: int) -> dict[Place, Tensor]:
-        """The maps of one draw, in the backbone's precision."""
+        """Return the maps of one noise sample, in the backbone's precision."""
         noised = self.noised(images, index, draw)
         if len(noised) > 1 and self.training and not self.mixes_images and self._default(self.joint):
             try:
                 return self._read_jointly(noised, len(images))
             except torch.OutOfMemoryError:
                 self.joint = False
-                warn(f"no memory for {len(noised)} noise steps in one batch: they are read one by one")
+                warn(
+                    f"too little memory for {len(noised)} noise steps in one batch: they are read one by one"
+                )
         return {(block, t): maps for t, x_t in noised.items() for block, maps in self._read(x_t, t).items()}
 
     def _read_jointly(self, noised: dict[int, Tensor], count: int) -> dict[Place, Tensor]:
+        """Return the maps of `count` images at several noise steps, read in one batch."""
         x_t = torch.cat(list(noised.values()))
         steps = torch.tensor(list(noised), device=x_t.device).repeat_interleave(count)
         parts = {block: maps.split(count) for block, maps in self._read(x_t, steps).items()}
@@ -120,19 +130,20 @@ class Extractor(nn.Module, ABC):
         }
 
     def _default(self, choice: bool | None) -> bool:
-        """A choice that is left open is for a CUDA device."""
+        """Return `choice`, or, if it is None, True on a CUDA device."""
         return self.backbone.device.type == "cuda" if choice is None else choice
 
     @property
     def trained_blocks(self) -> dict[int, list[nn.Parameter]]:
-        """The parameters of each backbone block that is trained, in the order of the blocks."""
+        """The parameters of each block of the backbone that is trained, in the order of the blocks."""
         return {}
 
     @abstractmethod
     def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
-        """The maps by block, of one noise step or of one for each image."""
+        """Return the maps by block, at one noise step for all images, or at one for each image, (B,) long."""
 
     def _noised(self, images: Tensor, index: Tensor, t: int, draw: int) -> Tensor:
+        """Return x_t of the images, in the backbone's precision; the images of a backbone without noise steps."""
         if self.backbone.num_noise_steps == 1:
             return images
         noise = seeded_noise(tuple(images.shape[1:]), index, t, self.seed, draw)

@@ -1,4 +1,4 @@
-"""Features of a split: read in batches, and kept so that a head can train on them without the backbone."""
+"""The feature cache: the features of a split, on which a head trains without the backbone."""
 
 import math
 import os
@@ -21,11 +21,11 @@ from difflens.extractors.base import Extractor, evaluating
 from difflens.run.console import progress_bar
 
 READ_BATCH = 64
-"""Images that go through the backbone at a time where nothing is trained."""
+"""Images in each batch that the backbone reads without training."""
 
 
 class ReadingOptions(Protocol):
-    """Options of every command that reads images."""
+    """The options of a command that reads images."""
 
     @property
     def workers(self) -> int | None: ...
@@ -36,12 +36,12 @@ class ReadingOptions(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """How images get from a split to an extractor.
+    """Reads images of a split for an extractor.
 
     Attributes:
-        workers: processes that decode images; None: as many as help.
-        on_bad_image: what to do with an image that cannot be read.
-        skipped: receives a line for every image that "skip" left out.
+        workers: processes that decode images. None: chosen by the machine and the number of images.
+        on_bad_image: "error" raises an error for an image that cannot be read; "skip" leaves it out.
+        skipped: receives one line for each image that "skip" leaves out.
     """
 
     workers: int | None
@@ -50,7 +50,7 @@ class Reading:
 
     @classmethod
     def of(cls, options: ReadingOptions, skipped: list[str] | None = None) -> "Reading":
-        """As a command's options say."""
+        """Return the reading that a command's options describe."""
         return cls(options.workers, options.on_bad_image, [] if skipped is None else skipped)
 
     def batches(
@@ -63,24 +63,41 @@ class Reading:
         epoch: int = 0,
         augment: Augmentation = "none",
     ) -> Iterator[Batch]:
-        """`rows` of `split` on the backbone's device, as large as the backbone takes them."""
+        """Yield batches of `rows`, (M,) long, of `split`, on the backbone's device and in the shape that it takes.
+
+        Raises:
+            BadImage: an image cannot be decoded, and `on_bad_image` is "error".
+        """
         backbone = extractor.backbone
         try:
             yield from iterate(
-                split, channels=backbone.in_channels, side=backbone.image_size, batch_size=batch_size, rows=rows,
-                augment=augment, seed=seed, epoch=epoch, workers=self.workers,
-                on_bad_image=self.on_bad_image, bad=self.skipped, device=backbone.device,
-            )  # fmt: skip
+                split,
+                channels=backbone.in_channels,
+                side=backbone.image_size,
+                batch_size=batch_size,
+                rows=rows,
+                augment=augment,
+                seed=seed,
+                epoch=epoch,
+                workers=self.workers,
+                on_bad_image=self.on_bad_image,
+                bad=self.skipped,
+                device=backbone.device,
+            )
         except BadImage as error:
             raise BadImage(error.where, f"{error.reason}; --on-bad-image skip leaves it out") from error
 
     def features(
         self, extractor: Extractor, split: ImageSplit, rows: Tensor, side: int | None, dtype: torch.dtype
     ) -> Iterator[tuple[Batch, dict[Place, Tensor]]]:
-        """Each batch with its maps, pooled to `side` and turned into `dtype`, on the CPU.
+        """Yield each batch with its maps, (B, C, H, W) by place, on the CPU.
 
-        The backbone always sees `READ_BATCH` images, a smaller batch with its last image repeated: kernels choose their
-        order of summation by the size of the batch, so the last bits of an image's features would depend on it.
+        The backbone always reads `READ_BATCH` images; a smaller batch is filled with its last image. The order of
+        summation in a kernel depends on the size of the batch, so the last bits of features would depend on it.
+
+        Args:
+            side: larger maps are average-pooled to this side; None: whole maps.
+            dtype: the type of the maps.
 
         Raises:
             DiffLensError: a feature is not finite, or overflows `dtype`.
@@ -88,18 +105,13 @@ class Reading:
         with evaluating(extractor):
             for batch in self.batches(extractor, split, rows):
                 filled = torch.arange(READ_BATCH, device=batch.index.device).clamp(max=len(batch) - 1)
-                found = extractor(to_float(batch.images[filled]), batch.index[filled])
-                yield (
-                    batch,
-                    {
-                        place: _converted(maps[: len(batch)], place, side, dtype)
-                        for place, maps in found.items()
-                    },
-                )
+                features = extractor(to_float(batch.images[filled]), batch.index[filled])
+                size = len(batch)
+                yield batch, {p: _converted(maps[:size], p, side, dtype) for p, maps in features.items()}
 
 
 class Maps(Protocol):
-    """Feature maps of many images, (N, C, H, W): a tensor, or maps that lie in a store."""
+    """Feature maps of many images, (N, C, H, W): a tensor, or maps in a feature store."""
 
     @property
     def shape(self) -> torch.Size: ...
@@ -109,12 +121,12 @@ class Maps(Protocol):
 
 @dataclass
 class FeatureCache:
-    """The maps of a split as a frozen extractor reads them, pooled as far as the head allows.
+    """The maps of a split from a frozen extractor, pooled to the side that the head reads.
 
     Attributes:
-        maps: (N, C, H, W) by (block, noise step).
-        labels: (N,) long.
-        rows: (N,) long, positions in the split; images that were skipped are missing.
+        maps: (N, C, H, W) by place.
+        labels: (N,) long; -1 for images without a label.
+        rows: (N,) long: positions in the split, without skipped images.
     """
 
     maps: Mapping[Place, Maps]
@@ -125,11 +137,11 @@ class FeatureCache:
         return len(self.rows)
 
     def batch(self, chosen: Tensor, device: torch.device | str = "cpu") -> dict[Place, Tensor]:
-        """Maps of the entries `chosen`, (M,) long, float32 on `device`."""
+        """Return the maps of the entries `chosen`, (M,) long, as float32 on `device`."""
         return {place: maps[chosen].to(device).float() for place, maps in self.maps.items()}
 
     def only(self, places: list[Place]) -> "FeatureCache":
-        """The same images with some of the maps, not copied."""
+        """Return a cache of the same images with the maps of some places, which are not copied."""
         return FeatureCache({place: self.maps[place] for place in places}, self.labels, self.rows)
 
 
@@ -142,35 +154,36 @@ def read_features(
     memory_gigabytes: float = 4.0,
     spill: Path | None = None,
 ) -> FeatureCache:
-    """Read every image of `split` once, as float16; each process reads its share.
+    """Read the features of each image of `split` once, as float16; each process reads its share.
 
     Args:
-        side: that larger maps are pooled to; None for full maps.
-        memory_gigabytes: a larger cache lies in a file in the folder `spill`.
+        side: larger maps are average-pooled to this side; None: whole maps.
+        memory_gigabytes: a larger cache is kept in files in the folder `spill`, in gigabytes.
+        spill: None keeps any cache in memory.
 
     Raises:
-        DiffLensError: a feature is not finite or overflows float16.
+        DiffLensError: a feature is not finite or overflows float16, or no image can be read.
     """
     reading = reading or Reading(None, "error", [])
     extractor = extractor.to(process.device)
     rows = epoch_order(len(split), 0, 0, process.process_index, process.num_processes, shuffle=False)
     maps: dict[Place, Tensor] = {}
-    labels, kept, done = [], [], 0
+    labels, rows_read, done = [], [], 0
     with progress_bar(process.is_main_process) as bar:
         task = bar.add_task(f"features of {split.name}", total=len(rows), note="")
-        for batch, found in reading.features(extractor, split, rows, side, torch.float16):
-            here = slice(done, done + len(batch))
-            for place, feature in found.items():
+        for batch, features in reading.features(extractor, split, rows, side, torch.float16):
+            entries = slice(done, done + len(batch))
+            for place, feature in features.items():
                 if place not in maps:
                     shape = (len(rows), *feature.shape[1:])
                     total = len(extractor.places) * math.prod(shape) * 2
                     name = f"{split.name}-{process.process_index}-b{place[0]}-t{place[1]}.bin"
-                    where = spill / name if spill and total > memory_gigabytes * 1e9 else None
-                    maps[place] = _room(shape, where)
-                maps[place][here] = feature
+                    file = spill / name if spill and total > memory_gigabytes * 1e9 else None
+                    maps[place] = _empty(shape, file)
+                maps[place][entries] = feature
             if batch.labels is not None:
                 labels.append(batch.labels.cpu())
-            kept.append(batch.rows.cpu())
+            rows_read.append(batch.rows.cpu())
             done += len(batch)
             bar.update(task, advance=len(batch))
     if not done:
@@ -178,11 +191,12 @@ def read_features(
     return FeatureCache(
         {place: values[:done] for place, values in maps.items()},
         torch.cat(labels) if labels else torch.full((done,), -1),
-        torch.cat(kept),
+        torch.cat(rows_read),
     )
 
 
 def _converted(maps: Tensor, place: Place, side: int | None, dtype: torch.dtype) -> Tensor:
+    """Pool maps and convert them to `dtype` on the CPU; raise DiffLensError if a value is not finite."""
     pooled = pool_to(maps, side).to(dtype).cpu()
     if not pooled.isfinite().all():
         name = str(dtype).removeprefix("torch.")
@@ -193,14 +207,16 @@ def _converted(maps: Tensor, place: Place, side: int | None, dtype: torch.dtype)
     return pooled
 
 
-def _room(shape: tuple[int, ...], path: Path | None) -> Tensor:
-    """An empty float16 tensor, in memory or in a file."""
+def _empty(shape: tuple[int, ...], path: Path | None) -> Tensor:
+    """Return an uninitialised float16 tensor, in memory or in a file."""
     if path is None:
         return torch.empty(shape, dtype=torch.float16)
     path.parent.mkdir(parents=True, exist_ok=True)
     size = 2 * math.prod(shape)
     try:
-        with path.open("wb") as file:  # a full disk shows now, not as a crash while writing to memory
+        with path.open(
+            "wb"
+        ) as file:  # a full disk raises an error here, not a crash while features are written
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         raise DiffLensError(

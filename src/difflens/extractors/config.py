@@ -1,4 +1,4 @@
-"""The configuration of every extractor."""
+"""The configuration of an extractor, and the options that each extractor reads."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ _OPTIONS: dict[ExtractorName, tuple[str, ...]] = {
     "feedback": ("feedback_blocks", "checkpoint_activations"),
     "finetuned": ("from_block", "layer_decay"),
 }
-"""Options that a single extractor reads."""
+"""The options that one extractor alone reads."""
 
 
 def options_without_effect(extractor: ExtractorName) -> Iterator[tuple[str, Iterable[str]]]:
-    """Options that `extractor` does not read: the reason, and their names."""
+    """Yield the options that `extractor` does not read: the reason, and their names."""
     for name, options in _OPTIONS.items():
         if name != extractor:
             yield f"the {extractor} extractor does not read options of {name}", options
@@ -30,10 +30,17 @@ def options_without_effect(extractor: ExtractorName) -> Iterator[tuple[str, Iter
 
 @dataclass(frozen=True)
 class ExtractorConfig:
-    """What an extractor needs besides its backbone.
+    """The settings of an extractor, apart from its backbone.
 
     Attributes:
-        checkpoint: less memory for slower steps, with feedback.
+        name: the kind of extractor.
+        blocks, noise_steps: the places that are read: each block at each noise step.
+        seed: seed of the noise.
+        feedback_blocks: feedback: the decoder blocks that are sent back. None: chosen by the backbone.
+        from_block: finetuned: the first block that is trained.
+        precision: floating-point format of the frozen backbone.
+        draws: the number of noise samples that the maps are averaged over.
+        checkpoint: feedback: recompute the second pass in the backward pass. It takes less memory, and steps are slower.
     """
 
     name: ExtractorName
@@ -47,7 +54,11 @@ class ExtractorConfig:
     checkpoint: bool = False
 
     def build(self, backbone: "Backbone") -> "Extractor":
-        """The extractor on `backbone`, whose weights become `precision`."""
+        """Return the extractor on `backbone`, whose weights are converted to `precision`.
+
+        Raises:
+            DiffLensError: a setting has no effect on this extractor, or the backbone has no such place.
+        """
         import torch
 
         from difflens.extractors.feedback import FeedbackExtractor
@@ -56,7 +67,7 @@ class ExtractorConfig:
 
         if self.checkpoint and self.name != "feedback":
             raise DiffLensError(
-                "--checkpoint-activations is for the feedback extractor: others make no second pass"
+                "--checkpoint-activations is for the feedback extractor: others have no second pass"
             )
         if self.precision != "float32":
             if self.name == "finetuned":

@@ -1,4 +1,4 @@
-"""DifFeed (paper section 3.3): decoder maps return to the encoder, and a second pass is read."""
+"""The feedback layers of DifFeed (paper section 3.3): decoder maps return to the encoder for a second pass."""
 
 from collections.abc import Iterable
 
@@ -13,18 +13,19 @@ from difflens.extractors.base import Extractor
 class FeedbackExtractor(Extractor):
     """DifFeed (paper section 3.3): two passes over the same x_t.
 
-    The first pass, without gradient, collects decoder maps. Each goes through its own feedback layer (1x1 convolution
-    without bias to the mirror block's channels, batch normalisation, ReLU), is resized bilinearly to the mirror's
-    size, and is added to the mirror's output in the second pass, which is read. Only feedback layers are trained.
+    The first pass collects decoder maps without gradients. A feedback layer of each map (1x1 convolution without bias
+    to the mirror block's channels, batch normalisation, ReLU) gives the feedback. It is resized bilinearly to the
+    mirror's size, and added to the mirror's output in the second pass, which is read. Only feedback layers are trained.
 
     Args:
-        feedback_blocks: decoder blocks to send back; by default the backbone's own choice.
+        feedback_blocks: the decoder blocks that are sent back. None: chosen by the backbone.
 
     Attributes:
-        checkpoint: keep less of the second pass for its gradient, and compute it again: larger batches, slower steps.
+        checkpoint: recompute the second pass in the backward pass. It takes less memory, and steps are slower.
 
     Raises:
-        DiffLensError: a feedback block is not a decoder block, or the backbone has no decoder.
+        DiffLensError: a feedback block is not a decoder block, the backbone has no decoder, or a block to read comes
+            before the first block that receives feedback.
     """
 
     trainable = True
@@ -60,12 +61,13 @@ class FeedbackExtractor(Extractor):
         self.feedback = nn.ModuleDict({str(block): self._layer(block) for block in self.feedback_blocks})
 
     def _mirror(self, block: int) -> Block:
-        """The encoder block that `block` sends to."""
+        """Return the encoder block that receives the feedback of `block`: the other end of its skip connection."""
         mirror = self.backbone.block(block).mirror
         assert mirror is not None, "every decoder block takes a skip"
         return self.backbone.block(mirror)
 
     def _layer(self, block: int) -> nn.Module:
+        """Return the feedback layer of a decoder block."""
         source, target = self.backbone.block(block), self._mirror(block)
         return nn.Sequential(
             nn.Conv2d(source.channels, target.channels, 1, bias=False),
@@ -75,12 +77,17 @@ class FeedbackExtractor(Extractor):
 
     def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
         return self.backbone.features_with_feedback(
-            x_t, t, self.blocks, self.feedback_blocks, lambda maps: self._respond(maps, x_t),
-            compiled=self._default(self.compiled), checkpoint=self.checkpoint and torch.is_grad_enabled(),
-        )  # fmt: skip
+            x_t,
+            t,
+            self.blocks,
+            self.feedback_blocks,
+            lambda maps: self._respond(maps, x_t),
+            compiled=self._default(self.compiled),
+            checkpoint=self.checkpoint and torch.is_grad_enabled(),
+        )
 
     def _respond(self, maps: dict[int, Tensor], x_t: Tensor) -> dict[int, Tensor]:
-        """The feedback for each mirror, from the first pass's maps."""
+        """Return the feedback by mirror block, from the maps of the first pass."""
         feedback = {}
         for block in self.feedback_blocks:
             mirror = self._mirror(block)

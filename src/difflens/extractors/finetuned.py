@@ -1,4 +1,4 @@
-"""Trains the backbone itself, from a block up."""
+"""The extractor that fine-tunes the backbone, from a chosen block on."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,14 @@ from difflens.extractors.base import Extractor
 
 
 class FineTunedExtractor(Extractor):
-    """The backbone's own maps, with its parameters from block `from_block` up to the last block read trainable."""
+    """The maps of a backbone whose blocks are trained, from `from_block` to the last block that is read.
+
+    Args:
+        from_block: the first block that is trained, from 1.
+
+    Raises:
+        DiffLensError: there is no such block, or it comes after the last block that is read.
+    """
 
     trainable = True
 
@@ -37,6 +44,7 @@ class FineTunedExtractor(Extractor):
 
     @property
     def trained_blocks(self) -> dict[int, list[nn.Parameter]]:
+        """The parameters of each block that is trained, in the order of the blocks."""
         return {
             block: [p for module in self.backbone.modules_of(block) for p in module.parameters()]
             for block in range(self.from_block, max(self.blocks) + 1)

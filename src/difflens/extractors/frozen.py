@@ -1,4 +1,4 @@
-"""Reads the frozen backbone."""
+"""The extractor of a frozen backbone."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from difflens.extractors.base import Extractor
 
 
 class FrozenExtractor(Extractor):
-    """The maps of the frozen backbone: a fixed function of image, seed and draw."""
+    """The maps of a frozen backbone: a fixed function of the image, the seed and the noise sample."""
 
     trainable = False
 

@@ -1,11 +1,11 @@
-"""Extracted features on disk: safetensors shards that are read as memory-mapped tensors.
+"""The feature store: extracted features on disk, in safetensors shards that are memory-mapped.
 
-    manifest.json                  what was read and how: backbone, blocks, noise steps, seed, pooling, data
+    manifest.json                  the settings: backbone, blocks, noise steps, seed, pooling, data
     SPLIT/images.csv               name, label and noise index of each image of the split
     SPLIT/t00020-00003.safetensors one noise step of consecutive images: a tensor a block, and the images' rows
-    checksums.sha256               of every file above, once all are there (`sha256sum --check` reads it)
+    checksums.sha256               checksums of the files above when all exist (`sha256sum --check` reads it)
 
-A shard appears whole or not at all, and holds the same bytes whoever wrote it.
+A shard is written atomically, and its bytes do not depend on the process that writes it.
 """
 
 import csv
@@ -31,28 +31,21 @@ from difflens.extractors.cache import READ_BATCH, FeatureCache
 from difflens.run.files import write_bytes
 
 MANIFEST = "manifest.json"
-
-
 CHECKSUMS = "checksums.sha256"
-
-
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
+"""The types of stored features, by name."""
 _IMAGES = "images.csv"
-
-
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Consecutive rows of a split, in one file a noise step.
+    """Consecutive rows of a split, stored in one file for each noise step.
 
     Attributes:
-        split: its name.
-        number: from 0.
-        rows: positions in the split, (N,) long.
+        split: the name of the split.
+        number: the number of the shard in its split, from 0.
+        rows: (N,) long: positions in the split.
     """
 
     split: str
@@ -60,20 +53,20 @@ class Shard:
     rows: Tensor
 
     def path(self, t: int, suffix: str = "safetensors") -> Path:
-        """The file, relative to the store."""
+        """Return the file of the noise step `t`, relative to the store."""
         return Path(self.split) / f"t{t:05d}-{self.number:05d}.{suffix}"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a store is cut into files, which depends on what is stored and on nothing else.
+    """The layout of a store: its division into files, which depends only on the stored features.
 
     Attributes:
-        images: how many each split has.
-        shapes: (C, H, W) of each block's stored map.
-        noise_steps: stored for every image.
-        dtype: a key of `DTYPES`.
-        shard_megabytes: about how large a file is.
+        images: the number of images by split.
+        shapes: (C, H, W) of the stored map of each block.
+        noise_steps: the noise steps of the stored maps.
+        dtype: the type of the maps, a key of `DTYPES`.
+        shard_megabytes: the approximate size of a file, in megabytes.
     """
 
     images: Mapping[str, int]
@@ -84,18 +77,19 @@ class Layout:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of one image at one noise step: its maps and its row."""
+        """The bytes of one image at one noise step: its maps and its row."""
         values = sum(math.prod(shape) for shape in self.shapes.values())
         return values * DTYPES[self.dtype].itemsize + 8
 
     @property
     def shard_images(self) -> int:
-        """Images of a full shard: whole batches, at least one."""
+        """The number of images in a full shard: whole batches, at least one."""
         batches = self.shard_megabytes * 10**6 // (self.image_bytes * READ_BATCH)
         return READ_BATCH * max(1, int(batches))
 
     @cached_property
     def shards(self) -> list[Shard]:
+        """The shards of all splits, in order."""
         return [
             Shard(split, number, rows)
             for split, count in self.images.items()
@@ -104,24 +98,24 @@ class Layout:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of a file besides its images: safetensors' header, whose JSON takes about so much a tensor."""
+        """The bytes of a file besides its images: the header of safetensors, about 90 bytes of JSON for each tensor."""
         return 80 + 90 * len(self.shapes)
 
     def bytes_of(self, shard: Shard, noise_steps: int) -> int:
-        """Predicted size of a shard's files at so many noise steps."""
+        """Return the predicted size of a shard's files at so many noise steps, in bytes."""
         return noise_steps * (len(shard.rows) * self.image_bytes + self.file_bytes)
 
     @property
     def total_bytes(self) -> int:
-        """Predicted size of all shards."""
+        """The predicted size of all shards, in bytes."""
         return sum(self.bytes_of(shard, len(self.noise_steps)) for shard in self.shards)
 
 
 def write_shard(path: Path, rows: Tensor, maps: Mapping[int, Tensor]) -> str:
-    """Write one file of a store, all of it or nothing, and return its SHA-256.
+    """Write one file of a store atomically, and return its SHA-256 as a hex digest.
 
     Args:
-        rows: positions in the split, (N,) long.
+        rows: (N,) long: positions in the split.
         maps: (N, C, H, W) by block.
     """
     content = save(
@@ -132,7 +126,7 @@ def write_shard(path: Path, rows: Tensor, maps: Mapping[int, Tensor]) -> str:
 
 
 def write_images(folder: Path, split: ImageSplit) -> None:
-    """Write SPLIT/images.csv: what a store says of its images."""
+    """Write SPLIT/images.csv: name, label and noise index of each image."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "label", "noise_index"])
@@ -142,9 +136,12 @@ def write_images(folder: Path, split: ImageSplit) -> None:
 
 
 class StoredMaps:
-    """The maps of one block at one noise step: like a tensor (N, C, H, W) that stays on the disk.
+    """The maps of one place in a store, (N, C, H, W), which are read from the disk when they are indexed.
 
-    `maps[rows]` reads some images, `maps[:]` all of them; `maps.shards` are the memory-mapped tensors themselves.
+    `maps[rows]` reads some images, and `maps[:]` reads all.
+
+    Attributes:
+        shards: the memory-mapped tensors.
     """
 
     def __init__(self, shards: Sequence[Tensor], chosen: Tensor | None = None):
@@ -164,19 +161,19 @@ class StoredMaps:
         return self.shards[0].dtype
 
     def subset(self, rows: Tensor) -> "StoredMaps":
-        """Only the images at `rows`, (M,) long, without reading them."""
+        """Return the maps of the images at `rows`, (M,) long, without reading them."""
         return StoredMaps(self.shards, self._chosen[rows])
 
     def __getitem__(self, rows: Tensor | slice | int) -> Tensor:
         chosen = self._chosen[rows]
-        wanted = chosen.reshape(-1)
-        found = torch.empty((len(wanted), *self.shape[1:]), dtype=self.dtype)
-        shard = torch.searchsorted(self._ends, wanted, right=True)
+        flat = chosen.reshape(-1)
+        maps = torch.empty((len(flat), *self.shape[1:]), dtype=self.dtype)
+        shard = torch.searchsorted(self._ends, flat, right=True)
         for number in shard.unique().tolist():
-            here = (shard == number).nonzero()[:, 0]
+            entries = (shard == number).nonzero()[:, 0]
             start = int(self._ends[number - 1]) if number else 0
-            found[here] = self.shards[number][wanted[here] - start]
-        return found.reshape(*chosen.shape, *self.shape[1:])
+            maps[entries] = self.shards[number][flat[entries] - start]
+        return maps.reshape(*chosen.shape, *self.shape[1:])
 
 
 class FeatureStore:
@@ -186,12 +183,12 @@ class FeatureStore:
         path: the folder that `difflens extract` wrote.
 
     Attributes:
-        manifest: manifest.json.
-        blocks, noise_steps: what is there, every block at every noise step.
-        splits: their names.
+        manifest: the content of manifest.json.
+        blocks, noise_steps: the stored places: each block at each noise step.
+        splits: the names of the splits.
 
     Raises:
-        DiffLensError: no store is there, it is damaged, or it is not finished.
+        DiffLensError: the folder is not a store, or the store is damaged or unfinished.
     """
 
     def __init__(self, path: Path | str):
@@ -214,35 +211,35 @@ class FeatureStore:
         if self.manifest["format"] != "safetensors":
             raise DiffLensError(
                 f"{self.path} holds {self.manifest['format']} files for other programs; difflens reads stores that "
-                "were extracted with --format safetensors"
+                "`difflens extract --format safetensors` wrote"
             )
-        wanted = [shard.path(t) for shard in self.layout.shards for t in self.noise_steps]
-        missing = [str(each) for each in wanted if not (self.path / each).is_file()]
+        files = [shard.path(t) for shard in self.layout.shards for t in self.noise_steps]
+        missing = [str(name) for name in files if not (self.path / name).is_file()]
         if missing:
             raise DiffLensError(
-                f"{self.path} is not finished: {len(missing)} of {len(wanted)} shards are missing, {missing[0]} for "
+                f"{self.path} is not finished: {len(missing)} of {len(files)} shards are missing, {missing[0]} for "
                 "example; complete it with `difflens extract --resume`"
             )
         self._images = {split: _read_images(self.path / split / _IMAGES) for split in self.splits}
 
     def ids(self, split: str) -> list[str]:
-        """The name of each image that is stored, in the order of the maps."""
+        """Return the names of the stored images of a split, in the order of the maps."""
         return [self._images[split][0][row] for row in self.rows(split).tolist()]
 
     def labels(self, split: str) -> Tensor:
-        """(N,) long; -1 where there are none."""
+        """Return (N,) long: the labels of the stored images; -1 for images without a label."""
         return self._images[split][1][self.rows(split)]
 
     def rows(self, split: str) -> Tensor:
-        """Positions in the split as it was extracted, (N,) long; images that were skipped are missing."""
+        """Return (N,) long: positions in the extracted split, without the images that were skipped."""
         self._check(split)
         return torch.cat([tensors["rows"] for tensors in self._files(split, self.noise_steps[0], ["rows"])])
 
     def maps(self, split: str, block: int, t: int) -> StoredMaps:
-        """The maps (N, C, H, W) of one block at one noise step.
+        """Return the maps, (N, C, H, W), of one block at one noise step.
 
         Raises:
-            DiffLensError: they are not in the store.
+            DiffLensError: the store has no such split or place.
         """
         self._check(split)
         self.check_places([(block, t)])
@@ -250,7 +247,7 @@ class FeatureStore:
         return StoredMaps([tensors[name] for tensors in self._files(split, t, [name])])
 
     def check_places(self, places: Sequence[Place]) -> None:
-        """DiffLensError if a (block, noise step) is not stored."""
+        """Raise DiffLensError if a place is not in the store."""
         stored = {(block, t) for block in self.blocks for t in self.noise_steps}
         missing = [place for place in places if place not in stored]
         if missing:
@@ -267,34 +264,39 @@ class FeatureStore:
         memory_gigabytes: float = 4.0,
         side: int | None = None,
     ) -> FeatureCache:
-        """The maps of the images of `split`, found by name.
+        """Return the maps of the images of `split`, which are matched by name.
 
-        They are pooled to `side` and in memory, unless that takes more than is said: then they stay in the store, as
-        they are. Images that the store left out as unreadable are left out here too.
+        Maps are pooled to `side` in memory. If this takes more than `memory_gigabytes`, they stay in the store,
+        unpooled. Images that the store left out as unreadable are left out here too.
+
+        Args:
+            places: the places whose maps are returned.
+            side: the side of the pooled maps; None: unpooled.
 
         Raises:
             DiffLensError: an image or a place is not in the store.
         """
         self.check_places(places)
         self._check(split.name)
-        known = {name: k for k, name in enumerate(self._images[split.name][0])}
-        absent = [name for name in split.ids if name not in known]
+        number_of = {name: k for k, name in enumerate(self._images[split.name][0])}
+        absent = [name for name in split.ids if name not in number_of]
         if absent:
             raise DiffLensError(
                 f"{self.path} lacks {len(absent):,} of the {len(split):,} {split.name} images, {absent[0]} for example"
             )
-        position = torch.full((len(known),), -1)
+        # the entry of each image in the store; -1 if it was skipped
+        entry = torch.full((len(number_of),), -1)
         rows = self.rows(split.name)
-        position[rows] = torch.arange(len(rows))
-        found = position[torch.tensor([known[name] for name in split.ids])]
-        kept = (found >= 0).nonzero()[:, 0]
-        maps = {place: self.maps(split.name, *place).subset(found[kept]) for place in places}
-        shapes = [pooled_shape((*each.shape[1:],), side) for each in maps.values()]
-        total = sum(len(kept) * math.prod(shape) for shape in shapes) * DTYPES[self.layout.dtype].itemsize
-        labels = torch.full((len(kept),), -1) if split.labels is None else split.labels[kept]
+        entry[rows] = torch.arange(len(rows))
+        entries = entry[torch.tensor([number_of[name] for name in split.ids])]
+        stored = (entries >= 0).nonzero()[:, 0]
+        maps = {place: self.maps(split.name, *place).subset(entries[stored]) for place in places}
+        shapes = [pooled_shape((*values.shape[1:],), side) for values in maps.values()]
+        total = sum(len(stored) * math.prod(shape) for shape in shapes) * DTYPES[self.layout.dtype].itemsize
+        labels = torch.full((len(stored),), -1) if split.labels is None else split.labels[stored]
         if total > memory_gigabytes * 1e9:
-            return FeatureCache(maps, labels, kept)
-        return FeatureCache({place: _loaded(each, side) for place, each in maps.items()}, labels, kept)
+            return FeatureCache(maps, labels, stored)
+        return FeatureCache({place: _loaded(values, side) for place, values in maps.items()}, labels, stored)
 
     def _check(self, split: str) -> None:
         if split not in self.splits:
@@ -314,13 +316,13 @@ class FeatureStore:
 
 
 def _loaded(maps: StoredMaps, side: int | None) -> Tensor:
-    """All maps in memory, pooled as they are read."""
+    """Read all maps into memory, pooled to `side`."""
     parts = (maps[rows] for rows in torch.arange(len(maps)).split(1024))
     return torch.cat([pool_to(part.float(), side).to(maps.dtype) for part in parts])
 
 
 def manifest_of(layout: Layout, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """manifest.json: the layout, and what the features are of."""
+    """Return the content of manifest.json: the layout, and `identity`, the source of the features."""
     return {
         "difflens_store": _VERSION,
         "blocks": sorted(layout.shapes),
@@ -334,11 +336,14 @@ def manifest_of(layout: Layout, identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def layout_of(manifest: Mapping[str, Any]) -> Layout:
-    """The layout that a manifest describes."""
-    shapes = {int(block): tuple(shape) for block, shape in manifest["shapes"].items()}
+    """Return the layout that a manifest describes."""
     return Layout(
-        dict(manifest["images"]), shapes, manifest["noise_steps"], manifest["dtype"], manifest["shard_megabytes"]
-    )  # fmt: skip
+        images=dict(manifest["images"]),
+        shapes={int(block): tuple(shape) for block, shape in manifest["shapes"].items()},
+        noise_steps=manifest["noise_steps"],
+        dtype=manifest["dtype"],
+        shard_megabytes=manifest["shard_megabytes"],
+    )
 
 
 def _read_images(path: Path) -> tuple[list[str], Tensor]:

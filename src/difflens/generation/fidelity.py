@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from difflens.backbones.config import BackboneConfig
 from difflens.configs.fidelity import FidelityConfig
-from difflens.configs.options import recorded, resolve
+from difflens.configs.options import resolve
 from difflens.data.files import list_images
 from difflens.data.images import fit
 from difflens.data.load import load_data, load_unlabelled
@@ -27,8 +27,9 @@ from difflens.extractors.cache import Reading
 from difflens.metrics.distances import Moments, frechet_distance, kernel_distance
 from difflens.models.feature_space import FeatureSpace
 from difflens.noise import Stream, random_order
+from difflens.opening import open_run
 from difflens.results.fidelity import Distance, FidelityResult, InceptionFigures, SampleSource
-from difflens.run.directory import FINISHED, RunDirectory
+from difflens.run.directory import FINISHED
 from difflens.run.processes import accelerator
 
 NOISE_STRENGTHS = (0.01, 0.03, 0.1, 0.3)
@@ -48,19 +49,16 @@ def fidelity(config: FidelityConfig) -> FidelityResult:
             is not finished, there are too few images, or `out` holds something.
     """
     config = resolve(config)
-    process = accelerator(config.device)
-    if process.num_processes > 1:
-        raise DiffLensError("fidelity runs in one process; `difflens generate` runs in several")
+    opened = open_run(config, None, one_process="; `difflens generate` runs in several")
     samples, source = _samples(config)
     real, other = _real(config, len(samples))
     for split in (samples, real):
         if len(split) < 2:
             raise DiffLensError(f"a distance needs at least two images, and there is one of the {split.name}")
-    run = None if config.out is None else RunDirectory(config.out, "fidelity", recorded(config), None)
     measure = _inception if config.features == "inception" else _in_space
-    if run is None:
+    if config.out is None:
         return measure(config, samples, real, other, source)
-    with run.working():
+    with opened.directory() as run:
         result = measure(config, samples, real, other, source)
         run.write_json(FINISHED, result.metrics())
         return result

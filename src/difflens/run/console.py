@@ -1,4 +1,4 @@
-"""What a person sees while a command runs: warnings and progress, on standard error."""
+"""Warnings and progress bars on standard error, and tables as text."""
 
 import os
 import sys
@@ -11,12 +11,17 @@ console = Console(stderr=True)
 
 
 def warn(problem: str) -> None:
-    """One line on standard error, above any progress bar."""
+    """Print a warning of one line on standard error, above any progress bar."""
     console.print(f"warning: {problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_bar(enabled: bool = True) -> Progress:
-    """A progress bar on standard error, silent on all processes but one and where `DIFFLENS_QUIET` is set."""
+    """Return a progress bar on standard error.
+
+    Args:
+        enabled: False shows nothing, for all processes but the first. The environment variable DIFFLENS_QUIET also
+            hides all bars.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -30,7 +35,7 @@ def progress_bar(enabled: bool = True) -> Progress:
 
 
 def table_text(table: Table) -> str:
-    """A table as standard output shows it, without the last end of line."""
+    """Return a table as standard output shows it, without the last end of line."""
     output = Console()
     with output.capture() as captured:
         output.print(table)

@@ -1,13 +1,13 @@
-"""Run directories: what a command was asked, how far it got, and what came out.
+"""Run directories: configuration, log, checkpoints and results of a command, and how a run is resumed.
 
     config.yaml   the resolved configuration
     log.jsonl     one JSON object per epoch or logging interval
     checkpoints/  last.pt, from which --resume continues
-    metrics.json  results
-    model/        what `difflens predict` or diffusers loads
-    report.html   for people
+    metrics.json  the results; the run is finished when this file exists
+    model/        the model that `difflens predict` or diffusers loads
+    report.html   the report
 
-Every file is written under a temporary name and renamed, so a reader never sees half of one.
+Each file is written under a temporary name and renamed, so that readers never see an incomplete file.
 """
 
 import errno
@@ -28,29 +28,35 @@ from difflens.errors import DiffLensError
 from difflens.run.files import replace_with
 
 FINISHED = "metrics.json"
+"""The file that a finished run has."""
 
-
-# seconds: decoding workers of a killed process outlive it for a moment, and hold its folder
+# one attempt a second: decoding workers of a killed process hold the lock for a moment longer
 _LOCK_ATTEMPTS = 6
 
 
 class RunDirectory:
-    """One command's output folder.
+    """The output folder of one command.
 
     Args:
-        path: the folder; made if missing.
-        command: the command's name, so that a folder of another command is not taken over.
-        config: resolved configuration, plain values only.
-        resume: continue what is there; None where the command knows no resuming. Without it a folder that holds
-            anything is refused.
-        process: of several processes all check and one writes; None: there is one.
-        growing: a list in `config` that may have more entries than when the run was made; `grow` writes it down.
-        changeable: options that a continuation may change.
-        upgrade: brings the record of an earlier version to the names of today.
+        path: the folder; it is created if it does not exist.
+        command: the name of the command, since a folder of another command is refused.
+        config: the resolved configuration, plain values only.
+        resume: True continues the run in the folder; False refuses a folder that is not empty; None does the same, for
+            commands that cannot resume.
+        process: with several processes, all check the folder and the first one writes; None: one process.
+        growing: the name of a list in `config` that may have more entries than the stored one; `grow` stores it.
+        changeable: the options that a resumed run may change.
+        upgrade: converts the stored configuration of an earlier version to the names of this version.
+
+    Attributes:
+        path: the folder.
+        main_process: True on the process that writes.
+        created: True if the folder did not exist.
+        fresh: True if the folder was created or empty, until `keep`.
 
     Raises:
         DiffLensError: the folder holds another run, or the same command with another configuration, or another
-            command is writing to it.
+            process is writing to it.
     """
 
     def __init__(
@@ -82,7 +88,7 @@ class RunDirectory:
             _check_same(earlier, record, path, growing)
         elif not self.fresh:
             raise DiffLensError(f"{path} is not empty and holds no run of difflens: choose another folder")
-        if process is not None:  # nobody writes before everybody has looked
+        if process is not None:  # no process writes before all have checked the folder
             process.wait_for_everyone()
         if self.main_process:
             try:
@@ -90,19 +96,18 @@ class RunDirectory:
             except OSError as error:
                 raise DiffLensError(f"cannot make the folder {path}: {error.strerror}") from error
             self._lock = _lock(path)
-            if self.fresh and stored.exists():  # made while we looked
+            if self.fresh and stored.exists():  # another process created it since the check above
                 raise DiffLensError(f"{path} already holds a run: {hint}")
             if not stored.exists():
                 self._write_config()
-        if process is not None:  # nobody goes on before the folder is there
+        if process is not None:  # no process continues before the folder exists
             process.wait_for_everyone()
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Where the run is done: afterwards the folder is free for other commands.
+        """Return a context in which the run works; at its end the lock is released.
 
-        An error that ends a run which began in a fresh folder, before its first checkpoint or `keep`, leaves nothing
-        behind.
+        If an error ends a run in a fresh folder before the first checkpoint or `keep`, the folder's content is removed.
         """
         try:
             yield
@@ -118,18 +123,18 @@ class RunDirectory:
             self.release()
 
     def grow(self) -> None:
-        """Write down what `growing` has become, once nothing speaks against it."""
+        """Store the configuration with the new entries of the list `growing`."""
         self._write_config()
 
     def _write_config(self) -> None:
         self.write("config.yaml", yaml.safe_dump(self._record, sort_keys=False))
 
     def keep(self) -> None:
-        """From here on an error leaves what is there, so that it can be resumed."""
+        """Keep the folder's content if an error occurs from here on, so that the run can be resumed."""
         self.fresh = False
 
     def release(self) -> None:
-        """Let other commands write to the folder; without effect the second time."""
+        """Release the lock, so that other processes may write to the folder; later calls do nothing."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -138,13 +143,15 @@ class RunDirectory:
         self.release()
 
     def write(self, name: str, text: str) -> Path:
+        """Write a text file; return its path."""
         return self.write_with(name, lambda path: path.write_text(text))
 
     def write_json(self, name: str, value: object) -> Path:
+        """Write a JSON file; return its path."""
         return self.write(name, json.dumps(value, indent=2) + "\n")
 
     def write_with(self, name: str, writer: Callable[[Path], object]) -> Path:
-        """Let `writer` fill a temporary path, which then takes the name."""
+        """Let `writer` write a temporary file, and rename it to `name`; return its path."""
         target = self.path / name
         if self.main_process:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +159,7 @@ class RunDirectory:
         return target
 
     def write_folder(self, name: str, writer: Callable[[Path], object]) -> Path:
-        """As `write_with`, for a whole folder."""
+        """Let `writer` fill a temporary folder, and rename it to `name`, in place of an earlier one; return its path."""
         target = self.path / name
         if self.main_process:
             temporary = target.with_name(f".{target.name}.partial")
@@ -164,6 +171,7 @@ class RunDirectory:
         return target
 
     def log(self, record: Mapping[str, Any]) -> None:
+        """Append a line to log.jsonl."""
         if self.main_process:
             lines = self._lines_logged()
             with (self.path / "log.jsonl").open("a") as file:
@@ -176,23 +184,31 @@ class RunDirectory:
         return self._log_lines
 
     def read_log(self) -> list[dict[str, Any]]:
+        """Return the records of log.jsonl."""
         return read_log(self.path)
 
     @property
     def checkpoint_path(self) -> Path:
+        """The file of the last checkpoint."""
         return self.path / "checkpoints" / "last.pt"
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Save tensors and plain values; the log's length goes with them, so that resuming repeats no line."""
+        """Write a checkpoint of tensors and plain values, with the length of the log, so that resuming repeats no line."""
         if self.main_process:
             record = {**state, "log_lines": self._lines_logged()}
-            if record["log_lines"]:  # a checkpoint must not get to the disk before the log that it counts
+            if record[
+                "log_lines"
+            ]:  # the log's lines must be on the disk before the checkpoint that counts them
                 with (self.path / "log.jsonl").open("a") as file:
                     os.fsync(file.fileno())
             self.write_with("checkpoints/last.pt", lambda path: torch.save(record, path))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None; the log is cut back to where it was then."""
+        """Return the last checkpoint, or None, and cut the log to its length at that time.
+
+        Raises:
+            DiffLensError: the checkpoint is damaged.
+        """
         if not self.checkpoint_path.exists():
             if self.main_process and (self.path / "log.jsonl").exists():
                 self.write("log.jsonl", "")
@@ -204,12 +220,13 @@ class RunDirectory:
             raise DiffLensError(
                 f"the checkpoint {self.checkpoint_path} is damaged: start again in another folder"
             ) from error
-        kept = self.read_log()[: state.pop("log_lines")]
-        self.write("log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        lines = self.read_log()[: state.pop("log_lines")]
+        self.write("log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         self._log_lines = None
         return state
 
     def read_json(self, name: str) -> dict[str, Any]:
+        """Return the dictionary in a JSON file; raise DiffLensError if it cannot be read."""
         try:
             return dict(json.loads((self.path / name).read_text()))
         except (ValueError, OSError) as error:
@@ -217,6 +234,7 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
+        """True if the run has its results."""
         return (self.path / FINISHED).exists()
 
 
@@ -226,24 +244,28 @@ def _read_record(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         raise DiffLensError(f"{path} is not a run's configuration: it is damaged") from error
     if not isinstance(record, dict):
-        raise DiffLensError(f"{path} is not a run's configuration")
+        raise DiffLensError(f"{path} is not a run's configuration: it holds no options")
     return record
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run directory's log.jsonl; the last line may be half written."""
+    """Return the records of a run directory's log.jsonl, without a last line that is incomplete."""
     path = folder / "log.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def _is_partial(path: Path) -> bool:
-    """Is this what a killed process left of a file that it was writing?"""
+    """Return True for an incomplete file that a killed process left."""
     return path.name.startswith(".") and ".partial" in path.name
 
 
 def _lock(path: Path) -> int | None:
-    """Hold the folder for this process, to its end if it is killed; None where the system has no such locks."""
+    """Lock the folder until this process closes the lock or ends; None if the system has no such locks.
+
+    Raises:
+        DiffLensError: another process holds the lock.
+    """
     try:
         import fcntl
     except ImportError:
@@ -263,24 +285,27 @@ def _lock(path: Path) -> int | None:
     raise DiffLensError(f"another process is writing to {path}: choose another folder")
 
 
-def _check_same(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path, growing: str | None) -> None:
-    asked = json.loads(json.dumps(asked))
+def _check_same(
+    stored: Mapping[str, Any], config: Mapping[str, Any], path: Path, growing: str | None
+) -> None:
+    """Raise DiffLensError that names the options in which two configurations differ."""
+    config = json.loads(json.dumps(config))
     different = [
-        f"{key} was {stored.get(key)!r}, now {asked.get(key)!r}"
-        for key in {**stored, **asked}
-        if not _same(stored.get(key), asked.get(key))
-        and not (key == growing and {*(stored.get(key) or ())} <= {*asked[key]})
+        f"{key} was {stored.get(key)!r}, now {config.get(key)!r}"
+        for key in {**stored, **config}
+        if not _same(stored.get(key), config.get(key))
+        and not (key == growing and {*(stored.get(key) or ())} <= {*config[key]})
     ]
     if different:
         raise DiffLensError(f"{path} holds another run: {'; '.join(different)}. Choose another folder")
 
 
-def _same(stored: object, asked: object) -> bool:
-    """Equal, or two spellings of the same file or folder, after the same prefix as in idx:FOLDER."""
-    if stored == asked or not (isinstance(stored, str) and isinstance(asked, str)):
-        return stored == asked
-    (kind, _, there), (asked_kind, _, here) = stored.rpartition(":"), asked.rpartition(":")
+def _same(stored: object, value: object) -> bool:
+    """Return True for equal values, and for two spellings of the same path, after equal prefixes as in idx:FOLDER."""
+    if stored == value or not (isinstance(stored, str) and isinstance(value, str)):
+        return stored == value
+    (stored_prefix, _, stored_path), (prefix, _, path) = stored.rpartition(":"), value.rpartition(":")
     try:
-        return kind == asked_kind and Path(there).expanduser().samefile(Path(here).expanduser())
+        return stored_prefix == prefix and Path(stored_path).expanduser().samefile(Path(path).expanduser())
     except OSError:
         return False

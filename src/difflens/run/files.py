@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing of files: a file is complete or does not exist."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def replace_with(target: Path, writer: Callable[[Path], object]) -> None:
-    """Let `writer` fill a temporary path that then takes the name `target`; if it fails, nothing is left."""
+    """Let `writer` write a temporary file, and rename it to `target`; remove it if `writer` fails."""
     temporary = target.with_name(f".{target.stem}.partial{target.suffix}")
     try:
         writer(temporary)
@@ -31,6 +31,6 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file as a hex digest."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

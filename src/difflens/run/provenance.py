@@ -1,4 +1,4 @@
-"""What a run stood on, for the closing table of its report."""
+"""Hardware and versions of a run, for the last table of its report."""
 
 import platform
 
@@ -9,10 +9,10 @@ from difflens.version import __version__
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Hardware and versions, as rows of a report's provenance.
+    """Return hardware and versions as rows of a report's table.
 
     Args:
-        device: where the run computed.
+        device: the device of the run.
     """
     return {
         "Hardware": _hardware(device),

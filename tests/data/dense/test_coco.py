@@ -1,4 +1,4 @@
-"""Objects in COCO's JSON: what is read, and what is said about every kind of bad entry."""
+"""The COCO reader: its tensors, and its message about each kind of bad entry."""
 
 import json
 from collections.abc import Callable

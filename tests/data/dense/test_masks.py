@@ -1,4 +1,4 @@
-"""Semantic masks: a miniature of each layout, and what is said about bad ones."""
+"""The readers of semantic masks on a miniature of each layout, and their messages about bad masks."""
 
 from collections.abc import Callable
 from pathlib import Path

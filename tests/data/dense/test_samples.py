@@ -1,4 +1,4 @@
-"""Dense samples: image and labels change together, and the seed fixes how."""
+"""The dense loader: image and labels change together, and the seed decides the changes."""
 
 import shutil
 from functools import partial
@@ -19,7 +19,7 @@ def masked(folder: Path, augmentation: DenseAugmentation | None, seed: int = 0, 
     split = load_masks(folder).train
 
     def labels(row: int) -> dict[str, torch.Tensor]:
-        # the image itself as a mask: whatever happens to one must happen to the other
+        # the image itself is the mask, so both must change in the same way
         return {"mask": split.image(row)[0]}
 
     return Samples(split, labels, 3, augmentation, seed, workers=workers)

@@ -147,7 +147,7 @@ MAKE = {
     "aircraft": make_aircraft, "cars": make_cars, "cub": make_cub, "dogs": make_dogs, "flowers": make_flowers,
     "nabirds": make_nabirds,
 }  # fmt: skip
-# where each is looked for in the cache
+# the folder of each data set in the cache
 PLACES = {"cub": "CUB_200_2011", "nabirds": "nabirds", "dogs": "stanford_dogs"}
 
 
@@ -306,7 +306,7 @@ def test_torchvisions_own_names_report_the_same_metric(tmp_path: Path) -> None:
     assert load_data("torchvision:stanfordcars").metric == "top1"
 
 
-# --- what can be wrong ---
+# --- damaged data ---
 
 
 def message(spec: str, labels: bool = True) -> str:

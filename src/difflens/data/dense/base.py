@@ -1,4 +1,4 @@
-"""What every source of dense labels becomes, and what is bad about its annotations."""
+"""Dense labels: the data set that every source gives, its objects, and the list of bad annotations."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,42 +12,44 @@ from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, listing
 
 IGNORED = 255
-"""Value of pixels in a mask that belong to no class: neither trained on nor counted."""
+"""The value of mask pixels that belong to no class. Losses and metrics leave them out."""
 
 
 @dataclass
 class Problems:
-    """Bad annotations: collected, so that all are known at once, and an error unless they are to be skipped.
+    """A list of bad annotations, so that one error names all of them.
 
     Attributes:
-        lines: "file, entry: what is wrong with it", one for each.
+        on_bad: "error" raises an error in `settle`; "skip" leaves the annotations out.
+        lines: one line an annotation, "FILE, ENTRY: REASON".
     """
 
     on_bad: OnBadAnnotation
     lines: list[str] = field(default_factory=list)
 
-    def add(self, where: object, what: str) -> None:
-        self.lines.append(f"{where}: {what}")
+    def add(self, where: object, reason: str) -> None:
+        """Note that the annotation at `where`, a file and an entry, is bad for this `reason`."""
+        self.lines.append(f"{where}: {reason}")
 
     def settle(self) -> None:
-        """DiffLensError if there are problems and they are not to be skipped."""
+        """Raise DiffLensError if there are bad annotations and `on_bad` is "error"."""
         if self.lines and self.on_bad == "error":
             count = f"{len(self.lines)} bad annotations" if len(self.lines) > 1 else "bad annotation"
             raise DiffLensError(
                 f"{count}: {'; '.join(self.lines[:5])}{'; ...' if len(self.lines) > 5 else ''}. Correct them, or leave "
-                "them out with --on-bad-annotation skip"
+                "them out with --on-bad-annotation skip."
             )
 
 
 @dataclass(frozen=True)
 class Objects:
-    """Objects in an image.
+    """The objects of an image, annotated or predicted.
 
     Attributes:
-        boxes: (N, 4) left, top, right, bottom in pixels.
-        labels: (N,) long, from 1.
-        scores: (N,) in [0, 1], or None for what is true.
-        masks: (N, H, W) bool, or None.
+        boxes: (N, 4) float32: left, top, right, bottom in pixels.
+        labels: (N,) long: classes, counted from 1.
+        scores: (N,) in [0, 1]; None for annotated objects.
+        masks: (N, H, W) bool; None for boxes alone.
     """
 
     boxes: Tensor
@@ -61,12 +63,14 @@ S = TypeVar("S", bound=FileSplit)
 
 @dataclass(frozen=True)
 class DenseData(Generic[S]):
-    """A densely labelled data set to train on and to evaluate on.
+    """A data set with dense labels, to train on and to evaluate on.
 
     Attributes:
-        name: for tables and reports.
-        classes: their names; of masks in the order of the values, of objects without a background.
-        bad: a line for each annotation that was left out.
+        name: the title in tables and reports.
+        classes: the names of the classes. Masks count them from 0; objects count them from 1, without a background.
+        train: the training images.
+        val: the validation images.
+        bad: one line for each annotation that was left out.
     """
 
     name: str
@@ -76,13 +80,17 @@ class DenseData(Generic[S]):
     bad: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """Hex digest: equal for equal classes, image names and annotations."""
+        """Return a hex digest, equal for equal classes, image names and annotations."""
         parts = (*self.classes, self.train.fingerprint(), self.val.fingerprint())
         return sha256("\n".join(parts).encode()).hexdigest()
 
 
 def require_entries(split: str, ids: Iterable[object], where: object, problems: Problems) -> None:
-    """DiffLensError if nothing is left of a split."""
+    """Raise DiffLensError if `ids` is empty, so no image of the split is left.
+
+    Args:
+        where: the file or the data set, for the message.
+    """
     if not list(ids):
         why = f"; left out: {listing(problems.lines, 3)}" if problems.lines else ""
         raise DiffLensError(f"{where} has no {split} images with annotations{why}")

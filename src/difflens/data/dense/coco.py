@@ -1,4 +1,4 @@
-"""Objects in COCO's JSON: read, checked entry by entry, and decoded."""
+"""The COCO reader: objects from COCO's JSON format, checked entry by entry (Lin et al., 2014)."""
 
 import json
 from collections import defaultdict
@@ -22,21 +22,22 @@ from difflens.errors import DiffLensError, listing
 from difflens.run.console import progress_bar
 
 _TOLERANCE = 1.0
-"""Pixels by which a box may leave its image: COCO's own are rounded so far."""
+"""Pixels by which a box may leave its image: COCO rounds its own boxes by up to this much."""
 _LAYOUT = "annotations/instances_train*.json and instances_val*.json, and images in {train,val}*/ or images/{train,val}*/"
 
 Annotations = tuple[Path, Path]
-"""A folder of images and the JSON file about them."""
+"""A folder of images, and the JSON file that annotates them."""
 
 
 class ObjectSplit(FileSplit):
     """Images with objects.
 
     Args:
+        ids: the image files, relative to `root`.
         record: a checked COCO record: images in the order of `ids`, annotations, categories.
-        objects: the annotations of each image but crowds, which are not trained on.
-        labels: class of each category id, from 1.
-        masks: do all objects have masks?
+        objects: the annotations of each image, without crowds, which are not trained on.
+        labels: the class of each category id, from 1.
+        masks: True if all objects have masks.
     """
 
     def __init__(
@@ -53,22 +54,27 @@ class ObjectSplit(FileSplit):
         self.record, self.objects, self.label_of, self.has_masks = record, objects, labels, masks
 
     def target(self, i: int, masks: bool) -> dict[str, Tensor]:
-        """The objects of image `i`: "boxes" (N, 4) float32, left, top, right, bottom in pixels; "labels" (N,) long,
-        from 1; and with `masks` "masks" (N, H, W) bool."""
-        found, image = self.objects[i], self.record["images"][i]
-        corners = torch.tensor([each["bbox"] for each in found], dtype=torch.float32).reshape(-1, 4)
+        """Return the objects of image `i`.
+
+        Returns:
+            "boxes", (N, 4) float32: left, top, right, bottom in pixels, clipped to the image; "labels", (N,) long,
+            from 1; with `masks` also "masks", (N, H, W) bool.
+        """
+        objects, image = self.objects[i], self.record["images"][i]
+        corners = torch.tensor([entry["bbox"] for entry in objects], dtype=torch.float32).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         limit = torch.tensor([image["width"], image["height"]] * 2, dtype=torch.float32)
         target = {
             "boxes": torch.minimum(corners.clamp(min=0), limit),
-            "labels": torch.tensor([self.label_of[each["category_id"]] for each in found], dtype=torch.long),
+            "labels": torch.tensor(
+                [self.label_of[entry["category_id"]] for entry in objects], dtype=torch.long
+            ),
         }
         if masks:
             size = (image["height"], image["width"])
-            shapes = [decode(each["segmentation"], size) for each in found]
-            target["masks"] = (
-                torch.from_numpy(np.stack(shapes)) if shapes else torch.zeros(0, *size, dtype=torch.bool)
-            )
+            none = np.zeros((0, *size), bool)
+            shapes = [decode(entry["segmentation"], size) for entry in objects]
+            target["masks"] = torch.from_numpy(np.stack(shapes) if shapes else none)
         return target
 
     def _digest(self) -> str:
@@ -79,29 +85,28 @@ class ObjectSplit(FileSplit):
 
 
 def load_coco(root: Path, on_bad: OnBadAnnotation = "error") -> DenseData[ObjectSplit]:
-    """The layout of COCO: annotations/instances_NAME.json, images in NAME/ or images/NAME/ or images/.
+    """Load a data set in COCO's layout: annotations/instances_NAME.json, images in NAME/, images/NAME/ or images/.
 
     Raises:
-        DiffLensError: as `load_annotations`, or the layout is another.
+        DiffLensError: the layout is another, or an error of `load_annotations`.
     """
     if not root.is_dir():
         raise DiffLensError(f"no such folder: {root}; expected {_LAYOUT}")
-    found = [_find(root, split) for split in ("train", "val")]
-    return load_annotations(found[0], found[1], on_bad, root.name)
+    train, val = (_find(root, split) for split in ("train", "val"))
+    return load_annotations(train, val, on_bad, root.name)
 
 
 def load_annotations(
     train: Annotations, val: Annotations, on_bad: OnBadAnnotation = "error", name: str | None = None
 ) -> DenseData[ObjectSplit]:
-    """Objects in images, from a folder of images and a JSON file a split.
+    """Load objects in images from a folder of images and a JSON file for each split.
 
-    Images without annotations are kept as negatives; crowds are kept for the evaluation, which knows what to do with
-    them, and not trained on.
+    Images without annotations are negatives. COCO's evaluation takes crowds into account; the training does not.
 
     Raises:
-        DiffLensError: a file is missing, no JSON or not COCO's, the splits have other categories, or (with "error")
-            a box is outside its image or has no area, a mask has another size than its image, a category is not in
-            the list, an id appears twice, or an image is missing or has another size than recorded.
+        DiffLensError: a file is missing, is no JSON or is not in COCO's format, or the splits have other categories.
+            With "error" also: a box is outside its image or has no area, a mask has another size than its image, a
+            category is not in the list, an id appears twice, or an image is missing or has another size than recorded.
     """
     problems = Problems(on_bad)
     records = [_read(path) for _, path in (train, val)]
@@ -125,24 +130,27 @@ def load_annotations(
     ):
         require_entries(split, images, path, problems)
         objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for each in annotations:
-            if not each.get("iscrowd"):
-                objects[each["image_id"]].append(each)
-        kept = {
+        for annotation in annotations:
+            if not annotation.get("iscrowd"):
+                objects[annotation["image_id"]].append(annotation)
+        checked = {
             "images": list(images.values()),
             "annotations": annotations,
             "categories": [{"id": identity, "name": title} for identity, title in categories[0].items()],
         }
         ids = [image["file_name"] for image in images.values()]
-        of_each = [objects[identity] for identity in images]
-        splits.append(ObjectSplit(split, ids, folder, kept, of_each, labels, masks))
+        by_image = [objects[identity] for identity in images]
+        splits.append(ObjectSplit(split, ids, folder, checked, by_image, labels, masks))
     return DenseData(
         name or train[1].stem, tuple(categories[0].values()), splits[0], splits[1], tuple(problems.lines)
     )
 
 
 def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """A mask (H, W) as {"size": [H, W], "counts": [...]}: lengths of runs down the columns, the first of zeros."""
+    """Return a mask, (H, W), as COCO's run lengths, {"size": [H, W], "counts": [...]}.
+
+    Runs go down the columns, and the first is a run of zeros.
+    """
     flat = mask.ravel(order="F")
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff([0, *edges, flat.size]).tolist()
@@ -150,7 +158,7 @@ def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def decode(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask of `size` (H, W) from polygons or run lengths, as COCO's own tools draw it."""
+    """Return the mask of `size` (H, W) that polygons or run lengths describe, as COCO's own tools draw it."""
     mask = mask_tools()
     encoded = mask.segmToRle(segmentation, size[1], size[0])
     decoded: NDArray[np.bool_] = mask.decode(encoded).astype(bool)
@@ -158,14 +166,18 @@ def decode(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def compressed(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """A mask (H, W) in COCO's compressed run lengths, with text that JSON takes."""
+    """Return a mask, (H, W), as COCO's compressed run lengths, which JSON can hold."""
     encoded = mask_tools().encode(np.asfortranarray(mask, dtype=np.uint8))
     counts = encoded["counts"]
     return {"size": list(encoded["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
 def mask_tools() -> Any:
-    """faster-coco-eval's masks; DiffLensError if it is not installed."""
+    """Return the module `mask` of faster-coco-eval.
+
+    Raises:
+        DiffLensError: the package is not installed.
+    """
     try:
         from faster_coco_eval.core import mask
     except ImportError as error:
@@ -176,13 +188,13 @@ def mask_tools() -> Any:
 def _find(root: Path, split: str) -> Annotations:
     files = sorted((root / "annotations").glob(f"instances_{split}*.json"))
     if len(files) != 1:
-        what = f"{len(files)} of them" if files else "none"
         raise DiffLensError(
-            f"{root / 'annotations'} should have one file instances_{split}*.json and has {what}; expected {_LAYOUT}"
+            f"{root / 'annotations'} must have one file instances_{split}*.json, but has {len(files)}; "
+            f"expected {_LAYOUT}"
         )
     title = files[0].stem.removeprefix("instances_")
     folders = (root / title, root / "images" / title, root / "images")
-    folder = next((each for each in folders if each.is_dir()), None)
+    folder = next((path for path in folders if path.is_dir()), None)
     if folder is None:
         raise DiffLensError(f"{root} has no folder of images for {files[0].name}; expected {_LAYOUT}")
     return folder, files[0]
@@ -205,41 +217,42 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _categories(record: dict[str, Any], path: Path) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for place, entry in enumerate(record["categories"]):
+    names: dict[int, str] = {}
+    for number, entry in enumerate(record["categories"]):
         identity, title = entry.get("id"), entry.get("name")
-        if not isinstance(identity, int) or not isinstance(title, str) or identity in found:
+        if not isinstance(identity, int) or not isinstance(title, str) or identity in names:
             raise DiffLensError(
-                f"{path}, categories[{place}]: a category has an id that no other has, and a name, not {entry}"
+                f"{path}, categories[{number}]: a category has an id that no other has, and a name, not {entry}"
             )
-        found[identity] = title
-    if not found:
+        names[identity] = title
+    if not names:
         raise DiffLensError(f"{path} lists no categories")
-    return dict(sorted(found.items()))
+    return dict(sorted(names.items()))
 
 
 def _checked_images(
     entries: Sequence[dict[str, Any]], folder: Path, path: Path, problems: Problems
 ) -> dict[int, dict[str, Any]]:
-    """The images that are there and as large as recorded, by id."""
+    """Return the usable images by id: those that can be read and have the recorded size."""
 
-    def look(entry: dict[str, Any]) -> tuple[int, int] | str:
+    def read_size(entry: dict[str, Any]) -> tuple[int, int] | str:
+        """The (height, width) of the file, or the reason why it cannot be read."""
         try:
             return image_size(folder / str(entry.get("file_name")))
         except BadImage as error:
             return f"{error.where}: {error.reason}"
 
-    kept: dict[int, dict[str, Any]] = {}
+    usable: dict[int, dict[str, Any]] = {}
     with ThreadPoolExecutor(8) as pool, progress_bar() as bar:
         task = bar.add_task(f"checking images of {path.name}", total=len(entries), note="")
-        for place, (entry, size) in enumerate(zip(entries, pool.map(look, entries), strict=True)):
+        for number, (entry, size) in enumerate(zip(entries, pool.map(read_size, entries), strict=True)):
             bar.update(task, advance=1)
             identity = entry.get("id")
-            where = f"{path}, images[{place}] (id {identity})"
+            where = f"{path}, images[{number}] (id {identity})"
             recorded = (entry.get("height"), entry.get("width"))
             if not isinstance(identity, int) or not isinstance(entry.get("file_name"), str):
                 problems.add(where, "an image has a whole number as id and a file_name")
-            elif identity in kept:
+            elif identity in usable:
                 problems.add(where, "this id belongs to an earlier image")
             elif isinstance(size, str):
                 problems.add(where, f"cannot be read ({size})")
@@ -249,8 +262,8 @@ def _checked_images(
                     f"is recorded as {recorded[1]} x {recorded[0]} pixels, but the file has {size[1]} x {size[0]}",
                 )
             else:
-                kept[identity] = entry
-    return kept
+                usable[identity] = entry
+    return usable
 
 
 def _checked_annotations(
@@ -260,10 +273,11 @@ def _checked_annotations(
     path: Path,
     problems: Problems,
 ) -> list[dict[str, Any]]:
-    kept: list[dict[str, Any]] = []
+    """Return the annotations that are right, with their area and "iscrowd" filled in."""
+    usable: list[dict[str, Any]] = []
     seen: set[Any] = set()
-    for place, entry in enumerate(entries):
-        where = f"{path}, annotations[{place}] (id {entry.get('id')})"
+    for number, entry in enumerate(entries):
+        where = f"{path}, annotations[{number}] (id {entry.get('id')})"
         identity, category, area = (entry.get(key) for key in ("image_id", "category_id", "area"))
         image = images.get(identity) if isinstance(identity, int) else None
         if image is None:
@@ -286,25 +300,25 @@ def _checked_annotations(
         seen.add(entry["id"])
         assert image is not None
         area = _area(entry, image) if area is None else area
-        kept.append({**entry, "area": area, "iscrowd": int(entry.get("iscrowd", 0))})
-    return kept
+        usable.append({**entry, "area": area, "iscrowd": int(entry.get("iscrowd", 0))})
+    return usable
 
 
 def _area(entry: Mapping[str, Any], image: Mapping[str, Any]) -> float:
-    """Of the mask, or without one of the box."""
+    """Return the area in pixels: that of the mask, or that of the box where there is no mask."""
     if entry.get("segmentation"):
         return float(_pixels(entry["segmentation"], image))
     return float(entry["bbox"][2] * entry["bbox"][3])
 
 
 def _pixels(segmentation: Any, image: Mapping[str, Any]) -> int:
-    """How many a mask covers."""
+    """Return the number of pixels that a mask covers."""
     tools = mask_tools()
     return int(tools.area(tools.segmToRle(segmentation, image["width"], image["height"])))
 
 
 def _wrong_box(box: Any, image: Mapping[str, Any]) -> str:
-    """What is wrong with it, or nothing."""
+    """Return the reason why a box cannot be right, or ""."""
     if (
         not isinstance(box, list)
         or len(box) != 4
@@ -314,18 +328,14 @@ def _wrong_box(box: Any, image: Mapping[str, Any]) -> str:
     left, top, width, height = box
     if width <= 0 or height <= 0:
         return f"the box {box} has no area"
-    inside = min(left, top) >= -_TOLERANCE
-    if (
-        not inside
-        or left + width > image["width"] + _TOLERANCE
-        or top + height > image["height"] + _TOLERANCE
-    ):
+    right, bottom = left + width - image["width"], top + height - image["height"]
+    if max(-left, -top, right, bottom) > _TOLERANCE:
         return f"the box {box} is outside its image of {image['width']} x {image['height']} pixels"
     return ""
 
 
 def _wrong_mask(entry: Mapping[str, Any], image: Mapping[str, Any]) -> str:
-    """What is wrong with it, or nothing; a missing mask is judged with all others, by `_checked_masks`."""
+    """Return the reason why a mask cannot be right, or ""; `_checked_masks` decides about missing masks."""
     shape = entry.get("segmentation")
     if not shape:
         return ""
@@ -356,14 +366,14 @@ def _wrong_mask(entry: Mapping[str, Any], image: Mapping[str, Any]) -> str:
 def _checked_masks(
     parts: Sequence[tuple[Mapping[int, Any], list[dict[str, Any]]]], paths: Sequence[Path], problems: Problems
 ) -> bool:
-    """Do objects have masks? Where most have, those without are bad and removed."""
-    objects = [each for _, annotations in parts for each in annotations if not each["iscrowd"]]
-    with_mask = sum(bool(each.get("segmentation")) for each in objects)
+    """Return True if most objects have masks; objects without a mask are then bad, and are removed."""
+    objects = [entry for _, annotations in parts for entry in annotations if not entry["iscrowd"]]
+    with_mask = sum(bool(entry.get("segmentation")) for entry in objects)
     if with_mask <= len(objects) / 2:
         return False
     for (_, annotations), path in zip(parts, paths, strict=True):
-        for each in annotations:
-            if not each.get("segmentation"):
-                problems.add(f"{path}, annotation with id {each['id']}", "has no mask, and others have")
-        annotations[:] = [each for each in annotations if each.get("segmentation")]
+        for entry in annotations:
+            if not entry.get("segmentation"):
+                problems.add(f"{path}, annotation with id {entry['id']}", "has no mask, and others have")
+        annotations[:] = [entry for entry in annotations if entry.get("segmentation")]
     return True

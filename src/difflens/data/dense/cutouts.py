@@ -1,4 +1,4 @@
-"""Cut-outs: objects without a background, by class, to compose scenes of."""
+"""Cut-outs: objects without a background, by class, from which scenes are composed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from difflens.data.sources.idx import load_fashion
 from difflens.errors import DiffLensError, listing
 
 VAL_EVERY = 5
-"""Every so many-th object of a class is for validation scenes."""
+"""Every fifth object of a class is for validation scenes."""
 
-_EDGE = 16  # alpha below it is the fringe of a shadow rather than an object
-_CLOTH = 12  # grey below it is the black around an item of Fashion-MNIST
+_EDGE = 16  # a lower alpha is the fringe of a shadow, not an object
+_CLOTH = 12  # a lower grey value is the black around an item of Fashion-MNIST
 _Content = tuple[tuple[int, int], bytes]
-# how Tux Paint and others name further views of one object
+# suffixes by which Tux Paint and others name further views of one object
 _VIEWS = ("_mirror", "_flip", "_mirror_flip")
 
 
@@ -29,10 +29,10 @@ class Cutouts:
     """Objects to paste, by class.
 
     Attributes:
-        classes: names.
-        train, val: the objects of each class, none in both: Pillow images of mode LA or RGBA, cropped to what is
-            opaque.
-        left_out: a line for every file or class that could not be used.
+        classes: the names of the classes.
+        train, val: the objects of each class, none of them in both: Pillow images of mode LA or RGBA, cropped to
+            their opaque part.
+        left_out: one line for each file or class that could not be used.
     """
 
     classes: tuple[str, ...]
@@ -42,8 +42,7 @@ class Cutouts:
 
 
 def fashion_cutouts() -> Cutouts:
-    """The bundled Fashion-MNIST items, cut out of their black background: training images for `train`, test images
-    for `val`."""
+    """Return the bundled Fashion-MNIST items without their black background: training images as `train`, test as `val`."""
     data = load_fashion()
     parts: list[tuple[tuple[Image.Image, ...], ...]] = []
     for split in (data.train, data.test):
@@ -57,10 +56,10 @@ def fashion_cutouts() -> Cutouts:
 
 
 def folder_cutouts(root: Path) -> Cutouts:
-    """The images with transparency in `root`/CLASS/ and below; every fifth object of a class is for validation.
+    """Return the images with transparency in `root`/CLASS/ and below; every fifth object of a class is for validation.
 
-    Views of one object (a name with `_mirror` or `_flip` added, as Tux Paint has them) stay on one side; a copy of an
-    object under another name is left out.
+    All views of one object (names that end in `_mirror` or `_flip`, as in Tux Paint) are in the same split. A copy of
+    an object under another name is left out.
 
     Raises:
         DiffLensError: there is no such folder, or no class in it with two objects.
@@ -79,12 +78,11 @@ def folder_cutouts(root: Path) -> Cutouts:
             left_out.append(f"{folder}: {len(objects)} objects with transparency, and two are needed")
             continue
         every = min(VAL_EVERY, len(objects))
-        held_out = [place % every == every - 1 for place in range(len(objects))]
+        sides: tuple[list[Image.Image], list[Image.Image]] = ([], [])
+        for number, views in enumerate(objects):
+            sides[number % every == every - 1].extend(views)
         classes.append(folder.name)
-        parts.append([
-            tuple(view for views, mine in zip(objects, held_out, strict=True) if mine == val for view in views)
-            for val in (False, True)
-        ])  # fmt: skip
+        parts.append([tuple(views) for views in sides])
     if not classes:
         raise DiffLensError(
             f"{root} has no class folder with at least two images with transparency: {listing(left_out, 3)}"
@@ -94,13 +92,18 @@ def folder_cutouts(root: Path) -> Cutouts:
 
 
 def _objects(folder: Path, seen: dict[_Content, Path], left_out: list[str]) -> Iterator[list[Image.Image]]:
-    """The cut-outs of each object in the folder, one a view; `seen` has the pixels of all objects before."""
+    """Yield the cut-outs of each object in the folder, one for each view.
+
+    Args:
+        seen: the pixels of the objects so far, and their files; this function adds to it.
+        left_out: receives one line for each file that cannot be used.
+    """
     views: dict[Path, list[Path]] = {}
     try:
-        found = find_images(folder)
+        paths = find_images(folder)
     except DiffLensError:
-        found = []
-    for path in found:
+        paths = []
+    for path in paths:
         stem = path.stem
         for suffix in sorted(_VIEWS, key=len, reverse=True):
             stem = stem.removesuffix(suffix)
@@ -115,12 +118,11 @@ def _objects(folder: Path, seen: dict[_Content, Path], left_out: list[str]) -> I
                 continue
             alpha = np.asarray(image.convert("RGBA").getchannel("A"))
             if alpha.min() >= 255 - _EDGE or alpha.max() < 128:
-                left_out.append(
-                    f"{path}: {'opaque everywhere' if alpha.max() >= 128 else 'nearly invisible'}"
-                )
+                reason = "opaque everywhere" if alpha.max() >= 128 else "nearly invisible"
+                left_out.append(f"{path}: {reason}")
                 continue
             item = _cropped(image.convert("RGBA"))
-            # in another class a copy could be a training object here and a validation object there
+            # a copy in another class could be a training object there and a validation object here
             if _content(item) in seen:
                 left_out.append(f"{path}: the same pixels as {seen[_content(item)]}")
                 continue
@@ -134,10 +136,10 @@ def _content(item: Image.Image) -> _Content:
 
 
 def _cut(images: torch.Tensor) -> torch.Tensor:
-    """Grey and alpha, uint8 (N, H, W, 2), of bright things on black, (N, 1, H, W).
+    """Return grey and alpha, uint8 (N, H, W, 2), of bright objects on black, uint8 (N, 1, H, W).
 
-    Small dark gaps within belong to the thing. Its rim is dark because it is mixed with the black around it: there the
-    brightest neighbour is its grey, and its share of that brightness is its alpha.
+    Small dark gaps within an object belong to it (morphological closing). The pixels of its rim are a mixture of the
+    object and the black around it: their grey is that of the brightest neighbour, their alpha the share of it.
     """
     bright = images.float()
     solid = (bright > _CLOTH).float()

@@ -1,6 +1,6 @@
-"""Semantic masks: ADE20K's folders, Pascal VOC's, or images and masks in folders of their own.
+"""Readers of semantic masks: ADE20K's layout, Pascal VOC's, or pairs of images and masks in separate folders.
 
-In a mask each pixel's value is its class. The three layouts differ in what the values mean:
+The value of a mask's pixel is its class. The three layouts differ in the meaning of the values:
 
     ADE20K       0 is no class, k the k-th line of objectInfo150.txt
     Pascal VOC   0 is background, 255 no class
@@ -33,7 +33,7 @@ VOC_CLASSES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-_UNKNOWN = 254  # what a value means that stands for nothing
+_UNKNOWN = 254  # marks a value that stands for no class
 _LAYOUTS = (
     "ADE20K (images/{training,validation}, annotations/{training,validation}, objectInfo150.txt), Pascal VOC "
     "(JPEGImages, SegmentationClass, ImageSets/Segmentation), or pairs (images/{train,val}, masks/{train,val}, "
@@ -48,9 +48,10 @@ class MaskSplit(FileSplit):
     """Images with a mask of classes.
 
     Args:
+        ids: the image files, relative to `root`.
         masks: the mask file of each image.
-        values: (256,) uint8: what each value in a mask file means, a class or `IGNORED`.
-        digest: of the content of the masks.
+        values: (256,) uint8: the class that each value in a mask file stands for, or `IGNORED`.
+        digest: a hex digest of the masks' content.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class MaskSplit(FileSplit):
         self.masks, self.values, self.digest = masks, values, digest
 
     def mask(self, i: int) -> Tensor:
-        """Classes, uint8 (H, W), of the size of image `i`; `IGNORED` where there is none."""
+        """Return the class of each pixel of image `i`, uint8 (H, W); `IGNORED` where there is none."""
         return torch.from_numpy(self.values[read_mask(self.masks[i])])
 
     def _digest(self) -> str:
@@ -74,11 +75,11 @@ class MaskSplit(FileSplit):
 
 
 def load_masks(root: Path, on_bad: OnBadAnnotation = "error") -> DenseData[MaskSplit]:
-    """A data set in one of the three layouts, recognised by its folders. All masks are read once, to check them.
+    """Load a data set in one of the three layouts, recognised by its folders. All masks are read once, to check them.
 
     Raises:
-        DiffLensError: there is no such folder, it has none of the layouts, a class list is missing, or (with "error")
-            an image or mask is missing or unreadable, their sizes differ, or a value stands for no class.
+        DiffLensError: there is no such folder, it has none of the layouts, or a class list is missing. With "error"
+            also: an image or mask is missing or unreadable, their sizes differ, or a value stands for no class.
     """
     if not root.is_dir():
         raise DiffLensError(f"no such folder: {root}; expected {_LAYOUTS}")
@@ -88,21 +89,24 @@ def load_masks(root: Path, on_bad: OnBadAnnotation = "error") -> DenseData[MaskS
         if (voc / "SegmentationClass").is_dir():
             return _load_voc(voc, on_bad)
     if (root / "masks").is_dir():
-        folders = [(root / "images" / split, root / "masks" / split) for split in ("train", "val")]
-        return load_pairs(folders[0], folders[1], root / "classes.txt", on_bad, root.name)
+        train, val = ((root / "images" / split, root / "masks" / split) for split in ("train", "val"))
+        return load_pairs(train, val, root / "classes.txt", on_bad, root.name)
     raise DiffLensError(f"{root} has no layout of masks that is known; expected {_LAYOUTS}")
 
 
 def load_pairs(
     train: Pair, val: Pair, classes: Path, on_bad: OnBadAnnotation = "error", name: str | None = None
 ) -> DenseData[MaskSplit]:
-    """Images and masks of the same names up to the suffix, in two folders a split; errors as of `load_masks`.
+    """Load images and masks from two folders for each split; an image and its mask share a name up to the suffix.
 
     Args:
-        classes: a file with a class a line, in the order of the values in the masks.
+        classes: a file with one class a line, in the order of the values in the masks.
+
+    Raises:
+        DiffLensError: for the reasons of `load_masks`.
     """
     names = _read_classes(classes)
-    values = _values(dict(zip(range(len(names)), range(len(names)), strict=True)))
+    values = _values({k: k for k in range(len(names))})
     problems = Problems(on_bad)
     pairs = [_matched(*folders, problems) for folders in (train, val)]
     return _assemble(name or train[0].parent.name, names, values, pairs, problems)
@@ -111,10 +115,10 @@ def load_pairs(
 def _load_ade20k(root: Path, on_bad: OnBadAnnotation) -> DenseData[MaskSplit]:
     info = root / "objectInfo150.txt"
     lines = _lines(info)[1:]
-    # Idx, Ratio, Train, Val, Stuff, Name; of a name's synonyms the first
+    # columns: Idx, Ratio, Train, Val, Stuff, Name; a name is a list of synonyms, of which the first is taken
     names = tuple(line.split("\t")[-1].split(",")[0].strip() for line in lines)
     if not names:
-        raise DiffLensError(f"{info} names no classes: it has a heading and a line for each of them")
+        raise DiffLensError(f"{info} names no classes; expected a heading, and one line for each class")
     values = _values({k + 1: k for k in range(len(names))} | {0: IGNORED})
     problems = Problems(on_bad)
     pairs = [
@@ -131,37 +135,37 @@ def _load_voc(root: Path, on_bad: OnBadAnnotation) -> DenseData[MaskSplit]:
     pairs = []
     for split in ("train", "val"):
         stems = _lines(root / "ImageSets" / "Segmentation" / f"{split}.txt")
-        pairs.append([
-            (root / "JPEGImages" / f"{stem}.jpg", root / "SegmentationClass" / f"{stem}.png") for stem in stems
-        ])  # fmt: skip
+        images, masks = root / "JPEGImages", root / "SegmentationClass"
+        pairs.append([(images / f"{stem}.jpg", masks / f"{stem}.png") for stem in stems])
     return _assemble(f"Pascal VOC ({root.name})", names, values, pairs, Problems(on_bad))
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
-    """A mask file's values, (H, W).
+    """Return the values of a mask file, uint8 (H, W).
 
     Raises:
-        BadImage: it cannot be read, or has colours instead of one value a pixel.
+        BadImage: the file cannot be read, or has colours instead of one value a pixel.
     """
     image = open_image(path)
     if image.mode not in ("L", "P", "1"):
-        raise BadImage(
-            str(path),
-            f"a mask has one byte a pixel, its class (grey or palette), not Pillow's mode {image.mode}",
-        )
+        reason = f"a mask has one byte a pixel, its class (grey or palette), not Pillow's mode {image.mode}"
+        raise BadImage(str(path), reason)
     pixels = np.asarray(image)
     return pixels.astype(np.uint8)
 
 
 def to_palette_image(mask: NDArray[np.uint8]) -> Image.Image:
-    """A mask (H, W) as a palette image, whose values are the classes and whose colours tell them apart."""
+    """Return a mask, (H, W), as a palette image: its values are the classes, its colours tell them apart."""
     image = Image.fromarray(mask, "P")
     image.putpalette(palette().flatten().tolist())
     return image
 
 
 def palette() -> NDArray[np.uint8]:
-    """Pascal VOC's colours of 256 values, (256, 3): bits of the value, spread over the high bits of the colours."""
+    """Return Pascal VOC's colours of the 256 values, uint8 (256, 3).
+
+    The lowest three bits of a value are the highest bits of red, green and blue, the next three the bits below.
+    """
     colours = np.zeros((256, 3), np.uint8)
     values = np.arange(256)
     for bit in range(8):
@@ -171,24 +175,25 @@ def palette() -> NDArray[np.uint8]:
 
 
 def _matched(images: Path, masks: Path, problems: Problems) -> list[tuple[Path, Path]]:
+    """Return pairs of image and mask files that share a name up to the suffix."""
     for folder in (images, masks):
         if not folder.is_dir():
-            raise DiffLensError(f"no such folder: {folder}; every folder of images has one of masks")
-    there = {path.relative_to(masks).with_suffix(""): path for path in _files(masks)}
+            raise DiffLensError(f"no such folder: {folder}; every folder of images needs a folder of masks")
+    unmatched = {path.relative_to(masks).with_suffix(""): path for path in _files(masks)}
     pairs = []
     for path in find_images(images):
-        mask = there.pop(path.relative_to(images).with_suffix(""), None)
+        mask = unmatched.pop(path.relative_to(images).with_suffix(""), None)
         if mask is None:
             problems.add(path, f"{masks} has no mask of this name")
         else:
             pairs.append((path, mask))
-    for mask in there.values():
+    for mask in unmatched.values():
         problems.add(mask, f"{images} has no image of this name")
     return pairs
 
 
 def _files(folder: Path) -> list[Path]:
-    """Images in a folder, or none."""
+    """Return the image files in a folder, which may have none."""
     try:
         return find_images(folder)
     except DiffLensError:
@@ -203,24 +208,24 @@ def _assemble(
     problems: Problems,
 ) -> DenseData[MaskSplit]:
     splits = []
-    for split, found in zip(("train", "val"), pairs, strict=True):
-        kept = list(_checked(split, found, values, len(classes), problems))
+    for split, candidates in zip(("train", "val"), pairs, strict=True):
+        usable = list(_checked(split, candidates, values, len(classes), problems))
         problems.settle()
-        require_entries(split, kept, name, problems)
-        root = _common_folder([image for image, _, _ in kept])
-        ids = [image.relative_to(root).as_posix() for image, _, _ in kept]
-        digest = sha256("".join(digest for *_, digest in kept).encode()).hexdigest()
-        splits.append(MaskSplit(split, ids, root, [mask for _, mask, _ in kept], values, digest))
+        require_entries(split, usable, name, problems)
+        root = _common_folder([image for image, _, _ in usable])
+        ids = [image.relative_to(root).as_posix() for image, _, _ in usable]
+        digest = sha256("".join(digest for *_, digest in usable).encode()).hexdigest()
+        splits.append(MaskSplit(split, ids, root, [mask for _, mask, _ in usable], values, digest))
     return DenseData(name, classes, splits[0], splits[1], tuple(problems.lines))
 
 
 def _checked(
     split: str, pairs: list[tuple[Path, Path]], values: NDArray[np.uint8], classes: int, problems: Problems
 ) -> Iterator[tuple[Path, Path, str]]:
-    """The pairs that are what they should be, and a digest of each mask."""
+    """Yield the image and the mask of each pair that is right, and the mask's digest."""
 
-    def look(pair: tuple[Path, Path]) -> tuple[str, str]:
-        """(digest, "") of a good pair, ("", what is wrong) of a bad one."""
+    def check(pair: tuple[Path, Path]) -> tuple[str, str]:
+        """Return (digest, "") for a pair that is right, else ("", reason)."""
         try:
             size, mask = image_size(pair[0]), read_mask(pair[1])
         except BadImage as error:
@@ -234,15 +239,13 @@ def _checked(
         return sha256(mask.tobytes()).hexdigest(), ""
 
     unknown = {*np.flatnonzero(values == _UNKNOWN).tolist()}
-    with (
-        ThreadPoolExecutor(8) as pool,
-        progress_bar() as bar,
-    ):  # Pillow decodes without the interpreter's lock
+    # threads, because Pillow decodes without the interpreter's lock
+    with ThreadPoolExecutor(8) as pool, progress_bar() as bar:
         task = bar.add_task(f"checking {split} masks", total=len(pairs), note="")
-        for (image, mask), (digest, wrong) in zip(pairs, pool.map(look, pairs), strict=True):
+        for (image, mask), (digest, reason) in zip(pairs, pool.map(check, pairs), strict=True):
             bar.update(task, advance=1)
-            if wrong:
-                problems.add(mask, wrong)
+            if reason:
+                problems.add(mask, reason)
             else:
                 yield image, mask, digest
 
@@ -259,12 +262,8 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     names = tuple(_lines(path))
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names or len(names) > _UNKNOWN or twice:
-        what = (
-            f"names {listing(twice)} twice"
-            if twice
-            else f"names {len(names)} classes; masks hold 1 to {_UNKNOWN}"
-        )
-        raise DiffLensError(f"{path} {what}")
+        counted = f"names {len(names)} classes; masks hold 1 to {_UNKNOWN}"
+        raise DiffLensError(f"{path} {f'names {listing(twice)} twice' if twice else counted}")
     return names
 
 
@@ -272,7 +271,7 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DiffLensError(f"there is no {path}, which this layout needs; known are {_LAYOUTS}") from None
+        raise DiffLensError(f"there is no {path}, which this layout needs; expected {_LAYOUTS}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DiffLensError(f"{path} cannot be read: {error}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]

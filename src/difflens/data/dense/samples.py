@@ -1,4 +1,4 @@
-"""Densely labelled images on their way to a network: scaled, cut and mirrored together with their labels."""
+"""The loader of dense tasks: images are scaled, cropped and mirrored together with their labels."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,23 +15,22 @@ from difflens.data.images import BadImage, with_channels
 from difflens.data.loader import chunks, epoch_order, read_batches
 
 GREY = 127
-"""What images are filled up with to a square: the middle of their range."""
+"""The grey value that fills an image up to a square: the middle of the range."""
 
 Labels = dict[str, Tensor]
-"""Tensors of one image: "mask", or "boxes", "labels" and perhaps "masks"."""
+"""The labels of one image: "mask", or "boxes", "labels" and, where there are masks, "masks"."""
 
 
 @dataclass(frozen=True)
 class DenseAugmentation:
-    """Random scale, crop and flip.
+    """Random scale, crop and flip: the large scale jittering of Ghiasi et al. (2021).
 
     Attributes:
-        side: of the square that comes out.
-        whole: images are scaled to fit into the square, so that their longer side is `side`; else their shorter side is
-            brought to it.
-        scale: on top of that a factor, drawn uniformly between these.
-        flip: mirror every second image.
-        fill: of the mask, where the square is larger than the image.
+        side: the side of the square that comes out, in pixels.
+        whole: True scales an image so that its longer side is `side`, False so that its shorter side is.
+        scale: the smallest and the largest of a further factor, drawn uniformly.
+        flip: mirror an image with probability 1/2.
+        fill: the mask's value where the square is larger than the image.
     """
 
     side: int
@@ -41,30 +40,33 @@ class DenseAugmentation:
     fill: int = 0
 
     def transform(self) -> Callable[[Any], Any]:
-        """A torchvision transform of images together with boxes and masks."""
+        """Return a torchvision transform of images together with their boxes and masks."""
         fills = {tv_tensors.Image: GREY, tv_tensors.Mask: self.fill}
-        return v2.Compose([
-            _RandomScale(self.side, self.whole, self.scale),
-            v2.RandomCrop(self.side, pad_if_needed=True, fill=fills),
-            v2.RandomHorizontalFlip(0.5 if self.flip else 0.0),
-        ])  # fmt: skip
+        scale = _RandomScale(self.side, self.whole, self.scale)
+        crop = v2.RandomCrop(self.side, pad_if_needed=True, fill=fills)
+        return v2.Compose([scale, crop, v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)])
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 images (..., C, H, W) at another size, bilinear and antialiased."""
+    """Resize uint8 images, (..., C, H, W), to `size` (height, width), bilinear and antialiased."""
     if tuple(images.shape[-2:]) == size:
         return images
     return v2.functional.resize(images, list(size), antialias=True)
 
 
 def scaled_size(size: tuple[int, int], side: float, whole: bool) -> tuple[int, int]:
-    """(height, width) of an image whose longer (`whole`) or shorter side is brought to `side`, each at least 1."""
+    """Return (height, width), each at least 1, of an image scaled so that its longer side is `side`.
+
+    Args:
+        size: (height, width) before.
+        whole: False scales the shorter side to `side` instead.
+    """
     scale = side / (max(size) if whole else min(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def to_square(image: Tensor, side: int) -> Tensor:
-    """An image (C, H, W) filled up at the right and the bottom to at least `side` x `side`."""
+    """Pad an image, (C, H, W), with grey at the right and the bottom to at least `side` x `side`."""
     height, width = image.shape[-2:]
     missing = (0, max(0, side - width), 0, max(0, side - height))
     return torch.nn.functional.pad(image, missing, value=GREY) if any(missing) else image
@@ -90,13 +92,13 @@ class Samples(Dataset["_Packed | BadImage"]):
     """Images of a split with their labels.
 
     Attributes:
-        split: of any kind.
-        labels: those of a position in it.
-        channels: of the images.
-        augmentation: None gives images as they are.
-        seed: of the order and the augmentation.
-        rows: positions to use, (M,) long; None: all.
-        workers: processes that decode; None: as many as help.
+        split: any split of images.
+        labels: gives the labels of a position in the split.
+        channels: channels of the images that come out, 1 or 3.
+        augmentation: None leaves images and labels unchanged.
+        seed: seed of the order and of the augmentation.
+        rows: (M,) long: the positions to use. None: all.
+        workers: processes that decode images. None: chosen by the machine and the number of images.
     """
 
     split: Any
@@ -112,24 +114,31 @@ class Samples(Dataset["_Packed | BadImage"]):
 
     def __getitem__(self, keys: Any) -> "_Packed | BadImage":
         try:
-            found = [self._sample(row, draw) for row, draw in keys]
+            samples = [self._sample(row, draw) for row, draw in keys]
         except BadImage as error:  # as a value, because DataLoader would wrap the exception
             return error
-        packed = {key: _packed([labels[key] for _, labels in found]) for key in found[0][1]}
-        return [row for row, _ in keys], _packed([image for image, _ in found]), packed
+        packed = {key: _packed([labels[key] for _, labels in samples]) for key in samples[0][1]}
+        return [row for row, _ in keys], _packed([image for image, _ in samples]), packed
 
     def all(self, rows: Tensor, batch_size: int) -> Iterator[tuple[list[int], list[Tensor], list[Labels]]]:
-        """Each of `rows` once, in order: positions, images uint8 (C, H, W), labels."""
-        return self._load(
-            lambda: ([(row, 0) for row in chunk] for chunk in chunks(rows, batch_size)), len(rows)
-        )
+        """Yield each of `rows`, (M,) long, once, in order, in batches: positions, images uint8 (C, H, W), labels."""
+
+        def keys() -> Iterator[list[_Key]]:
+            return ([(row, 0) for row in chunk] for chunk in chunks(rows, batch_size))
+
+        return self._load(keys, len(rows))
 
     def training(
         self, start: int, stop: int, batch_size: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[list[int], list[Tensor], list[Labels]]]:
-        """The batches `start` .. `stop` - 1 of an endless sequence of epochs, which depends on the seed alone.
+        """Yield the batches `start` .. `stop` - 1 of an endless sequence of epochs, which the seed alone decides.
 
-        Of several processes each gets its share of every batch of `batch_size`.
+        Args:
+            batch_size: images of a batch over all processes.
+            rank, world: this process, and the number of processes that share each batch.
+
+        Yields:
+            Positions, images uint8 (C, H, W), labels.
         """
         rows = torch.arange(len(self.split)) if self.rows is None else self.rows
         count = len(rows)
@@ -150,7 +159,7 @@ class Samples(Dataset["_Packed | BadImage"]):
     def _load(self, keys: "Callable[[], Iterator[list[_Key]]]", count: int) -> Iterator[Any]:
         for rows, images, packed in read_batches(self, keys, count, self.workers):
             labels = {key: _unpacked(tensors) for key, tensors in packed.items()}
-            by_image = [{key: each[k] for key, each in labels.items()} for k in range(len(rows))]
+            by_image = [{key: values[k] for key, values in labels.items()} for k in range(len(rows))]
             yield rows, _unpacked(images), by_image
 
     def _sample(self, row: int, draw: int) -> tuple[Tensor, Labels]:
@@ -161,21 +170,21 @@ class Samples(Dataset["_Packed | BadImage"]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed * 1_000_003 + draw)
             changed = self.augmentation.transform()(wrapped)
-        found = {key: value.as_subclass(Tensor) for key, value in changed.items()}
-        return found.pop("image"), _sanitised(found)
+        tensors = {key: value.as_subclass(Tensor) for key, value in changed.items()}
+        return tensors.pop("image"), _sanitised(tensors)
 
 
 _Key = tuple[int, int]
-"""A position in a split, and which draw of the augmentation."""
-
+"""A position in a split, and the number of the augmentation's draw."""
 
 _Tensors = list[Tensor] | tuple[Tensor, list[int]]
+"""Tensors of several images: a list, or one concatenated tensor and their lengths."""
 _Packed = tuple[list[int], _Tensors, dict[str, _Tensors]]
-"""A batch on its way between processes, where every tensor takes a file descriptor, of which there are often 1024."""
+"""A batch on its way between processes. Few tensors, as each takes a file descriptor, and a system may allow 1024."""
 
 
 def _packed(tensors: list[Tensor]) -> _Tensors:
-    """One after another in one tensor, and their lengths; as they are if they differ in another size than the first."""
+    """Concatenate tensors that differ in their first size alone; return others unchanged."""
     if len({tensor.shape[1:] for tensor in tensors}) > 1:
         return tensors
     return torch.cat(tensors), [len(tensor) for tensor in tensors]
@@ -186,7 +195,7 @@ def _unpacked(tensors: _Tensors) -> list[Tensor]:
 
 
 def _wrapped(labels: Labels, size: Any) -> dict[str, Any]:
-    """Labels as torchvision's transforms know them."""
+    """Return labels as the types that torchvision's transforms handle."""
     wrapped: dict[str, Any] = dict(labels)
     for key in ("mask", "masks"):
         if key in labels:
@@ -197,15 +206,15 @@ def _wrapped(labels: Labels, size: Any) -> dict[str, Any]:
 
 
 def _sanitised(labels: Labels) -> Labels:
-    """Without the objects that were cut away; boxes go round what is left of a mask."""
+    """Remove the objects that the crop cut away; a box encloses the rest of its mask."""
     if "boxes" not in labels:
         return labels
     boxes, masks = labels["boxes"], labels.get("masks")
     if masks is not None:
         masks = masks.bool()
-        kept = masks.flatten(1).any(1)
-        # the last pixel belongs to the box
-        boxes = torchvision.ops.masks_to_boxes(masks[kept]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
-        return {"boxes": boxes, "labels": labels["labels"][kept], "masks": masks[kept]}
-    kept = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
-    return {"boxes": boxes[kept], "labels": labels["labels"][kept]}
+        visible = masks.flatten(1).any(1)
+        # masks_to_boxes gives the last pixel; a box ends behind it
+        boxes = torchvision.ops.masks_to_boxes(masks[visible]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+        return {"boxes": boxes, "labels": labels["labels"][visible], "masks": masks[visible]}
+    visible = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
+    return {"boxes": boxes[visible], "labels": labels["labels"][visible]}

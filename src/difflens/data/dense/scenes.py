@@ -1,12 +1,5 @@
-"""`difflens scenes`: pictures composed of cut-out objects, with every object's mask known exactly.
+"""Pictures composed of cut-out objects, with the exact mask of each object."""
 
-images/{train,val}/00000.png
-masks/{train,val}/00000.png             semantic: 0 is background, k the k-th class; as a palette image
-annotations/instances_{train,val}.json  COCO's format, masks run-length encoded, of what is visible of an object
-classes.txt                             one name a line, in the order of the values in the masks
-"""
-
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,71 +7,38 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from difflens.configs.options import recorded, resolve
 from difflens.configs.scenes import ScenesConfig
 from difflens.data.dense.coco import run_lengths
-from difflens.data.dense.cutouts import Cutouts, fashion_cutouts, folder_cutouts
-from difflens.data.dense.masks import BACKGROUND, to_palette_image
+from difflens.data.dense.cutouts import Cutouts
+from difflens.data.dense.masks import to_palette_image
 from difflens.data.files import list_images
 from difflens.data.images import open_image
 from difflens.errors import DiffLensError
-from difflens.results.scenes import ScenesResult, SplitCounts
 from difflens.run.console import progress_bar
 from difflens.run.directory import RunDirectory
 
 _SOLID = 128
-"""Alpha from which a pixel belongs to an object."""
+"""The lowest alpha of a pixel that belongs to an object."""
 _TRIES = 20
-"""Places tried for an object before the scene does without it."""
+"""Positions tried for an object before it is left out of the scene."""
 
 
-def scenes(config: ScenesConfig) -> ScenesResult:
-    """Write the data set; a scene is a function of (seed, split, its number) and the source.
-
-    Raises:
-        DiffLensError: no cut-outs, too few photos, or a folder that holds something already.
-    """
-    config = resolve(config)
-    cutouts = (
-        fashion_cutouts() if config.source == "fashion" else folder_cutouts(Path(config.source).expanduser())
-    )
-    photos = _Photos(config.photos) if config.photos else None
-    counts: dict[str, SplitCounts] = {}
-    run = RunDirectory(config.out, "scenes", recorded(config), resume=None)
-    with run.working():
-        painter = _Painter(config, cutouts, photos)
-        for split, number in (("train", config.train), ("val", config.val)):
-            annotations = painter.write(run, split, number)
-            parts = sum(map(len, getattr(cutouts, split)))
-            counts[split] = SplitCounts(number, len(annotations["annotations"]), parts)
-            run.write(f"annotations/instances_{split}.json", json.dumps(annotations) + "\n")
-        run.write("classes.txt", "\n".join([BACKGROUND, *cutouts.classes]) + "\n")
-        result = ScenesResult(
-            out=config.out, classes=tuple(cutouts.classes), **counts, skipped=tuple(cutouts.left_out)
-        )
-        run.write_json("scenes.json", result.metrics())
-    return result
-
-
-class _Photos:
-    """Photographs, loaded when they are used, disjoint between the splits."""
+class ScenePhotos:
+    """Photos for backgrounds, loaded when they are used; no photo is in both splits."""
 
     def __init__(self, folder: Path):
         paths = list_images([folder])
         if len(paths) < 2:
             raise DiffLensError(
-                f"{folder} has one image; photo backgrounds take at least two, one for each split"
+                f"{folder} has one image; photo backgrounds need at least two, one for each split"
             )
         every = min(5, len(paths))
-        self.paths = {
-            split: [
-                path for place, path in enumerate(paths) if (place % every == every - 1) == (split == "val")
-            ]
-            for split in ("train", "val")
-        }
+        self.paths: dict[str, list[Path]] = {"train": [], "val": []}
+        for number, path in enumerate(paths):
+            self.paths["val" if number % every == every - 1 else "train"].append(path)
 
     def window(self, split: str, size: int, mode: str, generator: np.random.Generator) -> Image.Image:
-        """A random square of a random photo, at least half as wide as its shorter side."""
+        """Return a random square of a random photo, at least half as wide as the photo's shorter side."""
         paths = self.paths[split]
         photo = open_image(paths[generator.integers(len(paths))]).convert(mode)
         shorter = min(photo.size)
@@ -87,15 +47,17 @@ class _Photos:
         return photo.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
 
 
-class _Painter:
-    def __init__(self, config: ScenesConfig, cutouts: Cutouts, photos: _Photos | None):
+class ScenePainter:
+    """Composes scenes and writes them with their labels."""
+
+    def __init__(self, config: ScenesConfig, cutouts: Cutouts, photos: ScenePhotos | None):
         self.config, self.cutouts, self.photos = config, cutouts, photos
         self.kinds = config.backgrounds or ("plain", "gradient", *(("photo",) if photos else ()))
         grey = all(item.mode == "LA" for items in cutouts.train for item in items)
         self.mode = "L" if grey else "RGB"
 
     def write(self, run: RunDirectory, split: str, number: int) -> dict[str, Any]:
-        """Images and masks of a split; returns its annotations."""
+        """Write images and masks of a split of `number` scenes; return its annotations in COCO's format."""
         classes = self.cutouts.classes
         record: dict[str, Any] = {
             "info": {"description": f"scenes of {self.config.source}, seed {self.config.seed}"},
@@ -129,7 +91,7 @@ class _Painter:
             semantic[mask] = label + 1
             rows, columns = (np.flatnonzero(mask.any(axis)).tolist() for axis in (1, 0))
             left, top = columns[0], rows[0]
-            record["annotations"].append({
+            annotation = {
                 "id": len(record["annotations"]) + 1,
                 "image_id": k + 1,
                 "category_id": label + 1,
@@ -137,13 +99,14 @@ class _Painter:
                 "area": int(mask.sum()),
                 "iscrowd": 0,
                 "segmentation": run_lengths(mask),
-            })  # fmt: skip
+            }
+            record["annotations"].append(annotation)
         to_palette_image(semantic).save(masks / name)
 
     def _compose(
         self, split: str, generator: np.random.Generator
     ) -> tuple[Image.Image, list[int], list[NDArray[np.bool_]]]:
-        """A scene, and the class and visible mask of each object in it."""
+        """Return a scene, and the class and the visible mask, bool (H, W), of each object in it."""
         config = self.config
         items = getattr(self.cutouts, split)
         scene = self._background(split, generator)
@@ -151,9 +114,11 @@ class _Painter:
         visible: list[NDArray[np.bool_]] = []
         whole: list[int] = []
         for _ in range(generator.integers(config.objects[0], config.objects[1] + 1)):
+            # draw a class, an object of it, and its size
             label = int(generator.integers(len(items)))
             item = self._sized(items[label][generator.integers(len(items[label]))], generator)
             for _ in range(_TRIES):
+                # draw a position, until every earlier object stays visible enough
                 left, top = (int(generator.integers(config.size - side + 1)) for side in item.size)
                 layer = Image.new("L", (config.size, config.size))
                 layer.paste(item.getchannel("A"), (left, top))
@@ -171,7 +136,7 @@ class _Painter:
         return scene, labels, visible
 
     def _sized(self, item: Image.Image, generator: np.random.Generator) -> Image.Image:
-        """The object at a random size, mirrored every second time."""
+        """Return the object at a random size, mirrored with probability 1/2."""
         longer = self.config.size * generator.uniform(*self.config.scale)
         scale = longer / max(item.size)
         width, height = (min(self.config.size, max(2, round(side * scale))) for side in item.size)
@@ -191,7 +156,7 @@ class _Painter:
 
 
 def _ramp(size: int, angle: float) -> NDArray[np.float64]:
-    """From 0 to 1 across a square, in a direction."""
+    """Return a linear gradient from 0 to 1 across a square, (size, size), in the direction `angle` (radians)."""
     steps = np.linspace(-0.5, 0.5, size)
     along = np.cos(angle) * steps + np.sin(angle) * steps[:, None]
     return (along - along.min()) / (along.max() - along.min())

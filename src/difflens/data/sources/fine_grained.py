@@ -1,4 +1,4 @@
-"""The data sets by which transfer to fine-grained classes is measured, by name."""
+"""Data sets of fine-grained classes: FGVC-Aircraft, Stanford Cars and Dogs, CUB-200-2011, Flowers-102, NABirds."""
 
 import re
 from collections import Counter
@@ -18,12 +18,14 @@ from difflens.errors import DiffLensError, listing
 
 @dataclass(frozen=True)
 class _Source:
+    """A data set: its title, its page, and its files."""
+
     title: str
     page: str
     layout: str
-    """What its folder has to hold."""
+    """The files that its folder must contain."""
     folder: str = ""
-    """Where that folder is looked for, below `cache_folder()`."""
+    """The folder below `cache_folder()` in which they are looked up."""
     metric: Metric = "top1"
 
 
@@ -50,8 +52,9 @@ _SOURCES = {
     "nabirds": _Source("NABirds", "https://dl.allaboutbirds.org/nabirds", _BIRDS, "nabirds"),
 }  # fmt: skip
 FINE_GRAINED = tuple(_SOURCES)
+"""The names of the fine-grained data sets."""
 
-# torchvision's class, and the splits that make up the training split
+# torchvision's class, and the splits that are joined to the training split
 _TORCHVISION = {
     "aircraft": ("FGVCAircraft", ("trainval",)),
     "cars": ("StanfordCars", ("train",)),
@@ -62,7 +65,7 @@ _Parts = tuple[tuple[str, ...], ImageSplit, ImageSplit]
 
 
 class _Listed(NamedTuple):
-    """The images of a split: paths relative to the root and, where asked for, the numbers of their classes."""
+    """The images of a split: the list they come from, paths relative to the root, and their class numbers or None."""
 
     source: str
     ids: list[str]
@@ -70,22 +73,22 @@ class _Listed(NamedTuple):
 
 
 def load_fine_grained(name: str, root: Path | None, spec: str, labels: bool = True) -> ImageData:
-    """A fine-grained data set, split as the field splits it.
+    """Load a fine-grained data set with the splits that the field uses.
 
     Args:
-        name: one of `FINE_GRAINED`. Aircraft's (variants) and Flowers' training splits are train and val joined.
-        root: for aircraft, cars and flowers what torchvision calls root; for cub, nabirds and dogs the folder that
-            their archives unpack to. None: aircraft and flowers are downloaded into `cache_folder()`, the others
-            looked for there (CUB_200_2011/, nabirds/, stanford_dogs/, and for cars stanford_cars/).
-        labels: False leaves labels and classes out.
+        name: one of `FINE_GRAINED`. The training splits of aircraft (variants) and flowers are train and val joined.
+        root: for aircraft, cars and flowers the root of torchvision; for cub, nabirds and dogs the folder that their
+            archives unpack to. None: aircraft and flowers are downloaded into `cache_folder()`; the others must be in
+            it (CUB_200_2011/, nabirds/, stanford_dogs/ and stanford_cars/).
+        labels: False loads images without labels and classes.
 
     Returns:
-        Splits whose ids are paths relative to the root. Labels follow the data set's own numbers of its classes,
-        counted from 0 over those that have images.
+        Splits whose ids are paths relative to the root. Labels are in the order of the data set's own class numbers,
+        counted from 0 over the classes that have images.
 
     Raises:
-        DiffLensError: the data set is not there and cannot be downloaded, a list is missing or damaged or does not
-            fit the others, an image is missing, or scipy is, which cars, dogs and flowers need.
+        DiffLensError: the data set is missing and cannot be downloaded, a list is missing, damaged or contradicts
+            another, an image is missing, or scipy is not installed, which cars, dogs and flowers need.
     """
     if name not in _SOURCES:
         raise DiffLensError(f"no fine-grained data set {name!r}; there are {', '.join(FINE_GRAINED)}")
@@ -115,7 +118,7 @@ def _expected(name: str) -> str:
 
 def _read_torchvision(name: str, folder: Path, download: bool, labels: bool) -> _Parts:
     if name != "aircraft":
-        _loadmat()  # what torchvision would say does not name our extra
+        _loadmat()  # torchvision's own message would not name the extra `transfer`
     title, training = _TORCHVISION[name]
     make = getattr(torchvision.datasets, title)
     splits: list[ImageSplit] = []
@@ -124,10 +127,9 @@ def _read_torchvision(name: str, folder: Path, download: bool, labels: bool) -> 
             dataset = instantiate(make, title, [{"split": split}], root=None if download else folder)
         except DiffLensError as error:
             raise DiffLensError(f"{str(error).rstrip('.')}; {_expected(name)}") from error
-        # the lists behind the items: asking the items themselves would decode every image
-        samples = getattr(dataset, "_samples", None) or zip(
-            dataset._image_files, dataset._labels, strict=True
-        )
+        # the lists behind the items: the items themselves would decode each image
+        samples = getattr(dataset, "_samples", None)
+        samples = samples or zip(dataset._image_files, dataset._labels, strict=True)
         paths, targets = zip(*samples, strict=True) if len(dataset) else ((), ())
         ids = [Path(path).relative_to(folder).as_posix() for path in paths]
         numbers = [int(target) for target in targets]
@@ -143,17 +145,16 @@ def _read_torchvision(name: str, folder: Path, download: bool, labels: bool) -> 
 
 
 def _read_birds(root: Path, labels: bool) -> _Parts:
-    """CUB-200-2011 and NABirds, whose lists have the same form."""
+    """Read CUB-200-2011 or NABirds, whose lists have the same form."""
     source = root / "images.txt"
     images = _table(source, r"(\S+)\s+(\S.*)", "ID PATH")
-    training = _of_each(
-        images, root / "train_test_split.txt", r"(\S+)\s+([01])", "ID 1 (train) or ID 0 (test)"
-    )
+    split_file = root / "train_test_split.txt"
+    training = _table_by_image(images, split_file, r"(\S+)\s+([01])", "ID 1 (train) or ID 0 (test)")
     numbers: dict[str, str] = {}
     names: dict[int, str] = {}
     if labels:
-        numbers = _of_each(images, root / "image_class_labels.txt", r"(\S+)\s+([0-9]+)", "ID CLASS")
-        # NABirds also names the inner nodes of its hierarchy, and no image belongs to those
+        numbers = _table_by_image(images, root / "image_class_labels.txt", r"(\S+)\s+([0-9]+)", "ID CLASS")
+        # NABirds also names the inner nodes of its hierarchy, which have no images
         named = _table(root / "classes.txt", r"([0-9]+)\s+(\S.*)", "CLASS NAME")
         names = {int(number): name for number, name in named.items()}
         unnamed = sorted({int(number) for number in numbers.values()} - {*names})
@@ -173,24 +174,24 @@ def _read_birds(root: Path, labels: bool) -> _Parts:
 def _read_dogs(root: Path, labels: bool) -> _Parts:
     names: dict[int, str] = {}
     train, test = (_dogs_listed(root, f"{split}_list.mat", labels, names) for split in ("train", "test"))
-    # the folder n02085620-Chihuahua: WordNet's number, then the name
+    # a folder such as n02085620-Chihuahua is WordNet's number and the name
     names = {number: folder.partition("-")[2] or folder for number, folder in names.items()}
     return _assemble(root, train, test, names)
 
 
 def _dogs_listed(root: Path, file: str, labels: bool, names: dict[int, str]) -> _Listed:
-    """Images/FOLDER/IMAGE and class numbers; `names` receives each number's folder."""
-    path = next((each for each in (root / file, root / "lists" / file) if each.is_file()), root / file)
+    """Read the list of a split of Stanford Dogs; `names` receives the folder of each class number."""
+    path = next((path for path in (root / file, root / "lists" / file) if path.is_file()), root / file)
     content = _read_mat(path)
     images = [str(image).strip() for image in _column(path, content, "file_list")]
     ids = [f"Images/{image}" for image in images]
     if not labels:
         return _Listed(str(path), ids, None)
-    found = _column(path, content, "labels")
-    if len(found) != len(images):
-        raise DiffLensError(f"{path} has {len(images)} entries in file_list but {len(found)} labels")
+    targets = _column(path, content, "labels")
+    if len(targets) != len(images):
+        raise DiffLensError(f"{path} has {len(images)} entries in file_list but {len(targets)} labels")
     numbers: list[int] = []
-    for entry, (image, label) in enumerate(zip(images, found, strict=True), 1):
+    for entry, (image, label) in enumerate(zip(images, targets, strict=True), 1):
         where = f"{path}, entry {entry} ({image})"
         if not isinstance(label, int | float) or not label >= 1 or label % 1:
             raise DiffLensError(f"{where}: its label is {label!r}; labels are whole numbers from 1")
@@ -202,7 +203,7 @@ def _dogs_listed(root: Path, file: str, labels: bool, names: dict[int, str]) -> 
 
 
 def _assemble(root: Path, train: _Listed, test: _Listed, names: dict[int, str]) -> _Parts:
-    """Classes in the order of their numbers, those that share a name told apart by them."""
+    """Return classes in the order of their numbers, and the splits; classes of the same name get their number."""
     used = sorted({*(train.numbers or ()), *(test.numbers or ())})
     position = {number: i for i, number in enumerate(used)}
     shared = Counter(names[number] for number in used)
@@ -220,7 +221,7 @@ def _assemble(root: Path, train: _Listed, test: _Listed, names: dict[int, str]) 
 def _files(name: str, root: Path, ids: list[str], labels: list[int] | None, source: str) -> FileSplit:
     if not ids:
         raise DiffLensError(f"{source} names no {name} images")
-    missing = [each for each in ids if not (root / each).is_file()]
+    missing = [name for name in ids if not (root / name).is_file()]
     if missing:
         raise DiffLensError(
             f"{source} names {len(ids)} {name} images, {len(missing)} of which are not in {root}: "
@@ -230,7 +231,12 @@ def _files(name: str, root: Path, ids: list[str], labels: list[int] | None, sour
 
 
 def _table(path: Path, form: str, words: str) -> dict[str, str]:
-    """Lines of a key and a value: the two groups of the regular expression `form`, which messages call `words`."""
+    """Return the keys and values of a text file's lines.
+
+    Args:
+        form: a regular expression of a line, with a group for the key and one for the value.
+        words: the form of a line, for messages.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -239,25 +245,24 @@ def _table(path: Path, form: str, words: str) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        found = re.fullmatch(form, line.strip())
-        if found is None:
+        match = re.fullmatch(form, line.strip())
+        if match is None:
             raise DiffLensError(f"{path}, line {number}: expected {words}, found {line.strip()[:80]!r}")
-        key, value = found.groups()
+        key, value = match.groups()
         if key in rows:
             raise DiffLensError(f"{path}, line {number}: {key} has a line already")
         rows[key] = value
     return rows
 
 
-def _of_each(images: dict[str, str], path: Path, form: str, words: str) -> dict[str, str]:
-    """A `_table` with one line for each image of images.txt."""
+def _table_by_image(images: dict[str, str], path: Path, form: str, words: str) -> dict[str, str]:
+    """Return the `_table` of a file that must have one line for each image of images.txt."""
     rows = _table(path, form, words)
+    unlisted = [f"{key} ({images[key]})" for key in images if key not in rows]
+    unknown = [key for key in rows if key not in images]
     for problem, keys in (
-        (
-            f"{path} has no line for the image",
-            [f"{key} ({images[key]})" for key in images if key not in rows],
-        ),
-        (f"images.txt beside {path} has no line for the image", [key for key in rows if key not in images]),
+        (f"{path} has no line for the image", unlisted),
+        (f"images.txt beside {path} has no line for the image", unknown),
     ):
         if keys:
             raise DiffLensError(f"{problem} {listing(keys)}; every image has one line in both files")

@@ -1,4 +1,4 @@
-"""Class folders of images (ImageFolder trees)."""
+"""Folders of images: ImageFolder trees of class folders, and images without labels."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from difflens.errors import DiffLensError, listing
 
 
 def load_folder(root: Path, spec: str, labels: bool = True) -> ImageData:
-    """An ImageFolder tree: train/CLASS/IMAGE, and test/ or val/ of the same classes.
+    """Load an ImageFolder tree: train/CLASS/IMAGE, and test/ or val/ of the same classes.
 
-    Where both are there, test/ is taken, unless it has no class folders (ImageNet's labels of it are secret).
-    Images may lie in deeper folders of their class; hidden files and other files than images are passed over.
+    If both exist, test/ is used, unless it has no class folders: ImageNet's test labels are secret. Images may be in
+    subfolders of their class. Hidden files and files that are no images are ignored.
 
     Args:
-        labels: False reads all images of both folders and asks for no class folders.
+        labels: False loads all images of both folders, which then need no class folders.
 
     Raises:
-        DiffLensError: a folder is missing or has no images, or a class is in one of the two only.
+        DiffLensError: a folder is missing or has no images, or a class is in one of the two folders only.
     """
     require_folder(root)
     train = root / "train"
@@ -33,10 +33,9 @@ def load_folder(root: Path, spec: str, labels: bool = True) -> ImageData:
         return ImageData(spec, root.name, (), *splits)
     classes, others = _class_folders(train), _class_folders(test)
     if classes != others:
+        differences = (train, {*classes} - {*others}), (test, {*others} - {*classes})
         one_sided = [
-            f"only in {where.name}/: {listing(sorted(mine - rest))}"
-            for where, mine, rest in ((train, {*classes}, {*others}), (test, {*others}, {*classes}))
-            if mine - rest
+            f"only in {folder.name}/: {listing(sorted(names))}" for folder, names in differences if names
         ]
         both = f"{train.name}/ and {test.name}/"
         raise DiffLensError(f"{root} must have the same class folders in {both}; {'; '.join(one_sided)}")
@@ -46,11 +45,15 @@ def load_folder(root: Path, spec: str, labels: bool = True) -> ImageData:
 
 
 def load_folder_unlabelled(root: Path) -> FileSplit:
-    """All images of `root`/train where there is such a folder, else of `root`, without labels."""
+    """Load all images of `root`/train if this folder exists, else of `root`, without labels.
+
+    Raises:
+        DiffLensError: there is no such folder, or no image in it.
+    """
     require_folder(root)
     train = root / "train"
-    found = find_images(train if train.is_dir() else root)
-    return FileSplit("train", _names(root, found), root=root)
+    paths = find_images(train if train.is_dir() else root)
+    return FileSplit("train", _names(root, paths), root=root)
 
 
 def _test_folder(root: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, and folders that its library `datasets` reads."""
+"""Data sets of the Hugging Face hub, and folders that the library `datasets` reads."""
 
 from pathlib import Path
 from typing import Any
@@ -11,29 +11,32 @@ from difflens.errors import DiffLensError, listing
 
 
 def load_hub(name: str, spec: str, labels: bool = True) -> ImageData:
-    """A Hugging Face data set: `name` is ID or ID:CONFIG, or a local folder that `datasets` reads.
+    """Load a Hugging Face data set.
 
-    The columns are found by their types: images in the first column of images, preferably "image"; labels in
-    the first of class labels, preferably "label", or else in a column of numbers or words called "label". The
-    test split is the first of test and validation that has all its labels; a data set without either is split
-    4 : 1, class by class.
+    Columns are chosen by their types. Images: "image" or "img", else the first column of images. Labels: "label",
+    "labels" or "fine_label", else the first column of class labels; or a column "label" of numbers or words. The test
+    split is the first of test and validation that has all its labels. Without such a split, the training split is
+    split 4 : 1, class by class.
+
+    Args:
+        name: ID, ID:CONFIG, or a local folder that `datasets` reads.
 
     Raises:
-        DiffLensError: `datasets` is missing, or the data set cannot be loaded or has no images or labels.
+        DiffLensError: `datasets` is not installed, or the data set cannot be loaded or has no images or labels.
     """
     splits = _hub_splits(name)
     train, classes = _hub_train(name, splits, labels)
     for key in ("test", "validation", "valid", "val"):
         if key in splits:
-            found = _hub_split(name, "test", splits[key], classes)
-            if not labels or (found.labels is not None and int(found.labels.min()) >= 0):
-                return ImageData(spec, name, classes, train, found)
+            test = _hub_split(name, "test", splits[key], classes)
+            if not labels or (test.labels is not None and int(test.labels.min()) >= 0):
+                return ImageData(spec, name, classes, train, test)
     train, test = hold_out(train)
     return ImageData(spec, name, classes, train, test)
 
 
 def load_hub_unlabelled(name: str) -> ImageSplit:
-    """The training images of a Hugging Face data set, without labels."""
+    """Load the training images of a Hugging Face data set, without labels; `name` as for `load_hub`."""
     return _hub_train(name, _hub_splits(name), labels=False)[0]
 
 
@@ -67,7 +70,7 @@ def _hub_train(name: str, splits: dict[str, Any], labels: bool) -> tuple[ImageSp
 
 
 def _hub_split(name: str, split: str, dataset: Any, classes: tuple[str, ...]) -> ImageSplit:
-    """A split with the labels of `classes`, -1 where they are secret; without labels if there are none."""
+    """Return a split with labels that count `classes`, -1 for secret ones; without labels if there are no classes."""
     import datasets
 
     images = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
@@ -75,9 +78,9 @@ def _hub_split(name: str, split: str, dataset: Any, classes: tuple[str, ...]) ->
         raise DiffLensError(
             f"the Hugging Face data set {name!r} has no column of images; {_columns(dataset)}"
         )
-    key = next((each for each in ("image", "img") if each in images), images[0])
+    key = next((column for column in ("image", "img") if column in images), images[0])
     targets = _hub_labels(name, dataset, classes) if classes else None
-    # undecoded, so that every image goes through the same decoder
+    # undecoded, so that all images go through the same decoder
     undecoded = dataset.select_columns([key]).cast_column(key, datasets.Image(decode=False))
     return LibrarySplit(split, undecoded, key, targets)
 
@@ -93,7 +96,7 @@ def _hub_labels(name: str, dataset: Any, classes: tuple[str, ...]) -> Tensor:
     values = [-1 if value is None else value for value in dataset[column]]
     if getattr(dataset.features[column], "names", None):
         return torch.tensor(values)
-    number = {"-1": -1} | {each: i for i, each in enumerate(classes)}
+    number = {"-1": -1} | {title: i for i, title in enumerate(classes)}
     unknown = sorted({str(value) for value in values} - {*number})
     if unknown:
         raise DiffLensError(
@@ -105,9 +108,9 @@ def _hub_labels(name: str, dataset: Any, classes: tuple[str, ...]) -> Tensor:
 def _label_column(name: str, dataset: Any) -> str:
     import datasets
 
-    found = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
-    if found:
-        return next((each for each in ("label", "labels", "fine_label") if each in found), found[0])
+    columns = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
+    if columns:
+        return next((key for key in ("label", "labels", "fine_label") if key in columns), columns[0])
     dtype = str(getattr(dataset.features.get("label"), "dtype", ""))
     if not dtype.startswith(("int", "uint", "string", "bool")):
         raise DiffLensError(

@@ -1,4 +1,4 @@
-"""MNIST's IDX files, and the Fashion-MNIST that comes with the package or in full."""
+"""MNIST's IDX files, and Fashion-MNIST (Xiao et al., 2017): the bundled subset and the full data set."""
 
 import gzip
 import os
@@ -21,20 +21,19 @@ FASHION_CLASSES = (
 )  # fmt: skip
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts its files."""
+"""The folder of Debian's package dataset-fashion-mnist."""
 
 _PREFIXES = {"train": "train", "test": "t10k"}
 
 
 def load_idx(folder: Path, spec: str, classes: tuple[str, ...] | None = None) -> ImageData:
-    """MNIST-style data: {train,t10k}-{images-idx3,labels-idx1}-ubyte, gzipped or not.
+    """Load MNIST-style data: {train,t10k}-{images-idx3,labels-idx1}-ubyte, gzipped or not.
 
     Args:
-        classes: names; by default "0", "1" and so on.
+        classes: the names of the classes; None: "0", "1" and so on.
 
     Raises:
-        DiffLensError: a file is missing, damaged or not what its name says, or images and labels differ in
-            number.
+        DiffLensError: a file is missing, damaged or of another type, or images and labels differ in number.
     """
     train, test = (MemorySplit(split, *read_idx_split(folder, split)) for split in ("train", "test"))
     assert train.labels is not None
@@ -46,7 +45,11 @@ def load_idx(folder: Path, spec: str, classes: tuple[str, ...] | None = None) ->
 
 
 def read_idx_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Images, uint8 (N, 1, H, W), and labels, (N,) long, of "train" or "test"."""
+    """Read the split "train" or "test": images, uint8 (N, 1, H, W), and labels, (N,) long.
+
+    Raises:
+        DiffLensError: for the reasons of `load_idx`, or the split has no images.
+    """
     if not folder.is_dir():
         raise DiffLensError(f"no such folder: {folder}; idx:FOLDER takes the folder of MNIST's IDX files")
     images = _read_idx(folder, f"{_PREFIXES[split]}-images-idx3-ubyte", dimensions=3)
@@ -59,7 +62,7 @@ def read_idx_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 def load_fashion() -> ImageData:
-    """The bundled subset of Fashion-MNIST: 10,000 training and 2,000 test images, 28 x 28, class-balanced."""
+    """Load the bundled subset of Fashion-MNIST: 10,000 training and 2,000 test images, 28 x 28, class-balanced."""
     arrays = _bundled()
     train, test = (
         MemorySplit(split, arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in _PREFIXES
@@ -68,13 +71,13 @@ def load_fashion() -> ImageData:
 
 
 def load_full_fashion() -> ImageData:
-    """All of Fashion-MNIST: 60,000 training and 10,000 test images, 28 x 28.
+    """Load all of Fashion-MNIST: 60,000 training and 10,000 test images, 28 x 28.
 
-    Read from the IDX folder that the environment variable DIFFLENS_FASHION_MNIST names, else from Debian's
-    package, else downloaded by torchvision into `cache_folder()`.
+    The files come from the folder that the environment variable DIFFLENS_FASHION_MNIST names, else from Debian's
+    package, else from a download by torchvision into `cache_folder()`.
 
     Raises:
-        DiffLensError: none of the three works.
+        DiffLensError: the files are damaged, or there are none and they cannot be downloaded.
     """
     named = os.environ.get("DIFFLENS_FASHION_MNIST")
     if named:
@@ -88,7 +91,7 @@ def load_full_fashion() -> ImageData:
 
 
 def cache_folder() -> Path:
-    """Where downloads go: $DIFFLENS_CACHE, or ~/.cache/difflens."""
+    """Return the folder of downloads: $DIFFLENS_CACHE, or ~/.cache/difflens."""
     return Path(os.environ.get("DIFFLENS_CACHE") or "~/.cache/difflens").expanduser()
 
 
@@ -115,11 +118,11 @@ def _bundled() -> dict[str, Tensor]:
     return {
         name: tensor[:, None] if name.endswith("_images") else tensor.long()
         for name, tensor in tensors.items()
-    }  # fmt: skip
+    }
 
 
 def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
-    """The uint8 array of an IDX file: a magic number 0x0000_08_dd, dd big-endian 32-bit sizes, the bytes."""
+    """Read the uint8 array of an IDX file: a magic number 0x0000_08_dd, dd big-endian 32-bit sizes, the bytes."""
     path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
     if path is None:
         raise DiffLensError(f"{folder} has neither {name}.gz nor {name}, which MNIST-style data consists of")

@@ -1,4 +1,4 @@
-"""Data sets of torchvision."""
+"""Data sets of torchvision by the name of their class."""
 
 import difflib
 import inspect
@@ -16,7 +16,7 @@ from difflens.data.sources.idx import cache_folder
 from difflens.data.split import ImageData, ImageSplit, LibrarySplit, MemorySplit, Metric, hold_out
 from difflens.errors import DiffLensError, listing
 
-# torchvision's signatures that do not speak for themselves: (training split, test split)
+# arguments of (training split, test split) that torchvision's signatures do not show
 _SPECIAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "CLEVRClassification": ({"split": "train"}, {"split": "val"}),  # its test labels are secret
     "EMNIST": ({"split": "balanced", "train": True}, {"split": "balanced", "train": False}),
@@ -24,16 +24,19 @@ _SPECIAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "Places365": ({"split": "train-standard", "small": True}, {"split": "val", "small": True}),
 }
 _NOT_BY_NAME = ("DatasetFolder", "ImageFolder", "VisionDataset")
-# take `download` but refuse it: the files have to be there
+# classes that have a parameter `download` and refuse it: their files must exist
 _NO_DOWNLOAD = ("ImageNet", "StanfordCars")
-# the field reports the mean of the classes' accuracies on these, top-1 on all others
+# data sets on which the field reports the mean accuracy of the classes; it reports top-1 on all others
 _MEAN_PER_CLASS = ("Caltech101", "FGVCAircraft", "Flowers102", "OxfordIIITPet")
 
 
 def load_torchvision(name: str, spec: str, labels: bool = True) -> ImageData:
-    """A torchvision data set by its class name in any case, downloaded into `cache_folder()` if need be.
+    """Load a torchvision data set, which is downloaded into `cache_folder()` if necessary.
 
-    One that comes without a test split, or without the labels of it, is split 4 : 1, class by class.
+    A data set without a test split, or without its labels, is split 4 : 1, class by class.
+
+    Args:
+        name: the name of torchvision's class, in upper or lower case.
 
     Raises:
         DiffLensError: there is no such data set, it is not one for classification, or it cannot be loaded.
@@ -50,30 +53,31 @@ def load_torchvision(name: str, spec: str, labels: bool = True) -> ImageData:
 
 
 def load_torchvision_unlabelled(name: str) -> ImageSplit:
-    """The training images of a torchvision data set (all of them if it has no splits), without labels."""
+    """Load the training images of a torchvision data set (all images if it has no splits), without labels."""
     make, name = _torchvision_class(name)
     return _torchvision_split(make, name, "train", _split_options(make, name)[0], labels=False)[0]
 
 
 def _torchvision_class(name: str) -> tuple[Callable[..., Any], str]:
-    known = {
-        each.lower(): each
-        for each in torchvision.datasets.__all__
-        if inspect.isclass(getattr(torchvision.datasets, each)) and each not in _NOT_BY_NAME
+    """Return torchvision's class whose name is `name` in any case, and the name as torchvision spells it."""
+    titles = {
+        title.lower(): title
+        for title in torchvision.datasets.__all__
+        if inspect.isclass(getattr(torchvision.datasets, title)) and title not in _NOT_BY_NAME
     }
-    found = known.get(name.lower())
-    if found is None:
-        near = [known[each] for each in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)]
-        every = listing(sorted(known.values()), limit=100)
-        hint = f"did you mean {', '.join(near)}?" if near else f"it has {every}"
+    title = titles.get(name.lower())
+    if title is None:
+        near = [titles[key] for key in difflib.get_close_matches(name.lower(), titles, n=3, cutoff=0.5)]
+        everything = listing(sorted(titles.values()), limit=100)
+        hint = f"did you mean {', '.join(near)}?" if near else f"it has {everything}"
         raise DiffLensError(f"torchvision has no data set {name!r}; {hint}")
-    return getattr(torchvision.datasets, found), found
+    return getattr(torchvision.datasets, title), title
 
 
 def _split_options(
     make: Callable[..., Any], name: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """Arguments to try, in order, for the training and the test split; None where there are no splits."""
+    """Return arguments to try, in order, for the training and for the test split; None if there are no splits."""
     if name in _SPECIAL:
         train, test = _SPECIAL[name]
         return [train], [test]
@@ -92,23 +96,23 @@ def _torchvision_split(
 ) -> tuple[ImageSplit, tuple[str, ...]]:
     dataset = instantiate(make, name, options)
     targets = _targets(dataset, name) if labels else None
-    pixels = _pixels(dataset)
-    found: ImageSplit = (
-        LibrarySplit(split, dataset, 0, targets) if pixels is None else MemorySplit(split, pixels, targets)
-    )
-    return found, class_names(dataset)
+    pixels, names = _pixels(dataset), class_names(dataset)
+    if pixels is None:
+        return LibrarySplit(split, dataset, 0, targets), names
+    return MemorySplit(split, pixels, targets), names
 
 
 def instantiate(
     make: Callable[..., Any], name: str, options: list[dict[str, Any]], root: Path | None = None
 ) -> Any:
-    """torchvision's data set `make`, with the first of `options` whose split it has.
+    """Return torchvision's data set `make`, with the first of `options` whose split exists.
 
     Args:
-        root: where its files are; None downloads them into `cache_folder()` if need be.
+        name: the name of the data set, for messages.
+        root: the folder of its files; None: `cache_folder()`, into which they are downloaded if necessary.
 
     Raises:
-        DiffLensError: it cannot be loaded.
+        DiffLensError: the data set cannot be loaded.
     """
     parameters = inspect.signature(make).parameters
     common: dict[str, Any] = {}
@@ -133,9 +137,9 @@ def instantiate(
 
 
 def _targets(dataset: Any, name: str) -> Tensor | None:
-    """The labels, (N,) long, without decoding the images where the labels are in one of the usual places.
+    """Return the labels, (N,) long, or None if they are secret, as those of some test splits are.
 
-    None where they are secret, as those of some test splits are.
+    Images are decoded only if no attribute of the data set holds the labels.
     """
     ends = (0, len(dataset) - 1)
     expected = [dataset[i][1] for i in ends]
@@ -165,7 +169,7 @@ def _is_scalar(target: object) -> bool:
 
 
 def _pixels(dataset: Any) -> Tensor | None:
-    """uint8 (N, C, H, W) if the data set keeps its images in memory as what its items show, else None."""
+    """Return uint8 (N, C, H, W) if the data set has the images of its items in memory, else None."""
     data = getattr(dataset, "data", None)
     if not isinstance(data, Tensor | np.ndarray) or len(data) != len(dataset):
         return None
@@ -181,7 +185,7 @@ def _pixels(dataset: Any) -> Tensor | None:
 
 
 def class_names(dataset: Any) -> tuple[str, ...]:
-    """The names that a torchvision data set gives its classes; none if it gives none."""
+    """Return the names that a torchvision data set gives its classes; () if it gives none."""
     names: Sequence[Any] = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or ()
     # ImageNet's names are tuples of synonyms
     return tuple(str(name[0] if isinstance(name, tuple) else name) for name in names)

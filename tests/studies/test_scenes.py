@@ -1,4 +1,4 @@
-"""Scenes: what is in them, what is written about them, and that it can be repeated."""
+"""Scenes: their objects, their labels, and equal bytes for an equal seed."""
 
 import json
 from collections.abc import Callable
@@ -139,7 +139,7 @@ def _opaque(root: Path) -> ScenesConfig:
         (lambda root: ScenesConfig(source=str(root / "nowhere"), out=root / "out"), "no such folder"),
         (_opaque, "no class folder with at least two images with transparency"),
         (lambda root: ScenesConfig(out=root / "out", backgrounds=("photo",)), "--photos"),
-        (lambda root: ScenesConfig(out=root / "out", objects=(3, 2)), "most-objects"),
+        (lambda root: ScenesConfig(out=root / "out", objects=(3, 2)), "--objects takes the smaller number"),
         (lambda root: ScenesConfig(out=root / "out", train=0), "train"),
     ],
 )
