@@ -173,7 +173,7 @@ def test_a_hub_id_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("spec", ["fashion", "pixels", "random:fashion"])
 def test_options_of_checkpoints_are_for_checkpoints(spec: str) -> None:
-    with pytest.raises(DiffLensError, match="no OpenAI checkpoint.*leave out --num-head-channels"):
+    with pytest.raises(DiffLensError, match=r"no OpenAI checkpoint.*leave out --num-head-channels"):
         load_backbone(spec, num_head_channels=32)
     with pytest.raises(DiffLensError, match="no OpenAI checkpoint"):
         load_backbone(spec, noise_schedule="squaredcos_cap_v2")
