@@ -1,4 +1,5 @@
-"""The command line: one command a public function. It parses, calls the function and prints the summary of its result."""
+"""The command line: one command a public function. It parses, calls the function and prints the summary of
+its result."""
 
 import errno
 import os

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-# U-Nets to pre-train: side of the images, channels per level, residual blocks per level, levels with attention (level i
-# has stride 2**i), channels per head. Scale-shift norm as in ADM; "residual": also ADM's resampling by residual blocks
-# and its normalised attention in the middle.
+# U-Nets to pre-train: side of the images, channels per level, residual blocks per level, levels with
+# attention (level i has stride 2**i), channels per head. Scale-shift norm as in ADM; "residual": also ADM's
+# resampling by residual blocks and its normalised attention in the middle.
 _ADM: dict[str, Any] = {"layers": 2, "head": 64, "groups": 32, "residual": True}
 # for CPUs, with the strides that the paper reads on ADM-256: 2, 4, 8 and 16
 _SMALL: dict[str, Any] = {"side": 64, "channels": (16, 32, 64, 96, 96), "layers": 1, "attention": (4,), "head": 16,
@@ -34,9 +34,9 @@ UNETS: dict[str, dict[str, Any]] = {
     "scenes-rgb-small": _SMALL,
 }  # fmt: skip
 
-# Encoders for the other methods of pre-training, of as many parameters as the U-Net of the same name: widths of a ResNet
-# with one basic block a stage, for BiGAN, SimCLR and supervised training; width, depth and heads of a ViT with patches of
-# 4 pixels, for masked autoencoding.
+# Encoders for the other methods of pre-training, of as many parameters as the U-Net of the same name: widths
+# of a ResNet with one basic block a stage, for BiGAN, SimCLR and supervised training; width, depth and heads
+# of a ViT with patches of 4 pixels, for masked autoencoding.
 ENCODERS: dict[str, dict[str, Any]] = {
     "tiny": {"resnet": (16, 32, 48, 96), "vit": (64, 4, 4)},
     "fashion-small": {"resnet": (32, 64, 128, 256), "vit": (128, 6, 4)},
@@ -45,8 +45,9 @@ ENCODERS: dict[str, dict[str, Any]] = {
 ENCODER_STRIDE = 8
 PATCH = 4
 
-# Pre-training recipes: a U-Net of the table above and what differs from PretrainConfig's defaults. Epochs are meant for
-# Fashion-MNIST, CIFAR-10 (rgb-32), a hundred thousand images, and ImageNet (adm-256, as long as the paper's).
+# Pre-training recipes: a U-Net of the table above and what differs from PretrainConfig's defaults. Epochs are
+# meant for Fashion-MNIST, CIFAR-10 (rgb-32), a hundred thousand images, and ImageNet (adm-256, as long as the
+# paper's).
 _RGB: dict[str, Any] = {"batch_size": 128, "learning_rate": 1e-4, "ema_decay": 0.9999, "augment": "flip"}
 _CPU: dict[str, Any] = {
     "epochs": 50,
@@ -89,8 +90,8 @@ TRAINING: dict[str, Any] = {
     "lr_schedule": "cosine", "step_epochs": 7, "label_smoothing": 0.0, "mixup": 0.0, "augment": "none",
 }  # fmt: skip
 
-# How each head trains if nothing else is said. Chosen for the bundled backbone and 10,000 labels, on training images of
-# Fashion-MNIST outside the bundled subset.
+# How each head trains if nothing else is said. Chosen for the bundled backbone and 10,000 labels, on training
+# images of Fashion-MNIST outside the bundled subset.
 HEADS: dict[str, dict[str, Any]] = {
     "linear": {"learning_rate": 3e-3, "epochs": 20},
     "mlp": {"learning_rate": 1e-3, "epochs": 12, "mixup": 0.5},
@@ -110,8 +111,8 @@ EXTRACTORS: dict[str, dict[str, Any]] = {
 # With fewer training images than this, the recipes' epochs grow, so that they make no fewer steps.
 FEW_IMAGES = 2000
 
-# The paper's runs on ImageNet-1k with ADM-256: SGD without momentum or weight decay, learning rate x0.1 every 7 of 28
-# epochs, batch 32 on each of 4 GPUs (DifFeed: 4 on each).
+# The paper's runs on ImageNet-1k with ADM-256: SGD without momentum or weight decay, learning rate x0.1 every
+# 7 of 28 epochs, batch 32 on each of 4 GPUs (DifFeed: 4 on each).
 _PAPER: dict[str, Any] = {
     "optimizer": "sgd", "weight_decay": 0.0, "lr_schedule": "step", "step_epochs": 7, "warmup_steps": 0,
     "epochs": 28, "batch_size": 128, "augment": "crop", "mixup": 0.0, "blocks": (24,), "noise_steps": (150,),
@@ -130,11 +131,11 @@ PROBE: dict[str, dict[str, Any]] = {
                       "feedback_blocks": (21, 24, 27, 30, 33, 36)},  # 77.0
 }  # fmt: skip
 
-# Semi-supervised learning needs no recipes of its own: the paper's are those above, with 1 % or 10 % of the labels
-# (`difflens.data.labels`).
+# Semi-supervised learning needs no recipes of its own: the paper's are those above, with 1 % or 10 % of the
+# labels (`difflens.data.labels`).
 
-# Fine-grained transfer: top-1 read off the paper's plot. The released code has no recipe for it, so each is the ImageNet
-# recipe of its head on another data set.
+# Fine-grained transfer: top-1 read off the paper's plot. The released code has no recipe for it, so each is
+# the ImageNet recipe of its head on another data set.
 PROBE |= {
     "paper-aircraft-linear": {**PROBE["paper-linear"], "data": "aircraft"},  # 31.5
     "paper-aircraft-attention": {**PROBE["paper-attention"], "data": "aircraft"},  # 64.0
@@ -162,9 +163,9 @@ PROBE |= {
     "paper-nabirds-diffeed": {**PROBE["paper-diffeed"], "data": "nabirds"},  # 70.7
 }
 
-# The paper's segmentation on ADE20K: UPerNet, 16,000 iterations at t = 90, mIoU 42.3 of block 24 alone, 44.3 of the four,
-# 44.0 of DifFeed. What it does not say (crop, optimiser, schedule) is the usual recipe of UPerNet in the field: crops of
-# 512, SGD, polynomial decay, 16 images.
+# The paper's segmentation on ADE20K: UPerNet, 16,000 iterations at t = 90, mIoU 42.3 of block 24 alone, 44.3
+# of the four, 44.0 of DifFeed. What it does not say (crop, optimiser, schedule) is the usual recipe of
+# UPerNet in the field: crops of 512, SGD, polynomial decay, 16 images.
 _ADE20K: dict[str, Any] = {
     "iterations": 16_000, "batch_size": 16, "optimizer": "sgd", "learning_rate": 1e-2, "weight_decay": 5e-4,
     "lr_schedule": "poly", "warmup_steps": 0, "scale": (0.5, 2.0), "side": 512, "width": 512, "noise_steps": (90,),
@@ -174,9 +175,9 @@ SEGMENT: dict[str, dict[str, Any]] = {
     "paper-ade20k-single": {**_ADE20K, "blocks": (24,)},  # 42.3
 }
 
-# The paper's figures on COCO are 41.8 box and 37.1 mask AP (read off its plot). Its schedule is not known; this is the
-# usual one of 12 epochs of Mask R-CNN: 90,000 iterations of 16 images, learning rate x0.1 after 2/3 and 8/9 of them, but
-# with squares of 512 pixels, not 800 x 1333.
+# The paper's figures on COCO are 41.8 box and 37.1 mask AP (read off its plot). Its schedule is not known;
+# this is the usual one of 12 epochs of Mask R-CNN: 90,000 iterations of 16 images, learning rate x0.1 after
+# 2/3 and 8/9 of them, but with squares of 512 pixels, not 800 x 1333.
 DETECT: dict[str, dict[str, Any]] = {
     "paper-coco": {
         "iterations": 90_000, "batch_size": 16, "optimizer": "sgd", "learning_rate": 2e-2, "weight_decay": 1e-4,

@@ -60,7 +60,7 @@ def test_what_cannot_be_right_is_named(config: Options, message: str) -> None:
         (probe(step_epochs=3), "--lr-schedule step only: leave out --step-epochs"),
         (segment(momentum=0.5), "only sgd has a momentum"),
         (segment(head="linear", width=8), "leave out --width"),
-        (probe(fresh_noise=False), "cached features keep the noise of the evaluation: leave out --fresh-noise"),
+        (probe(fresh_noise=False), "cached features keep the noise of the evaluation: leave out --no-fresh-noise"),
         (probe(augment="flip", cache_gigabytes=1.0), "leave out --cache-gigabytes"),
         (pretrain(method="mae", min_snr_gamma=5.0), "leave out --min-snr-gamma"),
     ],

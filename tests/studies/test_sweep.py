@@ -148,7 +148,7 @@ def test_small_classes_are_judged_and_single_images_named(
         ({"budget": ("infs",)}, "not 'infs'"),
         ({"blocks": (10,)}, "no block 10"),
         ({"noise_steps": (100,)}, "noise step 100 is outside"),
-        ({"classifiers": ()}, "no classifier asked for"),
+        ({"classifiers": ()}, "there is no classifier"),
         ({"pool": 0}, "pool is 0"),
     ],
     ids=str,

@@ -16,26 +16,27 @@ from difflens.errors import DiffLensError
 
 @dataclass(frozen=True, kw_only=True)
 class CkaConfig(ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions, RunOptions):
-    """Compare representations by linear CKA: block by block, noise step by noise step, pooling by pooling, model by
-    model.
+    """Compare representations by linear CKA (Kornblith et al., 2019): across blocks, noise steps, poolings
+    and models.
 
-    Reads training images without their labels. With several noise steps, an image has other noise at each.
+    The command reads training images without their labels. An image has different noise at each noise step.
     """
 
     other: str | None = None
-    """A second backbone, whose blocks are compared with the first one's."""
+    """A second backbone, whose blocks are compared with those of the first. None: no second backbone."""
     data: str = "fashion"
-    """Any data that `pretrain` takes; labels are not needed."""
+    """The images: any data that `pretrain` takes; labels are not needed."""
     pool: tuple[Natural, ...] = (16,)
-    """Sides that larger maps are average-pooled to, 0 for none; several are compared with each other, and the first
-    serves everywhere else."""
+    """Sides, in cells, that larger maps are average-pooled to; 0: no pooling. Several sides are compared with
+    each other, and the first is used for all other comparisons."""
     other_noise_step: int | None = None
-    """Of the second backbone. None: its own."""
+    """Noise step at which the second backbone is read. None: chosen by that backbone."""
     limit: Count = 2000
-    """Compare on at most so many images, drawn at random: as many as make minibatches of one size."""
+    """The most images to compare on, drawn by the seed. The number is reduced to minibatches of equal
+    size."""
 
     def check(self) -> None:
         if not self.pool:
-            raise DiffLensError("--pool takes sides in pixels, and 0 for maps that are not pooled")
+            raise DiffLensError("--pool takes at least one side, or 0 for maps that are not pooled")
         if self.other_noise_step is not None and self.other is None:
             raise DiffLensError("--other-noise-step is for a second backbone: name it with --other")

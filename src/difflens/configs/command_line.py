@@ -7,13 +7,14 @@ from difflens.configs.options import Options
 
 
 def shown_command(config: Options) -> str:
-    """The command line of every option that differs from its default, for people to paste; --out is DIR."""
+    """Return the command line that repeats a run: the options that differ from their defaults, with DIR as
+    --out."""
     words, positional = ["difflens", config.command], []
     for field in fields(config):
         value, name = getattr(config, field.name), field.name.replace("_", "-")
         if value == field.default or value is None or field.name in ("out", "resume"):
             continue
-        values = [str(each) for each in (value if isinstance(value, tuple) else (value,))]
+        values = [str(item) for item in (value if isinstance(value, tuple) else (value,))]
         if field.name in config.POSITIONAL:
             positional += values
         elif isinstance(value, bool) and isinstance(field.default, bool):

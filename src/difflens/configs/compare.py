@@ -25,20 +25,19 @@ _HEADS: dict[EvaluationProtocol, HeadChoice] = {
 
 _TITLES = {"linear": "linear", "attention": "attention", "knn": "k-NN"}
 
-
 MOST_SCORES = 5
-"""Colours that the plot tells apart."""
+"""The most columns of accuracy: the plot has as many distinct colours."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A column of the table.
+    """A column of the table: one run of `probe` for each backbone.
 
     Attributes:
-        key: of folders and files.
-        title: for people.
-        head: of the run of `probe`.
-        label_fraction: of each class that it trains on; None: all.
+        key: the name of its folders and files.
+        title: the heading of the column.
+        head: the head of the run.
+        label_fraction: the share of each class that the head trains on; None: all images.
     """
 
     key: str
@@ -49,46 +48,52 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
-    """Compare backbones by the same protocols on the same data: each is a run of `probe`, where the backbone says.
+    """Compare backbones by the same protocols on the same data.
 
-    With --resume what is finished is not done again, and backbones may be added.
+    Each protocol is a run of `probe` for each backbone. --resume skips finished runs, and backbones may be
+    added.
     """
 
     backbones: tuple[str, ...]
-    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, timm:NAME, pixels, or random: before any of them.
-    The first one is what the others are compared with."""
+    """Backbones to compare, the reference first: fashion, a diffusers folder, an OpenAI checkpoint, a hub id,
+    timm:NAME or pixels; with the prefix random: the same network untrained."""
     data: str = "fashion"
-    """Any data that `probe` takes."""
+    """The images and labels: any data that `probe` takes."""
     protocols: tuple[EvaluationProtocol, ...] = ("linear", "attention", "knn", "few")
-    """linear, whose learning rate and weight decay are chosen for each backbone on held-out training images (`probe
-    --grid`), since the scale of features differs; attention; knn; few: as linear, with a fraction of the labels."""
+    """linear, attention and knn train or fill this head on all labels; few trains a linear head on a fraction
+    of them. Linear heads choose learning rate and weight decay for each backbone (`probe --grid`), since
+    features differ in scale."""
     label_fraction: tuple[Share, ...] = (0.1,)
-    """Of each class, for the protocol few: a column for each."""
+    """few: shares of each class to train on, 0 to 1; the table has one column for each."""
     sweep: Annotated[int, Range(2)] | None = None
-    """Read each backbone where a sweep over so many training images finds it best. None: where the backbone says."""
+    """Read each backbone at the place that a sweep over so many training images recommends. None: at its
+    default place."""
     epochs: Count | None = None
-    """Of every training. None: each head's."""
+    """Epochs of each training. None: the head's."""
     width: Count | None = None
-    """Of the attention head. None: by the channels of the backbone."""
+    """attention: width of the head. None: chosen by the channels of the backbone."""
     token_side: Count | None = None
-    """Side that larger maps are pooled to before the attention head, and in a store. None: the backbone's own, and whole
-    maps in a store."""
+    """Side, in cells, that larger maps are pooled to for the attention head, and in a store. None: chosen by
+    the backbone, and whole maps in a store."""
     limit: Count | None = None
-    """Train on the first so many images only."""
+    """Train on the first so many images only. None: all."""
     store: bool = False
-    """Write the features of each backbone into a store that all protocols read: they go through the backbone once
-    instead of once each, and are rounded to float16. It stays in the run directory, and can be large."""
+    """Write the features of each backbone into a store, as float16, from which all protocols read. Images
+    then go through a backbone once, not once for each protocol. The store stays in the run directory, and can
+    be large."""
     samples: Annotated[int, Range(0, 10**6)] = 500
-    """Images to draw from each trained backbone that generates, for their Fréchet distance to as many test images. 0
-    draws none."""
+    """Images to generate with each trained diffusion model or BiGAN, for the Fréchet distance to as many test
+    images. 0: none."""
     features: str | None = None
-    """The feature space of that distance, as for `fidelity`. None: the first backbone's."""
+    """Feature space of the Fréchet distance, as for `fidelity`. None: that of the first backbone."""
     seeds: Count = 1
-    """Repeat with so many seeds, from `seed` up, and give mean and standard deviation."""
+    """Repeat with so many seeds, from --seed up, and report mean and standard deviation."""
 
     def check(self) -> None:
         if not self.backbones or not self.protocols:
-            raise DiffLensError("nothing to compare: --backbones and --protocols each take at least one")
+            raise DiffLensError(
+                "nothing to compare: --backbones and --protocols take at least one value each"
+            )
         if self.samples == 1:
             raise DiffLensError("a distance needs at least two images: --samples 0 draws none")
         if "few" in self.protocols and not self.label_fraction:
@@ -103,36 +108,37 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """What every backbone goes through."""
-        plain = {
-            each: Trial(each, _TITLES[each], _HEADS[each], None) for each in self.protocols if each != "few"
-        }
-        few = [Trial(f"few-{share:g}", f"{100 * share:g} % of labels", _HEADS["few"], share)
-               for share in dict.fromkeys(self.label_fraction)]  # fmt: skip
-        return tuple(
-            trial
-            for each in dict.fromkeys(self.protocols)
-            for trial in (few if each == "few" else [plain[each]])
-        )
+        """The columns of the table: the trials of each backbone."""
+        trials = []
+        for name in dict.fromkeys(self.protocols):
+            if name != "few":
+                trials.append(Trial(name, _TITLES[name], _HEADS[name], None))
+                continue
+            for share in dict.fromkeys(self.label_fraction):
+                trials.append(Trial(f"few-{share:g}", f"{100 * share:g} % of labels", _HEADS[name], share))
+        return tuple(trials)
 
     def backbone(self, spec: str) -> BackboneConfig:
+        """Return the configuration of the backbone `spec`."""
         return BackboneConfig.of(self, spec)
 
     @property
     def _common(self) -> dict[str, Any]:
-        """What every run on a backbone is told alike."""
+        """The options of all runs on a backbone."""
         return {
-            "seed": self.seed, "num_head_channels": self.num_head_channels, "noise_schedule": self.noise_schedule,
+            "seed": self.seed,
+            "num_head_channels": self.num_head_channels,
+            "noise_schedule": self.noise_schedule,
             "device": self.device,
-        }  # fmt: skip
+        }
 
     @property
     def _reading(self) -> dict[str, Any]:
-        """What every run that reads the data is told besides."""
+        """The options of all runs that read the data."""
         return {"data": self.data, "on_bad_image": self.on_bad_image, "workers": self.workers, **self._common}
 
     def places(self, spec: str) -> SweepConfig:
-        """The run of `sweep` that finds where to read a backbone."""
+        """Return the run of `sweep` that chooses the place at which a backbone is read."""
         return SweepConfig(
             out=self.folder(spec) / "sweep",
             backbone=spec,
@@ -144,18 +150,19 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
 
     @property
     def space(self) -> str:
-        """Where Fréchet distances are measured."""
+        """The feature space of the Fréchet distance."""
         return self.features or self.backbones[0]
 
     def folder(self, spec: str) -> Path:
-        """What is done with a backbone lies here."""
+        """Return the folder of a backbone's runs."""
         return self.out / quote(spec, safe="")
 
     def samples_of(self, spec: str) -> Path:
+        """Return the folder of a backbone's generated images."""
         return self.folder(spec) / "samples"
 
     def generate(self, spec: str, sampler: SamplerName) -> GenerateConfig:
-        """The run of `generate` that draws a backbone's samples."""
+        """Return the run of `generate` that draws a backbone's samples."""
         return GenerateConfig(
             out=self.samples_of(spec),
             n=self.samples,
@@ -167,28 +174,43 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
         )
 
     def fidelity(self, spec: str) -> FidelityConfig:
-        """What measures them."""
+        """Return the run of `fidelity` that measures a backbone's samples."""
         return FidelityConfig(
             samples=self.samples_of(spec), features=self.space, limit=self.samples, **self._reading
         )
 
     def extract(self, spec: str, place: tuple[int, int]) -> ExtractConfig:
-        """The run of `extract` that makes a backbone's store."""
+        """Return the run of `extract` that writes a backbone's store, at one place."""
         return ExtractConfig(
-            out=self.folder(spec) / "store", backbone=spec, blocks=place[:1], noise_steps=place[1:],
-            pool=self.token_side or 0, limit=self.limit, image_size=self.image_size, resume=True, **self._reading,
-        )  # fmt: skip
+            out=self.folder(spec) / "store",
+            backbone=spec,
+            blocks=place[:1],
+            noise_steps=place[1:],
+            pool=self.token_side or 0,
+            limit=self.limit,
+            image_size=self.image_size,
+            resume=True,
+            **self._reading,
+        )
 
     def probe(self, spec: str, trial: Trial, place: tuple[int, int] | None) -> ProbeConfig:
-        """The run of `probe` that a trial is, at a place of the backbone's, or where the backbone says."""
+        """Return the run of `probe` for a trial of a backbone, at a place; None: at the backbone's default
+        place."""
         return ProbeConfig(
-            out=self.folder(spec) / trial.key, backbone=spec,
+            out=self.folder(spec) / trial.key,
+            backbone=spec,
             blocks=None if place is None else place[:1],
             noise_steps=None if place is None else place[1:],
-            head=trial.head, label_fraction=trial.label_fraction, grid=trial.head == "linear",
+            head=trial.head,
+            label_fraction=trial.label_fraction,
+            grid=trial.head == "linear",
             epochs=None if trial.head == "knn" else self.epochs,
             width=self.width if trial.head == "attention" else None,
             pool=self.token_side if trial.head == "attention" else None,
             store=self.folder(spec) / "store" if self.store else None,
-            limit=self.limit, seeds=self.seeds, image_size=self.image_size, resume=True, **self._reading,
-        )  # fmt: skip
+            limit=self.limit,
+            seeds=self.seeds,
+            image_size=self.image_size,
+            resume=True,
+            **self._reading,
+        )

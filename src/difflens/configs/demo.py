@@ -7,20 +7,20 @@ from difflens.configs.options import BackboneOptions, Count, NonNegative, Resume
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(BackboneOptions, ResumeOptions):
-    """Read the bundled backbone with every head on the bundled images, and write a report.
+    """Train each head on the bundled backbone and images, and write a report.
 
-    Takes a few minutes on two CPU cores. A backbone or data of your own can be put in.
+    The demo takes a few minutes on two CPU cores. It also accepts another backbone or other data.
     """
 
     data: str = "fashion"
-    """Any data that `probe` takes."""
+    """The images and labels: any data that `probe` takes."""
     train_images: Count | None = None
-    """Train on the first so many images only."""
+    """Train on the first so many images only. None: all."""
     test_images: Count | None = None
-    """Evaluate on the first so many images only."""
+    """Evaluate on the first so many images only. None: all."""
     effort: NonNegative = 1.0
-    """Multiplies the number of epochs of every head."""
+    """Factor of the number of epochs of each head."""
     samples: Count = 36
-    """Images to generate."""
+    """Number of images to generate."""
     sampling_steps: Count = 30
-    """DDIM steps."""
+    """DDIM steps for each generated image."""

@@ -28,49 +28,61 @@ class DenseConfig(OptimiserOptions, ExtractorOptions, BackboneOptions, ResumeOpt
     data: Path | None = None
     """Folder of the data set, in one of the layouts that the README names."""
     train: tuple[Path, Path] | None = None
-    """Instead of --data: the folder of training images, and that of their masks (detect: their JSON file)."""
+    """Instead of --data: the folder of training images, and the folder of their masks (detect: their JSON
+    file)."""
     val: tuple[Path, Path] | None = None
-    """Instead of --data: the same for the validation images."""
+    """Instead of --data: the folder of validation images, and the folder of their masks (detect: their JSON
+    file)."""
     preset: str | None = None
-    """A recipe of `difflens.presets`: paper-ade20k or paper-ade20k-single for segment, paper-coco for detect."""
+    """A recipe of `difflens.presets`: paper-ade20k or paper-ade20k-single for segment, paper-coco for detect.
+    None: the default recipe."""
     side: Count | None = None
-    """Side of the squares that the network sees, in pixels. None: the side that the backbone was trained on."""
+    """Side of the squares that the network reads, in pixels. None: the side that the backbone was trained
+    on."""
     width: Count | None = None
     """Channels of the head. None: 256 for maps of 512 channels and more, else 64."""
     iterations: Count | None = None
-    """Batches of training. None: the preset's, or 2000 to segment and 3000 to detect."""
+    """Number of training steps. None: the preset's, or 2000 for segment and 3000 for detect."""
     momentum: Share = 0.9
-    """sgd: momentum."""
+    """sgd: momentum, 0 to 1."""
     lr_schedule: ScheduleKind | None = None
-    """Learning rate after the warm-up: poly, (1 - i/n)^0.9; step, times 0.1 at each of --step-at; cosine to zero; or
-    constant. None: the preset's, or poly to segment and step to detect."""
+    """Learning rate after the warm-up: poly, (1 - i/n)^0.9; step, times 0.1 at each of --step-at; cosine to
+    zero; or constant. None: the preset's, or poly for segment and step for detect."""
     step_at: tuple[Share, ...] = (0.667, 0.889)
-    """step: shares of the iterations; the default is the usual schedule of Mask R-CNN."""
+    """step: shares of the iterations, 0 to 1, at which the learning rate falls. The default is Mask R-CNN's
+    schedule (He et al., 2017)."""
     scale: tuple[Annotated[float, Range(0.05, 1)], Annotated[float, Range(0.05, 20)]] | None = None
-    """Training images are scaled by a factor between these, and cropped. None: 0.5 2 to segment, 0.8 1.25 to detect."""
+    """The smallest and the largest factor by which training images are scaled before they are cropped. None:
+    the preset's, or 0.5 2 for segment and 0.8 1.25 for detect."""
     augment: Literal["none", "flip"] = "flip"
-    """flip mirrors half of the training images."""
+    """flip mirrors a training image with probability 1/2; none mirrors no image."""
     image_fraction: Share | None = None
-    """Train on this share of the images, drawn by the seed. None: all."""
+    """Train on this share of the images, 0 to 1, drawn by the seed. None: all."""
     on_bad_annotation: OnBadAnnotation = "error"
-    """skip leaves out annotations that cannot be right, and counts them."""
+    """error stops at bad annotations and names them; skip leaves them out and counts them."""
     checkpoint_minutes: Annotated[NonNegative, MAY_CHANGE] = 5.0
-    """Minutes between two checkpoints."""
+    """Minutes between two checkpoints, from which --resume continues."""
     workers: Annotated[Natural | None, MAY_CHANGE] = None
     """Processes that decode images. None: chosen by the machine and the number of images."""
 
     @property
     def memory_advice(self) -> str:
         return (
-            "lower --batch-size, --side or --width, or read a frozen backbone with --precision bfloat16; feedback keeps "
-            "less with --checkpoint-activations"
+            "lower --batch-size, --side or --width, or read a frozen backbone with --precision bfloat16; "
+            "feedback takes less memory with --checkpoint-activations"
         )
 
     def recipe(self) -> Mapping[str, Any]:
-        return {
-            "extractor": "frozen", "batch_size": 8, "optimizer": "adamw", "weight_decay": 0.01, "learning_rate": 1e-3,
-            **({"learning_rate": 3e-4, "layer_decay": 0.85} if self.extractor == "finetuned" else {}),
-        }  # fmt: skip
+        recipe = {
+            "extractor": "frozen",
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "weight_decay": 0.01,
+            "learning_rate": 1e-3,
+        }
+        if self.extractor == "finetuned":
+            recipe |= {"learning_rate": 3e-4, "layer_decay": 0.85}
+        return recipe
 
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
         yield from super().without_effect()

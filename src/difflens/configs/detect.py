@@ -9,7 +9,7 @@ from difflens.choices import DetectionHeadName
 from difflens.configs.dense import DenseConfig
 from difflens.configs.options import Range
 
-_USUAL: dict[str, Any] = {"iterations": 3000, "lr_schedule": "step", "scale": (0.8, 1.25), "proposals": 256}
+_RECIPE: dict[str, Any] = {"iterations": 3000, "lr_schedule": "step", "scale": (0.8, 1.25), "proposals": 256}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +19,12 @@ class DetectConfig(DenseConfig):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = presets.DETECT
 
     head: DetectionHeadName | None = None
-    """mask-rcnn, or faster-rcnn for boxes alone. None: mask-rcnn where the data has masks."""
+    """mask-rcnn, or faster-rcnn for boxes alone. None: mask-rcnn if the data has masks, else faster-rcnn."""
     proposals: Annotated[int, Range(4)] | None = None
-    """Regions that are looked at in an image. None: the preset's, or 256."""
+    """Number of region proposals in an image. None: the preset's, or 256."""
 
     def recipe(self) -> Mapping[str, Any]:
-        return {**super().recipe(), **_USUAL, **presets.DETECT.get(self.preset or "", {})}
+        return {**super().recipe(), **_RECIPE, **presets.DETECT.get(self.preset or "", {})}
 
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
         yield from super().without_effect()

@@ -1,18 +1,18 @@
-"""Commands and run directories of earlier versions, with the names of today."""
+"""Reads commands and run directories of earlier versions under the names of this version."""
 
 from collections.abc import Mapping
 from typing import Any
 
 FORMER_COMMANDS = {"rivals": "compare"}
-"""Command words of earlier versions, and those of today."""
+"""Command words of earlier versions, and the words of this version."""
 
 _OPTIONS = {"warmup_iterations": "warmup_steps", "ruler": "reference_distances"}
 
 
 def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration that a run directory of any version holds, as this version would write it.
+    """Return a stored configuration of any version in the form in which this version writes it.
 
-    Version 0.1 recorded `--flip`, `--warmup-epochs`, the head diffeed, and defaults of options without effect.
+    Version 0.1 stored `--flip`, `--warmup-epochs`, the head diffeed, and defaults of options without effect.
     """
     record = {_OPTIONS.get(key, key): value for key, value in stored.items()}
     record["command"] = command = FORMER_COMMANDS.get(record.get("command", ""), record.get("command"))

@@ -9,30 +9,33 @@ from difflens.configs.options import CheckpointOptions, Count, PlaceOptions, Ran
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig(ReadingOptions, PlaceOptions, CheckpointOptions, RunOptions):
-    """Show a backbone's features as pictures, and with --run where the head of a probe looks.
+    """Show a backbone's features as pictures and, with --run, what the head of a probe uses.
 
-    Principal components of maps over noise steps and nearest neighbours, for a few test images or your own; of an
-    attention head or DifFormer its attention, of a linear head which blocks its weights use.
+    Shows principal components of maps over noise steps, and nearest neighbours, of a few test images or of
+    your own images. With --run also: the attention of an attention head or DifFormer, or the blocks that a
+    linear head's weights use.
     """
 
     backbone: str | None = None
-    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id, timm:NAME, or random: before any of them. None: the
-    run's, or fashion."""
+    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id or timm:NAME; with the prefix random: the
+    same network untrained. None: the run's, or fashion."""
     run: Path | None = None
-    """Run directory, or model/ folder, of a probe with a linear or attention head or DifFormer."""
+    """Run directory, or model/ folder, of a probe with a linear or attention head or DifFormer. None: show
+    features alone."""
     data: str | None = None
-    """Any data that `probe` takes. None: the run's, or fashion."""
+    """The images and labels: any data that `probe` takes. None: the run's, or fashion."""
     images: tuple[Path, ...] = ()
-    """Image files or folders to show. None: test images, one of each class in turn."""
+    """Image files or folders to show. Without it: test images, one of each class in turn."""
     count: Annotated[int, Range(1, 64)] = 4
-    """Show so many images."""
+    """Number of images to show."""
     block: int | None = None
-    """Where neighbours are near. None: the backbone's."""
+    """Block in whose features nearest neighbours are searched. None: chosen by the backbone."""
     noise_step: int | None = None
-    """Where neighbours are near. None: the backbone's."""
+    """Noise step at whose features nearest neighbours are searched. None: chosen by the backbone."""
     pool: Count = 2
-    """Side that maps are pooled to before neighbours are looked for."""
+    """Side, in cells, that maps are average-pooled to for the search of neighbours."""
     neighbours: Annotated[int, Range(1, 12)] = 6
-    """Show so many neighbours of an image."""
+    """Number of nearest neighbours to show for each image."""
     limit: Count = 2000
-    """Look for neighbours among so many training images, and measure heads on at most so many test images."""
+    """The most training images among which neighbours are searched, and the most test images to measure heads
+    on."""

@@ -21,33 +21,36 @@ _SPLITS: tuple[SplitName, ...] = ("train", "test")
 class ExtractConfig(ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions, ResumeOptions):
     """Write the features of a data set at chosen blocks and noise steps into a folder.
 
-    A stopped extraction goes on with --resume, and ends with the same bytes; noise steps may be added to a finished
-    one that way. `difflens probe --store` trains heads on the result.
+    --resume continues a stopped extraction, which ends with the same bytes. It can also add noise steps to a
+    finished one. `difflens probe --store` trains heads on the result.
     """
 
     data: str = "fashion"
-    """Any data that `probe` takes."""
+    """The images: any data that `probe` takes."""
     unlabelled: bool = False
-    """Take all images of `data` as one split without labels, from any folder of images."""
+    """Read all images of --data as one split without labels. The data may be any folder of images."""
     splits: tuple[SplitName, ...] = _SPLITS
-    """Which splits to read."""
+    """Splits to read: train, test or both."""
     pool: Natural = 0
-    """Average-pool larger maps to this side; 0: keep them whole."""
+    """Side, in cells, that larger maps are average-pooled to; 0: no pooling."""
     dtype: StoreType = "float16"
-    """Of the stored numbers."""
+    """Type of the stored numbers."""
     draws: Count = 1
-    """Average the maps over so many noises."""
+    """Number of noise samples that the maps are averaged over."""
     limit: Count | None = None
-    """Only the first so many training images, as for `probe`; of a single split, so many of that."""
+    """Read the first so many training images only, or so many images of the split if a single one is read.
+    None: all."""
     format: StoreFormat = "safetensors"
-    """parquet is a table for other programs; difflens does not read it back."""
+    """safetensors, which `probe --store` reads; or parquet, a table for other programs, which difflens does
+    not read."""
     shard_megabytes: Count = 128
-    """About how large each file is, and so how much a stop may lose and how much memory a noise step takes."""
+    """Approximate size of each file in megabytes. A stop loses at most one file; a larger file takes more
+    memory."""
 
     def check(self) -> None:
         if not self.splits:
-            raise DiffLensError("no split asked for: --splits takes train, test or both")
+            raise DiffLensError("there is no split to read: --splits takes train, test or both")
         if self.unlabelled and self.splits != _SPLITS:
-            raise DiffLensError("--unlabelled takes all images as one split: leave out --splits")
+            raise DiffLensError("--unlabelled reads all images as one split: leave out --splits")
         if self.format == "parquet" and self.dtype == "bfloat16":
-            raise DiffLensError("parquet knows no bfloat16: ask for float16 or float32")
+            raise DiffLensError("parquet has no type bfloat16: use --dtype float16 or float32")

@@ -11,31 +11,34 @@ from difflens.configs.options import MAY_CHANGE, CheckpointOptions, Count, Range
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityConfig(ReadingOptions, CheckpointOptions, SeedOptions):
-    """Compare generated images with real ones, in a feature space of your choice."""
+    """Measure the distance of generated images to real ones in a feature space of your choice."""
 
     samples: Path
     """Folder of generated images, or a run directory of `difflens generate`."""
     data: str = "fashion"
     """The real images: any data that `probe` takes, or a folder of images in any arrangement."""
     split: Literal["train", "test"] = "test"
-    """Which of the real images."""
+    """Split of the real images, if the data has splits."""
     features: str = "fashion"
-    """Any backbone that `probe` takes; a trained model's folder, whose classifier's input is the space; or inception."""
+    """The feature space: any backbone that `probe` takes; the folder of a trained model, for the input of its
+    classifier; or inception, Inception-v3 as in the standard FID."""
     block: int | None = None
-    """Block of the backbone, averaged over places. None: the backbone's choice."""
+    """Block of the backbone whose maps, averaged over all positions, are the features. None: chosen by the
+    backbone."""
     noise_step: int | None = None
-    """Noise step at which it is read. None: likewise."""
+    """Noise step at which the block is read. None: chosen by the backbone."""
     reference_distances: Annotated[bool, tyro.conf.arg(aliases=("--ruler",))] = False
-    """Also measure as many images of the other split, and these with a little noise, to compare with."""
+    """Also measure the reference distances: those of as many images of the other split, without and with a
+    little noise."""
     limit: Annotated[int, Range(2)] | None = None
-    """Only so many images of each set, chosen at random."""
+    """The most images of each set, drawn by the seed. None: all."""
     kid_subsets: Count = 100
-    """Subsets of images over which KID is averaged."""
+    """Number of subsets of images over which KID is averaged."""
     kid_subset_size: Annotated[int, Range(2)] = 1000
-    """Images in each subset."""
+    """Number of images in each subset."""
     out: Annotated[Path | None, MAY_CHANGE] = None
-    """Run directory that keeps the figures, for `report`. None: they are printed only."""
+    """Run directory for the results, which `report` reads. None: print them only."""
     device: Annotated[Literal["cpu"] | None, MAY_CHANGE] = None
     """cpu keeps the computation off the GPU."""
     inception_weights: Path | None = None
-    """The weights that torch-fidelity would download."""
+    """inception: file of the weights. None: torch-fidelity downloads them."""

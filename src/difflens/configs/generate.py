@@ -19,20 +19,22 @@ from difflens.configs.options import (
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(PrecisionOptions, BackboneOptions, ResumeOptions):
-    """Draw images from a backbone into a folder of PNGs.
+    """Generate images with a backbone, as PNG files in a folder.
 
-    Image k depends on the seed and on k alone: the same file for any --n and any number of processes. Another
-    --batch-size may change a pixel by one grey level. A stopped run goes on with --resume, and a finished one grows
-    that way to a larger --n.
+    Image k depends only on the seed and on k: the file is the same for any --n and any number of processes.
+    Another --batch-size may change a pixel by one grey level. --resume continues a stopped run, and extends a
+    finished one to a larger --n.
     """
 
     n: Annotated[int, Range(1, 10**6), MAY_CHANGE, tyro.conf.arg(aliases=("-n",))]
-    """How many images, at most a million."""
+    """Number of images, at most a million."""
     sampler: SamplerName = "ddim"
-    """dpm-solver is DPM-Solver++ 2M. Of a BiGAN's generator, which needs one pass, neither this nor steps nor eta."""
+    """ddpm, ddim, or dpm-solver (DPM-Solver++ 2M). A BiGAN's generator needs one pass and no sampler, --steps
+    or --eta."""
     steps: Count | None = None
-    """Of the sampler. None: 50 for ddim, 20 for dpm-solver, the whole schedule for ddpm."""
+    """Steps of the sampler. None: 50 for ddim, 20 for dpm-solver, the whole schedule for ddpm."""
     eta: Share = 0.0
-    """Of ddim: how much noise each step adds, 0 to 1."""
+    """ddim: share of the noise that each step adds, 0 (deterministic) to 1 (as ddpm)."""
     batch_size: Count | None = None
-    """Images at a time. Batches are always full: fewer images cost as much. None: 64, fewer beyond 32 pixels."""
+    """Images in a batch. Batches are always full, so fewer images take as long. None: 64, or fewer for images
+    of more than 32 pixels."""

@@ -1,11 +1,11 @@
-"""Option groups that commands compose, a range beside each number, and what every command does with its options.
+"""Option groups that commands compose, the range of each number, and the functions that check options.
 
-    resolve    fills in what was left out: the preset's value, or else what suits the other options
-    validate   refuses what is out of range, has no effect, or does not go together
-    recorded   says which options make a run the same run
+    resolve    fills in options that are None: with the preset's value, or else the recipe's
+    validate   refuses options that are out of range, have no effect, or contradict each other
+    recorded   returns the options that identify a run, which --resume compares
 
-A group is a dataclass of keyword arguments. A command's configuration inherits the groups that it needs, so flags stay
-flat and each option is declared once.
+A group is a dataclass of keyword arguments. A command's configuration inherits the groups that it needs, so
+flags stay flat and each option is declared once.
 """
 
 import dataclasses
@@ -30,7 +30,8 @@ C = TypeVar("C", bound="Options")
 
 @dataclass(frozen=True)
 class Range:
-    """The smallest and the largest value of a number, or of each number in a tuple. It must be finite."""
+    """The smallest and the largest value of a number, or of each number in a tuple. Numbers must be
+    finite."""
 
     least: float
     most: float | None = None
@@ -42,6 +43,7 @@ class _MayChange:
 
 
 MAY_CHANGE = _MayChange()
+"""The mark of options that --resume does not compare."""
 
 Natural = Annotated[int, Range(0)]
 Count = Annotated[int, Range(1)]
@@ -52,53 +54,53 @@ NonNegative = Annotated[float, Range(0)]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of every command's configuration."""
+    """Base of the configuration of a command."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Recipes of the command, by name."""
+    """The recipes of the command, by name."""
     POSITIONAL: ClassVar[tuple[str, ...]] = ()
-    """Options that are given without a flag."""
+    """The options without a flag."""
     HAS_DIRECTORY: ClassVar[bool] = True
-    """Does the command need --out?"""
+    """True if the command needs --out."""
 
     @property
     def command(self) -> str:
-        """The command's name: `ProbeConfig` configures probe."""
+        """The name of the command: `ProbeConfig` gives "probe"."""
         return type(self).__name__.removesuffix("Config").lower()
 
     @property
     def memory_advice(self) -> str:
-        """Options that help where the GPU has too little memory."""
+        """The advice of the error message if the GPU has too little memory."""
         return "lower --batch-size"
 
     def expanded(self) -> Self:
-        """The configuration with shorthands replaced by the options that they stand for."""
+        """Return the configuration with shorthands replaced by the options that they stand for."""
         return self
 
     def chosen(self, name: str, default: Any = None) -> Any:
-        """The option, or else the preset's value of it, or else `default`."""
+        """Return the value of the option `name`, or else the preset's value, or else `default`."""
         value = getattr(self, name)
         if value is not None:
             return value
         return self.PRESETS.get(getattr(self, "preset", None) or "", {}).get(name, default)
 
     def recipe(self) -> Mapping[str, Any]:
-        """Values of options that were left at None."""
+        """Return the values of options that are None, by name."""
         return {}
 
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
-        """Options that change nothing beside the others: the reason, and their names."""
+        """Yield the options that have no effect with the others: the reason, and their names."""
         yield from ()
 
     def check(self) -> None:
-        """Raise DiffLensError if options do not go together."""
+        """Raise DiffLensError if options contradict each other."""
 
 
 def resolve(config: C) -> C:
-    """Fill in every option that was left at None and has a value in the recipe.
+    """Fill in all options that are None and have a value in the recipe.
 
     Raises:
-        DiffLensError: as `validate`.
+        DiffLensError: for the reasons of `validate`, or options contradict each other.
     """
     config = config.expanded()
     validate(config)
@@ -114,11 +116,11 @@ def resolve(config: C) -> C:
 
 
 def validate(config: Options) -> None:
-    """Check the options as they were given.
+    """Check the options as the user gave them.
 
     Raises:
-        DiffLensError: a number is out of its range, a word is not among the choices, there is no such preset, or an
-            option has no effect.
+        DiffLensError: a number is out of its range, a word is not among the choices, there is no such preset,
+            or an option has no effect.
     """
     for name, hint in _hints(type(config)).items():
         _check_value(name, getattr(config, name), hint)
@@ -127,13 +129,15 @@ def validate(config: Options) -> None:
         raise DiffLensError(f"no preset {preset!r}; there are {listing(list(config.PRESETS))}")
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for reason, names in config.without_effect():
-        given = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) != defaults[name]]
+        given = {name: getattr(config, name) for name in names if getattr(config, name) != defaults[name]}
         if given:
-            raise DiffLensError(f"{reason}: leave out {listing(given)}")
+            # a flag that is on by default is given as --no-FLAG
+            flags = [f"--{'no_' * (value is False)}{name}".replace("_", "-") for name, value in given.items()]
+            raise DiffLensError(f"{reason}: leave out {listing(flags)}")
 
 
 def recorded(config: Options) -> dict[str, Any]:
-    """The options that make a run the same run, as plain values: all but those that may change on --resume."""
+    """Return the options that identify a run, as plain values: all but those that --resume may change."""
     hints = _hints(type(config))
     return {
         name: _plain(value)
@@ -143,35 +147,35 @@ def recorded(config: Options) -> dict[str, Any]:
 
 
 def changeable(kind: type[Options]) -> set[str]:
-    """Names of the options that may differ between a run and its continuation."""
+    """Return the names of the options that may differ between a run and its continuation."""
     return {name for name, hint in _hints(kind).items() if MAY_CHANGE in _metadata(hint)}
 
 
 def given(value: T | None) -> T:
-    """An option that `resolve` has filled in."""
+    """Return the value of an option that `resolve` has filled in, so that it is not None."""
     assert value is not None, "the recipe fills this in"
     return value
 
 
 def _check_value(name: str, value: object, hint: Any) -> None:
+    """Raise DiffLensError if a value is not among the choices or in the ranges of its type hint."""
     if value is None:
         return
     if isinstance(value, tuple):
-        for number, each in enumerate(value):
-            _check_value(name, each, _element(hint, number))
+        for number, item in enumerate(value):
+            _check_value(name, item, _element(hint, number))
         return
     choices = [choice for part in _parts(hint) if get_origin(part) is Literal for choice in get_args(part)]
     if choices and value not in choices:
-        raise DiffLensError(
-            f"no {name.replace('_', '-')} {value!r}; there are {listing([each for each in choices if each])}"
-        )
-    for range_ in (each for each in _metadata(hint) if isinstance(each, Range)):
+        known = listing([choice for choice in choices if choice])
+        raise DiffLensError(f"no {name.replace('_', '-')} {value!r}; there are {known}")
+    for range_ in (mark for mark in _metadata(hint) if isinstance(mark, Range)):
         assert isinstance(value, int | float)
         require(**{f"--{name}": (value, range_.least, range_.most)})
 
 
 def _parts(hint: Any) -> Iterator[Any]:
-    """The hint, and the members of its unions, without their annotations."""
+    """Yield a type hint and the members of its unions, without `Annotated`."""
     if get_origin(hint) is Annotated:
         hint = hint.__origin__
     yield hint
@@ -181,38 +185,39 @@ def _parts(hint: Any) -> Iterator[Any]:
 
 
 def _metadata(hint: Any) -> list[object]:
-    """What annotates the hint or a member of its unions."""
+    """Return the metadata of `Annotated` in a type hint and in the members of its unions."""
     if get_origin(hint) is Annotated:
         return [*hint.__metadata__, *_metadata(hint.__origin__)]
     if get_origin(hint) in (tuple, Literal):
         return []
-    return [each for part in get_args(hint) for each in _metadata(part)]
+    return [mark for part in get_args(hint) for mark in _metadata(part)]
 
 
 def _element(hint: Any, number: int) -> Any:
-    """The hint of one element of a tuple."""
+    """Return the type hint of one element of a tuple."""
     kinds = next(get_args(part) for part in _parts(hint) if get_origin(part) is tuple)
     return kinds[0] if kinds[-1] is Ellipsis else kinds[number]
 
 
 def _hints(kind: type[Options]) -> dict[str, Any]:
+    """Return the type hints of a configuration's options, by name."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def _plain(value: object) -> object:
-    """Paths as text, as YAML and JSON take them."""
+    """Return a value that YAML and JSON can hold: a list for a tuple, text for a path."""
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedOptions(Options):
-    """What is drawn at random."""
+    """The seed of a run."""
 
     seed: Seed = 0
-    """Seed of everything that is drawn: weights, order, augmentation, noise, choices of images."""
+    """Seed of all that is random: weights, order, augmentation, noise, choices of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,9 +225,9 @@ class RunOptions(SeedOptions):
     """A run directory, and the device."""
 
     out: Annotated[Path, MAY_CHANGE]
-    """Run directory."""
+    """Run directory, which is created; it must be empty or new, unless --resume continues the run in it."""
     device: Annotated[Literal["cpu"] | None, MAY_CHANGE] = None
-    """cpu keeps the run off the GPU."""
+    """cpu keeps the run off the GPU. None: a GPU if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,22 +235,22 @@ class ResumeOptions(RunOptions):
     """A run that can be continued."""
 
     resume: Annotated[bool, MAY_CHANGE] = False
-    """Continue the run in --out."""
+    """Continue the run in --out, with the same options."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions(Options):
-    """How images are read."""
+    """The reading of images."""
 
     on_bad_image: Annotated[OnBadImage, MAY_CHANGE] = "error"
-    """skip leaves out images that cannot be read, and lists them."""
+    """error stops at the first image that cannot be read; skip leaves such images out and lists them."""
     workers: Annotated[Natural | None, MAY_CHANGE] = None
     """Processes that decode images. None: chosen by the machine and the number of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointOptions(Options):
-    """Options of an OpenAI checkpoint, which its weights do not show, and the size of the images."""
+    """The settings of an OpenAI checkpoint that its weights do not show, and the size of the images."""
 
     num_head_channels: Count = 64
     """Channels per attention head of an OpenAI checkpoint."""
@@ -260,8 +265,8 @@ class BackboneOptions(CheckpointOptions):
     """The backbone that is read."""
 
     backbone: str = "fashion"
-    """fashion, a diffusers folder, a folder that pretrain wrote, an OpenAI checkpoint, a hub id, timm:NAME, pixels, or
-    random: before any of them for the same network untrained."""
+    """fashion, a diffusers folder, a folder that pretrain wrote, an OpenAI checkpoint, a hub id, timm:NAME or
+    pixels; with the prefix random: the same network untrained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,12 +274,13 @@ class PrecisionOptions(Options):
     """The backbone's arithmetic."""
 
     precision: Precision = "float32"
-    """Floating-point format of the frozen backbone. Heads are always trained in float32."""
+    """Floating-point format of the frozen backbone: float32, bfloat16 or float16. Heads are always trained in
+    float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceOptions(Options):
-    """The places that are read: every block at every noise step."""
+    """The places that are read: each block at each noise step."""
 
     blocks: tuple[int, ...] | None = None
     """Blocks to read. None: chosen by the backbone and the command."""
@@ -287,7 +293,8 @@ class CacheOptions(Options):
     """Memory for cached features."""
 
     cache_gigabytes: Annotated[NonNegative, MAY_CHANGE] = 4.0
-    """Features beyond this size lie in a file in the run directory, not in memory."""
+    """Size in gigabytes beyond which cached features are kept in files in the run directory, not in
+    memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,13 +302,15 @@ class ExtractorOptions(PrecisionOptions, PlaceOptions):
     """The extractor: the frozen backbone, DifFeed's second pass, or a backbone that is trained too."""
 
     extractor: ExtractorName | None = None
-    """frozen, feedback (DifFeed: decoder maps return to the encoder), or finetuned. None: the preset's, or frozen."""
+    """frozen, feedback (DifFeed: decoder maps return to the encoder), or finetuned. None: the preset's, or
+    frozen."""
     feedback_blocks: tuple[int, ...] | None = None
-    """feedback: decoder blocks that are sent back. None: chosen by the backbone."""
+    """feedback: decoder blocks whose maps return to the encoder. None: chosen by the backbone."""
     checkpoint_activations: Annotated[bool, MAY_CHANGE] = False
-    """feedback: compute the second pass again in the backward pass. It is slower and takes less memory."""
+    """feedback: recompute the second pass in the backward pass. It takes less memory, and steps are
+    slower."""
     from_block: int = 1
-    """finetuned: the first block that is trained."""
+    """finetuned: the first block that is trained, from 1."""
 
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
         yield from super().without_effect()
@@ -310,10 +319,10 @@ class ExtractorOptions(PrecisionOptions, PlaceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserOptions(Options):
-    """How a head is trained."""
+    """The optimiser that trains a head."""
 
     batch_size: Count | None = None
-    """Images per step, over all processes. None: the preset's, or 128, or 8 for dense tasks."""
+    """Images in a step, over all processes. None: the preset's, or 128, or 8 for dense tasks."""
     optimizer: OptimizerName | None = None
     """adamw or sgd. None: the preset's, or adamw."""
     learning_rate: NonNegative | None = None
@@ -321,9 +330,10 @@ class OptimiserOptions(Options):
     weight_decay: NonNegative | None = None
     """Weight decay. None: the preset's, or 0.05, or 0.01 for dense tasks."""
     warmup_steps: Natural | None = None
-    """Steps over which the learning rate rises linearly. None: half an epoch, or 100 steps (at most a tenth) for dense
-    tasks."""
+    """Steps over which the learning rate rises linearly. None: half an epoch, or 100 steps (at most a tenth
+    of all) for dense tasks."""
     fresh_noise: bool = True
-    """New noise in every epoch or iteration; --no-fresh-noise keeps the noise of the evaluation."""
+    """Add new noise in each epoch or iteration. --no-fresh-noise trains with the noise of the evaluation."""
     layer_decay: Share | None = None
-    """finetuned: factor from each block's learning rate to that of the block before it (Clark et al., 2020). None: 0.85."""
+    """finetuned: a block's learning rate is that of the next block times this factor (Clark et al., 2020), 0
+    to 1. None: 0.85."""

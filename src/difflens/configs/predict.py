@@ -13,29 +13,33 @@ from difflens.errors import DiffLensError
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(Options):
-    """Ask a trained model about image files: for classes, or for overlays of what it sees where."""
+    """Apply a trained model to image files: it gives classes, or overlays of segments or objects."""
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ("model", "images")
     HAS_DIRECTORY: ClassVar[bool] = False
 
     model: tyro.conf.Positional[Path]
-    """A run's model/ folder, or the run directory."""
+    """The run directory of probe, segment or detect, or its model/ folder."""
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files, or folders that are searched for images."""
+    """Image files, or folders, whose images are read with those of subfolders."""
     out: Path | None = None
-    """Of a model of segment or detect: folder for overlays, masks and predictions.json. None: predictions."""
+    """Models of segment or detect: folder for overlays, masks and predictions.json. None: the folder
+    predictions."""
     top: Count = 3
-    """Classes to show."""
+    """Number of most probable classes in the table."""
     draws: Count = 1
-    """Noise samples that the probabilities are averaged over: slower, steadier."""
+    """Number of noise samples that the probabilities are averaged over. More samples take longer and vary
+    less."""
     format: Literal["table", "json", "csv"] = "table"
-    """json and csv give the probability of every class; of a model of segment or detect json gives everything."""
+    """Format of the output. json and csv give the probabilities of all classes; for models of segment or
+    detect, json gives the content of predictions.json."""
     backbone: str | None = None
-    """Where the backbone is now, if it has moved."""
+    """The backbone's new location, if it has moved. None: the location that the model stores."""
     on_bad_image: OnBadImage = "error"
-    """skip leaves out images that cannot be read, and lists them on standard error."""
+    """error stops at the first image that cannot be read; skip leaves such images out and lists them on
+    standard error."""
     device: Literal["cpu"] | None = None
-    """cpu keeps the computation off the GPU."""
+    """cpu keeps the computation off the GPU. None: a GPU if there is one."""
 
     def check(self) -> None:
         if not self.images:

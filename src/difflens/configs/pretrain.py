@@ -8,12 +8,13 @@ from difflens import presets
 from difflens.choices import Method, Precision, Prediction, ScheduleName
 from difflens.configs.options import MAY_CHANGE, Count, Natural, NonNegative, Range, ResumeOptions, Share
 
-# Options of diffusion, which no other method reads.
+# options that diffusion alone reads
 _DIFFUSION = (
-    "schedule", "prediction", "learned_variance", "min_snr_gamma", "accumulate", "checkpoint_activations", "compile"
-)  # fmt: skip
+    *("schedule", "prediction", "learned_variance", "min_snr_gamma"),
+    *("accumulate", "checkpoint_activations", "compile"),
+)
 
-_USUAL: dict[str, Any] = {
+_RECIPE: dict[str, Any] = {
     "learning_rate": 2e-4, "augment": "none", "weight_decay": 0.01, "ema_decay": 0.9995, "schedule": "linear",
     "prediction": "epsilon", "learned_variance": False, "checkpoint_minutes": 1.0,
 }  # fmt: skip
@@ -21,69 +22,80 @@ _USUAL: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(ResumeOptions):
-    """Train a diffusion U-Net on images without labels, or an encoder by another method to compare it with."""
+    """Train a diffusion U-Net on images without labels, or an encoder by another method to compare it
+    with."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = presets.PRETRAIN
 
     data: str
-    """Images to train on: as for `probe`, or a folder of images in any arrangement (not for supervised training)."""
+    """Images to train on: any data that `probe` takes or, except for supervised, any folder of images."""
     preset: str = "fashion-32"
-    """A recipe of `difflens.presets.PRETRAIN`."""
+    """A recipe of `difflens.presets.PRETRAIN`: network, epochs and learning rate."""
     method: Method = "diffusion"
-    """diffusion; bigan, a GAN with an encoder and BigBiGAN's losses; simclr; mae, masked autoencoding; or supervised, the
-    only one that uses labels, of the training split. All but diffusion train encoders of the preset's size."""
+    """diffusion; bigan, a GAN with an encoder and BigBiGAN's losses; simclr; mae, masked autoencoding; or
+    supervised, which alone uses labels. All but diffusion train encoders of the preset's size."""
     image_size: Count | None = None
-    """Side of the images in pixels; the network must be able to halve it. None: the preset's."""
+    """Side of the images in pixels, a multiple of the network's largest stride. None: the preset's."""
     epochs: Count | None = None
     """Epochs of training. None: the preset's."""
     batch_size: Count | None = None
-    """Images per step, over all processes and micro-batches. None: the preset's."""
+    """Images in a step, over all processes and micro-batches. None: the preset's."""
     learning_rate: NonNegative | None = None
-    """Peak learning rate of AdamW, with a linear warm-up and a cosine to zero. None: the preset's, or the method's."""
+    """Peak learning rate of AdamW, with a linear warm-up and a cosine to zero. None: the preset's, or the
+    method's."""
     augment: Literal["none", "flip"] | None = None
-    """flip mirrors half of the images. None: the preset's, or none."""
+    """flip mirrors an image with probability 1/2; none mirrors no image. None: the preset's, or none."""
     warmup_steps: Natural = 500
-    """Steps over which the learning rate rises linearly, at most a tenth of all."""
+    """Steps over which the learning rate rises linearly; at most a tenth of all steps."""
     weight_decay: NonNegative | None = None
     """Weight decay of AdamW. None: the preset's, or the method's, or 0.01."""
     ema_decay: Share | None = None
-    """Decay per step of the averaged weights (EMA), which are saved: 0.9995 for diffusion, 0.999 for BiGAN's generator.
-    Other weights are not averaged. None: the preset's, or these."""
+    """diffusion, bigan: decay, 0 to 1, of the average of the weights (EMA), which is saved. BiGAN averages
+    its generator. None: the preset's or the method's, or 0.9995."""
     precision: Precision | None = None
-    """Floating-point format of the network; weights stay float32. None: bfloat16 on a GPU, float32 on the CPU."""
+    """Floating-point format of the network; weights stay float32. None: bfloat16 on a GPU, float32 on the
+    CPU."""
     schedule: ScheduleName | None = None
     """diffusion: noise schedule of 1000 steps; squaredcos_cap_v2 is the cosine schedule. None: linear."""
     prediction: Prediction | None = None
-    """diffusion: the network predicts the noise (epsilon), or v, a mixture of noise and image. None: epsilon."""
+    """diffusion: the network predicts the noise (epsilon), or v, a mixture of noise and image. None:
+    epsilon."""
     learned_variance: bool | None = None
-    """diffusion: learn the variance too, by the hybrid loss of Nichol and Dhariwal (2021). None: the preset's, or not."""
+    """diffusion: also learn the variance, by the hybrid loss of Nichol and Dhariwal (2021). None: the
+    preset's, or False."""
     min_snr_gamma: Annotated[float, Range(1e-3)] | None = None
-    """diffusion: min-SNR weighting (Hang et al., 2023), which proposes 5. None: all noise steps weigh the same."""
+    """diffusion: gamma of min-SNR weighting; Hang et al. (2023) propose 5. None: all noise steps have equal
+    weight."""
     accumulate: Annotated[Count, MAY_CHANGE] = 1
-    """diffusion: micro-batches per step, one after another, which take less memory."""
+    """diffusion: micro-batches that a step is divided into. More of them take less memory."""
     checkpoint_activations: Annotated[bool, MAY_CHANGE] = False
-    """diffusion: compute activations again in the backward pass. It is slower and takes much less memory."""
+    """diffusion: recompute activations in the backward pass. It takes much less memory, and steps are
+    slower."""
     compile: Annotated[bool, MAY_CHANGE] = False
-    """diffusion: torch.compile the training step. It compiles for minutes, and steps are faster on a GPU."""
+    """diffusion: compile the training step with torch.compile. This takes minutes, and steps are faster on a
+    GPU."""
     limit: Count | None = None
-    """Use the first so many images only."""
+    """Train on the first so many images only. None: all."""
     workers: Annotated[Natural | None, MAY_CHANGE] = None
     """Processes that decode images. None: chosen by the machine and the number of images."""
     snapshot_epochs: Annotated[Count | None, MAY_CHANGE] = None
-    """Epochs between two snapshots: the averaged weights with a sample grid, in `snapshots/`. None: no snapshots."""
+    """Epochs between two snapshots of the model, with generated samples, in `snapshots/`. None: no
+    snapshots."""
     checkpoint_minutes: Annotated[NonNegative | None, MAY_CHANGE] = None
     """Minutes between two checkpoints. None: the preset's, or 1."""
     max_minutes: Annotated[NonNegative | None, MAY_CHANGE] = None
-    """Stop cleanly after so many minutes; --resume continues. None: train to the end."""
+    """Stop with a checkpoint after so many minutes; --resume continues. None: train to the end."""
 
     @property
     def memory_advice(self) -> str:
         if self.method != "diffusion":
             return "lower --batch-size"
-        return "--accumulate cuts a batch into micro-batches, --checkpoint-activations keeps less of each"
+        return (
+            "--accumulate divides a batch into micro-batches, --checkpoint-activations recomputes activations"
+        )
 
     def recipe(self) -> Mapping[str, Any]:
-        return {**_USUAL, **presets.PRETRAIN[self.preset], **presets.METHODS.get(self.method, {})}
+        return {**_RECIPE, **presets.PRETRAIN[self.preset], **presets.METHODS.get(self.method, {})}
 
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
         yield from super().without_effect()

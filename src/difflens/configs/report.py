@@ -11,23 +11,29 @@ from difflens.configs.options import Range, ReadingOptions, SeedOptions
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(ReadingOptions, SeedOptions):
-    """One HTML report of one backbone: top-1 by head, Fréchet distance, samples, their nearest training images.
+    """Write an HTML report of one backbone: top-1 by head, Fréchet distance, generated samples, memorisation
+    check.
 
-    Name what there is of it, in any order; what is not given is left out, but samples are drawn.
+    Give its run directories in any order. Sections without a run are left out; samples are generated if there
+    are none.
     """
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ("runs",)
     HAS_DIRECTORY: ClassVar[bool] = False
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Run directories of pretrain, probe, demo, generate and fidelity, or a backbone; all of the same backbone."""
+    """Run directories of pretrain, probe, demo, generate and fidelity, or a backbone; all of the same
+    backbone."""
     out: Path | None = None
     """The HTML file. None: backbone.html in the first run directory."""
     data: str | None = None
-    """Whose training images the samples are compared with. None: those of the pretrain, probe or demo run."""
+    """The data whose training images the samples are compared with. None: that of the pretrain, probe or demo
+    run."""
     features: str | None = None
-    """Measure the images of the generate run against the test images of `data` in this space, as `fidelity` does."""
+    """Feature space, as for `fidelity`, in which the images of the generate run are measured against the test
+    images of --data. None: no measurement."""
     device: Literal["cpu"] | None = None
-    """cpu keeps the computation off the GPU."""
+    """cpu keeps the computation off the GPU. None: a GPU if there is one."""
     samples: Annotated[int, Range(1, 1000)] = 36
-    """Images to show: the generate run's first, else drawn, of diffusion with 50 steps of DDIM."""
+    """Number of images to show: the first ones of the generate run, or else new ones, with 50 steps of DDIM
+    for a diffusion model."""

@@ -14,25 +14,28 @@ class ScenesConfig(SeedOptions):
     """Compose a labelled data set of scenes from cut-out objects, for `segment` and `detect`."""
 
     out: Annotated[Path, MAY_CHANGE]
-    """Folder of the data set."""
+    """Folder for the data set, which must be empty or new."""
     source: str = "fashion"
-    """fashion (the bundled items), or a folder of images with transparency, FOLDER/CLASS/IMAGE."""
+    """The cut-out objects: fashion (the bundled items), or a folder of images with transparency,
+    FOLDER/CLASS/IMAGE."""
     train: Count = 2000
-    """How many scenes to train on."""
+    """Number of scenes to train on."""
     val: Count = 500
-    """How many scenes, of other objects, to evaluate on."""
+    """Number of scenes, with other objects, to evaluate on."""
     size: Annotated[int, Range(8, 4096)] = 64
     """Side of the square scenes, in pixels."""
     objects: tuple[Annotated[int, Range(0, 100)], Annotated[int, Range(1, 100)]] = (1, 4)
     """The fewest and the most objects in a scene."""
     scale: tuple[Annotated[float, Range(0.02, 1)], Annotated[float, Range(0.02, 1)]] = (0.25, 0.55)
-    """An object's longer side, as a share of the scene's, drawn uniformly between these."""
+    """The smallest and the largest of an object's longer side, as a share of the scene's side, drawn
+    uniformly."""
     visible: Share = 0.5
-    """At least this share of every object stays visible behind later ones."""
+    """The smallest share of an object, 0 to 1, that stays visible behind later objects."""
     backgrounds: tuple[Background, ...] | None = None
-    """Drawn among these. None: plain and gradient, and photo where there are photos."""
+    """Kinds of background, of which each scene draws one. None: plain and gradient, and photo with
+    --photos."""
     photos: Path | None = None
-    """Folder of photos to cut backgrounds from; every fifth is for validation scenes."""
+    """Folder of photos for backgrounds; every fifth photo is for validation scenes. None: no photos."""
 
     def check(self) -> None:
         for name in ("objects", "scale"):

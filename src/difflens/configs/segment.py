@@ -11,9 +11,9 @@ from difflens.configs.dense import DenseConfig
 from difflens.configs.options import Range
 from difflens.errors import DiffLensError
 
-_USUAL: dict[str, Any] = {"iterations": 2000, "lr_schedule": "poly", "scale": (0.5, 2.0)}
+_RECIPE: dict[str, Any] = {"iterations": 2000, "lr_schedule": "poly", "scale": (0.5, 2.0)}
 
-# a single layer learns slowly at what suits UPerNet (seen in its training loss on scenes)
+# at UPerNet's learning rate the training loss of a single layer falls slowly (on scenes)
 _LINEAR: dict[str, Any] = {"learning_rate": 1e-2}
 
 
@@ -26,22 +26,22 @@ class SegmentConfig(DenseConfig):
     head: SegmentationHeadName = "upernet"
     """upernet, or linear: one 1x1 convolution."""
     classes: Path | None = None
-    """With --train and --val: the list of classes, one a line."""
+    """With --train and --val: a text file with the names of the classes, one a line. None: the class list of
+    --data."""
     eval_scales: tuple[Annotated[float, Range(0.1, 10)], ...] = (1.0,)
-    """Scales of the images in the evaluation, whose probabilities are averaged; 0.5 0.75 1 1.25 1.5 1.75 is usual."""
+    """Scales of each image in the evaluation, over which probabilities are averaged. The standard multi-scale
+    evaluation is 0.5 0.75 1 1.25 1.5 1.75."""
     eval_flip: bool = False
-    """Also segment mirrored images in the evaluation."""
+    """Average probabilities over each image and its mirror image in the evaluation."""
 
     def recipe(self) -> Mapping[str, Any]:
-        alone = self.head == "linear" and self.extractor != "finetuned"
-        return {
-            **super().recipe(), **_USUAL, **(_LINEAR if alone else {}), **presets.SEGMENT.get(self.preset or "", {}),
-        }  # fmt: skip
+        linear = _LINEAR if self.head == "linear" and self.extractor != "finetuned" else {}
+        return {**super().recipe(), **_RECIPE, **linear, **presets.SEGMENT.get(self.preset or "", {})}
 
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
         yield from super().without_effect()
         if self.head == "linear":
-            yield "the linear head does not read it", ("width",)
+            yield "the linear head does not read this option", ("width",)
         if self.chosen("lr_schedule", "poly") != "step":
             yield "the learning rate falls in steps with --lr-schedule step only", ("step_at",)
 

@@ -24,28 +24,28 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 class SweepConfig(
     CacheOptions, ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions, ResumeOptions
 ):
-    """Measure how well each block at each noise step classifies, and recommend where to read.
+    """Measure the accuracy of each block at each noise step, and recommend a place to read.
 
-    Trains on four fifths of some training images and judges on the others; the test split is not touched. Noise steps
-    may be added to a finished sweep with --resume, which measures the new ones only.
+    Classifiers train on four fifths of some training images, and are evaluated on the others; the test split
+    is not used. --resume may add noise steps to a finished sweep, and measures only the new ones.
     """
 
     data: str = "fashion"
-    """Any data that `probe` takes."""
+    """The images and labels: any data that `probe` takes."""
     classifiers: tuple[ClassifierName, ...] = ("ridge",)
-    """The first one decides; ridge is in closed form."""
+    """ridge (least squares in closed form), logistic or knn. The first one decides the recommendation."""
     budget: Annotated[tuple[str, ...], MAY_CHANGE] = ("5000",)
-    """At most so many images, and at most so much time: 5000, 90s, 10m, 1h, or both, as in 5000 10m."""
+    """The most images, the most time, or both: 5000, 90s, 10m, 1h, or 5000 10m."""
     pool: Count = 2
-    """Side that maps are average-pooled to."""
+    """Side, in cells, that maps are average-pooled to."""
 
     def check(self) -> None:
         if not self.classifiers:
-            raise DiffLensError("no classifier asked for: --classifiers takes ridge, logistic and knn")
+            raise DiffLensError("there is no classifier: --classifiers takes ridge, logistic and knn")
         self.limits()
 
     def limits(self) -> tuple[int | None, float | None]:
-        """What `budget` means: images, and seconds; None for no limit."""
+        """Return the limits of `budget`: images, and seconds; None for no limit."""
         images, seconds = None, None
         for word in self.budget:
             number, unit = (word[:-1], word[-1]) if word[-1:] in _UNITS else (word, "")

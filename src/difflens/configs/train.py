@@ -1,4 +1,4 @@
-"""How a classifier is trained."""
+"""Options of the training of a classifier."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,22 +11,23 @@ from difflens.configs.options import Count, NonNegative, OptimiserOptions, Readi
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(ReadingOptions, OptimiserOptions, SeedOptions):
-    """Training of a classifier; the same options for every head and extractor."""
+    """The training of a classifier, with the same options for all heads and extractors."""
 
     epochs: Count | None = None
-    """Epochs of training. None: the preset's, or the head's, and more where there are few images."""
+    """Epochs of training. None: the preset's, or the head's, which are increased for few images."""
     lr_schedule: ScheduleKind | None = None
-    """Learning rate after the warm-up: cosine to zero, step (times 0.1 every --step-epochs), or constant. None: cosine."""
+    """Learning rate after the warm-up: cosine to zero, step (times 0.1 every --step-epochs), or constant.
+    None: the preset's, or cosine."""
     step_epochs: Count | None = None
     """step: epochs between two reductions of the learning rate. None: 7."""
     label_smoothing: Share | None = None
-    """Label smoothing of the loss. None: the preset's, or 0."""
+    """Label smoothing of the loss, 0 to 1. None: the preset's, or 0."""
     mixup: NonNegative | None = None
-    """Blend pairs of inputs (cached features, or images) and their labels, with a share drawn from Beta(mixup, mixup) for
-    every batch (Zhang et al., 2018); 0: off. None: the preset's, or the head's."""
+    """Mix pairs of inputs (cached features, or images) and their labels in a proportion that each batch draws
+    from Beta(mixup, mixup) (Zhang et al., 2018); 0: no mixup. None: the preset's, or the head's."""
     augment: Augmentation | None = None
-    """none, flip, or crop (the paper's random resized crop and flip). With none, a frozen extractor runs once. None: the
-    preset's, or the head's."""
+    """none; flip, which mirrors an image with probability 1/2; or crop, the paper's random resized crop and
+    flip. With none, a frozen extractor reads each image once. None: the preset's, or the extractor's."""
 
     def recipe(self) -> Mapping[str, Any]:
         return presets.TRAINING
@@ -37,6 +38,6 @@ class TrainConfig(ReadingOptions, OptimiserOptions, SeedOptions):
             yield "the learning rate falls in steps with --lr-schedule step only", ("step_epochs",)
 
     def filled(self) -> Self:
-        """The configuration with the usual value of every option that was left at None."""
+        """Return the configuration with options that are None set to the values of `presets.TRAINING`."""
         missing = {name: value for name, value in presets.TRAINING.items() if getattr(self, name) is None}
         return replace(self, **missing)

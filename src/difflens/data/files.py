@@ -12,7 +12,8 @@ _TREE = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE)"
 
 
 def list_images(paths: Iterable[Path | str]) -> list[Path]:
-    """Return the image files that `paths` name: files as given, and the images in folders and subfolders, sorted.
+    """Return the image files that `paths` name: files as given, and the images in folders and subfolders,
+    sorted.
 
     Raises:
         DiffLensError: a path does not exist, a folder has no images, or there are no paths.

@@ -1,6 +1,7 @@
 """Decodes image files, and resizes, crops and augments them for a network.
 
-Images are uint8 until the network reads them. This takes a quarter of the memory, and is exact on every device.
+Images are uint8 until the network reads them. This takes a quarter of the memory, and is exact on every
+device.
 """
 
 from collections.abc import Iterator
@@ -48,9 +49,9 @@ class BadImage(DiffLensError):
 def read_image(path: Path) -> Tensor:
     """Decode an image file.
 
-    EXIF orientation is applied. Grey files (8 bit, 16 bit scaled to 8, black and white) give one channel. All others
-    give three: palettes, CMYK and the like become RGB, and transparency is composited on black. An animation gives
-    its first frame.
+    EXIF orientation is applied. Grey files (8 bit, 16 bit scaled to 8, black and white) give one channel. All
+    others give three: palettes, CMYK and the like become RGB, and transparency is composited on black. An
+    animation gives its first frame.
 
     Returns:
         uint8, (C, H, W) with C 1 or 3.
@@ -131,9 +132,9 @@ def from_pil(image: Image.Image) -> Tensor:
 def fit(images: Tensor, channels: int, side: int) -> Tensor:
     """Bring images to the shape that a network takes.
 
-    Images that are nearly large enough (`MARGIN`) are padded with black on all sides: MNIST's 28 pixels become 32.
-    The shorter side of other images is resized to `side` (antialiased bicubic), and the centre is cropped. This is
-    the evaluation transform of the paper.
+    Images that are nearly large enough (`MARGIN`) are padded with black on all sides: MNIST's 28 pixels
+    become 32. The shorter side of other images is resized to `side` (antialiased bicubic), and the centre is
+    cropped. This is the evaluation transform of the paper.
 
     Args:
         images: uint8, (..., C, H, W), C 1 or 3.
@@ -161,8 +162,9 @@ def augment(images: Tensor, kind: Augmentation, channels: int, side: int, draws:
 
     Args:
         images: uint8, (B, C, H, W), C 1 or 3.
-        kind: "none" is `fit`; "flip" adds a horizontal flip with probability 1/2; "crop" is the paper's training
-            transform: shorter side uniform in side .. 1.25 side, random crop, flip. With "crop", images that `fit`
+        kind: "none" is `fit`; "flip" adds a horizontal flip with probability 1/2; "crop" is the paper's
+            training transform: shorter side uniform in side .. 1.25 side, random crop, flip. With "crop",
+                images that `fit`
             pads are shifted by at most `MARGIN` pixels, not resized.
         channels, side: the channels and the side of the result, see `fit`.
         draws: (B, 4) long from `augmentation_draws`, on the device of `images`.
@@ -187,7 +189,8 @@ def augment(images: Tensor, kind: Augmentation, channels: int, side: int, draws:
 
 
 def augmentation_draws(index: Tensor, seed: int, epoch: int) -> Tensor:
-    """Return the random numbers of `augment`, (B, 4) long in [0, 2**32), a pure function of (seed, epoch, index).
+    """Return the random numbers of `augment`, (B, 4) long in [0, 2**32), a pure function of (seed, epoch,
+    index).
 
     Args:
         index: (B,) long: the position of each image in its data set.
@@ -206,7 +209,8 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:
-    """Convert uint8 images, (..., C, H, W), to `channels` channels: RGB to grey by ITU-R 601 luma, grey to RGB.
+    """Convert uint8 images, (..., C, H, W), to `channels` channels: RGB to grey by ITU-R 601 luma, grey to
+    RGB.
 
     Raises:
         DiffLensError: C or `channels` is neither 1 nor 3.

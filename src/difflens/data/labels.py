@@ -20,17 +20,19 @@ _NAMES: tuple[Callable[[str], str], ...] = (
 
 
 def label_fraction(split: ImageSplit, fraction: float, seed: int, classes: Sequence[str]) -> ImageSplit:
-    """Return a random subset with the same fraction of each class: round(fraction * n) of n images, halves up.
+    """Return a random subset with the same fraction of each class: round(fraction * n) of n images, halves
+    up.
 
-    The choice depends only on `seed` and on the positions of the images in the full split. A larger fraction contains
-    each smaller one. Images keep their order and their noise.
+    The choice depends only on `seed` and on the positions of the images in the full split. A larger fraction
+    contains each smaller one. Images keep their order and their noise.
 
     Args:
         fraction: the share of each class, in (0, 1].
         classes: the names of the classes for messages, in the order of the labels.
 
     Raises:
-        DiffLensError: the fraction is not in (0, 1], a class would be left without images, or there are no labels.
+        DiffLensError: the fraction is not in (0, 1], a class would be left without images, or there are no
+            labels.
     """
     if not 0 < fraction <= 1:
         raise DiffLensError(f"the fraction of labels is {fraction:g}; it must be above 0 and at most 1")
@@ -53,8 +55,9 @@ def label_fraction(split: ImageSplit, fraction: float, seed: int, classes: Seque
 def balanced(split: ImageSplit, count: int, seed: int) -> Tensor:
     """Choose `count` images at random, equally many of each class; all images if there are fewer.
 
-    Numbers differ by at most one image, unless a class has too few. Without labels the choice ignores classes. It
-    depends only on `seed` and on the positions in the full split. A larger `count` contains each smaller one.
+    Numbers differ by at most one image, unless a class has too few. Without labels the choice ignores
+    classes. It depends only on `seed` and on the positions in the full split. A larger `count` contains each
+    smaller one.
 
     Returns:
         (M,) long: positions in the split, ascending, M <= `count`.
@@ -73,15 +76,16 @@ def balanced(split: ImageSplit, count: int, seed: int) -> Tensor:
 def label_list(split: ImageSplit, path: Path, classes: Sequence[str]) -> ImageSplit:
     """Return the images that a text file names, one a line.
 
-    A name is the image's whole id, the id without its first folder (train/), or the file name alone; the first form
-    that matches counts. Blank lines are ignored. Images keep their order in the split and their noise.
+    A name is the image's whole id, the id without its first folder (train/), or the file name alone; the
+    first form that matches counts. Blank lines are ignored. Images keep their order in the split and their
+    noise.
 
     Args:
         classes: the names of the classes for messages, in the order of the labels.
 
     Raises:
-        DiffLensError: the file is missing, not text or empty; a name is not in the split, or matches several images;
-            an image is named twice; a class is left without images; or the split has no labels.
+        DiffLensError: the file is missing, not text or empty; a name is not in the split, or matches several
+            images; an image is named twice; a class is left without images; or the split has no labels.
     """
     labels = _labels(split)
     lines = _lines(path)

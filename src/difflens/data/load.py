@@ -31,10 +31,11 @@ def load_data(spec: str, labels: bool = True) -> ImageData:
             - `folder:PATH` or a path alone: train/CLASS/IMAGE and test/ or val/ (`folder.load_folder`);
             - `torchvision:NAME`: a torchvision classification data set;
             - `hf:ID`: a Hugging Face data set, `hf:ID:CONFIG` for one of its configurations;
-            - `aircraft`, `cars`, `cub`, `dogs`, `flowers`, `nabirds`: a fine-grained data set from the download cache,
-              or with `:FOLDER` from a folder (`fine_grained.load_fine_grained`).
+            - `aircraft`, `cars`, `cub`, `dogs`, `flowers`, `nabirds`: a fine-grained data set from the
+              download cache, or with `:FOLDER` from a folder (`fine_grained.load_fine_grained`).
 
-            A name takes precedence over a folder of that name in the working directory; `folder:cars` is the folder.
+            A name takes precedence over a folder of that name in the working directory; `folder:cars` is the
+            folder.
 
         labels: False loads images without labels and classes, so data without labels can be used.
 

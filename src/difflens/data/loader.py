@@ -141,8 +141,8 @@ def chunks(rows: Tensor, size: int) -> Iterator[list[int]]:
 def epoch_order(n: int, seed: int, epoch: int, rank: int = 0, world: int = 1, shuffle: bool = True) -> Tensor:
     """Return the rows, (M,) long, of a split of `n` images that process `rank` of `world` reads.
 
-    With `shuffle`, (seed, epoch) decide the order, and all processes get equally many rows: the order wraps around.
-    Without it, for evaluations, the shares of the processes are disjoint and contain each row once.
+    With `shuffle`, (seed, epoch) decide the order, and all processes get equally many rows: the order wraps
+    around. Without it, for evaluations, the shares of the processes are disjoint and contain each row once.
     """
     if not shuffle:
         return torch.arange(rank, n, world)
@@ -153,7 +153,8 @@ def epoch_order(n: int, seed: int, epoch: int, rank: int = 0, world: int = 1, sh
 
 @dataclass
 class _Prepare(Dataset[tuple[Tensor, list[int], list[tuple[int, BadImage]]]]):
-    """Turns rows of a split into images of the network's shape. As a data set, its items are decoded batches."""
+    """Turns rows of a split into images of the network's shape. As a data set, its items are decoded
+    batches."""
 
     split: ImageSplit
     channels: int

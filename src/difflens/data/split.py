@@ -28,7 +28,8 @@ class ImageSplit(ABC):
         name: "train", "test" or the source's own name.
         ids: a readable name for each image: its file relative to the root, or "train/00012".
         labels: (N,) long, or None if the images have none.
-        index: (N,) long: the position of each image in the full split. It seeds the image's noise; a subset keeps it.
+        index: (N,) long: the position of each image in the full split. It seeds the image's noise; a subset
+            keeps it.
         pixels: uint8, (N, C, H, W): the whole split where it is in memory, else None.
     """
 
@@ -65,7 +66,8 @@ class ImageSplit(ABC):
         return self if count is None else self.subset(torch.arange(min(count, len(self))))
 
     def pixels_on(self, device: torch.device) -> Tensor:
-        """Return `pixels` on `device`, copied once, so that no batch is copied; in main memory if they are too large."""
+        """Return `pixels` on `device`, copied once, so that no batch is copied; in main memory if they are
+        too large."""
         assert self.pixels is not None
         if device.type == "cpu" or self.pixels.numel() > _RESIDENT_BYTES:
             return self.pixels
@@ -179,7 +181,8 @@ class ImageData:
     Attributes:
         spec: the argument of `load_data`.
         name: the title in tables and reports.
-        classes: the names of the classes, in the order of the labels; empty if the data is loaded without labels.
+        classes: the names of the classes, in the order of the labels; empty if the data is loaded without
+            labels.
         train: the training images.
         test: the test images.
         metric: the metric that the field reports on this data set: "top1", the accuracy over all images, or
@@ -194,7 +197,8 @@ class ImageData:
     metric: Metric = field(default="top1", kw_only=True)
 
     def fingerprint(self) -> str:
-        """Return a hex digest, equal for equal classes, labels and images (files by name and size, others by content)."""
+        """Return a hex digest, equal for equal classes, labels and images (files by name and size, others by
+        content)."""
         parts = (*self.classes, self.train.fingerprint(), self.test.fingerprint())
         return sha256("\n".join(parts).encode()).hexdigest()
 
@@ -212,7 +216,8 @@ def numbered(name: str, count: int) -> list[str]:
 
 
 def hold_out(split: ImageSplit, every: int = 5) -> tuple[ImageSplit, ImageSplit]:
-    """Split a source without a test split into (train, test): every fifth image of each class is for testing."""
+    """Split a source without a test split into (train, test): every fifth image of each class is for
+    testing."""
     labels = torch.zeros(len(split)) if split.labels is None else split.labels
     held_out = every_nth(labels, every)
     train, test = split.subset((~held_out).nonzero()[:, 0]), split.subset(held_out.nonzero()[:, 0])

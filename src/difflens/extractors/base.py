@@ -39,10 +39,10 @@ class Extractor(nn.Module, ABC):
     Attributes:
         trainable: True if the extractor has parameters to train.
         compiled: compile the backbone; None: on a CUDA device only. Compiled maps differ by rounding errors.
-        joint: read several noise steps in one batch in training; None: on a CUDA device only. Evaluation reads noise
-            steps one by one, since the last bits of a map depend on the size of its batch.
-        mixes_images: True if an image's maps depend on the other images of its batch in training. Noise steps are
-            then never read in one batch.
+        joint: read several noise steps in one batch in training; None: on a CUDA device only. Evaluation
+            reads noise steps one by one, since the last bits of a map depend on the size of its batch.
+        mixes_images: True if an image's maps depend on the other images of its batch in training. Noise steps
+            are then never read in one batch.
 
     Raises:
         DiffLensError: the backbone has no such block or noise step.
@@ -75,7 +75,8 @@ class Extractor(nn.Module, ABC):
         return [(block, t) for t in self.noise_steps for block in self.blocks]
 
     def shapes(self, side: int | None = None) -> dict[Place, MapShape]:
-        """Return (C, H, W) of the map at each place for images of `side` pixels; None: the backbone's own size.
+        """Return (C, H, W) of the map at each place for images of `side` pixels; None: the backbone's own
+        size.
 
         Raises:
             DiffLensError: the backbone does not take images of this size.
@@ -93,7 +94,8 @@ class Extractor(nn.Module, ABC):
 
         Args:
             images: (B, C, S, S) in [-1, 1].
-            index: (B,) long: the position of each image in its data set. With the seed it decides the image's noise.
+            index: (B,) long: the position of each image in its data set. With the seed it decides the image's
+                noise.
             draw: the number of the noise sample: 0 for evaluation, epoch + 1 in training with fresh noise.
         """
         maps: dict[Place, Tensor] = {}
@@ -143,7 +145,8 @@ class Extractor(nn.Module, ABC):
         """Return the maps by block, at one noise step for all images, or at one for each image, (B,) long."""
 
     def _noised(self, images: Tensor, index: Tensor, t: int, draw: int) -> Tensor:
-        """Return x_t of the images, in the backbone's precision; the images of a backbone without noise steps."""
+        """Return x_t of the images, in the backbone's precision; the images of a backbone without noise
+        steps."""
         if self.backbone.num_noise_steps == 1:
             return images
         noise = seeded_noise(tuple(images.shape[1:]), index, t, self.seed, draw)

@@ -63,7 +63,8 @@ class Reading:
         epoch: int = 0,
         augment: Augmentation = "none",
     ) -> Iterator[Batch]:
-        """Yield batches of `rows`, (M,) long, of `split`, on the backbone's device and in the shape that it takes.
+        """Yield batches of `rows`, (M,) long, of `split`, on the backbone's device and in the shape that it
+        takes.
 
         Raises:
             BadImage: an image cannot be decoded, and `on_bad_image` is "error".
@@ -92,8 +93,9 @@ class Reading:
     ) -> Iterator[tuple[Batch, dict[Place, Tensor]]]:
         """Yield each batch with its maps, (B, C, H, W) by place, on the CPU.
 
-        The backbone always reads `READ_BATCH` images; a smaller batch is filled with its last image. The order of
-        summation in a kernel depends on the size of the batch, so the last bits of features would depend on it.
+        The backbone always reads `READ_BATCH` images; a smaller batch is filled with its last image. The
+        order of summation in a kernel depends on the size of the batch, so the last bits of features would
+        depend on it.
 
         Args:
             side: larger maps are average-pooled to this side; None: whole maps.
@@ -201,8 +203,9 @@ def _converted(maps: Tensor, place: Place, side: int | None, dtype: torch.dtype)
     if not pooled.isfinite().all():
         name = str(dtype).removeprefix("torch.")
         raise DiffLensError(
-            f"the features of block {place[0]} at noise step {place[1]} are not finite or exceed {name} (largest "
-            f"magnitude {float(maps.abs().max()):.3g}): read another block, or check the backbone and its image range"
+            f"the features of block {place[0]} at noise step {place[1]} are not finite or exceed {name} "
+            f"(largest magnitude {float(maps.abs().max()):.3g}): read another block, or check the backbone "
+            "and its image range"
         )
     return pooled
 

@@ -40,7 +40,8 @@ class ExtractorConfig:
         from_block: finetuned: the first block that is trained.
         precision: floating-point format of the frozen backbone.
         draws: the number of noise samples that the maps are averaged over.
-        checkpoint: feedback: recompute the second pass in the backward pass. It takes less memory, and steps are slower.
+        checkpoint: feedback: recompute the second pass in the backward pass. It takes less memory, and steps
+            are slower.
     """
 
     name: ExtractorName

@@ -1,4 +1,5 @@
-"""The feedback layers of DifFeed (paper section 3.3): decoder maps return to the encoder for a second pass."""
+"""The feedback layers of DifFeed (paper section 3.3): decoder maps return to the encoder for a second
+pass."""
 
 from collections.abc import Iterable
 
@@ -13,19 +14,21 @@ from difflens.extractors.base import Extractor
 class FeedbackExtractor(Extractor):
     """DifFeed (paper section 3.3): two passes over the same x_t.
 
-    The first pass collects decoder maps without gradients. A feedback layer of each map (1x1 convolution without bias
-    to the mirror block's channels, batch normalisation, ReLU) gives the feedback. It is resized bilinearly to the
-    mirror's size, and added to the mirror's output in the second pass, which is read. Only feedback layers are trained.
+    The first pass collects decoder maps without gradients. A feedback layer of each map (1x1 convolution
+    without bias to the mirror block's channels, batch normalisation, ReLU) gives the feedback. It is resized
+    bilinearly to the mirror's size, and added to the mirror's output in the second pass, which is read. Only
+    feedback layers are trained.
 
     Args:
         feedback_blocks: the decoder blocks that are sent back. None: chosen by the backbone.
 
     Attributes:
-        checkpoint: recompute the second pass in the backward pass. It takes less memory, and steps are slower.
+        checkpoint: recompute the second pass in the backward pass. It takes less memory, and steps are
+            slower.
 
     Raises:
-        DiffLensError: a feedback block is not a decoder block, the backbone has no decoder, or a block to read comes
-            before the first block that receives feedback.
+        DiffLensError: a feedback block is not a decoder block, the backbone has no decoder, or a block to
+            read comes before the first block that receives feedback.
     """
 
     trainable = True
@@ -49,19 +52,21 @@ class FeedbackExtractor(Extractor):
         wrong = [block for block in self.feedback_blocks if backbone.block(block).role != "decoder"]
         if wrong:
             raise DiffLensError(
-                f"only decoder blocks can be fed back, not block {listing(wrong)}: {backbone.describe_blocks()}"
+                f"only decoder blocks can be fed back, not block {listing(wrong)}: "
+                f"{backbone.describe_blocks()}"
             )
         entered = min(self._mirror(block).index for block in self.feedback_blocks)
         early = [block for block in self.blocks if block < entered]
         if early:
             raise DiffLensError(
-                f"block {listing(early)} comes before block {entered}, the first that feedback enters: read later "
-                "blocks, or feed back later decoder blocks"
+                f"block {listing(early)} comes before block {entered}, the first that feedback enters: read "
+                "later blocks, or feed back later decoder blocks"
             )
         self.feedback = nn.ModuleDict({str(block): self._layer(block) for block in self.feedback_blocks})
 
     def _mirror(self, block: int) -> Block:
-        """Return the encoder block that receives the feedback of `block`: the other end of its skip connection."""
+        """Return the encoder block that receives the feedback of `block`: the other end of its skip
+        connection."""
         mirror = self.backbone.block(block).mirror
         assert mirror is not None, "every decoder block takes a skip"
         return self.backbone.block(mirror)

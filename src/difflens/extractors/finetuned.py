@@ -34,7 +34,8 @@ class FineTunedExtractor(Extractor):
         backbone.block(from_block)
         if from_block > max(self.blocks):
             raise DiffLensError(
-                f"nothing to fine-tune: block {from_block} comes after block {max(self.blocks)}, the last that is read"
+                f"nothing to fine-tune: block {from_block} comes after block {max(self.blocks)}, the last "
+                "that is read"
             )
         self.from_block = from_block
         backbone.requires_grad_(False)

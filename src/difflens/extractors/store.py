@@ -2,8 +2,9 @@
 
     manifest.json                  the settings: backbone, blocks, noise steps, seed, pooling, data
     SPLIT/images.csv               name, label and noise index of each image of the split
-    SPLIT/t00020-00003.safetensors one noise step of consecutive images: a tensor a block, and the images' rows
-    checksums.sha256               checksums of the files above when all exist (`sha256sum --check` reads it)
+    SPLIT/t00020-00003.safetensors one noise step of consecutive images: a tensor a block, and the images'
+    rows checksums.sha256               checksums of the files above when all exist (`sha256sum --check` reads
+    it)
 
 A shard is written atomically, and its bytes do not depend on the process that writes it.
 """
@@ -98,7 +99,8 @@ class Layout:
 
     @property
     def file_bytes(self) -> int:
-        """The bytes of a file besides its images: the header of safetensors, about 90 bytes of JSON for each tensor."""
+        """The bytes of a file besides its images: the header of safetensors, about 90 bytes of JSON for each
+        tensor."""
         return 80 + 90 * len(self.shapes)
 
     def bytes_of(self, shard: Shard, noise_steps: int) -> int:
@@ -210,15 +212,15 @@ class FeatureStore:
         self.splits = tuple(self.layout.images)
         if self.manifest["format"] != "safetensors":
             raise DiffLensError(
-                f"{self.path} holds {self.manifest['format']} files for other programs; difflens reads stores that "
-                "`difflens extract --format safetensors` wrote"
+                f"{self.path} holds {self.manifest['format']} files for other programs; difflens reads "
+                "stores that `difflens extract --format safetensors` wrote"
             )
         files = [shard.path(t) for shard in self.layout.shards for t in self.noise_steps]
         missing = [str(name) for name in files if not (self.path / name).is_file()]
         if missing:
             raise DiffLensError(
-                f"{self.path} is not finished: {len(missing)} of {len(files)} shards are missing, {missing[0]} for "
-                "example; complete it with `difflens extract --resume`"
+                f"{self.path} is not finished: {len(missing)} of {len(files)} shards are missing, "
+                f"{missing[0]} for example; complete it with `difflens extract --resume`"
             )
         self._images = {split: _read_images(self.path / split / _IMAGES) for split in self.splits}
 
@@ -253,8 +255,8 @@ class FeatureStore:
         if missing:
             block, t = missing[0]
             raise DiffLensError(
-                f"{self.path} has no block {block} at noise step {t}: it holds blocks {listing(self.blocks)} at noise "
-                f"steps {listing(self.noise_steps)}"
+                f"{self.path} has no block {block} at noise step {t}: it holds blocks {listing(self.blocks)} "
+                f"at noise steps {listing(self.noise_steps)}"
             )
 
     def cache(
@@ -266,8 +268,8 @@ class FeatureStore:
     ) -> FeatureCache:
         """Return the maps of the images of `split`, which are matched by name.
 
-        Maps are pooled to `side` in memory. If this takes more than `memory_gigabytes`, they stay in the store,
-        unpooled. Images that the store left out as unreadable are left out here too.
+        Maps are pooled to `side` in memory. If this takes more than `memory_gigabytes`, they stay in the
+        store, unpooled. Images that the store left out as unreadable are left out here too.
 
         Args:
             places: the places whose maps are returned.
@@ -282,7 +284,8 @@ class FeatureStore:
         absent = [name for name in split.ids if name not in number_of]
         if absent:
             raise DiffLensError(
-                f"{self.path} lacks {len(absent):,} of the {len(split):,} {split.name} images, {absent[0]} for example"
+                f"{self.path} lacks {len(absent):,} of the {len(split):,} {split.name} images, {absent[0]} "
+                "for example"
             )
         # the entry of each image in the store; -1 if it was skipped
         entry = torch.full((len(number_of),), -1)

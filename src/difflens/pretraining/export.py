@@ -1,4 +1,5 @@
-"""What pre-training hands over besides the weights themselves: the loss and a model card; for diffusion, a pipeline."""
+"""What pre-training hands over besides the weights themselves: the loss and a model card; for diffusion, a
+pipeline."""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -89,7 +90,8 @@ def write_card(
 
 
 def card_fact(backbone: str, name: str) -> str | None:
-    """What the model card of a bundled backbone or of a folder says in the row `name` of its table; None: nothing."""
+    """What the model card of a bundled backbone or of a folder says in the row `name` of its table; None:
+    nothing."""
     folder = Path(str(files("difflens") / "assets" / backbone)) if backbone in BUNDLED else Path(backbone)
     card = folder / "README.md"
     lines = card.read_text().splitlines() if card.is_file() else []

@@ -1,4 +1,5 @@
-"""The gradients of one optimiser step: micro-batches, lower precision, recomputed activations, one CUDA graph."""
+"""The gradients of one optimiser step: micro-batches, lower precision, recomputed activations, one CUDA
+graph."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,8 +27,8 @@ class Gradients:
         process: with several processes, gradients are the mean of theirs.
         precision: of the network's arithmetic.
         accumulate: micro-batches that a batch is cut into, of equal size; the gradient is the batch's.
-        recompute: keep only the inputs of residual blocks and compute the rest again in the backward pass (gradient
-            checkpointing).
+        recompute: keep only the inputs of residual blocks and compute the rest again in the backward pass
+            (gradient checkpointing).
         compile: torch.compile the loss.
         seed: of the noise.
     """
@@ -87,8 +88,8 @@ class Gradients:
     def _predict(self, x_t: Tensor, t: Tensor) -> Tensor:
         if self.dtype == torch.float32:
             return self.model(x_t, t).sample
-        # the whole network in the lower precision: autocast would take every normalisation to float32 and back.
-        # Gradients pass through the cast to the float32 weights.
+        # the whole network in the lower precision: autocast would take every normalisation to float32 and
+        # back. Gradients pass through the cast to the float32 weights.
         cast = {name: parameter.to(self.dtype) for name, parameter in self.model.named_parameters()}
         return torch.func.functional_call(self.model, cast, (x_t.to(self.dtype), t)).sample
 
@@ -96,8 +97,9 @@ class Gradients:
 def _recomputed(module: nn.Module, *inputs: Tensor) -> Tensor:
     """`module(*inputs)` without keeping what is inside.
 
-    The weights are those of now: cast to a lower precision, they are no longer in the module when the backward pass
-    comes. There is no dropout, so no state of a generator to keep, which a captured graph could not.
+    The weights are those of now: cast to a lower precision, they are no longer in the module when the
+    backward pass comes. There is no dropout, so no state of a generator to keep, which a captured graph could
+    not.
     """
     weights: dict[str, Tensor] = dict(module.named_parameters())
 

@@ -1,6 +1,7 @@
 """What a diffusion network is trained on: predictions, the weight of each noise step, learned variance.
 
-Notation: abar_t is the schedule's product of alphas, abar_{-1} = 1, x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise.
+Notation: abar_t is the schedule's product of alphas, abar_{-1} = 1, x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t)
+noise.
 """
 
 import math
@@ -22,10 +23,11 @@ class DiffusionLoss:
     - `epsilon`: mean squared error of the noise (Ho et al., 2020, L_simple);
     - `v_prediction`: of v = sqrt(abar_t) noise - sqrt(1 - abar_t) x_0 (Salimans and Ho, 2022);
     - `min_snr_gamma`: these errors weighted by `min_snr_weights`;
-    - `learned_variance`: the network has twice the channels, of which the second half says where between the posterior's
-      variance and beta_t, on the scale of logarithms, the variance is. The hybrid loss of Nichol and Dhariwal (2021),
-      L_simple + 0.001 L_vlb: L_vlb is the sum over all T noise steps, here estimated by T times that of the batch's, in
-      bits per dimension. It trains the variance alone, as the prediction enters it detached.
+    - `learned_variance`: the network has twice the channels, of which the second half says where between the
+      posterior's variance and beta_t, on the scale of logarithms, the variance is. The hybrid loss of Nichol
+      and Dhariwal (2021), L_simple + 0.001 L_vlb: L_vlb is the sum over all T noise steps, here estimated by
+      T times that of the batch's, in bits per dimension. It trains the variance alone, as the prediction
+      enters it detached.
 
     Args:
         schedule: the forward process.
@@ -113,7 +115,8 @@ class DiffusionLoss:
 
 
 def min_snr_weights(alphas_cumprod: Tensor, gamma: float, prediction: Prediction) -> Tensor:
-    """The weight of each noise step, (T,), after Hang et al. (2023), "Efficient diffusion training via min-SNR weighting".
+    """The weight of each noise step, (T,), after Hang et al. (2023), "Efficient diffusion training via
+    min-SNR weighting".
 
     With SNR = abar / (1 - abar), an image's error weighs min(SNR, gamma): as an error of the noise, that is
     min(SNR, gamma) / SNR; of v, min(SNR, gamma) / (SNR + 1).
@@ -129,9 +132,11 @@ def normal_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_
 
 
 def discretised_nll(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Negative log-likelihood by element, in nats, of 8-bit pixels under a normal distribution (Ho et al., 2020, (13)).
+    """Negative log-likelihood by element, in nats, of 8-bit pixels under a normal distribution (Ho et al.,
+    2020, (13)).
 
-    A pixel's probability is that of the interval of 2/255 around it; the intervals of -1 and 1 are open outwards.
+    A pixel's probability is that of the interval of 2/255 around it; the intervals of -1 and 1 are open
+    outwards.
 
     Args:
         x: pixels as multiples of 2/255 in [-1, 1].

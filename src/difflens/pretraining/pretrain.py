@@ -1,7 +1,8 @@
 """`difflens pretrain`: a backbone, by diffusion or by a method to compare it with.
 
-Images seen and all that is drawn for them are functions of (seed, epoch, image), and the images of a step do not depend
-on the number of processes. So a run that is stopped and resumed sees exactly what an uninterrupted one sees.
+Images seen and all that is drawn for them are functions of (seed, epoch, image), and the images of a step do
+not depend on the number of processes. So a run that is stopped and resumed sees exactly what an uninterrupted
+one sees.
 """
 
 import math
@@ -31,7 +32,8 @@ from difflens.training.objectives import Look
 __all__ = ["PretrainConfig", "pretrain"]
 
 
-# Steps between looks at the loss. Each waits for the device, and only then is a checkpoint written or the run stopped.
+# Steps between looks at the loss. Each waits for the device, and only then is a checkpoint written or the run
+# stopped.
 LOOK_EVERY = 50
 
 
@@ -39,9 +41,9 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     """Run `config` and write a backbone, with diffusion one in diffusers format.
 
     Raises:
-        DiffLensError: no images or no labels for them, images the network cannot halve, a missing package, a batch that
-            processes and micro-batches do not divide, a folder that holds something else, too little GPU memory, or a
-            loss that is no longer finite.
+        DiffLensError: no images or no labels for them, images the network cannot halve, a missing package, a
+            batch that processes and micro-batches do not divide, a folder that holds something else, too
+            little GPU memory, or a loss that is no longer finite.
     """
     asked, config = config, resolve(config)
     images = _images(config).first(config.limit)

@@ -13,7 +13,8 @@ class Board:
 
     Args:
         folder: the folder of the files.
-        step: the step from which the run continues. TensorBoard drops points that an earlier process wrote after it.
+        step: the step from which the run continues. TensorBoard drops points that an earlier process wrote
+            after it.
         enabled: False on all processes but the first.
     """
 

@@ -19,8 +19,8 @@ def progress_bar(enabled: bool = True) -> Progress:
     """Return a progress bar on standard error.
 
     Args:
-        enabled: False shows nothing, for all processes but the first. The environment variable DIFFLENS_QUIET also
-            hides all bars.
+        enabled: False shows nothing, for all processes but the first. The environment variable DIFFLENS_QUIET
+            also hides all bars.
     """
     return Progress(
         TextColumn("{task.description}"),

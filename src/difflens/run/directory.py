@@ -41,10 +41,11 @@ class RunDirectory:
         path: the folder; it is created if it does not exist.
         command: the name of the command, since a folder of another command is refused.
         config: the resolved configuration, plain values only.
-        resume: True continues the run in the folder; False refuses a folder that is not empty; None does the same, for
-            commands that cannot resume.
+        resume: True continues the run in the folder; False refuses a folder that is not empty; None does the
+            same, for commands that cannot resume.
         process: with several processes, all check the folder and the first one writes; None: one process.
-        growing: the name of a list in `config` that may have more entries than the stored one; `grow` stores it.
+        growing: the name of a list in `config` that may have more entries than the stored one; `grow` stores
+            it.
         changeable: the options that a resumed run may change.
         upgrade: converts the stored configuration of an earlier version to the names of this version.
 
@@ -55,8 +56,8 @@ class RunDirectory:
         fresh: True if the folder was created or empty, until `keep`.
 
     Raises:
-        DiffLensError: the folder holds another run, or the same command with another configuration, or another
-            process is writing to it.
+        DiffLensError: the folder holds another run, or the same command with another configuration, or
+            another process is writing to it.
     """
 
     def __init__(
@@ -107,7 +108,8 @@ class RunDirectory:
     def working(self) -> Iterator[None]:
         """Return a context in which the run works; at its end the lock is released.
 
-        If an error ends a run in a fresh folder before the first checkpoint or `keep`, the folder's content is removed.
+        If an error ends a run in a fresh folder before the first checkpoint or `keep`, the folder's content
+        is removed.
         """
         try:
             yield
@@ -159,7 +161,8 @@ class RunDirectory:
         return target
 
     def write_folder(self, name: str, writer: Callable[[Path], object]) -> Path:
-        """Let `writer` fill a temporary folder, and rename it to `name`, in place of an earlier one; return its path."""
+        """Let `writer` fill a temporary folder, and rename it to `name`, in place of an earlier one; return
+        its path."""
         target = self.path / name
         if self.main_process:
             temporary = target.with_name(f".{target.name}.partial")
@@ -193,7 +196,8 @@ class RunDirectory:
         return self.path / "checkpoints" / "last.pt"
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint of tensors and plain values, with the length of the log, so that resuming repeats no line."""
+        """Write a checkpoint of tensors and plain values, with the length of the log, so that resuming
+        repeats no line."""
         if self.main_process:
             record = {**state, "log_lines": self._lines_logged()}
             if record[
@@ -301,7 +305,8 @@ def _check_same(
 
 
 def _same(stored: object, value: object) -> bool:
-    """Return True for equal values, and for two spellings of the same path, after equal prefixes as in idx:FOLDER."""
+    """Return True for equal values, and for two spellings of the same path, after equal prefixes as in
+    idx:FOLDER."""
     if stored == value or not (isinstance(stored, str) and isinstance(value, str)):
         return stored == value
     (stored_prefix, _, stored_path), (prefix, _, path) = stored.rpartition(":"), value.rpartition(":")

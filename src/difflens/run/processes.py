@@ -8,7 +8,8 @@ from accelerate.state import AcceleratorState
 
 
 def accelerator(device: str | None = None) -> Accelerator:
-    """Return the processes and the device of this run: those of `accelerate launch` or `torchrun`, or one process.
+    """Return the processes and the device of this run: those of `accelerate launch` or `torchrun`, or one
+    process.
 
     Args:
         device: "cpu" keeps the run off the GPU; None takes a GPU if there is one.
@@ -19,7 +20,8 @@ def accelerator(device: str | None = None) -> Accelerator:
     # without a GPU, accelerate recognises several processes only with cpu=True
     process = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
     if process.device.type == "cuda":
-        # heads train in float32, with matrix products in TF32 (10 bits of mantissa), the default of convolutions
+        # heads train in float32, with matrix products in TF32 (10 bits of mantissa), the default of
+        # convolutions
         torch.set_float32_matmul_precision("high")
     return process
 

@@ -38,7 +38,8 @@ M = TypeVar("M", SegmentationModel, DetectionModel)
 
 
 def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
-    """DiffLensError if a network that is no U-Net, as a vision transformer, does not take images of another side."""
+    """DiffLensError if a network that is no U-Net, as a vision transformer, does not take images of another
+    side."""
     if isinstance(backbone, DiffusionBackbone) or side == backbone.image_size:
         return
     try:
@@ -69,7 +70,8 @@ class Plan:
 
 
 def make_plan(config: DenseConfig, backbone: Backbone) -> Plan:
-    """What the settings mean on a backbone; DiffLensError if it has no such place, or cannot take such images."""
+    """What the settings mean on a backbone; DiffLensError if it has no such place, or cannot take such
+    images."""
     blocks = backbone.check_blocks(config.blocks or usual_blocks(backbone))
     steps = config.noise_steps or (min(backbone.defaults.fusion_noise_steps),)
     extractor = ExtractorConfig(
@@ -152,7 +154,8 @@ def run_dense(task: DenseTask[C, S, M], process: Accelerator) -> tuple[M, dict[s
     """Train, evaluate once, and write the run directory: the model and its metrics.
 
     Raises:
-        DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds another run.
+        DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds
+            another run.
     """
     config = task.config
     data = task.load()

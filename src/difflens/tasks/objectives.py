@@ -72,7 +72,8 @@ class ProbeObjective(Objective):
 
 
 Loss = Callable[[Tensor, Tensor, int, list[Labels]], dict[str, Tensor]]
-"""From images (B, C, S, S) in [-1, 1], their index, the draw of the noise and their labels to the parts of the loss."""
+"""From images (B, C, S, S) in [-1, 1], their index, the draw of the noise and their labels to the parts of
+the loss."""
 
 
 class DenseObjective(ProbeObjective):

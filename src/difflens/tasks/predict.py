@@ -1,4 +1,5 @@
-"""What predicting with a segmentation and with a detection model share: reading images, and writing what is found."""
+"""What predicting with a segmentation and with a detection model share: reading images, and writing what is
+found."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from difflens.run.files import replace_with
 _RECORD = "predictions.json"
 
 Answer = tuple[dict[str, Any], dict[str, Image.Image]]
-"""The fields of a prediction that a model fills in, and its pictures: "overlay" and, of a segmentation, "mask"."""
+"""The fields of a prediction that a model fills in, and its pictures: "overlay" and, of a segmentation,
+"mask"."""
 
 
 def check_dense(config: PredictConfig) -> None:

@@ -1,4 +1,5 @@
-"""The training loop. Heads on cached or fresh features, dense heads and methods of pre-training all go through it."""
+"""The training loop. Heads on cached or fresh features, dense heads and methods of pre-training all go
+through it."""
 
 import math
 import time

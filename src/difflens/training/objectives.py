@@ -17,7 +17,8 @@ class Look:
 
     Attributes:
         iteration: how many are done.
-        losses: of every iteration since the last look, the mean over all processes, (n, parts) float32 on the CPU.
+        losses: of every iteration since the last look, the mean over all processes, (n, parts) float32 on the
+            CPU.
         images_per_second: since the last look, over all processes.
         seconds: of training so far, over all sittings.
     """
@@ -40,8 +41,8 @@ class Look:
 class Objective(ABC):
     """What the loop trains: modules, their optimisers, and the loss.
 
-    Whatever is random in an iteration is a function of the seed and the iteration, so that a resumed run ends as an
-    uninterrupted one does.
+    Whatever is random in an iteration is a function of the seed and the iteration, so that a resumed run ends
+    as an uninterrupted one does.
 
     Attributes:
         iterations: of the whole training.
@@ -74,7 +75,8 @@ class Objective(ABC):
         """One step of every optimiser.
 
         Returns:
-            This process's mean loss before the step, detached: () or, of several parts that are added, (parts,).
+            This process's mean loss before the step, detached: () or, of several parts that are added,
+            (parts,).
         """
 
     @abstractmethod

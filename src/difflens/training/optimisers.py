@@ -62,7 +62,8 @@ def make_schedule(
     """The learning rate of every optimiser step: linear warm-up, then a decay.
 
     Args:
-        kind: cosine to zero; poly, (1 - x)^0.9 (Chen et al., 2017); step, x0.1 at each of `drops`; or constant.
+        kind: cosine to zero; poly, (1 - x)^0.9 (Chen et al., 2017); step, x0.1 at each of `drops`; or
+            constant.
         steps: of the whole training.
         warmup: steps of the linear warm-up.
         drops: shares of `steps`.

@@ -35,9 +35,9 @@ class Problems:
         """Raise DiffLensError if there are bad annotations and `on_bad` is "error"."""
         if self.lines and self.on_bad == "error":
             count = f"{len(self.lines)} bad annotations" if len(self.lines) > 1 else "bad annotation"
+            first = "; ".join([*self.lines[:5], *(["..."] if len(self.lines) > 5 else [])])
             raise DiffLensError(
-                f"{count}: {'; '.join(self.lines[:5])}{'; ...' if len(self.lines) > 5 else ''}. Correct them, or leave "
-                "them out with --on-bad-annotation skip."
+                f"{count}: {first}. Correct them, or leave them out with --on-bad-annotation skip."
             )
 
 
@@ -67,7 +67,8 @@ class DenseData(Generic[S]):
 
     Attributes:
         name: the title in tables and reports.
-        classes: the names of the classes. Masks count them from 0; objects count them from 1, without a background.
+        classes: the names of the classes. Masks count them from 0; objects count them from 1, without a
+            background.
         train: the training images.
         val: the validation images.
         bad: one line for each annotation that was left out.

@@ -23,7 +23,10 @@ from difflens.run.console import progress_bar
 
 _TOLERANCE = 1.0
 """Pixels by which a box may leave its image: COCO rounds its own boxes by up to this much."""
-_LAYOUT = "annotations/instances_train*.json and instances_val*.json, and images in {train,val}*/ or images/{train,val}*/"
+_LAYOUT = (
+    "annotations/instances_train*.json and instances_val*.json, and images in {train,val}*/ or "
+    "images/{train,val}*/"
+)
 
 Annotations = tuple[Path, Path]
 """A folder of images, and the JSON file that annotates them."""
@@ -57,8 +60,8 @@ class ObjectSplit(FileSplit):
         """Return the objects of image `i`.
 
         Returns:
-            "boxes", (N, 4) float32: left, top, right, bottom in pixels, clipped to the image; "labels", (N,) long,
-            from 1; with `masks` also "masks", (N, H, W) bool.
+            "boxes", (N, 4) float32: left, top, right, bottom in pixels, clipped to the image; "labels", (N,)
+            long, from 1; with `masks` also "masks", (N, H, W) bool.
         """
         objects, image = self.objects[i], self.record["images"][i]
         corners = torch.tensor([entry["bbox"] for entry in objects], dtype=torch.float32).reshape(-1, 4)
@@ -85,7 +88,8 @@ class ObjectSplit(FileSplit):
 
 
 def load_coco(root: Path, on_bad: OnBadAnnotation = "error") -> DenseData[ObjectSplit]:
-    """Load a data set in COCO's layout: annotations/instances_NAME.json, images in NAME/, images/NAME/ or images/.
+    """Load a data set in COCO's layout: annotations/instances_NAME.json, images in NAME/, images/NAME/ or
+    images/.
 
     Raises:
         DiffLensError: the layout is another, or an error of `load_annotations`.
@@ -101,12 +105,14 @@ def load_annotations(
 ) -> DenseData[ObjectSplit]:
     """Load objects in images from a folder of images and a JSON file for each split.
 
-    Images without annotations are negatives. COCO's evaluation takes crowds into account; the training does not.
+    Images without annotations are negatives. COCO's evaluation takes crowds into account; the training does
+    not.
 
     Raises:
-        DiffLensError: a file is missing, is no JSON or is not in COCO's format, or the splits have other categories.
-            With "error" also: a box is outside its image or has no area, a mask has another size than its image, a
-            category is not in the list, an id appears twice, or an image is missing or has another size than recorded.
+        DiffLensError: a file is missing, is no JSON or is not in COCO's format, or the splits have other
+            categories. With "error" also: a box is outside its image or has no area, a mask has another size
+            than its image, a category is not in the list, an id appears twice, or an image is missing or has
+            another size than recorded.
     """
     problems = Problems(on_bad)
     records = [_read(path) for _, path in (train, val)]
@@ -222,7 +228,8 @@ def _categories(record: dict[str, Any], path: Path) -> dict[int, str]:
         identity, title = entry.get("id"), entry.get("name")
         if not isinstance(identity, int) or not isinstance(title, str) or identity in names:
             raise DiffLensError(
-                f"{path}, categories[{number}]: a category has an id that no other has, and a name, not {entry}"
+                f"{path}, categories[{number}]: a category has an id that no other has, and a name, not "
+                f"{entry}"
             )
         names[identity] = title
     if not names:
@@ -259,7 +266,8 @@ def _checked_images(
             elif recorded != size:
                 problems.add(
                     where,
-                    f"is recorded as {recorded[1]} x {recorded[0]} pixels, but the file has {size[1]} x {size[0]}",
+                    f"is recorded as {recorded[1]} x {recorded[0]} pixels, but the file has {size[1]} x "
+                    f"{size[0]}",
                 )
             else:
                 usable[identity] = entry

@@ -30,8 +30,8 @@ class Cutouts:
 
     Attributes:
         classes: the names of the classes.
-        train, val: the objects of each class, none of them in both: Pillow images of mode LA or RGBA, cropped to
-            their opaque part.
+        train, val: the objects of each class, none of them in both: Pillow images of mode LA or RGBA, cropped
+            to their opaque part.
         left_out: one line for each file or class that could not be used.
     """
 
@@ -42,7 +42,8 @@ class Cutouts:
 
 
 def fashion_cutouts() -> Cutouts:
-    """Return the bundled Fashion-MNIST items without their black background: training images as `train`, test as `val`."""
+    """Return the bundled Fashion-MNIST items without their black background: training images as `train`, test
+    as `val`."""
     data = load_fashion()
     parts: list[tuple[tuple[Image.Image, ...], ...]] = []
     for split in (data.train, data.test):
@@ -56,10 +57,11 @@ def fashion_cutouts() -> Cutouts:
 
 
 def folder_cutouts(root: Path) -> Cutouts:
-    """Return the images with transparency in `root`/CLASS/ and below; every fifth object of a class is for validation.
+    """Return the images with transparency in `root`/CLASS/ and below; every fifth object of a class is for
+    validation.
 
-    All views of one object (names that end in `_mirror` or `_flip`, as in Tux Paint) are in the same split. A copy of
-    an object under another name is left out.
+    All views of one object (names that end in `_mirror` or `_flip`, as in Tux Paint) are in the same split. A
+    copy of an object under another name is left out.
 
     Raises:
         DiffLensError: there is no such folder, or no class in it with two objects.
@@ -138,8 +140,9 @@ def _content(item: Image.Image) -> _Content:
 def _cut(images: torch.Tensor) -> torch.Tensor:
     """Return grey and alpha, uint8 (N, H, W, 2), of bright objects on black, uint8 (N, 1, H, W).
 
-    Small dark gaps within an object belong to it (morphological closing). The pixels of its rim are a mixture of the
-    object and the black around it: their grey is that of the brightest neighbour, their alpha the share of it.
+    Small dark gaps within an object belong to it (morphological closing). The pixels of its rim are a mixture
+    of the object and the black around it: their grey is that of the brightest neighbour, their alpha the
+    share of it.
     """
     bright = images.float()
     solid = (bright > _CLOTH).float()

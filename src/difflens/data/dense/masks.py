@@ -36,8 +36,8 @@ VOC_CLASSES = (
 _UNKNOWN = 254  # marks a value that stands for no class
 _LAYOUTS = (
     "ADE20K (images/{training,validation}, annotations/{training,validation}, objectInfo150.txt), Pascal VOC "
-    "(JPEGImages, SegmentationClass, ImageSets/Segmentation), or pairs (images/{train,val}, masks/{train,val}, "
-    "classes.txt)"
+    "(JPEGImages, SegmentationClass, ImageSets/Segmentation), or pairs (images/{train,val}, "
+    "masks/{train,val}, classes.txt)"
 )
 
 Pair = tuple[Path, Path]
@@ -75,11 +75,13 @@ class MaskSplit(FileSplit):
 
 
 def load_masks(root: Path, on_bad: OnBadAnnotation = "error") -> DenseData[MaskSplit]:
-    """Load a data set in one of the three layouts, recognised by its folders. All masks are read once, to check them.
+    """Load a data set in one of the three layouts, recognised by its folders. All masks are read once, to
+    check them.
 
     Raises:
-        DiffLensError: there is no such folder, it has none of the layouts, or a class list is missing. With "error"
-            also: an image or mask is missing or unreadable, their sizes differ, or a value stands for no class.
+        DiffLensError: there is no such folder, it has none of the layouts, or a class list is missing. With
+            "error" also: an image or mask is missing or unreadable, their sizes differ, or a value stands for
+            no class.
     """
     if not root.is_dir():
         raise DiffLensError(f"no such folder: {root}; expected {_LAYOUTS}")
@@ -97,7 +99,8 @@ def load_masks(root: Path, on_bad: OnBadAnnotation = "error") -> DenseData[MaskS
 def load_pairs(
     train: Pair, val: Pair, classes: Path, on_bad: OnBadAnnotation = "error", name: str | None = None
 ) -> DenseData[MaskSplit]:
-    """Load images and masks from two folders for each split; an image and its mask share a name up to the suffix.
+    """Load images and masks from two folders for each split; an image and its mask share a name up to the
+    suffix.
 
     Args:
         classes: a file with one class a line, in the order of the values in the masks.
@@ -164,7 +167,8 @@ def to_palette_image(mask: NDArray[np.uint8]) -> Image.Image:
 def palette() -> NDArray[np.uint8]:
     """Return Pascal VOC's colours of the 256 values, uint8 (256, 3).
 
-    The lowest three bits of a value are the highest bits of red, green and blue, the next three the bits below.
+    The lowest three bits of a value are the highest bits of red, green and blue, the next three the bits
+    below.
     """
     colours = np.zeros((256, 3), np.uint8)
     values = np.arange(256)

@@ -121,7 +121,8 @@ class Samples(Dataset["_Packed | BadImage"]):
         return [row for row, _ in keys], _packed([image for image, _ in samples]), packed
 
     def all(self, rows: Tensor, batch_size: int) -> Iterator[tuple[list[int], list[Tensor], list[Labels]]]:
-        """Yield each of `rows`, (M,) long, once, in order, in batches: positions, images uint8 (C, H, W), labels."""
+        """Yield each of `rows`, (M,) long, once, in order, in batches: positions, images uint8 (C, H, W),
+        labels."""
 
         def keys() -> Iterator[list[_Key]]:
             return ([(row, 0) for row in chunk] for chunk in chunks(rows, batch_size))
@@ -131,7 +132,8 @@ class Samples(Dataset["_Packed | BadImage"]):
     def training(
         self, start: int, stop: int, batch_size: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[list[int], list[Tensor], list[Labels]]]:
-        """Yield the batches `start` .. `stop` - 1 of an endless sequence of epochs, which the seed alone decides.
+        """Yield the batches `start` .. `stop` - 1 of an endless sequence of epochs, which the seed alone
+        decides.
 
         Args:
             batch_size: images of a batch over all processes.
@@ -180,7 +182,8 @@ _Key = tuple[int, int]
 _Tensors = list[Tensor] | tuple[Tensor, list[int]]
 """Tensors of several images: a list, or one concatenated tensor and their lengths."""
 _Packed = tuple[list[int], _Tensors, dict[str, _Tensors]]
-"""A batch on its way between processes. Few tensors, as each takes a file descriptor, and a system may allow 1024."""
+"""A batch on its way between processes. Few tensors, as each takes a file descriptor, and a system may allow
+1024."""
 
 
 def _packed(tensors: list[Tensor]) -> _Tensors:
@@ -201,7 +204,8 @@ def _wrapped(labels: Labels, size: Any) -> dict[str, Any]:
         if key in labels:
             wrapped[key] = tv_tensors.Mask(labels[key].to(torch.uint8))  # bool cannot be resized
     if "boxes" in labels:
-        wrapped["boxes"] = tv_tensors.BoundingBoxes(labels["boxes"], format="XYXY", canvas_size=tuple(size))  # type: ignore[call-overload]
+        boxes: Any = tv_tensors.BoundingBoxes
+        wrapped["boxes"] = boxes(labels["boxes"], format="XYXY", canvas_size=tuple(size))
     return wrapped
 
 

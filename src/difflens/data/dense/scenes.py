@@ -156,7 +156,8 @@ class ScenePainter:
 
 
 def _ramp(size: int, angle: float) -> NDArray[np.float64]:
-    """Return a linear gradient from 0 to 1 across a square, (size, size), in the direction `angle` (radians)."""
+    """Return a linear gradient from 0 to 1 across a square, (size, size), in the direction `angle`
+    (radians)."""
     steps = np.linspace(-0.5, 0.5, size)
     along = np.cos(angle) * steps + np.sin(angle) * steps[:, None]
     return (along - along.min()) / (along.max() - along.min())

@@ -1,4 +1,5 @@
-"""Data sets of fine-grained classes: FGVC-Aircraft, Stanford Cars and Dogs, CUB-200-2011, Flowers-102, NABirds."""
+"""Data sets of fine-grained classes: FGVC-Aircraft, Stanford Cars and Dogs, CUB-200-2011, Flowers-102,
+NABirds."""
 
 import re
 from collections import Counter
@@ -65,7 +66,8 @@ _Parts = tuple[tuple[str, ...], ImageSplit, ImageSplit]
 
 
 class _Listed(NamedTuple):
-    """The images of a split: the list they come from, paths relative to the root, and their class numbers or None."""
+    """The images of a split: the list they come from, paths relative to the root, and their class numbers or
+    None."""
 
     source: str
     ids: list[str]
@@ -76,19 +78,22 @@ def load_fine_grained(name: str, root: Path | None, spec: str, labels: bool = Tr
     """Load a fine-grained data set with the splits that the field uses.
 
     Args:
-        name: one of `FINE_GRAINED`. The training splits of aircraft (variants) and flowers are train and val joined.
-        root: for aircraft, cars and flowers the root of torchvision; for cub, nabirds and dogs the folder that their
-            archives unpack to. None: aircraft and flowers are downloaded into `cache_folder()`; the others must be in
+        name: one of `FINE_GRAINED`. The training splits of aircraft (variants) and flowers are train and val
+            joined.
+        root: for aircraft, cars and flowers the root of torchvision; for cub, nabirds and dogs the folder
+            that their archives unpack to. None: aircraft and flowers are downloaded into `cache_folder()`;
+                the others must be in
             it (CUB_200_2011/, nabirds/, stanford_dogs/ and stanford_cars/).
         labels: False loads images without labels and classes.
 
     Returns:
-        Splits whose ids are paths relative to the root. Labels are in the order of the data set's own class numbers,
-        counted from 0 over the classes that have images.
+        Splits whose ids are paths relative to the root. Labels are in the order of the data set's own class
+        numbers, counted from 0 over the classes that have images.
 
     Raises:
-        DiffLensError: the data set is missing and cannot be downloaded, a list is missing, damaged or contradicts
-            another, an image is missing, or scipy is not installed, which cars, dogs and flowers need.
+        DiffLensError: the data set is missing and cannot be downloaded, a list is missing, damaged or
+            contradicts another, an image is missing, or scipy is not installed, which cars, dogs and flowers
+            need.
     """
     if name not in _SOURCES:
         raise DiffLensError(f"no fine-grained data set {name!r}; there are {', '.join(FINE_GRAINED)}")
@@ -111,8 +116,8 @@ def _expected(name: str) -> str:
     source = _SOURCES[name]
     does = "downloads into" if name in ("aircraft", "flowers") else "looks in"
     return (
-        f"{name}:FOLDER takes a folder with {source.layout}; {name} alone {does} {cache_folder() / source.folder}. "
-        f"The files come from {source.page}"
+        f"{name}:FOLDER takes a folder with {source.layout}; {name} alone {does} "
+        f"{cache_folder() / source.folder}. The files come from {source.page}"
     )
 
 
@@ -203,7 +208,8 @@ def _dogs_listed(root: Path, file: str, labels: bool, names: dict[int, str]) -> 
 
 
 def _assemble(root: Path, train: _Listed, test: _Listed, names: dict[int, str]) -> _Parts:
-    """Return classes in the order of their numbers, and the splits; classes of the same name get their number."""
+    """Return classes in the order of their numbers, and the splits; classes of the same name get their
+    number."""
     used = sorted({*(train.numbers or ()), *(test.numbers or ())})
     position = {number: i for i, number in enumerate(used)}
     shared = Counter(names[number] for number in used)

@@ -12,8 +12,8 @@ from difflens.errors import DiffLensError, listing
 def load_folder(root: Path, spec: str, labels: bool = True) -> ImageData:
     """Load an ImageFolder tree: train/CLASS/IMAGE, and test/ or val/ of the same classes.
 
-    If both exist, test/ is used, unless it has no class folders: ImageNet's test labels are secret. Images may be in
-    subfolders of their class. Hidden files and files that are no images are ignored.
+    If both exist, test/ is used, unless it has no class folders: ImageNet's test labels are secret. Images
+    may be in subfolders of their class. Hidden files and files that are no images are ignored.
 
     Args:
         labels: False loads all images of both folders, which then need no class folders.

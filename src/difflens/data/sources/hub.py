@@ -13,16 +13,17 @@ from difflens.errors import DiffLensError, listing
 def load_hub(name: str, spec: str, labels: bool = True) -> ImageData:
     """Load a Hugging Face data set.
 
-    Columns are chosen by their types. Images: "image" or "img", else the first column of images. Labels: "label",
-    "labels" or "fine_label", else the first column of class labels; or a column "label" of numbers or words. The test
-    split is the first of test and validation that has all its labels. Without such a split, the training split is
-    split 4 : 1, class by class.
+    Columns are chosen by their types. Images: "image" or "img", else the first column of images. Labels:
+    "label", "labels" or "fine_label", else the first column of class labels; or a column "label" of numbers
+    or words. The test split is the first of test and validation that has all its labels. Without such a
+    split, the training split is split 4 : 1, class by class.
 
     Args:
         name: ID, ID:CONFIG, or a local folder that `datasets` reads.
 
     Raises:
-        DiffLensError: `datasets` is not installed, or the data set cannot be loaded or has no images or labels.
+        DiffLensError: `datasets` is not installed, or the data set cannot be loaded or has no images or
+            labels.
     """
     splits = _hub_splits(name)
     train, classes = _hub_train(name, splits, labels)
@@ -70,7 +71,8 @@ def _hub_train(name: str, splits: dict[str, Any], labels: bool) -> tuple[ImageSp
 
 
 def _hub_split(name: str, split: str, dataset: Any, classes: tuple[str, ...]) -> ImageSplit:
-    """Return a split with labels that count `classes`, -1 for secret ones; without labels if there are no classes."""
+    """Return a split with labels that count `classes`, -1 for secret ones; without labels if there are no
+    classes."""
     import datasets
 
     images = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.Image)]

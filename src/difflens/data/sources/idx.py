@@ -62,7 +62,8 @@ def read_idx_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 def load_fashion() -> ImageData:
-    """Load the bundled subset of Fashion-MNIST: 10,000 training and 2,000 test images, 28 x 28, class-balanced."""
+    """Load the bundled subset of Fashion-MNIST: 10,000 training and 2,000 test images, 28 x 28,
+    class-balanced."""
     arrays = _bundled()
     train, test = (
         MemorySplit(split, arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in _PREFIXES
@@ -73,8 +74,8 @@ def load_fashion() -> ImageData:
 def load_full_fashion() -> ImageData:
     """Load all of Fashion-MNIST: 60,000 training and 10,000 test images, 28 x 28.
 
-    The files come from the folder that the environment variable DIFFLENS_FASHION_MNIST names, else from Debian's
-    package, else from a download by torchvision into `cache_folder()`.
+    The files come from the folder that the environment variable DIFFLENS_FASHION_MNIST names, else from
+    Debian's package, else from a download by torchvision into `cache_folder()`.
 
     Raises:
         DiffLensError: the files are damaged, or there are none and they cannot be downloaded.
@@ -122,7 +123,8 @@ def _bundled() -> dict[str, Tensor]:
 
 
 def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
-    """Read the uint8 array of an IDX file: a magic number 0x0000_08_dd, dd big-endian 32-bit sizes, the bytes."""
+    """Read the uint8 array of an IDX file: a magic number 0x0000_08_dd, dd big-endian 32-bit sizes, the
+    bytes."""
     path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
     if path is None:
         raise DiffLensError(f"{folder} has neither {name}.gz nor {name}, which MNIST-style data consists of")

@@ -77,7 +77,8 @@ def _torchvision_class(name: str) -> tuple[Callable[..., Any], str]:
 def _split_options(
     make: Callable[..., Any], name: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """Return arguments to try, in order, for the training and for the test split; None if there are no splits."""
+    """Return arguments to try, in order, for the training and for the test split; None if there are no
+    splits."""
     if name in _SPECIAL:
         train, test = _SPECIAL[name]
         return [train], [test]

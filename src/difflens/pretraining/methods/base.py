@@ -32,8 +32,8 @@ from difflens.training.optimisers import ParameterGroup, make_optimizer, make_sc
 class PretrainingMethod(Objective):
     """The networks of one method, their optimisers, and a step of them.
 
-    Whatever is random in a step is a function of (seed, epoch, image), so that neither a stop nor the number of
-    processes changes it.
+    Whatever is random in a step is a function of (seed, epoch, image), so that neither a stop nor the number
+    of processes changes it.
 
     Args:
         config: resolved.
@@ -122,7 +122,8 @@ class PretrainingMethod(Objective):
 
     @abstractmethod
     def write(self, folder: Path, backbone: Any) -> None:
-        """Fill an existing folder with what `load_backbone` reads; `backbone` is `backbone()`'s, and may be changed."""
+        """Fill an existing folder with what `load_backbone` reads; `backbone` is `backbone()`'s, and may be
+        changed."""
 
     @abstractmethod
     def card(self) -> Card:
@@ -145,8 +146,8 @@ class PretrainingMethod(Objective):
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Those of several processes become their mean.
 
-        By hand, since networks that are called several times before a backward pass, or update buffers meanwhile, are
-        not for DistributedDataParallel.
+        By hand, since networks that are called several times before a backward pass, or update buffers
+        meanwhile, are not for DistributedDataParallel.
         """
         if self.process.num_processes > 1:
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -231,7 +232,8 @@ class EncoderMethod(PretrainingMethod):
 
 
 def encoder_facts(config: EncoderConfig, encoder: nn.Module, *trained: nn.Module) -> dict[str, str]:
-    """An encoder's rows of a model card, of which `trained` are the networks that were trained, itself included."""
+    """An encoder's rows of a model card, of which `trained` are the networks that were trained, itself
+    included."""
     size, total = (sum(map(torch.numel, itertools.chain(*(each.parameters() for each in networks))))
                    for networks in ((encoder,), trained))  # fmt: skip
     arguments = ", ".join(f"{name}={value}" for name, value in config.arguments.items())

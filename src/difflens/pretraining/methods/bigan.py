@@ -1,7 +1,7 @@
 """BiGAN: a generator and an encoder that together fool a discriminator of pairs of images and latents.
 
-Losses are BigBiGAN's (Donahue and Simonyan, 2019, section 2), with unary terms besides the joint one. Notation: x are
-images, z latents; y = +1 for pairs (x, E(x)), -1 for (G(z), z).
+Losses are BigBiGAN's (Donahue and Simonyan, 2019, section 2), with unary terms besides the joint one.
+Notation: x are images, z latents; y = +1 for pairs (x, E(x)), -1 for (G(z), z).
 """
 
 import copy
@@ -53,7 +53,8 @@ def encoder_generator_loss(real: Tensor, fake: Tensor) -> Tensor:
 class Discriminator(nn.Module):
     """Scores of pairs: s_x = theta_x F(x), s_z = theta_z H(z), s_xz = theta_xz J(F(x), H(z)).
 
-    F is a convolutional network, H and J are perceptrons, all with spectral normalisation (Miyato et al., 2018).
+    F is a convolutional network, H and J are perceptrons, all with spectral normalisation (Miyato et al.,
+    2018).
 
     Args:
         channels: of the images.
@@ -89,11 +90,13 @@ def _layer(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class BiGANMethod(PretrainingMethod):
-    """Encoder, generator and discriminator; what is kept is the encoder and the running average of the generator.
+    """Encoder, generator and discriminator; what is kept is the encoder and the running average of the
+    generator.
 
-    E(x) is deterministic, as BiGAN's (Donahue et al., 2017): a linear layer on the encoder's pooled maps, normalised over
-    the batch, so that its mean and variance are those of z from the first step. Each step is one of the discriminator,
-    then one of the other two, on the same images and latents. The generator and F mirror the encoder's widths.
+    E(x) is deterministic, as BiGAN's (Donahue et al., 2017): a linear layer on the encoder's pooled maps,
+    normalised over the batch, so that its mean and variance are those of z from the first step. Each step is
+    one of the discriminator, then one of the other two, on the same images and latents. The generator and F
+    mirror the encoder's widths.
     """
 
     description = "BigBiGAN's hinge losses, joint and unary; what is logged is the discriminator's"

@@ -1,4 +1,5 @@
-"""Masked autoencoding (He et al., 2022): a ViT sees a quarter of an image's patches, a small one predicts the others."""
+"""Masked autoencoding (He et al., 2022): a ViT sees a quarter of an image's patches, a small one predicts the
+others."""
 
 import torch
 from torch import Tensor, nn

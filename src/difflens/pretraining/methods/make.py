@@ -31,8 +31,8 @@ def make_method(config: PretrainConfig, images: ImageSplit, process: Accelerator
         images: with labels for the supervised one.
 
     Raises:
-        DiffLensError: the preset has no network for the method or for the image size, the batch is too small for it,
-            or a package is not installed.
+        DiffLensError: the preset has no network for the method or for the image size, the batch is too small
+            for it, or a package is not installed.
     """
     if config.method in _OF_BATCHES and given(config.batch_size) < 2 * process.num_processes:
         raise DiffLensError(

@@ -26,9 +26,9 @@ TEMPERATURE = 0.5
 class SimCLRMethod(EncoderMethod):
     """A ResNet with lightly's projection head, loss and views.
 
-    Views are as the paper's for CIFAR-10 (appendix B.9): crops and colours at half strength, no blur; of grey images,
-    brightness and contrast. Crops keep a fifth of the area, and nothing is flipped unless the recipe flips. With several
-    processes, the other images of a batch are those of all of them.
+    Views are as the paper's for CIFAR-10 (appendix B.9): crops and colours at half strength, no blur; of grey
+    images, brightness and contrast. Crops keep a fifth of the area, and nothing is flipped unless the recipe
+    flips. With several processes, the other images of a batch are those of all of them.
     """
 
     method = "SimCLR"
@@ -52,7 +52,8 @@ class SimCLRMethod(EncoderMethod):
         return loss
 
     def _views(self, batch: Batch) -> Tensor:
-        """(2 B, C, S, S) in [-1, 1]: a view of each image, then the other; a function of (seed, epoch, image)."""
+        """(2 B, C, S, S) in [-1, 1]: a view of each image, then the other; a function of (seed, epoch,
+        image)."""
         draws = augmentation_draws(batch.index.cpu(), self.config.seed, self.epoch)
         seeds = (draws[:, 0] << 31 | draws[:, 1] >> 1).tolist()
         pairs = []

@@ -166,7 +166,8 @@ def _plan(
 
 
 def _usual(usual: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
-    """The blocks or noise steps to read if nothing is said: the usual ones where they are, else all that is stored."""
+    """The blocks or noise steps to read if nothing is said: the usual ones where they are, else all that is
+    stored."""
     return usual if {*usual} <= {*stored} else stored
 
 

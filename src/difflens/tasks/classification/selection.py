@@ -30,7 +30,8 @@ GRID: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 def choose_neighbours(head: NeighbourHead, classes: int) -> tuple[NeighbourTrial, ...]:
-    """How well each number of neighbours does on the training images that `head` remembers, each left out in turn.
+    """How well each number of neighbours does on the training images that `head` remembers, each left out in
+    turn.
 
     Returns:
         A trial for each of `classifiers.NEIGHBOURS`; the best is chosen.

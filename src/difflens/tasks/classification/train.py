@@ -185,7 +185,8 @@ def evaluate(
     cache: FeatureCache | None = None,
     skipped: list[str] | None = None,
 ) -> Evaluation:
-    """Predict every image of `split` exactly once, with the noise of draw 0, and restore the training mode."""
+    """Predict every image of `split` exactly once, with the noise of draw 0, and restore the training
+    mode."""
     process = process or accelerator()
     device = process.device
     probe.to(device)
@@ -237,7 +238,8 @@ def mix(
     """Mixup of what the module takes (maps by place, or images first), with labels as class probabilities."""
     if not alpha:
         return inputs, labels
-    # of two Gamma(alpha) draws the first one's share is Beta(alpha, alpha); torch samples neither from a generator
+    # of two Gamma(alpha) draws the first one's share is Beta(alpha, alpha); torch samples neither from a
+    # generator
     a, b = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator).tolist()
     share = a / (a + b) if a + b > 0 else 0.5
     partner = torch.randperm(len(labels), generator=generator).to(labels.device)

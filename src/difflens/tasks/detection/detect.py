@@ -40,7 +40,8 @@ def detect(config: DetectConfig) -> DetectResult:
     """Run `config`: train, evaluate once, and write the run directory, with results.json in COCO's format.
 
     Raises:
-        DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds another run.
+        DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds
+            another run.
     """
     config = resolve(config)
     mask_tools()

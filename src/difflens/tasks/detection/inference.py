@@ -26,8 +26,8 @@ def detect_objects(
 ) -> list[Objects]:
     """The objects in images of any size, best first, in pixels of each image, on the CPU.
 
-    An image is scaled so that its longer side is `side`, and filled up to a square: what is found in it does not depend
-    on what it is looked at with.
+    An image is scaled so that its longer side is `side`, and filled up to a square: what is found in it does
+    not depend on what it is looked at with.
 
     Args:
         images: uint8 (C, H, W), with the channels of the backbone, on the probe's device.
@@ -47,7 +47,8 @@ def detect_objects(
 def detections(
     probe: DenseProbe, samples: Samples, side: int, process: Accelerator, rows: Sequence[int] | None = None
 ) -> Iterator[tuple[int, Objects]]:
-    """The position and the objects of each of `rows`, or of this process's share of all, with the noise of draw 0."""
+    """The position and the objects of each of `rows`, or of this process's share of all, with the noise of
+    draw 0."""
     mine = range(process.process_index, len(samples), process.num_processes) if rows is None else rows
     probe.to(process.device)
     with evaluating(probe), progress_bar(process.is_main_process and rows is None) as bar:

@@ -23,7 +23,8 @@ def predict_objects(config: PredictConfig) -> DensePredictResult:
     An answer does not depend on what else is asked.
 
     Raises:
-        DiffLensError: the model or an image cannot be read, there are no images, or the folder holds other things.
+        DiffLensError: the model or an image cannot be read, there are no images, or the folder holds other
+            things.
     """
     check_dense(config)
     if config.draws != 1:

@@ -84,7 +84,8 @@ def predictions(
     process: Accelerator,
     rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The position, predicted and true classes, uint8 (H, W), of `rows`, or of this process's share of all."""
+    """The position, predicted and true classes, uint8 (H, W), of `rows`, or of this process's share of
+    all."""
     mine = range(process.process_index, len(samples), process.num_processes) if rows is None else rows
     probe.to(process.device)
     with evaluating(probe), progress_bar(process.is_main_process and rows is None) as bar:

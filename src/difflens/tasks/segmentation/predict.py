@@ -18,12 +18,14 @@ from difflens.tasks.segmentation.inference import Sliding, class_probabilities
 
 
 def predict_masks(config: PredictConfig) -> DensePredictResult:
-    """Segment images, and write NAME.overlay.png, NAME.mask.png with the classes as values, and predictions.json.
+    """Segment images, and write NAME.overlay.png, NAME.mask.png with the classes as values, and
+    predictions.json.
 
     An answer does not depend on what else is asked.
 
     Raises:
-        DiffLensError: the model or an image cannot be read, there are no images, or the folder holds other things.
+        DiffLensError: the model or an image cannot be read, there are no images, or the folder holds other
+            things.
     """
     check_dense(config)
     device = accelerator(config.device).device

@@ -35,7 +35,8 @@ def segment(config: SegmentConfig) -> SegmentResult:
     """Run `config`: train, evaluate once, and write the run directory.
 
     Raises:
-        DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds another run.
+        DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds
+            another run.
     """
     config = resolve(config)
     process = accelerator(config.device)
