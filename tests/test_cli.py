@@ -292,4 +292,4 @@ def test_bad_annotations_stop_or_are_counted(
     assert run(*command) == 2
     assert "00002.png" in capsys.readouterr().err
     assert run(*command, "--on-bad-annotation", "skip") == 0
-    assert "left out 1 bad annotations" in capsys.readouterr().err
+    assert "left out 1 bad annotation" in capsys.readouterr().err

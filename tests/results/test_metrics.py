@@ -1,4 +1,4 @@
-"""metrics.json: what a result writes is what it reads, and what version 0.1 wrote is read too."""
+"""Every result reads the metrics.json that it wrote, and that of version 0.1."""
 
 import json
 import tarfile
@@ -42,7 +42,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.fixture(scope="module")
 def earlier() -> dict[str, dict[str, Any]]:
-    """The JSON that version 0.1 wrote, by the path of its run."""
+    """Return the JSON that version 0.1 wrote, by the path of its run."""
     found = {}
     with tarfile.open(FIXTURE) as archive:
         for member in archive:
@@ -73,11 +73,19 @@ def test_metrics_are_plain_values() -> None:
 @pytest.mark.parametrize(
     ("run", "command"),
     [
-        ("probe", "probe"), ("attention", "probe"), ("seeds", "probe"), ("seeds/seed-0", "probe"), ("segment", "segment"),
-        ("detect", "detect"), ("store", "extract"), ("generate", "generate"), ("fidelity", "fidelity"),
-        ("scenes", "scenes"), ("rivals", "compare"),
+        ("probe", "probe"),
+        ("attention", "probe"),
+        ("seeds", "probe"),
+        ("seeds/seed-0", "probe"),
+        ("segment", "segment"),
+        ("detect", "detect"),
+        ("store", "extract"),
+        ("generate", "generate"),
+        ("fidelity", "fidelity"),
+        ("scenes", "scenes"),
+        ("rivals", "compare"),
     ],
-)  # fmt: skip
+)
 def test_json_of_version_0_1_is_read_and_written_alike(
     earlier: dict[str, dict[str, Any]], run: str, command: str
 ) -> None:
@@ -106,9 +114,18 @@ def test_several_seeds_have_means_and_deviations() -> None:
     assert (result.top5, result.top5_std) == (1, 0)
     metrics = result.metrics()
     assert list(metrics) == [
-        "top1", "top5", "mean_per_class", "top1_std", "top5_std", "mean_per_class_std", "metric", "test_images",
-        "train_images", "trainable_parameters", "runs",
-    ]  # fmt: skip
+        "top1",
+        "top5",
+        "mean_per_class",
+        "top1_std",
+        "top5_std",
+        "mean_per_class_std",
+        "metric",
+        "test_images",
+        "train_images",
+        "trainable_parameters",
+        "runs",
+    ]
     assert metrics["runs"] == [made.seed(0).metrics(), made.seed(1).metrics()]
     assert read_seeds(metrics) == result.seeds
     one = made.probed()
@@ -144,13 +161,21 @@ def test_reference_distances_come_after_that_of_the_samples() -> None:
 
 def test_predictions_are_records() -> None:
     assert made.CLASSES.records()[0] == {
-        "image": "a.png", "label": "cat", "probability": 0.75, "probabilities": {"cat": 0.75, "dog": 0.25},
-    }  # fmt: skip
+        "image": "a.png",
+        "label": "cat",
+        "probability": 0.75,
+        "probabilities": {"cat": 0.75, "dog": 0.25},
+    }
     (mask,) = made.MASKS.records()
     assert list(mask) == ["image", "width", "height", "overlay", "mask", "classes"]
     first, _ = made.OBJECTS.records()
     assert list(first) == ["image", "width", "height", "overlay", "objects"]
     assert first["objects"] == [
-        {"label": "bar", "bbox": [1.0, 2.0, 3.5, 4.0], "score": 0.875, "segmentation": {"size": [24, 32], "counts": "abc"}},
+        {
+            "label": "bar",
+            "bbox": [1.0, 2.0, 3.5, 4.0],
+            "score": 0.875,
+            "segmentation": {"size": [24, 32], "counts": "abc"},
+        },
         {"label": "disc", "bbox": [1.0, 2.0, 3.5, 4.0], "score": 0.5},
-    ]  # fmt: skip
+    ]

@@ -9,7 +9,7 @@ from difflens.errors import listing
 
 
 class Result(ABC):
-    """What a command returns: its figures, with names."""
+    """The typed figures that a command returns."""
 
     @abstractmethod
     def summary(self) -> str:
@@ -21,33 +21,39 @@ class Result(ABC):
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON holds it: a dataclass or a mapping as a dictionary, a tuple or a tensor as a list."""
+    """Return a value as JSON holds it: dataclasses as dictionaries, tuples and tensors as lists."""
     if is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [plain(each) for each in value]
+        return [plain(item) for item in value]
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def tuples(value: Any) -> Any:
-    """A value that JSON holds with every list as a tuple."""
+    """Return a JSON value with every list as a tuple."""
     if isinstance(value, Mapping):
-        return {key: tuples(each) for key, each in value.items()}
+        return {key: tuples(item) for key, item in value.items()}
     return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def known(kind: type, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of `metrics` that are fields of a dataclass, lists as tuples."""
+def fields_in(kind: type, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of `metrics` that are fields of the dataclass `kind`, with lists as tuples."""
     return {field.name: tuples(metrics[field.name]) for field in fields(kind) if field.name in metrics}
 
 
 def skipped(images: Sequence[str]) -> str:
-    """The line about images that could not be read."""
-    return f"skipped {len(images)} unreadable images: {listing(images, 5)}" if images else ""
+    """Return the line about images that could not be read; empty for none."""
+    plural = "s" * (len(images) != 1)
+    return f"skipped {len(images)} unreadable image{plural}: {listing(images, 5)}" if images else ""
 
 
 def bad(annotations: Sequence[str]) -> str:
-    """The line about annotations that cannot be right."""
-    return f"left out {len(annotations)} bad annotations: {listing(annotations, 5)}" if annotations else ""
+    """Return the line about annotations that are invalid; empty for none."""
+    plural = "s" * (len(annotations) != 1)
+    return (
+        f"left out {len(annotations)} bad annotation{plural}: {listing(annotations, 5)}"
+        if annotations
+        else ""
+    )

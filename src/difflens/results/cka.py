@@ -12,12 +12,12 @@ from difflens.results.base import Result, plain, skipped
 
 @dataclass(frozen=True, order=True)
 class Representation:
-    """What one block says of images at one noise step.
+    """The feature maps of one block at one noise step, pooled to one side.
 
     Attributes:
-        model: 0 for the backbone, 1 for the other one.
-        block, noise_step: where it is read.
-        side: that its maps are pooled to; 0 for none.
+        model: 0 for the backbone, 1 for the other backbone.
+        block, noise_step: the place.
+        side: side of the pooled maps; 0 for maps that are not pooled.
     """
 
     model: int
@@ -28,16 +28,16 @@ class Representation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One heat map.
+    """The CKA values of one heat map.
 
     Attributes:
         kind: "blocks", "noise steps", "poolings" or "models".
-        name: of its file, and in metrics.json.
-        title: what is fixed in it.
-        values: CKA (R, C).
-        rows, columns: their R and C names.
-        axes: what rows and columns are.
-        roles: the part of the network of each row and column; empty if they are no blocks.
+        name: name of its file without ending, and its key in metrics.json.
+        title: the block or noise step that all its values share.
+        values: (R, C) CKA in [-1, 1].
+        rows, columns: R and C names.
+        axes: titles of the rows and of the columns.
+        roles: the part of the network of each row and column; empty where they are not blocks.
         marks: (row, column) of cells to frame.
     """
 
@@ -48,21 +48,21 @@ class Comparison:
     rows: Sequence[str]
     columns: Sequence[str]
     axes: tuple[str, str]
-    roles: tuple[Sequence[str], Sequence[str]]
-    marks: Sequence[tuple[int, int]]
+    roles: tuple[Sequence[str], Sequence[str]] = ((), ())
+    marks: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True)
 class Mirrors:
-    """Whether decoder blocks are like their mirrors, the encoder blocks whose skips they take.
+    """The similarity of decoder blocks to their mirrors, the encoder blocks whose skips they take.
 
     Attributes:
-        by_distance: by how many blocks an encoder block is away from the mirror, mean CKA and the half-width of its
-            95 % interval.
-        lead: mean CKA of the mirrors minus that of all other pairs, and its half-width.
-        decoder_blocks: how many were compared.
-        nearest: of how many the mirror is the most similar encoder block.
-        nearly: of how many the most similar one is the mirror or next to it.
+        by_distance: mean CKA and the half-width of its 95 % interval, by the distance of an encoder block
+            from the mirror in blocks.
+        lead: mean CKA of the mirrors minus that of all other pairs, and the half-width of its 95 % interval.
+        decoder_blocks: number of decoder blocks that were compared.
+        nearest: number of decoder blocks whose most similar encoder block is their mirror.
+        nearly: number of decoder blocks whose most similar encoder block is their mirror or next to it.
     """
 
     by_distance: Mapping[int, tuple[float, float]]
@@ -83,24 +83,27 @@ class Mirrors:
 
     def __str__(self) -> str:
         mean, _ = self.by_distance.get(0, (float("nan"), 0.0))
+        lead, half = self.lead
         return (
-            f"CKA of a decoder block with its mirror is {mean:.2f} on average, {self.lead[0]:+.3f} ± {self.lead[1]:.3f} "
-            f"against all other encoder blocks; of {self.decoder_blocks} decoder blocks, {self.nearest} are most like "
-            f"their mirror, {self.nearly} most like it or a block next to it"
+            f"CKA of a decoder block with its mirror is {mean:.2f} on average, {lead:+.3f} ± {half:.3f} "
+            "relative to all other encoder blocks. The mirror is the most similar encoder block for "
+            f"{self.nearest} of {self.decoder_blocks} decoder block{'s' * (self.decoder_blocks != 1)}. For "
+            f"{self.nearly}, the most similar one is the mirror or a block next to it"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CkaResult(Result):
-    """What `cka` returns.
+    """The result of `cka`.
 
     Attributes:
         out: the run directory.
-        representations: P of them.
-        values: CKA of every pair, (P, P) in [-1, 1]; NaN where features do not vary.
-        half_widths: of the 95 % intervals around them, (P, P).
-        images, minibatches: that were read.
-        blocks, noise_steps, pool: of the backbone, and the sides that its maps were pooled to.
+        representations: the P representations.
+        values: (P, P) CKA of every pair, in [-1, 1]; NaN where features do not vary.
+        half_widths: (P, P) half-widths of their 95 % intervals.
+        images, minibatches: how many were read.
+        blocks, noise_steps: the places of the backbone that were compared.
+        pool: the sides that its maps were pooled to; 0 for maps that are not pooled.
         mirrors: by noise step; None for a network without pairs of encoder and decoder blocks.
         comparisons: the heat maps.
         skipped_images: a line for each image that could not be read.
@@ -125,9 +128,9 @@ class CkaResult(Result):
         return float(self.half_widths.nan_to_num(0).max())
 
     def between(self, rows: Sequence[Representation], columns: Sequence[Representation]) -> Tensor:
-        """CKA of the given representations, (rows, columns)."""
-        place = {each: number for number, each in enumerate(self.representations)}
-        return self.values[[place[each] for each in rows]][:, [place[each] for each in columns]]
+        """Return the CKA values of the given representations, (rows, columns)."""
+        index = {representation: number for number, representation in enumerate(self.representations)}
+        return self.values[[index[row] for row in rows]][:, [index[column] for column in columns]]
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
@@ -137,8 +140,10 @@ class CkaResult(Result):
             "blocks": plain(self.blocks),
             "noise_steps": plain(self.noise_steps),
             "pool": plain(self.pool),
-            "mirrors": {str(t): each.metrics() for t, each in self.mirrors.items() if each is not None},
-            "cka": {each.name: plain(each.values) for each in self.comparisons},
+            "mirrors": {
+                str(t): mirrors.metrics() for t, mirrors in self.mirrors.items() if mirrors is not None
+            },
+            "cka": {comparison.name: plain(comparison.values) for comparison in self.comparisons},
             "largest_half_width_95": self.largest_half_width,
             "skipped_images": plain(self.skipped_images),
         }
@@ -148,12 +153,13 @@ class CkaResult(Result):
             f"{self.images:,} images in {self.minibatches} minibatches; the widest 95 % interval is "
             f"± {self.largest_half_width:.3f}"
         ]
-        for t, each in self.mirrors.items():
-            if each is not None:
-                lead, half = each.lead
+        for t, mirrors in self.mirrors.items():
+            if mirrors is not None:
+                lead, half = mirrors.lead
                 lines.append(
-                    f"t = {t}: decoder blocks are {lead:+.3f} ± {half:.3f} more like their mirrors than like other "
-                    f"encoder blocks; {each.nearest} of {each.decoder_blocks} are most like their mirror"
+                    f"t = {t}: decoder blocks are {lead:+.3f} ± {half:.3f} more like their mirrors than like "
+                    f"other encoder blocks; {mirrors.nearest} of {mirrors.decoder_blocks} are most like "
+                    "their mirror"
                 )
         lines.append(f"Report: {self.out / 'report.html'}, every pair: {self.out / 'table.csv'}")
         return "\n".join(lines)

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy, a share in [0, 1], with its 95 % interval, or of several seeds with their standard deviation."""
+    """An accuracy with its uncertainty.
+
+    Attributes:
+        value: share in [0, 1], the mean over seeds.
+        interval: 95 % interval of one seed; for several seeds, one standard deviation on either side of the
+            mean.
+    """
 
     value: float
     interval: tuple[float, float]
@@ -24,17 +30,17 @@ class Score:
 
 @dataclass(frozen=True)
 class BackboneScores:
-    """One backbone and how it did.
+    """The scores of one backbone.
 
     Attributes:
         name: its spec.
-        place: where it was read, block and noise step.
-        parameters: of the whole backbone, without heads.
-        relative_speed: images per second of reading its features, over those of the first backbone.
-        scores: by trial.
-        differences: by trial, from the first backbone's top-1 on the same test images, in the first seed: shares, with
-            the half-width of the 95 % interval.
-        frechet: Fréchet distance of its samples to test images; None: it draws none.
+        place: block and noise step that the heads read.
+        parameters: number of parameters of the whole backbone, without heads.
+        relative_speed: images per second that are read, divided by those of the first backbone.
+        scores: by key of the trial.
+        differences: by key of the trial, the top-1 accuracy minus that of the first backbone, on the same
+            test images in the first seed: a share and the half-width of its 95 % interval.
+        frechet: Fréchet distance of its samples to test images; None for a backbone that generates none.
     """
 
     name: str
@@ -61,7 +67,7 @@ class BackboneScores:
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Self:
-        """What `metrics` wrote; the relative speed is rounded to three digits."""
+        """Read what `metrics` wrote; the relative speed is rounded to three digits."""
         return cls(
             metrics["backbone"],
             (metrics["block"], metrics["noise_step"]),
@@ -78,16 +84,16 @@ class BackboneScores:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareResult(Result):
-    """What `compare` returns.
+    """The result of `compare`.
 
     Attributes:
         out: the run directory.
-        backbones: how each did, in the order of the configuration.
-        titles: of the trials, by their keys.
-        metric: the figure that is compared, "top1" or "mean_per_class".
-        test_images: how many were scored.
-        feature_space: where Fréchet distances were measured; None if nothing was drawn.
-        samples: images that were drawn from each backbone that generates.
+        backbones: scores of each backbone, in the order of the configuration.
+        titles: titles of the trials, by key.
+        metric: the accuracy that is compared, "top1" or "mean_per_class".
+        test_images: number of test images.
+        feature_space: the space of the Fréchet distances; None where nothing was generated.
+        samples: number of images that each generating backbone generated.
     """
 
     out: Path
@@ -105,13 +111,13 @@ class CompareResult(Result):
             "test_images": self.test_images,
             "feature_space": self.feature_space,
             "samples": self.samples,
-            "backbones": [each.metrics() for each in self.backbones],
+            "backbones": [backbone.metrics() for backbone in self.backbones],
         }
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], out: Path) -> Self:
-        """What `metrics` wrote into the run directory `out`; trials are called by their keys."""
-        backbones = tuple(BackboneScores.from_metrics(each) for each in metrics["backbones"])
+        """Read what `metrics` wrote into the run directory `out`; a trial's title is its key."""
+        backbones = tuple(BackboneScores.from_metrics(record) for record in metrics["backbones"])
         return cls(
             out=out,
             backbones=backbones,
@@ -123,16 +129,14 @@ class CompareResult(Result):
         )
 
     def summary(self) -> str:
-        table = Table(
-            Column("backbone", overflow="fold"), *self.titles.values(), "parameters", "speed", "Fréchet",
-            title="accuracy, %",
-        )  # fmt: skip
-        for each in self.backbones:
+        columns = (*self.titles.values(), "parameters", "speed", "Fréchet")
+        table = Table(Column("backbone", overflow="fold"), *columns, title="accuracy, %")
+        for backbone in self.backbones:
             table.add_row(
-                each.name,
-                *(f"{100 * score.value:.2f}" for score in each.scores.values()),
-                f"{each.parameters:,}",
-                f"{each.relative_speed:.2f}",
-                "" if each.frechet is None else f"{each.frechet:.4g}",
+                backbone.name,
+                *(f"{100 * score.value:.2f}" for score in backbone.scores.values()),
+                f"{backbone.parameters:,}",
+                f"{backbone.relative_speed:.2f}",
+                "" if backbone.frechet is None else f"{backbone.frechet:.4g}",
             )
         return f"{table_text(table)}\nReport: {self.out / 'report.html'}, plot: {self.out / 'compare.png'}"

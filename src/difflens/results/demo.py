@@ -7,16 +7,17 @@ from typing import Any, Self
 
 from rich.table import Table
 
-from difflens.results.base import Result, known, plain
+from difflens.results.base import Result, fields_in, plain
 from difflens.run.console import table_text
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoScore:
-    """How one head did.
+    """The accuracy of one head, and its cost.
 
     Attributes:
         top1, top1_interval_95: accuracy on the test images, in [0, 1], and its 95 % interval.
+        trainable_parameters: number of parameters that were trained.
         train_seconds: seconds of training, without reading features.
     """
 
@@ -33,12 +34,13 @@ class DemoScore:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult(Result):
-    """What `demo` returns.
+    """The result of `demo`.
 
     Attributes:
         out: the run directory.
         results: by head, and by baseline: "pixels" and "random_backbone".
-        seconds: of the whole run.
+        seconds: seconds of the whole run.
+        train_images, test_images: how many were read.
         best: the head with the highest accuracy.
         saved_head: the head that model/ holds.
     """
@@ -64,9 +66,9 @@ class DemoResult(Result):
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], out: Path) -> Self:
-        """What `metrics` wrote into the run directory `out`."""
-        scores = {name: DemoScore(**known(DemoScore, row)) for name, row in metrics["results"].items()}
-        values = {**known(cls, metrics), "results": scores, "saved_head": metrics["model"]}
+        """Read what `metrics` wrote into the run directory `out`."""
+        scores = {name: DemoScore(**fields_in(DemoScore, row)) for name, row in metrics["results"].items()}
+        values = {**fields_in(cls, metrics), "results": scores, "saved_head": metrics["model"]}
         return cls(**values, out=out)
 
     def summary(self) -> str:

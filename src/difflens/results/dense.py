@@ -1,4 +1,4 @@
-"""What the results of `difflens segment` and `difflens detect` share."""
+"""An example image, as the results of `difflens segment` and `difflens detect` show it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Example:
-    """A validation image, uint8 (C, H, W), with its true and its predicted masks, uint8 (H, W), or objects."""
+    """A validation image with its labels and predictions.
+
+    Attributes:
+        name: its name in the data set.
+        image: (C, H, W) uint8.
+        true, predicted: masks, (H, W) uint8, or objects.
+    """
 
     name: str
     image: Tensor

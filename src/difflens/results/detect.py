@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from difflens.results.base import Result, bad, known, plain
+from difflens.results.base import Result, bad, fields_in, plain
 
 if TYPE_CHECKING:
     from difflens.models.saved import DetectionModel
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AveragePrecision:
-    """COCO's figures of boxes or of masks, in [0, 1]; None where there is nothing to find.
+    """COCO's metrics of boxes or of masks, in [0, 1]; None where there are no such objects.
 
     Attributes:
         ap: average precision, the mean over IoU thresholds from 0.50 to 0.95.
-        ap50, ap75: at one IoU threshold.
-        ap_small, ap_medium, ap_large: of objects below 32 x 32 pixels, between, and above 96 x 96.
+        ap50, ap75: average precision at the IoU thresholds 0.50 and 0.75.
+        ap_small, ap_medium, ap_large: `ap` of objects below 32 x 32 pixels, between, and above 96 x 96.
         ar: average recall with 100 detections an image.
         ap_by_class: `ap` of each class.
     """
@@ -38,19 +38,21 @@ class AveragePrecision:
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], kind: str) -> Self:
-        """What `metrics` wrote."""
+        """Read what `metrics` wrote for `kind`, "box" or "mask"."""
         return cls(**{field.name: metrics[f"{kind}_{field.name}"] for field in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectResult(Result):
-    """What `detect` returns.
+    """The result of `detect`.
 
     Attributes:
         out: the run directory.
         model: the trained model.
-        box, mask: average precision of boxes and of masks; no masks with Faster R-CNN.
-        train_negatives: training images without objects.
+        box, mask: average precision of boxes and of masks; None for masks with Faster R-CNN.
+        train_images, val_images: how many were read.
+        train_negatives: number of training images without objects.
+        trainable_parameters: number of parameters that were trained.
         train_seconds: seconds of training.
         bad_annotations: a line for each annotation that was left out.
     """
@@ -70,13 +72,15 @@ class DetectResult(Result):
 
     @property
     def precisions(self) -> dict[str, AveragePrecision]:
-        """By "box" and, where masks are found, "mask"."""
+        """Average precision by "box" and, where the model predicts masks, "mask"."""
         return {"box": self.box} | ({"mask": self.mask} if self.mask is not None else {})
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
         figures = {
-            key: value for kind, each in self.precisions.items() for key, value in each.metrics(kind).items()
+            key: value
+            for kind, precision in self.precisions.items()
+            for key, value in precision.metrics(kind).items()
         }
         rest = {
             key: plain(value)
@@ -87,20 +91,20 @@ class DetectResult(Result):
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], out: Path, model: "DetectionModel") -> Self:
-        """What `metrics` wrote into the run directory `out`."""
+        """Read what `metrics` wrote into the run directory `out`."""
         mask = AveragePrecision.from_metrics(metrics, "mask") if "mask_ap" in metrics else None
         box = AveragePrecision.from_metrics(metrics, "box")
-        return cls(**known(cls, metrics), out=out, model=model, box=box, mask=mask)
+        return cls(**fields_in(cls, metrics), out=out, model=model, box=box, mask=mask)
 
     def summary(self) -> str:
         figures = [
-            f"{kind} AP {_percent(each.ap)}, AP50 {_percent(each.ap50)}, AP75 {_percent(each.ap75)}"
-            for kind, each in self.precisions.items()
+            f"{kind} AP {_percent(value.ap)}, AP50 {_percent(value.ap50)}, AP75 {_percent(value.ap75)}"
+            for kind, value in self.precisions.items()
         ]
         return (
-            f"{'; '.join(figures)} (%), {self.train_images:,} training and {self.val_images:,} validation images, "
-            f"{self.trainable_parameters:,} trainable parameters\nReport: {self.out / 'report.html'}\n"
-            f"Model: {self.out / 'model'}\nResults: {self.out / 'results.json'}"
+            f"{'; '.join(figures)} (%), {self.train_images:,} training and {self.val_images:,} validation "
+            f"images, {self.trainable_parameters:,} trainable parameters\nReport: "
+            f"{self.out / 'report.html'}\nModel: {self.out / 'model'}\nResults: {self.out / 'results.json'}"
         )
 
     def left_out(self) -> str:

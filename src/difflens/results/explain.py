@@ -10,7 +10,13 @@ from difflens.results.base import Result, plain, skipped
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training image that is like an image that is shown: its name, its class and their cosine similarity."""
+    """A training image that is similar to an explained image.
+
+    Attributes:
+        image: its name.
+        label: its class; empty where the data has no labels.
+        similarity: cosine similarity of the two images' features.
+    """
 
     image: str
     label: str
@@ -23,13 +29,14 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class HeadShares:
-    """What a trained head reads: shares of places such as "block 3, t = 40", or of noise steps such as "t = 40".
+    """Shares of places ("block 3, t = 40") or noise steps ("t = 40") in what a trained head computes.
 
     Attributes:
-        test_images: how many were read.
-        logits: shares in the variance of the logits, which sum to 1; by place for a linear head, else by noise step.
-        attention: shares of the attention of CLS by place; None for a linear head.
-        on_cls: share of the attention of CLS on itself by noise step; None for a linear head.
+        test_images: number of test images that were read.
+        logits: shares of the variance of the logits, which sum to 1, by place for a linear head, else by
+            noise step.
+        attention: shares of the attention of the CLS token, by place; None for a linear head.
+        on_cls: share of the attention of the CLS token on itself, by noise step; None for a linear head.
     """
 
     test_images: int
@@ -39,23 +46,23 @@ class HeadShares:
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
-        looked = (
-            {}
-            if self.attention is None
-            else {"attention_shares": plain(self.attention), "attention_on_cls": plain(self.on_cls)}
-        )
-        return {"test_images": self.test_images, **looked, "logit_shares": plain(self.logits)}
+        attention = {"attention_shares": plain(self.attention), "attention_on_cls": plain(self.on_cls)}
+        return {
+            "test_images": self.test_images,
+            **({} if self.attention is None else attention),
+            "logit_shares": plain(self.logits),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainResult(Result):
-    """What `explain` returns.
+    """The result of `explain`.
 
     Attributes:
         out: the run directory.
-        images: names of the images that are shown.
-        head: what the head of a run reads; None without a run.
-        neighbours: of each image the most similar training images, the nearest first.
+        images: names of the explained images.
+        head: shares in what the head of a run computes; None without a run.
+        neighbours: the most similar training images of each image, the most similar first.
         skipped_images: a line for each image that could not be read.
     """
 
@@ -70,7 +77,7 @@ class ExplainResult(Result):
         return {
             "images": list(self.images),
             **({} if self.head is None else self.head.metrics()),
-            "neighbours": [[each.metrics() for each in row] for row in self.neighbours],
+            "neighbours": [[neighbour.metrics() for neighbour in row] for row in self.neighbours],
             "skipped_images": list(self.skipped_images),
         }
 

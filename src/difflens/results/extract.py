@@ -5,21 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from difflens.results.base import Result, known, plain, skipped
+from difflens.results.base import Result, fields_in, plain, skipped
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractResult(Result):
-    """What `extract` returns.
+    """The result of `extract`.
 
     Attributes:
-        out: the store.
-        images: how many, by split.
-        predicted_bytes, bytes: size of the shards, as it was announced and as it is.
-        shards: how many files.
-        skipped: images that are not in the store.
-        sha256: of checksums.sha256, which stands for the whole store.
-        images_per_second: of this call; not in metrics.json.
+        out: folder of the store.
+        images: number of images by split.
+        predicted_bytes, bytes: predicted and actual size of the shards.
+        shards: number of files that hold features.
+        skipped: number of images that could not be read and are not in the store.
+        sha256: digest of checksums.sha256, and so of the whole store.
+        images_per_second: speed of this call; not in metrics.json.
         skipped_images: a line for each image that this call could not read; not in metrics.json.
     """
 
@@ -46,8 +46,8 @@ class ExtractResult(Result):
         images_per_second: float = 0.0,
         skipped_images: tuple[str, ...] = (),
     ) -> Self:
-        """What `metrics` wrote into the store `out`."""
-        values = known(cls, metrics)
+        """Read what `metrics` wrote into the store `out`."""
+        values = fields_in(cls, metrics)
         return cls(**values, out=out, images_per_second=images_per_second, skipped_images=skipped_images)
 
     def summary(self) -> str:

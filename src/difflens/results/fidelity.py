@@ -7,19 +7,20 @@ from typing import Any, Self
 from rich.table import Column, Table
 
 from difflens.errors import listing
-from difflens.results.base import Result, known, plain, skipped
+from difflens.results.base import Result, fields_in, plain, skipped
 from difflens.run.console import table_text
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far some images are from the real ones.
+    """The distance of a set of images from the real images.
 
     Attributes:
-        images: what they are, for a table.
-        count: how many.
-        frechet: Fréchet distance between Gaussians fitted to the features.
-        kid, kid_std: mean and standard deviation over subsets of the unbiased squared maximum mean discrepancy.
+        images: name of the set, for a table.
+        count: number of images.
+        frechet: Fréchet distance between Gaussians fitted to the features (Heusel et al., 2017).
+        kid, kid_std: mean and standard deviation over subsets of the unbiased squared maximum mean
+            discrepancy (Bińkowski et al., 2018).
     """
 
     images: str
@@ -31,7 +32,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class SampleSource:
-    """Where samples come from, if `difflens generate` made them."""
+    """The backbone and sampler of samples that `difflens generate` made."""
 
     backbone: str
     backbone_fingerprint: str
@@ -41,7 +42,7 @@ class SampleSource:
 
 @dataclass(frozen=True)
 class InceptionFigures:
-    """torch-fidelity's figures in the features of Inception."""
+    """The metrics of torch-fidelity in the features of Inception."""
 
     fid: float
     kid: float
@@ -54,17 +55,18 @@ class InceptionFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityResult(Result):
-    """What `fidelity` returns.
+    """The result of `fidelity`.
 
     Attributes:
         space: the feature space, in words.
-        dimensions: of the feature space.
-        real: what the images are compared with, in words.
-        real_images: how many.
-        distances: that of the samples first, then the reference distances.
-        source: where the samples come from; None if nobody knows.
-        class_shares: share of each class among the samples, as a trained model judges them; None in other spaces.
-        inception: torch-fidelity's figures; None in other spaces.
+        dimensions: dimensions of the feature space.
+        real: the real images, in words.
+        real_images: number of real images.
+        distances: the distance of the samples first, then the reference distances.
+        source: backbone and sampler of the samples; None where they are unknown.
+        class_shares: share of each class among the samples, as a trained model predicts it; None in other
+            spaces.
+        inception: the metrics of torch-fidelity; None in other spaces.
         skipped_images: a line for each image that could not be read; not in metrics.json.
     """
 
@@ -80,12 +82,12 @@ class FidelityResult(Result):
 
     @property
     def sample_distance(self) -> Distance:
-        """How far the samples are from the real images."""
+        """The distance of the samples from the real images."""
         return self.distances[0]
 
     @property
     def reference_distances(self) -> tuple[Distance, ...]:
-        """How far other real images are, clean and with noise; empty if they were not asked for."""
+        """The distances of other real images, clean and with noise; empty where they were not measured."""
         return self.distances[1:]
 
     def metrics(self) -> dict[str, Any]:
@@ -94,14 +96,14 @@ class FidelityResult(Result):
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Self:
-        """What `metrics` wrote."""
+        """Read what `metrics` wrote."""
         source, inception = metrics["source"], metrics["inception"]
         nested = {
-            "distances": tuple(Distance(**each) for each in metrics["distances"]),
+            "distances": tuple(Distance(**record) for record in metrics["distances"]),
             "source": source and SampleSource(**source),
             "inception": inception and InceptionFigures(**inception),
         }
-        return cls(**{**known(cls, metrics), **nested})
+        return cls(**{**fields_in(cls, metrics), **nested})
 
     def summary(self) -> str:
         name = "FID" if self.inception is not None else "Fréchet distance"
@@ -131,7 +133,11 @@ class FidelityResult(Result):
 
 
 def caution(samples: int, dimensions: int) -> str:
-    """What to know before believing a Fréchet distance of so many images; empty if nothing."""
+    """Return a warning for fewer samples than a Fréchet distance needs; empty for enough samples.
+
+    The covariance of the features is singular where there are at most as many samples as `dimensions`.
+    """
     if samples > dimensions:
         return ""
-    return f"{samples:,} samples in {dimensions:,} dimensions: the Fréchet distance says little of so few."
+    sizes = f"{samples:,} sample{'s' * (samples != 1)} in {dimensions:,} dimensions"
+    return f"{sizes}: the Fréchet distance says little of so few."

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from difflens.results.base import Result, known
+from difflens.results.base import Result, fields_in
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateResult(Result):
-    """What `generate` returns.
+    """The result of `generate`.
 
     Attributes:
         out: the run directory; images/ holds the images, grid.png shows the first of them.
-        images: how many there are.
+        images: number of images.
         sampler: its name; "one pass" for a generator that needs no steps.
-        steps: of the sampler.
-        images_per_second: of this call; not in metrics.json.
+        steps: number of steps of the sampler.
+        images_per_second: speed of this call; not in metrics.json.
     """
 
     out: Path
@@ -32,12 +32,13 @@ class GenerateResult(Result):
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], out: Path, images_per_second: float = 0.0) -> Self:
-        """What `metrics` wrote into the run directory `out`."""
-        return cls(**known(cls, metrics), out=out, images_per_second=images_per_second)
+        """Read what `metrics` wrote into the run directory `out`."""
+        return cls(**fields_in(cls, metrics), out=out, images_per_second=images_per_second)
 
     def summary(self) -> str:
+        images, steps = "s" * (self.images != 1), "s" * (self.steps != 1)
         return (
-            f"{self.images:,} images ({self.sampler}, {self.steps:,} steps), "
+            f"{self.images:,} image{images} ({self.sampler}, {self.steps:,} step{steps}), "
             f"{self.images_per_second:.3g} images/s\n"
             f"Images: {self.out / 'images'}, grid: {self.out / 'grid.png'}"
         )

@@ -22,7 +22,7 @@ class Prediction:
 
     Attributes:
         image: its path.
-        probabilities: by class, most probable first; they sum to 1.
+        probabilities: in [0, 1] by class, the most probable first; they sum to 1.
     """
 
     image: str
@@ -45,12 +45,12 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class DensePrediction(ABC):
-    """What a dense model sees in one image.
+    """The prediction of a dense model for one image.
 
     Attributes:
         image: its path.
         width, height: in pixels.
-        overlay: the name of a file that shows it over the image.
+        overlay: name of the file that shows the prediction over the image.
     """
 
     image: str
@@ -61,7 +61,7 @@ class DensePrediction(ABC):
     @property
     @abstractmethod
     def named(self) -> list[str]:
-        """What was found, in words, the most important first."""
+        """The predicted classes or objects in words, the largest or surest first."""
 
     def record(self) -> dict[str, Any]:
         """Plain values for predictions.json."""
@@ -74,8 +74,8 @@ class SegmentedImage(DensePrediction):
     """The class of every pixel of one image.
 
     Attributes:
-        mask: the name of a file with the classes as values.
-        classes: shares of the pixels by class, the largest first.
+        mask: name of the file whose pixel values are the classes.
+        classes: share of the pixels by class, in [0, 1], the largest first.
     """
 
     mask: str
@@ -88,12 +88,12 @@ class SegmentedImage(DensePrediction):
 
 @dataclass(frozen=True, kw_only=True)
 class DetectedObject:
-    """One object.
+    """One detected object.
 
     Attributes:
         label: its class.
         bbox: left, top, width and height in pixels.
-        score: in [0, 1].
+        score: confidence in [0, 1].
         segmentation: its mask in COCO's run lengths; None with Faster R-CNN.
     """
 
@@ -110,27 +110,27 @@ class DetectedObject:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectedImage(DensePrediction):
-    """The objects of one image, the best first."""
+    """The objects of one image, the highest score first."""
 
     objects: tuple[DetectedObject, ...]
 
     @property
     def named(self) -> list[str]:
-        return [f"{each.label} {each.score:.2f}" for each in self.objects]
+        return [f"{detected.label} {detected.score:.2f}" for detected in self.objects]
 
     def record(self) -> dict[str, Any]:
-        return {**super().record(), "objects": [each.record() for each in self.objects]}
+        return {**super().record(), "objects": [detected.record() for detected in self.objects]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictResult(Result, ABC):
-    """What `predict` returns.
+    """The result of `predict`.
 
     Attributes:
-        predictions: one an image, in the order of the images.
+        predictions: one prediction an image, in the order of the images.
         skipped_images: a line for each image that could not be read.
-        format: how `summary` shows the predictions.
-        top: how many classes or objects of an image a table shows.
+        format: format of `summary`.
+        top: number of classes or objects of an image in a table.
     """
 
     predictions: tuple[Prediction, ...] | tuple[DensePrediction, ...]
@@ -140,11 +140,11 @@ class PredictResult(Result, ABC):
 
     def records(self) -> list[dict[str, Any]]:
         """Plain values for JSON, one an image."""
-        return [each.record() for each in self.predictions]
+        return [prediction.record() for prediction in self.predictions]
 
     @abstractmethod
     def table(self) -> str:
-        """The predictions as a table."""
+        """Return the predictions as a table."""
 
     def summary(self) -> str:
         return json.dumps(self.records(), indent=2) if self.format == "json" else self.table()
@@ -178,17 +178,18 @@ class ClassPredictResult(PredictResult):
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", "label", "probability", *classes])
         for prediction in self.predictions:
-            values = prediction.probabilities
-            writer.writerow([
-                prediction.image, prediction.label, f"{values[prediction.label]:.6f}",
-                *(f"{values[name]:.6f}" for name in classes),
-            ])  # fmt: skip
+            shares = [f"{prediction.probabilities[name]:.6f}" for name in (prediction.label, *classes)]
+            writer.writerow([prediction.image, prediction.label, *shares])
         return text.getvalue().removesuffix("\n")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DensePredictResult(PredictResult):
-    """What a model of `segment` or `detect` sees in images; `out` holds overlays, masks and predictions.json."""
+    """The masks or objects of images, from a model of `segment` or `detect`.
+
+    Attributes:
+        out: the folder of overlays, masks and predictions.json.
+    """
 
     predictions: tuple[DensePrediction, ...]
     out: Path

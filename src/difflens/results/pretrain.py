@@ -8,10 +8,10 @@ from difflens.results.base import Result
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainResult(Result):
-    """What `pretrain` returns.
+    """The result of `pretrain`.
 
     Attributes:
-        path: the folder of the model, a backbone that every other command takes.
+        path: the folder of the model, which every other command takes as a backbone.
     """
 
     path: Path

@@ -7,22 +7,27 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from difflens.metrics.classification import Evaluation
-from difflens.results.base import Result, known, plain, skipped
+from difflens.results.base import Result, fields_in, plain, skipped
 
 if TYPE_CHECKING:
     from difflens.models.saved import TrainedModel
 
 Share = Literal["top1", "top5", "mean_per_class"]
-"""A figure that is summarised over seeds, in [0, 1]."""
+"""Name of an accuracy in [0, 1] that has a mean over seeds."""
 
 _SHARES: tuple[Share, ...] = ("top1", "top5", "mean_per_class")
-# what is the same for all seeds, as metrics.json of several seeds orders it
+# figures that are the same for all seeds, in the order of metrics.json
 _COMMON = ("metric", "test_images", "train_images", "trainable_parameters")
 
 
 @dataclass(frozen=True)
 class GridTrial:
-    """One learning rate and weight decay that the grid tried, and its accuracy on held-out training images."""
+    """One learning rate and weight decay of the grid.
+
+    Attributes:
+        validation_top1: accuracy on held-out training images, in [0, 1].
+        chosen: true for the pair that the head was trained with.
+    """
 
     learning_rate: float
     weight_decay: float
@@ -35,10 +40,10 @@ class NeighbourTrial:
     """One number of neighbours that k-NN tried.
 
     Attributes:
-        k: how many neighbours vote.
-        validation_top1: accuracy on the training images, each left out in turn.
+        k: number of neighbours that vote.
+        validation_top1: accuracy on the training images, each left out in turn, in [0, 1].
         chosen: true for the k that the head uses.
-        top1: accuracy on the test images, which has no part in the choice; None before they are read.
+        top1: accuracy on the test images, which the choice ignores; None before the test images are read.
     """
 
     k: int
@@ -54,13 +59,15 @@ class SeedResult:
     Attributes:
         top1, top5, mean_per_class: accuracies on the test split, in [0, 1].
         top1_interval_95: 95 % interval of `top1`.
-        per_class: accuracy by class; None for a class without test images.
-        confusion_matrix: test images, rows are true classes.
-        metric: "top1" or "mean_per_class", the figure that is usual on this data set.
-        train_images: images that were read; those that were skipped do not count.
+        test_images: number of test images that were read.
+        per_class: accuracy by class, in [0, 1]; None for a class without test images.
+        confusion_matrix: numbers of test images; rows are true classes, columns are predictions.
+        metric: "top1" or "mean_per_class", the accuracy that papers report on this data set.
+        trainable_parameters: number of parameters that were trained.
+        train_images: number of training images that were read, without skipped images.
         train_seconds: seconds of training, without reading features.
         skipped_images: a line for each image that could not be read.
-        grid, neighbours: what was tried on training images; None where the head has no such choice.
+        grid, neighbours: settings that were tried on training images; None where the head has no such choice.
     """
 
     top1: float
@@ -91,40 +98,40 @@ class SeedResult:
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Self:
-        """What `metrics` wrote."""
+        """Read what `metrics` wrote."""
         grid, neighbours = metrics.get("grid"), metrics.get("neighbours")
-        chosen = {
-            "grid": grid and tuple(GridTrial(**known(GridTrial, each)) for each in grid),
+        trials = {
+            "grid": grid and tuple(GridTrial(**fields_in(GridTrial, trial)) for trial in grid),
             "neighbours": neighbours
-            and tuple(NeighbourTrial(**known(NeighbourTrial, each)) for each in neighbours),
+            and tuple(NeighbourTrial(**fields_in(NeighbourTrial, trial)) for trial in neighbours),
         }
-        return cls(**{**known(cls, metrics), **chosen})
+        return cls(**{**fields_in(cls, metrics), **trials})
 
 
 def read_seeds(metrics: Mapping[str, Any]) -> tuple[SeedResult, ...]:
-    """The figures of every seed in metrics.json of one seed or of several."""
-    return tuple(SeedResult.from_metrics(each) for each in metrics.get("runs", [metrics]))
+    """Return the figures of every seed, from the metrics.json of one seed or of several."""
+    return tuple(SeedResult.from_metrics(record) for record in metrics.get("runs", [metrics]))
 
 
 def mean_of(seeds: Sequence[SeedResult], share: Share) -> float:
-    """The mean over seeds, in [0, 1]."""
-    return mean(getattr(each, share) for each in seeds)
+    """Return the mean over seeds, in [0, 1]."""
+    return mean(getattr(seed, share) for seed in seeds)
 
 
 def deviation_of(seeds: Sequence[SeedResult], share: Share) -> float | None:
-    """The standard deviation between seeds, in [0, 1]; None for one seed."""
-    return stdev(getattr(each, share) for each in seeds) if len(seeds) > 1 else None
+    """Return the standard deviation between seeds, in [0, 1]; None for one seed."""
+    return stdev(getattr(seed, share) for seed in seeds) if len(seeds) > 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult(Result):
-    """What `probe` returns.
+    """The result of `probe`.
 
     Attributes:
         out: the run directory.
-        model: the trained model; of several seeds that of the first.
+        model: the trained model of the first seed.
         seeds: the figures of each seed, at least one.
-        evaluations: the predictions on the test split, one a seed.
+        evaluations: the predictions on the test split of each seed.
     """
 
     out: Path
@@ -134,17 +141,17 @@ class ProbeResult(Result):
 
     @property
     def top1(self) -> float:
-        """Top-1 accuracy in [0, 1], the mean over seeds."""
+        """Top-1 accuracy in [0, 1]; the mean over seeds."""
         return mean_of(self.seeds, "top1")
 
     @property
     def top5(self) -> float:
-        """Share of test images whose class is among the five most probable, the mean over seeds."""
+        """Top-5 accuracy in [0, 1]; the mean over seeds."""
         return mean_of(self.seeds, "top5")
 
     @property
     def mean_per_class(self) -> float:
-        """Mean of the classes' accuracies in [0, 1], the mean over seeds."""
+        """Mean of the classes' accuracies, in [0, 1]; the mean over seeds."""
         return mean_of(self.seeds, "mean_per_class")
 
     @property
@@ -167,25 +174,26 @@ class ProbeResult(Result):
         """A line for each image that a seed could not read."""
         if len(self.seeds) == 1:
             return self.seeds[0].skipped_images
-        return tuple(sorted({line for each in self.seeds for line in each.skipped_images}))
+        return tuple(sorted({line for seed in self.seeds for line in seed.skipped_images}))
 
     def metrics(self) -> dict[str, Any]:
-        """Plain values for metrics.json: of one seed its figures, of several their summary and "runs"."""
-        every = [each.metrics() for each in self.seeds]
-        if len(every) == 1:
-            return every[0]
+        """Plain values for metrics.json: the figures of one seed, or the summary of several and "runs"."""
+        runs = [seed.metrics() for seed in self.seeds]
+        if len(runs) == 1:
+            return runs[0]
         return {
             **{share: mean_of(self.seeds, share) for share in _SHARES},
             **{f"{share}_std": deviation_of(self.seeds, share) for share in _SHARES},
-            **{key: every[0][key] for key in _COMMON},
-            "runs": every,
+            **{key: runs[0][key] for key in _COMMON},
+            "runs": runs,
         }
 
     def summary(self) -> str:
         first = self.seeds[0]
         if len(self.seeds) > 1:
             top1, top5, per_class = (
-                f"{100 * mean_of(self.seeds, share):.2f} ± {100 * (deviation_of(self.seeds, share) or 0):.2f} %"
+                f"{100 * mean_of(self.seeds, share):.2f} ± "
+                f"{100 * (deviation_of(self.seeds, share) or 0):.2f} %"
                 for share in _SHARES
             )
             top1 += f" (mean and standard deviation over {len(self.seeds)} seeds)"
@@ -193,10 +201,10 @@ class ProbeResult(Result):
             low, high = first.top1_interval_95
             top1, top5, per_class = (f"{100 * getattr(first, share):.2f} %" for share in _SHARES)
             top1 += f" (95 % interval {100 * low:.2f} to {100 * high:.2f})"
-        usual = ", which is what is reported on this data set" if first.metric == "mean_per_class" else ""
+        note = " (the metric that papers report on this data set)" if first.metric == "mean_per_class" else ""
         return (
-            f"top-1 {top1}, top-5 {top5}, mean per class {per_class}{usual}, {first.train_images:,} training and "
-            f"{first.test_images:,} test images, {first.trainable_parameters:,} trainable parameters\n"
+            f"top-1 {top1}, top-5 {top5}, mean per class {per_class}{note}, {first.train_images:,} training "
+            f"and {first.test_images:,} test images, {first.trainable_parameters:,} trainable parameters\n"
             f"Report: {self.out / 'report.html'}\nModel: {self.out / 'model'}"
         )
 

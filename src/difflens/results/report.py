@@ -9,14 +9,16 @@ from difflens.results.fidelity import FidelityResult
 
 @dataclass(frozen=True, kw_only=True)
 class HeadScore:
-    """How well one head reads the backbone.
+    """The accuracy of one head on the features of the backbone.
 
     Attributes:
-        title: the head and where it reads.
-        data: the data set.
+        title: the head and the places that it reads.
+        data: name of the data set.
         top1: accuracy in [0, 1], the mean over seeds.
         interval: 95 % interval of `top1`; None for several seeds.
         deviation: standard deviation of `top1` between seeds; None for one seed.
+        train_images, test_images: how many were read.
+        trainable_parameters: number of parameters that were trained.
     """
 
     title: str
@@ -31,12 +33,12 @@ class HeadScore:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportResult(Result):
-    """What `report` returns.
+    """The result of `report`.
 
     Attributes:
         path: the HTML file.
-        heads: how well the backbone is read.
-        distances: how far its samples are from real images.
+        heads: the accuracies of heads on the backbone's features.
+        distances: the distances of its samples from real images.
     """
 
     path: Path

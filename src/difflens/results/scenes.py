@@ -11,7 +11,13 @@ from difflens.results.base import Result, plain, tuples
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """How many scenes a split has, objects in them, and cut-outs that these were made of."""
+    """The size of one split.
+
+    Attributes:
+        scenes: number of scenes.
+        instances: number of objects in the scenes.
+        cutouts: number of cut-outs that the objects were made from.
+    """
 
     scenes: int
     instances: int
@@ -20,12 +26,12 @@ class SplitCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class ScenesResult(Result):
-    """What `scenes` returns.
+    """The result of `scenes`.
 
     Attributes:
         out: the folder of the data set.
         classes: their names, in the order of the values in the masks.
-        train, val: what the splits hold.
+        train, val: the sizes of the splits.
         skipped: a line for each file or class of the source that could not be used.
     """
 
@@ -37,21 +43,21 @@ class ScenesResult(Result):
 
     @property
     def splits(self) -> dict[str, SplitCounts]:
-        """By "train" and "val"."""
+        """The sizes of the splits by "train" and "val"."""
         return {"train": self.train, "val": self.val}
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for scenes.json."""
         counts = {
             f"{split}_{key}": count
-            for split, each in self.splits.items()
-            for key, count in plain(each).items()
+            for split, size in self.splits.items()
+            for key, count in plain(size).items()
         }
         return {"classes": list(self.classes), **counts, "left_out": list(self.skipped)}
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], out: Path) -> Self:
-        """What `metrics` wrote into the folder `out`."""
+        """Read what `metrics` wrote into the folder `out`."""
         train, val = (
             SplitCounts(*(metrics[f"{split}_{key}"] for key in ("scenes", "instances", "cutouts")))
             for split in ("train", "val")
@@ -61,9 +67,9 @@ class ScenesResult(Result):
 
     def summary(self) -> str:
         lines = [
-            f"{split}: {each.scenes:,} scenes with {each.instances:,} objects of {len(self.classes)} classes, "
-            f"from {each.cutouts:,} cut-outs"
-            for split, each in self.splits.items()
+            f"{split}: {size.scenes:,} scenes with {size.instances:,} objects of {len(self.classes)} "
+            f"classes, from {size.cutouts:,} cut-outs"
+            for split, size in self.splits.items()
         ]
         return "\n".join([*lines, f"Data set: {self.out}"])
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from difflens.results.base import Result, bad, known, plain
+from difflens.results.base import Result, bad, fields_in, plain
 
 if TYPE_CHECKING:
     from difflens.models.saved import SegmentationModel
@@ -13,15 +13,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentResult(Result):
-    """What `segment` returns.
+    """The result of `segment`.
 
     Attributes:
         out: the run directory.
         model: the trained model.
-        miou: mean intersection over union of the classes that are there or predicted, in [0, 1].
-        pixel_accuracy, mean_accuracy: share of pixels that are right; mean over the classes that are there.
-        iou: intersection over union by class; None for a class that is neither there nor predicted.
-        pixels: validation pixels that have a class.
+        miou: mean intersection over union of the classes that are present or predicted, in [0, 1].
+        pixel_accuracy: share of pixels with the right class, in [0, 1].
+        mean_accuracy: mean of the pixel accuracies of the classes that are present, in [0, 1].
+        iou: intersection over union by class, in [0, 1]; None for a class that is neither present nor
+            predicted.
+        pixels: number of validation pixels that have a class.
+        train_images, val_images: how many were read.
+        trainable_parameters: number of parameters that were trained.
         train_seconds: seconds of training.
         bad_annotations: a line for each annotation that was left out.
     """
@@ -47,8 +51,8 @@ class SegmentResult(Result):
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], out: Path, model: "SegmentationModel") -> Self:
-        """What `metrics` wrote into the run directory `out`."""
-        return cls(**known(cls, metrics), out=out, model=model)
+        """Read what `metrics` wrote into the run directory `out`."""
+        return cls(**fields_in(cls, metrics), out=out, model=model)
 
     def summary(self) -> str:
         return (
