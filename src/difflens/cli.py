@@ -61,17 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"difflens: error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("difflens: interrupted; what has a --resume goes on with it", file=sys.stderr)
+        print("difflens: interrupted; --resume continues a command that has this option", file=sys.stderr)
         sys.exit(130)
 
 
 def _silent() -> bool:
-    """Of several processes one speaks."""
+    """Return True on all processes but the first, which alone prints."""
     return int(os.environ.get("RANK", 0)) > 0
 
 
 def _run(config: Options) -> None:
-    """Call the command's function, and print the summary of its result and what it left out."""
+    """Call the command's function, and print the summary of its result and the list of images that it left
+    out."""
     # imported now, because torch takes seconds that help should not take
     from difflens.run.processes import leave_together
 

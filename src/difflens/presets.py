@@ -1,4 +1,4 @@
-"""Recipes, one line each."""
+"""Tables of recipes: networks, pre-training, heads, extractors, and the paper's runs."""
 
 from typing import Any
 
@@ -75,7 +75,7 @@ PRETRAIN: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-# What differs from the preset's recipe with a method other than diffusion.
+# Differences from the preset's recipe for methods other than diffusion.
 METHODS: dict[str, dict[str, Any]] = {
     "bigan": {"learning_rate": 5e-4, "weight_decay": 0.0, "ema_decay": 0.999},
     "simclr": {"learning_rate": 1e-3, "weight_decay": 1e-4},
@@ -84,7 +84,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-# How every classifier trains if nothing else is said.
+# The default training of classifiers.
 TRAINING: dict[str, Any] = {
     "epochs": 20, "batch_size": 128, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05,
     "lr_schedule": "cosine", "step_epochs": 7, "label_smoothing": 0.0, "mixup": 0.0, "augment": "none",
@@ -101,14 +101,15 @@ HEADS: dict[str, dict[str, Any]] = {
     "knn": {},
 }
 
-# How an extractor that is trained changes the recipe of any head.
+# Differences from the recipe of a head for each extractor.
 EXTRACTORS: dict[str, dict[str, Any]] = {
     "frozen": {},
     "feedback": {"learning_rate": 2e-3, "epochs": 2, "mixup": 0.0, "augment": "flip"},
     "finetuned": {"learning_rate": 1e-3, "epochs": 3, "mixup": 0.0, "augment": "flip", "layer_decay": 0.85},
 }
 
-# With fewer training images than this, the recipes' epochs grow, so that they make no fewer steps.
+# With fewer training images than this, the epochs of recipes are increased, so that the number of steps is
+# the same.
 FEW_IMAGES = 2000
 
 # The paper's runs on ImageNet-1k with ADM-256: SGD without momentum or weight decay, learning rate x0.1 every
