@@ -1,4 +1,4 @@
-"""What pre-training hands over besides the weights themselves: the loss and a model card; for diffusion, a
+"""Writes the results of pre-training: the loss curve, the model card and, for diffusion, a diffusers
 pipeline."""
 
 from dataclasses import dataclass
@@ -36,13 +36,13 @@ Samples ({caption}, not selected):
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card says of the model's kind.
+    """The part of a model card that depends on the method.
 
     Attributes:
-        title: a heading, without the shape of the images.
-        introduction: a line or two below it.
-        library, tags: of the hub.
-        samples: how they were drawn; None where nothing is drawn.
+        title: the heading, without the shape of the images.
+        introduction: one or two lines below the heading.
+        library, tags: the metadata of the Hugging Face hub.
+        samples: the sampler of the sample grid; None if the model generates no images.
     """
 
     title: str
@@ -56,8 +56,8 @@ def write_pipeline(folder: Path, unet: UNet2DModel, schedule: NoiseSchedule) -> 
     """Fill `folder` with a `DDPMPipeline` in float16.
 
     Args:
-        unet: the averaged weights; comes back in float16 on the CPU.
-        schedule: its configuration also says what the network predicts.
+        unet: the network with averaged weights; it is moved to the CPU and converted to float16.
+        schedule: the noise schedule, whose configuration names the prediction type.
     """
     config = {key: value for key, value in schedule.config.items() if not key.startswith("_")}
     DDPMPipeline(unet.cpu().half(), DDPMScheduler(**config, clip_sample=True)).save_pretrained(folder)
@@ -66,12 +66,12 @@ def write_pipeline(folder: Path, unet: UNet2DModel, schedule: NoiseSchedule) -> 
 def write_card(
     folder: Path, card: Card, shape: tuple[int, int], log: list[dict[str, Any]], facts: dict[str, str]
 ) -> None:
-    """Add `loss.png` and README.md to a folder, which has `samples.png` where the card speaks of samples.
+    """Add `loss.png` and README.md to a folder, which has `samples.png` if the card names a sampler.
 
     Args:
         shape: channels and side of the images.
-        log: a line an epoch.
-        facts: rows of the card's table.
+        log: one record for each epoch.
+        facts: the rows of the card's table.
     """
     plot_loss(log, folder / "loss.png")
     facts = {**facts, "torch": torch.__version__, "final loss": f"{log[-1]['loss']:.4f}" if log else "none"}
@@ -102,7 +102,7 @@ def card_fact(backbone: str, name: str) -> str | None:
 
 
 def plot_loss(log: list[dict[str, Any]], path: Path) -> None:
-    """Loss per epoch as a PNG."""
+    """Write the loss by epoch as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3), layout="constrained")

@@ -22,15 +22,16 @@ class Gradients:
     On a GPU with one process, one CUDA graph holds forward and backward.
 
     Args:
-        unet: on the process's device.
-        loss: what is trained on.
-        process: with several processes, gradients are the mean of theirs.
-        precision: of the network's arithmetic.
-        accumulate: micro-batches that a batch is cut into, of equal size; the gradient is the batch's.
-        recompute: keep only the inputs of residual blocks and compute the rest again in the backward pass
+        unet: the network, on the process's device.
+        loss: the loss that is minimised.
+        process: with several processes, gradients are averaged over all.
+        precision: floating-point format of the network's arithmetic.
+        accumulate: micro-batches of equal size into which a batch is divided; the gradient is that of the
+            batch.
+        recompute: store only the inputs of residual blocks and recompute the rest in the backward pass
             (gradient checkpointing).
-        compile: torch.compile the loss.
-        seed: of the noise.
+        compile: compile the loss with torch.compile.
+        seed: seed of the noise.
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class Gradients:
         self._run: Callable[..., Tensor] = _Captured(self._batch) if alone else self._batch
 
     def __call__(self, images: Tensor, index: Tensor, t: Tensor, draw: Tensor) -> Tensor:
-        """The mean loss of this process's images, detached; the next call may overwrite it.
+        """Set the gradients; return the mean loss of this process's images, detached. The next call may
+        overwrite it.
 
         Args:
-            images: uint8, (B, C, S, S); B a multiple of `accumulate`, and the same in every call.
-            index: of each image in its data set, which seeds its noise, (B,) long.
-            t: noise steps, (B,) long.
-            draw: which draw of noise, a scalar.
+            images: uint8, (B, C, S, S); B is a multiple of `accumulate`, and the same in each call.
+            index: (B,) long: the position of each image in its data set, which seeds its noise.
+            t: (B,) long: noise steps.
+            draw: (): the number of the noise sample.
         """
         return self._run(images, index, t, draw)
 
@@ -73,7 +75,7 @@ class Gradients:
         for number in range(self.accumulate):
             part = (tensor.chunk(self.accumulate)[number] for tensor in (images, index, t))
             last = number == self.accumulate - 1
-            # processes exchange gradients once a step
+            # processes exchange gradients once a step, with the last micro-batch
             with nullcontext() if last else self.process.no_sync(self.model):
                 loss = self._part(*part, draw) / self.accumulate
                 self.process.backward(loss)
@@ -95,11 +97,10 @@ class Gradients:
 
 
 def _recomputed(module: nn.Module, *inputs: Tensor) -> Tensor:
-    """`module(*inputs)` without keeping what is inside.
+    """Return `module(*inputs)`; the backward pass recomputes the activations inside the module.
 
-    The weights are those of now: cast to a lower precision, they are no longer in the module when the
-    backward pass comes. There is no dropout, so no state of a generator to keep, which a captured graph could
-    not.
+    The function holds the current weights: those cast to a lower precision are no longer in the module in the
+    backward pass. There is no dropout, so no generator state to restore, which a captured graph could not do.
     """
     weights: dict[str, Tensor] = dict(module.named_parameters())
 
@@ -113,7 +114,8 @@ def _recomputed(module: nn.Module, *inputs: Tensor) -> Tensor:
 class _Captured:
     """A computation of fixed shapes, its gradients included, as one CUDA graph.
 
-    A small network is bound by kernel launches otherwise. Replaying writes into the gradients of the capture.
+    Without the graph, kernel launches limit the speed of a small network. A replay writes into the captured
+    gradients.
     """
 
     def __init__(self, compute: Callable[..., Tensor]):
@@ -124,8 +126,8 @@ class _Captured:
         if self.graph is None:
             self._capture(inputs)
         assert self.graph is not None
-        for mine, given in zip(self.inputs, inputs, strict=True):
-            mine.copy_(given)
+        for captured, given in zip(self.inputs, inputs, strict=True):
+            captured.copy_(given)
         self.graph.replay()
         return self.loss
 
@@ -133,7 +135,7 @@ class _Captured:
         self.inputs = [tensor.clone() for tensor in inputs]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # lets libraries choose their algorithms before the capture
+        with torch.cuda.stream(side):  # warm-up: libraries choose their algorithms before the capture
             for _ in range(3):
                 self.compute(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)

@@ -1,4 +1,4 @@
-"""What a diffusion network is trained on: predictions, the weight of each noise step, learned variance.
+"""The loss of diffusion: prediction type, weights of noise steps, learned variance.
 
 Notation: abar_t is the schedule's product of alphas, abar_{-1} = 1, x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t)
 noise.
@@ -14,14 +14,15 @@ from difflens.choices import Prediction
 from difflens.noise import NoiseSchedule
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""(x_t, t) to the network's output."""
+"""A network: gives its output for x_t and t."""
 
 
 class DiffusionLoss:
-    """The loss of a batch whose images have each their own noise step.
+    """The loss of a batch in which each image has its own noise step.
 
     - `epsilon`: mean squared error of the noise (Ho et al., 2020, L_simple);
-    - `v_prediction`: of v = sqrt(abar_t) noise - sqrt(1 - abar_t) x_0 (Salimans and Ho, 2022);
+    - `v_prediction`: mean squared error of v = sqrt(abar_t) noise - sqrt(1 - abar_t) x_0 (Salimans and Ho,
+      2022);
     - `min_snr_gamma`: these errors weighted by `min_snr_weights`;
     - `learned_variance`: the network has twice the channels, of which the second half says where between the
       posterior's variance and beta_t, on the scale of logarithms, the variance is. The hybrid loss of Nichol
@@ -31,10 +32,10 @@ class DiffusionLoss:
 
     Args:
         schedule: the forward process.
-        device: where the tables by noise step lie, so that a captured CUDA graph can index them.
+        device: the device of the tables by noise step, so that a captured CUDA graph can index them.
 
     Attributes:
-        description: for model cards.
+        description: the loss in words, for model cards.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class DiffusionLoss:
         before = torch.cat([abar.new_ones(1), abar[:-1]])
         beta = 1 - abar / before
         posterior = beta * (1 - before) / (1 - abar)
-        # the first one's is 0; its logarithm is taken to be the second's, as in the paper's code
+        # the posterior variance at t = 0 is 0; as in the paper's code, its logarithm is that at t = 1
         posterior = torch.cat([posterior[1:2], posterior[1:]])
 
         def table(values: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class DiffusionLoss:
 
         self.signal, self.noise = table(abar.sqrt()), table((1 - abar).sqrt())
         self.low, self.high = table(posterior.log()), table(beta.log())
-        # how much of x_0 is in the posterior's mean
+        # the coefficient of x_0 in the posterior's mean
         self.share = table(beta * before.sqrt() / (1 - abar))
         self.weights = (
             None if min_snr_gamma is None else table(min_snr_weights(abar, min_snr_gamma, prediction))
@@ -71,12 +72,13 @@ class DiffusionLoss:
         self.bound_weight = schedule.num_steps / 1000
 
     def __call__(self, predict: Predict, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The batch's mean loss, a scalar, with a graph.
+        """Return the mean loss of the batch, (), with a graph.
 
         Args:
-            x0: images in [-1, 1], (B, C, H, W) float32.
-            noise: standard normal, likewise.
-            t: (B,) long.
+            predict: the network.
+            x0: (B, C, H, W) float32: images in [-1, 1].
+            noise: (B, C, H, W) float32: standard normal.
+            t: (B,) long: noise steps.
         """
         signal, scale = _at(self.signal, t), _at(self.noise, t)
         x_t = signal * x0 + scale * noise
@@ -96,18 +98,19 @@ class DiffusionLoss:
         return loss + self.bound_weight * self.bound(x0, x0_hat, output[:, x0.shape[1] :], t).mean()
 
     def bound(self, x0: Tensor, x0_hat: Tensor, place: Tensor, t: Tensor) -> Tensor:
-        """The variational bound's term of each image at its noise step, in bits per dimension, (B,).
+        """Return (B,): the term of the variational bound of each image at its noise step, in bits per
+        dimension.
 
         KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the negative log-likelihood of x_0.
 
         Args:
-            x0, x0_hat: the image and what the network takes for it, (B, C, H, W).
-            place: of the variance, -1 for the posterior's and 1 for beta_t, (B, C, H, W).
-            t: (B,) long.
+            x0, x0_hat: (B, C, H, W): the image and the network's estimate of it.
+            place: (B, C, H, W): the network's output for the variance: -1 is the posterior's, 1 is beta_t.
+            t: (B,) long: noise steps.
         """
         low, high, share = _at(self.low, t), _at(self.high, t), _at(self.share, t)
         log_variance = (place + 1) / 2 * high + (1 - place) / 2 * low
-        # both means have the same part of x_t, which cancels; at t = 0 they are x_0 and nothing else
+        # the parts of x_t in both means are equal and cancel; at t = 0 the means are x_0 and its estimate
         divergence = normal_kl(share * x0, low, share * x0_hat, log_variance)
         first = discretised_nll(x0, x0_hat, log_variance)
         terms = torch.where(t.view(-1, 1, 1, 1) == 0, first, divergence)
@@ -126,7 +129,7 @@ def min_snr_weights(alphas_cumprod: Tensor, gamma: float, prediction: Prediction
 
 
 def normal_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(other_mean, exp(other_log_variance))) by element, in nats."""
+    """Return KL(N(mean, exp(log_variance)) || N(other_mean, exp(other_log_variance))) by element, in nats."""
     gap = log_variance - other_log_variance
     return 0.5 * (gap.exp() - 1 - gap + (mean - other_mean).square() * (-other_log_variance).exp())
 

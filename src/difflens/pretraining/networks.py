@@ -8,18 +8,19 @@ from difflens.presets import ENCODER_STRIDE, ENCODERS, PATCH, UNETS
 
 
 def encoder_config(name: str, kind: Literal["resnet", "vit"], side: int | None = None) -> EncoderConfig:
-    """The encoder of the size of the U-Net preset `name`.
+    """Return the encoder whose size matches the U-Net preset `name`.
 
     Args:
-        side: of the images, in pixels; None: the preset's.
+        kind: the architecture of the encoder.
+        side: the side of the images in pixels; None: the preset's.
 
     Raises:
-        DiffLensError: there is none of that size, or `side` does not suit it.
+        DiffLensError: there is no encoder of this size, or `side` is not a multiple of its stride.
     """
     if name not in ENCODERS:
         raise DiffLensError(
-            f"there are no encoders of the size of the U-Net {name}: only diffusion trains at it. The other methods have "
-            f"the presets {listing(list(ENCODERS))}"
+            f"there are no encoders of the size of the U-Net {name}: only diffusion trains at it. The other "
+            f"methods have the presets {listing(list(ENCODERS))}"
         )
     preset = UNETS[name]
     side = side or preset["side"]
@@ -35,19 +36,26 @@ def encoder_config(name: str, kind: Literal["resnet", "vit"], side: int | None =
         }
         return EncoderConfig("resnet18", arguments, preset.get("in_channels", 3), side)
     width, depth, heads = ENCODERS[name]["vit"]
-    arguments = {"img_size": side, "patch_size": PATCH, "embed_dim": width, "depth": depth, "num_heads": heads,
-                 "dynamic_img_size": True}  # fmt: skip
+    arguments = {
+        "img_size": side,
+        "patch_size": PATCH,
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": heads,
+        "dynamic_img_size": True,
+    }
     return EncoderConfig("vit_tiny_patch16_224", arguments, preset.get("in_channels", 3), side)
 
 
 def unet_config(name: str, learned_variance: bool = False, side: int | None = None) -> dict[str, Any]:
-    """The `UNet2DModel` arguments of a U-Net preset; with learned variance it has twice the output channels.
+    """Return the `UNet2DModel` arguments of a U-Net preset; with learned variance it has twice the output
+    channels.
 
     Args:
-        side: of the images, in pixels; None: the preset's.
+        side: the side of the images in pixels; None: the preset's.
 
     Raises:
-        DiffLensError: the network cannot halve `side` as often as it has to.
+        DiffLensError: `side` is not a multiple of the network's largest stride.
     """
     preset = UNETS[name]
     levels = range(len(preset["channels"]))
@@ -56,8 +64,8 @@ def unet_config(name: str, learned_variance: bool = False, side: int | None = No
     side, stride = side or preset["side"], 2 ** levels[-1]
     if side % stride:
         raise DiffLensError(
-            f"image-size {side} cannot be halved down to the deepest level of the U-Net {name}: it must be a multiple of "
-            f"{stride}"
+            f"image-size {side} cannot be halved down to the deepest level of the U-Net {name}: it must be a "
+            f"multiple of {stride}"
         )
     resampling, down, up = (
         ("resnet", "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
@@ -76,7 +84,7 @@ def unet_config(name: str, learned_variance: bool = False, side: int | None = No
         "upsample_type": resampling,
         "attention_head_dim": preset["head"],
         "norm_num_groups": preset["groups"],
-        # under scale_shift, diffusers leaves the middle attention without its norm unless told
+        # with scale_shift, diffusers gives the middle attention a norm only if this is set
         "attn_norm_num_groups": preset["groups"] if preset.get("residual") else None,
         "time_embedding_dim": preset.get("embedding", 4 * preset["channels"][0]),
         "resnet_time_scale_shift": "scale_shift",

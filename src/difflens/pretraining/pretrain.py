@@ -1,8 +1,7 @@
-"""`difflens pretrain`: a backbone, by diffusion or by a method to compare it with.
+"""`difflens pretrain`: trains a backbone by diffusion, or by a method to compare it with.
 
-Images seen and all that is drawn for them are functions of (seed, epoch, image), and the images of a step do
-not depend on the number of processes. So a run that is stopped and resumed sees exactly what an uninterrupted
-one sees.
+All that is random is a function of (seed, epoch, image), and the images of a step do not depend on the number
+of processes. A run that is stopped and resumed reads exactly the same batches as an uninterrupted one.
 """
 
 import math
@@ -32,35 +31,34 @@ from difflens.training.objectives import Look
 __all__ = ["PretrainConfig", "pretrain"]
 
 
-# Steps between looks at the loss. Each waits for the device, and only then is a checkpoint written or the run
-# stopped.
 LOOK_EVERY = 50
+"""Steps between looks at the loss. A look waits for the device; checkpoints and stops happen only there."""
 
 
 def pretrain(config: PretrainConfig) -> PretrainResult:
-    """Run `config` and write a backbone, with diffusion one in diffusers format.
+    """Run `config` and write a backbone, for diffusion in diffusers format.
 
     Raises:
-        DiffLensError: no images or no labels for them, images the network cannot halve, a missing package, a
-            batch that processes and micro-batches do not divide, a folder that holds something else, too
-            little GPU memory, or a loss that is no longer finite.
+        DiffLensError: images, labels or a package are missing, the image size does not suit the network,
+            processes and micro-batches do not divide the batch, the folder holds something else, the GPU has
+            too little memory, or the loss is no longer finite.
     """
-    asked, config = config, resolve(config)
+    command, config = shown_command(config), resolve(config)
     images = _images(config).first(config.limit)
     opened = open_run(config, None)
     process = opened.process
     parts = process.num_processes * config.accumulate
     if given(config.batch_size) % parts:
         raise DiffLensError(
-            f"batch-size {config.batch_size} is not a multiple of {parts}: {process.num_processes} processes times "
-            f"{config.accumulate} micro-batches (--accumulate)"
+            f"batch-size {config.batch_size} is not a multiple of {parts}: {process.num_processes} processes "
+            f"times {config.accumulate} micro-batches (--accumulate)"
         )
     with opened.directory() as run:
-        return PretrainResult(path=_train(config, images, run, process, shown_command(asked)))
+        return PretrainResult(path=_train(config, images, run, process, command))
 
 
 def _images(config: PretrainConfig) -> ImageSplit:
-    """What to train on: labels come with it for supervised training alone, and the test split never does."""
+    """Return the images to train on, without the test split; only supervised training gets labels."""
     if config.method != "supervised":
         return load_unlabelled(config.data)
     return load_data(config.data).train
@@ -69,13 +67,18 @@ def _images(config: PretrainConfig) -> ImageSplit:
 def _train(
     config: PretrainConfig, images: ImageSplit, run: RunDirectory, process: Accelerator, command: str
 ) -> Path:
-    """Train from the start or the last checkpoint; the model's folder."""
+    """Train from the start or the last checkpoint; return the folder of the model."""
     torch.manual_seed(config.seed)
     method = make_method(config, images, process)
     loop = TrainingLoop(
-        method, process, run, "pre-training", LOOK_EVERY, checkpoint_seconds=60 * given(config.checkpoint_minutes),
+        method,
+        process,
+        run,
+        "pre-training",
+        LOOK_EVERY,
+        checkpoint_seconds=60 * given(config.checkpoint_minutes),
         max_seconds=math.inf if config.max_minutes is None else 60 * config.max_minutes,
-    )  # fmt: skip
+    )
     board = Board(run.path / "tensorboard", loop.iteration, process.is_main_process)
 
     def export(name: str) -> Path:
@@ -83,9 +86,11 @@ def _train(
 
     def on_look(look: Look) -> None:
         board.scalars(
-            look.iteration, loss=look.loss, learning_rate=method.learning_rate,
+            look.iteration,
+            loss=look.loss,
+            learning_rate=method.learning_rate,
             images_per_second=look.images_per_second,
-        )  # fmt: skip
+        )
         # snapshots, at ends of epochs
         every = config.snapshot_epochs
         if every and look.iteration % (every * method.epoch_iterations) == 0:
@@ -101,10 +106,10 @@ def _train(
 def _export(
     folder: Path, method: PretrainingMethod, loop: TrainingLoop, run: RunDirectory, board: Board, command: str
 ) -> None:
-    """What has been learnt, as a folder that `load_backbone` reads."""
+    """Write the trained network into a folder that `load_backbone` reads."""
     backbone = method.backbone()
     if backbone.generates:
-        # large images one by one, as the training's memory is still taken
+        # few large images at a time, as the training still takes memory
         together = math.ceil(64 * (32 / backbone.image_size) ** 2)
         samples = image_grid(sample(backbone, 36, seed=method.config.seed, batch_size=together))
         board.picture(loop.iteration, "samples", samples)
@@ -115,7 +120,7 @@ def _export(
 
 
 def _facts(method: PretrainingMethod, loop: TrainingLoop, command: str) -> dict[str, str]:
-    """The model card's table."""
+    """Return the rows of the model card's table."""
     hardware = torch.cuda.get_device_name() if method.device.type == "cuda" else "CPU"
     return {
         "command": f"`{command}`",

@@ -1,4 +1,4 @@
-"""The objective of any method of pre-training, and of those that train an encoder by one loss."""
+"""The base of the pre-training methods, and of those that train an encoder with one loss."""
 
 import copy
 import itertools
@@ -30,21 +30,21 @@ from difflens.training.optimisers import ParameterGroup, make_optimizer, make_sc
 
 
 class PretrainingMethod(Objective):
-    """The networks of one method, their optimisers, and a step of them.
+    """The objective of a pre-training method: its networks, their optimisers, and a step.
 
-    Whatever is random in a step is a function of (seed, epoch, image), so that neither a stop nor the number
-    of processes changes it.
+    All that is random in a step is a function of (seed, epoch, image). Neither a stop nor the number of
+    processes changes it.
 
     Args:
-        config: resolved.
-        images: to train on.
-        process: this one, of perhaps several.
+        config: the resolved options.
+        images: the images to train on.
+        process: this process.
 
     Attributes:
-        description: of what is minimised.
-        channels, side: of the images that it takes.
-        epoch: the one under way, from 0.
-        losses: of this epoch's steps up to the last look, over all processes.
+        description: the loss in words, for the model card.
+        channels, side: the shape of the images that the network takes.
+        epoch: the current epoch, from 0.
+        losses: the losses of the current epoch's steps up to the last look, over all processes.
     """
 
     description: str
@@ -65,7 +65,7 @@ class PretrainingMethod(Objective):
         self.losses: list[float] = []
 
     def start_epoch(self, epoch: int) -> None:
-        """Say to which epoch all steps from here on belong."""
+        """Set the epoch of the next steps."""
         self.epoch = epoch
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -79,19 +79,26 @@ class PretrainingMethod(Objective):
             self.start_epoch(epoch)
             self.began, self.first = time.monotonic(), epoch * self.epoch_iterations + done
             yield from iterate(
-                self.images, channels=self.channels, side=self.side,
-                batch_size=self.batch_size // process.num_processes, rows=rows,
-                augment=given(config.augment), seed=config.seed, epoch=epoch, workers=config.workers,
+                self.images,
+                channels=self.channels,
+                side=self.side,
+                batch_size=self.batch_size // process.num_processes,
+                rows=rows,
+                augment=given(config.augment),
+                seed=config.seed,
+                epoch=epoch,
+                workers=config.workers,
                 device=self.device,
-            )  # fmt: skip
+            )
 
     @abstractmethod
     def step(self, batch: Batch) -> Tensor:
-        """One step of every optimiser; the mean loss of this process's images, detached, ()."""
+        """Do one step of all optimisers; return the mean loss of this process's images, (), detached."""
 
     @abstractmethod
     def parts(self) -> dict[str, Any]:
-        """Networks, optimisers and schedules: all that has a `state_dict`, by its name in a checkpoint."""
+        """Return networks, optimisers and schedules, which have a `state_dict`, by their names in a
+        checkpoint."""
 
     def state(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self.parts().items()} | {"losses": self.losses}
@@ -111,26 +118,29 @@ class PretrainingMethod(Objective):
         loss, self.losses = fmean(self.losses), []
         rate = (look.iteration - self.first) * self.batch_size / (time.monotonic() - self.began)
         return {
-            "epoch": look.iteration // self.epoch_iterations, "step": look.iteration, "loss": loss,
-            "images_per_second": round(rate, 1), "learning_rate": self.learning_rate,
+            "epoch": look.iteration // self.epoch_iterations,
+            "step": look.iteration,
+            "loss": loss,
+            "images_per_second": round(rate, 1),
+            "learning_rate": self.learning_rate,
             "seconds": round(look.seconds, 1),
-        }  # fmt: skip
+        }
 
     @abstractmethod
     def backbone(self) -> Backbone:
-        """A frozen copy of what has been learnt, on the device."""
+        """Return a frozen copy of the trained network, on the device."""
 
     @abstractmethod
     def write(self, folder: Path, backbone: Any) -> None:
-        """Fill an existing folder with what `load_backbone` reads; `backbone` is `backbone()`'s, and may be
+        """Fill an existing folder, which `load_backbone` reads, with the result of `backbone()`, which may be
         changed."""
 
     @abstractmethod
     def card(self) -> Card:
-        """What the model card says of it."""
+        """Return the part of the model card that depends on the method."""
 
     def facts(self) -> dict[str, str]:
-        """Rows for the model card's table."""
+        """Return further rows of the model card's table."""
         return {}
 
     def make_rates(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
@@ -138,16 +148,16 @@ class PretrainingMethod(Objective):
         return make_schedule(optimizer, "cosine", self.iterations, warmup)
 
     def autocast(self) -> torch.autocast:
-        """Lower precision where it is wanted."""
+        """Return a context of the network's precision."""
         return torch.autocast(
             self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32"
         )
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Those of several processes become their mean.
+        """Replace the gradients of each process by their mean over all processes.
 
-        By hand, since networks that are called several times before a backward pass, or update buffers
-        meanwhile, are not for DistributedDataParallel.
+        DistributedDataParallel cannot do this: some networks are called several times before a backward pass,
+        or update buffers in between.
         """
         if self.process.num_processes > 1:
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -158,14 +168,14 @@ class PretrainingMethod(Objective):
 
 
 class EncoderMethod(PretrainingMethod):
-    """An encoder and what is put on it, trained together by one loss with AdamW.
+    """An encoder and a head on it, trained together with one loss and AdamW.
 
-    Only the encoder is kept. Its batch normalisation takes the statistics of a process's own images.
+    Only the encoder is saved. Its batch normalisation uses the statistics of each process's own images.
 
     Attributes:
-        method: its name in full.
-        labels: whether it trains on any.
-        architecture: of the encoder.
+        method: the full name of the method.
+        labels: the use of labels in words, for the model card.
+        architecture: the kind of encoder.
     """
 
     method: str
@@ -189,11 +199,11 @@ class EncoderMethod(PretrainingMethod):
 
     @abstractmethod
     def make_head(self, images: ImageSplit) -> nn.Module:
-        """What is trained on top of `encoder`."""
+        """Return the head that is trained on `encoder`."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
-        """The mean loss of this process's images, (), with a graph."""
+        """Return the mean loss of this process's images, (), with a graph."""
 
     def step(self, batch: Batch) -> Tensor:
         self.optimizer.zero_grad()
@@ -232,10 +242,9 @@ class EncoderMethod(PretrainingMethod):
 
 
 def encoder_facts(config: EncoderConfig, encoder: nn.Module, *trained: nn.Module) -> dict[str, str]:
-    """An encoder's rows of a model card, of which `trained` are the networks that were trained, itself
-    included."""
-    size, total = (sum(map(torch.numel, itertools.chain(*(each.parameters() for each in networks))))
-                   for networks in ((encoder,), trained))  # fmt: skip
+    """Return the rows of an encoder's model card; `trained` are all trained networks, with the encoder."""
+    size = sum(map(torch.numel, encoder.parameters()))
+    total = sum(parameter.numel() for network in trained for parameter in network.parameters())
     arguments = ", ".join(f"{name}={value}" for name, value in config.arguments.items())
     return {
         "encoder": f"timm's {config.architecture} with {arguments}",

@@ -30,23 +30,25 @@ from difflens.pretraining.methods.base import PretrainingMethod, encoder_facts
 
 LATENT = 64
 BETAS = (0.5, 0.999)
-"""Adam's, as of DCGAN (Radford et al., 2016)."""
+"""The betas of Adam, as for DCGAN (Radford et al., 2016)."""
 DISCRIMINATOR_RATE = 2
-"""The discriminator's learning rate over that of the other two (two time-scales: Heusel et al., 2017)."""
+"""The discriminator's learning rate over that of encoder and generator (two time-scales: Heusel et al.,
+2017)."""
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The hinge loss h(y s), h(t) = max(0, 1 - t), of all scores, summed, and over images the mean of each y.
+    """Return the hinge loss h(y s), h(t) = max(0, 1 - t), summed over the scores and averaged over the
+    images.
 
     Args:
-        real: scores s_x, s_z and s_xz of pairs (x, E(x)), (B, 3).
-        fake: of pairs (G(z), z), (B, 3).
+        real: (B, 3): the scores s_x, s_z and s_xz of pairs (x, E(x)).
+        fake: (B, 3): the scores of pairs (G(z), z).
     """
     return F.relu(1 - real).sum(1).mean() + F.relu(1 + fake).sum(1).mean()
 
 
 def encoder_generator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """y (s_x + s_z + s_xz), over images the mean of each y; arguments as of `discriminator_loss`."""
+    """Return y (s_x + s_z + s_xz), averaged over the images; arguments as for `discriminator_loss`."""
     return real.sum(1).mean() - fake.sum(1).mean()
 
 
@@ -57,10 +59,10 @@ class Discriminator(nn.Module):
     2018).
 
     Args:
-        channels: of the images.
-        widths: channels of F's maps; each after the first halves the side.
-        side: of the images.
-        latent: numbers of z.
+        channels: channels of the images.
+        widths: channels of F's maps; each layer after the first halves the side.
+        side: side of the images in pixels.
+        latent: size of z.
     """
 
     def __init__(self, channels: int, widths: Sequence[int], side: int, latent: int):
@@ -90,12 +92,11 @@ def _layer(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class BiGANMethod(PretrainingMethod):
-    """Encoder, generator and discriminator; what is kept is the encoder and the running average of the
-    generator.
+    """Encoder, generator and discriminator. The encoder and the running average of the generator are saved.
 
-    E(x) is deterministic, as BiGAN's (Donahue et al., 2017): a linear layer on the encoder's pooled maps,
-    normalised over the batch, so that its mean and variance are those of z from the first step. Each step is
-    one of the discriminator, then one of the other two, on the same images and latents. The generator and F
+    E(x) is deterministic, as in BiGAN (Donahue et al., 2017): a linear layer on the encoder's pooled maps,
+    normalised over the batch, so that its mean and variance are those of z from the first step. Each step
+    updates the discriminator, then one of the other two, on the same images and latents. The generator and F
     mirror the encoder's widths.
     """
 
@@ -113,10 +114,13 @@ class BiGANMethod(PretrainingMethod):
         )
         self.generator = Generator(GeneratorConfig(LATENT, widths[::-1], self.channels, self.side))
         self.discriminator = Discriminator(self.channels, widths, self.side, LATENT)
-        self.networks = nn.ModuleDict({
-            "encoder": self.encoder, "latent": self.latent, "generator": self.generator,
+        networks_by_name = {
+            "encoder": self.encoder,
+            "latent": self.latent,
+            "generator": self.generator,
             "discriminator": self.discriminator,
-        }).to(self.device).train()  # fmt: skip
+        }
+        self.networks = nn.ModuleDict(networks_by_name).to(self.device).train()
         self.encoder_generator = nn.ModuleList([self.encoder, self.latent, self.generator])
         self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
         settings: Any = {
@@ -133,7 +137,8 @@ class BiGANMethod(PretrainingMethod):
     def card(self) -> Card:
         return Card(
             title="Encoder and generator, BiGAN",
-            introduction="Pre-trained by difflens with bigan, without labels. The generator's weights are averaged (EMA).",
+            introduction="Pre-trained by difflens with bigan, without labels. "
+            "The generator's weights are averaged (EMA).",
             library="difflens",
             tags=("image-feature-extraction", "unconditional-image-generation", "difflens"),
             samples="one pass",
@@ -151,8 +156,10 @@ class BiGANMethod(PretrainingMethod):
         with self.autocast():
             encoded = self.latent(self.encoder(x)).float()
             generated = self.generator(z).float()
+            # the discriminator's step
             loss = discriminator_loss(*self._scores(x, encoded.detach(), generated.detach(), z))
         self._update(self.discriminator_optimizer, loss, self.discriminator)
+        # the step of encoder and generator, against the updated discriminator
         self.discriminator.requires_grad_(False)
         with self.autocast():
             opposed = encoder_generator_loss(*self._scores(x, encoded, generated, z))
@@ -175,24 +182,28 @@ class BiGANMethod(PretrainingMethod):
         optimizer.step()
 
     def _average(self) -> None:
-        """Weights and statistics of the generator's normalisation alike."""
+        """Update the running average of the generator's weights and normalisation statistics."""
         steps = self.rates.last_epoch
         decay = min(given(self.config.ema_decay), (1 + steps) / (10 + steps))
         new = self.generator.state_dict()
-        for name, mine in self.averaged.state_dict().items():
-            if mine.is_floating_point():
-                mine.lerp_(new[name], 1 - decay)
+        for name, average in self.averaged.state_dict().items():
+            if average.is_floating_point():
+                average.lerp_(new[name], 1 - decay)
 
     def weights(self) -> list[Tensor]:
         networks = self.encoder, self.averaged, self.discriminator
         return [parameter.detach() for network in networks for parameter in network.parameters()]
 
     def parts(self) -> dict[str, Any]:
-        # the names that every version writes
+        # these names are part of the checkpoint format
         return {
-            "networks": self.networks, "averaged": self.averaged, "optimizer": self.optimizer,
-            "judge": self.discriminator_optimizer, "rates": self.rates, "judge_rates": self.discriminator_rates,
-        }  # fmt: skip
+            "networks": self.networks,
+            "averaged": self.averaged,
+            "optimizer": self.optimizer,
+            "judge": self.discriminator_optimizer,
+            "rates": self.rates,
+            "judge_rates": self.discriminator_rates,
+        }
 
     def backbone(self) -> BiGANBackbone:
         encoder, generator = (copy.deepcopy(network).cpu() for network in (self.encoder, self.averaged))

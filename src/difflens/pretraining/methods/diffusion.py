@@ -1,4 +1,5 @@
-"""Denoising diffusion: a U-Net learns to take noise out of images; its weights are averaged."""
+"""Denoising diffusion (Ho et al., 2020): a U-Net learns to remove noise from images; its weights are
+averaged."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimi
 
 
 class DiffusionMethod(PretrainingMethod):
-    """A `UNet2DModel` trained by `DiffusionLoss`; what is kept is the running average of its weights."""
+    """A `UNet2DModel` trained with `DiffusionLoss`; the running average of its weights is saved."""
 
     def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator):
         super().__init__(config, images, process)
@@ -44,20 +45,29 @@ class DiffusionMethod(PretrainingMethod):
         self.optimizer = make_optimizer("adamw", group)
         self.rates = self.make_rates(self.optimizer)
         loss = DiffusionLoss(
-            self.schedule, given(config.prediction), given(config.learned_variance), config.min_snr_gamma,
+            self.schedule,
+            given(config.prediction),
+            given(config.learned_variance),
+            config.min_snr_gamma,
             self.device,
-        )  # fmt: skip
+        )
         self.description = loss.description
         self.gradients = Gradients(
-            self.unet, loss, process, self.precision, config.accumulate, config.checkpoint_activations,
-            config.compile, config.seed,
-        )  # fmt: skip
+            self.unet,
+            loss,
+            process,
+            self.precision,
+            config.accumulate,
+            config.checkpoint_activations,
+            config.compile,
+            config.seed,
+        )
 
     def card(self) -> Card:
         return Card(
             title="Unconditional diffusion U-Net",
-            introduction=f"Pre-trained by difflens, without labels. {self.unet.num_parameters():,} parameters, averaged "
-            "weights (EMA), float16.",
+            introduction="Pre-trained by difflens, without labels. "
+            f"{self.unet.num_parameters():,} parameters, averaged weights (EMA), float16.",
             library="diffusers",
             tags=("unconditional-image-generation", "difflens"),
             samples="DDIM, 50 steps",
@@ -92,8 +102,8 @@ class DiffusionMethod(PretrainingMethod):
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
-        for mine, stored in zip(self.ema, state["ema"], strict=True):
-            mine.copy_(stored)
+        for average, stored in zip(self.ema, state["ema"], strict=True):
+            average.copy_(stored)
 
     def backbone(self) -> UNetBackbone:
         averaged = UNet2DModel.from_config(self.unet.config)

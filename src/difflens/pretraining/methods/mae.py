@@ -1,4 +1,4 @@
-"""Masked autoencoding (He et al., 2022): a ViT sees a quarter of an image's patches, a small one predicts the
+"""Masked autoencoding (He et al., 2022): a ViT reads a quarter of the patches, and a small one predicts the
 others."""
 
 import torch
@@ -20,14 +20,14 @@ except ImportError as error:
     raise DiffLensError('masked autoencoding needs lightly: pip install "difflens[compare]"') from error
 
 MASKED = 0.75
-"""The share of patches that is masked, the paper's."""
+"""The share of patches that is masked, as in the paper."""
 DECODER_DEPTH = 2
 
 
 class MAEMethod(EncoderMethod):
-    """A ViT with lightly's masking and its decoder, which is half as wide and not kept.
+    """A ViT with lightly's masking and its decoder, which is half as wide and is not saved.
 
-    The target is each masked patch, normalised by its own mean and variance, as the paper's best.
+    The target is each masked patch, normalised by its own mean and variance: the best target of the paper.
     """
 
     method = "masked autoencoding"
@@ -38,11 +38,15 @@ class MAEMethod(EncoderMethod):
         self.patches = (self.side // PATCH) ** 2
         self.masked = MaskedVisionTransformerTIMM(self.encoder)
         width = self.encoder.embed_dim // 2
-        return nn.ModuleDict({
-            "embed": nn.Linear(self.encoder.embed_dim, width),
-            "decoder": MaskedVisionTransformerDecoderTIMM(self.patches, width, DECODER_DEPTH, num_heads=4),
-            "predict": nn.Linear(width, PATCH**2 * self.channels),
-        })  # fmt: skip
+        return nn.ModuleDict(
+            {
+                "embed": nn.Linear(self.encoder.embed_dim, width),
+                "decoder": MaskedVisionTransformerDecoderTIMM(
+                    self.patches, width, DECODER_DEPTH, num_heads=4
+                ),
+                "predict": nn.Linear(width, PATCH**2 * self.channels),
+            }
+        )
 
     def loss(self, batch: Batch) -> Tensor:
         images = to_float(batch.images)
@@ -56,9 +60,10 @@ class MAEMethod(EncoderMethod):
         return F.mse_loss(predicted.float(), target)
 
     def _split(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Each image's visible tokens, the class token always among them, and its masked ones, (B, ...) long.
+        """Return the visible tokens of each image, (B, V) long, with the class token, and the masked ones,
+        (B, M) long.
 
-        A function of (seed, epoch, image).
+        They are a function of (seed, epoch, image).
         """
         draws = seeded_noise((self.patches,), index, Stream.MASK, self.config.seed, draw=self.epoch + 1)
         order = draws.argsort(1) + 1

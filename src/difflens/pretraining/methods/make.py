@@ -11,7 +11,7 @@ from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
 from difflens.pretraining.methods.base import PretrainingMethod
 
-# Imported when used: most need an optional package.
+# imported when used, as most methods need an optional package
 _METHODS: dict[Method, str] = {
     "diffusion": "DiffusionMethod",
     "bigan": "BiGANMethod",
@@ -24,11 +24,11 @@ _OF_BATCHES = ("bigan", "simclr")
 
 
 def make_method(config: PretrainConfig, images: ImageSplit, process: Accelerator) -> PretrainingMethod:
-    """The objective of `config.method`, its weights drawn from torch's generator.
+    """Return the objective of `config.method`; its weights are drawn from torch's generator.
 
     Args:
-        config: resolved.
-        images: with labels for the supervised one.
+        config: the resolved options.
+        images: the images to train on, with labels for supervised training.
 
     Raises:
         DiffLensError: the preset has no network for the method or for the image size, the batch is too small
@@ -36,8 +36,8 @@ def make_method(config: PretrainConfig, images: ImageSplit, process: Accelerator
     """
     if config.method in _OF_BATCHES and given(config.batch_size) < 2 * process.num_processes:
         raise DiffLensError(
-            f"{config.method} compares the images of a batch: batch-size must be at least {2 * process.num_processes}, two "
-            "for each process"
+            f"{config.method} compares the images of a batch: batch-size must be at least "
+            f"{2 * process.num_processes}, two for each process"
         )
     module = import_module(f"difflens.pretraining.methods.{config.method}")
     method: PretrainingMethod = getattr(module, _METHODS[config.method])(config, images, process)

@@ -1,4 +1,5 @@
-"""SimCLR (Chen et al., 2020): two views of an image are to be alike, and unlike all others of the batch."""
+"""SimCLR (Chen et al., 2020): the features of two views of an image become similar, and different from all
+others."""
 
 import warnings
 
@@ -20,15 +21,15 @@ except ImportError as error:
     raise DiffLensError('SimCLR needs lightly: pip install "difflens[compare]"') from error
 
 TEMPERATURE = 0.5
-"""The paper's for CIFAR-10 (appendix B.9)."""
+"""The temperature of the paper for CIFAR-10 (appendix B.9)."""
 
 
 class SimCLRMethod(EncoderMethod):
     """A ResNet with lightly's projection head, loss and views.
 
-    Views are as the paper's for CIFAR-10 (appendix B.9): crops and colours at half strength, no blur; of grey
-    images, brightness and contrast. Crops keep a fifth of the area, and nothing is flipped unless the recipe
-    flips. With several processes, the other images of a batch are those of all of them.
+    Views are those of the paper for CIFAR-10 (appendix B.9): crops, colour jitter at half strength, no blur.
+    Grey images change in brightness and contrast. Crops have at least a fifth of the area; views are mirrored
+    only with --augment flip. With several processes, an image is compared with the images of all of them.
     """
 
     method = "SimCLR"
@@ -38,10 +39,14 @@ class SimCLRMethod(EncoderMethod):
         self.contrast = NTXentLoss(TEMPERATURE, gather_distributed=self.process.num_processes > 1)
         half = [0.5] * self.channels
         self.views = SimCLRTransform(
-            input_size=self.side, cj_strength=0.5, min_scale=0.2, gaussian_blur=0.0,
-            random_gray_scale=0.2 if self.channels == 3 else 0.0, hf_prob=0.5 if self.config.augment == "flip" else 0.0,
+            input_size=self.side,
+            cj_strength=0.5,
+            min_scale=0.2,
+            gaussian_blur=0.0,
+            random_gray_scale=0.2 if self.channels == 3 else 0.0,
+            hf_prob=0.5 if self.config.augment == "flip" else 0.0,
             normalize={"mean": half, "std": half},
-        )  # fmt: skip
+        )
         size = self.encoder.num_features
         head: nn.Module = SimCLRProjectionHead(size, size, 128)
         return head
@@ -52,13 +57,13 @@ class SimCLRMethod(EncoderMethod):
         return loss
 
     def _views(self, batch: Batch) -> Tensor:
-        """(2 B, C, S, S) in [-1, 1]: a view of each image, then the other; a function of (seed, epoch,
+        """Return (2 B, C, S, S) in [-1, 1]: one view of each image, then the other, by (seed, epoch,
         image)."""
         draws = augmentation_draws(batch.index.cpu(), self.config.seed, self.epoch)
         seeds = (draws[:, 0] << 31 | draws[:, 1] >> 1).tolist()
         pairs = []
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lightly calls what torchvision calls deprecated
+            warnings.simplefilter("ignore")  # lightly calls functions that torchvision deprecates
             for image, seed in zip(batch.images.cpu(), seeds, strict=True):
                 torch.manual_seed(seed)
                 pairs.append(self.views(to_pil_image(image)))

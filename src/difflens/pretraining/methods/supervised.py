@@ -1,4 +1,4 @@
-"""Supervised training from scratch: what labels bring at the same size and budget."""
+"""Supervised training from scratch, as a reference with labels at the same size and budget."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +11,7 @@ from difflens.pretraining.methods.base import EncoderMethod
 
 
 class SupervisedMethod(EncoderMethod):
-    """A ResNet with a linear classifier on its pooled maps, which is not kept."""
+    """A ResNet with a linear classifier on its pooled maps; the classifier is not saved."""
 
     method = "supervised training"
     labels = "on the labels of its training images"
