@@ -1,4 +1,4 @@
-"""What predictions say about classes."""
+"""Metrics by class, from predictions."""
 
 import torch
 

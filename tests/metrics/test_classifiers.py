@@ -17,7 +17,7 @@ from difflens.metrics.classifiers import (
 
 
 def features(count: int, size: int, classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Overlapping clouds, one a class, in features of very different scales."""
+    """Return one cloud for each class; clouds overlap, and features have very different scales."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     centres = torch.randn(classes, size, generator=torch.Generator().manual_seed(99))
@@ -79,14 +79,12 @@ def test_neighbour_votes_equal_scikit_learn(own: bool) -> None:
     queries = bank if own else features(40, 9, seed=1)[0]
     rows = torch.arange(120) if own else None
     neighbours = [k for k in NEIGHBOURS if k < 119]
-    found = neighbour_votes(bank, labels, queries, 4, neighbours, own=rows)
-    for k, votes in zip(neighbours, found, strict=True):
+    all_votes = neighbour_votes(bank, labels, queries, 4, neighbours, own=rows)
+    for k, votes in zip(neighbours, all_votes, strict=True):
         shares = votes / votes.sum(1, keepdim=True)
         if own:
-            expected = np.concatenate([
-                _scikit(torch.cat([bank[:i], bank[i + 1 :]]), torch.cat([labels[:i], labels[i + 1 :]]), k, bank[i : i + 1])
-                for i in range(120)
-            ])  # fmt: skip
+            others = [torch.arange(120) != i for i in range(120)]
+            expected = np.concatenate([_scikit(bank[o], labels[o], k, bank[~o]) for o in others])
         else:
             expected = _scikit(bank, labels, k, queries)
         np.testing.assert_allclose(shares.numpy(), expected, atol=1e-4)
