@@ -43,15 +43,15 @@ def test_reference_distances_order_what_is_further_away(
     assert (result.dimensions, result.real_images, result.source) == (16, 15, None)
     assert result.real == f"val images of {image_tree}"
     assert "block 6 at noise step 5" in result.space
-    names = [each.images for each in result.distances]
+    names = [distance.images for distance in result.distances]
     assert names == [
         "samples",
         "train images",
         *(f"train images + noise {s:g}" for s in module.NOISE_STRENGTHS),
     ]
     # the other split is as large as the samples, and not of one class
-    assert {each.count for each in result.distances} == {12}
-    by_name = {each.images: each.frechet for each in result.distances}
+    assert {distance.count for distance in result.distances} == {12}
+    by_name = {distance.images: distance.frechet for distance in result.distances}
     references = [by_name[name] for name in names[3:]]
     assert references == sorted(references)
     # images of one colour are further from those of three colours than other images of three colours
@@ -59,7 +59,7 @@ def test_reference_distances_order_what_is_further_away(
     # the samples are the real images themselves, which have no other split
     alone = fidelity(replace(run, data=str(image_tree / "train" / "red")))
     assert alone.distances[0].frechet == pytest.approx(0, abs=1e-6)
-    assert [each.images for each in alone.distances[1:]] == [
+    assert [distance.images for distance in alone.distances[1:]] == [
         f"train images + noise {s:g}" for s in module.NOISE_STRENGTHS
     ]
 

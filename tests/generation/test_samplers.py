@@ -229,10 +229,10 @@ def test_any_number_of_steps_goes_from_each_noise_level_to_the_next(steps: int) 
     assert (len({*sampler.timesteps}), sampler.timesteps[-1]) == (steps, 39)
     levels = [1.0, *backbone.schedule.alphas_cumprod[sampler.timesteps].tolist()]
     x = seeded_noise((3, 8, 8), torch.arange(2), 40, 0)
-    for place, t in reversed([*enumerate(sampler.timesteps)]):
+    for k, t in reversed([*enumerate(sampler.timesteps)]):
         noise = backbone.unet(x, t).sample
-        x0 = (x - (1 - levels[place + 1]) ** 0.5 * noise) / levels[place + 1] ** 0.5
-        x = levels[place] ** 0.5 * x0.clamp(-1, 1) + (1 - levels[place]) ** 0.5 * noise
+        x0 = (x - (1 - levels[k + 1]) ** 0.5 * noise) / levels[k + 1] ** 0.5
+        x = levels[k] ** 0.5 * x0.clamp(-1, 1) + (1 - levels[k]) ** 0.5 * noise
     torch.testing.assert_close(sampler(torch.arange(2)), x.clamp(-1, 1), atol=2e-4, rtol=0)
 
 

@@ -27,10 +27,10 @@ def biased_cka(x: Tensor, y: Tensor) -> float:
 def test_against_the_definition() -> None:
     x, y = normal(12, 5), normal(12, 3, seed=1) + 4
     y[:, 0] += x[:, 0]
-    found = hsic(torch.stack([gram(x), gram(y)]))
+    estimated = hsic(torch.stack([gram(x), gram(y)]))
     for i, a in enumerate((x, y)):
         for k, b in enumerate((x, y)):
-            assert float(found[i, k]) == pytest.approx(direct_hsic(a, b), rel=1e-4)
+            assert float(estimated[i, k]) == pytest.approx(direct_hsic(a, b), rel=1e-4)
 
 
 def test_identical_features_and_rotations_and_scales() -> None:

@@ -40,8 +40,8 @@ def test_ridge_equals_scikit_learn_at_every_strength(count: int, size: int) -> N
 def test_ridge_leaves_each_image_out_as_training_without_it_would(count: int, size: int) -> None:
     x, y = features(count, size)
     strengths = (1e-1, 30.0, 3000.0)
-    found = [model.left_out_top1 for model in ridge(x, y, 4, strengths)]
-    for strength, left_out in zip(strengths, found, strict=True):
+    accuracies = [model.left_out_top1 for model in ridge(x, y, 4, strengths)]
+    for strength, left_out in zip(strengths, accuracies, strict=True):
         hits = 0
         for row in range(count):
             others = torch.arange(count) != row
@@ -49,7 +49,7 @@ def test_ridge_leaves_each_image_out_as_training_without_it_would(count: int, si
             expected = Ridge(alpha=strength).fit(x[others].double().numpy(), target)
             hits += int(expected.predict(x[row : row + 1].double().numpy()).argmax() == y[row])
         assert left_out == pytest.approx(hits / count)
-    assert len(set(found)) > 1
+    assert len(set(accuracies)) > 1
 
 
 def test_ridge_on_constant_features_stays_finite() -> None:

@@ -22,13 +22,13 @@ def test_moments_do_not_depend_on_batches_and_keep_their_digits() -> None:
 def test_nearest_finds_what_a_full_comparison_finds() -> None:
     generator = torch.Generator().manual_seed(3)
     queries, vectors = torch.randn(5, 3, generator=generator), torch.randn(40, 3, generator=generator)
-    found = Nearest(queries, 3)
+    nearest = Nearest(queries, 3)
     for rows in torch.randperm(40, generator=generator).split(9):
-        found.add(vectors[rows], rows)
+        nearest.add(vectors[rows], rows)
     distances = (queries[:, None] - vectors).norm(dim=2)
     expected = distances.sort(dim=1)
-    torch.testing.assert_close(found.distances, expected.values[:, :3])
-    assert torch.equal(found.rows, expected.indices[:, :3])
+    torch.testing.assert_close(nearest.distances, expected.values[:, :3])
+    assert torch.equal(nearest.rows, expected.indices[:, :3])
     few = Nearest(queries, 3)
     few.add(vectors[:2], torch.arange(2))
     assert few.rows.shape == (5, 2)

@@ -54,8 +54,8 @@ def test_few_test_images_are_enough(monkeypatch) -> None:
 
 def test_the_section_says_where_was_searched() -> None:
     samples, train, test = planted()
-    found = find_nearest(samples, batches(train), batches(test), "some space")
-    section = copying_section(samples[0], found, lambda rows: train[0][rows], "the 40 training images of X")
+    nearest = find_nearest(samples, batches(train), batches(test), "some space")
+    section = copying_section(samples[0], nearest, lambda rows: train[0][rows], "the 40 training images of X")
     assert "the 40 training images of X" in section.text
     picture, table = section.parts
     assert isinstance(picture, Picture)

@@ -14,7 +14,7 @@ from difflens.configs.generate import GenerateConfig
 from difflens.configs.options import resolve
 from difflens.data.images import read_image, to_float, to_uint8
 from difflens.errors import DiffLensError
-from difflens.generation.grid import _picture, image_grid
+from difflens.generation.grid import image_grid, to_picture
 from difflens.generation.samplers import OnePassSampler, Sampler, make_sampler
 from difflens.opening import open_run
 from difflens.results.generate import GenerateResult
@@ -34,8 +34,8 @@ def generate(config: GenerateConfig) -> GenerateResult:
     metrics.json exists if and only if all images do.
 
     Raises:
-        DiffLensError: an option is wrong, the backbone cannot be loaded or cannot generate, the GPU has too
-            little memory, the folder holds another run or more than `n` images, or writing fails.
+        DiffLensError: an option is wrong; the backbone cannot be loaded or cannot generate; the GPU has too
+            little memory; the folder holds another run or more than `n` images; or writing fails.
     """
     config = resolve(config)
     opened = open_run(config, None)
@@ -130,7 +130,7 @@ class _Generation:
     def _write(self, number: int, image: Tensor) -> None:
         path = self.folder / _name(number)
         try:
-            replace_with(path, _picture(to_uint8(image).cpu()).save)
+            replace_with(path, to_picture(to_uint8(image).cpu()).save)
         except OSError as error:
             raise DiffLensError(
                 f"{path} cannot be written: {error.strerror}. "

@@ -25,10 +25,10 @@ def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Imag
     for k, image in enumerate(to_uint8(images)):
         top, left = k // columns * (height + gap), k % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = image
-    return _picture(sheet)
+    return to_picture(sheet)
 
 
-def _picture(image: Tensor) -> Image.Image:
+def to_picture(image: Tensor) -> Image.Image:
     """Return an image, (C, H, W) uint8, as a grey or RGB picture."""
     array = image.permute(1, 2, 0).numpy()
     return Image.fromarray(array[..., 0] if image.shape[0] == 1 else array)

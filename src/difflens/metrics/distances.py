@@ -47,8 +47,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """Return the squared Fréchet distance between Gaussians with these moments.
 
     It is |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with covariances A and B (Dowson and Landau,
-    1982). The trace of the root is the sum of the roots of the eigenvalues of A^(1/2) B A^(1/2), which is
-    symmetric.
+    1982), in squared units of the features. The trace of the root is the sum of the roots of the eigenvalues
+    of A^(1/2) B A^(1/2), which is symmetric.
     """
     first, second = a.covariance, b.covariance
     values, vectors = torch.linalg.eigh(first)
