@@ -19,8 +19,8 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
 
 
 @needs_compiler
@@ -61,9 +61,9 @@ def test_compiled_extractors_stay_within_the_tolerance(dtype: torch.dtype) -> No
     backbone.to(dtype)
     extractor = FrozenExtractor(backbone, (2, 7), (5, 500)).eval()
     extractor.compiled = True
-    found = extractor(images, index)
+    maps = extractor(images, index)
     for place in expected:
-        assert relative_error(found[place], expected[place]) <= compiled.TOLERANCE
+        assert relative_error(maps[place], expected[place]) <= compiled.TOLERANCE
 
 
 @needs_compiler
@@ -83,8 +83,8 @@ def test_compiled_feedback_gives_the_same_maps_and_gradients(checkpoint: bool) -
     extractor.compiled, extractor.checkpoint = True, checkpoint
     compiled_maps, compiled_gradients = step()
     torch.testing.assert_close(compiled_maps, maps, atol=1e-4, rtol=1e-4)
-    for found, expected in zip(compiled_gradients, gradients, strict=True):
-        assert relative_error(found, expected) < 1e-4
+    for actual, expected in zip(compiled_gradients, gradients, strict=True):
+        assert relative_error(actual, expected) < 1e-4
 
 
 def uncompilable(x: Tensor) -> Tensor:

@@ -63,11 +63,11 @@ def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 def config(
     request: pytest.FixtureRequest, backbone_folder: Path, adm_file: Path, encoder_folders: dict[str, Path]
 ) -> BackboneConfig:
-    found = KINDS[request.param]
-    kind, colon, name = found.spec.rpartition(":")
-    places = {"FOLDER": backbone_folder, "ADM": adm_file, **encoder_folders}
-    spec = f"{kind}{colon}{places.get(name, name)}"
-    return BackboneConfig(spec, found.num_head_channels, found.noise_schedule, found.image_size)
+    template = KINDS[request.param]
+    kind, colon, name = template.spec.rpartition(":")
+    folders = {"FOLDER": backbone_folder, "ADM": adm_file, **encoder_folders}
+    spec = f"{kind}{colon}{folders.get(name, name)}"
+    return BackboneConfig(spec, template.num_head_channels, template.noise_schedule, template.image_size)
 
 
 @pytest.fixture
@@ -145,16 +145,16 @@ def test_defaults_exist(backbone: Backbone) -> None:
 
 
 def test_parameters_of_all_blocks_are_found_once(backbone: Backbone) -> None:
-    """Check also that the map of a block does not depend on a later block."""
+    """The map of a block does not depend on the parameters of a later block."""
     images, middle = images_for(backbone), (len(backbone.blocks) + 1) // 2
-    found = [
+    all_parameters = [
         parameter
         for block in backbone.blocks
         for module in backbone.modules_of(block.index)
         for parameter in module.parameters()
     ]
-    assert len({id(parameter) for parameter in found}) == len(found)
-    if not found:
+    assert len({id(parameter) for parameter in all_parameters}) == len(all_parameters)
+    if not all_parameters:
         pytest.skip("pixels have no parameters")
     earlier = read(backbone, images, [middle])[middle]
     with torch.no_grad():
@@ -199,11 +199,13 @@ def test_a_probe_is_saved_and_loaded(config: BackboneConfig, tmp_path: Path, hea
     fusion = head == "difformer"
     blocks = backbone.defaults.fusion_blocks if fusion else (backbone.defaults.block,)
     steps = backbone.defaults.fusion_noise_steps if fusion else (backbone.defaults.noise_step,)
-    places = ExtractorConfig("frozen", blocks, steps)
-    extractor = places.build(backbone)
-    chosen = HeadConfig(head, pool=4, width=16)  # type: ignore[arg-type]
-    probe = Probe(extractor, make_head(chosen, extractor.shapes(), 3))
-    model = TrainedModel(probe, ("a", "b", "c"), config, places, chosen, backbone.fingerprint())
+    extractor_config = ExtractorConfig("frozen", blocks, steps)
+    extractor = extractor_config.build(backbone)
+    head_config = HeadConfig(head, pool=4, width=16)  # type: ignore[arg-type]
+    probe = Probe(extractor, make_head(head_config, extractor.shapes(), 3))
+    model = TrainedModel(
+        probe, ("a", "b", "c"), config, extractor_config, head_config, backbone.fingerprint()
+    )
     model.save(tmp_path)
     images = images_for(backbone)
     torch.testing.assert_close(TrainedModel.load(tmp_path).probabilities(images), model.probabilities(images))

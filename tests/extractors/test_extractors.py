@@ -118,7 +118,7 @@ def operations(run: Callable[[], object]) -> int:
 
 
 def test_a_walk_costs_the_sum_of_its_blocks(backbone: UNetBackbone) -> None:
-    """Counted operations: nothing runs beyond the last block, and every block runs once."""
+    """Counted operations: no block runs after the last one, and all blocks run once."""
     x = torch.rand(1, 1, 32, 32)
     count = len(backbone.blocks)
     state = backbone._start(x, torch.tensor([20]))
@@ -166,10 +166,10 @@ def test_several_noise_steps_in_one_batch_equal_separate_passes(backbone: UNetBa
     extractor.eval()
     alone = FrozenExtractor(backbone, (8, 18), (5,), seed=3, draws=draws).eval()(images, index)
     del batches[:]
-    found = extractor(images, index)
+    actual = extractor(images, index)
     hook.remove()
     assert batches == [3] * (2 * draws)
-    assert all(torch.equal(found[place], alone[place]) for place in alone)
+    assert all(torch.equal(actual[place], alone[place]) for place in alone)
 
 
 def test_noise_steps_share_no_batch_normalisation(backbone: UNetBackbone) -> None:
@@ -229,8 +229,8 @@ def test_checkpointing_takes_less_memory_for_the_same_gradients(backbone: UNetBa
     extractor.checkpoint = True
     again, again_bytes = step(), peak_bytes(step)
     assert again_bytes < 0.7 * plain_bytes
-    for found, expected in zip(again, plain, strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(again, plain, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_evaluation_restores_the_training_mode(backbone: UNetBackbone) -> None:

@@ -1,4 +1,4 @@
-"""Distances between images: closed forms, estimators by definition, and the command on real small things."""
+"""Distances between sets of images: the command on small data, and its errors."""
 
 import json
 from dataclasses import replace
@@ -23,9 +23,15 @@ from difflens.generation import fidelity as module
 
 def config(samples: Path, images: Path, backbone: Path, /, **changes: object) -> FidelityConfig:
     base = FidelityConfig(
-        samples=samples, data=str(images), features=str(backbone), block=6, noise_step=5, device="cpu", workers=0,
+        samples=samples,
+        data=str(images),
+        features=str(backbone),
+        block=6,
+        noise_step=5,
+        device="cpu",
+        workers=0,
         kid_subsets=5,
-    )  # fmt: skip
+    )
     return replace(base, **changes)
 
 
@@ -37,23 +43,23 @@ def test_reference_distances_order_what_is_further_away(
     assert (result.dimensions, result.real_images, result.source) == (16, 15, None)
     assert result.real == f"val images of {image_tree}"
     assert "block 6 at noise step 5" in result.space
-    names = [each.images for each in result.distances]
+    names = [distance.images for distance in result.distances]
     assert names == [
         "samples",
         "train images",
         *(f"train images + noise {s:g}" for s in module.NOISE_STRENGTHS),
     ]
-    # as many as the samples, and not those of one class
-    assert {each.count for each in result.distances} == {12}
-    by_name = {each.images: each.frechet for each in result.distances}
+    # the other split is as large as the samples, and not of one class
+    assert {distance.count for distance in result.distances} == {12}
+    by_name = {distance.images: distance.frechet for distance in result.distances}
     references = [by_name[name] for name in names[3:]]
     assert references == sorted(references)
-    # one colour alone is further from all three than other images of all three
+    # images of one colour are further from those of three colours than other images of three colours
     assert by_name["samples"] > 1.5 * by_name["train images"]
-    # against themselves, which have no other split
+    # the samples are the real images themselves, which have no other split
     alone = fidelity(replace(run, data=str(image_tree / "train" / "red")))
     assert alone.distances[0].frechet == pytest.approx(0, abs=1e-6)
-    assert [each.images for each in alone.distances[1:]] == [
+    assert [distance.images for distance in alone.distances[1:]] == [
         f"train images + noise {s:g}" for s in module.NOISE_STRENGTHS
     ]
 
@@ -66,10 +72,18 @@ def test_the_space_of_a_trained_model_and_its_classes(
         ("knn", {}),
     ):
         out = tmp_path / head
-        probe(ProbeConfig(
-            out=out, backbone=str(backbone_folder), data=str(image_tree), head=head, blocks=(6,), noise_steps=(5,),
-            device="cpu", workers=0, **options,
-        ))  # fmt: skip
+        training = ProbeConfig(
+            out=out,
+            backbone=str(backbone_folder),
+            data=str(image_tree),
+            head=head,
+            blocks=(6,),
+            noise_steps=(5,),
+            device="cpu",
+            workers=0,
+            **options,
+        )
+        probe(training)
         result = fidelity(config(image_tree / "train" / "red", image_tree, out))
         assert result.dimensions == 64
         assert result.class_shares is not None
@@ -140,7 +154,7 @@ def test_a_run_directory_keeps_the_figures_and_where_the_samples_came_from(
     assert kept == json.loads(json.dumps(result.metrics()))
     with pytest.raises(DiffLensError, match="figures already holds a run"):
         fidelity(run)
-    # the kernel distance from a part of the images; the Fréchet distance from all
+    # the kernel distance reads a part of the images, and the Fréchet distance reads all
     monkeypatch.setattr(module, "KERNEL_IMAGES", 3)
     part = fidelity(replace(run, out=None))
     assert part.distances[0].frechet == result.distances[0].frechet
@@ -167,7 +181,7 @@ def test_samples_of_mixed_size_or_mode_are_refused(
 
 
 def test_inception_with_weights_at_random(image_tree: Path, tmp_path: Path) -> None:
-    """The whole way through torch-fidelity; its weights are 95 MB of a download, and any will do for that."""
+    """Run torch-fidelity with random weights: the real ones are a download of 95 MB."""
     inception = pytest.importorskip(
         "torch_fidelity.feature_extractor_inceptionv3", reason="an optional extra"
     )

@@ -1,4 +1,4 @@
-"""`generate` end to end: the same files after any stop, for any n and from any number of processes; the grid."""
+"""`generate` end to end: the same files after any stop, for any n, from one or two processes; the grid."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ def config(out: Path, backbone: Path, /, **changes: object) -> GenerateConfig:
 
 
 def images(out: Path) -> torch.Tensor:
-    """(N, C, H, W) uint8."""
+    """Return the images of a run, (N, C, H, W) uint8."""
     return torch.stack([read_image(path) for path in sorted((out / "images").iterdir())])
 
 
@@ -41,7 +41,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert Image.open(out / "grid.png").size == (3 * 33 - 1, 3 * 33 - 1)
     drawn = images(out)
     assert drawn.shape == (8, 1, 32, 32)
-    # another batch size: nothing but last bits, and seldom a rounding that they tip
+    # another batch size changes the last bits, which seldom change a rounded pixel
     difference = (drawn.int() - to_uint8(sample(load_backbone("fashion"), 8, 10, seed=1)).int()).abs()
     assert difference.max() <= 1
     assert difference.bool().float().mean() < 0.01
@@ -106,10 +106,8 @@ def test_resuming_after_any_image_ends_with_the_same_files(
 def test_two_processes_write_what_one_writes(backbone_folder: Path, tmp_path: Path) -> None:
     one = config(tmp_path / "one", backbone_folder)
     generate(one)
-    run_two(
-        "generate", "--backbone", backbone_folder, "-n", 7, "--sampler", "ddpm", "--steps", 3, "--batch-size", 3,
-        "--device", "cpu", "--out", tmp_path / "two",
-    )  # fmt: skip
+    options = ("-n", 7, "--sampler", "ddpm", "--steps", 3, "--batch-size", 3, "--device", "cpu")
+    run_two("generate", "--backbone", backbone_folder, *options, "--out", tmp_path / "two")
     assert contents(tmp_path / "two") == contents(one.out)
 
 
@@ -188,9 +186,15 @@ def test_networks_that_make_no_images(
     tmp_path: Path, channels: int, out_channels: int, bias: float, message: str
 ) -> None:
     unet = UNet2DModel(
-        sample_size=8, in_channels=channels, out_channels=out_channels, block_out_channels=(8,), norm_num_groups=2,
-        layers_per_block=1, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=channels,
+        out_channels=out_channels,
+        block_out_channels=(8,),
+        norm_num_groups=2,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
     torch.nn.init.constant_(unet.conv_out.bias, bias)
     unet.save_pretrained(tmp_path / "unet")
     with pytest.raises(DiffLensError, match=message):
@@ -237,7 +241,7 @@ def test_grid() -> None:
     shades = torch.linspace(-1, 1, 5)[:, None, None, None].expand(5, 1, 4, 6)
     grid = image_grid(shades, columns=3, gap=1)
     assert grid.size == (3 * 7 - 1, 2 * 5 - 1)
-    assert [grid.getpixel(place) for place in ((0, 0), (7, 0), (6, 0), (19, 8))] == [0, 64, 255, 255]
+    assert [grid.getpixel(position) for position in ((0, 0), (7, 0), (6, 0), (19, 8))] == [0, 64, 255, 255]
 
 
 def test_a_generator_without_steps(tmp_path: Path) -> None:
@@ -247,9 +251,7 @@ def test_a_generator_without_steps(tmp_path: Path) -> None:
     run = config(tmp_path / "run", folder, n=2, sampler="ddim", steps=None)
     generate(run)
     result = generate(replace(run, n=7, resume=True))
-    assert result.metrics() == {
-        "images": 7, "sampler": "one pass", "steps": 1
-    }  # fmt: skip
+    assert result.metrics() == {"images": 7, "sampler": "one pass", "steps": 1}
     expected = to_uint8(sample(load_backbone(str(folder)), 7))
     assert (images(run.out).int() - expected.int()).abs().max() <= 1
     with pytest.raises(DiffLensError, match="in one pass"):

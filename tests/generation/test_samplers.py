@@ -1,4 +1,4 @@
-"""Sampling: what diffusers' own pipelines and schedulers draw from the same noise, one seed per image."""
+"""Sampling: parity with diffusers' pipelines and schedulers on the same noise, and noise by image."""
 
 from collections.abc import Callable
 from importlib.resources import files
@@ -35,21 +35,27 @@ DRAWING = (
 
 
 def tiny(out_channels: int = 3, **config: object) -> UNetBackbone:
-    """A network for 8-pixel images and a schedule of 40 steps, whose outputs are about as large as noise."""
+    """Return a network for 8-pixel images and 40 noise steps, whose outputs are about as large as noise."""
     torch.manual_seed(3)
     unet = UNet2DModel(
-        sample_size=8, in_channels=3, out_channels=out_channels, block_out_channels=(8, 16), norm_num_groups=4,
-        layers_per_block=1, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=3,
+        out_channels=out_channels,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
     with torch.no_grad():
         unet.conv_out.weight.mul_(3)
     return UNetBackbone(unet, NoiseSchedule.from_config({"num_train_timesteps": 40, **config}))
 
 
 def noises(backbone: DiffusionBackbone, count: int, seed: int, timesteps: list[int]) -> list[Tensor]:
-    """What the sampler draws for the first `count` images: at the start, at each step, and nothing at the last.
+    """Return the sampler's noise for the first `count` images: the initial noise, then that of each step.
 
-    (Where the last step is not t = 0, diffusers' DDPM would add noise to the finished image.)
+    That of the last step is 0: where it is not t = 0, diffusers' DDPM would add noise to the finished image.
     """
     total, shape = backbone.num_noise_steps, (backbone.in_channels, *[backbone.image_size] * 2)
     streams = [total, *(total + t for t in timesteps[:-1])]
@@ -61,7 +67,7 @@ def noises(backbone: DiffusionBackbone, count: int, seed: int, timesteps: list[i
 
 @pytest.fixture
 def give_noise(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Tensor]], None]:
-    """Has diffusers draw these tensors, one after the other."""
+    """Make diffusers draw given tensors, one after the other."""
 
     def give(drawn: list[Tensor]) -> None:
         left = iter(drawn)
@@ -75,7 +81,7 @@ def give_noise(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Tensor]], None
 def reference(
     backbone: UNetBackbone, scheduler: Any, steps: int, count: int, seed: int, **step: Any
 ) -> Tensor:
-    """diffusers' own loop."""
+    """Return the images of diffusers' own loop."""
     scheduler.set_timesteps(steps)
     x = noises(backbone, count, seed, [])[0]
     for t in scheduler.timesteps.tolist():
@@ -119,9 +125,15 @@ def test_diffusers_pipeline_of_the_bundled_folder_draws_the_same(
 def test_dpm_solver_is_diffusers(prediction: str, beta_schedule: str) -> None:
     backbone = tiny(num_train_timesteps=1000, prediction_type=prediction, beta_schedule=beta_schedule)
     scheduler = DPMSolverMultistepScheduler(
-        num_train_timesteps=1000, beta_schedule=beta_schedule, prediction_type=prediction, timestep_spacing="trailing",
-        algorithm_type="dpmsolver++", solver_order=2, thresholding=True, sample_max_value=1.0,
-    )  # fmt: skip
+        num_train_timesteps=1000,
+        beta_schedule=beta_schedule,
+        prediction_type=prediction,
+        timestep_spacing="trailing",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        thresholding=True,
+        sample_max_value=1.0,
+    )
     expected = reference(backbone, scheduler, 8, 3, seed=2)
     drawn = sample(backbone, 3, 8, seed=2, sampler="dpm-solver")
     torch.testing.assert_close(drawn, expected, atol=2e-4, rtol=0)
@@ -165,7 +177,7 @@ def test_ddpm_is_diffusers(
 def test_few_steps_of_a_schedule_that_ends_in_pure_noise(
     sampler: str, give_noise: Callable[[list[Tensor]], None]
 ) -> None:
-    """The first step's beta is so near to 1 that float32 cannot tell it from 1."""
+    """The beta of the first step is so near to 1 that it equals 1 in float32."""
     schedule = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"}
     backbone = tiny(3 if sampler == "ddim" else 6, **schedule)
     scheduler = (
@@ -180,7 +192,7 @@ def test_few_steps_of_a_schedule_that_ends_in_pure_noise(
 
 @torch.no_grad()
 def test_learned_variance_is_a_place_between_two_logarithms() -> None:
-    """One step of Nichol and Dhariwal (2021), equation 15, in float64."""
+    """Compare one step with Nichol and Dhariwal (2021), equation 15, in float64."""
     backbone = tiny(6)
     sampler = Sampler(backbone, "ddpm", steps=2)
     clean, noisy = (float(backbone.schedule.alphas_cumprod[t]) for t in (19, 39))
@@ -202,9 +214,8 @@ def test_learned_variance_is_a_place_between_two_logarithms() -> None:
 def test_learned_variance_is_left_out_where_it_is_not_used(sampler: str) -> None:
     twice, once = tiny(6), tiny(3)
     weights = twice.unet.state_dict()
-    once.unet.load_state_dict({**weights, **{
-        f"conv_out.{name}": weights[f"conv_out.{name}"][:3] for name in ("weight", "bias")
-    }})  # fmt: skip
+    weights |= {name: weights[name][:3] for name in ("conv_out.weight", "conv_out.bias")}
+    once.unet.load_state_dict(weights)
     drawn = (sample(backbone, 2, 5, sampler=sampler) for backbone in (twice, once))
     torch.testing.assert_close(*drawn, atol=1e-5, rtol=0)
 
@@ -212,16 +223,16 @@ def test_learned_variance_is_left_out_where_it_is_not_used(sampler: str) -> None
 @torch.no_grad()
 @pytest.mark.parametrize("steps", [3, 7, 29])
 def test_any_number_of_steps_goes_from_each_noise_level_to_the_next(steps: int) -> None:
-    """Equation 12 of DDIM; diffusers' own DDIM errs where the steps do not divide the schedule."""
+    """Compare with DDIM's equation 12; diffusers' DDIM errs where the steps do not divide the schedule."""
     backbone = tiny()
     sampler = Sampler(backbone, steps=steps)
     assert (len({*sampler.timesteps}), sampler.timesteps[-1]) == (steps, 39)
     levels = [1.0, *backbone.schedule.alphas_cumprod[sampler.timesteps].tolist()]
     x = seeded_noise((3, 8, 8), torch.arange(2), 40, 0)
-    for place, t in reversed([*enumerate(sampler.timesteps)]):
+    for k, t in reversed([*enumerate(sampler.timesteps)]):
         noise = backbone.unet(x, t).sample
-        x0 = (x - (1 - levels[place + 1]) ** 0.5 * noise) / levels[place + 1] ** 0.5
-        x = levels[place] ** 0.5 * x0.clamp(-1, 1) + (1 - levels[place]) ** 0.5 * noise
+        x0 = (x - (1 - levels[k + 1]) ** 0.5 * noise) / levels[k + 1] ** 0.5
+        x = levels[k] ** 0.5 * x0.clamp(-1, 1) + (1 - levels[k]) ** 0.5 * noise
     torch.testing.assert_close(sampler(torch.arange(2)), x.clamp(-1, 1), atol=2e-4, rtol=0)
 
 
@@ -269,7 +280,7 @@ def test_steps_if_none_are_named() -> None:
         (lambda: tiny(5), {"steps": 1}, "it makes 5 channels out of 3"),
         (lambda: tiny(6, variance_type="learned"), {"sampler": "ddpm"}, "predicts its variance itself"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_drawn(backbone: Callable[[], Any], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(DiffLensError, match=message):
         sample(backbone(), **{"count": 1, **settings})
@@ -283,7 +294,7 @@ def test_images_that_are_not_finite() -> None:
 
 
 def test_compiled_sampling_takes_one_graph_for_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiler itself is tested with the walk; here it hands back what it was given."""
+    """A stand-in for the compiler, which is tested with the walk, returns the function unchanged."""
     compiled = []
 
     def keep(function: Callable[..., Any], **options: object) -> Callable[..., Any]:
@@ -299,7 +310,7 @@ def test_compiled_sampling_takes_one_graph_for_all_steps(monkeypatch: pytest.Mon
 
 
 def test_a_generator_draws_in_one_pass() -> None:
-    """Image k from latents of (seed, k) alone, by the generator with its recorded statistics."""
+    """Image k depends on latents of (seed, k) alone; the generator uses its recorded statistics."""
     backbone = bigan()
     together = sample(backbone, 5, seed=1)
     latents = seeded_noise((8,), torch.arange(5), Stream.LATENT, 1)

@@ -46,10 +46,10 @@ def golden_head() -> tuple[DifFormerHead, dict, torch.Tensor]:
     state = {}
     for name, value in stored.items():
         if name.startswith("weights."):
-            mine = name.removeprefix("weights.")
+            renamed = name.removeprefix("weights.")
             for pattern, replacement in rename.items():
-                mine = re.sub(pattern, replacement, mine)
-            state[mine] = value.float()
+                renamed = re.sub(pattern, replacement, renamed)
+            state[renamed] = value.float()
     head.load_state_dict(state)
     return head.eval(), features, stored["logits"]
 
@@ -129,15 +129,15 @@ def test_where_cls_looks() -> None:
     own, maps = head.attention(features)
     assert set(maps) == set(features)
     for number, t in enumerate(head.noise_steps):
-        looked = torch.cat([maps[block, t].flatten(1) for block in head.blocks], dim=1)
-        torch.testing.assert_close(own[:, number] + looked.sum(1), torch.ones(len(looked)))
+        on_maps = torch.cat([maps[block, t].flatten(1) for block in head.blocks], dim=1)
+        torch.testing.assert_close(own[:, number] + on_maps.sum(1), torch.ones(len(on_maps)))
         last = head.transformer[-1]
         queries, keys, _ = last.qkv(last.norm1(head._before_last(features, t))).chunk(3, dim=-1)
         by_head = [
             (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)[:, 0]
             for q, k in zip(queries.chunk(4, dim=-1), keys.chunk(4, dim=-1), strict=True)
         ]
-        torch.testing.assert_close(torch.stack(by_head).mean(0)[:, 1:], looked)
+        torch.testing.assert_close(torch.stack(by_head).mean(0)[:, 1:], on_maps)
 
 
 def test_logits_are_the_sum_of_what_their_parts_add() -> None:

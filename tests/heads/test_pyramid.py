@@ -77,9 +77,9 @@ def test_every_network_and_extractor_gives_every_stride_at_other_sides_too(level
     extractor = kind(backbone, usual_blocks(backbone), (5, 90))
     strides = usual_strides(backbone)
     for side in (64, 96):
-        pyramid, found = levels_of(extractor, side, strides)
+        pyramid, maps = levels_of(extractor, side, strides)
         assert pyramid.strides == strides
-        assert [tuple(level.shape) for level in found] == [
+        assert [tuple(level.shape) for level in maps] == [
             (2, channels, side // stride, side // stride)
             for channels, stride in zip(pyramid.channels, strides, strict=True)
         ]

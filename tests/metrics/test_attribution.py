@@ -1,4 +1,4 @@
-"""Shares of logits: what they sum to, and whom they credit."""
+"""Shares of logits: their sum, and the summands that they credit."""
 
 import pytest
 import torch

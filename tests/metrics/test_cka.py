@@ -19,7 +19,7 @@ def cka_of(*features: Tensor) -> Tensor:
 
 
 def biased_cka(x: Tensor, y: Tensor) -> float:
-    """Kornblith et al. (2019)."""
+    """Return linear CKA by the definition of Kornblith et al. (2019)."""
     x, y = x - x.mean(0), y - y.mean(0)
     return float((x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
 
@@ -27,10 +27,10 @@ def biased_cka(x: Tensor, y: Tensor) -> float:
 def test_against_the_definition() -> None:
     x, y = normal(12, 5), normal(12, 3, seed=1) + 4
     y[:, 0] += x[:, 0]
-    found = hsic(torch.stack([gram(x), gram(y)]))
+    estimated = hsic(torch.stack([gram(x), gram(y)]))
     for i, a in enumerate((x, y)):
         for k, b in enumerate((x, y)):
-            assert float(found[i, k]) == pytest.approx(direct_hsic(a, b), rel=1e-4)
+            assert float(estimated[i, k]) == pytest.approx(direct_hsic(a, b), rel=1e-4)
 
 
 def test_identical_features_and_rotations_and_scales() -> None:
@@ -55,7 +55,7 @@ def test_maps_are_vectors() -> None:
 
 
 def test_minibatches_give_the_full_batch_on_average() -> None:
-    """Exactly so over all minibatches of five of nine images."""
+    """The mean over all minibatches of five of nine images is exact."""
     x, y = normal(9, 4), normal(9, 6, seed=1)
     y[:, :4] += x
     whole = hsic(torch.stack([gram(x), gram(y)]))
@@ -78,7 +78,7 @@ def test_constant_features_have_no_cka() -> None:
 
 
 def test_intervals_cover_the_true_value_about_as_often_as_they_say() -> None:
-    """Of normal features with a known covariance, whose CKA is |Sxy|^2 / (|Sxx| |Syy|)."""
+    """Normal features with a given covariance have the CKA |Sxy|^2 / (|Sxx| |Syy|)."""
     dimensions, share = 6, 0.7
     truth = share**2 / (share**2 + (1 - share) ** 2)
     hits = 0

@@ -1,4 +1,4 @@
-"""What predictions say about classes."""
+"""Metrics by class, from predictions."""
 
 import torch
 
@@ -14,15 +14,15 @@ def evaluation(labels: list[int], predictions: list[int], classes: tuple[str, ..
 
 
 def test_most_confused() -> None:
-    found = evaluation([0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 0, 1, 0, 0, 0], ("a", "b", "c"))
-    assert found.most_confused() == [(2, 0, 3), (0, 1, 2), (1, 0, 1)]
-    assert found.most_confused(1) == [(2, 0, 3)]
-    assert found.most_confused(0) == []
+    result = evaluation([0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 0, 1, 0, 0, 0], ("a", "b", "c"))
+    assert result.most_confused() == [(2, 0, 3), (0, 1, 2), (1, 0, 1)]
+    assert result.most_confused(1) == [(2, 0, 3)]
+    assert result.most_confused(0) == []
 
 
 def test_most_confused_breaks_ties_by_class() -> None:
-    found = evaluation([2, 1, 0, 0], [0, 2, 2, 1], ("a", "b", "c"))
-    assert found.most_confused() == [(0, 1, 1), (0, 2, 1), (1, 2, 1), (2, 0, 1)]
+    result = evaluation([2, 1, 0, 0], [0, 2, 2, 1], ("a", "b", "c"))
+    assert result.most_confused() == [(0, 1, 1), (0, 2, 1), (1, 2, 1), (2, 0, 1)]
 
 
 def test_nothing_confused() -> None:
@@ -31,6 +31,6 @@ def test_nothing_confused() -> None:
 
 
 def test_per_class_intervals() -> None:
-    found = evaluation([0, 0, 0, 2], [0, 0, 1, 2], ("a", "empty", "c"))
-    assert found.per_class == {"a": 2 / 3, "empty": None, "c": 1.0}
-    assert found.per_class_intervals == {"a": wilson(2, 3), "c": wilson(1, 1)}
+    result = evaluation([0, 0, 0, 2], [0, 0, 1, 2], ("a", "empty", "c"))
+    assert result.per_class == {"a": 2 / 3, "empty": None, "c": 1.0}
+    assert result.per_class_intervals == {"a": wilson(2, 3), "c": wilson(1, 1)}

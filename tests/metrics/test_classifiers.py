@@ -17,7 +17,7 @@ from difflens.metrics.classifiers import (
 
 
 def features(count: int, size: int, classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Overlapping clouds, one a class, in features of very different scales."""
+    """Return one cloud for each class; clouds overlap, and features have very different scales."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     centres = torch.randn(classes, size, generator=torch.Generator().manual_seed(99))
@@ -40,8 +40,8 @@ def test_ridge_equals_scikit_learn_at_every_strength(count: int, size: int) -> N
 def test_ridge_leaves_each_image_out_as_training_without_it_would(count: int, size: int) -> None:
     x, y = features(count, size)
     strengths = (1e-1, 30.0, 3000.0)
-    found = [model.left_out_top1 for model in ridge(x, y, 4, strengths)]
-    for strength, left_out in zip(strengths, found, strict=True):
+    accuracies = [model.left_out_top1 for model in ridge(x, y, 4, strengths)]
+    for strength, left_out in zip(strengths, accuracies, strict=True):
         hits = 0
         for row in range(count):
             others = torch.arange(count) != row
@@ -49,7 +49,7 @@ def test_ridge_leaves_each_image_out_as_training_without_it_would(count: int, si
             expected = Ridge(alpha=strength).fit(x[others].double().numpy(), target)
             hits += int(expected.predict(x[row : row + 1].double().numpy()).argmax() == y[row])
         assert left_out == pytest.approx(hits / count)
-    assert len(set(found)) > 1
+    assert len(set(accuracies)) > 1
 
 
 def test_ridge_on_constant_features_stays_finite() -> None:
@@ -79,14 +79,12 @@ def test_neighbour_votes_equal_scikit_learn(own: bool) -> None:
     queries = bank if own else features(40, 9, seed=1)[0]
     rows = torch.arange(120) if own else None
     neighbours = [k for k in NEIGHBOURS if k < 119]
-    found = neighbour_votes(bank, labels, queries, 4, neighbours, own=rows)
-    for k, votes in zip(neighbours, found, strict=True):
+    all_votes = neighbour_votes(bank, labels, queries, 4, neighbours, own=rows)
+    for k, votes in zip(neighbours, all_votes, strict=True):
         shares = votes / votes.sum(1, keepdim=True)
         if own:
-            expected = np.concatenate([
-                _scikit(torch.cat([bank[:i], bank[i + 1 :]]), torch.cat([labels[:i], labels[i + 1 :]]), k, bank[i : i + 1])
-                for i in range(120)
-            ])  # fmt: skip
+            others = [torch.arange(120) != i for i in range(120)]
+            expected = np.concatenate([_scikit(bank[o], labels[o], k, bank[~o]) for o in others])
         else:
             expected = _scikit(bank, labels, k, queries)
         np.testing.assert_allclose(shares.numpy(), expected, atol=1e-4)

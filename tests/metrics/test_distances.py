@@ -1,4 +1,4 @@
-"""Distances between sets of images: closed forms, and estimators by their definition."""
+"""Distances between sets of features: closed forms, and estimators by their definition."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from difflens.metrics.distances import Moments, Nearest, frechet_distance, kerne
 
 
 def test_moments_do_not_depend_on_batches_and_keep_their_digits() -> None:
-    """A mean of a million, where a sum of squares in float32 would leave nothing of the variance."""
+    """With a mean of a million, a sum of squares in float32 would lose the variance."""
     features = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)).double() + 1e6
     moments = Moments()
     for part in features.split(7):
@@ -22,20 +22,20 @@ def test_moments_do_not_depend_on_batches_and_keep_their_digits() -> None:
 def test_nearest_finds_what_a_full_comparison_finds() -> None:
     generator = torch.Generator().manual_seed(3)
     queries, vectors = torch.randn(5, 3, generator=generator), torch.randn(40, 3, generator=generator)
-    found = Nearest(queries, 3)
+    nearest = Nearest(queries, 3)
     for rows in torch.randperm(40, generator=generator).split(9):
-        found.add(vectors[rows], rows)
+        nearest.add(vectors[rows], rows)
     distances = (queries[:, None] - vectors).norm(dim=2)
     expected = distances.sort(dim=1)
-    torch.testing.assert_close(found.distances, expected.values[:, :3])
-    assert torch.equal(found.rows, expected.indices[:, :3])
+    torch.testing.assert_close(nearest.distances, expected.values[:, :3])
+    assert torch.equal(nearest.rows, expected.indices[:, :3])
     few = Nearest(queries, 3)
     few.add(vectors[:2], torch.arange(2))
     assert few.rows.shape == (5, 2)
 
 
 def test_frechet_distance_equals_the_closed_form_for_gaussians() -> None:
-    """Of diagonal Gaussians: sum (m1 - m2)^2 + (s1 - s2)^2; of samples, up to their number."""
+    """For diagonal Gaussians it is sum (m1 - m2)^2 + (s1 - s2)^2; samples come close to it."""
     generator = torch.Generator().manual_seed(0)
     means, scales = torch.tensor([[0.0, 1, -2], [1, 1, 0]]), torch.tensor([[1.0, 2, 0.5], [0.5, 2, 1.5]])
     a, b = (m + s * torch.randn(200_000, 3, generator=generator) for m, s in zip(means, scales, strict=True))

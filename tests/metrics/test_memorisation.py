@@ -1,4 +1,4 @@
-"""Nearest training images: planted copies are found, in the space in which they are copies."""
+"""Nearest training images: planted copies are found in the space in which they are copies."""
 
 import torch
 
@@ -9,7 +9,10 @@ from difflens.reports.memorisation import copying_section
 
 
 def planted() -> tuple[copying.Seen, copying.Seen, copying.Seen]:
-    """(samples, train, test): sample 0 has the pixels of training image 30, sample 1 the features of image 12."""
+    """Return samples, training images and test images.
+
+    Sample 0 has the pixels of training image 30, and sample 1 has the features of training image 12.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def images(count: int) -> copying.Seen:
@@ -51,8 +54,8 @@ def test_few_test_images_are_enough(monkeypatch) -> None:
 
 def test_the_section_says_where_was_searched() -> None:
     samples, train, test = planted()
-    found = find_nearest(samples, batches(train), batches(test), "some space")
-    section = copying_section(samples[0], found, lambda rows: train[0][rows], "the 40 training images of X")
+    nearest = find_nearest(samples, batches(train), batches(test), "some space")
+    section = copying_section(samples[0], nearest, lambda rows: train[0][rows], "the 40 training images of X")
     assert "the 40 training images of X" in section.text
     picture, table = section.parts
     assert isinstance(picture, Picture)

@@ -85,9 +85,10 @@ def unet_from_adm(
 ) -> UNet2DModel:
     """Return the diffusers U-Net that computes the function of guided-diffusion's `UNetModel` with `state`.
 
-    Names and shapes determine the widths, the residual blocks a level, the levels with attention, the time
-    embedding (scale-shift or additive) and the resampling (residual or convolutional). Noise steps are
-    0 .. T - 1. Weights become float32 and stay on their device; meta tensors give a network without weights.
+    Names and shapes determine the widths, the residual blocks a level and the levels with attention. They
+    also determine the time embedding (scale-shift or additive) and the resampling (residual or
+    convolutional). Noise steps are 0 .. T - 1. Weights become float32 and stay on their device; meta tensors
+    give a network without weights.
 
     A network whose first multiplier is not 1 (ADM-512: 0.5) embeds time in a width that diffusers cannot
     configure. Its time embedding is replaced after construction, and its config alone does not rebuild it.

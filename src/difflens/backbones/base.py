@@ -198,7 +198,7 @@ class Backbone(nn.Module, ABC):
         """
         indices = tuple(sorted(set(blocks)))
         if not indices:
-            raise DiffLensError(f"no block asked for: {self.describe_blocks()}")
+            raise DiffLensError(f"no block is named: {self.describe_blocks()}")
         for index in indices:
             self.block(index)
         return indices
@@ -211,7 +211,7 @@ class Backbone(nn.Module, ABC):
         """
         steps = tuple(sorted(set(noise_steps)))
         if not steps:
-            raise DiffLensError("no noise step asked for")
+            raise DiffLensError(f"no noise step is named: the backbone has 0 to {self.num_noise_steps - 1}")
         outside = [t for t in steps if not 0 <= t < self.num_noise_steps]
         if outside:
             raise DiffLensError(

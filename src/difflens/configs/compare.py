@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from difflens.backbones.config import BackboneConfig
+from difflens.backbones.config import BackboneConfig, is_checkpoint
 from difflens.choices import EvaluationProtocol, HeadChoice, SamplerName
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
@@ -120,22 +120,25 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
 
     def backbone(self, spec: str) -> BackboneConfig:
         """Return the configuration of the backbone `spec`."""
-        return BackboneConfig.of(self, spec)
+        if is_checkpoint(spec):
+            return BackboneConfig.of(self, spec)
+        return BackboneConfig(spec, image_size=self.image_size)
 
-    @property
-    def _common(self) -> dict[str, Any]:
-        """The options of all runs on a backbone."""
+    def _common(self, spec: str) -> dict[str, Any]:
+        """Return the options of all runs on the backbone `spec`."""
+        backbone = self.backbone(spec)
         return {
             "seed": self.seed,
-            "num_head_channels": self.num_head_channels,
-            "noise_schedule": self.noise_schedule,
             "device": self.device,
+            "num_head_channels": backbone.num_head_channels,
+            "noise_schedule": backbone.noise_schedule,
+            "image_size": backbone.image_size,
         }
 
-    @property
-    def _reading(self) -> dict[str, Any]:
-        """The options of all runs that read the data."""
-        return {"data": self.data, "on_bad_image": self.on_bad_image, "workers": self.workers, **self._common}
+    def _reading(self, spec: str) -> dict[str, Any]:
+        """Return the options of all runs that read the data."""
+        reading = {"data": self.data, "on_bad_image": self.on_bad_image, "workers": self.workers}
+        return {**reading, **self._common(spec)}
 
     def places(self, spec: str) -> SweepConfig:
         """Return the run of `sweep` that chooses the place at which a backbone is read."""
@@ -143,9 +146,8 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
             out=self.folder(spec) / "sweep",
             backbone=spec,
             budget=(str(self.sweep),),
-            image_size=self.image_size,
             resume=True,
-            **self._reading,
+            **self._reading(spec),
         )
 
     @property
@@ -168,15 +170,17 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
             n=self.samples,
             backbone=spec,
             sampler=sampler,
-            image_size=self.image_size,
             resume=True,
-            **self._common,
+            **self._common(spec),
         )
 
     def fidelity(self, spec: str) -> FidelityConfig:
         """Return the run of `fidelity` that measures a backbone's samples."""
         return FidelityConfig(
-            samples=self.samples_of(spec), features=self.space, limit=self.samples, **self._reading
+            samples=self.samples_of(spec),
+            features=self.space,
+            limit=self.samples,
+            **self._reading(self.space),
         )
 
     def extract(self, spec: str, place: tuple[int, int]) -> ExtractConfig:
@@ -188,9 +192,8 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
             noise_steps=place[1:],
             pool=self.token_side or 0,
             limit=self.limit,
-            image_size=self.image_size,
             resume=True,
-            **self._reading,
+            **self._reading(spec),
         )
 
     def probe(self, spec: str, trial: Trial, place: tuple[int, int] | None) -> ProbeConfig:
@@ -210,7 +213,6 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
             store=self.folder(spec) / "store" if self.store else None,
             limit=self.limit,
             seeds=self.seeds,
-            image_size=self.image_size,
             resume=True,
-            **self._reading,
+            **self._reading(spec),
         )

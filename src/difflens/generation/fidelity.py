@@ -1,8 +1,9 @@
-"""`difflens fidelity`: how far generated images are from real ones.
+"""`difflens fidelity`: the distance between generated and real images.
 
-FID, KID, Inception score, precision and recall come from torch-fidelity, which needs the weights of Inception. The
-Fréchet distance and KID in the feature space of a backbone or of a trained model need nothing from elsewhere; they are
-named by that space and never called FID, because distances in different spaces do not compare.
+FID, KID, Inception score, precision and recall come from torch-fidelity, which needs the weights of
+Inception. The Fréchet distance and KID in the feature space of a backbone or of a trained model need no
+download. They have the name of that space and are never called FID: distances in different spaces cannot be
+compared.
 """
 
 import pickle
@@ -33,20 +34,23 @@ from difflens.run.directory import FINISHED
 from difflens.run.processes import accelerator
 
 NOISE_STRENGTHS = (0.01, 0.03, 0.1, 0.3)
-"""Standard deviations of the noise on the images of reference distances, whose values are in [-1, 1]."""
+"""Standard deviations of the noise for the reference distances, on images in [-1, 1]."""
 
 KERNEL_IMAGES = 20_000
-"""The kernel distance draws its subsets from at most so many images of a set, chosen at random."""
+"""The kernel distance draws its subsets from at most this number of images in a set, chosen at random."""
 
-INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
 
 
 def fidelity(config: FidelityConfig) -> FidelityResult:
-    """Run `config`; with `out` also write metrics.json.
+    """Measure the distances that `config` describes; with `out`, also write metrics.json.
 
     Raises:
-        DiffLensError: images, features or weights are not there, the samples are of several sizes or modes or a run that
-            is not finished, there are too few images, or `out` holds something.
+        DiffLensError: images, features or weights are missing; the samples have several sizes or modes, or
+            come from an unfinished run; there are fewer than two images; or `out` is not empty.
     """
     config = resolve(config)
     opened = open_run(config, None, one_process="; `difflens generate` runs in several")
@@ -65,11 +69,11 @@ def fidelity(config: FidelityConfig) -> FidelityResult:
 
 
 def _samples(config: FidelityConfig) -> tuple[ImageSplit, SampleSource | None]:
-    """The generated images, and where they come from, if `generate` made them."""
+    """Return the generated images, and their source if `generate` made them."""
     folder, source = config.samples, None
-    made = folder / "config.yaml"
-    if made.is_file():
-        run = yaml.safe_load(made.read_text())
+    recorded_config = folder / "config.yaml"
+    if recorded_config.is_file():
+        run = yaml.safe_load(recorded_config.read_text())
         if not isinstance(run, dict) or run.get("command") != "generate":
             raise DiffLensError(f"{folder} is a run directory, but not of `difflens generate`")
         if not (folder / FINISHED).is_file():
@@ -83,24 +87,27 @@ def _samples(config: FidelityConfig) -> tuple[ImageSplit, SampleSource | None]:
 
 
 def _check_alike(split: ImageSplit) -> None:
-    """DiffLensError unless all image files have one size and mode, as those of one generator do."""
+    """Raise a DiffLensError if the image files have several sizes or modes, as from several generators."""
     first: tuple[object, ...] | None = None
     for name in split.ids:
         try:
             with Image.open(name) as image:
                 kind = (f"{image.width} x {image.height}", image.mode)
-        except OSError:  # reading it says more, or skips it
+        except OSError:  # the loader reports the damage, or skips the file
             continue
         first = first or (*kind, name)
         if kind != first[:2]:
             raise DiffLensError(
-                f"the samples are not alike: {first[2]} is {first[0]} {first[1]}, {name} is {kind[0]} {kind[1]}; give the "
-                "images of one generator"
+                f"the samples are not alike: {first[2]} is {first[0]} {first[1]}, {name} is {kind[0]} "
+                f"{kind[1]}; give the images of one generator"
             )
 
 
 def _real(config: FidelityConfig, count: int) -> tuple[ImageSplit, ImageSplit | None]:
-    """The real images, and about `count` of the other split, as a distance depends on numbers; None: there is none."""
+    """Return the real images, and at most `count` images of the other split, or None if there is none.
+
+    A distance depends on the number of images, so the other split is as large as the samples.
+    """
     folder = Path(config.data.removeprefix("folder:")).expanduser()
     if folder.is_dir() and not (folder / "train").is_dir():
         return at_random(load_unlabelled(config.data), config.limit, config.seed), None
@@ -110,19 +117,19 @@ def _real(config: FidelityConfig, count: int) -> tuple[ImageSplit, ImageSplit | 
 
 
 def at_random(split: ImageSplit, count: int | None, seed: int) -> ImageSplit:
-    """`count` images at random, in order: folders are sorted by class."""
+    """Return `count` images at random, in their order; the first ones would all be of one class."""
     if count is None or count >= len(split):
         return split
     return split.subset(random_order(Stream.FIDELITY_IMAGES, split.index, seed)[:count].sort().values)
 
 
 class _Set:
-    """Of a set of images, what the distances need.
+    """The statistics of a set of images that the distances need.
 
     Attributes:
-        moments: of all.
-        kept: (N, D) float32, at most `KERNEL_IMAGES` of them.
-        votes: (K,) images by the class a trained model puts them in, else None.
+        moments: mean and covariance of the features of all images.
+        vectors: (N, D) float32, features of at most `KERNEL_IMAGES` images.
+        votes: (K,) long, number of images by the class that a trained model predicts; None without one.
     """
 
     def __init__(
@@ -133,21 +140,21 @@ class _Set:
         reading: Reading,
         noise: float = 0,
     ):
-        kept = torch.zeros(len(split), dtype=torch.bool)
-        kept[random_order(Stream.KERNEL_IMAGES, split.index, config.seed)[:KERNEL_IMAGES]] = True
+        chosen = torch.zeros(len(split), dtype=torch.bool)
+        chosen[random_order(Stream.KERNEL_IMAGES, split.index, config.seed)[:KERNEL_IMAGES]] = True
         self.moments, parts = Moments(), []
         self.votes: Tensor | None = None
-        for found in space.read(split, reading, noise):
-            self.moments.add(found.vectors)
-            parts.append(found.vectors.cpu()[kept[found.batch.rows.cpu()]])
-            if found.logits is not None:
-                votes = found.logits.argmax(1).cpu().bincount(minlength=found.logits.shape[1])
+        for read in space.read(split, reading, noise):
+            self.moments.add(read.vectors)
+            parts.append(read.vectors.cpu()[chosen[read.batch.rows.cpu()]])
+            if read.logits is not None:
+                votes = read.logits.argmax(1).cpu().bincount(minlength=read.logits.shape[1])
                 self.votes = votes if self.votes is None else self.votes + votes
         if self.moments.count < 2:
             raise DiffLensError(
                 f"a distance needs at least two images, and fewer of the {split.name} could be read"
             )
-        self.kept = torch.cat(parts)
+        self.vectors = torch.cat(parts)
 
 
 def _in_space(
@@ -161,8 +168,8 @@ def _in_space(
     device = accelerator(config.device).device
     space = FeatureSpace.load(backbone, config.block, config.noise_step, config.seed, device)
     reading = Reading(config.workers, config.on_bad_image, [])
-    target, drawn = (_Set(config, space, split, reading) for split in (real, samples))
-    sets = [("samples", drawn)]
+    target, generated = (_Set(config, space, split, reading) for split in (real, samples))
+    sets = [("samples", generated)]
     if config.reference_distances:
         near = real if other is None else other
         if other is not None:
@@ -171,25 +178,28 @@ def _in_space(
             (f"{near.name} images + noise {s:g}", _Set(config, space, near, reading, s))
             for s in NOISE_STRENGTHS
         ]
-    distances = tuple(
-        Distance(name, found.moments.count, frechet_distance(found.moments, target.moments), *kernel_distance(
-            found.kept, target.kept, config.kid_subsets, config.kid_subset_size, config.seed
-        ))
-        for name, found in sets
-    )  # fmt: skip
-    shares = None
-    if space.model is not None and drawn.votes is not None:
-        shares = dict(zip(space.model.classes, (drawn.votes / drawn.votes.sum()).tolist(), strict=True))
+    shares, votes = None, generated.votes
+    if space.model is not None and votes is not None:
+        shares = dict(zip(space.model.classes, (votes / votes.sum()).tolist(), strict=True))
     return FidelityResult(
         space=space.name,
-        dimensions=target.kept.shape[1],
+        dimensions=target.vectors.shape[1],
         real=_described(config, real),
         real_images=target.moments.count,
-        distances=distances,
+        distances=tuple(_distance(config, name, images, target) for name, images in sets),
         source=source,
         class_shares=shares,
         skipped_images=tuple(reading.skipped),
     )
+
+
+def _distance(config: FidelityConfig, name: str, images: _Set, target: _Set) -> Distance:
+    """Return the distances between a set of images and the real ones."""
+    frechet = frechet_distance(images.moments, target.moments)
+    kernel = kernel_distance(
+        images.vectors, target.vectors, config.kid_subsets, config.kid_subset_size, config.seed
+    )
+    return Distance(name, images.moments.count, frechet, *kernel)
 
 
 def _described(config: FidelityConfig, real: ImageSplit) -> str:
@@ -205,7 +215,8 @@ def _inception(
 ) -> FidelityResult:
     if config.reference_distances:
         raise DiffLensError(
-            "reference distances are for feature spaces of your own; leave out --reference-distances or --features inception"
+            "reference distances are for feature spaces of your own; "
+            "leave out --reference-distances or --features inception"
         )
     try:
         import torch_fidelity
@@ -213,20 +224,34 @@ def _inception(
         raise DiffLensError('features of Inception need `pip install "difflens[fidelity]"`') from error
     weights = _inception_weights(config)
     count, side = min(len(samples), len(real)), min(samples.image(0).shape[-2:])
-    found = torch_fidelity.calculate_metrics(
-        input1=_Images(samples, side), input2=_Images(real, side), fid=True, kid=True, isc=True, prc=True,
-        # one network for all of them, precision and recall too, as ADM was evaluated
-        feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights),
-        cuda=accelerator(config.device).device.type == "cuda", save_cpu_ram=config.workers == 0, cache=False,
-        kid_subset_size=min(config.kid_subset_size, count), kid_subsets=config.kid_subsets,
-        isc_splits=min(10, len(samples)), rng_seed=config.seed, verbose=False,
-    )  # fmt: skip
-    names = {
-        "frechet_inception_distance": "fid", "kernel_inception_distance_mean": "kid",
-        "kernel_inception_distance_std": "kid_std", "inception_score_mean": "inception_score",
-        "inception_score_std": "inception_score_std", "precision": "precision", "recall": "recall",
-    }  # fmt: skip
-    figures = InceptionFigures(**{name: float(found[key]) for key, name in names.items()})
+    metrics = torch_fidelity.calculate_metrics(
+        input1=_Images(samples, side),
+        input2=_Images(real, side),
+        fid=True,
+        kid=True,
+        isc=True,
+        prc=True,
+        # one network for all figures, also for precision and recall, as in the evaluation of ADM
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(weights),
+        cuda=accelerator(config.device).device.type == "cuda",
+        save_cpu_ram=config.workers == 0,
+        cache=False,
+        kid_subset_size=min(config.kid_subset_size, count),
+        kid_subsets=config.kid_subsets,
+        isc_splits=min(10, len(samples)),
+        rng_seed=config.seed,
+        verbose=False,
+    )
+    figures = InceptionFigures(
+        fid=float(metrics["frechet_inception_distance"]),
+        kid=float(metrics["kernel_inception_distance_mean"]),
+        kid_std=float(metrics["kernel_inception_distance_std"]),
+        inception_score=float(metrics["inception_score_mean"]),
+        inception_score_std=float(metrics["inception_score_std"]),
+        precision=float(metrics["precision"]),
+        recall=float(metrics["recall"]),
+    )
     return FidelityResult(
         space="Inception (FID)",
         dimensions=2048,
@@ -239,18 +264,22 @@ def _inception(
 
 
 def _inception_weights(config: FidelityConfig) -> Path:
-    """The weights' file, checked to hold tensors and nothing else before another library opens it."""
+    """Return the file of Inception's weights, downloaded if necessary.
+
+    It is checked to hold tensors alone, because torch-fidelity would run any code in it.
+    """
     name = INCEPTION_URL.rpartition("/")[2]
-    place = Path(torch.hub.get_dir()) / "checkpoints" / name
-    path = config.inception_weights or place
-    if config.inception_weights is None and not place.is_file():
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = config.inception_weights or cached
+    if config.inception_weights is None and not cached.is_file():
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(INCEPTION_URL, str(place), hash_prefix="6726825d", progress=False)
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(INCEPTION_URL, str(cached), hash_prefix="6726825d", progress=False)
         except Exception as error:  # no network, a proxy's answer, a full disk
             raise DiffLensError(
-                f"Inception's weights are not on this machine and could not be downloaded ({error}): get {INCEPTION_URL} "
-                f"and place it as {place}, or name it with --inception-weights; --features BACKBONE needs no download"
+                f"Inception's weights are not on this machine and could not be downloaded ({error}): get "
+                f"{INCEPTION_URL} and place it as {cached}, or name it with --inception-weights; --features "
+                "BACKBONE needs no download"
             ) from error
     if not path.is_file():
         raise DiffLensError(f"no such file: {path}; it should be a copy of {INCEPTION_URL}")
@@ -262,7 +291,7 @@ def _inception_weights(config: FidelityConfig) -> Path:
 
 
 class _Images(Dataset[Tensor]):
-    """A split as torch-fidelity takes it: uint8 (3, side, side); real images are brought to the size of the samples."""
+    """A split as torch-fidelity's input, (3, side, side) uint8; real images get the size of the samples."""
 
     def __init__(self, split: ImageSplit, side: int):
         self.split, self.side = split, side

@@ -1,4 +1,4 @@
-"""Images from the same weights that are read for features, into a folder."""
+"""`difflens generate`: images from a backbone's own weights, written to a folder."""
 
 import re
 import time
@@ -14,7 +14,7 @@ from difflens.configs.generate import GenerateConfig
 from difflens.configs.options import resolve
 from difflens.data.images import read_image, to_float, to_uint8
 from difflens.errors import DiffLensError
-from difflens.generation.grid import _picture, image_grid
+from difflens.generation.grid import image_grid, to_picture
 from difflens.generation.samplers import OnePassSampler, Sampler, make_sampler
 from difflens.opening import open_run
 from difflens.results.generate import GenerateResult
@@ -23,18 +23,19 @@ from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.files import replace_with
 
 GRID_IMAGES = 64
+"""The largest number of images in grid.png."""
 
 _IMAGE_NAME = re.compile(r"\d{6}\.png")
 
 
 def generate(config: GenerateConfig) -> GenerateResult:
-    """Run `config`; several processes share the batches.
+    """Generate the images that `config` describes; several processes share the batches.
 
-    metrics.json is there if and only if all images are.
+    metrics.json exists if and only if all images do.
 
     Raises:
-        DiffLensError: anything in the configuration or the backbone is not what it should be, the backbone cannot
-            generate, the GPU has too little memory, the folder holds another run or more than `n` images, or an image cannot be written.
+        DiffLensError: an option is wrong; the backbone cannot be loaded or cannot generate; the GPU has too
+            little memory; the folder holds another run or more than `n` images; or writing fails.
     """
     config = resolve(config)
     opened = open_run(config, None)
@@ -43,8 +44,8 @@ def generate(config: GenerateConfig) -> GenerateResult:
     sampler = make_sampler(backbone, config.sampler, config.steps, config.eta, config.seed, compiled)
     if backbone.in_channels not in (1, 3):
         raise DiffLensError(f"{backbone.spec} has {backbone.in_channels} channels: no grey or RGB images")
-    usual = max(1, min(64, 64 * 32 // backbone.image_size))
-    config = replace(config, steps=sampler.steps, batch_size=config.batch_size or usual)
+    default_batch = max(1, min(64, 64 * 32 // backbone.image_size))
+    config = replace(config, steps=sampler.steps, batch_size=config.batch_size or default_batch)
     opened.config = config
     backbone.to(getattr(torch, config.precision))
     with opened.directory({"sampler": sampler.name}) as run:
@@ -52,6 +53,8 @@ def generate(config: GenerateConfig) -> GenerateResult:
 
 
 class _Generation:
+    """The images of one run: those that exist are kept, the missing ones are drawn and written."""
+
     def __init__(
         self,
         config: GenerateConfig,
@@ -61,12 +64,12 @@ class _Generation:
     ):
         self.config, self.sampler, self.run, self.process = config, sampler, run, process
         self.folder = config.out / "images"
-        assert config.batch_size is not None, "filled in above"
+        assert config.batch_size is not None, "`generate` sets the default"
         self.size = config.batch_size
 
     def run_all(self) -> GenerateResult:
         missing = self._missing()
-        self.process.wait_for_everyone()  # nobody writes before everybody has looked
+        self.process.wait_for_everyone()  # no process writes before all have listed the folder
         self.folder.mkdir(exist_ok=True)
         if missing and self.process.is_main_process:
             (self.config.out / FINISHED).unlink(missing_ok=True)
@@ -77,22 +80,27 @@ class _Generation:
         return GenerateResult.from_metrics(self._finish(), self.config.out, rate)
 
     def _missing(self) -> set[int]:
-        """The numbers of the images that are not there; DiffLensError if there are more than asked for."""
+        """Return the numbers of the images that do not exist yet.
+
+        Raises:
+            DiffLensError: the folder holds images with higher numbers than `n` allows.
+        """
         names = (path.name for path in self.folder.iterdir()) if self.folder.exists() else ()
-        there = {int(name[:6]) for name in names if _IMAGE_NAME.fullmatch(name)}
-        most = max(there, default=-1) + 1
-        if most > self.config.n:
+        existing = {int(name[:6]) for name in names if _IMAGE_NAME.fullmatch(name)}
+        least = max(existing, default=-1) + 1
+        if least > self.config.n:
             raise DiffLensError(
-                f"{self.config.out} holds images up to number {most - 1}, so -n must be at least {most}, not "
-                f"{self.config.n}: a run can grow, not shrink"
+                f"{self.config.out} holds images up to number {least - 1}, so -n must be at least {least}, "
+                f"not {self.config.n}: a run can grow, not shrink"
             )
-        return {*range(self.config.n)} - there
+        return {*range(self.config.n)} - existing
 
     def _draw(self, missing: set[int]) -> None:
-        """This process's share of the missing images, batch by batch.
+        """Draw and write this process's share of the missing images, batch by batch.
 
-        Batch b always holds the images from b * batch_size on, wanted or not: kernels choose their order of summation
-        by the size of the batch, so the last bits of an image would else depend on n and on where a run was stopped.
+        Batch b always holds the images from b * batch_size on, also those that exist. Kernels choose their
+        order of summation by the size of the batch. With other batches, the last bits of an image would
+        depend on n and on the image at which a run was stopped.
         """
         size, process = self.size, self.process
         batches = sorted({number // size for number in missing})
@@ -103,38 +111,39 @@ class _Generation:
         self.sampler.backbone.to(process.device)
         began, done = time.monotonic(), 0
         with progress_bar(process.is_main_process) as bar:
-            task = bar.add_task("generating", total=sum(len(wanted) for _, wanted in shares), note="")
+            task = bar.add_task("generating", total=sum(len(numbers) for _, numbers in shares), note="")
 
             def advance(images: int) -> None:
-                """A step of so many images is done."""
+                """Count one sampling step of so many images."""
                 nonlocal done
                 done += images
                 completed = done / self.sampler.steps
                 rate = completed / max(time.monotonic() - began, 1e-9) * process.num_processes
                 bar.update(task, completed=completed, note=f"{rate:.3g} images/s")
 
-            for batch, wanted in shares:
+            for batch, numbers in shares:
                 index = torch.arange(batch * size, (batch + 1) * size, device=process.device)
-                images = self.sampler(index, partial(advance, len(wanted)))
-                for number in wanted:
+                images = self.sampler(index, partial(advance, len(numbers)))
+                for number in numbers:
                     self._write(number, images[number % size])
 
     def _write(self, number: int, image: Tensor) -> None:
         path = self.folder / _name(number)
         try:
-            replace_with(path, _picture(to_uint8(image).cpu()).save)
+            replace_with(path, to_picture(to_uint8(image).cpu()).save)
         except OSError as error:
             raise DiffLensError(
-                f"{path} cannot be written: {error.strerror}. The images before it are whole; --resume goes on from there"
+                f"{path} cannot be written: {error.strerror}. "
+                "The images before it are whole; --resume goes on from there"
             ) from error
         self.run.keep()
 
     def _finish(self) -> dict[str, Any]:
-        """Write the grid and the metrics once all is there; the same on every process."""
+        """Write the grid and the metrics when all images exist, and return the metrics on all processes."""
         config = self.config
         if self.process.is_main_process:
-            shown = [read_image(self.folder / _name(k)) for k in range(min(config.n, GRID_IMAGES))]
-            self.run.write_with("grid.png", image_grid(to_float(torch.stack(shown))).save)
+            images = [read_image(self.folder / _name(k)) for k in range(min(config.n, GRID_IMAGES))]
+            self.run.write_with("grid.png", image_grid(to_float(torch.stack(images))).save)
             metrics = {"images": config.n, "sampler": self.sampler.name, "steps": config.steps}
             self.run.write_json(FINISHED, metrics)
         self.process.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""Images side by side in one picture."""
+"""A grid of images in one picture."""
 
 from math import ceil
 
@@ -10,7 +10,12 @@ from difflens.data.images import to_uint8
 
 
 def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Image.Image:
-    """(N, C, H, W) float32 in [-1, 1] as one picture, row by row, on a white ground."""
+    """Return images, (N, C, H, W) float32 in [-1, 1], as one picture, row by row on white.
+
+    Args:
+        columns: images in a row; None: a square grid.
+        gap: pixels between images.
+    """
     count, channels, height, width = images.shape
     columns = columns or ceil(count**0.5)
     rows = ceil(count / columns)
@@ -20,10 +25,10 @@ def image_grid(images: Tensor, columns: int | None = None, gap: int = 1) -> Imag
     for k, image in enumerate(to_uint8(images)):
         top, left = k // columns * (height + gap), k % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = image
-    return _picture(sheet)
+    return to_picture(sheet)
 
 
-def _picture(image: Tensor) -> Image.Image:
-    """(C, H, W) uint8, grey or RGB."""
+def to_picture(image: Tensor) -> Image.Image:
+    """Return an image, (C, H, W) uint8, as a grey or RGB picture."""
     array = image.permute(1, 2, 0).numpy()
     return Image.fromarray(array[..., 0] if image.shape[0] == 1 else array)

@@ -1,8 +1,9 @@
-"""Samplers: from noise to images by diffusers' schedulers, every random number a function of the image.
+"""Samplers: from noise to images by diffusers' schedulers; all random numbers are functions of the image.
 
-A schedule of T noise steps is first cut down to the S that are visited, as Nichol and Dhariwal (2021) do: a schedule of
-its own, whose abar are those of the visited steps. The scheduler walks it from S - 1 to 0 without skipping, so that for
-any S it steps to exactly the noise level that the network is asked about next.
+The T noise steps of a schedule are first respaced to the S visited ones, after Nichol and Dhariwal (2021).
+This gives a shorter schedule, whose abar are those of the visited steps. The scheduler walks it from S - 1 to
+0 without skipping. For any S, each of its steps therefore ends at exactly the next noise level of the
+network.
 """
 
 from collections.abc import Callable
@@ -18,29 +19,35 @@ from difflens.choices import SamplerName
 from difflens.errors import DiffLensError, require
 from difflens.noise import Stream, seeded_noise
 
-_USUAL_STEPS = {"ddim": 50, "dpm-solver": 20}
+_DEFAULT_STEPS = {"ddim": 50, "dpm-solver": 20}
 
 
 class Sampler:
-    """Draws images from a backbone; the predicted image is clipped to [-1, 1] at every step.
+    """A sampler that draws images from a backbone.
 
-    - `ddpm`: ancestral sampling (Ho et al., 2020), with the variance that the network has learned (Nichol and Dhariwal,
-      2021), and else with the one that its scheduler configuration names;
+    It clips the predicted image to [-1, 1] at each step.
+
+    - `ddpm`: ancestral sampling (Ho et al., 2020), with the learned variance of the network (Nichol and
+      Dhariwal, 2021), or else with the variance that its scheduler configuration names;
     - `ddim`: Song et al., 2021;
     - `dpm-solver`: DPM-Solver++ 2M (Lu et al., 2022).
 
     Args:
-        backbone: where its channels are twice the image's, the second half is the learned variance.
-        name: of the sampler.
-        steps: how many of the schedule's; None: 50 for ddim, 20 for dpm-solver, as far as there are so many, and all of
-            them for ddpm.
-        eta: of ddim, 0 to 1: how much noise each step adds; 0 adds none.
-        seed: of all noise.
-        compiled: run the network compiled, as `Extractor.compiled` says.
+        backbone: a diffusion network. If it has twice the channels of an image, the second half is the
+            learned variance.
+        name: the kind of sampler.
+        steps: number of noise steps to visit; None: 50 for ddim, 20 for dpm-solver (at most T), T for ddpm.
+        eta: amount of noise that each step of ddim adds, in [0, 1]; 0 adds none.
+        seed: seed of all noise.
+        compiled: run the network compiled, as in `Extractor.compiled`.
+
+    Attributes:
+        shape: (C, H, W) of an image.
+        timesteps: the visited noise steps, ascending; the last is the schedule's last.
 
     Raises:
-        DiffLensError: the backbone has no denoiser or predicts what is not known here, `steps` is not within its
-            schedule, or `eta` is not within 0 to 1 or meant for another sampler than ddim.
+        DiffLensError: the backbone is no diffusion network, or its prediction or variance is not supported;
+            `steps` exceeds its schedule; `eta` is outside [0, 1], or not 0 for another sampler than ddim.
     """
 
     def __init__(
@@ -57,7 +64,7 @@ class Sampler:
         if name not in get_args(SamplerName):
             raise DiffLensError(f"no sampler {name!r}; there are {', '.join(get_args(SamplerName))}")
         total = backbone.num_noise_steps
-        steps = min(_USUAL_STEPS.get(name, total), total) if steps is None else steps
+        steps = min(_DEFAULT_STEPS.get(name, total), total) if steps is None else steps
         if not 1 <= steps <= total:
             raise DiffLensError(f"{steps} sampling steps: the schedule allows 1 to {total}")
         require(eta=(eta, 0, 1))
@@ -69,54 +76,53 @@ class Sampler:
             )
         if name == "ddpm" and backbone.schedule.config.get("variance_type") == "learned":
             raise DiffLensError(
-                f"{backbone.spec} predicts its variance itself, not its place in a range: choose another sampler"
+                f"{backbone.spec} predicts its variance itself, not a share of a range: "
+                "choose another sampler"
             )
         self.backbone, self.name, self.steps, self.seed = backbone, name, steps, seed
         self.compiled = compiled
-        # DDPM is DDIM at eta = 1 with noise predicted anew from the clipped image: the same mean, the same variance
-        # (Song et al., 2021, section 4.1). Its scheduler, unlike DDPMScheduler, lets its caller give the noise.
+        # DDPM is DDIM at eta = 1 with the noise predicted again from the clipped image: mean and variance
+        # are the same (Song et al., 2021, section 4.1). DDIMScheduler takes the noise as an argument, which
+        # DDPMScheduler does not.
         self.ancestral = name == "ddpm"
         self.eta = 1.0 if self.ancestral else eta
         self.timesteps = [round(total * k / steps) - 1 for k in range(1, steps + 1)]
-        """The noise steps that are visited, from the cleanest; the last is the schedule's last."""
         self.shape = (backbone.in_channels, backbone.image_size, backbone.image_size)
         self._abar = backbone.schedule.alphas_cumprod[self.timesteps]
         self._scheduler = self._make_scheduler()
 
     @torch.inference_mode()
     def __call__(self, index: Tensor, watch: Callable[[], object] = lambda: None) -> Tensor:
-        """The images of these numbers.
+        """Return the images with these numbers, (B, C, H, W) float32 in [-1, 1].
 
-        Image k depends on (seed, k) alone, but for last bits: kernels choose their order of summation by the size of
-        the batch, so image k is the same to the bit only at the same place of a batch of the same size.
+        Image k depends on (seed, k) alone, except for its last bits. Kernels choose their order of summation
+        by the size of the batch: image k is bit-equal at the same position of a batch of the same size.
 
         Args:
-            index: (B,) long, on the backbone's device.
-            watch: is called after every step.
-
-        Returns:
-            (B, C, H, W) float32 in [-1, 1].
+            index: numbers of the images, (B,) long, on the backbone's device.
+            watch: a function that is called after each step.
 
         Raises:
-            DiffLensError: the network's output is of another shape than an image, or not finite.
+            DiffLensError: the network's output has another shape than an image, or is not finite.
         """
         self._scheduler.set_timesteps(self.steps)
         total = self.backbone.num_noise_steps
         x = seeded_noise(self.shape, index, Stream.start(total), self.seed)
-        for place in reversed(range(self.steps)):
-            prediction, share = self._predict(x, self.timesteps[place])
+        for s in reversed(range(self.steps)):
+            prediction, share = self._predict(x, self.timesteps[s])
             if self.name == "dpm-solver":
-                x = self._scheduler.step(prediction, place, x).prev_sample
+                x = self._scheduler.step(prediction, s, x).prev_sample
             else:
-                eta = self.eta if place else 0.0  # the last step adds no noise
+                # x_(s-1) = sqrt(abar_(s-1)) x_0 + direction to x_s + sigma noise (DDIM, equation 12)
+                eta = self.eta if s else 0.0  # the last step adds no noise
                 noise = None
                 if eta:
-                    stream = Stream.sampling(total, self.timesteps[place])
+                    stream = Stream.sampling(total, self.timesteps[s])
                     noise = seeded_noise(self.shape, index, stream, self.seed)
-                    if self.ancestral:
-                        noise *= self._spread(place) ** (share / 2)
+                    if self.ancestral:  # sigma, from the posterior's variance to the interpolated one
+                        noise *= self._variance_ratio(s) ** (share / 2)
                 x = self._scheduler.step(
-                    prediction, place, x, eta, use_clipped_model_output=self.ancestral, variance_noise=noise
+                    prediction, s, x, eta, use_clipped_model_output=self.ancestral, variance_noise=noise
                 ).prev_sample
             watch()
         if not x.isfinite().all():
@@ -126,9 +132,10 @@ class Sampler:
         return x.clamp(-1, 1)
 
     def _predict(self, x: Tensor, t: int) -> tuple[Tensor, Tensor | float]:
-        """The network's prediction, and where between the posterior's variance (0) and beta (1) the variance is.
+        """Return the network's prediction for x_t, and the variance as a share in [0, 1].
 
-        The place is on the scale of logarithms, as networks with learned variance say it.
+        The share interpolates logarithms, from the posterior's variance (0) to beta (1), as in Nichol and
+        Dhariwal (2021), equation 15.
         """
         dtype = next(self.backbone.parameters()).dtype
         output = self.backbone.denoise(x.to(dtype), t, compiled=self.compiled).float()
@@ -143,9 +150,9 @@ class Sampler:
         named = str(self.backbone.schedule.config.get("variance_type"))
         return output, 1.0 if named.startswith("fixed_large") else 0.0
 
-    def _spread(self, place: int) -> float:
-        """beta over the posterior's variance."""
-        return float((1 - self._abar[place]) / (1 - self._abar[place - 1]))
+    def _variance_ratio(self, s: int) -> float:
+        """Return beta divided by the posterior's variance at the visited step `s`."""
+        return float((1 - self._abar[s]) / (1 - self._abar[s - 1]))
 
     def _make_scheduler(self) -> Any:
         common = {
@@ -155,22 +162,22 @@ class Sampler:
         }
         scheduler: Any
         if self.name == "dpm-solver":
-            # a threshold that can only be 1 clips
+            # dynamic thresholding with a maximum of 1 is clipping
             scheduler = DPMSolverMultistepScheduler(**common, thresholding=True, sample_max_value=1.0)
         else:
             scheduler = DDIMScheduler(**common, clip_sample=True)
-        # In float64, and not by way of beta: large steps bring it, and what is left of the variance without the
-        # noise that is added, nearer to 1 and to 0 than float32 can tell. Images stay float32.
+        # abar is set in float64 and not computed from beta. With large steps, beta is closer to 1 than
+        # float32 resolves, and the variance without the added noise is closer to 0. Images stay float32.
         scheduler.alphas_cumprod = self._abar
         return scheduler
 
 
 class OnePassSampler:
-    """Draws images from a generator that makes them of latents in one pass; the interface of `Sampler`.
+    """A sampler for a generator from latents to images in one pass, with the interface of `Sampler`.
 
     Args:
-        backbone: has such a generator.
-        seed: of all latents.
+        backbone: a backbone with a generator.
+        seed: seed of all latents.
     """
 
     name = "one pass"
@@ -181,7 +188,7 @@ class OnePassSampler:
 
     @torch.inference_mode()
     def __call__(self, index: Tensor, watch: Callable[[], object] = lambda: None) -> Tensor:
-        """As of `Sampler`: image k depends on (seed, k) alone, but for last bits."""
+        """Return the images with these numbers; arguments, result and errors as in `Sampler.__call__`."""
         latents = seeded_noise((self.backbone.generator.config.latent,), index, Stream.LATENT, self.seed)
         dtype = next(self.backbone.parameters()).dtype
         images = self.backbone.generator(latents.to(dtype)).float()
@@ -201,10 +208,10 @@ def make_sampler(
     seed: int = 0,
     compiled: bool = False,
 ) -> Sampler | OnePassSampler:
-    """What draws from `backbone`; arguments as of `Sampler`.
+    """Return the sampler for `backbone`; arguments as in `Sampler`.
 
     Raises:
-        DiffLensError: as `Sampler`, or the backbone needs no sampler and one is described.
+        DiffLensError: as in `Sampler`; or options of a sampler are given for a backbone that needs none.
     """
     if not isinstance(backbone, BiGANBackbone):
         return Sampler(backbone, name, steps, eta, seed, compiled)
@@ -225,15 +232,18 @@ def sample(
     sampler: SamplerName = "ddim",
     eta: float = 0.0,
 ) -> Tensor:
-    """Generate images; see `Sampler` for the samplers and their steps.
+    """Generate images, (count, C, H, W) float32 in [-1, 1], on the CPU.
 
-    Image k depends on (seed, k) alone: not on `count` or `batch_size`, but for last bits.
+    Image k depends on (seed, k) alone, except for its last bits: not on `count` or `batch_size`.
 
-    Returns:
-        (count, C, H, W) float32 in [-1, 1], on the CPU.
+    Args:
+        backbone: a backbone that `generates`.
+        count: number of images.
+        steps, seed, sampler, eta: as in `Sampler`.
+        batch_size: images that are generated at a time.
 
     Raises:
-        DiffLensError: as `make_sampler`, or `count` or `batch_size` is less than 1.
+        DiffLensError: as in `make_sampler`; or `count` or `batch_size` is less than 1.
     """
     require(count=(count, 1, None), batch_size=(batch_size, 1, None))
     draw = make_sampler(backbone, sampler, steps, eta, seed)

@@ -14,11 +14,11 @@ class Evaluation:
     """Predictions on a test split.
 
     Attributes:
-        rows: positions in the split, (N,) long, each once; without images that were skipped.
-        labels: (N,) long.
-        ranked: the five (or fewer) most probable classes, best first, (N, K) long.
-        confidence: probability of the best class, (N,).
-        classes: names.
+        rows: (N,) long, positions of the images in the split, each once, without skipped images.
+        labels: (N,) long, the true classes.
+        ranked: (N, K) long, the five (or fewer) most probable classes, the best first.
+        confidence: (N,) in [0, 1], probability of the best class.
+        classes: names of the classes.
     """
 
     rows: Tensor
@@ -29,26 +29,27 @@ class Evaluation:
 
     @property
     def correct(self) -> Tensor:
+        """(N,) bool: the most probable class is the true one."""
         return self.ranked[:, 0] == self.labels
 
     @property
     def top1(self) -> float:
-        """Share of images whose most probable class is right, in [0, 1]."""
+        """The share of images whose most probable class is the true one, in [0, 1]."""
         return float(self.correct.double().mean())
 
     @property
     def top1_interval(self) -> tuple[float, float]:
-        """95 % interval of `top1`."""
+        """The 95 % interval of `top1`."""
         return wilson(int(self.correct.sum()), len(self.correct))
 
     @property
     def top5(self) -> float:
-        """Share of images whose class is among the five most probable."""
+        """The share of images whose true class is among the five most probable, in [0, 1]."""
         return float((self.ranked == self.labels[:, None]).any(1).double().mean())
 
     @property
     def confusion(self) -> Tensor:
-        """(classes, classes) counts; rows are true classes."""
+        """(K, K) long: number of images by true class (rows) and predicted class (columns)."""
         count = len(self.classes)
         if count == 1:
             return torch.tensor([[len(self.labels)]])
@@ -56,7 +57,7 @@ class Evaluation:
 
     @property
     def per_class(self) -> dict[str, float | None]:
-        """Accuracy by class; None for a class without test images."""
+        """The accuracy of each class, in [0, 1]; None for a class without test images."""
         matrix = self.confusion
         totals, hits = matrix.sum(1).tolist(), matrix.diagonal().tolist()
         return {
@@ -66,7 +67,7 @@ class Evaluation:
 
     @property
     def per_class_intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % intervals of `per_class`; classes without test images are left out."""
+        """The 95 % intervals of `per_class`; classes without test images are left out."""
         matrix = self.confusion
         totals, hits = matrix.sum(1).tolist(), matrix.diagonal().tolist()
         return {
@@ -76,7 +77,7 @@ class Evaluation:
         }
 
     def most_confused(self, count: int = 6) -> list[tuple[int, int, int]]:
-        """The commonest mistakes as (true class, predicted class, images), at most `count`, most images first."""
+        """Return the most frequent mistakes as (true class, predicted class, images), at most `count`."""
         mistakes = self.confusion.clone().fill_diagonal_(0)
         images, cells = mistakes.flatten().sort(descending=True, stable=True)
         return [
@@ -87,12 +88,12 @@ class Evaluation:
 
     @property
     def mean_per_class(self) -> float:
-        """Mean of the classes' accuracies, of classes that have test images."""
-        known = [value for value in self.per_class.values() if value is not None]
-        return sum(known) / len(known)
+        """The mean accuracy of the classes that have test images, in [0, 1]."""
+        accuracies = [value for value in self.per_class.values() if value is not None]
+        return sum(accuracies) / len(accuracies)
 
     def metrics(self) -> dict[str, object]:
-        """Accuracies and counts as plain values, for metrics.json."""
+        """Return accuracies and counts as plain values, for metrics.json."""
         return {
             "top1": self.top1,
             "top1_interval_95": list(self.top1_interval),
@@ -105,9 +106,9 @@ class Evaluation:
 
 
 def paired_difference(a: Evaluation, b: Evaluation) -> tuple[float, float]:
-    """Top-1 of `a` minus top-1 of `b` on the same images, and the half-width of its 95 % interval.
+    """Return top-1 of `a` minus top-1 of `b` on the same images, and the half-width of its 95 % interval.
 
-    The images are paired, so only those that one gets right and the other wrong add to the uncertainty.
+    The images are paired: only images on which one is right and the other wrong add to the uncertainty.
     """
     difference = a.correct.double() - b.correct.double()
     return float(difference.mean()), float(Z95 * difference.std() / len(difference) ** 0.5)

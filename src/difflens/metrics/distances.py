@@ -1,20 +1,20 @@
-"""Distances between sets of images, from their features alone: Fréchet distance, kernel distance, nearest neighbours."""
+"""Distances between sets of features: Fréchet distance, kernel distance and nearest neighbours."""
 
 import torch
 from torch import Tensor
 
 
 class Moments:
-    """Mean and covariance of features that come batch by batch; memory does not grow with their number.
+    """Mean and covariance of features that come batch by batch, in constant memory.
 
-    Sums are float64 and taken about the first batch's mean, so that large means cost no digits.
+    Sums are float64 and relative to the mean of the first batch, so that a large mean costs no precision.
     """
 
     def __init__(self) -> None:
         self.count = 0
 
     def add(self, features: Tensor) -> None:
-        """Take in (B, D) features."""
+        """Add features (B, D)."""
         features = features.cpu().double()
         if not self.count:
             self._origin = features.mean(0)
@@ -27,27 +27,28 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
-        """Those of (N, D) features."""
+        """Return the moments of features (N, D)."""
         moments = cls()
         moments.add(features)
         return moments
 
     @property
     def mean(self) -> Tensor:
-        """(D,) float64."""
+        """(D,) float64: the mean."""
         return self._origin + self._sum / self.count
 
     @property
     def covariance(self) -> Tensor:
-        """(D, D) float64, unbiased; of at least two features."""
+        """(D, D) float64: the unbiased covariance, which exists for two features and more."""
         return (self._products - self._sum.outer(self._sum) / self.count) / (self.count - 1)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Squared Fréchet distance between Gaussians with these moments, in units of the features squared.
+    """Return the squared Fréchet distance between Gaussians with these moments.
 
-    |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with covariances A and B (Dowson and Landau, 1982). The trace of
-    the root is the sum of the roots of the eigenvalues of A^(1/2) B A^(1/2), which is symmetric.
+    It is |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with covariances A and B (Dowson and Landau,
+    1982), in squared units of the features. The trace of the root is the sum of the roots of the eigenvalues
+    of A^(1/2) B A^(1/2), which is symmetric.
     """
     first, second = a.covariance, b.covariance
     values, vectors = torch.linalg.eigh(first)
@@ -57,38 +58,40 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def kernel_distance(a: Tensor, b: Tensor, subsets: int, size: int, seed: int) -> tuple[float, float]:
-    """Kernel inception distance's estimator (Binkowski et al., 2018) on features (N, D) and (M, D) of any network.
+    """Return the kernel distance of features of any network: its mean and standard deviation over subsets.
 
-    The unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, over random subsets.
+    It is the estimator of the kernel inception distance (Binkowski et al., 2018): the unbiased squared
+    maximum mean discrepancy with the kernel (x.y / D + 1)^3, on random subsets.
 
     Args:
-        size: of a subset; of fewer features all are taken.
-
-    Returns:
-        Mean and standard deviation over subsets (0 for one).
+        a, b: features (N, D) and (M, D).
+        subsets: number of subsets; the standard deviation for one is 0.
+        size: size of a subset, or all features if there are fewer.
+        seed: seed of the subsets.
     """
     size = min(size, len(a), len(b))
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    discrepancies = []
     for _ in range(subsets):
-        x, y = (each[torch.randperm(len(each), generator=generator)[:size]].double() for each in (a, b))
+        x, y = (part[torch.randperm(len(part), generator=generator)[:size]].double() for part in (a, b))
+        # MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y), without the pairs of a vector with itself
         xx, yy, xy = (((p @ q.T) / a.shape[1] + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
         same = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
-        found.append(same - 2 * xy.mean())
-    values = torch.stack(found)
+        discrepancies.append(same - 2 * xy.mean())
+    values = torch.stack(discrepancies)
     return float(values.mean()), float(values.std()) if subsets > 1 else 0.0
 
 
 class Nearest:
-    """The nearest of many vectors, which come batch by batch, to some.
+    """The nearest vectors to some queries, among vectors that come batch by batch.
 
     Args:
         queries: (Q, D).
-        count: how many to find for each.
+        count: number of neighbours of a query.
 
     Attributes:
-        distances: (Q, up to `count`) float32, Euclidean, the nearest first.
-        rows: (Q, up to `count`) long, what `add` called them.
+        distances: (Q, up to `count`) float32, Euclidean distances, the nearest first.
+        rows: (Q, up to `count`) long, numbers of the neighbours.
     """
 
     def __init__(self, queries: Tensor, count: int):
@@ -97,10 +100,10 @@ class Nearest:
         self.rows = torch.empty(len(queries), 0, dtype=torch.long)
 
     def add(self, vectors: Tensor, rows: Tensor) -> None:
-        """Look among (B, D) vectors called `rows`, (B,) long."""
-        # not by way of inner products, which would lose small distances
-        found = torch.cdist(self.queries, vectors.cpu().float(), compute_mode="donot_use_mm_for_euclid_dist")
-        distances = torch.cat([self.distances, found], dim=1)
-        names = torch.cat([self.rows, rows.cpu().expand(len(self.queries), -1)], dim=1)
+        """Search among vectors (B, D) with the numbers `rows`, (B,) long."""
+        # distances from inner products would lose the digits of small ones
+        added = torch.cdist(self.queries, vectors.cpu().float(), compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cat([self.distances, added], dim=1)
+        numbers = torch.cat([self.rows, rows.cpu().expand(len(self.queries), -1)], dim=1)
         best = distances.argsort(dim=1, stable=True)[:, : self.count]
-        self.distances, self.rows = distances.gather(1, best), names.gather(1, best)
+        self.distances, self.rows = distances.gather(1, best), numbers.gather(1, best)

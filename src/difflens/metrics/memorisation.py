@@ -1,4 +1,4 @@
-"""Are generated images copies of training images? Nearest training images, judged by test images."""
+"""Memorisation check: distances of generated and of test images to their nearest training images."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,16 +9,13 @@ from torch import Tensor
 from difflens.metrics.distances import Nearest
 
 SHOWN = 8
-"""Samples in the picture."""
-
+"""The number of samples in the picture."""
 
 NEIGHBOURS = 2
-"""Nearest images shown of each, in each space."""
-
+"""The number of nearest training images of a sample, in each space."""
 
 UNSEEN = 200
-"""Test images at most that the samples are compared with."""
-
+"""The largest number of test images that the samples are compared with."""
 
 Seen = tuple[Tensor, Tensor, Tensor]
 """Images (B, C, S, S) uint8, their features (B, D), their rows (B,) long."""
@@ -26,13 +23,13 @@ Seen = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What is nearest in one space.
+    """The nearest training images in one space.
 
     Attributes:
-        space: in words.
-        rows: (N, k) of each sample's nearest training images, the nearest first.
+        space: a description of the space.
+        rows: (N, k) long, rows of the nearest training images of each sample, the nearest first.
         samples: (N,) distance of each sample to its nearest training image.
-        unseen: (M,) likewise of test images; None without any.
+        unseen: (M,) distance of each test image to its nearest training image; None without test images.
     """
 
     space: str
@@ -44,14 +41,15 @@ class Neighbours:
 def find_nearest(
     samples: Seen, train: Iterable[Seen], test: Iterable[Seen] | None, features: str
 ) -> tuple[Neighbours, Neighbours]:
-    """The nearest training images of samples by features and by pixels; the training images are seen once.
+    """Return the nearest training images of samples, by features and by pixels.
 
-    Distances are Euclidean: between features as they are, between pixels as the root of the mean square, in grey levels.
+    Distances between features are Euclidean. Distances between pixels are root mean square, in grey levels.
 
     Args:
-        samples: at least one.
-        test: what the samples are compared with, at most `UNSEEN` of them are taken; None: nothing.
-        features: what the features are, in words.
+        samples: one image or more.
+        train: batches of the training images, which are read once.
+        test: batches of test images, of which at most `UNSEEN` are read; None: no comparison.
+        features: a description of the feature space.
     """
     count = len(samples[0])
     unseen: list[Seen] = []
@@ -62,19 +60,20 @@ def find_nearest(
     images = torch.cat([samples[0].cpu(), *(seen[0].cpu() for seen in unseen)])[: count + UNSEEN]
     vectors = torch.cat([samples[1].cpu(), *(seen[1].cpu() for seen in unseen)])[: count + UNSEEN]
     by_features, by_pixels = Nearest(vectors, NEIGHBOURS), Nearest(_levels(images), NEIGHBOURS)
-    for found, vectors, rows in train:
+    for images, vectors, rows in train:
         by_features.add(vectors, rows)
-        by_pixels.add(_levels(found), rows)
-    first, second = (
-        Neighbours(
-            space, nearest.rows[:count], nearest.distances[:count, 0], nearest.distances[count:, 0] if unseen else None
+        by_pixels.add(_levels(images), rows)
+
+    def neighbours(space: str, nearest: Nearest) -> Neighbours:
+        distances = nearest.distances[:, 0]
+        return Neighbours(
+            space, nearest.rows[:count], distances[:count], distances[count:] if unseen else None
         )
-        for space, nearest in ((features, by_features), ("pixels, grey levels", by_pixels))
-    )  # fmt: skip
-    return first, second
+
+    return neighbours(features, by_features), neighbours("pixels, grey levels", by_pixels)
 
 
 def _levels(images: Tensor) -> Tensor:
-    """Images as vectors whose Euclidean distance is the root mean square difference, in grey levels of 0 to 255."""
+    """Return images as vectors whose Euclidean distance is the root mean square difference in grey levels."""
     pixels = images.flatten(1).float()
     return pixels / pixels.shape[1] ** 0.5

@@ -1,4 +1,4 @@
-"""Segmentation metrics from a confusion matrix of pixels."""
+"""Segmentation metrics from the confusion matrix of pixels."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +11,19 @@ from difflens.errors import DiffLensError
 
 @dataclass(frozen=True)
 class SegmentationEvaluation:
-    """Pixels of a test split by true class (rows) and predicted class (columns), (K, K) long."""
+    """Predictions for the pixels of a test split.
+
+    Attributes:
+        confusion: (K, K) long, number of pixels by true class (rows) and predicted class (columns).
+        classes: names of the classes.
+    """
 
     confusion: Tensor
     classes: tuple[str, ...]
 
     @property
     def iou(self) -> dict[str, float | None]:
-        """Intersection over union by class; None for a class that is neither there nor predicted."""
+        """Intersection over union of each class, in [0, 1]; None for a class without pixels in either."""
         counts = self.confusion.double()
         intersection = counts.diagonal()
         union = counts.sum(0) + counts.sum(1) - intersection
@@ -29,30 +34,37 @@ class SegmentationEvaluation:
         }
 
     def metrics(self) -> dict[str, Any]:
-        """ "miou" over the classes that are there or predicted, "pixel_accuracy", "mean_accuracy" over those that are
-        there, "iou" by class; all in [0, 1], of pixels with a class, of which there are "pixels"."""
+        """Return the metrics of the pixels that have a class, in [0, 1].
+
+        Returns:
+            "miou", the mean over classes that are true or predicted; "pixel_accuracy"; "mean_accuracy", the
+            mean over true classes; "iou" by class; and "pixels", the number of pixels.
+
+        Raises:
+            DiffLensError: no pixel has a class.
+        """
         counts = self.confusion.double()
-        known = [value for value in self.iou.values() if value is not None]
-        there = counts.sum(1) > 0
-        if not there.any():
+        shares = [value for value in self.iou.values() if value is not None]
+        present = counts.sum(1) > 0
+        if not present.any():
             raise DiffLensError(
                 "no pixel of the validation images has a class, so there is nothing to measure"
             )
         return {
-            "miou": sum(known) / len(known),
+            "miou": sum(shares) / len(shares),
             "pixel_accuracy": float(counts.diagonal().sum() / counts.sum()),
-            "mean_accuracy": float((counts.diagonal()[there] / counts.sum(1)[there]).mean()),
+            "mean_accuracy": float((counts.diagonal()[present] / counts.sum(1)[present]).mean()),
             "iou": self.iou,
             "pixels": int(counts.sum()),
         }
 
 
 def confusion_matrix(predicted: Tensor, true: Tensor, classes: int, ignored: int = 255) -> Tensor:
-    """Pixels by true class (rows) and predicted class (columns), (K, K) long.
+    """Return the number of pixels by true class (rows) and predicted class (columns), (K, K) long.
 
     Args:
         predicted, true: classes of pixels, of the same shape.
-        classes: how many there are.
-        ignored: the true value of pixels that have no class and are not counted.
+        classes: K.
+        ignored: the value in `true` of pixels without a class, which are not counted.
     """
     return multiclass_confusion_matrix(predicted.long(), true.long(), classes, ignore_index=ignored)
