@@ -17,19 +17,20 @@ from difflens.training.objectives import Look, Objective
 
 
 class TrainingLoop:
-    """One training, from its start or its run directory's last checkpoint.
+    """A training run, from the start or from the last checkpoint of its run directory.
 
     Args:
-        objective: what to train; its state is loaded here.
-        run: where to log and to keep checkpoints; None: nowhere.
-        title: of the progress bar.
+        objective: the objective to train; the constructor loads its state from the checkpoint.
+        process: this process.
+        run: the run directory for log and checkpoints; None: no log and no checkpoints.
+        title: the title of the progress bar.
         look_every: iterations between looks within an epoch; each look waits for the device. None: an epoch.
         checkpoint_seconds: a checkpoint is written at a look if the last one is this old, and at the end.
         max_seconds: stop at a look after so long.
 
     Attributes:
-        iteration: how many are done.
-        seconds: of training over all sittings, up to the last look.
+        iteration: the number of iterations done.
+        seconds: the seconds of training up to the last look, with those before each resumption.
 
     Raises:
         DiffLensError: processes see different checkpoints.
@@ -60,7 +61,7 @@ class TrainingLoop:
         self._saved = self.seconds  # at the last checkpoint
 
     def train(self, on_look: Callable[[Look], object] = lambda _: None) -> float:
-        """Train to the end or until the time is up; seconds of training.
+        """Train to the end or until the time is up; return the seconds of training.
 
         Args:
             on_look: called at every look, after the log is written and before the checkpoint.
@@ -105,7 +106,7 @@ class TrainingLoop:
         return self.seconds
 
     def _check(self, losses: Tensor) -> None:
-        """DiffLensError if a loss or a weight is not finite."""
+        """Raise DiffLensError if a loss or a weight is not finite."""
         bad = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
         weights = [weight for weight in self.objective.weights() if weight.is_floating_point()]
         if not bad and (not weights or torch.stack(torch._foreach_norm(weights)).sum().isfinite()):

@@ -13,14 +13,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 @dataclass(frozen=True)
 class Look:
-    """What the loop sees when it waits for the device and looks at the loss.
+    """The state of the training when the loop waits for the device and looks at the loss.
 
     Attributes:
-        iteration: how many are done.
-        losses: of every iteration since the last look, the mean over all processes, (n, parts) float32 on the
-            CPU.
-        images_per_second: since the last look, over all processes.
-        seconds: of training so far, over all sittings.
+        iteration: the number of iterations done.
+        losses: (n, parts) float32 on the CPU: the losses of the iterations since the last look, averaged over
+            all processes.
+        images_per_second: the speed since the last look, over all processes.
+        seconds: the seconds of training so far, with those before each resumption.
     """
 
     iteration: int
@@ -30,7 +30,7 @@ class Look:
 
     @property
     def means(self) -> list[float]:
-        """Of each part of the loss; added up in float32, one iteration after another."""
+        """The mean of each part of the loss; the sum is taken in float32, in the order of the iterations."""
         return [float(total) / len(self.losses) for total in reduce(torch.add, self.losses)]
 
     @property
@@ -39,18 +39,19 @@ class Look:
 
 
 class Objective(ABC):
-    """What the loop trains: modules, their optimisers, and the loss.
+    """Base of the objectives that the loop trains: modules, their optimisers, and the loss.
 
-    Whatever is random in an iteration is a function of the seed and the iteration, so that a resumed run ends
-    as an uninterrupted one does.
+    All that is random in an iteration is a function of the seed and the iteration, so a resumed run gives the
+    same result as an uninterrupted one.
 
     Attributes:
-        iterations: of the whole training.
-        epoch_iterations: those of an epoch, at whose end the loop looks at the loss.
-        batch_size: images of an iteration, over all processes.
+        iterations: the iterations of the whole training.
+        epoch_iterations: the iterations of an epoch, at whose end the loop looks at the loss.
+        batch_size: images in an iteration, over all processes.
         rates: the schedule of the learning rate.
-        remedy: what helps against a loss that is not finite.
-        counter, counted: a checkpoint says under this name how often so many iterations are done.
+        remedy: the advice of the error message for a loss that is not finite.
+        counter, counted: a checkpoint stores the number of iterations, divided by `counted`, under the name
+            `counter`.
     """
 
     iterations: int
@@ -63,16 +64,16 @@ class Objective(ABC):
 
     @property
     def learning_rate(self) -> float:
-        """Of the next iteration."""
+        """The learning rate of the next iteration."""
         return float(self.rates.get_last_lr()[0])
 
     @abstractmethod
     def batches(self, start: int) -> Iterator[Any]:
-        """The batches of this process from iteration `start` on (iterations count from 0)."""
+        """Return the batches of this process from iteration `start` on (iterations count from 0)."""
 
     @abstractmethod
     def step(self, batch: Any) -> Tensor:
-        """One step of every optimiser.
+        """Do one step of all optimisers.
 
         Returns:
             This process's mean loss before the step, detached: () or, of several parts that are added,
@@ -81,22 +82,23 @@ class Objective(ABC):
 
     @abstractmethod
     def weights(self) -> list[Tensor]:
-        """What must be finite for the training to go on."""
+        """Return the weights, which the loop checks to be finite."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values from which `load_state` goes on as if nothing had happened."""
+        """Return tensors and plain values from which `load_state` restores the objective exactly."""
 
     @abstractmethod
-    def load_state(self, state: dict[str, Any]) -> None: ...
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore the objective from the result of `state`."""
 
     @abstractmethod
     def where(self, iteration: int) -> str:
-        """Iteration `iteration`, from 1, in words: "in epoch 3"."""
+        """Return the position of an iteration, counted from 1, in words: "in epoch 3"."""
 
     @abstractmethod
     def record(self, look: Look) -> dict[str, Any] | None:
-        """A line for the log, or None if the look is not at the end of an epoch."""
+        """Return a record for the log, or None if the look is not at the end of an epoch."""
 
     def finish(self) -> None:  # noqa: B027
-        """After the last iteration."""
+        """Do what is necessary after the last iteration."""

@@ -12,21 +12,22 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from difflens.choices import OptimizerName, ScheduleKind
 
-_POWER = 0.9  # of the polynomial decay, as usual in segmentation
+_POWER = 0.9  # the power of the polynomial decay, the standard in segmentation (Chen et al., 2017)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """The seed of what a loop draws in one epoch, so that a resumed run draws the same."""
+    """Return the seed of a loop's random numbers in one epoch, so that a resumed run draws the same
+    numbers."""
     return seed * 1_000_003 + epoch
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that train alike.
+    """Parameters with the same learning rate and weight decay.
 
     Attributes:
-        parameters: those that need no gradient are passed over.
-        learning_rate, weight_decay: of the optimiser.
+        parameters: the parameters; those that need no gradient are ignored.
+        learning_rate, weight_decay: the settings of the optimiser.
     """
 
     parameters: Iterable[nn.Parameter]
@@ -35,7 +36,7 @@ class ParameterGroup:
 
 
 def make_optimizer(name: OptimizerName, *groups: ParameterGroup, momentum: float = 0.0) -> Optimizer:
-    """AdamW, or SGD, by default without momentum (as the released code trains every head)."""
+    """Return AdamW or SGD; SGD is without momentum by default, as in the paper's released code."""
     settings: list[dict[str, Any]] = [
         {
             "params": [parameter for parameter in group.parameters if parameter.requires_grad],
