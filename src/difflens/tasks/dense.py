@@ -1,4 +1,4 @@
-"""What `segment` and `detect` share: one run, of which a `DenseTask` fills in what is particular to each."""
+"""The run that `segment` and `detect` share; a `DenseTask` has the parts in which they differ."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from difflens.tasks.objectives import DenseObjective, Loss
 from difflens.training.loop import TrainingLoop
 
 EXAMPLES = 6
-"""Validation images that a report shows."""
+"""The number of validation images in a report."""
 
 C = TypeVar("C", bound=DenseConfig)
 S = TypeVar("S", bound=FileSplit)
@@ -38,8 +38,8 @@ M = TypeVar("M", SegmentationModel, DetectionModel)
 
 
 def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
-    """DiffLensError if a network that is no U-Net, as a vision transformer, does not take images of another
-    side."""
+    """Raise DiffLensError if a network that is no U-Net, such as a vision transformer, cannot read images of
+    `side`."""
     if isinstance(backbone, DiffusionBackbone) or side == backbone.image_size:
         return
     try:
@@ -48,20 +48,27 @@ def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
     except Exception as error:  # each family of networks refuses sizes in its own way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DiffLensError(
-            f"{backbone.spec} does not take images of side {side} ({reason}): leave --side at {backbone.image_size}, or "
-            "say with --image-size what the network is to be made for"
+            f"{backbone.spec} does not take images of side {side} ({reason}): leave --side at "
+            f"{backbone.image_size}, or say with --image-size what the network is to be made for"
         ) from error
     for index, each in maps.items():
         if each.shape[-1] * backbone.block(index).stride != side:
             raise DiffLensError(
-                f"block {index} of {backbone.spec} gives a map of side {each.shape[-1]} for images of side {side}, which "
-                f"is not its stride, {backbone.block(index).stride}: choose another --side"
+                f"block {index} of {backbone.spec} gives a map of side {each.shape[-1]} for images of side "
+                f"{side}, which is not its stride, {backbone.block(index).stride}: choose another --side"
             )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where to read, and the shape of what reads: side of the squares, strides of the levels, channels."""
+    """The extractor and the shape of the head.
+
+    Attributes:
+        extractor: the extractor, with the places that are read.
+        side: the side of the squares that the network reads, in pixels.
+        strides: the strides of the pyramid's levels.
+        width: the channels of the head.
+    """
 
     extractor: ExtractorConfig
     side: int
@@ -70,14 +77,23 @@ class Plan:
 
 
 def make_plan(config: DenseConfig, backbone: Backbone) -> Plan:
-    """What the settings mean on a backbone; DiffLensError if it has no such place, or cannot take such
-    images."""
+    """Return the plan of a configuration on a backbone.
+
+    Raises:
+        DiffLensError: the backbone has no such place, or cannot read images of this size.
+    """
     blocks = backbone.check_blocks(config.blocks or usual_blocks(backbone))
     steps = config.noise_steps or (min(backbone.defaults.fusion_noise_steps),)
     extractor = ExtractorConfig(
-        given(config.extractor), blocks, steps, config.seed, config.feedback_blocks, config.from_block, config.precision,
+        given(config.extractor),
+        blocks,
+        steps,
+        config.seed,
+        config.feedback_blocks,
+        config.from_block,
+        config.precision,
         checkpoint=config.checkpoint_activations,
-    )  # fmt: skip
+    )
     side = config.side or backbone.image_size
     backbone.check_side(side)
     _check_maps(backbone, blocks, side)
@@ -87,7 +103,7 @@ def make_plan(config: DenseConfig, backbone: Backbone) -> Plan:
 
 
 def chosen_rows(config: DenseConfig, count: int) -> Tensor | None:
-    """The training images that `image_fraction` leaves, at least one."""
+    """Return (M,) long: the training images that `image_fraction` chooses, at least one; None: all."""
     if config.image_fraction is None:
         return None
     order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
@@ -95,16 +111,16 @@ def chosen_rows(config: DenseConfig, count: int) -> Tensor | None:
 
 
 class DenseTask(ABC, Generic[C, S, M]):
-    """What a dense task does in its own way.
+    """The part of a run that depends on the task.
 
     Args:
-        config: resolved.
+        config: the resolved options.
 
     Attributes:
-        model_kind: of the model that is trained.
-        scores: the metrics that the model card names, where there are such.
-        sections: of the report, from metrics, log, examples and classes.
-        whole, fill: of `DenseAugmentation`.
+        model_kind: the class of the trained model.
+        scores: the metrics that the model card names, if they exist.
+        sections: gives the sections of the report from metrics, log, examples and classes.
+        whole, fill: the settings of `DenseAugmentation`.
     """
 
     model_kind: type[M]
@@ -118,40 +134,46 @@ class DenseTask(ABC, Generic[C, S, M]):
 
     @abstractmethod
     def load(self) -> DenseData[S]:
-        """The data to train and evaluate on."""
+        """Load the data to train and to evaluate on."""
 
     @abstractmethod
     def head(self, plan: Plan, data: DenseData[S]) -> Any:
-        """The head's configuration; DiffLensError if plan or data do not suit it."""
+        """Return the configuration of the head; raise DiffLensError if plan or data do not suit it."""
 
     @abstractmethod
     def labels(self, model: M, split: S, train: bool) -> Callable[[int], Labels]:
-        """The labels of a position in a split, to train on or to evaluate with."""
+        """Return a function that gives the labels of a position in a split, to train on or to evaluate
+        with."""
 
     @abstractmethod
     def loss(self, module: nn.Module) -> Loss:
-        """The loss of the module to train, which several processes have wrapped."""
+        """Return the loss of the module to train, which accelerate has wrapped."""
 
     @abstractmethod
     def evaluate(
-        self, model: M, data: DenseData[S], training: Samples, validation: Samples, run: RunDirectory,
+        self,
+        model: M,
+        data: DenseData[S],
+        training: Samples,
+        validation: Samples,
+        run: RunDirectory,
         process: Accelerator,
-    ) -> dict[str, Any]:  # fmt: skip
-        """The metrics of every validation image, each seen once."""
+    ) -> dict[str, Any]:
+        """Predict each validation image once; return the metrics."""
 
     @abstractmethod
     def headline(self, metrics: dict[str, Any]) -> str:
-        """The report's title."""
+        """Return the title of the report."""
 
     @abstractmethod
     def examples(
         self, model: M, data: DenseData[S], validation: Samples, process: Accelerator
     ) -> list[Example]:
-        """The first few validation images."""
+        """Return the first `EXAMPLES` validation images with their predictions."""
 
 
 def run_dense(task: DenseTask[C, S, M], process: Accelerator) -> tuple[M, dict[str, Any]]:
-    """Train, evaluate once, and write the run directory: the model and its metrics.
+    """Train, evaluate once, and write the run directory; return the model and its metrics.
 
     Raises:
         DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds
@@ -190,9 +212,14 @@ def _train_and_evaluate(
         model.head.side, task.whole, given(config.scale), config.augment == "flip", task.fill
     )
     training = Samples(
-        data.train, task.labels(model, data.train, train=True), channels, augmentation, config.seed,
-        chosen_rows(config, len(data.train)), config.workers,
-    )  # fmt: skip
+        data.train,
+        task.labels(model, data.train, train=True),
+        channels,
+        augmentation,
+        config.seed,
+        chosen_rows(config, len(data.train)),
+        config.workers,
+    )
     objective = DenseObjective(probe, training, task.loss, config, process)
     minutes = config.checkpoint_minutes
     seconds = TrainingLoop(objective, process, run, checkpoint_seconds=60 * minutes).train()
@@ -211,20 +238,26 @@ def _train_and_evaluate(
     }
     # write model and report
     model.info = {
-        "data": data.name, **{key: round(metrics[key], 4) for key in task.scores if key in metrics},
-        "train_images": len(training), "iterations": config.iterations, "seed": config.seed,
-    }  # fmt: skip
+        "data": data.name,
+        **{key: round(metrics[key], 4) for key in task.scores if key in metrics},
+        "train_images": len(training),
+        "iterations": config.iterations,
+        "seed": config.seed,
+    }
     run.write_folder("model", model.save)
     if run.main_process:
         examples = task.examples(model, data, validation, process)
-        run.write("report.html", dense_report(
-            title=task.headline(metrics),
-            command=shown_command(config),
-            summary=f"{model.head.name} on the {config.extractor} features of {config.backbone}, trained on "
-            f"{len(training):,} images of {data.name} for {config.iterations:,} iterations.",
-            sections=task.sections(metrics, run.read_log(), examples, data.classes),
-            provenance=provenance(config, model, data, process),
-        ))  # fmt: skip
+        run.write(
+            "report.html",
+            dense_report(
+                title=task.headline(metrics),
+                command=shown_command(config),
+                summary=f"{model.head.name} on the {config.extractor} features of {config.backbone}, trained "
+                f"on {len(training):,} images of {data.name} for {config.iterations:,} iterations.",
+                sections=task.sections(metrics, run.read_log(), examples, data.classes),
+                provenance=provenance(config, model, data, process),
+            ),
+        )
     run.write_json(FINISHED, metrics)
     process.wait_for_everyone()
     return metrics
@@ -233,13 +266,15 @@ def _train_and_evaluate(
 def provenance(
     config: DenseConfig, model: Any, data: DenseData[Any], process: Accelerator
 ) -> dict[str, object]:
-    """Rows of a dense report's closing table."""
+    """Return the rows of the last table of a dense report."""
     extractor = model.probe.extractor
     return {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
         "Places read": f"blocks {listing(extractor.blocks)} at noise steps {listing(extractor.noise_steps)}, "
-        f"{config.extractor} extractor, levels of strides {listing(model.head.strides)}, {model.head.side} pixels",
-        "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}, {len(data.bad)} bad annotations left out",
+        f"{config.extractor} extractor, levels of strides {listing(model.head.strides)}, "
+        f"{model.head.side} pixels",
+        "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}, {len(data.bad)} bad annotations left "
+        "out",
         "Seed": config.seed,
         **environment(process.device),
     }

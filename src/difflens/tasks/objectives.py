@@ -1,4 +1,4 @@
-"""The objectives of the tasks: a head on an extractor's features, and with a dense head."""
+"""The objectives that the tasks share: a probe with any head, and a probe with a dense head."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,9 +25,9 @@ class ProbeObjective(Objective):
     """Trains a probe in place.
 
     Args:
-        probe: in training mode from here on.
-        batch_size: images of an iteration, over all processes.
-        optimizer, rates: of the probe's parameters.
+        probe: the probe, which is put into training mode.
+        batch_size: images in an iteration, over all processes.
+        optimizer, rates: the optimiser of the probe's parameters, and its schedule.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ProbeObjective(Objective):
         probe.train()
 
     def update(self, loss: Tensor) -> None:
-        """One step of the optimiser down the gradient of `loss`, ()."""
+        """Do one step of the optimiser along the gradient of `loss`, ()."""
         self.optimizer.zero_grad(set_to_none=True)
         self.process.backward(loss)
         self.optimizer.step()
@@ -72,15 +72,15 @@ class ProbeObjective(Objective):
 
 
 Loss = Callable[[Tensor, Tensor, int, list[Labels]], dict[str, Tensor]]
-"""From images (B, C, S, S) in [-1, 1], their index, the draw of the noise and their labels to the parts of
-the loss."""
+"""A loss: gives its parts for images (B, C, S, S) in [-1, 1], their index, the number of the noise sample,
+labels."""
 
 
 class DenseObjective(ProbeObjective):
-    """A dense head, and perhaps its extractor, by the parts of a loss.
+    """Trains a dense head, and the extractor if it is trainable, with a loss of several parts.
 
     Args:
-        loss: makes the loss from the module to train, which several processes have wrapped.
+        loss: gives the loss for the module to train, which accelerate has wrapped.
 
     Raises:
         DiffLensError: the processes do not divide the batch.
@@ -121,7 +121,7 @@ class DenseObjective(ProbeObjective):
     def step(self, batch: tuple[int, tuple[list[int], list[Tensor], list[Labels]]]) -> Tensor:
         number, (rows, images, labels) = batch
         device, rank, world = self.process.device, self.process.process_index, self.process.num_processes
-        # of dropout and of the regions that are sampled
+        # the seed of dropout and of the sampled regions
         torch.manual_seed(epoch_seed(self.config.seed, number * world + rank))
         losses = self.compute(
             to_float(torch.stack(images).to(device)),

@@ -1,5 +1,5 @@
-"""What predicting with a segmentation and with a detection model share: reading images, and writing what is
-found."""
+"""The part of `difflens predict` that segmentation and detection share: reads images and writes
+predictions."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,36 +19,40 @@ from difflens.run.files import replace_with
 _RECORD = "predictions.json"
 
 Answer = tuple[dict[str, Any], dict[str, Image.Image]]
-"""The fields of a prediction that a model fills in, and its pictures: "overlay" and, of a segmentation,
-"mask"."""
+"""The fields of a prediction, and its pictures: "overlay" and, for a segmentation, "mask"."""
 
 
 def check_dense(config: PredictConfig) -> None:
-    """DiffLensError, before a model is loaded, for what a dense model cannot do or must not overwrite."""
+    """Check, before a model is loaded, the options of a dense model and the folder of its predictions.
+
+    Raises:
+        DiffLensError: the format is csv, or the folder holds other files than predictions.
+    """
     out = _folder(config)
     if config.format == "csv":
-        raise DiffLensError("csv is a format of classes; take json")
+        raise DiffLensError("csv is a format of classes; take --format json")
     if out.exists() and not (out / _RECORD).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise DiffLensError(
-            f"{out} is not a folder of predictions, and nothing in it is replaced: name another with --out"
+            f"{out} is not a folder of predictions, and its files are not replaced: name another folder with "
+            "--out"
         )
 
 
 def write_predictions(
     config: PredictConfig, kind: type[DensePrediction], answer: Callable[[Tensor], Answer]
 ) -> DensePredictResult:
-    """Ask a model about every image, and write overlays, masks and predictions.json to `config.out`.
+    """Apply a model to each image, and write overlays, masks and predictions.json to `config.out`.
 
     Args:
-        kind: of the predictions.
-        answer: the model's answer for an image, uint8 (C, H, W).
+        kind: the class of the predictions.
+        answer: gives the model's answer for an image, uint8 (C, H, W).
 
     Raises:
         DiffLensError: an image cannot be read, or there are no images.
     """
     out, skipped = _folder(config), list[str]()
     paths = list_images(config.images)
-    # an unreadable image stops this before anything is written
+    # an unreadable image is an error before any file is written
     readable = list(_readable(paths, config, skipped))
     out.mkdir(parents=True, exist_ok=True)
     predictions = []
@@ -90,7 +94,7 @@ def _readable(paths: list[Path], config: PredictConfig, skipped: list[str]) -> I
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """A name for each path: its stem, with a number where an earlier one has it."""
+    """Return a name for each path: its stem, with a number if an earlier path has the same stem."""
     names: list[str] = []
     for path in paths:
         name, number = path.stem, 1

@@ -133,16 +133,13 @@ def test_the_same_seed_gives_the_same_model_and_another_another(
 def test_a_cache_gives_what_reading_the_images_gives(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to the cache's float16."""
-    changes = {"fresh_noise": False, "epochs": 1}
-    cached = probe(
-        config(tmp_path / "cached", backbone_folder, image_tree, **changes)
-    ).model.probe.own_state()
+    """The weights are equal up to the cache's float16."""
+    cached = probe(config(tmp_path / "cached", backbone_folder, image_tree, epochs=1))
     monkeypatch.setattr(probing._Run, "_read", lambda *_: None)
-    online = probe(
-        config(tmp_path / "online", backbone_folder, image_tree, **changes)
-    ).model.probe.own_state()
-    for name, value in cached.items():
+    monkeypatch.setattr(ProbeConfig, "_online", True)
+    options = config(tmp_path / "online", backbone_folder, image_tree, epochs=1, fresh_noise=False)
+    online = probe(options).model.probe.own_state()
+    for name, value in cached.model.probe.own_state().items():
         torch.testing.assert_close(value, online[name], atol=2e-3, rtol=2e-2)
 
 
@@ -185,7 +182,7 @@ def test_bad_images_can_be_skipped_and_are_listed(
         ({"dropout": 2.0}, "dropout is 2"),
         ({"limit": 0}, "limit is 0"),
         ({"preset": "paper-attention"}, "is for the head attention, not linear"),
-        ({"preset": "paper-nothing"}, "no preset 'paper-nothing'; there are paper-linear"),
+        ({"preset": "paper-nothing"}, "no preset 'paper-nothing'; there are diffeed, paper-linear"),
         ({"learning_rate": 1e12, "optimizer": "sgd"}, "no longer finite in epoch"),
         ({"backbone": "nothing"}, "no backbone 'nothing'"),
         ({"data": "/nothing"}, "/nothing"),
@@ -480,7 +477,7 @@ def test_a_store_that_does_not_fit_is_refused(
             "k-NN trains nothing: leave out --learning-rate, --mixup",
         ),
         ({"grid": True, "weight_decay": 0.1}, "learning rates and weight decays: leave out --weight-decay"),
-        ({"head": "diffeed", "store": Path("x")}, "a store holds frozen features"),
+        ({"head": "diffeed", "store": Path("x")}, "a store holds features of a frozen backbone"),
         ({"store": Path("/nowhere")}, "not a feature store"),
     ],
     ids=str,

@@ -1,4 +1,4 @@
-"""Batches of cached maps: the same whatever is fetched at once."""
+"""Batches of cached maps do not depend on the number of maps that are fetched at once."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Classes of image files, from a model of `difflens probe`."""
+"""Classifies image files with a model of `difflens probe`."""
 
 import torch
 
@@ -13,7 +13,7 @@ from difflens.run.processes import accelerator
 
 
 def predict_classes(config: PredictConfig) -> ClassPredictResult:
-    """Classify images, in their order.
+    """Classify images, and return the predictions in their order.
 
     Raises:
         DiffLensError: the model or an image cannot be read, or there are no images.
@@ -24,9 +24,14 @@ def predict_classes(config: PredictConfig) -> ClassPredictResult:
     backbone = model.probe.extractor.backbone
     predictions, skipped = [], list[str]()
     for batch in iterate(
-        split, channels=backbone.in_channels, side=backbone.image_size, batch_size=32,
-        on_bad_image=config.on_bad_image, bad=skipped, device=device,
-    ):  # fmt: skip
+        split,
+        channels=backbone.in_channels,
+        side=backbone.image_size,
+        batch_size=32,
+        on_bad_image=config.on_bad_image,
+        bad=skipped,
+        device=device,
+    ):
         probabilities = model.probabilities(to_float(batch.images), config.draws)
         for row, values in zip(batch.rows.tolist(), probabilities, strict=True):
             order = torch.argsort(values, descending=True, stable=True).tolist()

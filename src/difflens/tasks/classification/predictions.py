@@ -1,4 +1,4 @@
-"""predictions.csv: what a classifier said of every test image."""
+"""predictions.csv: the prediction of a classifier for each test image."""
 
 import csv
 import io
@@ -12,28 +12,32 @@ from difflens.metrics.classification import Evaluation
 
 
 def predictions_csv(evaluation: Evaluation, ids: Sequence[str]) -> str:
-    """One line per test image: its name, true class, predicted class and that class's probability.
+    """Return one line for each test image: its name, true class, predicted class and the probability of the
+    latter.
 
     Args:
-        ids: of the whole split.
+        ids: the names of the images of the whole split.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "class", "predicted", "probability"])
     names = evaluation.classes
     for row, label, ranked, confidence in zip(
-        evaluation.rows.tolist(), evaluation.labels.tolist(), evaluation.ranked[:, 0].tolist(),
-        evaluation.confidence.tolist(), strict=True,
-    ):  # fmt: skip
+        evaluation.rows.tolist(),
+        evaluation.labels.tolist(),
+        evaluation.ranked[:, 0].tolist(),
+        evaluation.confidence.tolist(),
+        strict=True,
+    ):
         writer.writerow([ids[row], names[label], names[ranked], f"{confidence:.4f}"])
     return text.getvalue()
 
 
 def read_predictions(path: Path, ids: Sequence[str], classes: tuple[str, ...]) -> Evaluation:
-    """What `predictions_csv` wrote; of the ranking only the best class is there.
+    """Read a file that `predictions_csv` wrote; the ranking has only the most probable class.
 
     Raises:
-        DiffLensError: the file is missing or damaged, or is of other images or classes.
+        DiffLensError: the file is missing or damaged, or has other images or classes.
     """
     row_of = {name: row for row, name in enumerate(ids)}
     class_of = {name: k for k, name in enumerate(classes)}

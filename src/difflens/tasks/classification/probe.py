@@ -1,4 +1,4 @@
-"""`difflens probe`: a head on a backbone's features, trained, and evaluated once on the test split."""
+"""`difflens probe`: trains a head on a backbone's features, and evaluates it once on the test split."""
 
 import math
 import re
@@ -51,7 +51,7 @@ def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
         data: what `config.data` names, or a part of it, where it is loaded already.
 
     Raises:
-        DiffLensError: anything in the configuration, the data or the backbone is not what it should be.
+        DiffLensError: the configuration, the data or the backbone has an error, which the message names.
     """
     config = resolve(config)
     process = accelerator(config.device)
@@ -81,9 +81,12 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
         fingerprint,
     )
     identity = {
-        "blocks": extractor.blocks, "noise_steps": extractor.noise_steps, "noise_seed": extractor.seed,
-        "draws": extractor.draws, "labels_sha256": data.train.fingerprint() if config.label_list else None,
-    }  # fmt: skip
+        "blocks": extractor.blocks,
+        "noise_steps": extractor.noise_steps,
+        "noise_seed": extractor.seed,
+        "draws": extractor.draws,
+        "labels_sha256": data.train.fingerprint() if config.label_list else None,
+    }
     with opened.directory(identity) as run:
         if run.finished:
             return _finished(config, data, run)
@@ -91,7 +94,7 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
 
 
 def _probe_seeds(config: ProbeConfig, data: ImageData, process: Accelerator) -> ProbeResult:
-    """A run directory a seed within the run directory, and a summary of them."""
+    """Run each seed in a run directory of its own within the run directory, and write a summary."""
     opened = OpenedRun(config, process, data, None, None, {})
     with opened.directory() as run:
         results = []
@@ -113,7 +116,7 @@ def _probe_seeds(config: ProbeConfig, data: ImageData, process: Accelerator) -> 
 
 
 def _labelled(config: ProbeConfig, train: ImageSplit, classes: tuple[str, ...]) -> ImageSplit:
-    """The training images whose labels are used."""
+    """Return the training images whose labels are used."""
     if config.label_fraction is not None:
         return label_fraction(train, config.label_fraction, config.seed, classes)
     if config.label_list is not None:
@@ -122,7 +125,8 @@ def _labelled(config: ProbeConfig, train: ImageSplit, classes: tuple[str, ...]) 
 
 
 def _epochs(config: ProbeConfig, images: int) -> int:
-    """As asked; or else the recipe's, and more of them where a few images would make few steps of them."""
+    """Return the epochs of the configuration, or else the recipe's, increased if few images would give few
+    steps."""
     if config.epochs is not None:
         return config.epochs
     batch_size = given(config.batch_size)
@@ -133,7 +137,7 @@ def _epochs(config: ProbeConfig, images: int) -> int:
 def _plan(
     config: ProbeConfig, defaults: Defaults, store: FeatureStore | None
 ) -> tuple[ExtractorConfig, HeadConfig]:
-    """Which extractor and head a resolved configuration means on a backbone with these defaults."""
+    """Return the extractor and the head of a resolved configuration on a backbone with these defaults."""
     assert config.head is not None
     several = config.head == "difformer"
     blocks, steps = config.blocks, config.noise_steps
@@ -147,9 +151,16 @@ def _plan(
         (config.seed, config.draws) if store is None else (store.manifest["seed"], store.manifest["draws"])
     )
     extractor = ExtractorConfig(
-        given(config.extractor), blocks, steps, seed, config.feedback_blocks, config.from_block, config.precision,
-        draws, config.checkpoint_activations,
-    )  # fmt: skip
+        given(config.extractor),
+        blocks,
+        steps,
+        seed,
+        config.feedback_blocks,
+        config.from_block,
+        config.precision,
+        draws,
+        config.checkpoint_activations,
+    )
     head = config.head
     assert head != "diffeed", "`resolve` has expanded it"
     if head == "attention" and config.extractor == "feedback" and len(blocks) * len(steps) > 1:
@@ -166,8 +177,7 @@ def _plan(
 
 
 def _usual(usual: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
-    """The blocks or noise steps to read if nothing is said: the usual ones where they are, else all that is
-    stored."""
+    """Return the default blocks or noise steps if all are stored, else all that are stored."""
     return usual if {*usual} <= {*stored} else stored
 
 
@@ -178,7 +188,8 @@ def _check_store(
     side: int | None,
     extractor: Extractor,
 ) -> None:
-    """DiffLensError that names the difference if a store's features are not those that the run would read."""
+    """Raise DiffLensError that names the difference if a store's features are not those that the run would
+    read."""
     manifest = store.manifest
     stored, asked = manifest["backbone"], config
     different = []
@@ -190,7 +201,8 @@ def _check_store(
         different.append(f"its backbone ran in {stored['precision']}, not in {asked.precision}")
     if manifest["preprocessing"]["side"] != extractor.backbone.image_size:
         different.append(
-            f"its images were {manifest['preprocessing']['side']} pixels wide, not {extractor.backbone.image_size}"
+            f"its images were {manifest['preprocessing']['side']} pixels wide, not "
+            f"{extractor.backbone.image_size}"
         )
     if asked.draws not in (1, manifest["draws"]):
         different.append(f"its maps are averages over {manifest['draws']} draws, not over {asked.draws}")
@@ -206,7 +218,7 @@ def _check_store(
 
 
 def _pools_alike(width: int, kept: int, side: int | None) -> bool:
-    """Is a map pooled to `kept` and then to `side` what it is when pooled to `side` at once?"""
+    """Return True if pooling to `kept` and then to `side` equals pooling to `side` at once."""
     if width <= kept or side == kept:
         return True
     return side is not None and side < kept and width % kept == 0 and kept % side == 0
@@ -244,8 +256,8 @@ class _Run:
         if process.num_processes > 1:
             if online and self.training.on_bad_image == "skip":
                 raise DiffLensError(
-                    "bad images cannot be skipped while several processes train online, since each must take as many "
-                    "steps: remove them, or use one process"
+                    "bad images cannot be skipped while several processes train online, since each must take "
+                    "as many steps: remove them, or use one process"
                 )
             if config.head == "knn" or config.grid:
                 raise DiffLensError("k-NN and the grid take one process; --store brings features of several")
@@ -278,9 +290,14 @@ class _Run:
         extractor, head, config = self.probe.extractor, self.probe.head, self.config
         if self.store is None:
             return read_features(
-                extractor, head.pool, split, self.process, Reading.of(self.training, self.skipped),
-                config.cache_gigabytes, config.out / "cache",
-            )  # fmt: skip
+                extractor,
+                head.pool,
+                split,
+                self.process,
+                Reading.of(self.training, self.skipped),
+                config.cache_gigabytes,
+                config.out / "cache",
+            )
         rows = epoch_order(
             len(split), 0, 0, self.process.process_index, self.process.num_processes, shuffle=False
         )
@@ -294,7 +311,7 @@ class _Run:
         return replace(cache, rows=rows[cache.rows])
 
     def _remember(self, head: NeighbourHead, cache: FeatureCache) -> None:
-        """Fill the bank, and choose how many neighbours vote."""
+        """Store the training features in the k-NN head, and choose the number of neighbours that vote."""
         vectors = [
             head.vectors(cache.batch(chosen, self.process.device)).half()
             for chosen in torch.arange(len(cache)).split(1024)
@@ -318,7 +335,7 @@ class _Run:
         )
 
     def _evaluate_others(self, head: NeighbourHead, chosen: Evaluation) -> None:
-        """The usual table by number of neighbours; the choice among them is made already."""
+        """Add the test accuracy of each number of neighbours to the table; the choice does not change."""
         assert self.neighbours is not None
         kept, trials = head.neighbours, []
         for trial in self.neighbours:
@@ -352,9 +369,13 @@ class _Run:
             neighbours=self.neighbours,
         )
         self.model.info = {
-            "data": data.name, "top1": round(seed.top1, 4), "test_images": seed.test_images,
-            "train_images": seed.train_images, "epochs": seed.epochs, "seed": seed.seed,
-        }  # fmt: skip
+            "data": data.name,
+            "top1": round(seed.top1, 4),
+            "test_images": seed.test_images,
+            "train_images": seed.train_images,
+            "epochs": seed.epochs,
+            "seed": seed.seed,
+        }
         run.write("predictions.csv", predictions_csv(evaluation, data.test.ids))
         run.write_folder("model", self.model.save)
         result = ProbeResult(out=config.out, model=self.model, seeds=(seed,), evaluations=(evaluation,))
@@ -367,7 +388,8 @@ class _Run:
 
 
 def _image_of(line: str, names: Collection[str]) -> str | None:
-    """Which of `names` a line "name: reason" is about; both may hold colons."""
+    """Return the name in a line "NAME: REASON", one of `names`, or None; names and reasons may contain
+    colons."""
     ends = (found.start() for found in re.finditer(": ", line))
     return next((line[:end] for end in ends if line[:end] in names), None)
 
@@ -387,10 +409,12 @@ def _report(
         return torch.stack(images)
 
     labels = (
-        f"{config.label_fraction:g} of each class, chosen by the seed" if config.label_fraction is not None
-        else f"those that {config.label_list} names" if config.label_list is not None
+        f"{config.label_fraction:g} of each class, chosen by the seed"
+        if config.label_fraction is not None
+        else f"those that {config.label_list} names"
+        if config.label_list is not None
         else "all"
-    )  # fmt: skip
+    )
     provenance = {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
         "Places read": f"blocks {listing(extractor.blocks)} at noise steps {listing(extractor.noise_steps)}, "
@@ -405,6 +429,11 @@ def _report(
         f"{train_images:,} labelled images of {data.name}."
     )
     return probe_report(
-        command=shown_command(config), summary=summary, evaluations=result.evaluations,
-        metrics=[each.metrics() for each in result.seeds], logs=logs, examples=examples, provenance=provenance,
-    )  # fmt: skip
+        command=shown_command(config),
+        summary=summary,
+        evaluations=result.evaluations,
+        metrics=[each.metrics() for each in result.seeds],
+        logs=logs,
+        examples=examples,
+        provenance=provenance,
+    )

@@ -1,4 +1,4 @@
-"""Choosing a head's settings on the training images, never on the test images."""
+"""Chooses the settings of a head on the training images, never on the test images."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from difflens.tasks.classification.train import HeadObjective, Inputs, cached_ba
 from difflens.training.loop import TrainingLoop
 from difflens.training.optimisers import ParameterGroup
 
-# what `probe --head linear --grid` tries: learning rates by weight decays
+# the grid of `probe --head linear --grid`: (learning rates, weight decays) by optimiser
 GRID: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "adamw": ((3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (0.0, 0.05, 0.5)),
     "sgd": ((1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3), (0.0, 1e-5, 1e-4, 1e-3)),
@@ -30,8 +30,7 @@ GRID: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 def choose_neighbours(head: NeighbourHead, classes: int) -> tuple[NeighbourTrial, ...]:
-    """How well each number of neighbours does on the training images that `head` remembers, each left out in
-    turn.
+    """Measure the leave-one-out accuracy of each number of neighbours on the training images of `head`.
 
     Returns:
         A trial for each of `classifiers.NEIGHBOURS`; the best is chosen.
@@ -45,19 +44,26 @@ def choose_neighbours(head: NeighbourHead, classes: int) -> tuple[NeighbourTrial
 
 
 class GridObjective(HeadObjective):
-    """Linear heads that learn at different rates in the same pass over cached maps.
+    """Linear heads with different learning rates, which train in the same pass over cached maps.
 
     Args:
-        probe: with a linear head, which is not changed.
-        heads: those to train.
+        probe: a probe with a linear head, which is not changed.
+        heads: the linear heads to train.
         pairs: learning rate and weight decay of each head.
-        cache, rows: the maps, and the entries of them to train on, (M,) long.
+        cache: the maps of the training images.
+        rows: (M,) long: the entries of the cache to train on.
     """
 
     def __init__(
-        self, probe: Probe, heads: nn.ModuleList, pairs: Sequence[tuple[float, float]], cache: FeatureCache,
-        rows: Tensor, config: TrainConfig, process: Accelerator,
-    ):  # fmt: skip
+        self,
+        probe: Probe,
+        heads: nn.ModuleList,
+        pairs: Sequence[tuple[float, float]],
+        cache: FeatureCache,
+        rows: Tensor,
+        config: TrainConfig,
+        process: Accelerator,
+    ):
         def read(order: Tensor, epoch: int, batch_size: int) -> Iterator[Inputs]:
             assert isinstance(probe.head, LinearHead)
             for maps, labels in cached_batches(cache, rows[order], batch_size, process.device):
@@ -68,11 +74,12 @@ class GridObjective(HeadObjective):
         super().__init__(probe, heads, read, len(rows), config, process, groups=groups)
 
     def loss(self, inputs: tuple[Any, ...], target: Tensor) -> Tensor:
-        """(K,): each head has its own parameters, so its own gradient."""
+        """Return the loss of each head, (K,), with a graph; heads share no parameters, so gradients do not
+        mix."""
         return torch.stack([self.cross_entropy(each(*inputs), target) for each in self.heads])
 
     def step(self, batch: Any) -> Tensor:
-        # some of the heads may diverge
+        # a head may diverge; the others continue
         return super().step(batch).nan_to_num(nan=torch.inf).amin()
 
     def weights(self) -> list[Tensor]:
@@ -82,14 +89,14 @@ class GridObjective(HeadObjective):
 def choose_linear(
     probe: Probe, cache: FeatureCache, config: TrainConfig, process: Accelerator
 ) -> tuple[GridTrial, ...]:
-    """Train a linear head for every learning rate and weight decay, all in the same pass over the features.
+    """Train a linear head for each learning rate and weight decay, all in the same pass over the features.
 
-    A fifth of the images of each class is held out to judge them. The probe itself is not changed.
+    The heads are compared on a held-out fifth of the images of each class. The probe itself is not changed.
 
     Args:
-        probe: with a linear head, on the process's device.
-        cache: of the training images.
-        config: of the training; its learning rate and weight decay are not used.
+        probe: a probe with a linear head, on the process's device.
+        cache: the maps of the training images.
+        config: the options of the training; its learning rate and weight decay are not used.
 
     Returns:
         A trial for each pair; the best is chosen.

@@ -1,4 +1,4 @@
-"""Trains a head on a labelled split, and evaluates it."""
+"""Trains a classifier on a labelled split, and evaluates it."""
 
 import itertools
 import math
@@ -29,10 +29,10 @@ from difflens.training.loop import TrainingLoop
 from difflens.training.objectives import Look
 from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer, make_schedule
 
-# with few images an epoch is shorter than writing a checkpoint
+# with few images, an epoch takes less time than a checkpoint
 _CHECKPOINT_SECONDS = 2.0
 
-# cached maps that are fetched at once, in float32
+# bytes of cached maps that are fetched at once, in float32
 _FETCHED_BYTES = 4 << 20
 
 
@@ -48,16 +48,17 @@ def fit(
 ) -> float:
     """Train `probe` in place on a labelled split.
 
-    Order, augmentation and noise are functions of the seed and the epoch, so a run that resumes from `run`'s
-    checkpoint ends as an uninterrupted one does.
+    Order, augmentation and noise are functions of the seed and the epoch. A run that is resumed gives the
+    same result as an uninterrupted one.
 
     Args:
-        cache: of a frozen extractor's maps, to train on instead of the images.
-        run: where to log, and to keep checkpoints at the ends of epochs.
-        label: what the progress bar calls this.
+        run: the run directory for the log, and for checkpoints at the ends of epochs; None: no log.
+        cache: the maps of a frozen extractor, which replace the images; None: the extractor reads the images.
+        skipped: receives one line for each image that cannot be read.
+        label: the title of the progress bar.
 
     Returns:
-        Seconds of training, extraction of a cache not counted.
+        The seconds of training, without the extraction of a cache.
 
     Raises:
         DiffLensError: loss or weights are no longer finite.
@@ -77,34 +78,41 @@ def fit(
 
 
 Inputs = tuple[tuple[Any, ...], Tensor]
-"""What the trained module takes, and the labels."""
+"""The arguments of the trained module, and the labels."""
 
 
 class HeadObjective(ProbeObjective):
-    """Cross-entropy of a classifier, by epochs: order, mixup and dropout are functions of (seed, epoch).
+    """The cross-entropy of a classifier; order, mixup and dropout are functions of (seed, epoch).
 
     Args:
-        probe: on the process's device.
-        trained: the probe or its head, which several processes have wrapped.
-        read: batches from the order of the images, (M,) long, the epoch and the size of a batch.
-        count: images, or those that this process has of them.
-        rank, world: of how many processes that share the images which one this is.
-        groups: the parameters to train; None: all of the probe's.
+        probe: the probe, on the process's device.
+        trained: the probe or its head, which accelerate has wrapped.
+        read: gives batches for the order of the images, (M,) long, the epoch and the batch size.
+        count: the number of images, or of this process's share of them.
+        rank, world: this process, and the number of processes that share the images.
+        groups: the parameters to train; None: all parameters of the probe.
     """
 
     counter = "epoch"
 
     def __init__(
-        self, probe: Probe, trained: nn.Module, read: Callable[[Tensor, int, int], Iterator[Inputs]], count: int,
-        config: TrainConfig, process: Accelerator, rank: int = 0, world: int = 1,
+        self,
+        probe: Probe,
+        trained: nn.Module,
+        read: Callable[[Tensor, int, int], Iterator[Inputs]],
+        count: int,
+        config: TrainConfig,
+        process: Accelerator,
+        rank: int = 0,
+        world: int = 1,
         groups: Sequence[ParameterGroup] | None = None,
-    ):  # fmt: skip
+    ):
         self.trained, self.read, self.config = trained, read, config
         self.count, self.rank, self.world, self.classes = count, rank, world, probe.head.num_classes
         self.share = max(1, min(given(config.batch_size) // process.num_processes, count))
         steps = math.ceil(math.ceil(count / world) / self.share)
         if process.num_processes > 1:
-            # shares may differ by an image, but every process must take as many steps
+            # shares may differ by one image, but all processes must take equally many steps
             steps = max(gather_object([steps]))
         self.epoch_iterations = self.counted = steps
         epochs, every = given(config.epochs), config.step_epochs
@@ -126,7 +134,7 @@ class HeadObjective(ProbeObjective):
                 order = order[torch.arange(self.epoch_iterations * self.share) % len(order)]
             self.generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))  # of mixup
             torch.manual_seed(epoch_seed(seed, epoch) + self.rank)  # of dropout
-            # a batch of which no image could be read is None
+            # None stands for a batch without a readable image
             batches = itertools.chain(self.read(order, epoch, self.share), itertools.repeat(None))
             yield from itertools.islice(batches, self.epoch_iterations)
 
@@ -138,7 +146,7 @@ class HeadObjective(ProbeObjective):
         return loss.detach()
 
     def loss(self, inputs: tuple[Any, ...], target: Tensor) -> Tensor:
-        """() with a graph; `target` are labels, (B,) long, or probabilities of the classes, (B, K)."""
+        """Return the loss, () with a graph; `target` is labels, (B,) long, or class probabilities, (B, K)."""
         return self.cross_entropy(self.trained(*inputs), target)
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -185,8 +193,13 @@ def evaluate(
     cache: FeatureCache | None = None,
     skipped: list[str] | None = None,
 ) -> Evaluation:
-    """Predict every image of `split` exactly once, with the noise of draw 0, and restore the training
-    mode."""
+    """Predict the class of each image of `split` once, with the noise of draw 0; the training mode is
+    restored.
+
+    Args:
+        cache: the maps of the split; None: the extractor reads the images.
+        skipped: receives one line for each image that cannot be read.
+    """
     process = process or accelerator()
     device = process.device
     probe.to(device)
@@ -219,9 +232,10 @@ def evaluate(
 def cached_batches(
     cache: FeatureCache, order: Tensor, batch_size: int, device: torch.device
 ) -> Iterator[tuple[dict[Place, Tensor], Tensor]]:
-    """Maps and labels of the entries `order`, (M,) long, batch by batch.
+    """Yield maps, (B, C, H, W) by place, and labels, (B,) long, of the entries `order`, (M,) long, in
+    batches.
 
-    Several batches of small maps are fetched at once: a linear head would otherwise wait for them.
+    Several batches of small maps are fetched at once, so that a linear head does not wait for them.
     """
     size = 4 * sum(math.prod(maps.shape[1:]) for maps in cache.maps.values())
     several = batch_size * max(1, _FETCHED_BYTES // (size * batch_size))
@@ -235,11 +249,19 @@ def cached_batches(
 def mix(
     inputs: tuple[Any, ...], labels: Tensor, classes: int, alpha: float, generator: torch.Generator
 ) -> tuple[tuple[Any, ...], Tensor]:
-    """Mixup of what the module takes (maps by place, or images first), with labels as class probabilities."""
+    """Mix pairs of inputs and their labels (mixup: Zhang et al., 2018).
+
+    Args:
+        inputs: the arguments of the module, of which the first is mixed: maps by place, or images.
+        labels: (B,) long.
+        alpha: the parameter of the Beta distribution; 0 returns inputs and labels unchanged.
+
+    Returns:
+        The inputs, and class probabilities, (B, K).
+    """
     if not alpha:
         return inputs, labels
-    # of two Gamma(alpha) draws the first one's share is Beta(alpha, alpha); torch samples neither from a
-    # generator
+    # Beta(alpha, alpha) is a / (a + b) of two Gamma(alpha) draws: torch has no Beta with a generator
     a, b = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator).tolist()
     share = a / (a + b) if a + b > 0 else 0.5
     partner = torch.randperm(len(labels), generator=generator).to(labels.device)

@@ -1,4 +1,4 @@
-"""`difflens detect`: objects with boxes and masks, from a pyramid of features."""
+"""`difflens detect`: trains Mask R-CNN (He et al., 2017) on a pyramid of features."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from difflens.tasks.detection.inference import detections, evaluate_detection
 from difflens.tasks.objectives import Loss
 
 SURE = 0.5
-"""Objects with at least this score are drawn."""
+"""The lowest score of objects that pictures show."""
 
 
 def detect(config: DetectConfig) -> DetectResult:
@@ -70,8 +70,9 @@ class Detection(DenseTask[DetectConfig, ObjectSplit, DetectionModel]):
     def head(self, plan: Plan, data: DenseData[ObjectSplit]) -> DetectionHeadConfig:
         if plan.side % plan.strides[-1]:
             raise DiffLensError(
-                f"side {plan.side} is no multiple of {plan.strides[-1]}, the stride of the coarsest level that the head "
-                f"reads: take --side {max(1, round(plan.side / plan.strides[-1])) * plan.strides[-1]}"
+                f"side {plan.side} is no multiple of {plan.strides[-1]}, the stride of the coarsest level "
+                "that the head reads: take --side "
+                f"{max(1, round(plan.side / plan.strides[-1])) * plan.strides[-1]}"
             )
         both = data.train.has_masks and data.val.has_masks
         if self.config.head == "mask-rcnn" and not both:
@@ -92,9 +93,14 @@ class Detection(DenseTask[DetectConfig, ObjectSplit, DetectionModel]):
         return loss
 
     def evaluate(
-        self, model: DetectionModel, data: DenseData[ObjectSplit], training: Samples, validation: Samples,
-        run: RunDirectory, process: Accelerator,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        model: DetectionModel,
+        data: DenseData[ObjectSplit],
+        training: Samples,
+        validation: Samples,
+        run: RunDirectory,
+        process: Accelerator,
+    ) -> dict[str, Any]:
         results = evaluate_detection(model.probe, validation, model.head.side, process)
         run.write("results.json", json.dumps(results) + "\n")
         used = range(len(data.train)) if training.rows is None else training.rows.tolist()
@@ -118,7 +124,7 @@ class Detection(DenseTask[DetectConfig, ObjectSplit, DetectionModel]):
 
 
 def sure(objects: Objects) -> Objects:
-    """Those with a score of at least `SURE`."""
+    """Return the objects with a score of at least `SURE`."""
     assert objects.scores is not None
     kept = objects.scores >= SURE
     masks = None if objects.masks is None else objects.masks[kept]

@@ -17,21 +17,22 @@ from difflens.models.probe import DenseProbe
 from difflens.run.console import progress_bar
 
 BATCH = 8
-"""Images that go through the network at a time."""
+"""Images in a batch."""
 
 
 @torch.no_grad()
 def detect_objects(
     probe: DenseProbe, images: Sequence[Tensor], index: Tensor, side: int, draw: int = 0
 ) -> list[Objects]:
-    """The objects in images of any size, best first, in pixels of each image, on the CPU.
+    """Return the objects in images of any size, the highest score first, in pixels of each image, on the CPU.
 
-    An image is scaled so that its longer side is `side`, and filled up to a square: what is found in it does
-    not depend on what it is looked at with.
+    An image is scaled so that its longer side is `side`, and padded to a square. Its objects do not depend on
+    the other images of the batch.
 
     Args:
-        images: uint8 (C, H, W), with the channels of the backbone, on the probe's device.
-        index: of each image in its data set, (B,) long, which with `draw` fixes its noise.
+        images: uint8, (C, H, W) each, with the channels of the backbone, on the probe's device.
+        index: (B,) long: the position of each image in its data set, which decides its noise together with
+            `draw`.
     """
     originals = [(image.shape[-2], image.shape[-1]) for image in images]
     sizes = [scaled_size(size, side, whole=True) for size in originals]
@@ -47,8 +48,11 @@ def detect_objects(
 def detections(
     probe: DenseProbe, samples: Samples, side: int, process: Accelerator, rows: Sequence[int] | None = None
 ) -> Iterator[tuple[int, Objects]]:
-    """The position and the objects of each of `rows`, or of this process's share of all, with the noise of
-    draw 0."""
+    """Yield the position and the objects of each image, with the noise of draw 0.
+
+    Args:
+        rows: positions to read; None: this process's share of all images.
+    """
     mine = range(process.process_index, len(samples), process.num_processes) if rows is None else rows
     probe.to(process.device)
     with evaluating(probe), progress_bar(process.is_main_process and rows is None) as bar:
@@ -64,7 +68,7 @@ def detections(
 
 
 def evaluate_detection(probe: DenseProbe, samples: Samples, side: int, process: Accelerator) -> list[Result]:
-    """The objects of every image of `samples`, in COCO's result format, images in their order."""
+    """Return the objects of all images of `samples` in COCO's result format, in the order of the images."""
     record = samples.split.record
     categories = [category["id"] for category in record["categories"]]
     results: list[tuple[int, list[Result]]] = [
@@ -77,7 +81,8 @@ def evaluate_detection(probe: DenseProbe, samples: Samples, side: int, process: 
 
 
 def coco_results(objects: Objects, image_id: int, categories: Sequence[int]) -> list[Result]:
-    """`objects` of one image; `categories` are the ids of the labels from 1 on."""
+    """Return the objects of one image in COCO's result format; `categories` are the ids of the labels from 1
+    on."""
     assert objects.scores is not None
     results = []
     for k, (box, label, score) in enumerate(

@@ -1,4 +1,4 @@
-"""Objects in image files, from a model of `difflens detect`."""
+"""Detects objects in image files with a model of `difflens detect`."""
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ from difflens.tasks.predict import Answer, check_dense, write_predictions
 
 
 def predict_objects(config: PredictConfig) -> DensePredictResult:
-    """Find objects in images, and write NAME.overlay.png and predictions.json.
+    """Detect objects in images, and write NAME.overlay.png and predictions.json.
 
-    An answer does not depend on what else is asked.
+    The prediction for an image does not depend on the other images.
 
     Raises:
         DiffLensError: the model or an image cannot be read, there are no images, or the folder holds other

@@ -1,4 +1,4 @@
-"""Segments whole images by sliding windows."""
+"""Segments whole images with sliding windows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ from difflens.models.probe import DenseProbe
 from difflens.run.console import progress_bar
 
 _STEP = 2 / 3
-"""Of neighbouring windows, as a share of their side: what is usual in the field (341 of 512 pixels)."""
+"""The step between windows, as a share of their side: the standard of the field (341 of 512 pixels)."""
 
 
 _WINDOWS = 16
-"""Windows that go through the network at a time, at most."""
+"""The most windows in a batch."""
 
 
 @dataclass(frozen=True)
 class Sliding:
-    """How a whole image is segmented.
+    """The settings of sliding windows.
 
     Attributes:
-        side: of the square windows, in pixels.
-        scales: the image's shorter side is brought to `side` times each of these; probabilities are averaged.
-        flip: also the mirrored image at every scale.
+        side: the side of the square windows in pixels.
+        scales: the image's shorter side is scaled to `side` times each of these; probabilities are averaged.
+        flip: True also averages over the mirrored image at each scale.
     """
 
     side: int
@@ -43,11 +43,12 @@ class Sliding:
 def class_probabilities(
     probe: DenseProbe, image: Tensor, index: int, sliding: Sliding, draw: int = 0
 ) -> Tensor:
-    """Probabilities (K, H, W) of the classes at every pixel, on the probe's device.
+    """Return the probabilities of the classes at each pixel, (K, H, W), on the probe's device.
 
     Args:
-        image: uint8 (C, H, W), with the channels of the backbone.
-        index: of the image in its data set, which with `draw` fixes the noise of every window.
+        image: uint8, (C, H, W), with the channels of the backbone.
+        index: the position of the image in its data set, which decides the noise of all windows together with
+            `draw`.
     """
     height, width = image.shape[-2:]
     total: Tensor | None = None
@@ -57,7 +58,7 @@ def class_probabilities(
         for mirrored in (False, True) if sliding.flip else (False,):
             logits = _window_logits(probe, scaled.flip(-1) if mirrored else scaled, index, sliding.side, draw)
             logits = logits.flip(-1) if mirrored else logits
-            # a softmax in place: of a large photo and many classes each copy is gigabytes
+            # softmax in place: for a large photo and many classes, each copy takes gigabytes
             found = F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
             found.sub_(found.amax(0)).exp_()
             found.div_(found.sum(0))
@@ -69,7 +70,7 @@ def class_probabilities(
 def evaluate_segmentation(
     probe: DenseProbe, samples: Samples, classes: tuple[str, ...], sliding: Sliding, process: Accelerator
 ) -> SegmentationEvaluation:
-    """Segment every image of `samples` once, with the noise of draw 0, and count pixels."""
+    """Segment each image of `samples` once, with the noise of draw 0, and count the pixels of each class."""
     counts = torch.zeros(len(classes), len(classes), dtype=torch.long)
     for _, predicted, true in predictions(probe, samples, sliding, process):
         counts += confusion_matrix(predicted, true, len(classes), IGNORED)
@@ -84,8 +85,11 @@ def predictions(
     process: Accelerator,
     rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The position, predicted and true classes, uint8 (H, W), of `rows`, or of this process's share of
-    all."""
+    """Yield the position, the predicted and the true classes, uint8 (H, W), of each image.
+
+    Args:
+        rows: positions to read; None: this process's share of all images.
+    """
     mine = range(process.process_index, len(samples), process.num_processes) if rows is None else rows
     probe.to(process.device)
     with evaluating(probe), progress_bar(process.is_main_process and rows is None) as bar:
@@ -98,7 +102,7 @@ def predictions(
 
 
 def _window_logits(probe: DenseProbe, image: Tensor, index: int, side: int, draw: int) -> Tensor:
-    """Logits (K, H, W), averaged where windows overlap; an image smaller than a window is filled up."""
+    """Return logits, (K, H, W), averaged where windows overlap; an image smaller than a window is padded."""
     height, width = image.shape[-2:]
     filled = to_square(image, side)
     corners = [
@@ -106,7 +110,7 @@ def _window_logits(probe: DenseProbe, image: Tensor, index: int, side: int, draw
     ]
     total = weight = None
     while corners:
-        # powers of two: a backbone that is compiled has a graph for each size of a batch
+        # batches of powers of two, as a compiled backbone has one graph for each batch size
         count = min(_WINDOWS, 2 ** (len(corners).bit_length() - 1))
         some, corners = corners[:count], corners[count:]
         windows = torch.stack([filled[:, top : top + side, left : left + side] for top, left in some])
@@ -124,7 +128,7 @@ def _window_logits(probe: DenseProbe, image: Tensor, index: int, side: int, draw
 
 
 def _starts(length: int, side: int) -> list[int]:
-    """Where windows of `side` begin: evenly spaced, the last one ends with the image."""
+    """Return the positions of windows of `side`, evenly spaced; the last window ends with the image."""
     step = max(1, round(side * _STEP))
     count = 1 + -(-max(0, length - side) // step)
     return [round(k * (length - side) / max(1, count - 1)) for k in range(count)]

@@ -1,4 +1,4 @@
-"""Classes of the pixels of image files, from a model of `difflens segment`."""
+"""Segments image files with a model of `difflens segment`."""
 
 from functools import reduce
 
@@ -21,7 +21,7 @@ def predict_masks(config: PredictConfig) -> DensePredictResult:
     """Segment images, and write NAME.overlay.png, NAME.mask.png with the classes as values, and
     predictions.json.
 
-    An answer does not depend on what else is asked.
+    The prediction for an image does not depend on the other images.
 
     Raises:
         DiffLensError: the model or an image cannot be read, there are no images, or the folder holds other

@@ -1,4 +1,4 @@
-"""`difflens segment`: a class for every pixel, from a pyramid of features."""
+"""`difflens segment`: trains a semantic segmentation head on a pyramid of features."""
 
 from collections.abc import Callable
 from functools import partial
@@ -43,14 +43,16 @@ def segment(config: SegmentConfig) -> SegmentResult:
     least = 2 * process.num_processes
     if config.head == "upernet" and given(config.batch_size) < least:
         raise DiffLensError(
-            f"UPerNet normalises over the images of a process: give --batch-size {least} or more, or --head linear"
+            f"UPerNet normalises over the images of a process: give --batch-size {least} or more, or --head "
+            "linear"
         )
     model, metrics = run_dense(Segmentation(config), process)
     return SegmentResult.from_metrics(metrics, config.out, model)
 
 
 class Segmentation(DenseTask[SegmentConfig, MaskSplit, SegmentationModel]):
-    """Cross-entropy of the pixels; sliding windows and mean intersection over union."""
+    """Segmentation: the loss is the cross-entropy of the pixels, the metric the mean intersection over
+    union."""
 
     model_kind, scores = SegmentationModel, ("miou",)
     sections = staticmethod(segmentation_sections)
@@ -75,15 +77,20 @@ class Segmentation(DenseTask[SegmentConfig, MaskSplit, SegmentationModel]):
             logits = module(images, index, draw, size=tuple(images.shape[-2:]))
             masks = torch.stack([each["mask"] for each in labels]).long()
             total = nn.functional.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum")
-            # a batch may show nothing that has a class
+            # a batch may have no pixel with a class
             return {"pixels": total / (masks != IGNORED).sum().clamp(min=1)}
 
         return loss
 
     def evaluate(
-        self, model: SegmentationModel, data: DenseData[MaskSplit], training: Samples, validation: Samples,
-        run: RunDirectory, process: Accelerator,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        model: SegmentationModel,
+        data: DenseData[MaskSplit],
+        training: Samples,
+        validation: Samples,
+        run: RunDirectory,
+        process: Accelerator,
+    ) -> dict[str, Any]:
         sliding = self._sliding(model)
         return evaluate_segmentation(model.probe, validation, data.classes, sliding, process).metrics()
 
