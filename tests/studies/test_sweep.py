@@ -1,4 +1,4 @@
-"""`sweep` end to end at a small size, its recommendation on made-up scores, and what it refuses."""
+"""`sweep` end to end at a small size: its files, its budget, and the errors that it raises."""
 
 import csv
 import json
@@ -17,8 +17,14 @@ from tests.helpers.cli import run as cli
 
 def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> SweepConfig:
     base = SweepConfig(
-        out=out, backbone=str(backbone), data=str(images), noise_steps=(3, 40), blocks=(1, 5, 6), device="cpu", workers=0,
-    )  # fmt: skip
+        out=out,
+        backbone=str(backbone),
+        data=str(images),
+        noise_steps=(3, 40),
+        blocks=(1, 5, 6),
+        device="cpu",
+        workers=0,
+    )
     return replace(base, **changes)
 
 
@@ -47,7 +53,7 @@ def test_every_place_is_measured_and_shown(backbone_folder: Path, image_tree: Pa
     assert console == []
     for heading in (
         "Recommended block and noise step",
-        "Accuracy of every place",
+        "Accuracy by block and noise step: ridge regression",
         "Table of accuracies",
         "Next commands",
         "Provenance",
