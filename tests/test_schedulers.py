@@ -115,7 +115,7 @@ def test_fields_that_a_file_leaves_out_are_the_classes_own() -> None:
         ({"_class_name": "EDMEulerScheduler"}, r"EDMEulerScheduler cannot be read: .*ln\(sigma\) / 4"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, r"\(1 - sigma\) x_0"),
         ({"_class_name": "CMStochasticIterativeScheduler"}, "250 ln sigma"),
-        ({"_class_name": "ScoreSdeVeScheduler"}, "variance exploding"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "variance-exploding"),
         ({"_class_name": "SomebodysScheduler"}, "its forward process is not known"),
     ],
 )

@@ -80,7 +80,7 @@ _OTHER_PROCESSES = {
     "CMStochasticIterative": "x_0 + sigma noise, its input scaled, and the time 250 ln sigma (consistency models)",
     "EDM": "x_0 + sigma noise, its input scaled by c_in, and the time ln(sigma) / 4 (EDM)",
     "Flow": "(1 - sigma) x_0 + sigma noise and the time 1000 sigma (flow matching)",
-    "Ve": "x_0 + sigma noise and sigma itself (variance exploding)",
+    "Ve": "x_0 + sigma noise and sigma itself (variance-exploding)",
 }
 
 
