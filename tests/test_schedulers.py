@@ -1,4 +1,5 @@
-"""Every scheduler class of diffusers: its forward process is computed as diffusers does, or it is refused by name."""
+"""Every scheduler class of diffusers: its forward process is computed as diffusers does, or it is refused by
+name."""
 
 import inspect
 from typing import Any
@@ -26,7 +27,8 @@ def made(name: str, **fields: Any) -> tuple[Any, NoiseSchedule]:
 
 
 def network_input(scheduler: Any, t: int, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """What diffusers feeds its network at step t: noised images, scaled where the scheduler counts in sigma."""
+    """What diffusers feeds its network at step t: noised images, scaled where the scheduler counts in
+    sigma."""
     if any(part in type(scheduler).__name__ for part in SIGMA_SPACE):
         sigma = ((1 - scheduler.alphas_cumprod[t]) / scheduler.alphas_cumprod[t]) ** 0.5
         return (images + sigma * noise) / (sigma**2 + 1) ** 0.5

@@ -56,28 +56,45 @@ class Stream(IntEnum):
 
 
 VARIANCE_PRESERVING = (
-    "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler",
-    "DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler",
-    "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler",
-)  # fmt: skip
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+)
 """Schedulers of diffusers whose network is fed sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise and told the step t.
 
-Those that count in sigma (Euler, Heun, LMS, KDPM2) scale x_0 + sigma noise by 1 / sqrt(sigma^2 + 1) before the network,
-which is the same. Fields that choose the steps of a sampler (`timestep_spacing`, `steps_offset`, Karras' sigmas) change
-neither x_t nor the time of a step.
+Those that count in sigma (Euler, Heun, LMS, KDPM2) scale x_0 + sigma noise by 1 / sqrt(sigma^2 + 1) before
+the network, which is the same. Fields that choose the steps of a sampler (`timestep_spacing`,
+`steps_offset`, Karras' sigmas) change neither x_t nor the time of a step.
 """
 
 # These put abar_T of a schedule with zero terminal SNR at 2^-24, so that sigma_T is finite.
 _FLOORED = (
-    "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
     "UniPCMultistepScheduler",
-)  # fmt: skip
+)
 
 # The forward process of other schedulers, by a part of their name, for the message that refuses them.
 _OTHER_PROCESSES = {
-    "CMStochasticIterative": "x_0 + sigma noise, its input scaled, and the time 250 ln sigma (consistency models)",
+    "CMStochasticIterative": "x_0 + sigma noise, scaled, and the time 250 ln sigma (consistency models)",
     "EDM": "x_0 + sigma noise, its input scaled by c_in, and the time ln(sigma) / 4 (EDM)",
     "Flow": "(1 - sigma) x_0 + sigma noise and the time 1000 sigma (flow matching)",
     "Ve": "x_0 + sigma noise and sigma itself (variance-exploding)",
@@ -100,15 +117,16 @@ class NoiseSchedule:
     def from_config(cls, config: Mapping[str, Any] | None = None) -> "NoiseSchedule":
         """Return the schedule of a diffusers scheduler configuration.
 
-        It is computed in float64, like OpenAI's; diffusers computes in float32. Fields that the file leaves out
-        have the defaults of its scheduler class.
+        It is computed in float64, like OpenAI's; diffusers computes in float32. Fields that the file leaves
+        out have the defaults of its scheduler class.
 
         Args:
-            config: None or without `_class_name`: a DDPM scheduler's; empty: DDPM's linear schedule of 1000 steps.
+            config: without `_class_name`, that of a DDPM scheduler; None or empty: DDPM's linear schedule of
+                1000 steps.
 
         Raises:
-            DiffLensError: the scheduler is not known to noise images by a variance-preserving schedule, or a field
-                has an unknown value.
+            DiffLensError: the scheduler is not known to be variance-preserving, or a field has an unknown
+                value.
         """
         given = dict(config or {})
         fields = {**_defaults(str(given.get("_class_name", "DDPMScheduler"))), **given}
@@ -152,13 +170,13 @@ class NoiseSchedule:
 
 @cache
 def _defaults(scheduler: str) -> dict[str, Any]:
-    """Return the fields of a scheduler class of diffusers with their defaults; refuse a class that is not known."""
+    """Return the fields of a scheduler class of diffusers with their defaults; refuse unknown classes."""
     if scheduler not in VARIANCE_PRESERVING:
         process = next((text for part, text in _OTHER_PROCESSES.items() if part in scheduler), None)
         right = f"its network takes {process}" if process else "its forward process is not known"
         raise DiffLensError(
-            f"{scheduler} cannot be read: {right}, and difflens noises images by the variance-preserving schedules of "
-            f"{listing(VARIANCE_PRESERVING, len(VARIANCE_PRESERVING))}"
+            f"{scheduler} cannot be read: {right}, and difflens noises images by the variance-preserving "
+            f"schedules of {listing(VARIANCE_PRESERVING, len(VARIANCE_PRESERVING))}"
         )
     import diffusers  # takes seconds
 
@@ -176,7 +194,8 @@ def _betas(fields: Mapping[str, Any]) -> Tensor:
         )
     if prediction not in ("epsilon", "v_prediction", "sample"):
         raise DiffLensError(
-            f"{scheduler} has the unknown prediction_type {prediction!r}; known are epsilon, v_prediction and sample"
+            f"{scheduler} has the unknown prediction_type {prediction!r}; known are epsilon, "
+            "v_prediction and sample"
         )
     name, trained = fields["beta_schedule"], fields.get("trained_betas")
     steps, start, end = (fields[key] for key in ("num_train_timesteps", "beta_start", "beta_end"))

@@ -185,9 +185,15 @@ def test_pixels_of_another_size() -> None:
 
 def test_a_network_that_is_told_sigma_is_refused(tmp_path: Path) -> None:
     UNet2DModel(
-        sample_size=8, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, attention_head_dim=4,
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), time_embedding_type="fourier",
-    ).save_pretrained(tmp_path)  # fmt: skip
+        sample_size=8,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        layers_per_block=1,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        time_embedding_type="fourier",
+    ).save_pretrained(tmp_path)
     DDPMScheduler().save_pretrained(tmp_path)
     with pytest.raises(DiffLensError, match=r"sigma as its time .* DDPMScheduler counts steps"):
         load_backbone(str(tmp_path))
