@@ -75,13 +75,8 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
     assert min(Image.open(run.out / "compare.png").size) > 200
     dom, console = open_in_browser(run.out / "report.html")
     assert console == []
-    for words in (
-        "50 % of labels",
-        "random:timm:test_resnet",
-        "Difference from",
-        "372,688",
-        "15 test images",
-    ):
+    titles = ("50 % of labels", "random:timm:test_resnet", "Difference from", "372,688", "15 test images")
+    for words in titles:
         assert words in dom
 
 

@@ -142,7 +142,7 @@ def test_the_distance_on_request(runs: dict[str, Path], tmp_path: Path) -> None:
         (("unfinished",), "unfinished is not finished: `difflens generate` goes on with --resume"),
         (("foreign",), "foreign is a run of sweep; a report reads pretrain, probe"),
         (("older",), "older is damaged, or of another version of difflens: KeyError"),
-        (("damaged",), "config.yaml is not what a run writes"),
+        (("damaged",), "config.yaml holds no mapping"),
     ],
     ids=str,
 )

@@ -139,7 +139,7 @@ def test_small_classes_are_judged_and_single_images_named(
     lines: list[str] = []
     metrics = sweep(config(tmp_path / "run", backbone_folder, image_tree), lines.append).metrics()
     assert metrics["validation_images"] == 2 + 1
-    assert "Trained on but not judged, with a single image: blue" in lines
+    assert "Classes with a single image are trained on but not validated: blue" in lines
     sweep(config(tmp_path / "run", backbone_folder, image_tree, budget=("16",), resume=True), lines.append)
     assert "The sweep goes on with the 16 images that it began with" not in lines
     sweep(config(tmp_path / "run", backbone_folder, image_tree, budget=("15",), resume=True), lines.append)
