@@ -1,15 +1,17 @@
-"""Diffusion, BiGAN, SimCLR, MAE and supervised training on the same images, at equal compute, by the same protocols.
+"""Diffusion, BiGAN, SimCLR, MAE and supervised training on the same images, at equal compute, by the same
+protocols.
 
-Usage: python benchmarks/compare.py OUTPUT_FOLDER --features SPACE [options]; `--help` names them. What is finished is not run
-again, so a run that was stopped goes on.
+Usage: python benchmarks/compare.py OUTPUT_FOLDER --features SPACE [options]; `--help` names them. What is
+finished is not run again, so a run that was stopped goes on.
 
-1. One after another, each method trains for a short while, to see how many images it takes a second on this machine.
+1. One after another, each method trains for a short while, to see how many images it takes a second on this
+   machine.
 2. Each method trains for as many epochs as fill the same number of minutes, with each seed.
-3. `difflens compare` reads them all: the block and the noise step of each by a sweep over training images, then linear,
-   attention, k-NN, 1 % and 10 % of the labels; of what generates, the Fréchet distance in the features of SPACE, a
-   trained model or a backbone. Untrained: the U-Net and the ResNet with fresh weights.
-4. The table over seeds, in Markdown, also in OUTPUT_FOLDER/table.md. Its minutes are at the speed of the first stage,
-   during which nothing else should run.
+3. `difflens compare` reads them all: the block and the noise step of each by a sweep over training images,
+   then linear, attention, k-NN, 1 % and 10 % of the labels; of what generates, the Fréchet distance in the
+   features of SPACE, a trained model or a backbone. Untrained: the U-Net and the ResNet with fresh weights.
+4. The table over seeds, in Markdown, also in OUTPUT_FOLDER/table.md. Its minutes are at the speed of the
+   first stage, during which nothing else should run.
 """
 
 import argparse
@@ -58,18 +60,32 @@ def main() -> None:
     def pretrain(folder: Path, method: str, seed: int, epochs: int, *options: object) -> Path:
         if not (folder / "model" / "README.md").exists():
             difflens(
-                "pretrain", "--method", method, "--preset", asked.preset, "--data", asked.data, "--seed", seed,
-                "--epochs", epochs, *options, *(["--resume"] if folder.exists() else []), "--out", folder,
-            )  # fmt: skip
+                "pretrain",
+                "--method",
+                method,
+                "--preset",
+                asked.preset,
+                "--data",
+                asked.data,
+                "--seed",
+                seed,
+                "--epochs",
+                epochs,
+                *options,
+                *(["--resume"] if folder.exists() else []),
+                "--out",
+                folder,
+            )
         return folder
 
     images = len(load_data(asked.data).train)
     # seconds of an epoch
     costs = {
         method: last_line(pretrain(out / "pilot" / method, method, 0, 1, "--limit", PILOT_IMAGES))["seconds"]
-        * images / PILOT_IMAGES
+        * images
+        / PILOT_IMAGES
         for method in METHODS
-    }  # fmt: skip
+    }
     epochs = {method: max(1, round(60 * asked.minutes / cost)) for method, cost in costs.items()}
     if asked.stage == "pilot":
         return
@@ -86,12 +102,28 @@ def main() -> None:
     compared = out / "compare"
     if not (compared / "metrics.json").exists():
         difflens(
-            "compare", "--backbones", *backbones, "--data", asked.data, "--sweep", asked.sweep, "--store",
-            "--token-side", TOKEN_SIDE,
-            "--label-fraction", 0.01, 0.1, "--features", asked.features, "--samples", asked.samples,
+            "compare",
+            "--backbones",
+            *backbones,
+            "--data",
+            asked.data,
+            "--sweep",
+            asked.sweep,
+            "--store",
+            "--token-side",
+            TOKEN_SIDE,
+            "--label-fraction",
+            0.01,
+            0.1,
+            "--features",
+            asked.features,
+            "--samples",
+            asked.samples,
             *(["--epochs", asked.epochs] if asked.epochs else []),
-            *(["--resume"] if compared.exists() else []), "--out", compared,
-        )  # fmt: skip
+            *(["--resume"] if compared.exists() else []),
+            "--out",
+            compared,
+        )
     minutes = {method: epochs[method] * cost / 60 for method, cost in costs.items()}
     write_table(asked.seeds, runs, epochs, minutes, compared, out)
 
@@ -108,10 +140,11 @@ def write_table(
     by_name = {each["backbone"]: each for each in found["backbones"]}
     keys = list(found["backbones"][0]["accuracy"])
     lines = [
-        f"Fréchet distances in the features of {found['feature_space']}, {found['samples']:,} samples.", "",
+        f"Fréchet distances in the features of {found['feature_space']}, {found['samples']:,} samples.",
+        "",
         f"| method | block, t | {' | '.join(keys)} | Fréchet | parameters | epochs | minutes |",
         "|---" * (len(keys) + 6) + "|",
-    ]  # fmt: skip
+    ]
     groups = {method: [runs[method, seed] for seed in range(seeds)] for method in METHODS}
     for method, folders in groups.items():
         each = [by_name[str(folder / "model")] for folder in folders]
@@ -129,10 +162,14 @@ def row(name: str, each: list[dict], keys: list[str], epochs: int, minutes: str)
         backbone["frechet_distance"] for backbone in each if backbone["frechet_distance"] is not None
     ]
     cells = [
-        name, "; ".join(places),
+        name,
+        "; ".join(places),
         *(spread([100 * backbone["accuracy"][key] for backbone in each]) for key in keys),
-        spread(distances) if distances else "", f"{each[0]['parameters']:,}", epochs, minutes,
-    ]  # fmt: skip
+        spread(distances) if distances else "",
+        f"{each[0]['parameters']:,}",
+        epochs,
+        minutes,
+    ]
     return f"| {' | '.join(map(str, cells))} |"
 
 

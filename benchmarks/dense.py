@@ -1,18 +1,21 @@
-"""Dense tasks on scenes of cut-outs: frozen, fed-back and fine-tuned diffusion features against the same network untrained.
+"""Dense tasks on scenes of cut-outs: frozen, fed-back and fine-tuned diffusion features against the same
+network untrained.
 
-Usage: python benchmarks/dense.py OUTPUT_FOLDER [options]; `--help` names them. What is finished is not run again.
+Usage: python benchmarks/dense.py OUTPUT_FOLDER [options]; `--help` names them. What is finished is not run
+again.
 
 1. Scenes to pre-train and train on, and scenes of other objects to evaluate on.
 2. A U-Net is pre-trained on the training scenes, without their labels.
-3. The noise step of each backbone, and the block of the single-block row, are chosen by the linear head on further
-   scenes of training objects; likewise the learning rate of the rows that train the network, by UPerNet. From scratch,
-   where noise is only in the way, the smallest step is taken. Nothing is chosen on the scenes that judge.
-4. The linear head, UPerNet and Mask R-CNN on each extractor, with all and with few labels, each for the same number
-   of iterations.
+3. The noise step of each backbone, and the block of the single-block row, are chosen by the linear head on
+   further scenes of training objects; likewise the learning rate of the rows that train the network, by
+   UPerNet. From scratch, where noise is only in the way, the smallest step is taken. Nothing is chosen on the
+   validation scenes.
+4. The linear head, UPerNet and Mask R-CNN on each extractor, with all and with few labels, each for the same
+   number of iterations.
 5. The table, in Markdown, also in OUTPUT_FOLDER/table.md.
 
-On an NVIDIA GPU: as it is, and with `--source FOLDER_OF_STAMPS --preset scenes-rgb-64`. RESULTS.md says with which
-options its tables were made on a CPU.
+On an NVIDIA GPU: as it is, and with `--source FOLDER_OF_STAMPS --preset scenes-rgb-64`. RESULTS.md says with
+which options its tables were made on a CPU.
 """
 
 import argparse
@@ -50,7 +53,8 @@ HEADS = tuple(dict.fromkeys(head for head, *_ in FIGURES))
 
 
 def run(command: str, out: Path, *options: object, finished: str = "metrics.json") -> Path:
-    """Run a command unless its folder says that it has finished; an unfinished one is resumed where it can be."""
+    """Run a command unless its folder says that it has finished; an unfinished one is resumed where it can
+    be."""
     if not (out / finished).exists():
         words = [command, *map(str, options), "--out", str(out)]
         if command == "scenes":
@@ -109,9 +113,12 @@ def main() -> None:
         "--noise-steps", type=int, nargs="+", default=[5, 20, 50, 90, 150], help="to choose from"
     )
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=[3e-4, 1e-3],
+        "--rates",
+        type=float,
+        nargs="+",
+        default=[3e-4, 1e-3],
         help="learning rates to choose from for rows that train the network",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--head-rate", type=float, help="learning rate of the other rows; default: the command's"
     )
@@ -143,14 +150,34 @@ def main() -> None:
     width, proposals = option("--width", asked.width), option("--proposals", asked.proposals)
 
     scenes = {
-        name: run("scenes", out / name, "--source", asked.source, "--train", train, "--val", val, "--size", asked.size,
-                  "--seed", seed, finished="scenes.json")
+        name: run(
+            "scenes",
+            out / name,
+            "--source",
+            asked.source,
+            "--train",
+            train,
+            "--val",
+            val,
+            "--size",
+            asked.size,
+            "--seed",
+            seed,
+            finished="scenes.json",
+        )
         for name, train, val, seed in (("scenes", asked.scenes, asked.val, 0), ("choosing", asked.val, 1, 1))
-    }  # fmt: skip
+    }
     pretrained = run(
-        "pretrain", out / "pretrained", "--preset", asked.preset, "--data", scenes["scenes"] / "images" / "train",
-        *option("--epochs", asked.epochs), *option("--precision", asked.precision), finished="model/model_index.json",
-    )  # fmt: skip
+        "pretrain",
+        out / "pretrained",
+        "--preset",
+        asked.preset,
+        "--data",
+        scenes["scenes"] / "images" / "train",
+        *option("--epochs", asked.epochs),
+        *option("--precision", asked.precision),
+        finished="model/model_index.json",
+    )
     backbones = {"trained": str(pretrained / "model"), "untrained": f"random:{pretrained / 'model'}"}
     backbones["scratch"] = backbones["untrained"]
 
@@ -160,16 +187,31 @@ def main() -> None:
             for each in ("scenes", "choosing")
         ]
         folder = run(
-            "segment", out / f"choose-{name}", "--backbone", backbones[backbone], "--head", head, "--train",
-            *folders[0], "--val", *folders[1], "--classes", scenes["scenes"] / "classes.txt", "--iterations",
-            asked.choosing, *common, *options,
-        )  # fmt: skip
+            "segment",
+            out / f"choose-{name}",
+            "--backbone",
+            backbones[backbone],
+            "--head",
+            head,
+            "--train",
+            *folders[0],
+            "--val",
+            *folders[1],
+            "--classes",
+            scenes["scenes"] / "classes.txt",
+            "--iterations",
+            asked.choosing,
+            *common,
+            *options,
+        )
         return metric(folder, "miou")
 
     by_step = {
-        backbone: {t: judged(f"{backbone}-t{t}", "--noise-steps", t, backbone=backbone) for t in asked.noise_steps}
+        backbone: {
+            t: judged(f"{backbone}-t{t}", "--noise-steps", t, backbone=backbone) for t in asked.noise_steps
+        }
         for backbone in ("trained", "untrained")
-    }  # fmt: skip
+    }
     steps = {backbone: best(measured) for backbone, measured in by_step.items()} | {
         "scratch": min(asked.noise_steps)
     }
@@ -178,34 +220,61 @@ def main() -> None:
     by_rate = {
         row: {
             rate: judged(
-                f"{row}-{rate:g}", "--noise-steps", steps[backbone], *width, *filled(options, RATE=rate), head="upernet",
+                f"{row}-{rate:g}",
+                "--noise-steps",
+                steps[backbone],
+                *width,
+                *filled(options, RATE=rate),
+                head="upernet",
                 backbone=backbone,
             )
             for rate in asked.rates
         }
         for row, (_, backbone, options) in enumerate(ROWS)
         if "RATE" in options
-    }  # fmt: skip
+    }
     lines = [
         "Chosen on scenes of training objects, by mIoU: "
-        + "; ".join([
-            *(f"t = {steps[backbone]} {backbone} of {figures(measured)}" for backbone, measured in by_step.items()),
-            f"block {best(by_block)} of {figures(by_block)}",
-            *(f"learning rate {ROWS[row][0]} {best(rates):g} of {figures(rates)}" for row, rates in by_rate.items()),
-        ]),
+        + "; ".join(
+            [
+                *(
+                    f"t = {steps[backbone]} {backbone} of {figures(measured)}"
+                    for backbone, measured in by_step.items()
+                ),
+                f"block {best(by_block)} of {figures(by_block)}",
+                *(
+                    f"learning rate {ROWS[row][0]} {best(rates):g} of {figures(rates)}"
+                    for row, rates in by_rate.items()
+                ),
+            ]
+        ),
         "",
-    ]  # fmt: skip
+    ]
 
     def train(job: tuple[str, int, float, int]) -> None:
         head, row, fraction, seed = job
         _, backbone, options = ROWS[row]
         own = {"linear": (), "upernet": (*width, *rates(row)), "mask-rcnn": (*width, *proposals, *rates(row))}
         run(
-            "detect" if head == "mask-rcnn" else "segment", folder(*job), "--backbone", backbones[backbone],
-            "--data", scenes["scenes"], "--noise-steps", steps[backbone], "--iterations", asked.iterations,
-            "--seed", seed, *(("--image-fraction", fraction) if fraction < 1 else ()), *common, "--head", head, *own[head],
+            "detect" if head == "mask-rcnn" else "segment",
+            folder(*job),
+            "--backbone",
+            backbones[backbone],
+            "--data",
+            scenes["scenes"],
+            "--noise-steps",
+            steps[backbone],
+            "--iterations",
+            asked.iterations,
+            "--seed",
+            seed,
+            *(("--image-fraction", fraction) if fraction < 1 else ()),
+            *common,
+            "--head",
+            head,
+            *own[head],
             *filled(options, BLOCK=best(by_block), RATE=best(by_rate[row]) if row in by_rate else None),
-        )  # fmt: skip
+        )
 
     def rates(row: int) -> tuple[object, ...]:
         return () if row in by_rate else head_rate

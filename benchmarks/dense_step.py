@@ -1,10 +1,13 @@
-"""One training step of UPerNet and of Mask R-CNN on the whole ADM-256 network, with random weights: time and memory.
+"""One training step of UPerNet and of Mask R-CNN on the whole ADM-256 network, with random weights: time and
+memory.
 
 Usage: python benchmarks/dense_step.py [--device cuda] [--batch 16] [--side 512] [--steps 10] [--json FILE]
 
-The setting of the presets paper-ade20k and paper-coco: blocks 24, 27, 30 and 33 at t = 90, batch, side, width of the heads
-and proposals; SGD with momentum. What does not fit into memory is a row that says so. A step is forward, backward and update; the median of --steps after three that are not counted. Frozen features
-in bfloat16 on a GPU, DifFeed likewise, fine-tuning in float32. `--narrow` runs the same with an eighth of the channels.
+The setting of the presets paper-ade20k and paper-coco: blocks 24, 27, 30 and 33 at t = 90, batch, side, width
+of the heads and proposals; SGD with momentum. What does not fit into memory is a row that says so. A step is
+forward, backward and update; the median of --steps after three that are not counted. Frozen features in
+bfloat16 on a GPU, DifFeed likewise, fine-tuning in float32. `--narrow` runs the same with an eighth of the
+channels.
 """
 
 import argparse
@@ -36,12 +39,18 @@ def adm(narrow: bool) -> UNetBackbone:
     attention = {3, 4, 5}
     torch.manual_seed(0)
     unet = UNet2DModel(
-        sample_size=256, in_channels=3, out_channels=6, layers_per_block=2, attention_head_dim=64 // scale,
+        sample_size=256,
+        in_channels=3,
+        out_channels=6,
+        layers_per_block=2,
+        attention_head_dim=64 // scale,
         block_out_channels=tuple(channels // scale for channels in (256, 256, 512, 512, 1024, 1024)),
         down_block_types=tuple("AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(6)),
         up_block_types=tuple("AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(range(6))),
-        downsample_type="resnet", upsample_type="resnet", resnet_time_scale_shift="scale_shift",
-    )  # fmt: skip
+        downsample_type="resnet",
+        upsample_type="resnet",
+        resnet_time_scale_shift="scale_shift",
+    )
     return UNetBackbone(unet, NoiseSchedule.from_config(), "random ADM-256")
 
 

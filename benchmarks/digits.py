@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/digits.py OUTPUT_FOLDER
 
-The 1,797 digits are 8 x 8 grey images of 43 writers. As scikit-learn's users usually do, a stratified random quarter is
-the test split (seed 0). Needs scikit-learn.
+The 1,797 digits are 8 x 8 grey images of 43 writers. As scikit-learn's users usually do, a stratified random
+quarter is the test split (seed 0). Needs scikit-learn.
 """
 
 import subprocess

@@ -1,11 +1,13 @@
-"""The tables of generation in RESULTS.md: quality next to reference distances, samplers, accuracy and quality along pre-training.
+"""The tables of generation in RESULTS.md: quality next to reference distances, samplers, accuracy and quality
+along pre-training.
 
 Usage: python benchmarks/generation.py --out FOLDER --space SPACE [--data DATA] [--backbone BACKBONE]
-           [--previous BACKBONE] [--trail BACKBONE ...] [--images 10000] [--sampler-images 10000] [--batch-size 500]
+           [--previous BACKBONE] [--trail BACKBONE ...] [--images 10000] [--sampler-images 10000]
+           [--batch-size 500]
 
-SPACE is where distances are measured: a probe's run directory, which also judges the samples' classes, or a backbone.
-`--trail` names the snapshots of a pre-training, oldest first. Everything lies in FOLDER and is taken up again there; the
-tables are printed and written to FOLDER/tables.md.
+SPACE is where distances are measured: a probe's run directory, which also judges the samples' classes, or a
+backbone. `--trail` names the snapshots of a pre-training, oldest first. Everything lies in FOLDER and is
+taken up again there; the tables are printed and written to FOLDER/tables.md.
 """
 
 import json
@@ -40,7 +42,8 @@ class Config:
     heads: tuple[HeadName, ...] = ("linear", "attention")
     """What reads the snapshots."""
     blocks: tuple[int, ...] | None = None
-    """Where they read; None: the paper's place, scaled, as for any folder. The bundled backbone's own is block 18."""
+    """Where they read; None: the paper's place, scaled, as for any folder. The bundled backbone's own is
+    block 18."""
     noise_steps: tuple[int, ...] | None = None
     """Likewise; the bundled backbone's own is 5."""
     probe_images: int | None = None
@@ -73,10 +76,18 @@ def drawn(
     folder, rate_file = (
         config.out / kind / f"{place}-{name}-{steps}-{number}" for kind in ("images", "rates")
     )
-    result = generate(GenerateConfig(
-        out=folder, n=number, backbone=backbone, sampler=name, steps=steps, batch_size=config.batch_size,
-        seed=config.seed, resume=(folder / "config.yaml").exists(),
-    ))  # fmt: skip
+    result = generate(
+        GenerateConfig(
+            out=folder,
+            n=number,
+            backbone=backbone,
+            sampler=name,
+            steps=steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            resume=(folder / "config.yaml").exists(),
+        )
+    )
     if not rate_file.exists():
         rate_file.parent.mkdir(exist_ok=True)
         rate_file.write_text(str(result.images_per_second))
@@ -84,9 +95,16 @@ def drawn(
 
 
 def measured(config: Config, folder: Path, references: bool = False) -> FidelityResult:
-    return fidelity(FidelityConfig(
-        samples=folder, data=config.data, features=config.space, reference_distances=references, limit=config.limit, seed=config.seed,
-    ))  # fmt: skip
+    return fidelity(
+        FidelityConfig(
+            samples=folder,
+            data=config.data,
+            features=config.space,
+            reference_distances=references,
+            limit=config.limit,
+            seed=config.seed,
+        )
+    )
 
 
 def row(*cells: object) -> str:
@@ -106,13 +124,17 @@ def quality(config: Config) -> list[str]:
     result = measured(config, drawn(config, config.backbone, config.images)[0], references=True)
     sets = [(f"samples of {config.backbone}", result.sample_distance)]
     if config.previous is not None:
-        sets.append((
-            f"samples of {config.previous}",
-            measured(config, drawn(config, config.previous, config.images)[0]).sample_distance,
-        ))  # fmt: skip
+        sets.append(
+            (
+                f"samples of {config.previous}",
+                measured(config, drawn(config, config.previous, config.images)[0]).sample_distance,
+            )
+        )
     sets += [(each.images, each) for each in result.reference_distances]
-    lines = [f"Features: {result.space}. Compared with {result.real_images:,} {result.real}. "
-             f"Samples: {config.sampler}, {config.steps} steps, seed {config.seed}."]  # fmt: skip
+    lines = [
+        f"Features: {result.space}. Compared with {result.real_images:,} {result.real}. "
+        f"Samples: {config.sampler}, {config.steps} steps, seed {config.seed}."
+    ]
     lines += head("images", "number", "Fréchet distance", "KID x 1,000")
     lines += [row(name, f"{each.count:,}", f"{each.frechet:.4g}", kid(each)) for name, each in sets]
     if result.class_shares is not None:
@@ -142,11 +164,19 @@ def along_pretraining(config: Config) -> list[str]:
         for name in config.heads:
             out = config.out / "probes" / f"{number}-{name}"
             if not (out / "metrics.json").exists():
-                probe(ProbeConfig(
-                    out=out, backbone=backbone, data=config.data, head=name, limit=config.probe_images,
-                    blocks=config.blocks, noise_steps=config.noise_steps, seed=config.seed,
-                    resume=(out / "config.yaml").exists(),
-                ))  # fmt: skip
+                probe(
+                    ProbeConfig(
+                        out=out,
+                        backbone=backbone,
+                        data=config.data,
+                        head=name,
+                        limit=config.probe_images,
+                        blocks=config.blocks,
+                        noise_steps=config.noise_steps,
+                        seed=config.seed,
+                        resume=(out / "config.yaml").exists(),
+                    )
+                )
             accuracies.append(f"{100 * json.loads((out / 'metrics.json').read_text())['top1']:.2f}")
         distance = measured(config, drawn(config, backbone, config.trail_images)[0]).distances[0]
         lines.append(row(backbone, *accuracies, f"{distance.frechet:.4g}", kid(distance)))

@@ -2,9 +2,10 @@
 
 Usage: python benchmarks/kill_resume.py OUTPUT_FOLDER [KILLS]
 
-Each command is killed (SIGKILL) once, at a moment drawn uniformly from the time that the uninterrupted run took after
-its folder appeared, and then resumed to its end; that is done KILLS times (20). What is compared: all files of a store,
-byte for byte; of a probe its weights, its predictions and its metrics but the seconds of training.
+Each command is killed (SIGKILL) once, at a moment drawn uniformly from the time that the uninterrupted run
+took after its folder appeared, and then resumed to its end; that is done KILLS times (20). What is compared:
+all files of a store, byte for byte; of a probe its weights, its predictions and its metrics but the seconds
+of training.
 """
 
 import json
@@ -19,10 +20,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 COMMANDS = {
-    "extract": ["extract", "--blocks", "13", "18", "--noise-steps", "5", "20", "--limit", "500", "--splits", "train", "--pool", "4",
-                "--shard-megabytes", "1"],
+    "extract": [
+        "extract",
+        "--blocks",
+        "13",
+        "18",
+        "--noise-steps",
+        "5",
+        "20",
+        "--limit",
+        "500",
+        "--splits",
+        "train",
+        "--pool",
+        "4",
+        "--shard-megabytes",
+        "1",
+    ],
     "probe": ["probe", "--head", "attention", "--limit", "500", "--epochs", "6", "--dropout", "0.1"],
-}  # fmt: skip
+}
 
 
 def start(name: str, out: Path) -> subprocess.Popen[bytes]:
@@ -89,8 +105,11 @@ def main(out: Path, kills: int) -> None:
             finish(start(name, folder))
             same = result(folder) == expected
             equal += same
-            print(f"{name} {number}: killed after {moment:.2f} of {duration:.2f} s, {left} files; "
-                  f"{'equal' if same else 'DIFFERENT'}", flush=True)  # fmt: skip
+            print(
+                f"{name} {number}: killed after {moment:.2f} of {duration:.2f} s, {left} files; "
+                f"{'equal' if same else 'DIFFERENT'}",
+                flush=True,
+            )
             shutil.rmtree(folder)
         print(f"{name}: {equal} of {kills} resumed runs equal the uninterrupted one", flush=True)
 

@@ -29,9 +29,11 @@ def main() -> None:
     rows = {
         "python -c pass": ["-c", "pass"],
         "import difflens": ["-c", "import difflens"],
-        **{f"difflens {words}".strip(): ["-m", "difflens", *words.split()]
-           for words in ("--help", *(f"{command} --help" for command in COMMANDS))},
-    }  # fmt: skip
+        **{
+            f"difflens {words}".strip(): ["-m", "difflens", *words.split()]
+            for words in ("--help", *(f"{command} --help" for command in COMMANDS))
+        },
+    }
     print("| command | CPU s, median | slowest |\n|---|---|---|")
     for name, arguments in rows.items():
         cpu_seconds(arguments)

@@ -3,12 +3,14 @@
 Usage: python benchmarks/throughput.py --device cpu --backbone fashion --json FILE
        python benchmarks/throughput.py --device cuda --backbone adm-256-random --json FILE
 
-Every group of rows does the same work. Its first row is the released way: the whole network whichever block is read, one
-pass for each noise step, eager, NCHW, float32 on the CPU and float16 on CUDA. Each further row adds one optimisation to the
-row above it; `--without NAME ...` leaves some out, so that the others show what they bring alone. Times are medians over
-repetitions in which all rows of a group take turns. An image at one noise step counts as one image.
+Every group of rows does the same work. Its first row is the released way: the whole network whichever block
+is read, one pass for each noise step, eager, NCHW, float32 on the CPU and float16 on CUDA. Each further row
+adds one optimisation to the row above it; `--without NAME ...` leaves some out, so that the others show what
+they bring alone. Times are medians over repetitions in which all rows of a group take turns. An image at one
+noise step counts as one image.
 
-Predicted gains were written before they were measured: for what does less arithmetic, the ratio of counted operations.
+Predicted gains were written before they were measured: for what does less arithmetic, the ratio of counted
+operations.
 """
 
 import copy
@@ -55,28 +57,46 @@ from difflens.run.processes import accelerator
 from difflens.tasks.classification.train import cached_batches
 
 Option = Literal[
-    "stop", "gradient", "shared", "channels-last", "joint", "bfloat16", "compile", "cuda-graphs", "checkpoint", "cache",
-]  # fmt: skip
+    "stop",
+    "gradient",
+    "shared",
+    "channels-last",
+    "joint",
+    "bfloat16",
+    "compile",
+    "cuda-graphs",
+    "checkpoint",
+    "cache",
+]
 Group = Literal[
     "extraction", "linear", "attention", "difformer", "diffeed", "sampling", "pretraining", "data"
 ]
 
 # The architecture of OpenAI's 256x256_diffusion_uncond.pt.
 ADM_256: dict[str, Any] = {
-    "sample_size": 256, "in_channels": 3, "out_channels": 6, "layers_per_block": 2,
-    "block_out_channels": (256, 256, 512, 512, 1024, 1024), "time_embedding_dim": 1024,
+    "sample_size": 256,
+    "in_channels": 3,
+    "out_channels": 6,
+    "layers_per_block": 2,
+    "block_out_channels": (256, 256, 512, 512, 1024, 1024),
+    "time_embedding_dim": 1024,
     "down_block_types": ("ResnetDownsampleBlock2D",) * 3 + ("AttnDownBlock2D",) * 3,
     "up_block_types": ("AttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",) * 3,
-    "downsample_type": "resnet", "upsample_type": "resnet", "attention_head_dim": 64, "attn_norm_num_groups": 32,
-    "resnet_time_scale_shift": "scale_shift", "downsample_padding": 1,
-}  # fmt: skip
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+    "attention_head_dim": 64,
+    "attn_norm_num_groups": 32,
+    "resnet_time_scale_shift": "scale_shift",
+    "downsample_padding": 1,
+}
 
 CACHED = "on cached features"
 
 
 @dataclass
 class Config:
-    """How fast features are read, heads are trained and images are drawn, and what each optimisation brings."""
+    """How fast features are read, heads are trained and images are drawn, and what each optimisation
+    brings."""
 
     device: Literal["cpu", "cuda"] = "cpu"
     backbone: str = "fashion"
@@ -86,11 +106,19 @@ class Config:
     without: tuple[Option, ...] = ()
     """Optimisations to switch off."""
     groups: tuple[Group, ...] = (
-        "extraction", "linear", "attention", "difformer", "diffeed", "sampling", "pretraining", "data",
-    )  # fmt: skip
+        "extraction",
+        "linear",
+        "attention",
+        "difformer",
+        "diffeed",
+        "sampling",
+        "pretraining",
+        "data",
+    )
     """What to measure."""
     batch_size: int | None = None
-    """Images a pass where nothing is trained; half of it in training, a quarter in DifFeed's. (default: 32, on CUDA 64)"""
+    """Images a pass where nothing is trained; half of it in training, a quarter in DifFeed's. (default: 32,
+    on CUDA 64)"""
     repetitions: int = 9
     seconds: float = 0.2
     """Steps shorter than this are repeated to fill it."""
@@ -206,7 +234,8 @@ class Bench:
         return extractor.eval()(images, index)
 
     def network(self, options: frozenset[Option], trained: bool = False) -> UNetBackbone:
-        """The backbone in the precision and layout that `options` ask for; `trained`: its weights take gradients."""
+        """The backbone in the precision and layout that `options` ask for; `trained`: its weights take
+        gradients."""
         released = torch.float16 if self.cuda else torch.float32
         dtype = torch.bfloat16 if "bfloat16" in options else released
         key = (
@@ -439,11 +468,13 @@ def measure(rows: list[Row], config: Config, device: torch.device, reference: di
         with FlopCounterMode(display=False) as counter:
             (row.count or row.step)()
         row.result = {
-            "group": row.group, "name": f"{row.group}: {row.name}", "operations_per_image": counter.get_total_flops() / row.images,
+            "group": row.group,
+            "name": f"{row.group}: {row.name}",
+            "operations_per_image": counter.get_total_flops() / row.images,
             "peak_bytes": row.weights + peak(row.step, device),
             "compile_seconds": round(first - second, 1) if row.compiles else None,
             "relative_error": difference(row.maps(), reference) if row.maps else None,
-        }  # fmt: skip
+        }
     for _ in range(config.repetitions):
         product_seconds.append(synchronised(product, device))
         for row in rows:
@@ -508,16 +539,21 @@ def matrix_product(device: torch.device) -> tuple[Callable[[], Tensor], int]:
 
 
 def pretraining_rate(config: Config) -> float:
-    """Images per second of the last epoch that `difflens pretrain` logs, for the bundled network on bundled images."""
+    """Images per second of the last epoch that `difflens pretrain` logs, for the bundled network on bundled
+    images."""
     limit, batch_size = (10_000, 256) if config.device == "cuda" else (128, 32)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         pretrain(
             PretrainConfig(
-                data="fashion", out=out, limit=limit, epochs=2, batch_size=batch_size,
+                data="fashion",
+                out=out,
+                limit=limit,
+                epochs=2,
+                batch_size=batch_size,
                 device="cpu" if config.device == "cpu" else None,
             )
-        )  # fmt: skip
+        )
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return float([line["images_per_second"] for line in lines if "images_per_second" in line][-1])
 
@@ -547,8 +583,10 @@ def waiting(bench: Bench) -> Iterator[dict[str, Any]]:
         ):
             yield shares(name, probe, probe, online(bench, extractor, split, rows, augment), bench.device)
         decoded = online(bench, extractor, photographs(Path(folder)), torch.arange(64), "crop", workers=0)
-        yield {"name": "decoding and cropping these files, one process", "images_per_second": 64 / synchronised(
-            lambda: list(decoded), bench.device)}  # fmt: skip
+        yield {
+            "name": "decoding and cropping these files, one process",
+            "images_per_second": 64 / synchronised(lambda: list(decoded), bench.device),
+        }
 
 
 def online(
@@ -614,8 +652,18 @@ def shares(
 
 
 def shown(rows: list[dict[str, Any]]) -> Table:
-    table = Table("", "images/s", "x released", "gain", "predicted", "TFLOP/s", "of matrix rate", "peak GB",
-                  "compile s", "error")  # fmt: skip
+    table = Table(
+        "",
+        "images/s",
+        "x released",
+        "gain",
+        "predicted",
+        "TFLOP/s",
+        "of matrix rate",
+        "peak GB",
+        "compile s",
+        "error",
+    )
     group = None
     for row in rows:
         if row["group"] != group:
@@ -627,11 +675,17 @@ def shown(rows: list[dict[str, Any]]) -> Table:
             return "" if row.get(key) is None else pattern.format(row[key])
 
         table.add_row(
-            row["name"].removeprefix(f"{group}: "), text("images_per_second", "{:,.1f}"), text("over_released", "{:.2f}"), text("gain", "{:.2f}"),
-            text("predicted_gain", "{:.2f}"), text("tflops", "{:.3g}"), text("matrix_share", "{:.0%}"),
-            "" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 1e9:.3f}", text("compile_seconds", "{:.0f}"),
+            row["name"].removeprefix(f"{group}: "),
+            text("images_per_second", "{:,.1f}"),
+            text("over_released", "{:.2f}"),
+            text("gain", "{:.2f}"),
+            text("predicted_gain", "{:.2f}"),
+            text("tflops", "{:.3g}"),
+            text("matrix_share", "{:.0%}"),
+            "" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 1e9:.3f}",
+            text("compile_seconds", "{:.0f}"),
             text("relative_error", "{:.1e}"),
-        )  # fmt: skip
+        )
     return table
 
 
@@ -675,8 +729,12 @@ def main(config: Config) -> None:
     if config.json:
         config.json.parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "hardware": hardware, "torch": torch.__version__, "config": {**asdict(config), "json": str(config.json)}, "rows": results, "data": data,
-        }  # fmt: skip
+            "hardware": hardware,
+            "torch": torch.__version__,
+            "config": {**asdict(config), "json": str(config.json)},
+            "rows": results,
+            "data": data,
+        }
         config.json.write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -20,9 +20,14 @@ def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(7)
     folder = tmp_path_factory.mktemp("backbone")
     UNet2DModel(
-        sample_size=16, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, attention_head_dim=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    ).save_pretrained(folder)  # fmt: skip
+        sample_size=16,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).save_pretrained(folder)
     DDPMScheduler(num_train_timesteps=100).save_pretrained(folder)
     return folder
 

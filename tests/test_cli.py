@@ -23,10 +23,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> 
     root = tmp_path_factory.mktemp("trained")
     tree = make_image_tree(root / "images")
     code = run(
-        "probe", "--backbone", backbone_folder, "--data", tree, "--head", "mlp", "--width", 64, "--blocks", 6,
-        "--noise-steps", 5, "--epochs", 15, "--learning-rate", 0.003, "--batch-size", 8, "--device", "cpu",
-        "--out", root / "run",
-    )  # fmt: skip
+        "probe",
+        "--backbone",
+        backbone_folder,
+        "--data",
+        tree,
+        "--head",
+        "mlp",
+        "--width",
+        64,
+        "--blocks",
+        6,
+        "--noise-steps",
+        5,
+        "--epochs",
+        15,
+        "--learning-rate",
+        0.003,
+        "--batch-size",
+        8,
+        "--device",
+        "cpu",
+        "--out",
+        root / "run",
+    )
     assert code == 0
     return root / "run", tree
 
@@ -35,9 +55,22 @@ def test_probe_prints_what_it_found(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
-        "probe", "--backbone", backbone_folder, "--data", f"folder:{image_tree}", "--head", "linear", "--blocks", 6,
-        "--noise-steps", 5, "--epochs", 1, "--out", tmp_path / "run",
-    ]  # fmt: skip
+        "probe",
+        "--backbone",
+        backbone_folder,
+        "--data",
+        f"folder:{image_tree}",
+        "--head",
+        "linear",
+        "--blocks",
+        6,
+        "--noise-steps",
+        5,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "run",
+    ]
     assert run(*arguments) == 0
     assert "top-1" in capsys.readouterr().out
     assert run(*arguments) == 2
@@ -271,8 +304,10 @@ def test_scenes_segment_detect_and_predict(
     assert run("predict", "segmented/model", image) == 0
     assert "%" in capsys.readouterr().out
     assert sorted(path.name for path in Path("predictions").iterdir()) == [
-        "00000.mask.png", "00000.overlay.png", "predictions.json",
-    ]  # fmt: skip
+        "00000.mask.png",
+        "00000.overlay.png",
+        "predictions.json",
+    ]
     assert run("predict", "detected", image, "--out", "found", "--format", "json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads(Path("found/predictions.json").read_text())
     assert run("predict", "detected", image, "--format", "csv") == 2
@@ -287,8 +322,19 @@ def test_bad_annotations_stop_or_are_counted(
 
     shutil.copytree(scene_folder, tmp_path / "scenes")
     (tmp_path / "scenes" / "masks" / "train" / "00002.png").unlink()
-    command = ("segment", "--backbone", backbone_folder, "--data", tmp_path / "scenes", "--iterations", 1,
-               "--head", "linear", "--out", tmp_path / "run")  # fmt: skip
+    command = (
+        "segment",
+        "--backbone",
+        backbone_folder,
+        "--data",
+        tmp_path / "scenes",
+        "--iterations",
+        1,
+        "--head",
+        "linear",
+        "--out",
+        tmp_path / "run",
+    )
     assert run(*command) == 2
     assert "00002.png" in capsys.readouterr().err
     assert run(*command, "--on-bad-annotation", "skip") == 0

@@ -35,18 +35,47 @@ COMMON: dict[str, Any] = {"backbone": BACKBONE, "data": "data", **HERE}
 TIMES = ("train_seconds", "images_per_second", "seconds", "relative_speed")
 
 PRETRAIN: dict[str, Any] = {
-    "data": "data", "preset": "tiny", "image_size": 16, "epochs": 3, "batch_size": 8, "warmup_steps": 2, **HERE
-}  # fmt: skip
+    "data": "data",
+    "preset": "tiny",
+    "image_size": 16,
+    "epochs": 3,
+    "batch_size": 8,
+    "warmup_steps": 2,
+    **HERE,
+}
 FINETUNED: dict[str, Any] = {
-    "head": "difformer", "extractor": "finetuned", "blocks": (6, 8), "noise_steps": (20, 50), "from_block": 7,
-    "width": 16, "depth": 1, "epochs": 3, "batch_size": 8, "layer_decay": 0.5, "augment": "flip", **COMMON,
-}  # fmt: skip
+    "head": "difformer",
+    "extractor": "finetuned",
+    "blocks": (6, 8),
+    "noise_steps": (20, 50),
+    "from_block": 7,
+    "width": 16,
+    "depth": 1,
+    "epochs": 3,
+    "batch_size": 8,
+    "layer_decay": 0.5,
+    "augment": "flip",
+    **COMMON,
+}
 ATTENTION: dict[str, Any] = {
-    "head": "attention", "width": 16, "depth": 1, "epochs": 4, "batch_size": 8, "dropout": 0.1, "mixup": 0.5, **COMMON
-}  # fmt: skip
+    "head": "attention",
+    "width": 16,
+    "depth": 1,
+    "epochs": 4,
+    "batch_size": 8,
+    "dropout": 0.1,
+    "mixup": 0.5,
+    **COMMON,
+}
 SEGMENT: dict[str, Any] = {
-    "data": Path("scenes"), "backbone": BACKBONE, "iterations": 6, "batch_size": 2, "head": "linear", "side": 32, **HERE
-}  # fmt: skip
+    "data": Path("scenes"),
+    "backbone": BACKBONE,
+    "iterations": 6,
+    "batch_size": 2,
+    "head": "linear",
+    "side": 32,
+    **HERE,
+}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from difflens import noise
-from difflens.errors import DiffLensError
 from difflens.noise import NoiseSchedule, Stream, draws, philox, random_order, seeded_noise
 
 
@@ -185,15 +184,3 @@ def test_a_step_for_all_equals_a_step_for_each() -> None:
     images, noise = torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     each = schedule.add_noise(images, torch.tensor([40, 40]), noise)
     assert torch.equal(schedule.add_noise(images, 40, noise), each)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"beta_schedule": "sigmoid"}, "unknown noise schedule 'sigmoid'"),
-        ({"_class_name": "ScoreSdeVeScheduler"}, "variance-exploding"),
-    ],
-)
-def test_schedules_that_are_refused(config: dict, message: str) -> None:
-    with pytest.raises(DiffLensError, match=message):
-        NoiseSchedule.from_config(config)

@@ -1,6 +1,7 @@
 """difflens: see what a frozen, unconditional diffusion model already knows.
 
-Public names stand in `__init__.pyi`. Each is imported when it is first used, so that `import difflens` is quick.
+Public names stand in `__init__.pyi`. Each is imported when it is first used, so that `import difflens` is
+quick.
 """
 
 import lazy_loader

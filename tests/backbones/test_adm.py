@@ -128,10 +128,22 @@ def test_adm_256() -> None:
     backbone = UNetBackbone(unet, NoiseSchedule.from_config({}), "adm-256")
     assert backbone.image_size == 256
     table = {  # the paper's table of blocks: last block of a row, channels, side at 256x256
-        3: (256, 256), 6: (256, 128), 7: (256, 64), 9: (512, 64), 12: (512, 32), 13: (512, 16),
-        15: (1024, 16), 21: (1024, 8), 24: (1024, 16), 25: (1024, 32), 27: (512, 32), 30: (512, 64),
-        31: (512, 128), 33: (256, 128), 37: (256, 256),
-    }  # fmt: skip
+        3: (256, 256),
+        6: (256, 128),
+        7: (256, 64),
+        9: (512, 64),
+        12: (512, 32),
+        13: (512, 16),
+        15: (1024, 16),
+        21: (1024, 8),
+        24: (1024, 16),
+        25: (1024, 32),
+        27: (512, 32),
+        30: (512, 64),
+        31: (512, 128),
+        33: (256, 128),
+        37: (256, 256),
+    }
     expected = [table[min(last for last in table if last >= index)] for index in range(1, 38)]
     assert [(block.channels, 256 // block.stride) for block in backbone.blocks] == expected
     roles = ["encoder"] * 18 + ["middle"] + ["decoder"] * 18

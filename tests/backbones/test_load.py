@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
-from difflens import DiffLensError, load_backbone
+from difflens import DiffLensError, load_backbone, sample
 from difflens.backbones.unet import UNetBackbone
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "adm_tiny.safetensors"
@@ -181,3 +181,36 @@ def test_options_of_checkpoints_are_for_checkpoints(spec: str) -> None:
 
 def test_pixels_of_another_size() -> None:
     assert load_backbone("pixels:1x28", image_size=40).spec == "pixels:1x40"
+
+
+def test_a_network_that_is_told_sigma_is_refused(tmp_path: Path) -> None:
+    UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        layers_per_block=1,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        time_embedding_type="fourier",
+    ).save_pretrained(tmp_path)
+    DDPMScheduler().save_pretrained(tmp_path)
+    with pytest.raises(DiffLensError, match=r"sigma as its time .* DDPMScheduler counts steps"):
+        load_backbone(str(tmp_path))
+
+
+def test_a_scheduler_that_is_not_known_is_refused_by_name(backbone_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(backbone_folder, tmp_path / "copy")
+    EDMEulerScheduler().save_pretrained(tmp_path / "copy")
+    with pytest.raises(DiffLensError, match="EDMEulerScheduler cannot be read"):
+        load_backbone(str(tmp_path / "copy"))
+
+
+def test_zero_terminal_snr_is_not_ignored(backbone_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(backbone_folder, tmp_path / "copy")
+    DDIMScheduler(rescale_betas_zero_snr=True).save_pretrained(tmp_path / "copy")
+    backbone = load_backbone(str(tmp_path / "copy"))
+    images, noise = torch.rand(1, 3, 16, 16), torch.randn(1, 3, 16, 16)
+    assert torch.equal(backbone.add_noise(images, 999, noise), noise)
+    with pytest.raises(DiffLensError, match="zero terminal SNR"):
+        sample(backbone, 1, steps=2)

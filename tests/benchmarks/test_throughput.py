@@ -27,17 +27,25 @@ def test_one_table_with_the_released_way_first(
     throughput: ModuleType, backbone_folder: Path, tmp_path: Path
 ) -> None:
     config = throughput.Config(
-        backbone=str(backbone_folder), json=tmp_path / "out" / "table.json", batch_size=4, repetitions=2, seconds=0,
-        without=("compile", "channels-last"), groups=("extraction", "diffeed"),
-    )  # fmt: skip
+        backbone=str(backbone_folder),
+        json=tmp_path / "out" / "table.json",
+        batch_size=4,
+        repetitions=2,
+        seconds=0,
+        without=("compile", "channels-last"),
+        groups=("extraction", "diffeed"),
+    )
     throughput.main(config)
     rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
     assert rows[0]["name"] == "extraction: the released way"
     assert all(row["images_per_second"] > 0 for row in rows)
     extraction = [row["name"].removeprefix("extraction: ") for row in rows if row["group"] == "extraction"]
     assert extraction == [
-        "the released way", "+ stop after block 7", "+ 3 noise steps in one batch", "stop, with --precision bfloat16",
-    ]  # fmt: skip
+        "the released way",
+        "+ stop after block 7",
+        "+ 3 noise steps in one batch",
+        "stop, with --precision bfloat16",
+    ]
     released, stopped, joint, half = rows[:4]
     assert stopped["operations_per_image"] < released["operations_per_image"]
     assert joint["operations_per_image"] == stopped["operations_per_image"]

@@ -39,7 +39,7 @@ def pretrain(**options: Any) -> PretrainConfig:
         (pretrain(method="gan"), "no method 'gan'; there are diffusion"),
         (pretrain(preset="huge"), "no preset 'huge'; there are tiny"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_right_is_named(config: Options, message: str) -> None:
     with pytest.raises(DiffLensError, match=message):
         resolve(config)
@@ -48,23 +48,35 @@ def test_what_cannot_be_right_is_named(config: Options, message: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (probe(from_block=3), "the frozen extractor does not read options of finetuned: leave out --from-block"),
+        (
+            probe(from_block=3),
+            "the frozen extractor does not read options of finetuned: leave out --from-block",
+        ),
         (probe(layer_decay=0.5), "leave out --layer-decay"),
         (probe(feedback_blocks=(7,)), "options of feedback: leave out --feedback-blocks"),
         (segment(feedback_blocks=(7,)), "options of feedback: leave out --feedback-blocks"),
         (probe(extractor="finetuned", precision="bfloat16"), "keeps float32 weights: leave out --precision"),
-        (segment(extractor="finetuned", precision="bfloat16"), "keeps float32 weights: leave out --precision"),
-        (probe(head="linear", depth=2, dropout=0.5), "the linear head does not read them: leave out --depth, --dropout"),
+        (
+            segment(extractor="finetuned", precision="bfloat16"),
+            "keeps float32 weights: leave out --precision",
+        ),
+        (
+            probe(head="linear", depth=2, dropout=0.5),
+            "the linear head does not read them: leave out --depth, --dropout",
+        ),
         (probe(head="knn", epochs=3), "k-NN trains nothing: leave out --epochs"),
         (probe(head="linear", grid=True, weight_decay=0.1), "leave out --weight-decay"),
         (probe(step_epochs=3), "--lr-schedule step only: leave out --step-epochs"),
         (segment(momentum=0.5), "only sgd has a momentum"),
         (segment(head="linear", width=8), "leave out --width"),
-        (probe(fresh_noise=False), "cached features keep the noise of the evaluation: leave out --no-fresh-noise"),
+        (
+            probe(fresh_noise=False),
+            "cached features keep the noise of the evaluation: leave out --no-fresh-noise",
+        ),
         (probe(augment="flip", cache_gigabytes=1.0), "leave out --cache-gigabytes"),
         (pretrain(method="mae", min_snr_gamma=5.0), "leave out --min-snr-gamma"),
     ],
-)  # fmt: skip
+)
 def test_options_without_effect_are_refused(config: Options, message: str) -> None:
     with pytest.raises(DiffLensError, match=message):
         resolve(config)
@@ -107,16 +119,28 @@ def test_what_a_run_records_is_what_makes_it_the_same_run() -> None:
 
 def test_records_of_version_0_1() -> None:
     stored = {
-        "command": "probe", "head": "diffeed", "extractor": None, "warmup_epochs": 0.5, "layer_decay": 1.0,
-        "lr_schedule": "cosine", "step_epochs": 7,
-    }  # fmt: skip
+        "command": "probe",
+        "head": "diffeed",
+        "extractor": None,
+        "warmup_epochs": 0.5,
+        "layer_decay": 1.0,
+        "lr_schedule": "cosine",
+        "step_epochs": 7,
+    }
     assert upgraded(stored) == {
-        "command": "probe", "head": "attention", "extractor": "feedback", "warmup_steps": None, "lr_schedule": "cosine",
-    }  # fmt: skip
+        "command": "probe",
+        "head": "attention",
+        "extractor": "feedback",
+        "warmup_steps": None,
+        "lr_schedule": "cosine",
+    }
     assert upgraded({"command": "pretrain", "flip": True})["augment"] == "flip"
     assert upgraded({"command": "detect", "flip": False, "label_fraction": 0.1, "warmup_iterations": 3}) == {
-        "command": "detect", "augment": "none", "image_fraction": 0.1, "warmup_steps": 3,
-    }  # fmt: skip
+        "command": "detect",
+        "augment": "none",
+        "image_fraction": 0.1,
+        "warmup_steps": 3,
+    }
     assert upgraded({"command": "rivals", "label_fraction": [0.1]}) == {
         "command": "compare",
         "label_fraction": [0.1],

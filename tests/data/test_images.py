@@ -47,12 +47,24 @@ def test_lossless_rgb_formats_are_exact(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("mode", "suffix", "channels"),
     [
-        ("L", "png", 1), ("1", "png", 1), ("P", "png", 3), ("P", "gif", 3), ("RGBA", "png", 3),
-        ("LA", "png", 3), ("CMYK", "jpg", 3), ("L", "jpg", 1), ("RGB", "jpg", 3), ("YCbCr", "jpg", 3),
-        ("RGB", "webp", 3), ("L", "pgm", 1), ("1", "pbm", 1), ("I;16", "png", 1), ("I;16", "tif", 1),
+        ("L", "png", 1),
+        ("1", "png", 1),
+        ("P", "png", 3),
+        ("P", "gif", 3),
+        ("RGBA", "png", 3),
+        ("LA", "png", 3),
+        ("CMYK", "jpg", 3),
+        ("L", "jpg", 1),
+        ("RGB", "jpg", 3),
+        ("YCbCr", "jpg", 3),
+        ("RGB", "webp", 3),
+        ("L", "pgm", 1),
+        ("1", "pbm", 1),
+        ("I;16", "png", 1),
+        ("I;16", "tif", 1),
         ("I", "tif", 1),
     ],
-)  # fmt: skip
+)
 def test_every_mode_becomes_one_or_three_channels(
     tmp_path: Path, mode: str, suffix: str, channels: int
 ) -> None:
@@ -101,10 +113,15 @@ def test_a_transparent_palette_colour_is_black(tmp_path: Path) -> None:
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     upright = Image.fromarray(RGB)
     undo = {
-        1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
-    }[orientation]  # fmt: skip
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
     stored = upright if undo is None else upright.transpose(undo)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -167,9 +184,13 @@ def test_a_decompression_bomb_is_a_bad_image(tmp_path: Path, monkeypatch: pytest
 
 @settings(max_examples=60, deadline=None)
 @given(
-    have=st.sampled_from([1, 3]), want=st.sampled_from([1, 3]), height=st.integers(1, 50),
-    width=st.integers(1, 50), side=st.integers(1, 40), batch=st.sampled_from([(), (2,), (2, 1)]),
-)  # fmt: skip
+    have=st.sampled_from([1, 3]),
+    want=st.sampled_from([1, 3]),
+    height=st.integers(1, 50),
+    width=st.integers(1, 50),
+    side=st.integers(1, 40),
+    batch=st.sampled_from([(), (2,), (2, 1)]),
+)
 def test_fit_gives_the_shape_asked_for(
     have: int, want: int, height: int, width: int, side: int, batch: tuple[int, ...]
 ) -> None:

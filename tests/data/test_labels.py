@@ -190,14 +190,19 @@ GOOD = "cat_0.JPEG\ndog_0.JPEG\nemu_0.JPEG\n"
     [
         ("", ["is empty; expected an image name a line"]),
         ("\n \n", ["is empty"]),
-        (GOOD + "owl_0.JPEG\nowl_1.JPEG\n",
-         ["2 of the 5 names", "not in the split train: owl_0.JPEG, owl_1.JPEG",
-          "called train/cat/cat_0.JPEG and 11 more"]),
+        (
+            GOOD + "owl_0.JPEG\nowl_1.JPEG\n",
+            [
+                "2 of the 5 names",
+                "not in the split train: owl_0.JPEG, owl_1.JPEG",
+                "called train/cat/cat_0.JPEG and 11 more",
+            ],
+        ),
         (GOOD + "\ndog_0.JPEG\n", ["line 5: dog_0.JPEG is in line 2 already"]),
         (GOOD + "train/dog/dog_0.JPEG\n", ["line 4: train/dog/dog_0.JPEG is in line 2 already"]),
         ("cat_0.JPEG\n", ["names no image of dog, emu; every class needs one"]),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_list_is_explained(tmp_path: Path, text: str, expected: list[str]) -> None:
     path = write(tmp_path, text)
     with pytest.raises(DiffLensError) as caught:

@@ -54,9 +54,16 @@ def test_augmentation_depends_on_neither_batches_nor_workers_nor_place(
 
     def read(split: ImageSplit, batch_size: int, workers: int = 0, epoch: int = 2) -> Tensor:
         batches = iterate(
-            split, channels=3, side=side, batch_size=batch_size, rows=rows, augment=augment, seed=5,
-            epoch=epoch, workers=workers,
-        )  # fmt: skip
+            split,
+            channels=3,
+            side=side,
+            batch_size=batch_size,
+            rows=rows,
+            augment=augment,
+            seed=5,
+            epoch=epoch,
+            workers=workers,
+        )
         return joined(list(batches))[0]
 
     expected = read(in_memory, 11)

@@ -276,7 +276,7 @@ def test_steps_if_none_are_named() -> None:
         (tiny, {"count": 0}, "count is 0"),
         (tiny, {"batch_size": 0}, "batch-size is 0"),
         (lambda: load_backbone("pixels"), {}, "pixels:3x32 cannot generate"),
-        (lambda: tiny(prediction_type="flow"), {}, "unet predicts 'flow'"),
+        (lambda: tiny(prediction_type="flow"), {}, "unknown prediction_type 'flow'"),
         (lambda: tiny(5), {"steps": 1}, "it makes 5 channels out of 3"),
         (lambda: tiny(6, variance_type="learned"), {"sampler": "ddpm"}, "predicts its variance itself"),
     ],

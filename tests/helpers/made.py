@@ -51,12 +51,21 @@ def seed(number: int = 0, **changes: object) -> SeedResult:
     """Of four test images, `3 - number` right."""
     right = 3 - number
     values = {
-        "top1": right / 4, "top1_interval_95": (0.25, 0.9), "top5": 1.0, "mean_per_class": right / 4, "test_images": 4,
+        "top1": right / 4,
+        "top1_interval_95": (0.25, 0.9),
+        "top5": 1.0,
+        "mean_per_class": right / 4,
+        "test_images": 4,
         "per_class": {"cat": 1.0, "dog": (right - 2) / 2, "emu": None},
-        "confusion_matrix": ((2, 0, 0), (4 - right, right - 2, 0), (0, 0, 0)), "metric": "top1",
-        "trainable_parameters": 1234, "train_images": 5000, "train_seconds": 1.25, "epochs": 3, "seed": number,
+        "confusion_matrix": ((2, 0, 0), (4 - right, right - 2, 0), (0, 0, 0)),
+        "metric": "top1",
+        "trainable_parameters": 1234,
+        "train_images": 5000,
+        "train_seconds": 1.25,
+        "epochs": 3,
+        "seed": number,
         "skipped_images": (),
-    }  # fmt: skip
+    }
     return SeedResult(**{**values, **changes})
 
 
@@ -68,127 +77,255 @@ GRID = (GridTrial(0.1, 0.0, 0.5, False), GridTrial(0.01, 0.0, 0.75, True))
 NEIGHBOURS = (NeighbourTrial(5, 0.5, False, 0.25), NeighbourTrial(10, 0.75, True, 0.5))
 
 RECOMMENDATION = Recommendation(
-    block=6, noise_step=5, top1=0.875, interval=(0.75, 0.95), cross_validated=0.85,
-    cross_validated_interval=(0.7, 0.93), cheaper=(3, 20), fusion_blocks=(5, 6), fusion_noise_steps=(5, 20),
-    fusion_top1=0.9, fusion_cross_validated=0.88, fusion_cross_validated_interval=(0.8, 0.94),
-)  # fmt: skip
+    block=6,
+    noise_step=5,
+    top1=0.875,
+    interval=(0.75, 0.95),
+    cross_validated=0.85,
+    cross_validated_interval=(0.7, 0.93),
+    cheaper=(3, 20),
+    fusion_blocks=(5, 6),
+    fusion_noise_steps=(5, 20),
+    fusion_top1=0.9,
+    fusion_cross_validated=0.88,
+    fusion_cross_validated_interval=(0.8, 0.94),
+)
 
 SWEEP = SweepResult(
-    out=OUT, accuracy={"ridge": torch.tensor([[0.5, 0.875]], dtype=torch.float64)}, blocks=(3, 6), noise_steps=(5,),
-    not_measured=(40,), images=5000, validation_images=1000, recommendation=RECOMMENDATION,
-    commands=("difflens probe --out DIR",), skipped_images=("a.png: broken",),
-)  # fmt: skip
+    out=OUT,
+    accuracy={"ridge": torch.tensor([[0.5, 0.875]], dtype=torch.float64)},
+    blocks=(3, 6),
+    noise_steps=(5,),
+    not_measured=(40,),
+    images=5000,
+    validation_images=1000,
+    recommendation=RECOMMENDATION,
+    commands=("difflens probe --out DIR",),
+    skipped_images=("a.png: broken",),
+)
 
 SEGMENT = SegmentResult(
-    out=OUT, model=None, miou=0.5, pixel_accuracy=0.75, mean_accuracy=0.625, iou={"sky": 0.5, "sea": None},
-    pixels=4096, train_images=1200, val_images=50, trainable_parameters=4321, iterations=2000, train_seconds=9.5,
-    seed=0, bad_annotations=("b.png: no mask",),
-)  # fmt: skip
+    out=OUT,
+    model=None,
+    miou=0.5,
+    pixel_accuracy=0.75,
+    mean_accuracy=0.625,
+    iou={"sky": 0.5, "sea": None},
+    pixels=4096,
+    train_images=1200,
+    val_images=50,
+    trainable_parameters=4321,
+    iterations=2000,
+    train_seconds=9.5,
+    seed=0,
+    bad_annotations=("b.png: no mask",),
+)
 
 
 def precision(ap: float) -> AveragePrecision:
     return AveragePrecision(
-        ap=ap, ap50=ap + 0.2, ap75=ap + 0.1, ap_small=None, ap_medium=ap, ap_large=ap, ar=0.6,
+        ap=ap,
+        ap50=ap + 0.2,
+        ap75=ap + 0.1,
+        ap_small=None,
+        ap_medium=ap,
+        ap_large=ap,
+        ar=0.6,
         ap_by_class={"bar": ap, "disc": None},
-    )  # fmt: skip
+    )
 
 
 DETECT = DetectResult(
-    out=OUT, model=None, box=precision(0.5), mask=precision(0.25), train_images=1200, train_negatives=7, val_images=50,
-    trainable_parameters=4321, iterations=3000, train_seconds=9.5, seed=0, bad_annotations=(),
-)  # fmt: skip
+    out=OUT,
+    model=None,
+    box=precision(0.5),
+    mask=precision(0.25),
+    train_images=1200,
+    train_negatives=7,
+    val_images=50,
+    trainable_parameters=4321,
+    iterations=3000,
+    train_seconds=9.5,
+    seed=0,
+    bad_annotations=(),
+)
 
 EXTRACT = ExtractResult(
-    out=OUT, images={"train": 16, "test": 8}, predicted_bytes=9928, bytes=9840, shards=2, skipped=1,
-    sha256="3c021ac17c6eb598fd28b5f9eee5a60626c04652658974a32e8765b65bf14dca", images_per_second=12.5,
+    out=OUT,
+    images={"train": 16, "test": 8},
+    predicted_bytes=9928,
+    bytes=9840,
+    shards=2,
+    skipped=1,
+    sha256="3c021ac17c6eb598fd28b5f9eee5a60626c04652658974a32e8765b65bf14dca",
+    images_per_second=12.5,
     skipped_images=("train/a.png: broken",),
-)  # fmt: skip
+)
 
 GENERATE = GenerateResult(out=OUT, images=1000, sampler="ddim", steps=50, images_per_second=3.25)
 
 DEMO = DemoResult(
-    out=OUT, seconds=12.5, train_images=160, test_images=64, best="attention", saved_head="attention",
+    out=OUT,
+    seconds=12.5,
+    train_images=160,
+    test_images=64,
+    best="attention",
+    saved_head="attention",
     results={
-        name: DemoScore(top1=top1, top1_interval_95=(top1 - 0.1, top1 + 0.1), trainable_parameters=1234, train_seconds=2.5)
+        name: DemoScore(
+            top1=top1, top1_interval_95=(top1 - 0.1, top1 + 0.1), trainable_parameters=1234, train_seconds=2.5
+        )
         for name, top1 in (("pixels", 0.5), ("attention", 0.75))
     },
-)  # fmt: skip
+)
 
 FIDELITY = FidelityResult(
-    space="fashion, block 18", dimensions=128, real="test images of fashion", real_images=10_000,
-    distances=(Distance("samples", 60, 12.345, 0.0125, 0.001), Distance("train images", 60, 1.5, 0.0005, 0.0002)),
-    source=SampleSource("fashion", "0123", "ddim", 50), class_shares={"shoe": 0.25, "shirt": 0.75},
+    space="fashion, block 18",
+    dimensions=128,
+    real="test images of fashion",
+    real_images=10_000,
+    distances=(
+        Distance("samples", 60, 12.345, 0.0125, 0.001),
+        Distance("train images", 60, 1.5, 0.0005, 0.0002),
+    ),
+    source=SampleSource("fashion", "0123", "ddim", 50),
+    class_shares={"shoe": 0.25, "shirt": 0.75},
     skipped_images=("c.png: broken",),
-)  # fmt: skip
+)
 
 INCEPTION = FidelityResult(
-    space="Inception (FID)", dimensions=2048, real="test images of fashion", real_images=10_000,
+    space="Inception (FID)",
+    dimensions=2048,
+    real="test images of fashion",
+    real_images=10_000,
     distances=(Distance("samples", 5000, 12.345, 0.0125, 0.001),),
     inception=InceptionFigures(12.345, 0.0125, 0.001, 5.5, 0.25, 0.75, 0.5),
-)  # fmt: skip
+)
 
 SCENES = ScenesResult(
-    out=OUT, classes=("bar", "disc"), train=SplitCounts(1200, 3000, 16), val=SplitCounts(50, 120, 4),
+    out=OUT,
+    classes=("bar", "disc"),
+    train=SplitCounts(1200, 3000, 16),
+    val=SplitCounts(50, 120, 4),
     skipped=("bar/opaque.png: no transparency",),
-)  # fmt: skip
+)
 
 COMPARE = CompareResult(
-    out=OUT, metric="top1", test_images=1000, feature_space="fashion", samples=500,
+    out=OUT,
+    metric="top1",
+    test_images=1000,
+    feature_space="fashion",
+    samples=500,
     titles={"linear": "linear", "few-0.1": "10 % of labels"},
     backbones=tuple(
         BackboneScores(
-            name, (6, 5), 190_883, speed, {"linear": Score(top1, (0.5, 0.9)), "few-0.1": Score(top1 / 2, (0.25, 0.5))},
-            {"linear": (0.0, 0.0), "few-0.1": (-0.125, 0.0625)}, frechet,
+            name,
+            (6, 5),
+            190_883,
+            speed,
+            {"linear": Score(top1, (0.5, 0.9)), "few-0.1": Score(top1 / 2, (0.25, 0.5))},
+            {"linear": (0.0, 0.0), "few-0.1": (-0.125, 0.0625)},
+            frechet,
         )
         for name, top1, speed, frechet in (("fashion", 0.75, 1.0, 12.345), ("pixels", 0.5, 8.0, None))
     ),
-)  # fmt: skip
+)
 
 CKA = CkaResult(
-    out=OUT, representations=(Representation(0, 1, 5, 4), Representation(0, 6, 5, 4)),
-    values=torch.tensor([[1.0, 0.25], [0.25, 1.0]]), half_widths=torch.tensor([[0.0, 0.125], [0.125, torch.nan]]),
-    images=100, minibatches=20, blocks=(1, 6), noise_steps=(5, 40), pool=(4,),
+    out=OUT,
+    representations=(Representation(0, 1, 5, 4), Representation(0, 6, 5, 4)),
+    values=torch.tensor([[1.0, 0.25], [0.25, 1.0]]),
+    half_widths=torch.tensor([[0.0, 0.125], [0.125, torch.nan]]),
+    images=100,
+    minibatches=20,
+    blocks=(1, 6),
+    noise_steps=(5, 40),
+    pool=(4,),
     mirrors={5: Mirrors({0: (0.5, 0.125), 1: (0.25, 0.0625)}, (0.25, 0.125), 4, 3, 4), 40: None},
     comparisons=(
-        Comparison("blocks", "blocks-t5", "t = 5", torch.tensor([[1.0, 0.25], [0.25, 1.0]]), ("1", "6"), ("1", "6"),
-                   ("block", "block"), (("encoder", "decoder"), ("encoder", "decoder")), ((1, 0),)),
+        Comparison(
+            "blocks",
+            "blocks-t5",
+            "t = 5",
+            torch.tensor([[1.0, 0.25], [0.25, 1.0]]),
+            ("1", "6"),
+            ("1", "6"),
+            ("block", "block"),
+            (("encoder", "decoder"), ("encoder", "decoder")),
+            ((1, 0),),
+        ),
     ),
     skipped_images=(),
-)  # fmt: skip
+)
 
 EXPLAIN = ExplainResult(
-    out=OUT, images=("val/a.png",), neighbours=((Neighbour("train/b.png", "red", 0.875),),), skipped_images=(),
+    out=OUT,
+    images=("val/a.png",),
+    neighbours=((Neighbour("train/b.png", "red", 0.875),),),
+    skipped_images=(),
     head=HeadShares(15, {"t = 5": 0.75, "t = 40": 0.25}, {"block 6, t = 5": 0.5}, {"t = 5": 0.5}),
-)  # fmt: skip
+)
 
 CLASSES = ClassPredictResult(
-    predictions=(Prediction("a.png", {"cat": 0.75, "dog": 0.25}), Prediction("b.png", {"dog": 0.5, "cat": 0.5})),
+    predictions=(
+        Prediction("a.png", {"cat": 0.75, "dog": 0.25}),
+        Prediction("b.png", {"dog": 0.5, "cat": 0.5}),
+    ),
     skipped_images=("c.png: broken",),
-)  # fmt: skip
+)
 
 MASKS = DensePredictResult(
     predictions=(
-        SegmentedImage(image="a.png", width=32, height=24, overlay="a.overlay.png", mask="a.mask.png",
-                       classes={"sky": 0.75, "sea": 0.25}),
+        SegmentedImage(
+            image="a.png",
+            width=32,
+            height=24,
+            overlay="a.overlay.png",
+            mask="a.mask.png",
+            classes={"sky": 0.75, "sea": 0.25},
+        ),
     ),
-    skipped_images=(), out=Path("predictions"),
-)  # fmt: skip
+    skipped_images=(),
+    out=Path("predictions"),
+)
 
 OBJECTS = DensePredictResult(
     predictions=(
-        DetectedImage(image="a.png", width=32, height=24, overlay="a.overlay.png", objects=(
-            DetectedObject(label="bar", bbox=(1.0, 2.0, 3.5, 4.0), score=0.875,
-                           segmentation={"size": (24, 32), "counts": "abc"}),
-            DetectedObject(label="disc", bbox=(1.0, 2.0, 3.5, 4.0), score=0.5),
-        )),
+        DetectedImage(
+            image="a.png",
+            width=32,
+            height=24,
+            overlay="a.overlay.png",
+            objects=(
+                DetectedObject(
+                    label="bar",
+                    bbox=(1.0, 2.0, 3.5, 4.0),
+                    score=0.875,
+                    segmentation={"size": (24, 32), "counts": "abc"},
+                ),
+                DetectedObject(label="disc", bbox=(1.0, 2.0, 3.5, 4.0), score=0.5),
+            ),
+        ),
         DetectedImage(image="b.png", width=32, height=24, overlay="b.overlay.png", objects=()),
     ),
-    skipped_images=(), out=Path("predictions"),
-)  # fmt: skip
+    skipped_images=(),
+    out=Path("predictions"),
+)
 
 EVERY = {
-    "probe": probed(), "sweep": SWEEP, "segment": SEGMENT, "detect": DETECT, "extract": EXTRACT, "generate": GENERATE,
-    "demo": DEMO, "fidelity": FIDELITY, "scenes": SCENES, "compare": COMPARE, "cka": CKA, "explain": EXPLAIN,
-    "predict": CLASSES, "pretrain": PretrainResult(path=OUT / "model"),
+    "probe": probed(),
+    "sweep": SWEEP,
+    "segment": SEGMENT,
+    "detect": DETECT,
+    "extract": EXTRACT,
+    "generate": GENERATE,
+    "demo": DEMO,
+    "fidelity": FIDELITY,
+    "scenes": SCENES,
+    "compare": COMPARE,
+    "cka": CKA,
+    "explain": EXPLAIN,
+    "predict": CLASSES,
+    "pretrain": PretrainResult(path=OUT / "model"),
     "report": ReportResult(path=OUT / "backbone.html", heads=(), distances=(FIDELITY,)),
-}  # fmt: skip
+}

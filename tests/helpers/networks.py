@@ -12,10 +12,16 @@ from difflens.pretraining import networks
 def make_backbone(**changes: object) -> UNetBackbone:
     """A small random network; `changes` go to UNet2DModel."""
     config: dict = {
-        "sample_size": 16, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 16), "norm_num_groups": 4,
-        "layers_per_block": 1, "attention_head_dim": 4, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "sample_size": 16,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    }  # fmt: skip
+    }
     torch.manual_seed(0)
     return UNetBackbone(UNet2DModel(**{**config, **changes}), NoiseSchedule.from_config(), "test")
 

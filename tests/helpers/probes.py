@@ -14,10 +14,15 @@ CLASSES = ("cat", "dog $\\broken$", HOSTILE)
 
 
 GRID = [
-    {"learning_rate": rate, "weight_decay": decay, "validation_top1": rate + decay, "chosen": rate + decay == 0.75}
+    {
+        "learning_rate": rate,
+        "weight_decay": decay,
+        "validation_top1": rate + decay,
+        "chosen": rate + decay == 0.75,
+    }
     for rate in (0.25, 0.5)
     for decay in (0.0, 0.25)
-]  # fmt: skip
+]
 
 
 NEIGHBOURS = [

@@ -7,7 +7,8 @@ from difflens.metrics.recommendation import recommend
 
 
 def scores_of(right: torch.Tensor) -> torch.Tensor:
-    """Scores (T, B, V, 2) of two classes for labels 0 where `right` (T, B, V) says so, else for the other class."""
+    """Scores (T, B, V, 2) of two classes for labels 0 where `right` (T, B, V) says so, else for the other
+    class."""
     return torch.nn.functional.one_hot((~right).long(), 2).float()
 
 
@@ -23,7 +24,8 @@ def test_the_best_place_is_recommended_and_the_cheapest_of_equals_named() -> Non
 
 
 def test_fusion_takes_places_that_complement_each_other() -> None:
-    """Block 1 knows the first half for sure, block 3 the second; block 2 is as good as either, but adds nothing."""
+    """Block 1 knows the first half for sure, block 3 the second; block 2 is as good as either, but adds
+    nothing."""
     count = 100
     labels = torch.arange(count) // 2 % 2
     sure = torch.nn.functional.one_hot(labels, 2).float()
@@ -39,7 +41,8 @@ def test_fusion_takes_places_that_complement_each_other() -> None:
 
 
 def test_chance_is_not_recommended_as_skill() -> None:
-    """Of many places that guess, the best looks better than chance, but not on images that did not choose it."""
+    """Of many places that guess, the best looks better than chance, but not on images that did not choose
+    it."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(300) % 2
     best = recommend(

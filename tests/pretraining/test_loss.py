@@ -1,4 +1,5 @@
-"""The training objective against direct computations: torch.distributions, and the papers' formulas image by image."""
+"""The training objective against direct computations: torch.distributions, and the papers' formulas image by
+image."""
 
 import math
 from collections.abc import Callable
@@ -99,7 +100,8 @@ def output_of(prediction: str, x0: Tensor, noise: Tensor, t: Tensor) -> Callable
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_hybrid_loss_against_the_definition(prediction: str, batch: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Ho et al. (2020), equations 5, 7 and 13, with the variance of Nichol and Dhariwal (2021), equation 15."""
+    """Ho et al. (2020), equations 5, 7 and 13, with the variance of Nichol and Dhariwal (2021), equation
+    15."""
     x0, noise, t = batch
     predict = output_of(prediction, x0, noise, t)
     abar = LINEAR.alphas_cumprod

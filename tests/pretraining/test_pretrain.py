@@ -171,10 +171,18 @@ def test_what_cannot_be_trained_writes_nothing(
 def test_every_option_at_once(image_tree: Path, tmp_path: Path) -> None:
     """The loss falls, and diffusers and difflens know what the network predicts."""
     run = config(
-        tmp_path / "run", image_tree, epochs=8, learning_rate=3e-3, prediction="v_prediction",
-        learned_variance=True, min_snr_gamma=5.0, schedule="squaredcos_cap_v2", image_size=24, accumulate=2,
+        tmp_path / "run",
+        image_tree,
+        epochs=8,
+        learning_rate=3e-3,
+        prediction="v_prediction",
+        learned_variance=True,
+        min_snr_gamma=5.0,
+        schedule="squaredcos_cap_v2",
+        image_size=24,
+        accumulate=2,
         checkpoint_activations=True,
-    )  # fmt: skip
+    )
     folder = pretrain(run).path
     losses = [loss for _, _, loss, _ in curve(run.out)]
     assert losses[-1] < 0.8 * losses[0]
@@ -207,9 +215,24 @@ def test_less_memory_gives_the_same_loss_curve(
 def test_two_processes_give_the_same_loss_curve(whole: PretrainConfig, tmp_path: Path) -> None:
     """36 images in batches of 8 wrap around: both runs fill the last batch with the same images."""
     run_two(
-        "pretrain", "--preset", "tiny", "--data", whole.data, "--epochs", 2, "--batch-size", 8, "--augment", "flip",
-        "--accumulate", 2, "--device", "cpu", "--out", tmp_path / "run",
-    )  # fmt: skip
+        "pretrain",
+        "--preset",
+        "tiny",
+        "--data",
+        whole.data,
+        "--epochs",
+        2,
+        "--batch-size",
+        8,
+        "--augment",
+        "flip",
+        "--accumulate",
+        2,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+    )
     for mine, theirs in zip(curve(tmp_path / "run"), curve(whole.out), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
     assert checkpoint(tmp_path / "run")["step"] == 10

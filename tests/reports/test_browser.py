@@ -1,4 +1,4 @@
-"""Reports in a real browser: they load without a word on the console."""
+"""Reports load in a real browser without a message on the console."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def test_probe_report_in_a_browser(tmp_path: Path) -> None:
     page.write_text(report([evaluation(0), evaluation(1)], grid=GRID, neighbours=NEIGHBOURS)[0])
     dom, console = open_in_browser(page)
     assert not console
-    titles = ("Result", "Training", "Per class", "Most confused", "Confusion matrix", "Provenance")
+    titles = ("Result", "Training", "Per class", "Most confused classes", "Confusion matrix", "Provenance")
     assert [title for title in titles if f"<h2>{title}</h2>" not in dom] == []
 
 

@@ -1,4 +1,4 @@
-"""Charts: their numbers, read back from the figures, and whether their texts have room."""
+"""Charts show the right numbers, and their texts have room."""
 
 from math import nan
 

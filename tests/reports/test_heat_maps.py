@@ -1,4 +1,4 @@
-"""Heat maps: their numbers, read back from the figures, and whether their texts have room."""
+"""Heat maps show the right numbers, and their texts have room."""
 
 from math import nan
 
@@ -104,8 +104,11 @@ def test_confusion_matrix_counts() -> None:
     figure = heat_maps.confusion_matrix(matrix, ("a $\\broken$", "b" * 99, "c\nd"), "which $ is which")
     axes = figure.axes[0]
     assert {text.get_position(): text.get_text() for text in axes.texts} == {
-        (0, 0): "8", (1, 0): "2", (0, 2): "1", (2, 2): "3"
-    }  # fmt: skip
+        (0, 0): "8",
+        (1, 0): "2",
+        (0, 2): "1",
+        (2, 2): "3",
+    }
     shares = np.asarray(axes.get_images()[0].get_array()) ** 2
     np.testing.assert_allclose(shares, [[0.8, 0.2, 0], [0, 0, 0], [0.25, 0, 0.75]], atol=1e-9)
     names = [label.get_text() for label in axes.get_yticklabels()]

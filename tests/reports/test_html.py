@@ -1,6 +1,7 @@
-"""The report as a parser and as a browser see it."""
+"""The HTML document, read by a parser and by a browser."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -32,12 +33,15 @@ def html() -> str:
     )
     sections = [
         Section("Results", "First paragraph.\n\nSecond, with +0.5 ± 0.3 and 95 %.", (table,)),
-        Section("Pictures", parts=(
-            Picture(Image.new("RGB", (40, 30), GREEN), "A colour.", "Green", scale=3),
-            Picture(drawing(), "", HOSTILE),
-        )),
+        Section(
+            "Pictures",
+            parts=(
+                Picture(Image.new("RGB", (40, 30), GREEN), "A colour.", "Green", scale=3),
+                Picture(drawing(), "", HOSTILE),
+            ),
+        ),
         Section(HOSTILE),
-    ]  # fmt: skip
+    ]
     provenance = {"Seed": 12345, "Command": "difflens demo"}
     return render("What it knows", "A lead.", sections, provenance)
 
@@ -108,10 +112,21 @@ def test_nothing_to_show() -> None:
     assert len(Document(render("Empty", "", sections, {})).all("section")) == 3
 
 
-@pytest.mark.parametrize("cells", [
-    ["1", "2,000"], ["86.1 - 88.2", "-"], ["+0.5 ± 0.3", ""], ["12 %", "7 %"], ["1e-4", "-3.5"],
-    ["1.5 s", "20 s"], [1, None], [0.5, 3], ["2/3", "1/3"], ["0.1 (0.2)", "0.3 (0.4)"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["1", "2,000"],
+        ["86.1 - 88.2", "-"],
+        ["+0.5 ± 0.3", ""],
+        ["12 %", "7 %"],
+        ["1e-4", "-3.5"],
+        ["1.5 s", "20 s"],
+        [1, None],
+        [0.5, 3],
+        ["2/3", "1/3"],
+        ["0.1 (0.2)", "0.3 (0.4)"],
+    ],
+)
 def test_numeric_columns(cells: list[object]) -> None:
     assert Table(("x",), [(cell,) for cell in cells]).numeric == (True,)
 
@@ -147,14 +162,17 @@ def test_in_a_browser(html: str, tmp_path: Path) -> None:
         pytest.skip("no Chromium here to open the report in")
     page, shot = tmp_path / "report.html", tmp_path / "shot.png"
     page.write_text(html)
+    flags = shlex.split(
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --hide-scrollbars --force-device-scale-factor=1 "
+        "--enable-logging=stderr --v=0 --window-size=1200,2000"
+    )
     run = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         "--hide-scrollbars", "--force-device-scale-factor=1", "--enable-logging=stderr", "--v=0",
-         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", "--window-size=1200,2000",
-         page.as_uri()],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert run.returncode == 0, run.stderr
     assert "CONSOLE" not in run.stderr
     pixels = np.asarray(Image.open(shot).convert("RGB"))

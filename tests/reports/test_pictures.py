@@ -1,4 +1,4 @@
-"""Pictures: what is in them, read back from the figures."""
+"""Pictures show the right pixels and titles."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The report of a probe: what is in it, for one seed and for several."""
+"""The report of a probe with one seed and with several."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_nothing_was_trained_by_epochs() -> None:
 
 def test_nothing_is_confused() -> None:
     html, asked = report([evaluation(0, skill=99)])
-    assert "Every test image is classified right." in html
+    assert "Every test image is classified correctly." in html
     assert not asked
 
 

@@ -34,17 +34,17 @@ def test_every_command_has_a_result_with_a_summary() -> None:
         (
             made.probed(*(made.seed(k, metric="mean_per_class") for k in (0, 1))),
             "top-1 62.50 ± 17.68 % (mean and standard deviation over 2 seeds), top-5 100.00 ± 0.00 %, mean "
-            "per class 62.50 ± 17.68 % (the metric that papers report on this data set), 5,000 training and 4 "
-            "test images, 1,234 trainable parameters\nReport: run/report.html\nModel: run/model",
+            "per class 62.50 ± 17.68 % (the metric that papers report on this data set), 5,000 training and "
+            "4 test images, 1,234 trainable parameters\nReport: run/report.html\nModel: run/model",
         ),
         (
             made.SWEEP,
             "Recommended: Block 6 at noise step 5 classifies 87.50 % of 1,000 validation images correctly "
-            "(95 % interval 75.00 to 95.00). The place was chosen on these images, so this figure is slightly "
-            "too high. Cross-validated over two halves of the images, it is 85.00 % (70.00 to 93.00). Block 3 "
-            "at noise step 20 costs less, and its accuracy on these images does not differ significantly from "
-            "the best.\nFor DifFormer: blocks 5, 6 at noise steps 5, 20\nReport: run/report.html, heat map: "
-            "run/heatmap.png\nNext:\n  difflens probe --out DIR",
+            "(95 % interval 75.00 to 95.00). The place was chosen on these images, so this figure is "
+            "slightly too high. Cross-validated over two halves of the images, it is 85.00 % (70.00 to "
+            "93.00). Block 3 at noise step 20 costs less, and its accuracy on these images does not differ "
+            "significantly from the best.\nFor DifFormer: blocks 5, 6 at noise steps 5, 20\nReport: "
+            "run/report.html, heat map: run/heatmap.png\nNext:\n  difflens probe --out DIR",
         ),
         (
             made.SEGMENT,

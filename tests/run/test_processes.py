@@ -16,9 +16,26 @@ def test_probe_scores_every_test_image_once(
     """Cached and online features; two processes share 15 test images."""
     out = tmp_path / "run"
     run_two(
-        "probe", "--backbone", backbone_folder, "--data", image_tree, "--head", head, "--blocks", 6,
-        "--noise-steps", 5, "--epochs", 2, "--batch-size", 8, "--device", "cpu", "--out", out,
-    )  # fmt: skip
+        "probe",
+        "--backbone",
+        backbone_folder,
+        "--data",
+        image_tree,
+        "--head",
+        head,
+        "--blocks",
+        6,
+        "--noise-steps",
+        5,
+        "--epochs",
+        2,
+        "--batch-size",
+        8,
+        "--device",
+        "cpu",
+        "--out",
+        out,
+    )
     rows = list(csv.DictReader((out / "predictions.csv").open()))
     assert len(rows) == 15
     assert len({row["image"] for row in rows}) == 15
@@ -28,9 +45,20 @@ def test_probe_scores_every_test_image_once(
 
 def test_pretrain(image_tree: Path, tmp_path: Path) -> None:
     run_two(
-        "pretrain", "--preset", "tiny", "--data", image_tree, "--epochs", 2, "--batch-size", 8, "--device", "cpu",
-        "--out", tmp_path / "run",
-    )  # fmt: skip
+        "pretrain",
+        "--preset",
+        "tiny",
+        "--data",
+        image_tree,
+        "--epochs",
+        2,
+        "--batch-size",
+        8,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+    )
     assert (tmp_path / "run" / "model" / "unet" / "config.json").is_file()
 
 
@@ -41,9 +69,24 @@ def test_dense_tasks_evaluate_every_image_once(
     """Two processes share five validation images."""
     out = tmp_path / "run"
     run_two(
-        task, "--backbone", backbone_folder, "--data", scene_folder, "--iterations", 2, "--batch-size", 4,
-        "--width", 16, "--side", 32, "--device", "cpu", "--out", out,
-    )  # fmt: skip
+        task,
+        "--backbone",
+        backbone_folder,
+        "--data",
+        scene_folder,
+        "--iterations",
+        2,
+        "--batch-size",
+        4,
+        "--width",
+        16,
+        "--side",
+        32,
+        "--device",
+        "cpu",
+        "--out",
+        out,
+    )
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["val_images"] == 5
     if task == "segment":

@@ -1,4 +1,4 @@
-"""`cka` end to end at a small size: against features read by hand, its files, and what it refuses."""
+"""`cka` end to end at a small size: its values, its files, and the errors that it raises."""
 
 import csv
 import json
@@ -27,7 +27,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> CkaConfig:
-    base = CkaConfig(out=out, backbone=str(backbone), data=str(images), limit=119, noise_steps=(3, 40), device="cpu", workers=0)  # fmt: skip
+    base = CkaConfig(
+        out=out,
+        backbone=str(backbone),
+        data=str(images),
+        limit=119,
+        noise_steps=(3, 40),
+        device="cpu",
+        workers=0,
+    )
     return replace(base, **changes)
 
 
@@ -72,12 +80,24 @@ def test_every_comparison_is_shown(backbone_folder: Path, images: Path, tmp_path
     assert len(rows) == 17 * 16 / 2
     assert all(float(row["low_95"]) <= float(row["cka"]) <= float(row["high_95"]) for row in rows)
     pictures = {path.name for path in run.out.glob("*.png")}
-    assert {"blocks-t3.png", "blocks-t40.png", "models-t3.png", "noise-steps-block6.png", "poolings-block6.png"} <= pictures  # fmt: skip
+    assert {
+        "blocks-t3.png",
+        "blocks-t40.png",
+        "models-t3.png",
+        "noise-steps-block6.png",
+        "poolings-block6.png",
+    } <= pictures
     assert all(min(Image.open(run.out / name).size) > 200 for name in pictures)
     dom, console = open_in_browser(run.out / "report.html")
     assert console == []
-    for words in ("Similarity of blocks", "Mirrors", "Similarity of noise steps", "Similarity of poolings", "Similarity of two backbones",
-                  "100 training images in 20 minibatches"):  # fmt: skip
+    for words in (
+        "Similarity of blocks",
+        "Mirrors",
+        "Similarity of noise steps",
+        "Similarity of poolings",
+        "Similarity of two backbones",
+        "100 training images in 20 minibatches",
+    ):
         assert words in dom
 
 

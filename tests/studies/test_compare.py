@@ -1,7 +1,8 @@
-"""`compare` end to end at a small size: its table, going on, and what it refuses."""
+"""`compare` end to end at a small size: its table, resuming, and the errors that it raises."""
 
 import csv
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,17 +30,22 @@ from tests.helpers.networks import bigan
 
 def config(out: Path, images: Path, *backbones: object, **changes: object) -> CompareConfig:
     base = CompareConfig(
-        out=out, backbones=tuple(map(str, backbones)), data=str(images), label_fraction=(0.5,), epochs=1, width=16,
-        protocols=("linear", "few"), device="cpu", workers=0, samples=0,
-    )  # fmt: skip
+        out=out,
+        backbones=tuple(map(str, backbones)),
+        data=str(images),
+        label_fraction=(0.5,),
+        epochs=1,
+        width=16,
+        protocols=("linear", "few"),
+        device="cpu",
+        workers=0,
+        samples=0,
+    )
     return replace(base, **changes)
 
 
 def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
-    run = config(
-        tmp_path / "run", image_tree, backbone_folder, "random:timm:test_resnet",
-        image_size=32,
-    )  # fmt: skip
+    run = config(tmp_path / "run", image_tree, backbone_folder, "random:timm:test_resnet", image_size=32)
     result = compare(run)
     first, second = result.backbones
     assert (first.name, second.name) == run.backbones
@@ -49,9 +55,18 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
     assert first.differences["linear"] == (0, 0)
     # the protocols are runs of `probe` that anybody can repeat
     alone = probe(
-        ProbeConfig(out=tmp_path / "alone", backbone="random:timm:test_resnet", data=str(image_tree), head="linear", grid=True,
-                    epochs=1, image_size=32, device="cpu", workers=0)
-    )  # fmt: skip
+        ProbeConfig(
+            out=tmp_path / "alone",
+            backbone="random:timm:test_resnet",
+            data=str(image_tree),
+            head="linear",
+            grid=True,
+            epochs=1,
+            image_size=32,
+            device="cpu",
+            workers=0,
+        )
+    )
     assert alone.top1 == second.scores["linear"].value
     few = json.loads((run.out / "random%3Atimm%3Atest_resnet" / "few-0.5" / "metrics.json").read_text())
     assert few["train_images"] == 18
@@ -60,13 +75,8 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
     assert min(Image.open(run.out / "compare.png").size) > 200
     dom, console = open_in_browser(run.out / "report.html")
     assert console == []
-    for words in (
-        "50 % of labels",
-        "random:timm:test_resnet",
-        "Difference from",
-        "372,688",
-        "15 test images",
-    ):
+    titles = ("50 % of labels", "random:timm:test_resnet", "Difference from", "372,688", "15 test images")
+    for words in titles:
         assert words in dom
 
 
@@ -78,9 +88,16 @@ def test_what_generates_is_measured_in_one_feature_space(
     gan.mkdir()
     trained.save(gan)
     run = config(
-        tmp_path / "run", image_tree, backbone_folder, "pixels:3x16", untrained, gan, protocols=("knn",), samples=6,
+        tmp_path / "run",
+        image_tree,
+        backbone_folder,
+        "pixels:3x16",
+        untrained,
+        gan,
+        protocols=("knn",),
+        samples=6,
         features="pixels:3x16",
-    )  # fmt: skip
+    )
     first, pixels, noise, second = compare(run).backbones
     assert second.frechet
     assert second.parameters == sum(each.numel() for each in trained.network.parameters())
@@ -100,7 +117,7 @@ def test_what_generates_is_measured_in_one_feature_space(
     assert (record["feature_space"], record["samples"]) == (measured.space, 6)
     report = (run.out / "report.html").read_text()
     assert f"6 val images of {image_tree} in the features of {measured.space}" in report
-    assert "draws none" in report
+    assert "generates none" in report
 
 
 def test_going_on_repeats_nothing_and_may_add_backbones(
@@ -140,8 +157,9 @@ def test_several_seeds(backbone_folder: Path, image_tree: Path, tmp_path: Path) 
 def test_the_command(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("--backbones", "pixels:3x16", "random:timm:test_vit", "--data", image_tree,
-             "--protocols", "knn", "--samples", 0, "--device", "cpu", "--out", tmp_path / "x")  # fmt: skip
+    options = shlex.split("--protocols knn --samples 0 --device cpu")
+    words = ("--backbones", "pixels:3x16", "random:timm:test_vit", "--data", image_tree, *options)
+    words = (*words, "--out", tmp_path / "x")
     assert cli("compare", *words) == 0
     printed = capsys.readouterr().out
     assert "random:timm:test_vit, k-NN:" in printed
@@ -161,9 +179,15 @@ def test_a_sweep_on_training_images_says_where_to_read(
     )
     (only,) = compare(run).backbones
     folder = run.folder(str(backbone_folder))
-    found = sweep(SweepConfig(
-        out=tmp_path / "sweep", backbone=str(backbone_folder), data=str(image_tree), budget=("30",), device="cpu",
-    )).recommendation  # fmt: skip
+    found = sweep(
+        SweepConfig(
+            out=tmp_path / "sweep",
+            backbone=str(backbone_folder),
+            data=str(image_tree),
+            budget=("30",),
+            device="cpu",
+        )
+    ).recommendation
     assert only.place == (found.block, found.noise_step)
     assert list(only.scores) == ["knn", "few-0.5", "few-0.75"]
     for key in only.scores:
@@ -228,8 +252,10 @@ def test_a_run_of_the_former_command_goes_on(
     before = compare(run)
     stored = run.out / "config.yaml"
     stored.write_text(stored.read_text().replace("command: compare", "command: rivals"))
-    words = ("--backbones", "pixels:3x16", "--data", image_tree, "--protocols", "knn", "--label-fraction", 0.5,
-             "--epochs", 1, "--width", 16, "--samples", 0, "--device", "cpu", "--resume", "--out", run.out)  # fmt: skip
+    options = shlex.split(
+        "--protocols knn --label-fraction 0.5 --epochs 1 --width 16 --samples 0 --device cpu --resume"
+    )
+    words = ("--backbones", "pixels:3x16", "--data", image_tree, *options, "--out", run.out)
     assert cli("rivals", *words) == 0
     assert "`rivals` is now `compare`" in capsys.readouterr().err
     assert yaml.safe_load(stored.read_text())["command"] == "compare"

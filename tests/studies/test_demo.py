@@ -1,4 +1,4 @@
-"""The demo end to end at a reduced size."""
+"""`demo` end to end at a reduced size."""
 
 import json
 from dataclasses import replace

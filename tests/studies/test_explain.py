@@ -1,4 +1,4 @@
-"""`explain` end to end at a small size: its pictures and figures, and what it refuses."""
+"""`explain` end to end at a small size: its pictures, its figures, and the errors that it raises."""
 
 import json
 from dataclasses import replace
@@ -34,22 +34,39 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def probes(backbone_folder: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of each head that reads several places, and one of a head that cannot be explained."""
+    """Train each head that reads several places, and one head that `explain` refuses."""
     folder, runs = tmp_path_factory.mktemp("probes"), {}
     for head in ("difformer", "linear", "mlp"):
         runs[head] = folder / head
-        probe(ProbeConfig(
-            out=runs[head], backbone=str(backbone_folder), data=str(images), head=head, blocks=(3, 6),
-            noise_steps=(3, 40), epochs=2, device="cpu", workers=0, width=None if head == "linear" else 16,
-        ))  # fmt: skip
+        probe(
+            ProbeConfig(
+                out=runs[head],
+                backbone=str(backbone_folder),
+                data=str(images),
+                head=head,
+                blocks=(3, 6),
+                noise_steps=(3, 40),
+                epochs=2,
+                device="cpu",
+                workers=0,
+                width=None if head == "linear" else 16,
+            )
+        )
     return runs
 
 
 def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> ExplainConfig:
     base = ExplainConfig(
-        out=out, backbone=str(backbone), data=str(images), count=1, noise_steps=(3,), blocks=(1,), neighbours=3,
-        device="cpu", workers=0,
-    )  # fmt: skip
+        out=out,
+        backbone=str(backbone),
+        data=str(images),
+        count=1,
+        noise_steps=(3,),
+        blocks=(1,),
+        neighbours=3,
+        device="cpu",
+        workers=0,
+    )
     return replace(base, **changes)
 
 

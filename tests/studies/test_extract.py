@@ -1,6 +1,7 @@
-"""`extract` end to end: the same bytes after any stop, from any number of processes; and what it refuses."""
+"""`extract` end to end: any interruption and any number of processes give the same bytes."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,14 +21,20 @@ from tests.helpers.processes import run_two
 
 def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> ExtractConfig:
     base = ExtractConfig(
-        out=out, backbone=str(backbone), data=str(images), blocks=(4, 6), noise_steps=(3, 9), device="cpu", workers=0,
-    )  # fmt: skip
+        out=out,
+        backbone=str(backbone),
+        data=str(images),
+        blocks=(4, 6),
+        noise_steps=(3, 9),
+        device="cpu",
+        workers=0,
+    )
     return replace(base, **changes)
 
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of 12 images, so that a few images make many."""
+    """Use shards of 12 images, so that a few images make many shards."""
     monkeypatch.setattr(extraction.Layout, "shard_images", 12)
 
 
@@ -83,10 +90,10 @@ def test_noise_steps_can_be_added(backbone_folder: Path, image_tree: Path, tmp_p
 def test_two_processes_write_what_one_writes(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
     one = config(tmp_path / "one", backbone_folder, image_tree)
     extract(one)
+    options = shlex.split("--blocks 4 6 --noise-steps 3 9")
     run_two(
-        "extract", "--backbone", backbone_folder, "--data", image_tree, "--blocks", 4, 6, "--noise-steps", 3, 9,
-        "--out", tmp_path / "two",
-    )  # fmt: skip
+        "extract", "--backbone", backbone_folder, "--data", image_tree, *options, "--out", tmp_path / "two"
+    )
     assert contents(tmp_path / "two") == contents(one.out)
 
 
@@ -293,12 +300,13 @@ def test_two_commands_cannot_write_to_one_folder(
     from difflens.run import directory as runs
 
     monkeypatch.setattr(runs, "_LOCK_ATTEMPTS", 1)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys, pathlib; from difflens.run.directory import RunDirectory\n"
-         "run = RunDirectory(pathlib.Path(sys.argv[1]), 'extract', {})\nprint('held', flush=True); sys.stdin.read()",
-         str(tmp_path / "store")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    program = (
+        "import sys, pathlib; from difflens.run.directory import RunDirectory\n"
+        "run = RunDirectory(pathlib.Path(sys.argv[1]), 'extract', {})\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "store")]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(DiffLensError, match="another process is writing to"):

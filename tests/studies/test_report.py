@@ -1,4 +1,4 @@
-"""`report`: what it takes from which run, and what it refuses."""
+"""`report`: the figures that it takes from each run, and the errors that it raises."""
 
 import shutil
 from dataclasses import replace
@@ -25,25 +25,51 @@ from tests.helpers.images import make_image_tree
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One pre-trained network, read by two heads, drawn from, and measured."""
+    """Pre-train one network, probe it with two heads, generate samples and measure them."""
     root = tmp_path_factory.mktemp("runs")
     tree = make_image_tree(root / "images")
     paths = {name: root / name for name in ("pretrain", "linear", "knn", "generate", "fidelity")}
-    folder = pretrain(PretrainConfig(
-        data=str(tree), out=paths["pretrain"], preset="tiny", epochs=1, batch_size=8, device="cpu", workers=0, limit=30,
-    )).path  # fmt: skip
+    folder = pretrain(
+        PretrainConfig(
+            data=str(tree),
+            out=paths["pretrain"],
+            preset="tiny",
+            epochs=1,
+            batch_size=8,
+            device="cpu",
+            workers=0,
+            limit=30,
+        )
+    ).path
     for head in ("linear", "knn"):
-        probe(ProbeConfig(
-            out=paths[head], backbone=str(folder), data=str(tree), head=head, blocks=(6,), noise_steps=(5,),
-            epochs=2 if head == "linear" else None, seeds=2 if head == "linear" else 1, device="cpu", workers=0,
-        ))  # fmt: skip
-    generate(GenerateConfig(
-        out=paths["generate"], n=5, backbone=str(folder), steps=2, batch_size=5, device="cpu"
-    ))  # fmt: skip
-    fidelity(FidelityConfig(
-        samples=paths["generate"], data=str(tree), features=str(paths["knn"]), out=paths["fidelity"], workers=0,
-        kid_subsets=2, device="cpu",
-    ))  # fmt: skip
+        probe(
+            ProbeConfig(
+                out=paths[head],
+                backbone=str(folder),
+                data=str(tree),
+                head=head,
+                blocks=(6,),
+                noise_steps=(5,),
+                epochs=2 if head == "linear" else None,
+                seeds=2 if head == "linear" else 1,
+                device="cpu",
+                workers=0,
+            )
+        )
+    generate(
+        GenerateConfig(out=paths["generate"], n=5, backbone=str(folder), steps=2, batch_size=5, device="cpu")
+    )
+    fidelity(
+        FidelityConfig(
+            samples=paths["generate"],
+            data=str(tree),
+            features=str(paths["knn"]),
+            out=paths["fidelity"],
+            workers=0,
+            kid_subsets=2,
+            device="cpu",
+        )
+    )
     return {**paths, "images": tree, "model": folder}
 
 
@@ -58,7 +84,7 @@ def test_everything_of_one_backbone(runs: dict[str, Path], tmp_path: Path) -> No
     given = (runs[name] for name in ("generate", "fidelity", "knn", "linear", "pretrain"))
     page = report(config(tmp_path, *given)).path.read_text()
     titles = (
-        "Top-1 by head",
+        "Top-1 accuracy by head",
         "Fréchet distance",
         "Generated samples",
         "Memorisation check",
@@ -116,7 +142,7 @@ def test_the_distance_on_request(runs: dict[str, Path], tmp_path: Path) -> None:
         (("unfinished",), "unfinished is not finished: `difflens generate` goes on with --resume"),
         (("foreign",), "foreign is a run of sweep; a report reads pretrain, probe"),
         (("older",), "older is damaged, or of another version of difflens: KeyError"),
-        (("damaged",), "config.yaml is not what a run writes"),
+        (("damaged",), "config.yaml holds no mapping"),
     ],
     ids=str,
 )

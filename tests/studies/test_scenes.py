@@ -16,9 +16,18 @@ from difflens.data.dense.masks import load_masks
 
 
 def make(stamps: Path, out: Path, seed: int = 3, backgrounds: tuple[Background, ...] | None = None) -> Path:
-    scenes(ScenesConfig(
-        source=str(stamps), out=out, train=6, val=4, size=48, objects=(2, 4), seed=seed, backgrounds=backgrounds,
-    ))  # fmt: skip
+    scenes(
+        ScenesConfig(
+            source=str(stamps),
+            out=out,
+            train=6,
+            val=4,
+            size=48,
+            objects=(2, 4),
+            seed=seed,
+            backgrounds=backgrounds,
+        )
+    )
     return out
 
 
@@ -117,10 +126,18 @@ def test_photo_backgrounds_come_from_photos(stamps: Path, tmp_path: Path) -> Non
     photos.mkdir()
     for k in range(5):
         Image.new("RGB", (60, 70), (200 if k < 4 else 100, 10, 10)).save(photos / f"{k}.png")
-    scenes(ScenesConfig(
-        source=str(stamps), out=tmp_path / "out", train=3, val=3, size=32, objects=(1, 1), photos=photos,
-        backgrounds=("photo",),
-    ))  # fmt: skip
+    scenes(
+        ScenesConfig(
+            source=str(stamps),
+            out=tmp_path / "out",
+            train=3,
+            val=3,
+            size=32,
+            objects=(1, 1),
+            photos=photos,
+            backgrounds=("photo",),
+        )
+    )
     for split, red in (("train", 200), ("val", 100)):
         for path in (tmp_path / "out" / "images" / split).iterdir():
             mask = np.asarray(Image.open(tmp_path / "out" / "masks" / split / path.name)) > 0

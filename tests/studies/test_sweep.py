@@ -1,4 +1,4 @@
-"""`sweep` end to end at a small size, its recommendation on made-up scores, and what it refuses."""
+"""`sweep` end to end at a small size: its files, its budget, and the errors that it raises."""
 
 import csv
 import json
@@ -17,8 +17,14 @@ from tests.helpers.cli import run as cli
 
 def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> SweepConfig:
     base = SweepConfig(
-        out=out, backbone=str(backbone), data=str(images), noise_steps=(3, 40), blocks=(1, 5, 6), device="cpu", workers=0,
-    )  # fmt: skip
+        out=out,
+        backbone=str(backbone),
+        data=str(images),
+        noise_steps=(3, 40),
+        blocks=(1, 5, 6),
+        device="cpu",
+        workers=0,
+    )
     return replace(base, **changes)
 
 
@@ -47,7 +53,7 @@ def test_every_place_is_measured_and_shown(backbone_folder: Path, image_tree: Pa
     assert console == []
     for heading in (
         "Recommended block and noise step",
-        "Accuracy of every place",
+        "Accuracy by block and noise step: ridge regression",
         "Table of accuracies",
         "Next commands",
         "Provenance",
@@ -133,7 +139,7 @@ def test_small_classes_are_judged_and_single_images_named(
     lines: list[str] = []
     metrics = sweep(config(tmp_path / "run", backbone_folder, image_tree), lines.append).metrics()
     assert metrics["validation_images"] == 2 + 1
-    assert "Trained on but not judged, with a single image: blue" in lines
+    assert "Classes with a single image are trained on but not validated: blue" in lines
     sweep(config(tmp_path / "run", backbone_folder, image_tree, budget=("16",), resume=True), lines.append)
     assert "The sweep goes on with the 16 images that it began with" not in lines
     sweep(config(tmp_path / "run", backbone_folder, image_tree, budget=("15",), resume=True), lines.append)

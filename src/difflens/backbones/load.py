@@ -70,8 +70,8 @@ def load_backbone(
     asks_for_checkpoint = num_head_channels != 64 or noise_schedule != "linear"
     if asks_for_checkpoint and not is_checkpoint(spec):
         raise DiffLensError(
-            f"{spec} is no OpenAI checkpoint, and other backbones do not read them: leave out --num-head-channels and "
-            "--noise-schedule"
+            f"{spec} is no OpenAI checkpoint, and other backbones do not read them: leave out "
+            "--num-head-channels and --noise-schedule"
         )
     if kind == "random" and rest.startswith("timm:"):
         untrained = TimmBackbone.from_spec(rest, image_size, untrained=True)
@@ -143,6 +143,13 @@ def _from_folder(
     candidates = (home / "scheduler_config.json" for home in (folder / "scheduler", folder))
     scheduler = next((path for path in candidates if path.is_file()), None)
     schedule = _read_json(scheduler, f"{scheduler} is not a scheduler's configuration") if scheduler else None
+    if unet.config.time_embedding_type == "fourier":
+        named = (schedule or {}).get("_class_name", "a DDPM scheduler")
+        raise DiffLensError(
+            f"{spec} takes the noise level sigma as its time (time_embedding_type fourier), and "
+            f"{named} counts steps: a variance-exploding schedule would be right, and difflens "
+            "does not read those yet"
+        )
     return UNetBackbone(unet, NoiseSchedule.from_config(schedule), spec, image_size, defaults)
 
 

@@ -106,7 +106,7 @@ class Extractor(nn.Module, ABC):
         return maps if self.draws == 1 else {place: total / self.draws for place, total in maps.items()}
 
     def noised(self, images: Tensor, index: Tensor, draw: int = 0) -> dict[int, Tensor]:
-        """Return the noised images that the backbone reads, (B, C, S, S), by noise step; arguments as for `forward`."""
+        """Return the noised images, (B, C, S, S), by noise step; arguments as for `forward`."""
         return {t: self._noised(images, index, t, draw) for t in self.noise_steps}
 
     def _read_all(self, images: Tensor, index: Tensor, draw: int) -> dict[Place, Tensor]:

@@ -74,6 +74,11 @@ class Sampler:
             raise DiffLensError(
                 f"{backbone.spec} predicts {backbone.prediction_type!r}; known are {', '.join(PREDICTIONS)}"
             )
+        if backbone.prediction_type == "epsilon" and not float(backbone.schedule.alphas_cumprod[-1]):
+            raise DiffLensError(
+                f"{backbone.spec} predicts noise, and its last step is pure noise (zero terminal SNR): no "
+                "image follows from it"
+            )
         if name == "ddpm" and backbone.schedule.config.get("variance_type") == "learned":
             raise DiffLensError(
                 f"{backbone.spec} predicts its variance itself, not a share of a range: "

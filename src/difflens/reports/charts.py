@@ -16,21 +16,22 @@ from torch import Tensor
 
 from difflens.reports.style import ACCENT, BASELINE, INK, KINDS, LINE, TEXT_WIDTH, WIDTH, quiet, shortened
 
-_CLASSES = 40  # the most classes that are shown one by one
+_CLASSES = 40  # the most classes that have a row each
 
 
 def accuracy_curves(
     accuracy: Tensor, blocks: Sequence[int], noise_steps: Sequence[int], best: tuple[int, int] | None
 ) -> Figure:
-    """The numbers of `heat_maps.accuracy_map` as lines: over the blocks, and over the noise steps for the five best blocks.
+    """Draw the accuracies of `heat_maps.accuracy_map` as lines over blocks and over noise steps.
 
-    Of one noise step the second panel is left out, of one block the first.
+    The second panel shows the five best blocks. It is left out for one noise step, the first panel for one
+    block.
 
     Args:
         accuracy: (T, B) shares in [0, 1]; NaN where nothing was measured.
         blocks: indices of the B columns.
-        noise_steps: the t of the T rows.
-        best: (block, noise step) to mark with a ring.
+        noise_steps: noise steps of the T rows.
+        best: (block, noise step) to mark with a ring; None marks nothing.
     """
     shape = (len(noise_steps), len(blocks))
     assert accuracy.shape == shape, f"{shape} noise steps and blocks, but accuracies {tuple(accuracy.shape)}"
@@ -56,8 +57,8 @@ def accuracy_curves(
         _noise_axis(drawn[-1], noise_steps)
     if best is not None:
         value = float(values[noise_steps.index(best[1]), blocks.index(best[0])])
-        for axes, place in zip(drawn, [best[0]] * by_block + [best[1]] * by_noise, strict=True):
-            axes.plot(place, value, "o", markersize=10, fillstyle="none", color=INK, markeredgewidth=1.2)
+        for axes, position in zip(drawn, [best[0]] * by_block + [best[1]] * by_noise, strict=True):
+            axes.plot(position, value, "o", markersize=10, fillstyle="none", color=INK, markeredgewidth=1.2)
     drawn[0].set_ylabel("top-1 accuracy, %", color=INK)
     return figure
 
@@ -68,29 +69,28 @@ def accuracy_bars(
     intervals: Sequence[tuple[float, float]],
     baseline_names: Collection[str] = (),
 ) -> Figure:
-    """Accuracies as dots with their intervals, from top to bottom; a dotted line marks the best baseline.
+    """Draw accuracies as dots with their intervals, from top to bottom; a dotted line marks the best
+    baseline.
 
     Args:
-        names: of the rows.
+        names: names of the rows.
         top1: shares in [0, 1].
         intervals: (low, high) shares around them.
-        baseline_names: those of `names` to show in grey.
+        baseline_names: those of `names` to draw in grey.
     """
-    baselines = [value for name, value in zip(names, top1, strict=True) if name in baseline_names]
-    return _dots(
-        list(zip(names, top1, intervals, strict=True)), range(len(names)), 0.36, "top-1 accuracy, %",
-        mark=max(baselines, default=None), grey=baseline_names,
-    )  # fmt: skip
+    rows = list(zip(names, top1, intervals, strict=True))
+    best_baseline = max((share for name, share, _ in rows if name in baseline_names), default=None)
+    return _dots(rows, range(len(names)), 0.36, "top-1 accuracy, %", mark=best_baseline, grey=baseline_names)
 
 
 def protocol_dots(
     names: Sequence[str], scores: Mapping[str, Sequence[tuple[float, tuple[float, float]]]]
 ) -> Figure:
-    """Accuracies of several things by several protocols: a row a name, a colour a protocol.
+    """Draw accuracies by several protocols: one row a name, one colour a protocol.
 
     Args:
-        names: of the rows, from top to bottom.
-        scores: by protocol (at most five), for each name a share in [0, 1] and the interval around it.
+        names: names of the rows, from top to bottom.
+        scores: by protocol (at most five), a share in [0, 1] and the interval around it for each name.
     """
     assert len(scores) <= len(KINDS), f"{len(scores)} protocols"
     height = 0.28 + 0.16 * len(scores)
@@ -120,11 +120,11 @@ def protocol_dots(
 
 
 def share_bars(shares: Mapping[str, float], label: str) -> Figure:
-    """Parts of a whole as bars, from top to bottom; a negative one points left.
+    """Draw shares of a whole as bars, from top to bottom; a negative share points left.
 
     Args:
-        shares: by name.
-        label: what they are shares of.
+        shares: by name; 1 is the whole.
+        label: label of the axis, the whole in words.
     """
     figure = Figure(figsize=(TEXT_WIDTH, 0.9 + 0.3 * len(shares)), layout="constrained")
     axes = figure.subplots()
@@ -154,30 +154,30 @@ def per_class_bars(
     intervals: Mapping[str, tuple[float, float]] | None,
     label: str = "accuracy, %",
 ) -> Figure:
-    """Accuracy by class, worst on top, as `accuracy_bars`; a dotted line marks the mean over all classes.
+    """Draw the accuracy by class, the worst on top; a dotted line marks the mean over all classes.
 
-    Of more than 40 classes the 20 worst and the 20 best are shown.
+    With more than 40 classes, only the 20 worst and the 20 best have a row.
 
     Args:
-        per_class: shares in [0, 1]; classes with None are left out, and there is one without.
-        intervals: (low, high) shares around them, by class; None shows dots only.
-        label: of the axis, where the shares are something else.
+        per_class: shares in [0, 1], at least one; classes with None are left out.
+        intervals: (low, high) shares around them, by class; None draws dots only.
+        label: label of the axis.
     """
-    known = {name: value for name, value in per_class.items() if value is not None}
+    accuracies = {name: value for name, value in per_class.items() if value is not None}
     worst, best = worst_and_best(per_class)
+    intervals = intervals or {}
     rows = [
-        (name, known[name], (intervals or {}).get(name, (known[name], known[name])))
+        (name, accuracies[name], intervals.get(name, (accuracies[name], accuracies[name])))
         for name in (*worst, *best)
     ]
-    hidden = len(known) - len(rows)
-    # a row is left free for the classes that are not shown
-    places = [place + (place >= len(worst) and hidden > 0) for place in range(len(rows))]
-    figure = _dots(
-        rows, places, 0.36 if len(rows) <= 20 else 0.22, label, mark=sum(known.values()) / len(known)
-    )
-    if hidden:
+    omitted = len(accuracies) - len(rows)
+    # a row is left free for the classes without a row
+    heights = [row + (row >= len(worst) and omitted > 0) for row in range(len(rows))]
+    mean = sum(accuracies.values()) / len(accuracies)
+    figure = _dots(rows, heights, 0.36 if len(rows) <= 20 else 0.22, label, mark=mean)
+    if omitted:
         (axes,) = figure.axes
-        text = f"{hidden} more between these"
+        text = f"{omitted} more between these"
         axes.text(
             0, len(worst), text, transform=axes.get_yaxis_transform(), size=9, color=BASELINE, va="center"
         )
@@ -185,33 +185,35 @@ def per_class_bars(
 
 
 def worst_and_best(per_class: Mapping[str, float | None]) -> tuple[list[str], list[str]]:
-    """Names of classes by accuracy, the worst first: all of them and none, or of many the 20 worst and 20 best.
+    """Return two lists of classes, the lowest accuracy first.
+
+    Up to 40 classes are all in the first list. With more, the lists are the 20 worst and the 20 best.
 
     Args:
         per_class: shares in [0, 1]; classes with None are left out.
     """
-    known = {name: value for name, value in per_class.items() if value is not None}
-    names = sorted(known, key=lambda name: known[name])
+    accuracies = {name: value for name, value in per_class.items() if value is not None}
+    names = sorted(accuracies, key=lambda name: accuracies[name])
     if len(names) <= _CLASSES:
         return names, []
     return names[: _CLASSES // 2], names[-_CLASSES // 2 :]
 
 
 def loss_curve(logs: Sequence[Sequence[Mapping[str, Any]]], by: str = "epoch") -> Figure:
-    """Training loss by epoch, or by what else `by` names, a thin line a run.
+    """Draw the training loss, one line a run.
 
     Args:
-        logs: of each run its records, of which those with "epoch" and "loss" are drawn.
+        logs: the records of each run; those with `by` and "loss" are drawn.
+        by: key of the records that is the horizontal axis, "epoch" or "iteration".
     """
+    several = len(logs) > 1
     figure = Figure(figsize=(TEXT_WIDTH, 2.9), layout="constrained")
     axes = figure.subplots()
     for log in logs:
         points = [(record[by], record["loss"]) for record in log if by in record and "loss" in record]
         marker = "o" if len(points) == 1 else ""  # one point makes no line
-        axes.plot(
-            *zip(*points, strict=True), color=ACCENT, marker=marker, alpha=0.7 if len(logs) > 1 else 1,
-            linewidth=1.1 if len(logs) > 1 else 1.8,
-        )  # fmt: skip
+        width, alpha = (1.1, 0.7) if several else (1.8, 1)
+        axes.plot(*zip(*points, strict=True), color=ACCENT, marker=marker, alpha=alpha, linewidth=width)
     axes.set_xlabel(by, color=INK)
     axes.set_ylabel("training loss", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -222,39 +224,44 @@ def loss_curve(logs: Sequence[Sequence[Mapping[str, Any]]], by: str = "epoch") -
 
 
 def _dark_to_light(count: int) -> list[tuple[float, ...]]:
-    """Colours in order, ending before the yellow that white paper swallows."""
-    plasma = matplotlib.colormaps["plasma"]  # not that of the heat map: these are no accuracies
+    """Return `count` colours from dark to light; the last ones, yellow, cannot be seen on white."""
+    plasma = matplotlib.colormaps["plasma"]  # the heat map has another: these colours are not accuracies
     return [plasma(0.88 * k / max(1, count - 1)) for k in range(count)]
 
 
 def _best_blocks(values: Tensor, blocks: Sequence[int], best: tuple[int, int] | None) -> list[int]:
-    """Blocks by the best they reach at any noise step, the block of `best` first; unmeasured ones left out."""
-    reached = dict(zip(blocks, values.nan_to_num(-1.0).amax(0).tolist(), strict=True))
+    """Return the measured blocks by their highest accuracy at any noise step, the block of `best` first."""
+    highest = dict(zip(blocks, values.nan_to_num(-1.0).amax(0).tolist(), strict=True))
     chosen = best[0] if best else None
-    return sorted((b for b in blocks if reached[b] >= 0), key=lambda b: (b != chosen, -reached[b]))
+    return sorted((b for b in blocks if highest[b] >= 0), key=lambda b: (b != chosen, -highest[b]))
 
 
 def _curves(axes: Axes, lines: Sequence[tuple[str, Any, Sequence[int], Tensor]], title: str) -> None:
-    """Lines of (name, colour, places, values) with a legend on their right, which names at most 12."""
-    for k, (name, colour, places, values) in enumerate(lines):
-        named = k % ceil(len(lines) / 12) == 0
-        axes.plot(
-            places, values.numpy(), "o-", color=colour, linewidth=1.4, markersize=3 if len(places) <= 30 else 1.5,
-            label=name if named else None,
-        )  # fmt: skip
+    """Draw lines of (name, colour, positions, values); the legend on their right names at most 12."""
+    for k, (name, colour, positions, values) in enumerate(lines):
+        label = name if k % ceil(len(lines) / 12) == 0 else None
+        size = 3 if len(positions) <= 30 else 1.5
+        axes.plot(positions, values.numpy(), "o-", color=colour, linewidth=1.4, markersize=size, label=label)
     if not lines:
         return
     legend = axes.legend(
-        title=title, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8, handlelength=1.2,
-        labelcolor=INK, title_fontsize=8, borderaxespad=0.2,
-    )  # fmt: skip
+        title=title,
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+        frameon=False,
+        fontsize=8,
+        handlelength=1.2,
+        labelcolor=INK,
+        title_fontsize=8,
+        borderaxespad=0.2,
+    )
     legend.get_title().set_color(INK)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     quiet(axes)
 
 
 def _noise_axis(axes: Axes, noise_steps: Sequence[int]) -> None:
-    """By the logarithm of t, from the first that is not 0, where most of the noise steps are small ones."""
+    """Scale the axis of noise steps; logarithmic where most of them are small."""
     positive = sorted(t for t in noise_steps if t > 0)
     if len(positive) > 2 and positive[len(positive) // 2] < positive[-1] / 4:
         axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
@@ -262,63 +269,81 @@ def _noise_axis(axes: Axes, noise_steps: Sequence[int]) -> None:
 
 
 def _ticks_at(axes: Axes, values: Sequence[int], gap: float) -> None:
-    """Ticks at what was measured, no closer than `gap` of the axis."""
-    places = axes.transScale.transform([(value, 0) for value in values])[:, 0]
-    room = gap * (places.max() - places.min())
+    """Set ticks at measured values, no closer to each other than a share `gap` of the axis."""
+    positions = axes.transScale.transform([(value, 0) for value in values])[:, 0]
+    room = gap * (positions.max() - positions.min())
     ticks: list[int] = []
     last = -inf
-    for value, place in zip(values, places, strict=True):
-        if place - last >= room:
+    for value, position in zip(values, positions, strict=True):
+        if position - last >= room:
             ticks.append(value)
-            last = place
+            last = position
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
     axes.minorticks_off()
 
 
 def _dot(
     axes: Axes,
-    place: float,
+    height: float,
     share: float,
     interval: tuple[float, float],
     colour: str,
     sizes: tuple[float, float],
     label: str | None = None,
 ) -> None:
-    """A share at height `place`, in per cent, over its interval; the sizes are of the line and of the dot, in points."""
+    """Draw a share in per cent as a dot over its interval.
+
+    Args:
+        height: position on the vertical axis.
+        sizes: width of the interval's line and size of the dot, in points.
+    """
     ends = [100 * bound for bound in interval]
-    axes.plot(ends, [place] * 2, color=colour, linewidth=sizes[0], alpha=0.3, solid_capstyle="round")
-    axes.plot(100 * share, place, "o", color=colour, markersize=sizes[1], label=label)
+    axes.plot(ends, [height] * 2, color=colour, linewidth=sizes[0], alpha=0.3, solid_capstyle="round")
+    axes.plot(100 * share, height, "o", color=colour, markersize=sizes[1], label=label)
 
 
 def _dots(
     rows: Sequence[tuple[str, float, tuple[float, float]]],
-    places: Sequence[int],
-    height: float,
+    heights: Sequence[int],
+    distance: float,
     label: str,
     mark: float | None,
     grey: Collection[str] = (),
 ) -> Figure:
-    """Rows of (name, share, interval) from top to bottom at `places`, `height` inches apart; a dotted line at `mark`."""
-    count = places[-1] + 1
-    figure = Figure(figsize=(TEXT_WIDTH, 0.9 + height * count), layout="constrained")
+    """Draw rows of (name, share, interval) as dots, from top to bottom.
+
+    Args:
+        heights: positions of the rows on the vertical axis, ascending.
+        distance: inches between the positions k and k + 1.
+        label: label of the horizontal axis.
+        mark: share of the dotted vertical line; None draws none.
+        grey: names of the rows to draw in grey.
+    """
+    count = heights[-1] + 1
+    figure = Figure(figsize=(TEXT_WIDTH, 0.9 + distance * count), layout="constrained")
     axes = figure.subplots()
-    wide = height > 0.3
-    for place, (name, value, interval) in zip(places, rows, strict=True):
+    wide = distance > 0.3
+    for height, (name, value, interval) in zip(heights, rows, strict=True):
         colour = BASELINE if name in grey else ACCENT
-        _dot(axes, place, value, interval, colour, (5, 7 if wide else 5))
+        _dot(axes, height, value, interval, colour, (5, 7 if wide else 5))
         axes.annotate(
-            f"{100 * value:.1f}", (100 * interval[1], place), (9, 0), textcoords="offset points", va="center",
-            size=10 if wide else 8, color=colour if name in grey else INK,
+            f"{100 * value:.1f}",
+            (100 * interval[1], height),
+            (9, 0),
+            textcoords="offset points",
+            va="center",
+            size=10 if wide else 8,
+            color=colour if name in grey else INK,
             path_effects=[withStroke(linewidth=3, foreground="white")],
-        )  # fmt: skip
+        )
     if mark is not None:
         axes.axvline(100 * mark, color=BASELINE, linewidth=1, linestyle=(0, (1, 3)), zorder=0)
     names = [shortened(name, 44) for name, *_ in rows]
-    axes.set_yticks(places, names, parse_math=False, size=10 if wide else 8)
+    axes.set_yticks(heights, names, parse_math=False, size=10 if wide else 8)
     axes.set_ylim(count - 0.4, -0.6)
     axes.margins(x=0.09)
     axes.set_xlabel(label, color=INK)
-    left, right = axes.get_xlim()  # the margins may leave 0 .. 100, the ticks may not
+    left, right = axes.get_xlim()  # margins may exceed 0 .. 100 %, ticks may not
     ticks = [tick for tick in axes.get_xticks() if max(left, 0) <= tick <= min(right, 100)]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.grid(axis="x", color=LINE, linewidth=0.8)

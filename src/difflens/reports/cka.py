@@ -1,4 +1,4 @@
-"""The report of `difflens cka`: heat maps of similarity, and whether decoder blocks are like their mirrors."""
+"""The report of `difflens cka`: heat maps of similarity, and the similarity of mirrors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,13 +7,25 @@ from difflens.reports.html import Picture, Section, Table, render
 from difflens.results.cka import Comparison, Mirrors
 
 _EXPLAINED = {
-    "blocks": ("Similarity of blocks", "Each block of the network against every other at the same noise step. Red frames mark "
-               "mirrors: an encoder block and the decoder block that takes its skip."),
-    "noise steps": ("Similarity of noise steps", "One block at several noise steps; the noise of an image is another one "
-                    "at each."),
-    "poolings": ("Similarity of poolings", "One block's maps, average-pooled to different sides."),
-    "models": ("Similarity of two backbones", "Each block of the one backbone against each block of the other, on the same images."),
-}  # fmt: skip
+    "blocks": (
+        "Similarity of blocks",
+        "Each block of the network is compared with every other block at the same noise step. Red frames "
+        "mark mirrors: an encoder block and the decoder block that takes its skip.",
+    ),
+    "noise steps": (
+        "Similarity of noise steps",
+        "Each heat map compares one block with itself at other noise steps. Each noise step adds its own "
+        "noise.",
+    ),
+    "poolings": (
+        "Similarity of poolings",
+        "Each heat map compares the feature maps of one block, average-pooled to different sides.",
+    ),
+    "models": (
+        "Similarity of two backbones",
+        "Each block of one backbone is compared with each block of the other on the same images.",
+    ),
+}
 
 
 def similarity_report(
@@ -24,51 +36,53 @@ def similarity_report(
     largest_half_width: float,
     provenance: Mapping[str, object],
 ) -> str:
-    """One self-contained HTML document.
+    """Return the report as one self-contained HTML document.
 
     Args:
-        summary: what was compared on what.
-        comparisons: heat maps, those of a kind together.
-        mirrors: by noise step; None for a network without pairs.
-        largest_half_width: of any 95 % interval.
+        summary: the backbones and images, in a sentence.
+        comparisons: the heat maps.
+        mirrors: by noise step; None for a network without pairs of encoder and decoder blocks.
+        largest_half_width: half the width of the widest 95 % interval.
         provenance: rows of the closing table.
     """
     sections = []
     for kind, (title, text) in _EXPLAINED.items():
-        members = [each for each in comparisons if each.kind == kind]
-        if members:
-            pictures = [
-                Picture(
-                    similarity_map(each.values, each.rows, each.columns, each.axes, each.roles, each.marks),
-                    f"CKA, {each.title}.", f"Heat map of CKA, {kind}, {each.title}",
-                )
-                for each in members
-            ]  # fmt: skip
+        pictures = [_picture(comparison) for comparison in comparisons if comparison.kind == kind]
+        if pictures:
             sections.append(Section(title, text, tuple(pictures)))
-    known = {t: found for t, found in mirrors.items() if found is not None}
-    if known:
-        sections.insert(1, _mirror_section(known))
-    sections.append(Section(
-        "Uncertainty", f"The widest 95 % interval of any pair is ± {largest_half_width:.3f}; table.csv has that of "
-        "every pair. It is the uncertainty from these images being a sample; it says nothing of other weights.",
-    ))  # fmt: skip
+    measured = {t: similarity for t, similarity in mirrors.items() if similarity is not None}
+    if measured:
+        sections.insert(1, _mirror_section(measured))
+    text = (
+        f"The widest 95 % interval of any pair is ± {largest_half_width:.3f}; table.csv has the interval of "
+        "every pair. The intervals describe other samples of images, not networks with other weights."
+    )
+    sections.append(Section("Uncertainty", text))
     return render("Representation similarity (CKA)", summary, sections, provenance)
 
 
+def _picture(comparison: Comparison) -> Picture:
+    figure = similarity_map(
+        comparison.values,
+        comparison.rows,
+        comparison.columns,
+        comparison.axes,
+        comparison.roles,
+        comparison.marks,
+    )
+    alt = f"Heat map of CKA, {comparison.kind}, {comparison.title}"
+    return Picture(figure, f"CKA, {comparison.title}.", alt)
+
+
 def _mirror_section(mirrors: Mapping[int, Mirrors]) -> Section:
-    distances = sorted({k for each in mirrors.values() for k in each.by_distance})
-    rows: list[tuple[object, ...]] = [
-        (f"{k} block{'s' * (k != 1)} away" if k else "the mirror itself",
-         *("{:.3f} ± {:.3f}".format(*each.by_distance[k]) for each in mirrors.values()))
-        for k in distances
-    ]  # fmt: skip
-    rows.append(
-        ("mirrors minus all others", *("{:+.3f} ± {:.3f}".format(*each.lead) for each in mirrors.values()))
-    )
-    text = "\n\n".join(f"At t = {t}: {each}." for t, each in mirrors.items())
-    caption = "Mean CKA of decoder blocks with encoder blocks, by the distance from the mirror, with 95 % intervals."
-    return Section(
-        "Mirrors: pairs of encoder and decoder blocks",
-        text,
-        (Table(("Encoder block", *(f"t = {t}" for t in mirrors)), rows, caption),),
-    )
+    values = mirrors.values()
+    rows: list[tuple[object, ...]] = []
+    for k in sorted({k for similarity in values for k in similarity.by_distance}):
+        name = f"{k} block{'s' * (k != 1)} away" if k else "the mirror itself"
+        rows.append((name, *("{:.3f} ± {:.3f}".format(*similarity.by_distance[k]) for similarity in values)))
+    leads = ("{:+.3f} ± {:.3f}".format(*similarity.lead) for similarity in values)
+    rows.append(("mirrors minus all others", *leads))
+    text = "\n\n".join(f"At t = {t}: {similarity}." for t, similarity in mirrors.items())
+    caption = "Mean CKA of decoder and encoder blocks, by the distance from the mirror, with 95 % intervals."
+    table = Table(("Encoder block", *(f"t = {t}" for t in mirrors)), rows, caption)
+    return Section("Mirrors: pairs of encoder and decoder blocks", text, (table,))

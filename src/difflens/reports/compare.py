@@ -1,4 +1,4 @@
-"""The report of `difflens compare`: one table, one plot, and how sure the differences are."""
+"""The report of `difflens compare`: one table, one plot, and the differences with their intervals."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,67 +23,69 @@ def compare_report(
     distances: str,
     provenance: Mapping[str, object],
 ) -> str:
-    """One self-contained HTML document.
+    """Return the report as one self-contained HTML document.
 
     Args:
         backbones: at least one, all with the same trials.
-        data: its name.
-        test_images: how many were scored.
-        titles: of the trials, by their keys.
-        swept: over how many training images each place was chosen; None: it is the backbone's own choice.
-        seeds: over how many the scores are means.
+        data: name of the data set.
+        test_images: number of test images.
+        titles: titles of the trials, by key.
+        swept: number of training images of the sweep that chose each place; None for the backbones' default
+            places.
+        seeds: number of seeds that the scores are means over.
         figure: the scores as dots.
         metric: "top1" or "mean_per_class".
-        distances: what the Fréchet distances are; empty if nothing was drawn.
+        distances: a sentence about the Fréchet distances; empty where nothing was generated.
         provenance: rows of the closing table.
     """
-    trials, names = list(titles), list(titles.values())
-    spread = (
-        f"means over {seeds} seeds with their standard deviation" if seeds > 1
-        else "with 95 % intervals of the test images" if metric == "top1" else "of one seed"
-    )  # fmt: skip
-    rows: list[tuple[object, ...]] = [
-        (each.name, "{}, {}".format(*each.place),
-         *(_cell(each.scores[trial], seeds, metric) for trial in trials), each.parameters,
-         f"{each.relative_speed:.2f}", *([_distance(each.frechet)] if distances else []))
-        for each in backbones
-    ]  # fmt: skip
-    table = Table(
-        ("Backbone", "Block, t", *names, "Parameters", "Images/s, relative", *(["Fréchet distance"] if distances else [])), rows,
-        f"{_METRICS[metric]} in per cent on {test_images:,} test images, {spread}. Speed is that of reading the "
-        f"features, relative to the first backbone. {distances}".strip(),
-    )  # fmt: skip
-    parts: list[Table | Picture] = [
-        Picture(figure, "The same figures.", "Accuracy of every backbone in every trial"),
-        table,
-    ]
-    sections = [Section("Result", parts=tuple(parts))]
-    if len(backbones) > 1:
-        differences: list[tuple[object, ...]] = [
-            (each.name, *("{:+.2f} ± {:.2f}".format(*(100 * x for x in each.differences[trial])) for trial in trials))
-            for each in backbones[1:]
-        ]  # fmt: skip
-        caption = "Top-1 in points, paired on the same test images, with 95 % intervals" + (
-            ", in the first seed." if seeds > 1 else "."
-        )
-        sections.append(Section(
-            f"Difference from {backbones[0].name}", "Where an interval contains 0, the two cannot be told apart on these images.",
-            (Table(("Backbone", *names), differences, caption),),
-        ))  # fmt: skip
-    lead = (
-        f"{len(backbones)} frozen backbone{'s' * (len(backbones) != 1)} on {data}: the same heads, images and labels for "
-        "all, each backbone read "
-        + (
-            "where it says it is best read."
-            if swept is None
-            else f"at the block and noise step that did best in a sweep over {swept:,} training images."
-        )
+    if seeds > 1:
+        uncertainty = f"means over {seeds} seeds with their standard deviation"
+    else:
+        uncertainty = "with 95 % intervals of the test images" if metric == "top1" else "of one seed"
+    columns = ("Backbone", "Block, t", *titles.values(), "Parameters", "Images/s, relative")
+    rows: list[tuple[object, ...]] = []
+    for backbone in backbones:
+        cells = (_cell(backbone.scores[trial], seeds, metric) for trial in titles)
+        speed = f"{backbone.relative_speed:.2f}"
+        rows.append((backbone.name, "{}, {}".format(*backbone.place), *cells, backbone.parameters, speed))
+    if distances:
+        columns = (*columns, "Fréchet distance")
+        rows = [(*row, _distance(backbone.frechet)) for row, backbone in zip(rows, backbones, strict=True)]
+    caption = (
+        f"{_METRICS[metric]} in per cent on {test_images:,} test images, {uncertainty}. Speed is the speed "
+        f"of feature extraction, relative to the first backbone. {distances}"
     )
-    return render("Backbones compared", lead, sections, provenance)
+    picture = Picture(figure, "The accuracies of the table.", "Accuracy of every backbone in every trial")
+    sections = [Section("Result", parts=(picture, Table(columns, rows, caption.strip())))]
+    if len(backbones) > 1:
+        sections.append(_differences(backbones, titles, seeds))
+    places = (
+        "at its default block and noise step"
+        if swept is None
+        else f"where accuracy was highest in a sweep over {swept:,} training images"
+    )
+    lead = (
+        f"{len(backbones)} frozen backbone{'s' * (len(backbones) != 1)} on {data}, with the same heads, "
+        f"images and labels. Each backbone is read {places}."
+    )
+    return render("Comparison of frozen backbones", lead, sections, provenance)
+
+
+def _differences(backbones: Sequence[BackboneScores], titles: Mapping[str, str], seeds: int) -> Section:
+    """Return the section of differences from the first backbone."""
+    rows: list[tuple[object, ...]] = []
+    for backbone in backbones[1:]:
+        points = ([100 * share for share in backbone.differences[trial]] for trial in titles)
+        rows.append((backbone.name, *("{:+.2f} ± {:.2f}".format(*pair) for pair in points)))
+    first_seed = ", in the first seed" if seeds > 1 else ""
+    caption = f"Top-1 accuracy in points, paired on the same test images, with 95 % intervals{first_seed}."
+    text = "Where an interval contains 0, the difference is not significant on these images."
+    table = Table(("Backbone", *titles.values()), rows, caption)
+    return Section(f"Difference from {backbones[0].name}", text, (table,))
 
 
 def _distance(frechet: float | None) -> str:
-    return "draws none" if frechet is None else f"{frechet:.4g}"
+    return "generates none" if frechet is None else f"{frechet:.4g}"
 
 
 def _cell(score: Score, seeds: int, metric: str) -> str:

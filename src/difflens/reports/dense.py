@@ -1,4 +1,4 @@
-"""The reports of segmentation and detection: how good it is, how it was trained, and what it looks like."""
+"""The reports of segmentation and detection: metrics, training loss, and example images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,18 +10,18 @@ from difflens.reports import charts, overlays
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.results.dense import Example
 
-_SHOWN_BAD = 20
+_MOST_BAD = 20  # bad annotations that have a row
 
 
 def dense_report(
     *, title: str, command: str, summary: str, sections: Sequence[Section], provenance: Mapping[str, object]
 ) -> str:
-    """One self-contained HTML document.
+    """Return the report as one self-contained HTML document.
 
     Args:
-        command: the command line that makes the run again.
-        summary: what was read with what, in a sentence or two.
-        sections: `segmentation_sections` or `detection_sections`.
+        command: the command line that repeats the run.
+        summary: the model and the data, in a sentence or two.
+        sections: from `segmentation_sections` or `detection_sections`.
         provenance: further rows of the closing table.
     """
     return render(title, summary, sections, {"Command": command, **provenance})
@@ -33,7 +33,14 @@ def segmentation_sections(
     examples: Sequence[Example],
     classes: Sequence[str],
 ) -> list[Section]:
-    """What `SegmentationEvaluation.metrics` and the log of a run say, and some of its images."""
+    """Return the sections on a segmentation run.
+
+    Args:
+        metrics: from `SegmentationEvaluation.metrics`.
+        log: records with "iteration" and "loss"; may be empty.
+        examples: validation images with true and predicted masks.
+        classes: their names, in the order of the values in the masks.
+    """
     rows: list[tuple[object, ...]] = [
         ("Mean intersection over union, %", _percent(metrics["miou"])),
         ("Pixel accuracy, %", _percent(metrics["pixel_accuracy"])),
@@ -41,31 +48,32 @@ def segmentation_sections(
         *_counts(metrics),
     ]
     caption = (
-        "The mean intersection over union is over the classes that the validation images show or that are predicted, "
-        "the mean accuracy over those that they show."
+        "The mean intersection over union is the mean over the classes that are present in the validation "
+        "images or predicted. The mean accuracy is the mean over the classes that are present."
     )
-    bars = charts.per_class_bars(metrics["iou"], None, "intersection over union, %")
-    values = {
-        value for each in examples for mask in (each.true, each.predicted) for value in mask.unique().tolist()
-    }
+    bars = Picture(
+        charts.per_class_bars(metrics["iou"], None, "intersection over union, %"),
+        "The dotted line is the mean. All classes are in metrics.json.",
+        "Intersection over union by class",
+    )
+    masks = [mask for example in examples for mask in (example.true, example.predicted)]
+    values = {value for mask in masks for value in mask.unique().tolist()} - {IGNORED}
     first = overlays.first_colour(classes)
-    legend = [(value + first, classes[value]) for value in sorted(values - {IGNORED}) if value + first]
+    legend = [(value + first, classes[value]) for value in sorted(values) if value + first]
     pictures = [
         [
-            overlays.mask_overlay(each.image, mask, classes)
-            for mask in (_nothing(each.true), each.true, each.predicted)
+            overlays.mask_overlay(example.image, mask, classes)
+            for mask in (_nothing(example.true), example.true, example.predicted)
         ]
-        for each in examples
+        for example in examples
     ]
     return [
-        Section("Result", parts=(Table(("Figure", "Value"), rows, caption),)),
-        Section("Per class", parts=(
-            Picture(bars, "The dotted line is the mean. All classes are in metrics.json.", "Quality by class"),
-        )),
-        _shown(pictures, legend),
+        Section("Result", parts=(Table(("Metric", "Value"), rows, caption),)),
+        Section("Per class", parts=(bars,)),
+        _examples(pictures, legend),
         *_training(log),
         *_left_out(metrics),
-    ]  # fmt: skip
+    ]
 
 
 def detection_sections(
@@ -74,47 +82,59 @@ def detection_sections(
     examples: Sequence[Example],
     classes: Sequence[str],
 ) -> list[Section]:
-    """What `coco_metrics` and the log of a run say, and some of its images."""
+    """Return the sections on a detection run.
+
+    Args:
+        metrics: from `coco_metrics`.
+        log: records with "iteration" and "loss"; may be empty.
+        examples: validation images with true and predicted objects.
+        classes: their names, in the order of the labels.
+    """
     kinds = [kind for kind in ("box", "mask") if f"{kind}_ap" in metrics]
+    plurals = {"box": "boxes", "mask": "masks"}
     names = {
-        "ap": "AP, mean over IoU 0.50 to 0.95", "ap50": "AP at IoU 0.50", "ap75": "AP at IoU 0.75",
-        "ap_small": "AP of small objects", "ap_medium": "AP of medium objects", "ap_large": "AP of large objects",
-    }  # fmt: skip
+        "ap": "AP, mean over IoU 0.50 to 0.95",
+        "ap50": "AP at IoU 0.50",
+        "ap75": "AP at IoU 0.75",
+        "ap_small": "AP of small objects",
+        "ap_medium": "AP of medium objects",
+        "ap_large": "AP of large objects",
+    }
     rows: list[tuple[object, ...]] = [
         (name, *(_percent(metrics[f"{kind}_{key}"]) for kind in kinds)) for key, name in names.items()
     ]
-    caption = "COCO's average precision. Small is below 32 x 32 pixels, large above 96 x 96; a dash: there are no such objects."
+    caption = (
+        "COCO's average precision. Small objects are below 32 x 32 pixels, large objects above 96 x 96. A "
+        "dash means that there are no such objects."
+    )
+    precision = Table(("%", *(plurals[kind] for kind in kinds)), rows, caption)
+    counts = Table(("In this run", "Number"), _counts(metrics))
     main = kinds[-1]
     bars = charts.per_class_bars(metrics[f"{main}_ap_by_class"], None, f"{main} AP, %")
+    by_class = Picture(bars, "The dotted line is the mean.", "Average precision by class")
+    pairs = [(example.image, (example.true, example.predicted)) for example in examples]
     pictures = [
-        [
-            overlays.object_overlay(each.image, objects, classes)
-            for objects in (each.true, each.predicted)
-        ]
-        for each in examples
-    ]  # fmt: skip
-    shown = Picture(
+        [overlays.object_overlay(image, objects, classes) for objects in pair] for image, pair in pairs
+    ]
+    first_images = Picture(
         overlays.examples(("true", "predicted"), pictures, ()),
         "The first validation images; objects with a score of at least 0.5.",
         "Images with true and with predicted objects",
     )
     return [
-        Section("Result", parts=(
-            Table(("%", *(f"{kind}es" if kind == "box" else f"{kind}s" for kind in kinds)), rows, caption),
-            Table(("In this run", "Number"), _counts(metrics)),
-        )),
-        Section("Per class", parts=(Picture(bars, "The dotted line is the mean.", "Average precision by class"),)),
-        Section("Examples", parts=(shown,)),
+        Section("Result", parts=(precision, counts)),
+        Section("Per class", parts=(by_class,)),
+        Section("Examples", parts=(first_images,)),
         *_training(log),
         *_left_out(metrics),
-    ]  # fmt: skip
+    ]
 
 
 def _nothing(mask: Tensor) -> Tensor:
     return mask.new_full(mask.shape, IGNORED)
 
 
-def _shown(pictures: Sequence[Sequence[Any]], legend: Sequence[tuple[int, str]]) -> Section:
+def _examples(pictures: Sequence[Sequence[Any]], legend: Sequence[tuple[int, str]]) -> Section:
     picture = Picture(
         overlays.examples(("image", "true", "predicted"), pictures, legend),
         "The first validation images.",
@@ -125,10 +145,12 @@ def _shown(pictures: Sequence[Sequence[Any]], legend: Sequence[tuple[int, str]])
 
 def _counts(metrics: Mapping[str, Any]) -> list[tuple[object, ...]]:
     rows = {
-        "Training images": "train_images", "Training images without objects": "train_negatives",
-        "Validation images": "val_images", "Iterations": "iterations",
+        "Training images": "train_images",
+        "Training images without objects": "train_negatives",
+        "Validation images": "val_images",
+        "Iterations": "iterations",
         "Trainable parameters": "trainable_parameters",
-    }  # fmt: skip
+    }
     counts: list[tuple[object, ...]] = [(name, metrics[key]) for name, key in rows.items() if key in metrics]
     return [*counts, ("Training, s", f"{metrics['train_seconds']:.1f}")]
 
@@ -137,7 +159,7 @@ def _training(log: Sequence[Mapping[str, Any]]) -> list[Section]:
     if not log:
         return []
     curve = charts.loss_curve([log], by="iteration")
-    caption = "Each point is the mean since the one before."
+    caption = "Each point is the mean loss since the point before it."
     return [Section("Training", parts=(Picture(curve, caption, "Training loss by iteration"),))]
 
 
@@ -145,11 +167,11 @@ def _left_out(metrics: Mapping[str, Any]) -> list[Section]:
     bad = metrics["bad_annotations"]
     if not bad:
         return []
-    rows: list[tuple[object, ...]] = [(line,) for line in bad[:_SHOWN_BAD]]
-    caption = f"{len(bad):,} annotations were left out" + (
-        f"; the first {_SHOWN_BAD}." if len(bad) > _SHOWN_BAD else "."
-    )
-    return [Section("Bad annotations", parts=(Table(("Where, and what is wrong",), rows, caption),))]
+    rows: list[tuple[object, ...]] = [(line,) for line in bad[:_MOST_BAD]]
+    caption = "1 annotation was left out." if len(bad) == 1 else f"{len(bad):,} annotations were left out."
+    if len(bad) > _MOST_BAD:
+        caption += f" These are the first {_MOST_BAD}."
+    return [Section("Bad annotations", parts=(Table(("File and error",), rows, caption),))]
 
 
 def _percent(share: float | None) -> str | None:

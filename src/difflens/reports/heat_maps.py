@@ -25,7 +25,7 @@ from difflens.reports.style import BASELINE, INK, LINE, WIDTH, quiet, shortened
 _ACCURACY_NUMBERS = (12, 26)
 _SIMILARITY_NUMBERS = (12, 12)
 _CONFUSION_NUMBERS = 30
-_LABELS = 25  # the most labels on an axis of more classes than that
+_LABELS = 25  # the most labels on an axis of more than _CONFUSION_NUMBERS classes
 
 
 def accuracy_map(
@@ -35,17 +35,17 @@ def accuracy_map(
     roles: Sequence[str],
     best: tuple[int, int] | None,
 ) -> Figure:
-    """How well every block does at every noise step: a row a noise step, a column a block.
+    """Draw the accuracy of every block at every noise step: one row a noise step, one column a block.
 
-    The lowest fifth of the cells share one colour, so that differences among the good ones
-    are seen. Cells hold per cent; beyond 12 x 26 cells there are colours only.
+    The lowest fifth of the cells share one colour, so that differences among the good cells are visible.
+    Cells hold per cent; beyond 12 x 26 cells there are colours only.
 
     Args:
         accuracy: (T, B) shares in [0, 1]; NaN where nothing was measured.
         blocks: indices of the B columns.
-        noise_steps: the t of the T rows.
-        roles: the part of the network each column belongs to ("encoder", "middle", "decoder").
-        best: (block, noise step) of the cell to outline.
+        noise_steps: noise steps of the T rows.
+        roles: the part of the network of each column ("encoder", "middle", "decoder").
+        best: (block, noise step) of the cell to outline; None outlines nothing.
     """
     count, width = len(noise_steps), len(blocks)
     shape = (count, width)
@@ -57,10 +57,16 @@ def accuracy_map(
     tall = cell_height * count > 1.5
     low, high = _range(values)
     axes, picture = _heat_map(
-        values, [f"{t}" for t in noise_steps], [f"{b}" for b in blocks], ("noise step t", "block"),
+        values,
+        list(map(str, noise_steps)),
+        list(map(str, blocks)),
+        ("noise step t", "block"),
         size=(max(3.2, cell_width * width + 1.7), cell_height * count + (1.0 if tall else 1.6)),
-        limits=(low, high), most_labels=(30, 40), letters=(9, 8 if width > 15 else 9), aspect="auto",
-    )  # fmt: skip
+        limits=(low, high),
+        most_labels=(30, 40),
+        letters=(9, 8 if width > 15 else 9),
+        aspect="auto",
+    )
     _cell_borders(axes, count, width)
     if count <= _ACCURACY_NUMBERS[0] and width <= _ACCURACY_NUMBERS[1]:
         _write(picture, _numbers(values, "{:.1f}"), 9 if cell_width > 0.45 else 7)
@@ -69,10 +75,10 @@ def accuracy_map(
         outline = _frame(axes, noise_steps.index(best[1]), blocks.index(best[0]), 0.5)
         outline.set(edgecolor=INK, linewidth=2, clip_on=False, zorder=3)
         outline.set_path_effects([withStroke(linewidth=4, foreground="white")])
-    bar = _colour_bar(
-        picture, "top-1 accuracy, %", location="right" if tall else "bottom",
-        extend="min" if values.lt(low).any() else "neither", **({"aspect": 25} if tall else {"shrink": 0.8, "aspect": 40}),
-    )  # fmt: skip
+    extend = "min" if values.lt(low).any() else "neither"
+    right, bottom = {"location": "right", "aspect": 25}, {"location": "bottom", "shrink": 0.8, "aspect": 40}
+    placing: dict[str, Any] = right if tall else bottom
+    bar = _colour_bar(picture, "top-1 accuracy, %", extend=extend, **placing)
     bar.locator = MaxNLocator(5)
     bar.update_ticks()
     return _figure(axes)
@@ -86,14 +92,14 @@ def similarity_map(
     roles: tuple[Sequence[str], Sequence[str]] = ((), ()),
     marks: Sequence[tuple[int, int]] = (),
 ) -> Figure:
-    """How alike things are, pair by pair, on one scale from 0 to 1.
+    """Draw the similarity of every pair of a row and a column, on one scale from 0 to 1.
 
     Up to 12 x 12 cells hold numbers.
 
     Args:
-        values: (R, C) similarities; negative ones share the colour of 0, NaN is grey.
-        rows, columns: their names.
-        titles: of rows and columns.
+        values: (R, C) similarities up to 1; negative ones share the colour of 0, NaN is grey.
+        rows, columns: R and C names.
+        titles: titles of the rows and of the columns.
         roles: the part of the network of each row and column ("encoder", "middle", "decoder"), or empty.
         marks: (row, column) of cells to frame.
     """
@@ -102,9 +108,14 @@ def similarity_map(
     cell = min(0.5, 6.2 / max(height, width))
     letters = 8 if cell < 0.35 else 9
     axes, picture = _heat_map(
-        values.clamp(min=0), rows, columns, titles, limits=(0, 1), letters=(letters, letters),
+        values.clamp(min=0),
+        rows,
+        columns,
+        titles,
+        limits=(0, 1),
+        letters=(letters, letters),
         size=(max(3.0, cell * width + 1.9), max(2.2, cell * height + 1.2)),
-    )  # fmt: skip
+    )
     for line, parts in ((axes.axhline, roles[0]), (axes.axvline, roles[1])):
         for k, (role, following) in enumerate(pairwise(parts)):
             if role != following:
@@ -119,15 +130,15 @@ def similarity_map(
 
 
 def confusion_matrix(matrix: Tensor, classes: Sequence[str], title: str) -> Figure:
-    """Which classes are taken for which.
+    """Draw a confusion matrix.
 
-    Colours are shares of a true class, on a square-root scale, so that rare confusions are seen. Cells hold
-    counts (none is 0); beyond 30 classes there are colours only, and some of the labels.
+    Colours are shares of a true class, on a square-root scale, so that rare confusions are visible. Cells
+    hold counts above 0; beyond 30 classes there are colours only, and some of the labels.
 
     Args:
-        matrix: (K, K) counts; rows are true classes, columns predictions.
+        matrix: (K, K) counts; rows are true classes, columns are predictions.
         classes: K names.
-        title: above the matrix; may be empty.
+        title: title above the matrix; may be empty.
     """
     count = len(classes)
     assert matrix.shape == (count, count), f"{count} classes, but the matrix is {tuple(matrix.shape)}"
@@ -137,9 +148,16 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str], title: str) -> Figu
     side = min(WIDTH, max(4.0, 1.8 + (0.5 if small else 0.25) * count))
     labels = count if small else _LABELS
     axes, picture = _heat_map(
-        shares.sqrt(), classes, classes, ("true", "predicted"), size=(side, side), limits=(0, 1), colours="Blues",
-        most_labels=(labels, labels), letters=(10, 10),
-    )  # fmt: skip
+        shares.sqrt(),
+        classes,
+        classes,
+        ("true", "predicted"),
+        size=(side, side),
+        limits=(0, 1),
+        colours="Blues",
+        most_labels=(labels, labels),
+        letters=(10, 10),
+    )
     for label in axes.get_xticklabels():
         label.set(rotation=45, horizontalalignment="right", rotation_mode="anchor")
     axes.set_title(title, color=INK, parse_math=False)
@@ -165,22 +183,22 @@ def _heat_map(
     letters: tuple[int, int],
     aspect: Literal["equal", "auto"] = "equal",
 ) -> tuple[Axes, AxesImage]:
-    """A matrix (R, C) as colours between two limits, with names of its rows and columns; NaN is grey.
+    """Draw a matrix (R, C) as colours, with names of its rows and columns; NaN is grey.
 
     Args:
-        titles: of rows and columns.
+        titles: titles of the rows and of the columns.
         size: width and height of the figure, in inches.
-        most_labels: the most names of rows and of columns; of more every second, third and so on is shown.
-        letters: their sizes, in points.
+        limits: the values of the lowest and of the highest colour.
+        most_labels: the most labels of rows and of columns; with more names, every k-th has a label.
+        letters: sizes of the labels of rows and of columns, in points.
     """
     shape = (len(rows), len(columns))
     assert values.shape == shape, f"{shape[0]} x {shape[1]} names, but values {tuple(values.shape)}"
     axes = Figure(figsize=size, layout="constrained").subplots()
     cmap = matplotlib.colormaps[colours].with_extremes(bad=LINE)
     picture = axes.imshow(values.numpy(), cmap=cmap, vmin=limits[0], vmax=limits[1], aspect=aspect)
-    for set_ticks, names, most, points in (
-        (axes.set_yticks, rows, most_labels[0], letters[0]), (axes.set_xticks, columns, most_labels[1], letters[1])
-    ):  # fmt: skip
+    sides = zip((axes.set_yticks, axes.set_xticks), (rows, columns), most_labels, letters, strict=True)
+    for set_ticks, names, most, points in sides:
         ticks = range(0, len(names), ceil(len(names) / most))
         set_ticks(ticks, [shortened(names[k]) for k in ticks], size=points, parse_math=False)
     axes.set_ylabel(shortened(titles[0], 44), color=INK, parse_math=False)
@@ -196,16 +214,16 @@ def _figure(axes: Axes) -> Figure:
 
 
 def _range(values: Tensor) -> tuple[float, float]:
-    """The limits of the colours: from the 20th percentile to the maximum, and a point apart at least."""
-    known = values[~values.isnan()]
-    if not len(known):
+    """Return the limits of the colours: the 20th percentile and the maximum, at least one point apart."""
+    measured = values[~values.isnan()]
+    if not len(measured):
         return 0.0, 100.0
-    low, high = float(known.quantile(0.2)), float(known.max())
+    low, high = float(measured.quantile(0.2)), float(measured.max())
     return min(low, high - 1), high
 
 
 def _numbers(values: Tensor, form: str) -> dict[tuple[int, int], str]:
-    """Texts by (row, column) of the values that are not NaN."""
+    """Return the values that are not NaN as texts, by (row, column)."""
     return {(i, k): form.format(float(values[i, k])) for i, k in (~values.isnan()).nonzero().tolist()}
 
 
@@ -242,23 +260,20 @@ def _cell_borders(axes: Axes, rows: int, columns: int) -> None:
 
 
 def _role_brackets(axes: Axes, roles: Sequence[str], cell_width: float) -> None:
-    """Names of the network's parts above their columns, with a line under each."""
-    columns = axes.get_xaxis_transform()  # columns by rows of the axes' height
+    """Write the names of the network's parts above their columns, with a line under each."""
+    columns = axes.get_xaxis_transform()  # horizontally columns, vertically shares of the axes' height
     above = columns + ScaledTranslation(0, 4 / 72, _figure(axes).dpi_scale_trans)
+    line: dict[str, Any] = {"color": BASELINE, "linewidth": 1.2, "clip_on": False, "solid_capstyle": "butt"}
+    text: dict[str, Any] = {"ha": "center", "size": 8, "color": BASELINE, "parse_math": False}
     gap = 0.025 / cell_width
     left = -0.5
-    free = -1.0  # up to where the lower line of names is taken
+    taken = -1.0  # right end of the last name on the lower line
     for role, run in groupby(roles):
         right = left + len(list(run))
-        middle, half = (left + right) / 2, 0.036 * len(role) / cell_width  # of 8 point letters, in columns
-        raised = middle - half < free
-        free = free if raised else middle + half
-        axes.plot(
-            [left + gap, right - gap], [1, 1], transform=above, color=BASELINE, linewidth=1.2, clip_on=False,
-            solid_capstyle="butt",
-        )  # fmt: skip
-        axes.annotate(
-            role, (middle, 1), (0, 19 if raised else 8), xycoords=columns, textcoords="offset points",
-            ha="center", size=8, color=BASELINE, parse_math=False,
-        )  # fmt: skip
+        middle, half = (left + right) / 2, 0.036 * len(role) / cell_width  # 8 point letters, in columns
+        raised = middle - half < taken
+        taken = taken if raised else middle + half
+        axes.plot([left + gap, right - gap], [1, 1], transform=above, **line)
+        offset = (0, 19 if raised else 8)
+        axes.annotate(role, (middle, 1), offset, xycoords=columns, textcoords="offset points", **text)
         left = right

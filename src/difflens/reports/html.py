@@ -1,4 +1,4 @@
-"""A report for people: one HTML file that needs nothing but a browser."""
+"""A report as one HTML file that needs only a browser."""
 
 import re
 from base64 import b64encode
@@ -13,6 +13,9 @@ from PIL import Image
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+UNSELECTED = "The same weights generated these images. None was selected."
+"""Text of sections that show generated images."""
+
 _CSS_DPI = 96
 _DENSITY = 2  # figures have two pixels for each CSS pixel, for sharp screens
 
@@ -20,7 +23,7 @@ _DENSITY = 2  # figures have two pixels for each CSS pixel, for sharp screens
 _NUMERIC = re.compile(r"(?=.*\d)[\d\s.,+\-\u2212\u2013±%()/e]+s?")
 _MISSING = ("", "-", "\u2013", "\u2014")
 
-# spaces at which no line should break: "95 %", "+0.5 ± 0.3"
+# spaces that must not end a line: "95 %", "+0.5 ± 0.3"
 _UNBROKEN = re.compile(r" (?=[%±])|(?<=±) ")
 
 
@@ -29,10 +32,10 @@ class Table:
     """Rows under named columns; the first column names the row.
 
     Attributes:
-        columns: headings.
-        rows: one cell a column; numbers are formatted, None is a dash, anything else is shown as its text.
+        columns: headings of the columns.
+        rows: one cell a column; numbers are formatted, None is a dash, other values become text.
         caption: one or two sentences under the table.
-        best: index of the row to emphasise.
+        best: index of the row to emphasise; None emphasises no row.
     """
 
     columns: tuple[str, ...]
@@ -47,12 +50,12 @@ class Table:
 
     @property
     def cells(self) -> list[list[str]]:
-        """Every row as text."""
+        """The rows as text."""
         return [[_text(value) for value in row] for row in self.rows]
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """For each column: does it hold numbers, and at most gaps besides?"""
+        """True for each column that holds numbers, or numbers and gaps."""
         columns = zip(*self.cells, strict=True) if self.rows else [()] * len(self.columns)
         return tuple(_is_numeric([cell for cell in column if cell not in _MISSING]) for column in columns)
 
@@ -62,10 +65,10 @@ class Picture:
     """An image with its caption.
 
     Attributes:
-        image: a PIL image, or a matplotlib figure, shown at its size in inches.
-        caption: what is seen, under the image.
-        alt: what is seen, for those who do not see it.
-        scale: CSS pixels for each pixel of a PIL image, whose pixels then stay sharp squares.
+        image: a PIL image, or a matplotlib figure, which keeps its size in inches.
+        caption: text under the image.
+        alt: text that replaces the image for readers who cannot see it.
+        scale: CSS pixels for each pixel of a PIL image, whose pixels stay sharp squares.
     """
 
     image: "Image.Image | Figure"
@@ -74,16 +77,21 @@ class Picture:
     scale: int = 1
 
     def png(self) -> tuple[bytes, int, int]:
-        """The encoded image, and its width and height in CSS pixels."""
+        """Return the encoded image, and its width and height in CSS pixels."""
         buffer = BytesIO()
         if isinstance(self.image, Image.Image):
             self.image.save(buffer, "PNG", optimize=True)
             width, height = self.image.size
             return buffer.getvalue(), width * self.scale, height * self.scale
         self.image.savefig(
-            buffer, format="png", dpi=_DENSITY * _CSS_DPI, transparent=True, bbox_inches="tight",
-            pad_inches=0.02, metadata={"Software": None},
-        )  # fmt: skip
+            buffer,
+            format="png",
+            dpi=_DENSITY * _CSS_DPI,
+            transparent=True,
+            bbox_inches="tight",
+            pad_inches=0.02,
+            metadata={"Software": None},
+        )
         width, height = Image.open(buffer).size
         return buffer.getvalue(), width // _DENSITY, height // _DENSITY
 
@@ -93,9 +101,9 @@ class Section:
     """A heading with text, tables and pictures.
 
     Attributes:
-        title: also its entry in the list of contents.
+        title: the heading, and its entry in the list of contents.
         text: plain text; an empty line begins a new paragraph.
-        parts: in the order in which they are shown.
+        parts: tables and pictures, in order.
     """
 
     title: str
@@ -104,14 +112,16 @@ class Section:
 
 
 def render(title: str, lead: str, sections: Sequence[Section], provenance: Mapping[str, object]) -> str:
-    """One self-contained HTML document: no scripts, and nothing is loaded from anywhere.
+    """Return one self-contained HTML document, without scripts and without links to other files.
+
+    All texts are plain text; markup in them is escaped.
 
     Args:
-        title: plain text, as all texts here; markup in them is shown, not interpreted.
-        lead: what this is about, in a sentence or two.
-        sections: in order.
-        provenance: what it takes to make the report again (command, seed, versions, hardware), in a closing
-            table.
+        title: title of the document.
+        lead: the subject of the report, in a sentence or two.
+        sections: sections in order.
+        provenance: rows of the closing table, which says how to repeat the run: command, seed, versions,
+            hardware.
     """
     environment = Environment(
         loader=PackageLoader("difflens", "reports"),

@@ -19,43 +19,50 @@ def copying_section(
     train: Callable[[Tensor], Tensor],
     searched: str,
 ) -> Section:
-    """The report's section on whether the samples are copies.
+    """Return the section that compares samples with their nearest training images.
 
     Args:
-        samples: uint8, (N, C, S, S).
+        samples: (N, C, S, S) uint8.
         neighbours: by features and by pixels, from `find_nearest`.
-        train: rows (M,) long to training images, uint8 (M, C, S, S).
-        searched: which images were searched, in words, as "the 10,000 training images of X".
+        train: function from rows (M,) long to training images (M, C, S, S) uint8.
+        searched: the images that were searched, in words, like "the 10,000 training images of X".
     """
-    shown = samples[:SHOWN]
-    columns = [("sample", shown)]
-    for found, kind in zip(neighbours, ("features", "pixels"), strict=True):
-        for place in range(found.rows.shape[1]):
-            title = f"by {kind}" if place == 0 else f"{_ORDINALS[place]}"
-            columns.append((title, train(found.rows[: len(shown), place])))
+    first = samples[:SHOWN]
+    columns = [("sample", first)]
+    for nearest, kind in zip(neighbours, ("features", "pixels"), strict=True):
+        for rank in range(nearest.rows.shape[1]):
+            title = f"by {kind}" if rank == 0 else _ORDINALS[rank]
+            columns.append((title, train(nearest.rows[: len(first), rank])))
     rows: list[tuple[object, ...]] = [
-        (
-            found.space, f"{found.samples.min():.4g}", f"{found.samples.median():.4g}",
-            None if found.unseen is None else f"{found.unseen.min():.4g}",
-            None if found.unseen is None else f"{found.unseen.median():.4g}",
-        )
-        for found in neighbours
-    ]  # fmt: skip
-    compared = neighbours[0].unseen
+        (nearest.space, *_least_and_median(nearest.samples), *_least_and_median(nearest.unseen))
+        for nearest in neighbours
+    ]
+    unseen = neighbours[0].unseen
     text = (
-        f"Each sample's nearest of {searched}. A copy would be much nearer to a training image than images are that no "
-        "training saw; a copy of a training image that is not among these would not be found."
+        f"The nearest neighbours of the samples among {searched}. A copy is much nearer to a training image "
+        "than test images are. The search does not find copies of other training images."
     )
-    against = "" if compared is None else f", and of {len(compared)} test images"
+    against = "" if unseen is None else f", and of {_count(len(unseen), 'test image')}"
+    headings = ("Samples, least", "Samples, median", "Test images, least", "Test images, median")
     table = Table(
-        ("Distance to the nearest training image", "Samples, least", "Samples, median", "Test images, least",
-         "Test images, median"),
-        rows, f"Of {len(samples)} samples{against}. Distances compare within a row only.",
-    )  # fmt: skip
+        ("Distance to the nearest training image", *headings),
+        rows,
+        f"Of {_count(len(samples), 'sample')}{against}. Distances compare within a row only.",
+    )
     picture = Picture(
         pictures.image_columns([(title, to_float(images)) for title, images in columns]),
-        f"The first {len(shown)} samples, each with its {NEIGHBOURS} nearest training images in the backbone's features and "
-        "in pixels.",
+        f"The first {_count(len(first), 'sample')}, each with its {NEIGHBOURS} nearest training images in "
+        "the backbone's features and in pixels.",
         "Generated images beside their nearest training images",
     )
     return Section(TITLE, text, (picture, table))
+
+
+def _least_and_median(distances: Tensor | None) -> tuple[str | None, str | None]:
+    if distances is None:
+        return None, None
+    return f"{distances.min():.4g}", f"{distances.median():.4g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -1,4 +1,4 @@
-"""What a dense model sees, drawn over the image: classes of pixels, or objects."""
+"""Labels or predictions of a dense task drawn over the image: classes of pixels, or objects."""
 
 from collections.abc import Sequence
 
@@ -17,33 +17,44 @@ from difflens.reports.style import INK, WIDTH, shortened
 
 _OPAQUE = 0.6
 _SMALLEST = 320
-"""Pixels to which an overlay's longer side is enlarged at least, so that there is room for lines and names."""
+"""Least pixels of an overlay's longer side; smaller images are enlarged, to make room for lines and names."""
 _GAP = 6  # pixels between the pictures of a grid
-_TILE = 2.4  # inches
-_LETTERS = 13  # pixels
+_TILE = 2.4  # inches of a picture's width
+_LETTERS = 13  # pixels of a letter's height
 _NAMED = 24  # the most classes in a legend
 
 
 def first_colour(classes: Sequence[str]) -> int:
-    """The first class's place in the palette: at 0, black, is a background, which is not painted."""
+    """Return the palette index of the first class: 0 for a background, which is not painted, else 1."""
     return 0 if classes[0].lower() == BACKGROUND else 1
 
 
 def mask_overlay(image: Tensor, mask: Tensor, classes: Sequence[str]) -> Image.Image:
-    """An image, uint8 (C, H, W), under the colours of its classes, uint8 (H, W); background, and what is ignored, stay
-    as they are."""
+    """Draw the colours of classes over an image; background and ignored pixels are not painted.
+
+    Args:
+        image: (C, H, W) uint8.
+        mask: (H, W) uint8, the classes.
+        classes: their names, in the order of the values in the mask.
+    """
     canvas, factor = _enlarged(image)
     colours = torch.from_numpy(palette())
-    shown = _repeated(mask, factor)
-    places = shown.long() + first_colour(classes)
-    painted = colours[places.clamp(max=255)].permute(2, 0, 1)
-    covered = (places != 0) & (shown != IGNORED)
+    values = _repeated(mask, factor)
+    indices = values.long() + first_colour(classes)
+    painted = colours[indices.clamp(max=255)].permute(2, 0, 1)
+    covered = (indices != 0) & (values != IGNORED)
     mixed = (_OPAQUE * painted + (1 - _OPAQUE) * canvas).round().to(torch.uint8)
     return _to_pil(torch.where(covered, mixed, canvas))
 
 
 def object_overlay(image: Tensor, objects: Objects, classes: Sequence[str]) -> Image.Image:
-    """An image, uint8 (C, H, W), with boxes, masks, names and scores; an object has the colour of its class."""
+    """Draw boxes, masks, names and scores of objects over an image; an object has the colour of its class.
+
+    Args:
+        image: (C, H, W) uint8.
+        objects: boxes in pixels of the image, and labels from 1; masks and scores are optional.
+        classes: their names; label k is `classes[k - 1]`.
+    """
     canvas, factor = _enlarged(image)
     if not len(objects.boxes):
         return _to_pil(canvas)
@@ -55,22 +66,36 @@ def object_overlay(image: Tensor, objects: Objects, classes: Sequence[str]) -> I
     names = [classes[label - 1] for label in objects.labels.tolist()]
     if objects.scores is not None:
         names = [f"{name} {score:.2f}" for name, score in zip(names, objects.scores.tolist(), strict=True)]
-    shown = draw_bounding_boxes(
-        canvas, factor * objects.boxes.cpu(), names, colours, width=2, font=_font(), font_size=_LETTERS,
-        label_colors=[_legible(colour) for colour in colours], label_background_colors=colours, fill_labels=True,
-    )  # fmt: skip
-    return _to_pil(shown)
+    labelled = draw_bounding_boxes(
+        canvas,
+        factor * objects.boxes.cpu(),
+        names,
+        colours,
+        width=2,
+        font=_font(),
+        font_size=_LETTERS,
+        label_colors=[_legible(colour) for colour in colours],
+        label_background_colors=colours,
+        fill_labels=True,
+    )
+    return _to_pil(labelled)
 
 
 def examples(
     titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], classes: Sequence[tuple[int, str]]
 ) -> Figure:
-    """Pictures in a grid, a row an image, with a legend of (place in the palette, name) of classes."""
+    """Draw pictures in a grid with a legend.
+
+    Args:
+        titles: titles of the columns.
+        rows: the pictures of each row, one a column.
+        classes: (palette index, name) of the classes in the legend; empty for no legend.
+    """
     step = _SMALLEST + _GAP
     sheet = Image.new("RGB", (step * len(titles) - _GAP, step * len(rows) - _GAP), "white")
-    for place, picture in enumerate(picture for row in rows for picture in row):
+    for k, picture in enumerate(picture for row in rows for picture in row):
         fitted = ImageOps.contain(picture, (_SMALLEST, _SMALLEST))
-        sheet.paste(fitted, (place % len(titles) * step, place // len(titles) * step))
+        sheet.paste(fitted, (k % len(titles) * step, k // len(titles) * step))
     legend = 0.25 * -(-len(classes[:_NAMED]) // 4)
     width = min(WIDTH, _TILE * len(titles))
     height = width * sheet.height / sheet.width + 0.3 + legend
@@ -90,18 +115,18 @@ def examples(
 
 
 def _legible(colour: tuple[int, int, int]) -> str:
-    """Of letters on a colour."""
+    """Return the colour of letters on a background colour, by its luma."""
     red, green, blue = colour
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
 
 def _font() -> str:
-    """The file of the font that comes with matplotlib."""
+    """Return the file of the font that comes with matplotlib."""
     return str(findfont("DejaVu Sans"))
 
 
 def _enlarged(image: Tensor) -> tuple[Tensor, int]:
-    """RGB, every pixel repeated so many times."""
+    """Return the image as RGB with repeated pixels, and how often each pixel is repeated."""
     factor = max(1, -(-_SMALLEST // max(image.shape[-2:])))
     return _repeated(with_channels(image.cpu(), 3), factor).contiguous(), factor
 

@@ -1,4 +1,4 @@
-"""Images for reports: noised images, feature maps, attention, neighbours, and classes that a head confuses.
+"""Images for reports: noised images, feature maps, attention, neighbours, and confused classes.
 
 Every function returns a matplotlib figure of its own, outside pyplot's global state.
 """
@@ -17,67 +17,71 @@ from difflens.reports.style import BASELINE, INK, WIDTH, shortened
 # inches
 _TILE = 1.5
 _EXAMPLE = 0.86
-_TEXT_SHARE = 2.3  # beside the examples, for the names of two classes
+_TEXT_WIDTH = 2.3  # the names of two classes, beside the examples
 
 _HEAT = matplotlib.colormaps["inferno"]
 
-_EXAMPLES = 6  # images of a pair of classes
+_EXAMPLES = 6  # the most images of a pair of classes
 
 
 def noised_images(images: Tensor, noised: Mapping[int, Tensor]) -> Figure:
-    """Images with and without noise: a row an image, clean and then at each noise step.
+    """Draw images without noise and at each noise step: one row an image.
 
     Args:
         images: (N, C, S, S) in [-1, 1].
-        noised: the same images by noise step, in that range or beyond it.
+        noised: (N, C, S, S) by noise step, the same images with noise; values beyond [-1, 1] are clipped.
     """
     titles = ["clean", *(f"t = {t}" for t in noised)]
-    return _tiles(titles, [_pixels(images), *(_pixels(each) for each in noised.values())])
+    return _tiles(titles, [_pixels(images), *map(_pixels, noised.values())])
 
 
 def principal_components(images: Tensor, maps: Mapping[int, Tensor]) -> Figure:
-    """Feature maps as colour images: a row an image, a column a block.
+    """Draw feature maps as colour images: one row an image, one column a block.
 
-    A block's colours are the first three principal components of its maps over all positions of all images,
-    so they compare between images, not between blocks.
+    A block's colours are the first three principal components of its maps over all positions of all images.
+    Colours compare between images, not between blocks.
 
     Args:
         images: (N, C, S, S) in [-1, 1].
         maps: (N, C, H, W) by block, at one noise step.
     """
-    titles = ["input", *(f"block {block}\n{each.shape[2]} x {each.shape[3]}" for block, each in maps.items())]
-    return _tiles(titles, [_pixels(images), *(pca_rgb(each) for each in maps.values())])
+    titles = ["input", *(_title(block, values) for block, values in maps.items())]
+    return _tiles(titles, [_pixels(images), *map(pca_rgb, maps.values())])
 
 
 def components_over_noise(
     noised: Mapping[int, Tensor], maps: Mapping[tuple[int, int], Tensor], image: int
 ) -> Figure:
-    """Feature maps of one image as colours: a row a noise step, a column a block.
+    """Draw feature maps of one image as colours: one row a noise step, one column a block.
 
-    A block's colours are the first three principal components of its maps over all positions of all images at all noise
-    steps, so within a column they compare.
+    A block's colours are the first three principal components of its maps over all positions of all images at
+    all noise steps. Colours compare within a column.
 
     Args:
-        noised: (N, C, S, S) images by noise step, as the backbone sees them.
+        noised: (N, C, S, S) by noise step, the images that the backbone reads.
         maps: (N, C, H, W) by (block, noise step), every block at every noise step.
-        image: which of the N to show.
+        image: index of the image, in [0, N).
     """
     steps = list(noised)
     blocks = sorted({block for block, _ in maps})
     columns = [torch.cat([_pixels(noised[t][image : image + 1]) for t in steps])]
     titles = ["input"]
     for block in blocks:
-        each = [maps[block, t] for t in steps]
-        rgb = pca_rgb(torch.cat(each)).unflatten(0, (len(steps), -1))
+        # one fit a block, so that noise steps share their components
+        rgb = pca_rgb(torch.cat([maps[block, t] for t in steps])).unflatten(0, (len(steps), -1))
         columns.append(rgb[:, image])
-        titles.append(f"block {block}\n{each[0].shape[2]} x {each[0].shape[3]}")
+        titles.append(_title(block, maps[block, steps[0]]))
     return _tiles(titles, columns, [f"t = {t}" for t in steps] if len(steps) > 1 else ())
 
 
-def attention_overlays(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
-    """Where a head looks: a row an image, a column a map, dark where it does not look.
+def _title(block: int, maps: Tensor) -> str:
+    return f"block {block}\n{maps.shape[2]} x {maps.shape[3]}"
 
-    Each overlay is scaled to its own maximum; shares between maps are for a table to tell.
+
+def attention_overlays(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
+    """Draw attention over images: one row an image, one column a map; dark is no attention.
+
+    Each overlay is scaled to its own maximum, so overlays do not compare with each other.
 
     Args:
         images: (N, C, S, S) in [-1, 1].
@@ -86,50 +90,46 @@ def attention_overlays(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
     pixels = _pixels(images).mean(1, keepdim=True)
     columns = [_pixels(images)]
     for weights in maps.values():
-        shown = weights.detach().cpu().float()[:, None]
-        shown = shown / shown.amax((2, 3), keepdim=True).clamp(min=1e-12)
-        shown = torch.nn.functional.interpolate(shown, tuple(pixels.shape[-2:]), mode="bilinear").clamp(0, 1)
-        colour = torch.from_numpy(_HEAT(shown[:, 0].numpy())[..., :3]).permute(0, 3, 1, 2).float()
+        heat = weights.detach().cpu().float()[:, None]
+        heat = heat / heat.amax((2, 3), keepdim=True).clamp(min=1e-12)
+        heat = torch.nn.functional.interpolate(heat, tuple(pixels.shape[-2:]), mode="bilinear").clamp(0, 1)
+        colour = torch.from_numpy(_HEAT(heat[:, 0].numpy())[..., :3]).permute(0, 3, 1, 2).float()
         columns.append((0.35 * pixels + 0.65 * colour).clamp(0, 1))
     return _tiles(["input", *maps], columns)
 
 
 def nearest_neighbours(
-    queries: Tensor, found: Tensor, names: Sequence[str], found_names: Sequence[Sequence[str]]
+    queries: Tensor, neighbours: Tensor, names: Sequence[str], neighbour_names: Sequence[Sequence[str]]
 ) -> Figure:
-    """Images and those nearest to them: a row an image, its neighbours from left to right.
+    """Draw images and their nearest neighbours: one row an image, the nearest neighbour first.
 
     Args:
         queries: (N, C, S, S) in [-1, 1].
-        found: (N, K, C, S, S), likewise.
-        names: what to write on the left of each row; may be empty texts.
-        found_names: K texts over the neighbours of each row.
+        neighbours: (N, K, C, S, S) in [-1, 1].
+        names: names of the N images; may be empty texts.
+        neighbour_names: K names of the neighbours of each image.
     """
-    rows, count = found.shape[:2]
+    rows, count = neighbours.shape[:2]
     side = min(_TILE, WIDTH / (count + 1))
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     figure = Figure(figsize=(side * (count + 1), (side + 0.22) * rows), layout=layout)
     grid = figure.subplots(rows, count + 1, squeeze=False)
     for row in range(rows):
-        titles = [names[row], *found_names[row]]
-        for k, (axes, image) in enumerate(zip(grid[row], [queries[row], *found[row]], strict=True)):
+        titles = [names[row], *neighbour_names[row]]
+        for k, (axes, image) in enumerate(zip(grid[row], [queries[row], *neighbours[row]], strict=True)):
             _show(axes, _pixels(image), "nearest")
             axes.set_axis_off()
-            axes.set_title(
-                shortened(titles[k], 18),
-                size=8,
-                color=INK,
-                weight="normal" if k else "bold",
-                parse_math=False,
-            )
+            weight = "normal" if k else "bold"
+            axes.set_title(shortened(titles[k], 18), size=8, color=INK, weight=weight, parse_math=False)
     return figure
 
 
 def pca_rgb(maps: Tensor) -> Tensor:
-    """The first three principal components of feature maps as red, green and blue.
+    """Return the first three principal components of feature maps as red, green and blue.
 
     The components are those of the C-vectors at all positions of all maps. Each is scaled so that its 1st
-    percentile is 0 and its 99th is 1; one that does not vary, or does not exist because C < 3, is 0.5.
+    percentile is 0 and its 99th is 1. A component that does not vary, or does not exist because C < 3, is
+    0.5.
 
     Args:
         maps: (N, C, H, W), any range.
@@ -138,7 +138,7 @@ def pca_rgb(maps: Tensor) -> Tensor:
         (N, 3, H, W) float32 in [0, 1], on the CPU.
     """
     count, channels, height, width = maps.shape
-    # the CPU, because not every accelerator has float64
+    # on the CPU, because not every accelerator has float64
     vectors = maps.detach().cpu().double().permute(0, 2, 3, 1).reshape(-1, channels)
     centred = vectors - vectors.mean(0)
     # eigenvectors of the C x C scatter matrix: the right singular vectors of `centred`, at less cost
@@ -155,21 +155,26 @@ def pca_rgb(maps: Tensor) -> Tensor:
 
 
 def image_columns(columns: Sequence[tuple[str, Tensor]]) -> Figure:
-    """Images side by side: each column is a title and (N, C, S, S) in [-1, 1], all of the same N."""
+    """Draw images side by side.
+
+    Args:
+        columns: title and images (N, C, S, S) in [-1, 1] of each column, all with the same N.
+    """
     return _tiles([title for title, _ in columns], [_pixels(images) for _, images in columns], tile=_EXAMPLE)
 
 
 def confused_pairs(pairs: Sequence[tuple[str, str, int, Tensor]]) -> Figure:
-    """Classes taken for others, with images: a row a pair, at most six images each.
+    """Draw pairs of confused classes with images: one row a pair, at most six images each.
 
     Args:
-        pairs: at least one (true class, predicted class, count, (N, C, S, S) images, uint8 or in [-1, 1]).
+        pairs: at least one (true class, predicted class, count, images); the images are (N, C, S, S), uint8
+            or float in [-1, 1].
     """
     assert pairs, "no pair of classes to show"
-    size = (_TEXT_SHARE + _EXAMPLES * _EXAMPLE, len(pairs) * (_EXAMPLE + 0.06))
+    size = (_TEXT_WIDTH + _EXAMPLES * _EXAMPLE, len(pairs) * (_EXAMPLE + 0.06))
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     figure = Figure(figsize=size, layout=layout)
-    widths = [_TEXT_SHARE, *[_EXAMPLE] * _EXAMPLES]
+    widths = [_TEXT_WIDTH, *[_EXAMPLE] * _EXAMPLES]
     grid = figure.subplots(len(pairs), 1 + _EXAMPLES, squeeze=False, width_ratios=widths)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -179,17 +184,15 @@ def confused_pairs(pairs: Sequence[tuple[str, str, int, Tensor]]) -> Figure:
             (0.5, "normal", INK, f"\u2192 {shortened(predicted)}"),
             (0.22, "normal", BASELINE, f"{count:,} image{'s' * (count != 1)}"),
         ):
-            row[0].text(
-                0, height, text, weight=weight, color=colour, size=10, va="center", transform=row[0].transAxes,
-                parse_math=False, clip_on=True,
-            )  # fmt: skip
+            style = {"weight": weight, "color": colour, "size": 10, "va": "center"}
+            row[0].text(0, height, text, transform=row[0].transAxes, parse_math=False, clip_on=True, **style)
         for axes, image in zip(row[1:], _pixels(images[:_EXAMPLES]), strict=False):
             _show(axes, image, "auto")
     return figure
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """uint8, or [-1, 1], to [0, 1], cut off there: noise leaves the range."""
+    """Convert images, uint8 or float in [-1, 1], to floats in [0, 1]; noise beyond the range is clipped."""
     if images.dtype == torch.uint8:
         return images.cpu() / 255
     return ((images.float().cpu() + 1) / 2).clamp(0, 1)
@@ -198,9 +201,13 @@ def _pixels(images: Tensor) -> Tensor:
 def _tiles(
     titles: Sequence[str], columns: Sequence[Tensor], rows_named: Sequence[str] = (), tile: float = _TILE
 ) -> Figure:
-    """Small images in a grid: each column is (N, C, H, W) in [0, 1], C 1 (grey) or 3, of its own size.
+    """Draw small images in a grid.
 
     Args:
+        titles: titles of the columns.
+        columns: (N, C, H, W) in [0, 1] of each column; C is 1 (grey) or 3, H and W may differ between
+            columns.
+        rows_named: names of the rows, or empty.
         tile: the largest side of an image, in inches.
     """
     rows = len(columns[0])
@@ -214,17 +221,8 @@ def _tiles(
             _show(axes, image, "nearest")
             axes.set_axis_off()
     for axes, name in zip(grid[:, 0], rows_named, strict=False):
-        axes.text(
-            -0.08,
-            0.5,
-            name,
-            transform=axes.transAxes,
-            rotation=90,
-            ha="right",
-            va="center",
-            size=9,
-            color=INK,
-        )
+        style = {"rotation": 90, "ha": "right", "va": "center", "size": 9, "color": INK}
+        axes.text(-0.08, 0.5, name, transform=axes.transAxes, **style)
     return figure
 
 

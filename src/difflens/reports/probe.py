@@ -1,4 +1,4 @@
-"""The report of a probe: how good it is, how it was trained, and what it confuses."""
+"""The report of a probe: accuracies, training, and confused classes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
@@ -10,10 +10,13 @@ from difflens.metrics.classification import Evaluation
 from difflens.reports import charts, heat_maps, pictures
 from difflens.reports.html import Picture, Section, Table, render
 
-_EXAMPLES = 6
+_EXAMPLES = 6  # the most images of a pair of confused classes
 _SHARES = ("top1", "top5", "mean_per_class")
 _FIGURES = ("Top-1, %", "95 % interval of top-1", "Top-5, %", "Mean per class, %", "Training, s")
-_EXPLAINED = "The interval is the uncertainty of one run from its test images. The mean per class weighs every class equally."
+_EXPLAINED = (
+    "The interval is the uncertainty of one run that comes from its test images. The mean per class weights "
+    "all classes equally."
+)
 
 
 def probe_report(
@@ -26,34 +29,36 @@ def probe_report(
     examples: Callable[[Sequence[int]], Tensor],
     provenance: Mapping[str, object],
 ) -> str:
-    """One self-contained HTML document about one probe, trained with one seed or several.
+    """Return the report on a probe of one seed or several, as one self-contained HTML document.
 
     Args:
-        command: the command line that makes the run again.
-        summary: what was probed with what, in a sentence or two.
-        evaluations: one a seed, at least one, of the same classes; the pictures of classes show the first.
-        metrics: one a seed: `Evaluation.metrics()` with "train_images", "trainable_parameters" and
-            "train_seconds". Further keys that are shown if they are there: "seed"; "grid", records with
-            "learning_rate", "weight_decay" and "validation_top1"; "neighbours", records with "k",
-            "validation_top1" and "top1". The record that was chosen has a true "chosen".
-        logs: one a seed: records with "epoch" and "loss"; empty where nothing was trained by epochs.
-        examples: positions in the test split to their images, uint8 (N, C, S, S).
-        provenance: further rows of the closing table (backbone, data, places read, hardware, versions).
+        command: the command line that repeats the run.
+        summary: the head, the backbone and the data, in a sentence or two.
+        evaluations: one a seed, at least one, with the same classes; the pictures show the first.
+        metrics: one a seed, `Evaluation.metrics()` with "train_images", "trainable_parameters" and
+            "train_seconds". These keys are optional: "seed"; "grid", records with "learning_rate",
+            "weight_decay" and "validation_top1"; "neighbours", records with "k", "validation_top1" and
+            "top1". The chosen record has a true "chosen".
+        logs: one a seed, records with "epoch" and "loss"; empty where nothing was trained by epochs.
+        examples: function from positions in the test split to their images, (N, C, S, S) uint8.
+        provenance: further rows of the closing table (backbone, data, places, hardware, versions).
     """
     assert len(evaluations) == len(metrics) == len(logs) > 0, "evaluations, metrics and logs: one a seed"
     evaluation = evaluations[0]
-    # said wherever one of several runs is shown
+    # the note on every part that describes one of several runs
     which = f" Shown for {_run(metrics, 0)}." if len(metrics) > 1 else ""
+    confusion = Picture(
+        heat_maps.confusion_matrix(evaluation.confusion, evaluation.classes, ""),
+        f"Numbers of test images; rows are true classes, columns are predictions.{which}",
+        "Confusion matrix",
+    )
     sections = [
         _result(metrics),
         *_training(metrics, logs, which),
         _per_class(evaluation, which),
         _confused(evaluation, examples, which),
-        Section("Confusion matrix", parts=(
-            Picture(heat_maps.confusion_matrix(evaluation.confusion, evaluation.classes, ""),
-                    f"Rows are true classes, columns predictions; test images counted.{which}", "Confusion matrix"),
-        )),
-    ]  # fmt: skip
+        Section("Confusion matrix", parts=(confusion,)),
+    ]
     title = f"Probe: {_mean_percent(metrics, 'top1')} % top-1 accuracy"
     return render(title, summary, sections, {"Command": command, **provenance})
 
@@ -74,8 +79,8 @@ def _result(metrics: Sequence[Mapping[str, Any]]) -> Section:
         ("Mean ± standard deviation", spreads["top1"], None, spreads["top5"], spreads["mean_per_class"], None)
     )
     text = (
-        f"Over {len(metrics)} runs that differ in their seed only, {spreads['top1']} % of the test images are classified "
-        "right (mean ± standard deviation)."
+        f"The probe classifies {spreads['top1']} % of the test images correctly (mean ± standard deviation "
+        f"over {len(metrics)} runs that differ only in their seed)."
     )
     parts = (
         Table(("Run", *_FIGURES), rows, _EXPLAINED, best=len(metrics)),
@@ -85,17 +90,15 @@ def _result(metrics: Sequence[Mapping[str, Any]]) -> Section:
 
 
 def _figures(one: Mapping[str, Any]) -> tuple[object, ...]:
-    """Cells for `_FIGURES`."""
-    return (
-        _percent(one["top1"]), _interval(one["top1_interval_95"]), _percent(one["top5"]),
-        _percent(one["mean_per_class"]), f"{one['train_seconds']:.1f}",
-    )  # fmt: skip
+    """Return the cells of the columns `_FIGURES`."""
+    top1, top5, mean_per_class = (_percent(one[share]) for share in _SHARES)
+    return top1, _interval(one["top1_interval_95"]), top5, mean_per_class, f"{one['train_seconds']:.1f}"
 
 
 def _training(
     metrics: Sequence[Mapping[str, Any]], logs: Sequence[Sequence[Mapping[str, Any]]], which: str
 ) -> list[Section]:
-    """One section, or none where there is nothing to tell."""
+    """Return the section on training; no section where there was none."""
     parts: list[Table | Picture] = []
     trained = [log for log in logs if log]
     if trained:
@@ -113,18 +116,19 @@ def _training(
 def _grid(records: Sequence[Mapping[str, Any]], which: str) -> Table:
     rates = sorted({record["learning_rate"] for record in records})
     decays = sorted({record["weight_decay"] for record in records})
-    found = {(record["learning_rate"], record["weight_decay"]): record for record in records}
-    chosen = next(place for place, record in found.items() if record.get("chosen"))
-    rows: list[tuple[object, ...]] = [
-        (
-            f"learning rate {rate:g}",
-            *(_percent(found.get((rate, decay), {}).get("validation_top1")) for decay in decays),
-        )
-        for rate in rates
-    ]
-    caption = f"Accuracy on validation images. Chosen: learning rate {chosen[0]:g}, weight decay {chosen[1]:g}.{which}"
+    accuracy = {
+        (trial["learning_rate"], trial["weight_decay"]): trial["validation_top1"] for trial in records
+    }
+    rows: list[tuple[object, ...]] = []
+    for rate in rates:
+        cells = (_percent(accuracy.get((rate, decay))) for decay in decays)
+        rows.append((f"learning rate {rate:g}", *cells))
+    chosen = next(trial for trial in records if trial.get("chosen"))
+    best_rate, best_decay = chosen["learning_rate"], chosen["weight_decay"]
+    settings = f"learning rate {best_rate:g}, weight decay {best_decay:g}"
+    caption = f"Accuracy on validation images. Chosen: {settings}.{which}"
     columns = ("Validation top-1, %", *(f"weight decay {decay:g}" for decay in decays))
-    return Table(columns, rows, caption, best=rates.index(chosen[0]))
+    return Table(columns, rows, caption, best=rates.index(best_rate))
 
 
 def _neighbours(records: Sequence[Mapping[str, Any]], which: str) -> Table:
@@ -132,10 +136,10 @@ def _neighbours(records: Sequence[Mapping[str, Any]], which: str) -> Table:
         (f"k = {record['k']}", _percent(record["validation_top1"]), _percent(record["top1"]))
         for record in records
     ]
-    chosen = next(place for place, record in enumerate(records) if record.get("chosen"))
+    chosen = next(row for row, record in enumerate(records) if record.get("chosen"))
     caption = (
-        f"k = {records[chosen]['k']} was chosen by accuracy on validation images. The test images had no part "
-        f"in that; their column is for information.{which}"
+        f"k = {records[chosen]['k']} was chosen by accuracy on validation images. The choice did not use the "
+        f"test images; their column is for information.{which}"
     )
     return Table(("Neighbours", "Validation top-1, %", "Test top-1, %"), rows, caption, best=chosen)
 
@@ -148,12 +152,11 @@ def _per_class(evaluation: Evaluation, which: str) -> Section:
         (name, totals[name], _percent(accuracies[name]), _interval(intervals[name]))
         for name in (*worst, *best)
     ]
-    shown = (
-        f"the {len(worst)} worst and the {len(best)} best of {len(intervals)}" if best else "the worst first"
-    )
+    selection = f"the {len(worst)} worst and the {len(best)} best of {len(intervals)}"
+    order = selection if best else "the worst first"
     bars = Picture(
         charts.per_class_bars(accuracies, intervals),
-        f"Accuracy by class with 95 % intervals, {shown}; the dotted line is the mean over classes.{which}",
+        f"Accuracy by class with 95 % intervals, {order}; the dotted line is the mean over classes.{which}",
         "Accuracy by class with intervals",
     )
     table = Table(
@@ -167,23 +170,23 @@ def _per_class(evaluation: Evaluation, which: str) -> Section:
 def _confused(evaluation: Evaluation, examples: Callable[[Sequence[int]], Tensor], which: str) -> Section:
     confused = evaluation.most_confused()
     if not confused:
-        return Section("Most confused", f"Every test image is classified right.{which}")
+        return Section("Most confused classes", f"Every test image is classified correctly.{which}")
     names = evaluation.classes
-    shown = [
+    pairs = [
         (names[true], names[predicted], count, examples(_surest(evaluation, true, predicted)))
         for true, predicted, count in confused
     ]
     picture = Picture(
-        pictures.confused_pairs(shown),
-        "The true class, what it is taken for and how often, with the test images of which the probe is surest, "
-        f"at most {_EXAMPLES}.{which}",
-        "Pairs of classes that are confused, with examples",
+        pictures.confused_pairs(pairs),
+        f"The true class, the predicted class and the number of test images, with at most {_EXAMPLES} images "
+        f"of the most confident predictions.{which}",
+        "Pairs of confused classes, with examples",
     )
-    return Section("Most confused", parts=(picture,))
+    return Section("Most confused classes", parts=(picture,))
 
 
 def _surest(evaluation: Evaluation, true: int, predicted: int) -> list[int]:
-    """Positions of images of class `true` taken for `predicted`, the most confident first."""
+    """Return positions of test images of class `true` predicted as `predicted`, the most confident first."""
     wrong = ((evaluation.labels == true) & (evaluation.ranked[:, 0] == predicted)).nonzero()[:, 0]
     order = evaluation.confidence[wrong].argsort(descending=True, stable=True)[:_EXAMPLES]
     rows: list[int] = evaluation.rows[wrong[order]].tolist()

@@ -7,7 +7,7 @@ BASELINE = "#6f7680"
 INK = "#20242b"
 LINE = "#e6e8ec"
 KINDS = (ACCENT, "#d1495b", "#1f9e89", "#d98e04", "#7b5ea7")
-"""To tell a few lines apart; the first is the one that matters."""
+"""Colours of up to five lines; the first is for the most important line."""
 
 WIDTH = 9.5
 """Inches of the widest figure."""
@@ -16,7 +16,7 @@ TEXT_WIDTH = 7.3
 
 
 def shortened(name: str, length: int = 24) -> str:
-    """One line of at most `length` characters."""
+    """Return a name as one line of at most `length` characters."""
     line = " ".join(name.split())
     return line if len(line) <= length else f"{line[: length - 1]}\u2026"
 

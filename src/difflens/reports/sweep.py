@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from difflens.metrics.recommendation import Recommendation
@@ -26,57 +27,85 @@ def sweep_report(
     commands: Sequence[str],
     provenance: Mapping[str, object],
 ) -> str:
-    """One self-contained HTML document.
+    """Return the report as one self-contained HTML document.
 
     Args:
-        summary: what was swept on what, in a sentence.
-        accuracy: (T, B) in [0, 1] by classifier; the first one decided.
-        blocks, roles: of the columns; a role is "encoder", "middle" or "decoder".
-        noise_steps: of the rows.
+        summary: the backbone and the data, in a sentence.
+        accuracy: (T, B) shares in [0, 1], by classifier; the first classifier decides.
+        blocks: indices of the B columns.
+        roles: the part of the network of each column, "encoder", "middle" or "decoder".
+        noise_steps: noise steps of the T rows.
         not_measured: noise steps that a time budget left out.
         best: the recommendation.
-        images: how many images validated.
-        commands: what to run next.
+        images: number of validation images.
+        commands: the command lines to run next.
         provenance: rows of the closing table.
     """
-    place = best.block, best.noise_step
-    sections = [Section("Recommended block and noise step", describe(best, images), (
-        Table(("For", "Blocks", "Noise steps", "Validation accuracy, %", "Chosen on other images, %", "95 % interval"), [
-            ("one map", str(best.block), str(best.noise_step), f"{100 * best.top1:.2f}", f"{100 * best.cross_validated:.2f}",
-             _interval(best.cross_validated_interval)),
-            ("DifFormer", _words(best.fusion_blocks), _words(best.fusion_noise_steps), f"{100 * best.fusion_top1:.2f}",
-             f"{100 * best.fusion_cross_validated:.2f}", _interval(best.fusion_cross_validated_interval)),
-        ], "DifFormer's figures are of averaged scores of the single places, a stand-in for training it. Chosen on other "
-           "images: one half of the images chooses, the other half judges, both ways; the interval is of that."),
-    ))]  # fmt: skip
+    sections = [Section("Recommended block and noise step", describe(best, images), (_recommendation(best),))]
     if not_measured:
-        text = f"The time budget ended before noise steps {_words(not_measured)}; --resume goes on with them."
-        sections.append(Section("Not measured", text))
-    for number, (name, values) in enumerate(accuracy.items()):
-        decided = number == 0
-        pictures = [Picture(
-            accuracy_map(values, blocks, noise_steps, roles, place if decided else None),
-            f"Validation accuracy in per cent, {_TITLES[name]}.", f"Heat map of accuracy by block and noise step, {name}",
-        )]  # fmt: skip
-        if decided:
-            curves = accuracy_curves(values, blocks, noise_steps, place)
-            pictures.append(
-                Picture(curves, "The same figures as curves.", "Accuracy by block, and by noise step")
-            )
-        title = f"Accuracy of every place: {_TITLES[name]}"
-        sections.append(Section(title, "" if decided else "For comparison.", tuple(pictures)))
-    decisive = next(iter(accuracy.values()))
+        plural = "s" * (len(not_measured) != 1)
+        text = f"The time budget ended before noise step{plural} {_words(not_measured)}."
+        sections.append(Section("Not measured", f"{text} --resume measures what is missing."))
+    (first, decisive), *others = accuracy.items()
+    place = best.block, best.noise_step
+    curves = accuracy_curves(decisive, blocks, noise_steps, place)
+    pictures = (
+        _heat_map(first, accuracy_map(decisive, blocks, noise_steps, roles, place)),
+        Picture(curves, "The same accuracies as curves.", "Accuracy by block, and by noise step"),
+    )
+    sections.append(Section(f"Accuracy by block and noise step: {_TITLES[first]}", "", pictures))
+    for name, values in others:
+        picture = _heat_map(name, accuracy_map(values, blocks, noise_steps, roles, None))
+        sections.append(
+            Section(f"Accuracy by block and noise step: {_TITLES[name]}", "For comparison.", (picture,))
+        )
     rows: list[tuple[object, ...]] = [
         (str(block), role, *(f"{100 * value:.2f}" for value in column))
         for block, role, column in zip(blocks, roles, decisive.T.tolist(), strict=True)
     ]
     columns = ("Block", "Part", *(f"t = {t}" for t in noise_steps))
-    caption = f"{_TITLES[next(iter(accuracy))].capitalize()}, validation accuracy in per cent."
-    sections.append(
-        Section("Table of accuracies", "", (Table(columns, rows, caption, list(blocks).index(best.block)),))
-    )
+    caption = f"{_TITLES[first].capitalize()}, validation accuracy in per cent."
+    table = Table(columns, rows, caption, list(blocks).index(best.block))
+    sections.append(Section("Table of accuracies", "", (table,)))
     sections.append(Section("Next commands", "\n\n".join(commands)))
     return render("Sweep: accuracy by block and noise step", summary, sections, provenance)
+
+
+def _recommendation(best: Recommendation) -> Table:
+    figures = ("Validation accuracy, %", "Cross-validated, %", "95 % interval")
+    columns = ("Read", "Blocks", "Noise steps", *figures)
+    rows: list[tuple[object, ...]] = [
+        (
+            "one map",
+            str(best.block),
+            str(best.noise_step),
+            f"{100 * best.top1:.2f}",
+            f"{100 * best.cross_validated:.2f}",
+            _interval(best.cross_validated_interval),
+        ),
+        (
+            "DifFormer",
+            _words(best.fusion_blocks),
+            _words(best.fusion_noise_steps),
+            f"{100 * best.fusion_top1:.2f}",
+            f"{100 * best.fusion_cross_validated:.2f}",
+            _interval(best.fusion_cross_validated_interval),
+        ),
+    ]
+    caption = (
+        "DifFormer was not trained: its accuracies are those of the averaged scores of single places. "
+        "Cross-validated: the place is chosen on one half of the images and its accuracy measured on the "
+        "other half, in both directions. The interval belongs to the cross-validated accuracy."
+    )
+    return Table(columns, rows, caption)
+
+
+def _heat_map(classifier: str, figure: Figure) -> Picture:
+    return Picture(
+        figure,
+        f"Validation accuracy in per cent, {_TITLES[classifier]}.",
+        f"Heat map of accuracy by block and noise step, {classifier}",
+    )
 
 
 def _interval(bounds: tuple[float, float]) -> str:

@@ -1,4 +1,4 @@
-"""`difflens cka`: which blocks, noise steps, poolings and backbones represent images alike."""
+"""`difflens cka`: the similarity of blocks, noise steps, poolings and backbones by linear CKA."""
 
 import csv
 import io
@@ -42,39 +42,39 @@ from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 
-_SHOWN = 6  # blocks whose noise steps or poolings are shown
+_MOST_BLOCKS = 6  # blocks that have heat maps of noise steps or poolings
+_NEEDED = f"CKA needs at least {LEAST} images ({GROUPS} minibatches of {LEAST_IMAGES})"
 
 
 def cka(config: CkaConfig) -> CkaResult:
-    """Run `config` and fill its run directory.
+    """Compare the representations of one backbone or two, and write figures, a table and a report.
+
+    CKA is linear (Kornblith et al., 2019), with the unbiased HSIC over minibatches (Nguyen et al., 2021).
 
     Raises:
-        DiffLensError: anything in the configuration, the data or the backbones is not what it should be, or there
-            are too few images.
+        DiffLensError: an option is out of range, the data or a backbone cannot be loaded, there are too few
+            images, or the features are not finite.
     """
     config = resolve(config)
     if config.limit < LEAST:
-        raise DiffLensError(f"CKA needs at least {LEAST} images ({GROUPS} minibatches of {LEAST_IMAGES}), and "
-                            f"--limit allows {config.limit}")  # fmt: skip
+        raise DiffLensError(f"{_NEEDED}, and --limit allows {config.limit}")
     split = load_unlabelled(config.data)
     if len(split) < LEAST:
-        raise DiffLensError(f"CKA needs at least {LEAST} images ({GROUPS} minibatches of {LEAST_IMAGES}), and "
-                            f"{config.data} has {len(split)}")  # fmt: skip
+        raise DiffLensError(f"{_NEEDED}, and {config.data} has {len(split)}")
     opened = open_run(config, split, one_process="")
     backbones = [opened.backbone]
     if config.other is not None:
         backbones.append(BackboneConfig(config.other, config.num_head_channels, config.noise_schedule).load())
     fingerprints = [backbone.fingerprint() for backbone in backbones]
     comparison = _Comparison(config, split, backbones, opened.process)
-    identity = {
-        "blocks": comparison.blocks, "noise_steps": comparison.steps, "backbone_fingerprints": fingerprints,
-    }  # fmt: skip
+    places = {"blocks": comparison.blocks, "noise_steps": comparison.steps}
+    identity = {**places, "backbone_fingerprints": fingerprints}
     with opened.directory(identity) as run:
         return _write(comparison, comparison.measure(), fingerprints, run)
 
 
 class _Comparison:
-    """What is compared with what."""
+    """The representations to compare, and the measurement of their similarity."""
 
     def __init__(self, config: CkaConfig, split: ImageSplit, backbones: list[Backbone], process: Accelerator):
         self.config, self.split, self.backbones, self.process = config, split, backbones, process
@@ -82,7 +82,7 @@ class _Comparison:
         self.blocks = first.check_blocks(config.blocks or [block.index for block in first.blocks])
         self.steps = first.check_noise_steps(config.noise_steps or (first.defaults.noise_step,))
         self.sides = tuple(dict.fromkeys(config.pool))
-        # of each backbone, one a noise step, so that only one noise step's maps are in memory
+        # one extractor a noise step for each backbone, so that the maps of only one noise step are in memory
         self.extractors = [[self._extractor(first, self.blocks, t) for t in self.steps]]
         if len(backbones) > 1:
             other = backbones[1]
@@ -98,25 +98,30 @@ class _Comparison:
         return places.build(backbone).to(self.process.device)
 
     def of(self, t: int, side: int | None = None) -> list[Representation]:
-        """The first backbone's blocks at noise step `t`."""
+        """Return the representations of the first backbone's blocks at noise step `t`."""
         return [Representation(0, block, t, self.sides[0] if side is None else side) for block in self.blocks]
 
     def of_other(self) -> list[Representation]:
+        """Return the representations of the second backbone's blocks."""
         return [Representation(1, block, self.other_step, self.sides[0]) for block in self.other_blocks]
 
     @property
     def representations(self) -> tuple[Representation, ...]:
-        mine = [each for t in self.steps for side in self.sides for each in self.of(t, side)]
-        return (*mine, *(self.of_other() if len(self.backbones) > 1 else ()))
+        """Every representation; those of the first backbone come first."""
+        first = [place for t in self.steps for side in self.sides for place in self.of(t, side)]
+        return (*first, *(self.of_other() if len(self.backbones) > 1 else ()))
 
     def measure(self) -> tuple[Tensor, int, int]:
-        """HSIC (GROUPS, P, P) in the order of `representations`, the number of images and of minibatches."""
+        """Return HSIC (GROUPS, P, P), and the numbers of images and minibatches.
+
+        The P rows and columns are in the order of `representations`.
+        """
         limit = min(self.config.limit, len(self.split))
-        each = -(-limit // (GROUPS * READ_BATCH))  # minibatches in a group, of equal size
-        size = limit // (GROUPS * each)
-        # in random order, since a folder's images are sorted by class
-        rows = epoch_order(len(self.split), self.config.seed, 0)[: GROUPS * each * size]
-        found, images = [], 0
+        batches_a_group = -(-limit // (GROUPS * READ_BATCH))
+        size = limit // (GROUPS * batches_a_group)
+        # the order is random, because the images of a folder are sorted by class
+        rows = epoch_order(len(self.split), self.config.seed, 0)[: GROUPS * batches_a_group * size]
+        values, images = [], 0
         with progress_bar() as bar:
             task = bar.add_task("comparing", total=len(rows), note="")
             readings = [
@@ -124,38 +129,43 @@ class _Comparison:
             ]
             for batches in zip(*readings, strict=True):
                 grams = self._grams(batches)
-                found.append(hsic(grams))
+                values.append(hsic(grams))
                 images += grams.shape[-1]
                 bar.update(task, advance=size)
-        if len(found) < GROUPS * each:
+        if len(values) < GROUPS * batches_a_group:
             raise DiffLensError(
                 "CKA needs readable images in each minibatch, and one has none: give more images"
             )
-        return torch.stack(found).unflatten(0, (GROUPS, each)).mean(1), images, len(found)
+        return torch.stack(values).unflatten(0, (GROUPS, batches_a_group)).mean(1), images, len(values)
 
     @torch.no_grad()
     def _grams(self, batches: Sequence[Batch]) -> Tensor:
-        """U-centred Gram matrices (P, n, n) of a minibatch, which each backbone takes in its own size."""
+        """Return U-centred Gram matrices (P, n, n) of one minibatch, as each backbone reads it."""
         if len(batches[0]) < LEAST_IMAGES:
-            raise DiffLensError(f"CKA needs at least {LEAST_IMAGES} readable images in each minibatch, and one has "
-                                f"{len(batches[0])}: give more images")  # fmt: skip
-        found: dict[Representation, Tensor] = {}
+            raise DiffLensError(
+                f"CKA needs at least {LEAST_IMAGES} readable images in each minibatch, and one has "
+                f"{len(batches[0])}: give more images"
+            )
+        grams: dict[Representation, Tensor] = {}
         for model, (batch, extractors) in enumerate(zip(batches, self.extractors, strict=True)):
             for extractor in extractors:
                 with evaluating(extractor):
                     for (block, t), maps in extractor(to_float(batch.images), batch.index).items():
                         for side in self.sides if model == 0 else self.sides[:1]:
-                            found[Representation(model, block, t, side)] = gram(pool_to(maps, side or None))
-        wrong = [each for each, matrix in found.items() if not matrix.isfinite().all()]
-        if wrong:
-            raise DiffLensError(f"the features of block {wrong[0].block} at noise step {wrong[0].noise_step} are not "
-                                "finite: leave the block out, or check the backbone and its image range")  # fmt: skip
-        return torch.stack([found[each] for each in self.representations])
+                            grams[Representation(model, block, t, side)] = gram(pool_to(maps, side or None))
+        for representation, matrix in grams.items():
+            if not matrix.isfinite().all():
+                raise DiffLensError(
+                    f"the features of block {representation.block} at noise step {representation.noise_step} "
+                    "are not finite: leave the block out, or check the backbone and its image range"
+                )
+        return torch.stack([grams[representation] for representation in self.representations])
 
 
 def _write(
     comparison: _Comparison, measured: tuple[Tensor, int, int], fingerprints: list[str], run: RunDirectory
 ) -> CkaResult:
+    """Write the table, the heat maps and the report of a measurement."""
     config, (groups, images, batches) = comparison.config, measured
     values, half_widths = with_interval(groups, alignment)
     result = CkaResult(
@@ -179,31 +189,33 @@ def _write(
         run.write_with(f"{part.name}.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
     names = [config.backbone, *([config.other] if config.other else [])]
     report = similarity_report(
-        summary=f"How alike the representations of {' and '.join(names)} are on images of {config.data}, by linear CKA: 1 means "
-        "the same up to rotation and scale, 0 unrelated.",
-        comparisons=result.comparisons, mirrors=result.mirrors, largest_half_width=result.largest_half_width,
+        summary=f"The similarity of representations of {' and '.join(names)} on images of {config.data}, by "
+        "linear CKA. 1 means equal up to rotation and scale, 0 means unrelated.",
+        comparisons=result.comparisons,
+        mirrors=result.mirrors,
+        largest_half_width=result.largest_half_width,
         provenance={
             "Command": shown_command(config),
-            **{f"Backbone {k}": f"{name}, fingerprint {fingerprint[:12]}"
-               for k, (name, fingerprint) in enumerate(zip(names, fingerprints, strict=True), start=1)},
+            **{
+                f"Backbone {k}": f"{name}, fingerprint {fingerprint[:12]}"
+                for k, (name, fingerprint) in enumerate(zip(names, fingerprints, strict=True), start=1)
+            },
             "Data": f"{config.data}, fingerprint {comparison.split.fingerprint()[:12]}",
-            "Images": f"{images:,} training images in {batches} minibatches, in random order; labels were not read",
-            "Estimator": f"linear CKA of the unbiased HSIC, averaged over minibatches; 95 % intervals by the jackknife "
-            f"over {GROUPS} groups of images",
+            "Images": f"{images:,} training images in {batches} minibatches, in random order, without labels",
+            "Estimator": "linear CKA of the unbiased HSIC, averaged over minibatches; 95 % intervals by the "
+            f"jackknife over {GROUPS} groups of images",
             "Seed": config.seed,
             **environment(comparison.process.device),
         },
-    )  # fmt: skip
+    )
     run.write("report.html", report)
     run.write_json(FINISHED, result.metrics())
     return result
 
 
 def _comparisons(comparison: _Comparison, result: CkaResult) -> tuple[Comparison, ...]:
-    """Every heat map: blocks at each noise step, noise steps and poolings of a few blocks, the other backbone."""
-    backbone, blocks, steps, sides = (
-        comparison.backbones[0], comparison.blocks, comparison.steps, comparison.sides
-    )  # fmt: skip
+    """Return the heat maps of blocks, of noise steps and poolings of a few blocks, and of two backbones."""
+    backbone, blocks, steps = comparison.backbones[0], comparison.blocks, comparison.steps
     roles = [backbone.block(block).role for block in blocks]
     names = [str(block) for block in blocks]
     mirrored = [
@@ -211,41 +223,44 @@ def _comparisons(comparison: _Comparison, result: CkaResult) -> tuple[Comparison
         for row, block in enumerate(blocks)
         if (mirror := backbone.block(block).mirror) in blocks
     ]
-    found = [
-        Comparison("blocks", f"blocks-t{t}", f"t = {t}", result.between(comparison.of(t), comparison.of(t)),
-                   names, names, ("block", "block"), (roles, roles), mirrored)
-        for t in steps
-    ]  # fmt: skip
+    heat_maps = []
+    for t in steps:
+        values, axes = result.between(comparison.of(t), comparison.of(t)), ("block", "block")
+        heat_maps.append(
+            Comparison(
+                "blocks", f"blocks-t{t}", f"t = {t}", values, names, names, axes, (roles, roles), mirrored
+            )
+        )
     chosen = _spread(blocks, backbone.defaults.block)
     if len(steps) > 1:
-        labels = [str(t) for t in steps]
+        labels, axes = [str(t) for t in steps], ("noise step t", "noise step t")
         for block in chosen:
-            places = [Representation(0, block, t, sides[0]) for t in steps]
-            found.append(Comparison(
-                "noise steps", f"noise-steps-block{block}", f"Block {block}", result.between(places, places), labels,
-                labels, ("noise step t", "noise step t"), ((), ()), []))  # fmt: skip
-    if len(sides) > 1:
-        labels = [f"{side} x {side}" if side else "whole" for side in sides]
+            by_step = [Representation(0, block, t, comparison.sides[0]) for t in steps]
+            values, name = result.between(by_step, by_step), f"noise-steps-block{block}"
+            heat_maps.append(Comparison("noise steps", name, f"Block {block}", values, labels, labels, axes))
+    if len(comparison.sides) > 1:
+        labels, axes = [f"{k} x {k}" if k else "whole" for k in comparison.sides], ("pooled to", "pooled to")
         for block in chosen:
-            places = [Representation(0, block, steps[0], side) for side in sides]
-            found.append(Comparison(
-                "poolings", f"poolings-block{block}", f"Block {block} at t = {steps[0]}", result.between(places, places),
-                labels, labels, ("pooled to", "pooled to"), ((), ()), []))  # fmt: skip
+            by_side = [Representation(0, block, steps[0], side) for side in comparison.sides]
+            values, name = result.between(by_side, by_side), f"poolings-block{block}"
+            title = f"Block {block} at t = {steps[0]}"
+            heat_maps.append(Comparison("poolings", name, title, values, labels, labels, axes))
     if len(comparison.backbones) > 1:
         other = comparison.of_other()
-        titles = (f"block of {comparison.config.backbone}", f"block of {comparison.config.other}")
-        other_roles = [comparison.backbones[1].block(each.block).role for each in other]
-        found += [
-            Comparison("models", f"models-t{t}", f"t = {t}", result.between(comparison.of(t), other), names,
-                       [str(each.block) for each in other], titles, (roles, other_roles), [])
-            for t in steps
-        ]  # fmt: skip
-    return tuple(found)
+        axes = (f"block of {comparison.config.backbone}", f"block of {comparison.config.other}")
+        other_names = [str(representation.block) for representation in other]
+        other_roles = [comparison.backbones[1].block(representation.block).role for representation in other]
+        for t in steps:
+            values, both = result.between(comparison.of(t), other), (roles, other_roles)
+            heat_maps.append(
+                Comparison("models", f"models-t{t}", f"t = {t}", values, names, other_names, axes, both)
+            )
+    return tuple(heat_maps)
 
 
 def _spread(blocks: Sequence[int], always: int) -> list[int]:
-    """At most six of `blocks`, from the first to the last, with `always` among them if it is one."""
-    count = min(_SHOWN, len(blocks))
+    """Return at most six of `blocks`, evenly spaced; `always` is among them if it is one of `blocks`."""
+    count = min(_MOST_BLOCKS, len(blocks))
     chosen = {blocks[round(k * (len(blocks) - 1) / max(1, count - 1))] for k in range(count)}
     if always in blocks and always not in chosen:
         chosen.remove(min(chosen, key=lambda block: abs(block - always)))
@@ -254,34 +269,34 @@ def _spread(blocks: Sequence[int], always: int) -> list[int]:
 
 
 def _mirrors(comparison: _Comparison, groups: Tensor, t: int) -> Mirrors | None:
-    """Is a decoder block more like its mirror than like other encoder blocks? None without pairs of both kinds."""
-    backbone, everything = comparison.backbones[0], comparison.representations
-    here = [everything.index(each) for each in comparison.of(t)]
+    """Return the similarity of decoder blocks to their mirrors; None without such pairs of blocks."""
+    backbone, representations = comparison.backbones[0], comparison.representations
+    indices = [representations.index(representation) for representation in comparison.of(t)]
     encoder = [b for b in comparison.blocks if backbone.block(b).role == "encoder"]
     decoder = [b for b in comparison.blocks if backbone.block(b).role == "decoder"]
     decoder = [b for b in decoder if backbone.block(b).mirror in encoder]
     if len(encoder) < 2 or not decoder:
         return None
     distance = torch.tensor([[abs(e - (backbone.block(d).mirror or 0)) for e in encoder] for d in decoder])
-    rows, columns = ([here[comparison.blocks.index(b)] for b in blocks] for blocks in (decoder, encoder))
-    by_distance, lead, reached = alignment_by_distance(groups, rows, columns, distance)
-    return Mirrors(by_distance, lead, len(decoder), int((reached == 0).sum()), int((reached <= 1).sum()))
+    rows, columns = ([indices[comparison.blocks.index(b)] for b in blocks] for blocks in (decoder, encoder))
+    by_distance, lead, nearest = alignment_by_distance(groups, rows, columns, distance)
+    return Mirrors(by_distance, lead, len(decoder), int((nearest == 0).sum()), int((nearest <= 1).sum()))
 
 
 def _table(comparison: _Comparison, result: CkaResult) -> str:
-    """table.csv: a line a pair."""
+    """Return the text of table.csv, one line a pair."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = ("backbone", "block", "noise_step", "pool")
     writer.writerow([*columns, *(f"other_{name}" for name in columns), "cka", "low_95", "high_95"])
     names = (comparison.config.backbone, comparison.config.other)
 
-    def cells(each: Representation) -> tuple[object, ...]:
-        return names[each.model], each.block, each.noise_step, each.side
+    def cells(place: Representation) -> tuple[object, ...]:
+        return names[place.model], place.block, place.noise_step, place.side
 
     for i, first in enumerate(result.representations):
         for k, second in enumerate(result.representations[i + 1 :], start=i + 1):
             value, half = float(result.values[i, k]), float(result.half_widths[i, k])
             ends = (max(-1.0, value - half), min(1.0, value + half))
-            writer.writerow([*cells(first), *cells(second), *(f"{each:.4f}" for each in (value, *ends))])
+            writer.writerow([*cells(first), *cells(second), *(f"{number:.4f}" for number in (value, *ends))])
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""`difflens compare`: several backbones on the same images, by the same protocols, in one table and one plot."""
+"""`difflens compare`: several backbones on the same images by the same protocols."""
 
 import csv
 import io
@@ -26,24 +26,30 @@ from difflens.generation.fidelity import fidelity
 from difflens.generation.generate import generate
 from difflens.metrics.classification import paired_difference
 from difflens.models.feature_space import FeatureSpace
-from difflens.opening import open_run
+from difflens.opening import OpenedRun, open_run
 from difflens.reports.charts import protocol_dots
 from difflens.reports.compare import compare_report
 from difflens.results.compare import BackboneScores, CompareResult, Score
 from difflens.results.fidelity import FidelityResult, caution
 from difflens.results.probe import ProbeResult, deviation_of, mean_of
 from difflens.run.directory import FINISHED, RunDirectory
-from difflens.run.provenance import environment
 from difflens.studies.extract import extract
 from difflens.studies.sweep import sweep
 from difflens.tasks.classification.probe import probe
 
-_TIMINGS = 3  # the fastest of so many counts
+_TIMINGS = 3  # readings; the fastest one counts
 
 
 @dataclass
 class _Candidate:
-    """A backbone before and while it is probed."""
+    """A backbone, and the results that it has so far.
+
+    Attributes:
+        sampler: the sampler of its samples; None for a backbone without samples to measure.
+        place: block and noise step that are read.
+        distance: the distance of its samples from test images; None before it is measured.
+        results: by key of the trial.
+    """
 
     spec: str
     fingerprint: str
@@ -55,24 +61,25 @@ class _Candidate:
 
 
 def compare(config: CompareConfig, announce: Callable[[str], object] = lambda line: None) -> CompareResult:
-    """Run `config` and fill its run directory.
+    """Probe every backbone by every protocol, measure its samples, and write a table, a plot and a report.
 
     Args:
-        announce: is told of each probe that is done.
+        announce: receives a line on each finished step.
 
     Raises:
-        DiffLensError: anything in the configuration, the data or a backbone is not what it should be; before anything
-            is written if it can be known by then.
+        DiffLensError: an option is out of range, the data has too few labels, or data or a backbone cannot be
+            loaded. Most errors are raised before anything is written.
     """
     config = resolve(config)
     data = load_data(config.data)
     for trial in config.trials:
-        _check_labels(config, data, trial)  # now rather than after hours
+        _check_labels(config, data, trial)  # before hours of other trials
     opened = open_run(config, data, one_process="; each of its probes can be run in several")
     process = opened.process
     candidates = [_candidate(config, spec) for spec in config.backbones]
     if config.samples and any(candidate.sampler for candidate in candidates):
-        FeatureSpace.load(config.backbone(config.space), None, None, config.seed, process.device)  # as well
+        # a feature space that cannot be loaded is an error before hours of probes, too
+        FeatureSpace.load(config.backbone(config.space), None, None, config.seed, process.device)
     with opened.directory(growing="backbones") as run:
         run.grow()
         for candidate in candidates:
@@ -98,11 +105,15 @@ def compare(config: CompareConfig, announce: Callable[[str], object] = lambda li
                 space, distance = candidate.distance.space, candidate.distance.sample_distance
                 announce(f"{candidate.spec}, Fréchet distance in {space}: {distance.frechet:.4g}")
         speeds = _images_per_second(config, data, candidates, process)
-        return _write(config, data, candidates, speeds, run, process)
+        return _write(opened, candidates, speeds, run)
 
 
 def _check_labels(config: CompareConfig, data: ImageData, trial: Trial) -> None:
-    """DiffLensError if a trial would be left with too few labels."""
+    """Check that a trial has enough labels.
+
+    Raises:
+        DiffLensError: no class has two training images left.
+    """
     train = data.train.first(config.limit)
     if trial.label_fraction is not None:
         train = label_fraction(train, trial.label_fraction, config.seed, data.classes)
@@ -122,10 +133,13 @@ def _candidate(config: CompareConfig, spec: str) -> _Candidate:
 
 
 def _sampler(backbone: Backbone) -> SamplerName | None:
-    """What draws the samples to measure; None: there are none. Untrained networks draw noise."""
+    """Return the sampler of a backbone's samples; None for a backbone that generates none.
+
+    An untrained network generates noise, which is not worth measuring.
+    """
     if not backbone.generates or backbone.spec.startswith("random:"):
         return None
-    # of a generator that needs one pass, the default stands for no sampler
+    # a generator that needs one pass ignores the sampler
     return "dpm-solver" if isinstance(backbone, DiffusionBackbone) else "ddim"
 
 
@@ -139,7 +153,10 @@ def _score(result: ProbeResult, metric: Metric) -> Score:
 def _images_per_second(
     config: CompareConfig, data: ImageData, candidates: list[_Candidate], process: Accelerator
 ) -> list[float]:
-    """How fast each backbone gives the maps of its probes' place, in turns, so that a busy machine treats all alike."""
+    """Return the speed at which each backbone gives the maps of its place.
+
+    Backbones take turns, so that other load on the machine affects all of them alike.
+    """
     pilot = data.train.first(READ_BATCH)
     extractors = []
     for candidate in candidates:
@@ -156,25 +173,17 @@ def _images_per_second(
 
 
 def _write(
-    config: CompareConfig,
-    data: ImageData,
-    candidates: list[_Candidate],
-    speeds: list[float],
-    run: RunDirectory,
-    process: Accelerator,
+    opened: OpenedRun[ImageData], candidates: list[_Candidate], speeds: list[float], run: RunDirectory
 ) -> CompareResult:
+    """Write the table, the plot and the report."""
+    config, data = opened.config, opened.data
     first = candidates[0]
     scored = tuple(
-        BackboneScores(
-            candidate.spec, candidate.place, candidate.parameters, speed / speeds[0],
-            {key: _score(result, data.metric) for key, result in candidate.results.items()},
-            {key: paired_difference(result.evaluations[0], first.results[key].evaluations[0])
-             for key, result in candidate.results.items()},
-            None if candidate.distance is None else candidate.distance.sample_distance.frechet,
-        )
+        _scores(candidate, first, speed / speeds[0], data.metric)
         for candidate, speed in zip(candidates, speeds, strict=True)
-    )  # fmt: skip
-    measured = next((each.distance for each in candidates if each.distance is not None), None)
+    )
+    distances = (candidate.distance for candidate in candidates)
+    measured = next((distance for distance in distances if distance is not None), None)
     result = CompareResult(
         out=config.out,
         backbones=scored,
@@ -185,51 +194,78 @@ def _write(
         samples=config.samples if measured else 0,
     )
     run.write("table.csv", _table(scored))
-    figure = protocol_dots(
-        [each.name for each in scored],
-        {title: [(each.scores[key].value, each.scores[key].interval) for each in scored]
-         for key, title in result.titles.items()},
-    )  # fmt: skip
+    names = [scores.name for scores in scored]
+    dots: dict[str, list[tuple[float, tuple[float, float]]]] = {}
+    for key, title in result.titles.items():
+        dots[title] = [(scores.scores[key].value, scores.scores[key].interval) for scores in scored]
+    figure = protocol_dots(names, dots)
     run.write_with("compare.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
     seeds = range(config.seed, config.seed + config.seeds)
     report = compare_report(
-        backbones=scored, data=data.name, test_images=result.test_images, titles=result.titles, swept=config.sweep,
-        seeds=len(seeds), figure=figure, metric=data.metric, distances=_distances(config, measured), provenance={
+        backbones=scored,
+        data=data.name,
+        test_images=result.test_images,
+        titles=result.titles,
+        swept=config.sweep,
+        seeds=len(seeds),
+        figure=figure,
+        metric=data.metric,
+        distances=_distances(config, measured),
+        provenance={
             "Command": shown_command(config),
-            "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
-            **{f"Backbone {k}": f"{each.spec}, fingerprint {each.fingerprint[:12]}"
-               for k, each in enumerate(candidates, start=1)},
+            **{
+                f"Backbone {k}": f"{candidate.spec}, fingerprint {candidate.fingerprint[:12]}"
+                for k, candidate in enumerate(candidates, start=1)
+            },
             "Seeds": ", ".join(map(str, seeds)),
             "Timing": f"{READ_BATCH} images, the fastest of {_TIMINGS} readings, backbones in turns",
-            **environment(process.device),
+            **opened.provenance(),
         },
-    )  # fmt: skip
+    )
     run.write("report.html", report)
     run.write_json(FINISHED, result.metrics())
     return result
 
 
+def _scores(candidate: _Candidate, first: _Candidate, speed: float, metric: Metric) -> BackboneScores:
+    """Return the scores of a backbone, and its paired differences from the first one."""
+    differences = {
+        key: paired_difference(result.evaluations[0], first.results[key].evaluations[0])
+        for key, result in candidate.results.items()
+    }
+    return BackboneScores(
+        name=candidate.spec,
+        place=candidate.place,
+        parameters=candidate.parameters,
+        relative_speed=speed,
+        scores={key: _score(result, metric) for key, result in candidate.results.items()},
+        differences=differences,
+        frechet=None if candidate.distance is None else candidate.distance.sample_distance.frechet,
+    )
+
+
 def _distances(config: CompareConfig, measured: FidelityResult | None) -> str:
-    """What the Fréchet distances are, for the report; empty if there are none."""
+    """Return the report's sentence about the Fréchet distances; empty if there are none."""
     if measured is None:
         return ""
+    plural = "s" * (config.samples != 1)
     return (
-        f"Fréchet distance: {config.samples:,} samples (seed {config.seed}; of diffusion networks by DPM-Solver++ in 20 "
-        f"steps) from {measured.real_images:,} {measured.real} in the features of {measured.space}. "
-        + caution(config.samples, measured.dimensions)
+        f"The Fréchet distance is measured between {config.samples:,} sample{plural} (seed {config.seed}; "
+        f"DPM-Solver++ with 20 steps for diffusion networks) and {measured.real_images:,} {measured.real} in "
+        f"the features of {measured.space}. {caution(config.samples, measured.dimensions)}"
     ).strip()
 
 
 def _table(scored: tuple[BackboneScores, ...]) -> str:
-    """table.csv: a line for each backbone and protocol."""
+    """Return the text of table.csv, one line for each backbone and protocol."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["backbone", "block", "noise_step", "protocol", "accuracy", "low", "high", "parameters", "relative_speed",
-                     "frechet_distance"])  # fmt: skip
-    for each in scored:
-        for key, score in each.scores.items():
-            writer.writerow([
-                each.name, *each.place, key, *(f"{value:.4f}" for value in (score.value, *score.interval)), each.parameters,
-                f"{each.relative_speed:.3f}", "" if each.frechet is None else f"{each.frechet:.4f}",
-            ])  # fmt: skip
+    trial, accuracy = ("backbone", "block", "noise_step", "protocol"), ("accuracy", "low", "high")
+    writer.writerow([*trial, *accuracy, "parameters", "relative_speed", "frechet_distance"])
+    for backbone in scored:
+        frechet = "" if backbone.frechet is None else f"{backbone.frechet:.4f}"
+        last = (backbone.parameters, f"{backbone.relative_speed:.3f}", frechet)
+        for key, score in backbone.scores.items():
+            shares = [f"{share:.4f}" for share in (score.value, *score.interval)]
+            writer.writerow([backbone.name, *backbone.place, key, *shares, *last])
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""`difflens explain`: a backbone's feature maps and nearest neighbours, and what a trained head attends to."""
+"""`difflens explain`: feature maps and nearest neighbours of a backbone, and what a trained head reads."""
 
 from dataclasses import replace
 from functools import partial
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -29,7 +28,7 @@ from difflens.heads.difformer import DifFormerHead
 from difflens.heads.linear import LinearHead
 from difflens.metrics.attribution import logit_shares
 from difflens.models.saved import TrainedModel
-from difflens.opening import open_run
+from difflens.opening import OpenedRun, open_run
 from difflens.reports.explain import (
     Explained,
     attention_section,
@@ -40,17 +39,17 @@ from difflens.reports.explain import (
 )
 from difflens.results.explain import ExplainResult, HeadShares, Neighbour
 from difflens.run.directory import FINISHED, RunDirectory
-from difflens.run.provenance import environment
 
-_BLOCKS = 7  # that fit beside each other
-_STEPS = (0.005, 0.05, 0.1, 0.2, 0.4)  # shares of the schedule
+_BLOCKS = 7  # the most blocks beside each other
+_STEPS = (0.005, 0.05, 0.1, 0.2, 0.4)  # default noise steps, as shares of the schedule
 
 
 def explain(config: ExplainConfig) -> ExplainResult:
-    """Run `config` and fill its run directory with a report and a PNG of each picture.
+    """Explain a backbone, or the trained head of a run, and write a report and a PNG of each picture.
 
     Raises:
-        DiffLensError: anything in the configuration, the data, the backbone or the run is not what it should be.
+        DiffLensError: an option is out of range, the data, the backbone or the run cannot be loaded, or the
+            run's head has neither attention nor linear weights.
     """
     config = resolve(config)
     config = replace(config, data=config.data or _data_of(config.run))
@@ -59,8 +58,9 @@ def explain(config: ExplainConfig) -> ExplainResult:
     if model is not None:
         if not isinstance(model.probe.head, (LinearHead, DifFormerHead)):
             raise DiffLensError(
-                f"the head of {config.run} is {model.head.name}: explain shows the attention of attention and DifFormer "
-                "and the weights of linear heads. Leave out --run to explain the backbone alone"
+                f"the head of {config.run} is {model.head.name}: explain shows the attention of attention "
+                "heads and DifFormer, and the weights of linear heads. Leave out --run to explain the "
+                "backbone alone"
             )
         config = replace(config, backbone=model.backbone.spec)
     config = replace(config, backbone=config.backbone or "fashion")
@@ -68,13 +68,13 @@ def explain(config: ExplainConfig) -> ExplainResult:
     if model is not None:
         model.probe.to(opened.process.device)
     backbone = opened.backbone.to(opened.process.device) if model is None else model.probe.extractor.backbone
-    explanation = _Explanation(config, data, backbone, model, opened.process)
+    explanation = _Explanation(opened, backbone, model)
     with opened.directory() as run:
-        return explanation.write(run, opened.fingerprints["backbone_fingerprint"])
+        return explanation.write(run)
 
 
 def _data_of(run: Path | None) -> str:
-    """What a run was trained on, as its configuration says."""
+    """Return the data that a run was trained on, from its configuration; "fashion" without a run."""
     if run is None:
         return "fashion"
     for stored in (run / "config.yaml", run.parent / "config.yaml"):
@@ -86,21 +86,17 @@ def _data_of(run: Path | None) -> str:
 
 
 class _Explanation:
-    def __init__(
-        self,
-        config: ExplainConfig,
-        data: ImageData,
-        backbone: Backbone,
-        model: TrainedModel | None,
-        process: Accelerator,
-    ):
-        self.config, self.data, self.backbone, self.model, self.process = (
-            config, data, backbone, model, process
-        )  # fmt: skip
-        every = [block.index for block in backbone.blocks]
-        count = min(_BLOCKS, len(every))
-        spread = {every[round(k * (len(every) - 1) / max(1, count - 1))] for k in range(count)}
-        self.blocks = backbone.check_blocks(config.blocks or spread)
+    """The images, places and pictures of one explanation."""
+
+    def __init__(self, opened: OpenedRun[ImageData], backbone: Backbone, model: TrainedModel | None):
+        self.opened, self.backbone, self.model = opened, backbone, model
+        self.config: ExplainConfig = opened.config
+        self.data = data = opened.data
+        config = self.config
+        blocks = [block.index for block in backbone.blocks]
+        count = min(_BLOCKS, len(blocks))
+        evenly = {blocks[round(k * (len(blocks) - 1) / max(1, count - 1))] for k in range(count)}
+        self.blocks = backbone.check_blocks(config.blocks or evenly)
         ladder = {int(share * backbone.num_noise_steps) for share in _STEPS}
         self.steps = backbone.check_noise_steps(config.noise_steps or ladder)
         self.block = backbone.block(config.block or backbone.defaults.block).index
@@ -108,14 +104,15 @@ class _Explanation:
         (self.step,) = backbone.check_noise_steps((step,))
         if config.images:
             paths = list_images(config.images)[: config.count]
-            self.shown: ImageSplit = FileSplit("images", [str(path) for path in paths])
+            self.examples: ImageSplit = FileSplit("images", [str(path) for path in paths])
         else:
-            self.shown = data.test.subset(balanced(data.test, config.count, config.seed))
+            self.examples = data.test.subset(balanced(data.test, config.count, config.seed))
         self.reading = Reading(config.workers, config.on_bad_image, [])
 
-    def write(self, run: RunDirectory, fingerprint: str) -> ExplainResult:
+    def write(self, run: RunDirectory) -> ExplainResult:
+        """Compute the sections, and write the pictures and the report."""
         config = self.config
-        images, index, rows = self._shown_images()
+        images, index, rows = self._read_examples()
         explained = [self._components(images, index, rows)]
         shares = None
         if self.model is not None:
@@ -125,7 +122,7 @@ class _Explanation:
         explained.append(section)
         result = ExplainResult(
             out=config.out,
-            images=tuple(self.shown.ids[row] for row in rows),
+            images=tuple(self.examples.ids[row] for row in rows),
             head=shares,
             neighbours=neighbours,
             skipped_images=tuple(self.reading.skipped),
@@ -133,27 +130,26 @@ class _Explanation:
         for name, figure in (item for _, figures in explained for item in figures.items()):
             run.write_with(f"{name}.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
         report = explain_report(
-            backbone=given(config.backbone), data=self.data.name,
+            backbone=given(config.backbone),
+            data=self.data.name,
             head="" if self.model is None else f"the {self.model.head.name} head of {config.run}",
             sections=[section for section, _ in explained],
             provenance={
                 "Command": shown_command(config),
-                "Backbone": f"{config.backbone}, fingerprint {fingerprint[:12]}",
-                "Data": f"{self.data.name}, fingerprint {self.data.fingerprint()[:12]}",
                 "Seed": config.seed,
-                **environment(self.process.device),
+                **self.opened.provenance(),
             },
-        )  # fmt: skip
+        )
         run.write("report.html", report)
         run.write_json(FINISHED, result.metrics())
         return result
 
-    def _shown_images(self) -> tuple[Tensor, Tensor, list[int]]:
-        """(N, C, S, S) in [-1, 1], their noise's index, and their positions among the images to show."""
+    def _read_examples(self) -> tuple[Tensor, Tensor, list[int]]:
+        """Return images (N, C, S, S) in [-1, 1], the index of their noise, and their rows in `examples`."""
         reader = FrozenExtractor(self.backbone, (self.block,), (self.step,))
-        batches = list(self.reading.batches(reader, self.shown, torch.arange(len(self.shown))))
+        batches = list(self.reading.batches(reader, self.examples, torch.arange(len(self.examples))))
         if not batches:
-            raise DiffLensError("none of the images to show could be read")
+            raise DiffLensError("none of the images to explain can be read")
         return (
             torch.cat([to_float(batch.images) for batch in batches]),
             torch.cat([batch.index for batch in batches]),
@@ -167,51 +163,49 @@ class _Explanation:
         return components_section(extractor.noised(images, index), extractor(images, index), names)
 
     def _name(self, row: int) -> str:
-        labels = self.shown.labels
+        labels = self.examples.labels
         label = "" if labels is None else f" ({self.data.classes[int(labels[row])]})"
-        return f"{self.shown.ids[row]}{label}"
+        return f"{self.examples.ids[row]}{label}"
 
     @torch.no_grad()
     def _neighbours(
         self, images: Tensor, index: Tensor, rows: list[int]
     ) -> tuple[Explained, tuple[tuple[Neighbour, ...], ...]]:
+        """Return the section and the most similar training images, by cosine similarity at one place."""
         config, train = self.config, self.data.train
         extractor = FrozenExtractor(self.backbone, (self.block,), (self.step,), config.seed)
         place = (self.block, self.step)
         bank_split = train.subset(balanced(train, config.limit, config.seed))
-        cache = read_features(extractor, config.pool, bank_split, self.process, self.reading)
+        cache = read_features(extractor, config.pool, bank_split, self.opened.process, self.reading)
         bank = normalize(_vectors(cache, place), dim=1)
         queries = pool_to(extractor(images, index)[place], config.pool).cpu().half().float().flatten(1)
         nearest = (normalize(queries, dim=1) @ bank.T).topk(min(config.neighbours, len(bank)))
-        found: list[tuple[Neighbour, ...]] = []
+        shape = self.backbone.in_channels, self.backbone.image_size
+        neighbours: list[tuple[Neighbour, ...]] = []
         tiles, names = [], []
-        for similarity, where in zip(nearest.values.tolist(), nearest.indices.tolist(), strict=True):
-            positions = [int(cache.rows[k]) for k in where]
+        for similarities, indices in zip(nearest.values.tolist(), nearest.indices.tolist(), strict=True):
+            positions = [int(cache.rows[k]) for k in indices]
             classes = [self._class_of(bank_split, row) for row in positions]
-            found.append(tuple(
-                Neighbour(bank_split.ids[row], label, round(value, 4))
-                for row, label, value in zip(positions, classes, similarity, strict=True)
-            ))  # fmt: skip
-            side, channels = self.backbone.image_size, self.backbone.in_channels
-            tiles.append(
-                torch.stack([to_float(fit(bank_split.image(row), channels, side)) for row in positions])
+            ranked = list(zip(positions, classes, similarities, strict=True))
+            neighbours.append(
+                tuple(Neighbour(bank_split.ids[row], label, round(value, 4)) for row, label, value in ranked)
             )
-            names.append(
-                [f"{label} {value:.2f}".strip() for label, value in zip(classes, similarity, strict=True)]
-            )
-        own = [self._class_of(self.shown, row) or self.shown.ids[row].rpartition("/")[2] for row in rows]
+            tiles.append(torch.stack([to_float(fit(bank_split.image(row), *shape)) for row in positions]))
+            names.append([f"{label} {value:.2f}".strip() for _, label, value in ranked])
+        examples = self.examples
+        own = [self._class_of(examples, row) or examples.ids[row].rpartition("/")[2] for row in rows]
         searched = (
-            f"The most similar of {len(bank):,} training images, by block {self.block} at noise step {self.step}, "
-            f"pooled to {config.pool} x {config.pool}."
+            f"The most similar of {len(bank):,} training images, by the features of block {self.block} at "
+            f"noise step {self.step}, pooled to {config.pool} x {config.pool}."
         )
-        return neighbours_section(images, torch.stack(tiles), own, names, searched), tuple(found)
+        return neighbours_section(images, torch.stack(tiles), own, names, searched), tuple(neighbours)
 
     def _class_of(self, split: ImageSplit, row: int) -> str:
         return "" if split.labels is None else self.data.classes[int(split.labels[row])]
 
     @torch.no_grad()
     def _head(self, images: Tensor, index: Tensor) -> tuple[Explained, HeadShares]:
-        """Where the run's head looks, on test images; and on those that are shown."""
+        """Return the section on the run's head, and its shares on test images."""
         assert self.model is not None
         probe, test = self.model.probe, self.data.test
         rows = epoch_order(len(test), self.config.seed, 0)[: self.config.limit]
@@ -225,9 +219,9 @@ class _Explanation:
                     continue
                 assert isinstance(probe.head, DifFormerHead)
                 parts.append(probe.head.logits_by_noise_step(maps).cpu())
-                cls, looked = probe.head.attention(maps)
-                own.append(cls.cpu())
-                for place, weights in looked.items():
+                on_itself, attention_by_place = probe.head.attention(maps)
+                own.append(on_itself.cpu())
+                for place, weights in attention_by_place.items():
                     shares.setdefault(place, []).append(weights.sum((1, 2)).cpu())
         contributions = logit_shares(torch.cat(parts, dim=1)).tolist()
         if isinstance(probe.head, LinearHead):
@@ -235,13 +229,13 @@ class _Explanation:
             named = dict(zip(places, contributions, strict=True))
             return linear_section(named, images_seen), HeadShares(images_seen, named)
         assert isinstance(probe.head, DifFormerHead)
-        attention = {place: float(torch.cat(each).mean()) for place, each in shares.items()}
+        attention = {place: float(torch.cat(values).mean()) for place, values in shares.items()}
         steps = probe.head.noise_steps
         on_cls = dict(zip(steps, torch.cat(own).mean(0).tolist(), strict=True))
         by_step = dict(zip(steps, contributions, strict=True))
         with evaluating(probe):
-            looked = probe.head.attention(probe.extractor(images, index))[1]
-        section = attention_section(images, looked, attention, on_cls, by_step, images_seen)
+            _, example_attention = probe.head.attention(probe.extractor(images, index))
+        section = attention_section(images, example_attention, attention, on_cls, by_step, images_seen)
         return section, HeadShares(
             test_images=images_seen,
             logits={f"t = {t}": share for t, share in by_step.items()},

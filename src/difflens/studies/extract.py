@@ -1,4 +1,4 @@
-"""Features of a data set into a store on disk."""
+"""`difflens extract`: the features of a data set in a store on disk."""
 
 import io
 import json
@@ -46,61 +46,75 @@ def extract(
     announce: Callable[[str], object] = lambda line: None,
     data: ImageData | None = None,
 ) -> ExtractResult:
-    """Run `config`; several processes share the work, shard by shard.
+    """Extract frozen features into a store; several processes share the work, shard by shard.
 
     Args:
-        announce: is told what will be written, and how large it will be, before anything is.
-        data: what `config.data` names, or a part of it, where it is loaded already.
+        announce: receives a line on the content and the size of the store before anything is written.
+        data: the loaded data of `config.data` or a part of it; None loads it.
 
     Raises:
-        DiffLensError: anything in the configuration, the data or the backbone is not what it should be, the folder
-            holds another store, or the disk has too little room.
+        DiffLensError: an option is out of range, the data or the backbone cannot be loaded, the folder holds
+            another store, or the disk has too little room.
     """
     config = resolve(config)
-    read: ImageData | ImageSplit = data or (
+    images: ImageData | ImageSplit = data or (
         load_unlabelled(config.data) if config.unlabelled else load_data(config.data)
     )
-    sources = _sources(config, read)
-    opened = open_run(config, read)
+    sources = _sources(config, images)
+    opened = open_run(config, images)
     backbone = opened.backbone
     places = ExtractorConfig(
-        "frozen", config.blocks or backbone.defaults.fusion_blocks,
-        config.noise_steps or backbone.defaults.fusion_noise_steps, config.seed,
-        precision=config.precision, draws=config.draws,
-    )  # fmt: skip
+        "frozen",
+        config.blocks or backbone.defaults.fusion_blocks,
+        config.noise_steps or backbone.defaults.fusion_noise_steps,
+        config.seed,
+        precision=config.precision,
+        draws=config.draws,
+    )
     extractor = places.build(backbone)
     side = config.pool or None
     shapes = {block: pooled_shape(shape, side) for (block, _), shape in extractor.shapes().items()}
     layout = Layout(
-        {split.name: len(split) for split in sources}, shapes, extractor.noise_steps, config.dtype,
+        {split.name: len(split) for split in sources},
+        shapes,
+        extractor.noise_steps,
+        config.dtype,
         config.shard_megabytes,
-    )  # fmt: skip
-    manifest = manifest_of(layout, {
-        "format": config.format, "seed": config.seed, "draws": config.draws, "pool": config.pool,
-        "backbone": {
-            **asdict(opened.backbone_config), "precision": config.precision,
-            "fingerprint": opened.fingerprints["backbone_fingerprint"],
+    )
+    manifest = manifest_of(
+        layout,
+        {
+            "format": config.format,
+            "seed": config.seed,
+            "draws": config.draws,
+            "pool": config.pool,
+            "backbone": {
+                **asdict(opened.backbone_config),
+                "precision": config.precision,
+                "fingerprint": opened.fingerprints["backbone_fingerprint"],
+            },
+            "preprocessing": {
+                "channels": backbone.in_channels,
+                "side": backbone.image_size,
+                "range": [-1, 1],
+                "steps": "EXIF orientation, RGB or grey, shorter side resized with antialiasing, centre crop",
+            },
+            "data": {
+                "spec": config.data,
+                "name": config.data if config.unlabelled else images.name,
+                "classes": list(images.classes) if isinstance(images, ImageData) else [],
+                "fingerprint": opened.fingerprints["data_fingerprint"],
+            },
         },
-        "preprocessing": {
-            "channels": backbone.in_channels, "side": backbone.image_size, "range": [-1, 1],
-            "steps": "EXIF orientation, RGB or grey, shorter side resized with antialiasing, centre crop",
-        },
-        "data": {
-            "spec": config.data,
-            "name": config.data if config.unlabelled else read.name,
-            "classes": list(read.classes) if isinstance(read, ImageData) else [],
-            "fingerprint": opened.fingerprints["data_fingerprint"],
-        },
-    })  # fmt: skip
+    )
     identity = {"blocks": extractor.blocks, "noise_steps": extractor.noise_steps}
     with opened.directory(identity, growing="noise_steps") as run:
-        return _Extraction(config, extractor, layout, sources, run, opened.process, announce).run_all(
-            manifest
-        )
+        extraction = _Extraction(config, extractor, layout, sources, run, opened.process, announce)
+        return extraction.run_all(manifest)
 
 
 def _sources(config: ExtractConfig, data: ImageData | ImageSplit) -> list[ImageSplit]:
-    """The splits to read."""
+    """Return the splits to read."""
     if isinstance(data, ImageSplit):
         return [data.first(config.limit)]
     chosen = {name: data.train if name == "train" else data.test for name in config.splits}
@@ -111,6 +125,8 @@ def _sources(config: ExtractConfig, data: ImageData | ImageSplit) -> list[ImageS
 
 
 class _Extraction:
+    """The shards of a store, and the steps that write them."""
+
     def __init__(
         self,
         config: ExtractConfig,
@@ -128,26 +144,28 @@ class _Extraction:
         self.digests: dict[str, str] = {}
 
     def run_all(self, manifest: dict[str, Any]) -> ExtractResult:
+        """Write the missing shards of this process, the manifest, the checksums and the metrics."""
         missing = self._missing()
         left = sum(self.layout.bytes_of(shard, len(steps)) for shard, steps in missing)
         self._announce(left)
         self._require_room(left)
         self.process.wait_for_everyone()
-        if self.process.num_processes > 1:  # another's shards are not for this one to clear away
+        if self.process.num_processes > 1:  # a failing process must not delete the shards of another
             self.run.keep()
         self.run.grow()
         if self.process.is_main_process:
             for split in self.sources.values():
                 write_images(self.out, split)
-            if not (self.out / MANIFEST).exists():  # what is there can be read while noise steps are added
+            # an existing store stays readable while noise steps are added
+            if not (self.out / MANIFEST).exists():
                 self.run.write_json(MANIFEST, manifest)
         self.extractor.to(self.process.device)
-        mine = missing[self.process.process_index :: self.process.num_processes]
+        own = missing[self.process.process_index :: self.process.num_processes]
         began = time.monotonic()
         count = sum(len(shard.rows) for shard, _ in missing)
         with progress_bar(self.process.is_main_process) as bar:
-            task = bar.add_task("extracting", total=sum(len(shard.rows) for shard, _ in mine), note="")
-            for shard, steps in mine:
+            task = bar.add_task("extracting", total=sum(len(shard.rows) for shard, _ in own), note="")
+            for shard, steps in own:
                 self._write(shard, steps)
                 self.run.keep()
                 bar.update(task, advance=len(shard.rows))
@@ -157,7 +175,7 @@ class _Extraction:
         return ExtractResult.from_metrics(self._finish(), self.out, rate, tuple(self._skipped()))
 
     def _missing(self) -> list[tuple[Shard, list[int]]]:
-        """Each shard that is not whole, with the noise steps that it lacks."""
+        """Return each incomplete shard with the noise steps that it lacks."""
         lacking = [
             (shard, [t for t in self.layout.noise_steps if not (self.out / self._name(shard, t)).exists()])
             for shard in self.layout.shards
@@ -167,43 +185,41 @@ class _Extraction:
     def _announce(self, left: int) -> None:
         images = " + ".join(f"{count:,} {split}" for split, count in self.layout.images.items())
         total = self.layout.total_bytes
-        there = "" if left == total else f", {(total - left) / 1e9:.3g} GB of them there"
+        written = "" if left == total else f"; {(total - left) / 1e9:.3g} GB of them are written already"
+        shards = len(self.layout.shards) * len(self.layout.noise_steps)
         self.announce(
             f"Writing {images} images, blocks {listing(sorted(self.layout.shapes))} at noise steps "
             f"{listing(self.layout.noise_steps)}: {total:,} bytes ({total / 1e9:.3g} GB) in "
-            f"{len(self.layout.shards) * len(self.layout.noise_steps):,} shards{there}"
+            f"{shards:,} shard{'s' * (shards != 1)}{written}"
         )
 
     def _require_room(self, left: int) -> None:
         free = shutil.disk_usage(self.out).free
         if left > free:
             raise DiffLensError(
-                f"{self.out} would need {left / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there: read fewer blocks "
-                "or noise steps, pool them (--pool 4), or choose another disk"
+                f"{self.out} needs {left / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there: read fewer "
+                "blocks or noise steps, pool their maps (--pool 4), or choose another disk"
             )
 
     def _write(self, shard: Shard, steps: list[int]) -> None:
-        """Read the shard's images once, and write a file for each of `steps`."""
+        """Read the shard's images once, and write one file for each of `steps`."""
         self.extractor.noise_steps = tuple(steps)
         rows: list[Tensor] = []
         parts: dict[int, dict[int, list[Tensor]]] = {t: {b: [] for b in self.extractor.blocks} for t in steps}
         split = self.sources[shard.split]
-        for batch, found in self.reading.features(
-            self.extractor, split, shard.rows, self.config.pool or None, DTYPES[self.config.dtype]
-        ):
+        dtype, pool = DTYPES[self.config.dtype], self.config.pool or None
+        for batch, features in self.reading.features(self.extractor, split, shard.rows, pool, dtype):
             rows.append(batch.rows.cpu())
-            for (block, t), maps in found.items():
+            for (block, t), maps in features.items():
                 parts[t][block].append(maps)
-        kept = torch.cat([torch.empty(0, dtype=torch.long), *rows])
+        # rows of the images that could be read; a shard may have none
+        readable = torch.cat([torch.empty(0, dtype=torch.long), *rows])
         for t in steps:
-            blocks = parts.pop(t)
             joined = {
-                block: torch.cat(blocks[block])
-                if rows
-                else torch.empty(0, *self.layout.shapes[block], dtype=DTYPES[self.config.dtype])
-                for block in list(blocks)
+                block: torch.cat([torch.empty(0, *self.layout.shapes[block], dtype=dtype), *blocks])
+                for block, blocks in parts.pop(t).items()
             }
-            self._write_file(shard, t, split, kept, joined)
+            self._write_file(shard, t, split, readable, joined)
 
     def _write_file(
         self, shard: Shard, t: int, split: ImageSplit, rows: Tensor, maps: dict[int, Tensor]
@@ -216,15 +232,15 @@ class _Extraction:
                 self.digests[name] = write_shard(self.out / name, rows, maps)
         except OSError as error:
             raise DiffLensError(
-                f"{self.out / name} cannot be written: {error.strerror}. The shards before it are whole; --resume goes "
-                "on from there"
+                f"{self.out / name} cannot be written: {error.strerror}. The shards before it are complete; "
+                "--resume goes on from there"
             ) from error
 
     def _name(self, shard: Shard, t: int) -> str:
         return shard.path(t, self.config.format).as_posix()
 
     def _finish(self) -> dict[str, Any]:
-        """Write checksums and metrics once all is there; the same on every process."""
+        """Write checksums and metrics, and return the metrics on every process."""
         if self.process.num_processes > 1:
             self.digests = dict(gather_object([*self.digests.items()]))
         names = [self._name(shard, t) for shard in self.layout.shards for t in self.layout.noise_steps]
@@ -236,14 +252,16 @@ class _Extraction:
                     self.digests[name] = checksum(self.out / name)
             lines = [f"{self.digests[name]}  {name}\n" for name in sorted([*described, *names])]
             write_bytes(self.out / CHECKSUMS, "".join(lines).encode())
-            self.run.write_json(FINISHED, {
+            stored = sum(_stored_images(self.out / name) for name in first)
+            metrics = {
                 "images": dict(self.layout.images),
                 "predicted_bytes": self.layout.total_bytes,
                 "bytes": sum((self.out / name).stat().st_size for name in names),
                 "shards": len(names),
-                "skipped": sum(self.layout.images.values()) - sum(_stored_images(self.out / name) for name in first),
+                "skipped": sum(self.layout.images.values()) - stored,
                 "sha256": checksum(self.out / CHECKSUMS),
-            })  # fmt: skip
+            }
+            self.run.write_json(FINISHED, metrics)
         self.process.wait_for_everyone()
         return self.run.read_json(FINISHED)
 
@@ -253,7 +271,7 @@ class _Extraction:
 
 
 def _stored_images(path: Path) -> int:
-    """How many images a file of a store holds."""
+    """Return the number of images in a file of a store."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -263,12 +281,15 @@ def _stored_images(path: Path) -> int:
 
 
 def _parquet(split: ImageSplit, rows: Tensor, maps: dict[int, Tensor]) -> bytes:
-    """A table: image, label, and a column of flattened maps for each block, whose shape is in the metadata."""
+    """Return a Parquet table of images, labels, and one column of flattened maps a block.
+
+    The metadata holds the shape of each block's maps.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DiffLensError('parquet needs `pip install "difflens[hub]"`, which brings pyarrow') from error
+        raise DiffLensError('parquet needs pyarrow: `pip install "difflens[hub]"` installs it') from error
     columns: dict[str, Any] = {"image": [split.ids[row] for row in rows.tolist()]}
     if split.labels is not None:
         columns["label"] = split.labels[rows].numpy()
@@ -279,6 +300,6 @@ def _parquet(split: ImageSplit, rows: Tensor, maps: dict[int, Tensor]) -> bytes:
         {f"block{block:03d}": json.dumps(list(values.shape[1:])) for block, values in maps.items()}
     )
     buffer = io.BytesIO()
-    # features hardly repeat, so a dictionary of them only adds to the size
+    # features hardly repeat, so a dictionary would only add to the size
     pyarrow.parquet.write_table(table, buffer, use_dictionary=False)
     return buffer.getvalue()

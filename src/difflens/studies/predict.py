@@ -1,4 +1,4 @@
-"""`difflens predict`: a trained model's answers about image files, whatever its task is."""
+"""`difflens predict`: the predictions of a trained model of any task for image files."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,11 @@ _TASKS: dict[str, Callable[[PredictConfig], PredictResult]] = {
 
 
 def predict(config: PredictConfig) -> PredictResult:
-    """Run `config`: classes from a model of `probe`; overlays, masks or objects from one of `segment` or `detect`.
+    """Predict classes with a model of `probe`, or masks or objects with a model of `segment` or `detect`.
 
     Raises:
-        DiffLensError: the model or an image cannot be read, there are no images, or the folder for overlays holds
-            other things.
+        DiffLensError: the model or an image cannot be read, there are no images, or the folder for overlays
+            holds other files.
     """
     config = resolve(config)
     return _TASKS[model_task(config.model)](config)

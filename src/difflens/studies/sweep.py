@@ -1,4 +1,4 @@
-"""`difflens sweep`: which block, which noise step."""
+"""`difflens sweep`: the accuracy of every block at every noise step, and the recommended place."""
 
 import csv
 import io
@@ -8,7 +8,6 @@ from dataclasses import fields, replace
 from functools import partial
 
 import torch
-from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,28 +27,28 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.metrics.classifiers import held_out_scores
 from difflens.metrics.recommendation import Recommendation, comparable, recommend
 from difflens.metrics.statistics import wilson
-from difflens.opening import open_run
+from difflens.opening import OpenedRun, open_run
 from difflens.reports.heat_maps import accuracy_map
 from difflens.reports.sweep import sweep_report
 from difflens.results.sweep import SweepResult
 from difflens.run.directory import FINISHED, RunDirectory
-from difflens.run.provenance import environment
 
-# shares of the schedule at which a sweep looks if nothing is said
-_LADDER = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
+_LADDER = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)  # default noise steps, as shares of the schedule
 
-# the part of a time budget that is planned for; the rest is for the classifiers and for surprises
-_PLANNED = 0.7
+# share of a time budget for reading features; the rest is for the classifiers and for delays
+_READING = 0.7
 
 
 def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: None) -> SweepResult:
-    """Run `config` and fill its run directory.
+    """Measure the accuracy of simple classifiers at every place, recommend one, and write a table and a
+    report.
 
     Args:
-        announce: is told how many images the sweep will use, and of each noise step that is done.
+        announce: receives a line on the number of images, and one on each finished noise step.
 
     Raises:
-        DiffLensError: anything in the configuration, the data or the backbone is not what it should be.
+        DiffLensError: an option is out of range, the data or the backbone cannot be loaded, or the budget is
+            too small.
     """
     config = resolve(config)
     began = time.monotonic()
@@ -57,15 +56,13 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
     if len(data.classes) < 2:
         raise DiffLensError(f"a sweep needs at least two classes, and {data.name} has {len(data.classes)}")
     opened = open_run(config, data, one_process="; `difflens extract` runs in several")
-    backbone, process = opened.backbone, opened.process
+    backbone = opened.backbone
     blocks = backbone.check_blocks(config.blocks or [block.index for block in backbone.blocks])
     steps = backbone.check_noise_steps(config.noise_steps or _ladder(backbone))
     with opened.directory({"blocks": blocks, "noise_steps": steps}, growing="noise_steps") as run:
         run.grow()
-        backbone.to(process.device)
-        return _Sweep(
-            config, data, backbone, opened.fingerprints, blocks, steps, run, process, announce, began
-        ).run_all()
+        backbone.to(opened.process.device)
+        return _Sweep(opened, blocks, steps, run, announce, began).run_all()
 
 
 def _ladder(backbone: Backbone) -> list[int]:
@@ -73,53 +70,53 @@ def _ladder(backbone: Backbone) -> list[int]:
 
 
 class _Sweep:
+    """The noise steps of a sweep, measured one after the other."""
+
     def __init__(
         self,
-        config: SweepConfig,
-        data: ImageData,
-        backbone: Backbone,
-        fingerprints: dict[str, str],
+        opened: OpenedRun[ImageData],
         blocks: tuple[int, ...],
         steps: tuple[int, ...],
         run: RunDirectory,
-        process: Accelerator,
         announce: Callable[[str], object],
         began: float,
     ):
-        self.config, self.data, self.backbone, self.blocks, self.steps = config, data, backbone, blocks, steps
-        self.run, self.process, self.announce, self.began = run, process, announce, began
-        self.fingerprints, self._told = fingerprints, False
-        self.reading = Reading(config.workers, config.on_bad_image, [])
-        self.seconds = config.limits()[1]
+        self.opened, self.blocks, self.steps, self.run = opened, blocks, steps, run
+        self.config: SweepConfig = opened.config
+        self.data, self.backbone, self.process = opened.data, opened.backbone, opened.process
+        self.announce, self.began = announce, began
+        self._announced_single = False
+        self.reading = Reading(self.config.workers, self.config.on_bad_image, [])
+        self.seconds = self.config.limits()[1]
 
     def run_all(self) -> SweepResult:
+        """Measure every noise step that the time budget allows, and write the results."""
         split = self._images()
         self.announce(
-            f"{len(split):,} training images, of which a fifth judges; {len(self.blocks)} blocks at noise steps "
-            f"{listing(self.steps)}"
+            f"{len(split):,} training images, of which a fifth validates; {len(self.blocks)} "
+            f"block{'s' * (len(self.blocks) != 1)} at t = {listing(self.steps)}"
         )
-        done: dict[int, dict[str, Tensor]] = {}
+        measured: dict[int, dict[str, Tensor]] = {}
         for t in self.steps:
-            found = self._stored(t)
-            if found is None:
-                if self.seconds is not None and done and time.monotonic() - self.began > self.seconds:
+            step = self._stored(t)
+            if step is None:
+                if self.seconds is not None and measured and time.monotonic() - self.began > self.seconds:
                     break
-                found = self._measure(split, t)
-                self.run.write_with(f"steps/t{t:05d}.safetensors", partial(save_file, found))
+                step = self._measure(split, t)
+                self.run.write_with(f"steps/t{t:05d}.safetensors", partial(save_file, step))
                 self.run.keep()
-                best = int(found["accuracy"][0].argmax())
-                self.announce(
-                    f"t = {t}: best block {self.blocks[best]}, {100 * float(found['accuracy'][0, best]):.2f} %"
-                )
-            done[t] = found
-        return self._conclude(split, done)
+                accuracy = step["accuracy"][0]
+                best = int(accuracy.argmax())
+                self.announce(f"t = {t}: best block {self.blocks[best]}, {100 * float(accuracy[best]):.2f} %")
+            measured[t] = step
+        return self._conclude(split, measured)
 
     def _images(self) -> ImageSplit:
-        """The training images that the budget allows, the same ones after a resume."""
+        """Return the training images that the budget allows; a resumed run reads the same ones."""
         if (self.run.path / "images.json").exists():
             count = int(self.run.read_json("images.json")["images"])
-            asked = self.config.limits()[0]
-            if asked is not None and count != min(asked, len(self.data.train)):
+            limit = self.config.limits()[0]
+            if limit is not None and count != min(limit, len(self.data.train)):
                 self.announce(f"The sweep goes on with the {count:,} images that it began with")
         else:
             count = self._affordable()
@@ -127,6 +124,7 @@ class _Sweep:
         return self.data.train.subset(balanced(self.data.train, count, self.config.seed))
 
     def _affordable(self) -> int:
+        """Return how many images the budget allows, from the measured speed of reading."""
         images, seconds = self.config.limits()
         train = self.data.train
         count = min(len(train), images or len(train))
@@ -137,16 +135,19 @@ class _Sweep:
             for _ in range(2):  # the first reading also warms up
                 started = time.monotonic()
                 read_features(extractor, self.config.pool, pilot, self.process, self.reading)
-                each = (time.monotonic() - started) / len(pilot)
-            count = min(count, int(_PLANNED * seconds / (len(self.steps) * each)))
+                seconds_an_image = (time.monotonic() - started) / len(pilot)
+            count = min(count, int(_READING * seconds / (len(self.steps) * seconds_an_image)))
         if count < least:
+            plural = "s" * (len(self.steps) != 1)
             raise DiffLensError(
-                f"the budget {' '.join(self.config.budget)} allows {count} images, and {len(self.data.classes)} classes "
-                f"at {len(self.steps)} noise steps need at least {least}: allow more, or look at fewer noise steps"
+                f"the budget {' '.join(self.config.budget)} allows {count} images, and "
+                f"{len(self.data.classes)} classes at {len(self.steps)} noise step{plural} need at least "
+                f"{least}: allow more, or name fewer noise steps"
             )
         return count
 
     def _stored(self, t: int) -> dict[str, Tensor] | None:
+        """Return what an earlier run measured at `t`; None if it is not measured yet."""
         path = self.run.path / "steps" / f"t{t:05d}.safetensors"
         if not path.exists():
             return None
@@ -156,28 +157,29 @@ class _Sweep:
             raise DiffLensError(f"{path} is damaged: delete it and run again with --resume") from error
 
     def _measure(self, split: ImageSplit, t: int) -> dict[str, Tensor]:
-        """All blocks at one noise step, which one pass through the backbone reads.
+        """Measure all blocks at one noise step, with one pass through the backbone.
 
         Returns:
-            "accuracy" (classifiers, B); "scores" (B, V, K) float16 of the first classifier on the validation images;
-            "labels" (V,).
+            "accuracy" (classifiers, B) float64 in [0, 1]; "scores" (B, V, K) float16 of the first classifier
+            on the validation images; "labels" (V,) long.
         """
         spill = self.run.path / "cache"
+        memory = self.config.cache_gigabytes
         cache = read_features(
-            self._extractor(t), self.config.pool, split, self.process, self.reading, self.config.cache_gigabytes,
-            spill,
-        )  # fmt: skip
+            self._extractor(t), self.config.pool, split, self.process, self.reading, memory, spill
+        )
         held_out = every_nth(cache.labels, 5)
         if not held_out.any():
             raise DiffLensError(
                 "a sweep holds out a fifth of each class, and no class has two training images"
             )
-        alone = (cache.labels.bincount() == 1).nonzero()[:, 0].tolist()
-        if alone and not self._told:
-            self._told = True
-            names = listing([self.data.classes[label] for label in alone])
-            self.announce(f"Trained on but not judged, with a single image: {names}")
+        single = (cache.labels.bincount() == 1).nonzero()[:, 0].tolist()
+        if single and not self._announced_single:
+            self._announced_single = True
+            names = listing([self.data.classes[label] for label in single])
+            self.announce(f"Classes with a single image are trained on but not validated: {names}")
         labels = cache.labels.to(self.process.device)
+        # a fifth of the remaining images chooses the classifiers' hyperparameters
         choosing = every_nth(cache.labels[~held_out], 5)
         accuracy, scores = [], []
         for block in self.blocks:
@@ -186,9 +188,8 @@ class _Sweep:
                 held_out_scores(name, features, labels, held_out, choosing, len(self.data.classes))
                 for name in self.config.classifiers
             ]
-            accuracy.append(
-                [float((each.argmax(1) == labels[held_out]).double().mean()) for each in by_classifier]
-            )
+            correct = (values.argmax(1) == labels[held_out] for values in by_classifier)
+            accuracy.append([float(hits.double().mean()) for hits in correct])
             scores.append(comparable(by_classifier[0]).half().cpu())
         for file in spill.glob("*.bin"):
             file.unlink()
@@ -204,24 +205,26 @@ class _Sweep:
         return places.build(self.backbone)
 
     def _matrix(self, cache: FeatureCache, place: tuple[int, int]) -> Tensor:
+        """Return the pooled maps of one place as vectors (N, D) float32."""
         maps = cache.maps[place]
         return maps[torch.arange(len(cache))].flatten(1).to(self.process.device).float()
 
-    def _conclude(self, split: ImageSplit, done: dict[int, dict[str, Tensor]]) -> SweepResult:
-        config, steps = self.config, tuple(done)
+    def _conclude(self, split: ImageSplit, measured: dict[int, dict[str, Tensor]]) -> SweepResult:
+        """Recommend a place, and write the table, the heat map and the report."""
+        config, steps = self.config, tuple(measured)
         accuracy: dict[str, Tensor] = {
-            name: torch.stack([done[t]["accuracy"][k] for t in steps])
+            name: torch.stack([measured[t]["accuracy"][k] for t in steps])
             for k, name in enumerate(config.classifiers)
         }
-        labels = done[steps[0]]["labels"]
-        best = recommend(torch.stack([done[t]["scores"] for t in steps]), labels, self.blocks, steps)
+        labels = measured[steps[0]]["labels"]
+        best = recommend(torch.stack([measured[t]["scores"] for t in steps]), labels, self.blocks, steps)
         commands = self._commands(best)
         result = SweepResult(
             out=config.out,
             accuracy=accuracy,
             blocks=self.blocks,
             noise_steps=steps,
-            not_measured=tuple(t for t in self.steps if t not in done),
+            not_measured=tuple(t for t in self.steps if t not in measured),
             images=len(split),
             validation_images=len(labels),
             recommendation=best,
@@ -235,49 +238,53 @@ class _Sweep:
         figure = accuracy_map(accuracy[config.classifiers[0]], self.blocks, steps, roles, place)
         self.run.write_with("heatmap.png", lambda path: figure.savefig(path, dpi=160))
         report = sweep_report(
-            summary=f"How well a simple classifier reads each block of {config.backbone} at each noise step on "
-            f"{self.data.name}, on maps pooled to {config.pool} x {config.pool}.",
-            accuracy=accuracy, blocks=self.blocks, roles=roles, noise_steps=steps, not_measured=result.not_measured,
-            best=best, images=len(labels), commands=commands, provenance={
+            summary=f"The accuracy of a simple classifier on the features of each block of {config.backbone} "
+            f"at each noise step, on {self.data.name}. The maps are pooled to {config.pool} x {config.pool}.",
+            accuracy=accuracy,
+            blocks=self.blocks,
+            roles=roles,
+            noise_steps=steps,
+            not_measured=result.not_measured,
+            best=best,
+            images=len(labels),
+            commands=commands,
+            provenance={
                 "Command": shown_command(config),
-                "Backbone": f"{config.backbone}, fingerprint {self.fingerprints['backbone_fingerprint'][:12]}",
-                "Data": f"{self.data.name}, fingerprint {self.fingerprints['data_fingerprint'][:12]}",
-                "Images": f"{len(split):,} training images, equally many of each class where possible; {len(labels):,} of "
-                "them validate. The test split was not read.",
+                "Images": f"{len(split):,} training images, the same number of each class where possible; "
+                f"{len(labels):,} of them validate. The test split was not read.",
                 "Seed": config.seed,
-                **environment(self.process.device),
+                **self.opened.provenance(),
             },
-        )  # fmt: skip
+        )
         self.run.write("report.html", report)
         self.run.write_json(FINISHED, result.metrics())
         return result
 
     def _commands(self, best: Recommendation) -> tuple[str, ...]:
-        same = {field.name for field in fields(ProbeConfig)} & {field.name for field in fields(SweepConfig)}
-        given = {name: getattr(self.config, name) for name in same - {"pool", "resume"}}
-        probe = ProbeConfig(**given)
+        """Return command lines that probe the recommended place and the recommended fusion."""
+        shared = {field.name for field in fields(ProbeConfig)} & {field.name for field in fields(SweepConfig)}
+        options = {name: getattr(self.config, name) for name in shared - {"pool", "resume"}}
+        probe = ProbeConfig(**options)
         single = replace(probe, head="attention", blocks=(best.block,), noise_steps=(best.noise_step,))
         fused = replace(
             probe, head="difformer", blocks=best.fusion_blocks, noise_steps=best.fusion_noise_steps
         )
-        return shown_command(single), shown_command(fused)  # fmt: skip
+        return shown_command(single), shown_command(fused)
 
 
 def _table(
     backbone: Backbone, blocks: Sequence[int], steps: Sequence[int], accuracy: dict[str, Tensor], images: int
 ) -> str:
-    """table.csv: a line a place."""
+    """Return the text of table.csv, one line for each place and classifier."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["noise_step", "block", "part", "channels", "stride", "classifier", "accuracy", "low_95", "high_95"]
-    )
+    columns = ("noise_step", "block", "part", "channels", "stride")
+    writer.writerow([*columns, "classifier", "accuracy", "low_95", "high_95"])
     for name, values in accuracy.items():
         for k, t in enumerate(steps):
             for block, value in zip(blocks, values[k].tolist(), strict=True):
-                low, high = wilson(round(value * images), images)
-                what = backbone.block(block)
-                writer.writerow([
-                    t, block, what.role, what.channels, what.stride, name, f"{value:.4f}", f"{low:.4f}", f"{high:.4f}",
-                ])  # fmt: skip
+                info = backbone.block(block)
+                shares = (value, *wilson(round(value * images), images))
+                place = (t, block, info.role, info.channels, info.stride)
+                writer.writerow([*place, name, *(f"{share:.4f}" for share in shares)])
     return text.getvalue()

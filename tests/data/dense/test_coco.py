@@ -25,16 +25,44 @@ def miniature() -> Record:
         "images": [{"id": k, "file_name": f"{k}.png", "width": 20, "height": 10} for k in (7, 8, 9)],
         "categories": [{"id": 44, "name": "cup"}, {"id": 3, "name": "car"}],
         "annotations": [
-            {"id": 1, "image_id": 7, "category_id": 3, "bbox": [3, 2, 6, 4], "area": 24, "iscrowd": 0,
-             "segmentation": run_lengths(mask)},
-            {"id": 2, "image_id": 7, "category_id": 44, "bbox": [10.5, 1, 8, 7], "area": 56, "iscrowd": 0,
-             "segmentation": [[10.5, 1, 18.5, 1, 18.5, 8, 10.5, 8]]},
-            {"id": 3, "image_id": 8, "category_id": 44, "bbox": [3, 2, 6, 4], "area": 24, "iscrowd": 0,
-             "segmentation": compressed(mask)},
-            {"id": 4, "image_id": 8, "category_id": 3, "bbox": [0, 0, 20, 10], "area": 200, "iscrowd": 1,
-             "segmentation": run_lengths(np.ones((10, 20), bool))},
+            {
+                "id": 1,
+                "image_id": 7,
+                "category_id": 3,
+                "bbox": [3, 2, 6, 4],
+                "area": 24,
+                "iscrowd": 0,
+                "segmentation": run_lengths(mask),
+            },
+            {
+                "id": 2,
+                "image_id": 7,
+                "category_id": 44,
+                "bbox": [10.5, 1, 8, 7],
+                "area": 56,
+                "iscrowd": 0,
+                "segmentation": [[10.5, 1, 18.5, 1, 18.5, 8, 10.5, 8]],
+            },
+            {
+                "id": 3,
+                "image_id": 8,
+                "category_id": 44,
+                "bbox": [3, 2, 6, 4],
+                "area": 24,
+                "iscrowd": 0,
+                "segmentation": compressed(mask),
+            },
+            {
+                "id": 4,
+                "image_id": 8,
+                "category_id": 3,
+                "bbox": [0, 0, 20, 10],
+                "area": 200,
+                "iscrowd": 1,
+                "segmentation": run_lengths(np.ones((10, 20), bool)),
+            },
         ],
-    }  # fmt: skip
+    }
 
 
 def write(root: Path, train: Record | str, val: Record | None = None) -> Path:
@@ -114,9 +142,21 @@ def image(place: int, **values: object) -> Callable[[Record], None]:
         (change(1, category_id=5), "annotations[1] (id 2)", "class id 5"),
         (change(1, id=1), "annotations[1] (id 1)", "earlier annotation"),
         (change(1, image_id=99), "annotations[1] (id 2)", "no usable image with id 99"),
-        (change(1, segmentation=run_lengths(np.ones((10, 10), bool))), "annotations[1] (id 2)", "has size [10, 10]"),
-        (change(1, segmentation={"size": [10, 20], "counts": [5]}), "annotations[1] (id 2)", "cover 5 pixels of 200"),
-        (change(1, segmentation={"size": [10, 20], "counts": ["5"]}), "annotations[1] (id 2)", "whole numbers"),
+        (
+            change(1, segmentation=run_lengths(np.ones((10, 10), bool))),
+            "annotations[1] (id 2)",
+            "has size [10, 10]",
+        ),
+        (
+            change(1, segmentation={"size": [10, 20], "counts": [5]}),
+            "annotations[1] (id 2)",
+            "cover 5 pixels of 200",
+        ),
+        (
+            change(1, segmentation={"size": [10, 20], "counts": ["5"]}),
+            "annotations[1] (id 2)",
+            "whole numbers",
+        ),
         (change(1, category_id=[1]), "annotations[1] (id 2)", "class id [1]"),
         (change(1, image_id=[7]), "annotations[1] (id 2)", "no usable image with id [7]"),
         (change(1, iscrowd=None), "annotations[1] (id 2)", "iscrowd is 0 or 1"),
@@ -130,7 +170,7 @@ def image(place: int, **values: object) -> Callable[[Record], None]:
         (image(2, file_name="gone.png"), "images[2] (id 9)", "no such file"),
         (image(2, width=21), "images[2] (id 9)", "recorded as 21 x 10 pixels, but the file has 20 x 10"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_entry_is_named_or_skipped_and_counted(
     spoil: Callable[[Record], None], entry: str, message: str, tmp_path: Path
 ) -> None:

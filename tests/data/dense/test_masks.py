@@ -157,5 +157,9 @@ def test_no_mask_left(tmp_path: Path) -> None:
 def test_the_colours_are_pascal_vocs() -> None:
     # background, aeroplane, bicycle, tvmonitor, and the border
     assert palette()[[0, 1, 2, 20, 255]].tolist() == [
-        [0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 64, 128], [224, 224, 192],
-    ]  # fmt: skip
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [0, 64, 128],
+        [224, 224, 192],
+    ]

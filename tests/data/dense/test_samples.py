@@ -104,9 +104,15 @@ def test_an_image_that_breaks_off_is_named(workers: int, scene_folder: Path, tmp
 def test_a_batch_from_another_process_is_the_same_in_few_tensors(scene_folder: Path) -> None:
     split = load_coco(scene_folder).train
     ours, theirs = (
-        Samples(split, partial(split.target, masks=True), 3, DenseAugmentation(20, True, (0.8, 1.5), True), workers=workers)
+        Samples(
+            split,
+            partial(split.target, masks=True),
+            3,
+            DenseAugmentation(20, True, (0.8, 1.5), True),
+            workers=workers,
+        )
         for workers in (0, 1)
-    )  # fmt: skip
+    )
     for mine, other in zip(ours.training(0, 6, 4), theirs.training(0, 6, 4), strict=True):
         assert mine[0] == other[0]
         assert all(torch.equal(*images) for images in zip(mine[1], other[1], strict=True))

@@ -131,7 +131,11 @@ def dogs_lists(root: Path, train: dict[str, object], test: dict[str, object]) ->
         savemat(root / f"{split}_list.mat", columns)
 
 
-DOGS = ["n02085620-Chihuahua/n02085620_7.jpg", "n02086240-Shih-Tzu/n02086240_1.jpg", "n02086240-Shih-Tzu/n02086240_2.jpg"]  # fmt: skip
+DOGS = [
+    "n02085620-Chihuahua/n02085620_7.jpg",
+    "n02086240-Shih-Tzu/n02086240_1.jpg",
+    "n02086240-Shih-Tzu/n02086240_2.jpg",
+]
 
 
 def make_dogs(root: Path) -> Path:
@@ -144,16 +148,21 @@ def make_dogs(root: Path) -> Path:
 
 
 MAKE = {
-    "aircraft": make_aircraft, "cars": make_cars, "cub": make_cub, "dogs": make_dogs, "flowers": make_flowers,
+    "aircraft": make_aircraft,
+    "cars": make_cars,
+    "cub": make_cub,
+    "dogs": make_dogs,
+    "flowers": make_flowers,
     "nabirds": make_nabirds,
-}  # fmt: skip
+}
 # the folder of each data set in the cache
 PLACES = {"cub": "CUB_200_2011", "nabirds": "nabirds", "dogs": "stanford_dogs"}
 
 
 @pytest.fixture
 def flowers_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision knows the checksums of the real lists; here it knows the miniature's, and goes on checking."""
+    """torchvision knows the checksums of the real lists; here it knows the miniature's, and goes on
+    checking."""
 
     def make(root: Path) -> Path:
         make_flowers(root)
@@ -214,9 +223,13 @@ def check_dogs(data: ImageData) -> None:
 
 
 CHECK = {
-    "aircraft": check_aircraft, "cars": check_cars, "cub": check_cub, "dogs": check_dogs,
-    "flowers": check_flowers, "nabirds": check_nabirds,
-}  # fmt: skip
+    "aircraft": check_aircraft,
+    "cars": check_cars,
+    "cub": check_cub,
+    "dogs": check_dogs,
+    "flowers": check_flowers,
+    "nabirds": check_nabirds,
+}
 
 
 @pytest.mark.usefixtures("flowers_checksums")
@@ -386,14 +399,18 @@ def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("name", "image", "source"),
     [
-        ("aircraft", "fgvc-aircraft-2013b/data/images/0000003.jpg", "the list of the split trainval of FGVCAircraft"),
+        (
+            "aircraft",
+            "fgvc-aircraft-2013b/data/images/0000003.jpg",
+            "the list of the split trainval of FGVCAircraft",
+        ),
         ("cars", "stanford_cars/cars_test/00002.jpg", "the list of the split test of StanfordCars"),
         ("flowers", "flowers-102/jpg/image_00005.jpg", "the list of the split val of Flowers102"),
         ("cub", "images/001.Auk/y.jpg", "images.txt"),
         ("nabirds", "images/0860/0000d9fc4e02.jpg", "images.txt"),
         ("dogs", f"Images/{DOGS[2]}", "test_list.mat"),
     ],
-)  # fmt: skip
+)
 def test_an_image_that_is_not_there_is_named(tmp_path: Path, name: str, image: str, source: str) -> None:
     root = MAKE[name](tmp_path / "here")
     (root / image).unlink()
@@ -411,21 +428,33 @@ def test_an_image_that_is_not_there_is_named(tmp_path: Path, name: str, image: s
         ("classes.txt", None, ["cannot read", "classes.txt"]),
         ("images.txt", ["1 a.jpg", "", "2"], ["images.txt, line 3: expected ID PATH, found '2'"]),
         ("images.txt", ["1 a.jpg", "1 b.jpg"], ["images.txt, line 2: 1 has a line already"]),
-        ("train_test_split.txt", ["1 1", "2 yes"],
-         ["train_test_split.txt, line 2: expected ID 1 (train) or ID 0 (test), found '2 yes'"]),
-        ("train_test_split.txt", ["1 1", "2 1", "4 0"],
-         ["train_test_split.txt has no line for the image 3 (002.Albatross/c.jpg)"]),
-        ("train_test_split.txt", ["1 1", "2 1", "3 0", "4 0", "5 0"],
-         ["images.txt beside", "train_test_split.txt has no line for the image 5"]),
+        (
+            "train_test_split.txt",
+            ["1 1", "2 yes"],
+            ["train_test_split.txt, line 2: expected ID 1 (train) or ID 0 (test), found '2 yes'"],
+        ),
+        (
+            "train_test_split.txt",
+            ["1 1", "2 1", "4 0"],
+            ["train_test_split.txt has no line for the image 3 (002.Albatross/c.jpg)"],
+        ),
+        (
+            "train_test_split.txt",
+            ["1 1", "2 1", "3 0", "4 0", "5 0"],
+            ["images.txt beside", "train_test_split.txt has no line for the image 5"],
+        ),
         ("train_test_split.txt", ["1 1", "2 1", "3 1", "4 1"], ["images.txt names no test images"]),
         ("train_test_split.txt", ["1 0", "2 0", "3 0", "4 0"], ["images.txt names no train images"]),
-        ("image_class_labels.txt", ["1 2", "3 2"],
-         ["image_class_labels.txt has no line for the image 2 (001.Auk/x.jpg), 4 (001.Auk/y.jpg)"]),
+        (
+            "image_class_labels.txt",
+            ["1 2", "3 2"],
+            ["image_class_labels.txt has no line for the image 2 (001.Auk/x.jpg), 4 (001.Auk/y.jpg)"],
+        ),
         ("image_class_labels.txt", ["1 -2"], ["line 1: expected ID CLASS, found '1 -2'"]),
         ("classes.txt", ["2 002.Albatross"], ["classes.txt does not name the class 1"]),
         ("classes.txt", ["one 001.Auk"], ["classes.txt, line 1: expected CLASS NAME, found 'one 001.Auk'"]),
     ],
-)  # fmt: skip
+)
 def test_wrong_lists_of_birds_are_explained(
     tmp_path: Path, file: str, lines: list[str] | None, expected: list[str]
 ) -> None:
@@ -453,14 +482,19 @@ TEST: dict[str, object] = {"file_list": DOGS[2:], "labels": [2]}
         ({"labels": [1]}, "train_list.mat has no variable file_list; it has labels"),
         ({"file_list": DOGS[:1]}, "train_list.mat has no variable labels; it has file_list"),
         ({"file_list": DOGS[:2], "labels": [1]}, "has 2 entries in file_list but 1 labels"),
-        ({"file_list": DOGS[:2], "labels": [1, 0]}, f"entry 2 ({DOGS[1]}): its label is 0; labels are whole numbers"),
+        (
+            {"file_list": DOGS[:2], "labels": [1, 0]},
+            f"entry 2 ({DOGS[1]}): its label is 0; labels are whole numbers",
+        ),
         ({"file_list": DOGS[:1], "labels": [1.5]}, "its label is 1.5"),
         ({"file_list": DOGS[:1], "labels": [float("nan")]}, "its label is nan"),
-        ({"file_list": DOGS[:2], "labels": [1, 1]},
-         f"entry 2 ({DOGS[1]}): its label 1 is that of the folder n02085620-Chihuahua"),
+        (
+            {"file_list": DOGS[:2], "labels": [1, 1]},
+            f"entry 2 ({DOGS[1]}): its label 1 is that of the folder n02085620-Chihuahua",
+        ),
         ({"file_list": [], "labels": []}, "train_list.mat names no train images"),
     ],
-)  # fmt: skip
+)
 def test_wrong_lists_of_dogs_are_explained(tmp_path: Path, train: dict[str, object], expected: str) -> None:
     root = make_dogs(tmp_path)
     dogs_lists(root, train, TEST)

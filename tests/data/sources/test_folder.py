@@ -19,8 +19,12 @@ def test_a_tree_is_read_in_order(tree: Tree, prefix: str) -> None:
     data = load_data(f"{prefix}{root}")
     assert (data.name, data.classes) == ("pets", ("cat", "dog"))
     assert data.train.ids == [
-        "train/cat/0.png", "train/cat/1.png", "train/cat/2.png", "train/dog/0.png", "train/dog/1.png"
-    ]  # fmt: skip
+        "train/cat/0.png",
+        "train/cat/1.png",
+        "train/cat/2.png",
+        "train/dog/0.png",
+        "train/dog/1.png",
+    ]
     assert data.train.labels is not None
     assert data.test.labels is not None
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1]
@@ -51,9 +55,13 @@ def test_deep_folders_and_links_are_followed_and_other_files_passed_over(tree: T
     (root / "train/.cache").mkdir()
     cats = [name for name in load_data(str(root)).train.ids if "cat" in name]
     assert cats == [
-        "train/cat/0.png", "train/cat/1.png", "train/cat/2.png", "train/cat/deep/er/0.png",
-        "train/cat/linked/0.png", "train/cat/linked/1.png",
-    ]  # fmt: skip
+        "train/cat/0.png",
+        "train/cat/1.png",
+        "train/cat/2.png",
+        "train/cat/deep/er/0.png",
+        "train/cat/linked/0.png",
+        "train/cat/linked/1.png",
+    ]
 
 
 def test_capital_suffixes_are_images(tree: Tree) -> None:
@@ -90,11 +98,13 @@ def test_unlabelled_takes_train_or_the_whole_folder(tree: Tree) -> None:
         ({"train/cat": 1}, ["neither a test/ nor a val/ folder"]),
         ({"train/cat": 1, "val": 0}, ["val has no class folders"]),
         ({"train": 2, "val/cat": 1}, ["train has no class folders"]),
-        ({"train/cat": 1, "train/dog": 1, "val/cat": 1, "val/emu": 1},
-         ["same class folders in train/ and val/", "only in train/: dog", "only in val/: emu"]),
+        (
+            {"train/cat": 1, "train/dog": 1, "val/cat": 1, "val/emu": 1},
+            ["same class folders in train/ and val/", "only in train/: dog", "only in val/: emu"],
+        ),
         (PETS | {"train/emu": 0, "val/emu": 1}, ["no images in", "train/emu", "no files"]),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_tree_is_explained(tree: Tree, folders: dict[str, int], expected: list[str]) -> None:
     root = tree(folders)
     with pytest.raises(DiffLensError) as caught:

@@ -67,8 +67,10 @@ def test_a_test_split_with_secret_labels_is_passed_over(tmp_path: Path) -> None:
     names = datasets.ClassLabel(names=["cat", "dog"])
     spec = parquet(
         tmp_path / "set",
-        train=table([0, 1], names), test=table([-1, -1, -1], names), validation=table([1], names),
-    )  # fmt: skip
+        train=table([0, 1], names),
+        test=table([-1, -1, -1], names),
+        validation=table([1], names),
+    )
     assert len(load_data(spec).test) == 1
 
 

@@ -50,7 +50,8 @@ def hinge(t: float) -> float:
 
 
 def test_losses_are_those_of_the_paper() -> None:
-    """Term by term: unary of the image, unary of the latent, joint; y = 1 for (x, E(x)) and -1 for (G(z), z)."""
+    """Term by term: unary of the image, unary of the latent, joint; y = 1 for (x, E(x)) and -1 for (G(z),
+    z)."""
     generator = torch.Generator().manual_seed(0)
     real, fake = (2 * torch.randn(5, 3, generator=generator) for _ in range(2))
     discriminator = opponents = 0.0

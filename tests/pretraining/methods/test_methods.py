@@ -39,8 +39,10 @@ def method_of(method: Any, **options: Any) -> Any:
 
 def batch(index: list[int]) -> Batch:
     """Images that their index determines."""
-    images = [torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(k))
-              for k in index]  # fmt: skip
+    images = [
+        torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(k))
+        for k in index
+    ]
     return Batch(torch.stack(images), None, torch.tensor(index), torch.tensor(index))
 
 
@@ -202,7 +204,8 @@ def test_masks_belong_to_an_image_and_an_epoch() -> None:
 
 
 def test_the_masked_loss_is_of_normalised_masked_patches() -> None:
-    """A predictor that says 0 leaves the mean square of the targets: 47/48 v / (v + 1e-6) of a patch's variance v."""
+    """A predictor that says 0 leaves the mean square of the targets: 47/48 v / (v + 1e-6) of a patch's
+    variance v."""
     mine = method_of("mae")
     with torch.no_grad():
         mine.head["predict"].weight.zero_()
@@ -236,9 +239,22 @@ def test_the_encoder_sees_no_masked_patch() -> None:
 def test_two_processes(method: str, image_tree: Path, tmp_path: Path) -> None:
     """Where nothing is normalised over a batch the loss curve is that of one process."""
     run_two(
-        "pretrain", "--method", method, "--preset", "tiny", "--data", image_tree, "--epochs", 2, "--batch-size", 8,
-        "--device", "cpu", "--out", tmp_path / "run",
-    )  # fmt: skip
+        "pretrain",
+        "--method",
+        method,
+        "--preset",
+        "tiny",
+        "--data",
+        image_tree,
+        "--epochs",
+        2,
+        "--batch-size",
+        8,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+    )
     load_backbone(str(tmp_path / "run" / "model"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10]

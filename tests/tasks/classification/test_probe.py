@@ -23,9 +23,17 @@ from tests.helpers.browser import open_in_browser
 
 def config(out: Path, folder: Path, images: Path, /, **changes: object) -> ProbeConfig:
     base = ProbeConfig(
-        out=out, backbone=str(folder), data=str(images), head="linear", blocks=(6,), noise_steps=(5,), epochs=3,
-        batch_size=8, device="cpu", workers=0,
-    )  # fmt: skip
+        out=out,
+        backbone=str(folder),
+        data=str(images),
+        head="linear",
+        blocks=(6,),
+        noise_steps=(5,),
+        epochs=3,
+        batch_size=8,
+        device="cpu",
+        workers=0,
+    )
     if changes.get("head") == "knn":
         base = replace(base, epochs=None, batch_size=None)
     return replace(base, **changes)
@@ -274,7 +282,8 @@ def comparable(metrics: dict) -> dict:
 
 
 def test_seeds_are_runs_of_their_own(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
-    """Each equals the run with that seed alone; mean and standard deviation are theirs; a resume repeats nothing."""
+    """Each equals the run with that seed alone; mean and standard deviation are theirs; a resume repeats
+    nothing."""
     many = config(tmp_path / "many", backbone_folder, image_tree, seed=4, seeds=2, label_fraction=0.5)
     result = probe(many)
     singles = [
@@ -365,9 +374,15 @@ def test_the_grid_chooses_on_training_images_only(
     assert len(metrics["grid"]) == 15
     (best,) = (record for record in metrics["grid"] if record["chosen"])
     assert best["validation_top1"] == max(record["validation_top1"] for record in metrics["grid"])
-    plain = probe(replace(
-        run, out=tmp_path / "plain", grid=False, learning_rate=best["learning_rate"], weight_decay=best["weight_decay"]
-    )).metrics()  # fmt: skip
+    plain = probe(
+        replace(
+            run,
+            out=tmp_path / "plain",
+            grid=False,
+            learning_rate=best["learning_rate"],
+            weight_decay=best["weight_decay"],
+        )
+    ).metrics()
     assert plain["confusion_matrix"] == metrics["confusion_matrix"]
 
 
@@ -379,13 +394,26 @@ def test_a_store_gives_what_the_backbone_gives(
 
     places = {"blocks": (5, 6), "noise_steps": (2, 5)} if head == "difformer" else {}
     direct = config(
-        tmp_path / "direct", backbone_folder, image_tree, head=head, width=None if head in ("linear", "knn") else 16,
-        label_fraction=0.5, **places,
-    )  # fmt: skip
-    extract(ExtractConfig(
-        out=tmp_path / "store", backbone=direct.backbone, data=str(image_tree), blocks=(5, 6), noise_steps=(2, 5),
-        pool=2 if head in ("linear", "knn") else 0, device="cpu", workers=0,
-    ))  # fmt: skip
+        tmp_path / "direct",
+        backbone_folder,
+        image_tree,
+        head=head,
+        width=None if head in ("linear", "knn") else 16,
+        label_fraction=0.5,
+        **places,
+    )
+    extract(
+        ExtractConfig(
+            out=tmp_path / "store",
+            backbone=direct.backbone,
+            data=str(image_tree),
+            blocks=(5, 6),
+            noise_steps=(2, 5),
+            pool=2 if head in ("linear", "knn") else 0,
+            device="cpu",
+            workers=0,
+        )
+    )
     stored = replace(direct, out=tmp_path / "stored", store=tmp_path / "store")
     first, second = probe(direct), probe(stored)
     assert comparable(first.metrics()) == comparable(second.metrics())
@@ -399,14 +427,31 @@ def test_a_store_says_what_to_read(backbone_folder: Path, image_tree: Path, tmp_
 
     (image_tree / "train" / "red" / "3.png").write_bytes(b"not an image")
     (image_tree / "train" / "green" / "a: b.png").write_bytes(b"not an image")
-    extract(ExtractConfig(
-        out=tmp_path / "store", backbone=str(backbone_folder), data=str(image_tree), blocks=(3, 7), noise_steps=(2, 9),
-        pool=4, limit=30, on_bad_image="skip", device="cpu", workers=0,
-    ))  # fmt: skip
+    extract(
+        ExtractConfig(
+            out=tmp_path / "store",
+            backbone=str(backbone_folder),
+            data=str(image_tree),
+            blocks=(3, 7),
+            noise_steps=(2, 9),
+            pool=4,
+            limit=30,
+            on_bad_image="skip",
+            device="cpu",
+            workers=0,
+        )
+    )
     asked = config(
-        tmp_path / "run", backbone_folder, image_tree, head="difformer", blocks=None, noise_steps=None, width=16,
-        limit=30, store=tmp_path / "store",
-    )  # fmt: skip
+        tmp_path / "run",
+        backbone_folder,
+        image_tree,
+        head="difformer",
+        blocks=None,
+        noise_steps=None,
+        width=16,
+        limit=30,
+        store=tmp_path / "store",
+    )
     result = probe(asked)
     assert (result.model.extractor.blocks, result.model.extractor.noise_steps) == ((3, 7), (2, 9))
     assert result.model.head.pool == 4

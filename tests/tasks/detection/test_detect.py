@@ -33,9 +33,17 @@ from difflens.tasks.detection.inference import coco_results, detect_objects
 
 def config(backbone: Path, folder: Path, out: Path, **more: object) -> DetectConfig:
     settings: dict[str, object] = {
-        "data": folder, "side": 32, "noise_steps": (3,), "iterations": 24, "batch_size": 4, "width": 16,
-        "learning_rate": 2e-3, "scale": (1.0, 1.0), "proposals": 16, "workers": 0,
-    }  # fmt: skip
+        "data": folder,
+        "side": 32,
+        "noise_steps": (3,),
+        "iterations": 24,
+        "batch_size": 4,
+        "width": 16,
+        "learning_rate": 2e-3,
+        "scale": (1.0, 1.0),
+        "proposals": 16,
+        "workers": 0,
+    }
     return DetectConfig(backbone=str(backbone), out=out, **{**settings, **more})  # type: ignore[arg-type]
 
 
@@ -157,10 +165,14 @@ def test_bad_annotations_are_counted(backbone_folder: Path, scene_folder: Path, 
     path = tmp_path / "train.json"
     path.write_text(json.dumps(record))
     asked = config(
-        backbone_folder, scene_folder, tmp_path / "run", data=None, iterations=1,
+        backbone_folder,
+        scene_folder,
+        tmp_path / "run",
+        data=None,
+        iterations=1,
         train=(scene_folder / "images" / "train", path),
         val=(scene_folder / "images" / "val", scene_folder / "annotations" / "instances_val.json"),
-    )  # fmt: skip
+    )
     with pytest.raises(DiffLensError, match=r"train.json, annotations\[0\] \(id 1\): the box .* has no area"):
         detect(asked)
     assert not (tmp_path / "run").exists()
@@ -171,7 +183,8 @@ def test_bad_annotations_are_counted(backbone_folder: Path, scene_folder: Path, 
 
 
 def fixture() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A truth of discs and slanted bars of all sizes in 12 images, one of them empty, with crowds; and results near."""
+    """A truth of discs and slanted bars of all sizes in 12 images, one of them empty, with crowds; and
+    results near."""
     generator = np.random.default_rng(5)
     rows, columns = np.mgrid[:240, :320]
 
@@ -195,18 +208,30 @@ def fixture() -> tuple[dict[str, Any], list[dict[str, Any]]]:
             thinner = generator.choice([1, 4])
             box, mask = shape(x, y, radius, thinner)
             category = int(generator.integers(1, 4))
-            truth.append({
-                "id": len(truth) + 1, "image_id": image["id"], "category_id": category, "bbox": box,
-                "area": float(mask.sum()), "iscrowd": int(generator.random() < 0.15), "segmentation": compressed(mask),
-            })  # fmt: skip
+            truth.append(
+                {
+                    "id": len(truth) + 1,
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": box,
+                    "area": float(mask.sum()),
+                    "iscrowd": int(generator.random() < 0.15),
+                    "segmentation": compressed(mask),
+                }
+            )
             for _ in range(generator.integers(0, 3)):  # missed, found, or found twice
                 shift, grown = generator.normal(0, 0.12 * radius, 2), radius * generator.uniform(0.8, 1.2)
                 box, mask = shape(x + shift[0], y + shift[1], grown, thinner)
                 found = category if generator.random() < 0.85 else int(generator.integers(1, 4))
-                results.append({
-                    "image_id": image["id"], "category_id": found, "bbox": box, "score": float(generator.random()),
-                    "segmentation": compressed(mask),
-                })  # fmt: skip
+                results.append(
+                    {
+                        "image_id": image["id"],
+                        "category_id": found,
+                        "bbox": box,
+                        "score": float(generator.random()),
+                        "segmentation": compressed(mask),
+                    }
+                )
     categories = [{"id": k, "name": name} for k, name in ((1, "a"), (2, "b"), (3, "c"), (4, "unseen"))]
     return {"images": images, "annotations": truth, "categories": categories}, results
 
@@ -251,7 +276,8 @@ def test_regions_are_read_where_their_boxes_are(finest: int) -> None:
         box = torch.tensor([[left, left, left + width, left + width]])
         for pool in (_regions([*levels], strides, 7), _regions([*levels], strides, 14)):
             read = pool(levels, [box], [(side, side)])
-            # regions are read from the corners of cells, not their centres: half a cell, as ever in torchvision
+            # regions are read from the corners of cells, not their centres: half a cell, as ever in
+            # torchvision
             assert any(
                 float(read.mean()) == pytest.approx(0.6 * side + stride / 2, abs=1e-2) for stride in strides
             )
@@ -313,9 +339,21 @@ def test_eight_scenes_are_learnt_by_heart(tmp_path: Path) -> None:
         tmp_path / "scenes" / "images" / "train",
         tmp_path / "scenes" / "annotations" / "instances_train.json",
     )
-    metrics = detect(DetectConfig(
-        train=pair, val=pair, out=tmp_path / "run", side=64, iterations=150, learning_rate=1e-3, lr_schedule="cosine",
-        scale=(1.0, 1.0), augment="none", fresh_noise=False, proposals=64, device="cpu",
-    )).metrics()  # fmt: skip
+    metrics = detect(
+        DetectConfig(
+            train=pair,
+            val=pair,
+            out=tmp_path / "run",
+            side=64,
+            iterations=150,
+            learning_rate=1e-3,
+            lr_schedule="cosine",
+            scale=(1.0, 1.0),
+            augment="none",
+            fresh_noise=False,
+            proposals=64,
+            device="cpu",
+        )
+    ).metrics()
     assert metrics["box_ap50"] > 0.9
     assert metrics["mask_ap50"] > 0.9

@@ -46,9 +46,15 @@ from difflens.training.optimisers import make_schedule
 def config(backbone: Path, scenes: Path, out: Path, **more: object) -> SegmentConfig:
     settings: dict[str, object] = {
         "data": scenes,
-        "side": 32, "noise_steps": (3,), "iterations": 20, "batch_size": 4, "width": 16, "learning_rate": 3e-3,
-        "scale": (0.8, 1.25), "workers": 0,
-    }  # fmt: skip
+        "side": 32,
+        "noise_steps": (3,),
+        "iterations": 20,
+        "batch_size": 4,
+        "width": 16,
+        "learning_rate": 3e-3,
+        "scale": (0.8, 1.25),
+        "workers": 0,
+    }
     return SegmentConfig(backbone=str(backbone), out=out, **{**settings, **more})  # type: ignore[arg-type]
 
 
@@ -150,10 +156,15 @@ def test_pairs_of_folders_with_bad_masks(backbone_folder: Path, scene_folder: Pa
         if path.stem != "00003":
             Image.open(path).save(masks / path.name)
     asked = config(
-        backbone_folder, scene_folder, tmp_path / "run", data=None, iterations=1,
+        backbone_folder,
+        scene_folder,
+        tmp_path / "run",
+        data=None,
+        iterations=1,
         train=(scene_folder / "images" / "train", masks),
-        val=(scene_folder / "images" / "val", scene_folder / "masks" / "val"), classes=scene_folder / "classes.txt",
-    )  # fmt: skip
+        val=(scene_folder / "images" / "val", scene_folder / "masks" / "val"),
+        classes=scene_folder / "classes.txt",
+    )
     with pytest.raises(DiffLensError, match=r"00003.png: .* has no mask of this name"):
         segment(asked)
     assert not (tmp_path / "run").exists()
@@ -310,13 +321,19 @@ def test_prediction_skips_or_stops_at_a_bad_image(trained: Path, scene_folder: P
 
 
 @pytest.mark.parametrize(
-    ("kind", "preset"), [(SegmentConfig, name) for name in presets.SEGMENT] + [(DetectConfig, name) for name in presets.DETECT]
-)  # fmt: skip
+    ("kind", "preset"),
+    [(SegmentConfig, name) for name in presets.SEGMENT] + [(DetectConfig, name) for name in presets.DETECT],
+)
 def test_every_preset_fits_the_papers_network(kind: Any, preset: str) -> None:
     narrow = UNet2DModel(
-        sample_size=256, layers_per_block=2, norm_num_groups=4, block_out_channels=(4,) * 6,
-        down_block_types=("DownBlock2D",) * 6, up_block_types=("UpBlock2D",) * 6, attention_head_dim=4,
-    )  # fmt: skip
+        sample_size=256,
+        layers_per_block=2,
+        norm_num_groups=4,
+        block_out_channels=(4,) * 6,
+        down_block_types=("DownBlock2D",) * 6,
+        up_block_types=("UpBlock2D",) * 6,
+        attention_head_dim=4,
+    )
     asked = resolve(kind(out=Path("x"), data=Path("y"), preset=preset))
     plan = make_plan(asked, UNetBackbone(narrow, NoiseSchedule.from_config()))
     assert set(plan.extractor.blocks) <= {24, 27, 30, 33}

@@ -41,7 +41,9 @@ _SOURCES = {
         "stanford_cars/cars_train/, stanford_cars/cars_test/, stanford_cars/cars_test_annos_withlabels.mat, "
         "stanford_cars/devkit/cars_train_annos.mat and stanford_cars/devkit/cars_meta.mat",
     ),
-    "cub": _Source("CUB-200-2011", "https://www.vision.caltech.edu/datasets/cub_200_2011", _BIRDS, "CUB_200_2011"),
+    "cub": _Source(
+        "CUB-200-2011", "https://www.vision.caltech.edu/datasets/cub_200_2011", _BIRDS, "CUB_200_2011",
+    ),
     "dogs": _Source(
         "Stanford Dogs", "http://vision.stanford.edu/aditya86/ImageNetDogs",
         "Images/, train_list.mat and test_list.mat (these two may lie in lists/)", "stanford_dogs",
