@@ -90,8 +90,7 @@ def write_card(
 
 
 def card_fact(backbone: str, name: str) -> str | None:
-    """What the model card of a bundled backbone or of a folder says in the row `name` of its table; None:
-    nothing."""
+    """Return the row `name` in the model card of a bundled backbone or of a folder; None if there is none."""
     folder = Path(str(files("difflens") / "assets" / backbone)) if backbone in BUNDLED else Path(backbone)
     card = folder / "README.md"
     lines = card.read_text().splitlines() if card.is_file() else []

@@ -93,7 +93,7 @@ def test_the_discriminator_is_normalised() -> None:
 
 
 def scores(networks: nn.ModuleDict, some: Batch) -> tuple[Tensor, Tensor]:
-    """Of (x, E(x)) and (G(z), z) in the first epoch, seed 0."""
+    """The pairs (x, E(x)) and (G(z), z) in the first epoch, seed 0."""
     parts: dict[str, Any] = dict(networks.items())
     z = seeded_noise((LATENT,), some.index, Stream.LATENT, 0, draw=1)
     x = to_float(some.images)
