@@ -1,4 +1,4 @@
-"""What every result has: a summary for people, and plain values for JSON."""
+"""The base of every result: a summary for people, and plain values for JSON."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
