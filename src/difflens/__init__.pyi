@@ -12,6 +12,7 @@ from .configs.explain import ExplainConfig as ExplainConfig
 from .configs.extract import ExtractConfig as ExtractConfig
 from .configs.fidelity import FidelityConfig as FidelityConfig
 from .configs.generate import GenerateConfig as GenerateConfig
+from .configs.info import InfoConfig as InfoConfig
 from .configs.predict import PredictConfig as PredictConfig
 from .configs.pretrain import PretrainConfig as PretrainConfig
 from .configs.probe import ProbeConfig as ProbeConfig
@@ -62,6 +63,9 @@ from .results.fidelity import FidelityResult as FidelityResult
 from .results.fidelity import InceptionFigures as InceptionFigures
 from .results.fidelity import SampleSource as SampleSource
 from .results.generate import GenerateResult as GenerateResult
+from .results.info import BlockInfo as BlockInfo
+from .results.info import InfoResult as InfoResult
+from .results.info import NoiseInfo as NoiseInfo
 from .results.predict import ClassPredictResult as ClassPredictResult
 from .results.predict import DensePredictResult as DensePredictResult
 from .results.predict import DetectedImage as DetectedImage
@@ -85,6 +89,7 @@ from .studies.compare import compare as compare
 from .studies.demo import demo as demo
 from .studies.explain import explain as explain
 from .studies.extract import extract as extract
+from .studies.info import info as info
 from .studies.predict import predict as predict
 from .studies.report import report as report
 from .studies.scenes import scenes as scenes

@@ -21,6 +21,7 @@ from difflens.configs.explain import ExplainConfig
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.generate import GenerateConfig
+from difflens.configs.info import InfoConfig
 from difflens.configs.options import Options
 from difflens.configs.predict import PredictConfig
 from difflens.configs.pretrain import PretrainConfig
@@ -92,6 +93,7 @@ def _say(line: str) -> None:
 
 COMMANDS: dict[str, Callable[..., Options]] = {
     "demo": DemoConfig,
+    "info": InfoConfig,
     "extract": ExtractConfig,
     "sweep": SweepConfig,
     "probe": ProbeConfig,
