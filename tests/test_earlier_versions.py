@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,15 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The number of threads of the runs of version 0.1, on which last bits depend."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def earlier(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The working directory holds everything that version 0.1 wrote, as if written there.
 
@@ -115,6 +125,15 @@ def today(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("difflens "):
         return sorted(value.split())
     return [today(each) for each in value] if isinstance(value, list) else value
+
+
+def close(value: Any) -> Any:
+    """Equal but for the last bits of numbers, which differ between kinds of processors."""
+    if isinstance(value, dict):
+        return {key: close(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [close(each) for each in value]
+    return pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
 
 
 def metrics(run: str) -> dict[str, Any]:
@@ -190,7 +209,7 @@ def test_a_store_is_opened_and_a_head_trained_on_it() -> None:
 
 def test_pretraining_goes_on() -> None:
     difflens.pretrain(PretrainConfig(out=Path("pretrain-stopped"), resume=True, **PRETRAIN))
-    assert log("pretrain-stopped") == log("pretrain")
+    assert log("pretrain-stopped") == close(log("pretrain"))
     again, before = load_backbone("pretrain-stopped/model"), load_backbone("pretrain/model")
     assert again.fingerprint() == before.fingerprint()
 
@@ -198,14 +217,14 @@ def test_pretraining_goes_on() -> None:
 @pytest.mark.parametrize(("run", "recipe"), [("finetuned", FINETUNED), ("attention", ATTENTION)])
 def test_a_probe_goes_on(run: str, recipe: dict[str, Any]) -> None:
     difflens.probe(ProbeConfig(out=Path(f"{run}-stopped"), resume=True, **recipe))
-    assert log(f"{run}-stopped") == log(run)
-    assert timeless(metrics(f"{run}-stopped")) == timeless(metrics(run))
+    assert log(f"{run}-stopped") == close(log(run))
+    assert timeless(metrics(f"{run}-stopped")) == close(timeless(metrics(run)))
 
 
 def test_a_segmentation_goes_on() -> None:
     difflens.segment(SegmentConfig(out=Path("segment-stopped"), resume=True, **SEGMENT))
-    assert log("segment-stopped") == log("segment")
-    assert timeless(metrics("segment-stopped")) == timeless(metrics("segment"))
+    assert log("segment-stopped") == close(log("segment"))
+    assert timeless(metrics("segment-stopped")) == close(timeless(metrics("segment")))
 
 
 @pytest.mark.parametrize("run", ["probe", "seeds", "sweep", "generate", "store"])
