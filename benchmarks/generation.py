@@ -40,7 +40,7 @@ class Config:
     trail: tuple[str, ...] = ()
     """Snapshots of a pre-training, oldest first."""
     heads: tuple[HeadName, ...] = ("linear", "attention")
-    """What reads the snapshots."""
+    """The head that reads the snapshots."""
     blocks: tuple[int, ...] | None = None
     """Where they read; None: the paper's place, scaled, as for any folder. The bundled backbone's own is
     block 18."""
@@ -55,13 +55,13 @@ class Config:
     sampler_images: int = 10_000
     """With each sampler: DDPM takes a pass through the network for each of its 1,000 steps."""
     sampler: SamplerName = "ddim"
-    """Of the comparisons between backbones."""
+    """The sampler of the comparisons between backbones."""
     steps: int = 50
-    """Of that sampler."""
+    """The steps of that sampler."""
     limit: int | None = None
     """Compare with so many test images only."""
     batch_size: int = 500
-    """Of the samplers."""
+    """The comparison of samplers."""
     samplers: bool = True
     """False leaves the table of samplers out, of which DDPM takes nearly all the time."""
     seed: int = 0

@@ -115,7 +115,7 @@ class Config:
         "pretraining",
         "data",
     )
-    """What to measure."""
+    """The groups of rows to measure."""
     batch_size: int | None = None
     """Images a pass where nothing is trained; half of it in training, a quarter in DifFeed's. (default: 32,
     on CUDA 64)"""
@@ -123,7 +123,7 @@ class Config:
     seconds: float = 0.2
     """Steps shorter than this are repeated to fill it."""
     threads: int | None = None
-    """Of the CPU. (default: PyTorch's)"""
+    """Threads of the CPU. (default: PyTorch's)"""
 
 
 @dataclass
@@ -226,7 +226,7 @@ class Bench:
         self.networks: dict[Any, UNetBackbone] = {}
 
     def reference(self) -> dict[Any, Tensor]:
-        """What `extraction` reads, by float32 and the plain walk."""
+        """The maps that `extraction` reads, by float32 and the plain walk."""
         images, index, _ = self.images(self.batch_size)
         network = copy.deepcopy(self.base).to(self.device)
         extractor = FrozenExtractor(network, (self.defaults.block,), self.defaults.fusion_noise_steps)
@@ -273,7 +273,7 @@ class Bench:
                 yield options, name, gain
 
     def hardware_steps(self) -> list[tuple[Option, str, float | None]]:
-        """What runs the same operations faster, with the gain predicted for it."""
+        """Options that run the same operations faster, with the gain predicted for it."""
         steps: list[tuple[Option, str, float | None]] = [
             ("channels-last", "+ channels-last", 1.1 if self.cuda else 1.0)
         ]

@@ -27,7 +27,7 @@ def made(name: str, **fields: Any) -> tuple[Any, NoiseSchedule]:
 
 
 def network_input(scheduler: Any, t: int, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """What diffusers feeds its network at step t: noised images, scaled where the scheduler counts in
+    """The input of diffusers' network at step t: noised images, scaled where the scheduler counts in
     sigma."""
     if any(part in type(scheduler).__name__ for part in SIGMA_SPACE):
         sigma = ((1 - scheduler.alphas_cumprod[t]) / scheduler.alphas_cumprod[t]) ** 0.5

@@ -1,4 +1,4 @@
-"""What a real browser makes of a page."""
+"""A page, opened in a real browser."""
 
 import shutil
 import subprocess

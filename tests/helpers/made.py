@@ -48,7 +48,7 @@ OUT = Path("run")
 
 
 def seed(number: int = 0, **changes: object) -> SeedResult:
-    """Of four test images, `3 - number` right."""
+    """A seed that classifies `3 - number` of four test images right."""
     right = 3 - number
     values = {
         "top1": right / 4,

@@ -32,7 +32,7 @@ NEIGHBOURS = [
 
 
 def evaluation(seed: int, classes: tuple[str, ...] = CLASSES, skill: float = 1.0) -> Evaluation:
-    """Of 60 images, which lie at every second position of their split."""
+    """An evaluation of 60 images, which lie at every second position of their split."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(60) % len(classes)
     logits = torch.randn(60, len(classes), generator=generator)

@@ -41,7 +41,7 @@ def test_fusion_takes_places_that_complement_each_other() -> None:
 
 
 def test_chance_is_not_recommended_as_skill() -> None:
-    """Of many places that guess, the best looks better than chance, but not on images that did not choose
+    """The best of many places that guess looks better than chance, but not on images that did not choose
     it."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(300) % 2

@@ -83,14 +83,14 @@ class TrainingLoop:
                 if within and within % self.look_every and self.iteration < total:
                     continue
                 # look: wait for the device, and stop if something is not finite
-                found = self.process.reduce(torch.stack(losses).float(), "mean").cpu()
-                found = found.reshape(len(losses), -1)
-                self._check(found)
+                recent = self.process.reduce(torch.stack(losses).float(), "mean").cpu()
+                recent = recent.reshape(len(losses), -1)
+                self._check(recent)
                 losses.clear()
                 now = time.monotonic()
                 self.seconds = earlier + now - began
-                rate = len(found) * objective.batch_size / (now - looked)
-                look = Look(self.iteration, found, rate, self.seconds)
+                rate = len(recent) * objective.batch_size / (now - looked)
+                look = Look(self.iteration, recent, rate, self.seconds)
                 # log
                 where = objective.where(self.iteration)
                 bar.update(task, note=f"loss {look.loss:.4f} {where}, {rate:,.1f} images/s")

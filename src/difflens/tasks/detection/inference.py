@@ -37,9 +37,9 @@ def detect_objects(
     originals = [(image.shape[-2], image.shape[-1]) for image in images]
     sizes = [scaled_size(size, side, whole=True) for size in originals]
     squares = [to_square(resize(image, size), side) for image, size in zip(images, sizes, strict=True)]
-    found = probe(to_float(torch.stack(squares)), index, draw, sizes=sizes, originals=originals)
+    detected = probe(to_float(torch.stack(squares)), index, draw, sizes=sizes, originals=originals)
     objects = []
-    for each in found:
+    for each in detected:
         masks = each["masks"].cpu() if "masks" in each else None
         objects.append(Objects(each["boxes"].cpu(), each["labels"].cpu(), each["scores"].cpu(), masks))
     return objects
@@ -77,7 +77,7 @@ def evaluate_detection(probe: DenseProbe, samples: Samples, side: int, process: 
     ]
     if process.num_processes > 1:
         results = gather_object(results)
-    return [result for _, found in sorted(results, key=lambda each: each[0]) for result in found]
+    return [result for _, objects in sorted(results, key=lambda each: each[0]) for result in objects]
 
 
 def coco_results(objects: Objects, image_id: int, categories: Sequence[int]) -> list[Result]:

@@ -59,10 +59,10 @@ def class_probabilities(
             logits = _window_logits(probe, scaled.flip(-1) if mirrored else scaled, index, sliding.side, draw)
             logits = logits.flip(-1) if mirrored else logits
             # softmax in place: for a large photo and many classes, each copy takes gigabytes
-            found = F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
-            found.sub_(found.amax(0)).exp_()
-            found.div_(found.sum(0))
-            total = found if total is None else total.add_(found)
+            scores = F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
+            scores.sub_(scores.amax(0)).exp_()
+            scores.div_(scores.sum(0))
+            total = scores if total is None else total.add_(scores)
     assert total is not None
     return total.div_(len(sliding.scales) * (2 if sliding.flip else 1))
 
@@ -96,8 +96,8 @@ def predictions(
         task = bar.add_task("evaluating", total=len(mine), note="")
         for (row,), (image,), (labels,) in samples.all(torch.tensor(mine), batch_size=1):
             index = int(samples.split.index[row])
-            found = class_probabilities(probe, image.to(process.device), index, sliding)
-            yield row, found.argmax(0).to(torch.uint8).cpu(), labels["mask"]
+            probabilities = class_probabilities(probe, image.to(process.device), index, sliding)
+            yield row, probabilities.argmax(0).to(torch.uint8).cpu(), labels["mask"]
             bar.update(task, advance=1)
 
 
@@ -119,8 +119,8 @@ def _window_logits(probe: DenseProbe, image: Tensor, index: int, side: int, draw
         if total is None or weight is None:
             total = logits.new_zeros(logits.shape[1], *filled.shape[-2:])
             weight = logits.new_zeros(filled.shape[-2:])
-        for (top, left), found in zip(some, logits, strict=True):
-            total[:, top : top + side, left : left + side] += found
+        for (top, left), part in zip(some, logits, strict=True):
+            total[:, top : top + side, left : left + side] += part
             weight[top : top + side, left : left + side] += 1
     assert total is not None
     assert weight is not None
