@@ -7,6 +7,7 @@ import torch
 from difflens import (
     AveragePrecision,
     BackboneScores,
+    BlockInfo,
     CkaResult,
     ClassPredictResult,
     CompareResult,
@@ -25,9 +26,11 @@ from difflens import (
     GridTrial,
     HeadShares,
     InceptionFigures,
+    InfoResult,
     Mirrors,
     Neighbour,
     NeighbourTrial,
+    NoiseInfo,
     Prediction,
     PretrainResult,
     ProbeResult,
@@ -163,6 +166,26 @@ EXTRACT = ExtractResult(
 )
 
 GENERATE = GenerateResult(out=OUT, images=1000, sampler="ddim", steps=50, images_per_second=3.25)
+
+INFO = InfoResult(
+    backbone="fashion",
+    network="UNet2DModel",
+    parameters=1234,
+    channels=1,
+    image_size=32,
+    noise=NoiseInfo("variance preserving", 1000, (9.21, None), "linear", "epsilon", None),
+    generates=True,
+    blocks=(BlockInfo(1, "encoder", 8, 1, 3, 0.25), BlockInfo(2, "middle", 8, 1, None, None)),
+    defaults={
+        "block": 1,
+        "noise_step": 5,
+        "fusion_blocks": (1, 2),
+        "fusion_noise_steps": (5, 20),
+        "feedback_blocks": (),
+    },
+    licence="mit",
+    card=None,
+)
 
 DEMO = DemoResult(
     out=OUT,
@@ -320,6 +343,7 @@ EVERY = {
     "extract": EXTRACT,
     "generate": GENERATE,
     "demo": DEMO,
+    "info": INFO,
     "fidelity": FIDELITY,
     "scenes": SCENES,
     "compare": COMPARE,
