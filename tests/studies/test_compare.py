@@ -41,7 +41,15 @@ def config(out: Path, images: Path, *backbones: object, **changes: object) -> Co
         workers=0,
         samples=0,
     )
-    return replace(base, **changes)
+    asked = replace(base, **changes)
+    # options that none of the protocols reads
+    if "few" not in asked.protocols:
+        asked = replace(asked, label_fraction=(0.1,))
+    if "attention" not in asked.protocols:
+        asked = replace(asked, width=None)
+    if set(asked.protocols) == {"knn"}:
+        asked = replace(asked, epochs=None)
+    return asked
 
 
 def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
@@ -252,9 +260,7 @@ def test_a_run_of_the_former_command_goes_on(
     before = compare(run)
     stored = run.out / "config.yaml"
     stored.write_text(stored.read_text().replace("command: compare", "command: rivals"))
-    options = shlex.split(
-        "--protocols knn --label-fraction 0.5 --epochs 1 --width 16 --samples 0 --device cpu --resume"
-    )
+    options = shlex.split("--protocols knn --samples 0 --device cpu --resume")
     words = ("--backbones", "pixels:3x16", "--data", image_tree, *options, "--out", run.out)
     assert cli("rivals", *words) == 0
     assert "`rivals` is now `compare`" in capsys.readouterr().err

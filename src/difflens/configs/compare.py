@@ -1,5 +1,6 @@
 """Options of `difflens compare`."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,6 +89,18 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     """Feature space of the Fréchet distance, as for `fidelity`. None: that of the first backbone."""
     seeds: Count = 1
     """Repeat with so many seeds, from --seed up, and report mean and standard deviation."""
+
+    def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
+        yield from super().without_effect()
+        if "few" not in self.protocols:
+            yield "only the protocol few reads it", ("label_fraction",)
+        if "attention" not in self.protocols:
+            unread = ("width",) if self.store else ("width", "token_side")
+            yield "only the protocol attention reads it", unread
+        if not {*self.protocols} - {"knn"}:
+            yield "k-NN trains nothing", ("epochs",)
+        if not self.samples:
+            yield "no samples are drawn", ("features",)
 
     def check(self) -> None:
         if not self.backbones or not self.protocols:

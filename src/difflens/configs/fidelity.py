@@ -1,5 +1,6 @@
 """Options of `difflens fidelity`."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,3 +43,10 @@ class FidelityConfig(ReadingOptions, CheckpointOptions, SeedOptions):
     """cpu keeps the computation off the GPU."""
     inception_weights: Path | None = None
     """inception: file of the weights. None: torch-fidelity downloads them."""
+
+    def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
+        yield from super().without_effect()
+        if self.features == "inception":
+            yield "inception has one feature space", ("block", "noise_step")
+        else:
+            yield "only --features inception reads it", ("inception_weights",)

@@ -1,5 +1,6 @@
 """Options of `difflens predict`."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -40,6 +41,11 @@ class PredictConfig(Options):
     standard error."""
     device: Literal["cpu"] | None = None
     """cpu keeps the computation off the GPU. None: a GPU if there is one."""
+
+    def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
+        yield from super().without_effect()
+        if self.format != "table":
+            yield f"{self.format} holds every class", ("top",)
 
     def check(self) -> None:
         if not self.images:

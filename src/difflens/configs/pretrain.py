@@ -15,9 +15,15 @@ _DIFFUSION = (
 )
 
 _RECIPE: dict[str, Any] = {
-    "learning_rate": 2e-4, "augment": "none", "weight_decay": 0.01, "ema_decay": 0.9995, "schedule": "linear",
-    "prediction": "epsilon", "learned_variance": False, "checkpoint_minutes": 1.0,
-}  # fmt: skip
+    "learning_rate": 2e-4,
+    "augment": "none",
+    "weight_decay": 0.01,
+    "ema_decay": 0.9995,
+    "schedule": "linear",
+    "prediction": "epsilon",
+    "learned_variance": False,
+    "checkpoint_minutes": 1.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from difflens.backbones.config import BackboneConfig
 from difflens.data.images import to_float
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
+from difflens.errors import DiffLensError
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.cache import Reading
 from difflens.extractors.frozen import FrozenExtractor
@@ -75,6 +76,11 @@ class FeatureSpace:
         """
         folder = Path(features.spec)
         if any((home / "model.safetensors").is_file() for home in (folder, folder / "model")):
+            if block is not None or noise_step is not None:
+                raise DiffLensError(
+                    f"{features.spec} is a trained model with a place of its own: leave out --block and "
+                    "--noise-step"
+                )
             model = TrainedModel.load(folder, device=device)
             return cls(f"input of the classifier of {features.spec}", model.probe.extractor, model)
         return cls.of(features.load(device), block, noise_step, seed)

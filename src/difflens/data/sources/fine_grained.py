@@ -33,27 +33,37 @@ class _Source:
 _BIRDS = "images.txt, image_class_labels.txt, train_test_split.txt, classes.txt and images/"
 _SOURCES = {
     "aircraft": _Source(
-        "FGVC-Aircraft", "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft",
-        "fgvc-aircraft-2013b/ as its archive unpacks", metric="mean_per_class",
+        "FGVC-Aircraft",
+        "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft",
+        "fgvc-aircraft-2013b/ as its archive unpacks",
+        metric="mean_per_class",
     ),
     "cars": _Source(
-        "Stanford Cars", "copies of it: its own page is gone, and torchvision can no longer download it",
+        "Stanford Cars",
+        "copies of it: its own page is gone, and torchvision can no longer download it",
         "stanford_cars/cars_train/, stanford_cars/cars_test/, stanford_cars/cars_test_annos_withlabels.mat, "
         "stanford_cars/devkit/cars_train_annos.mat and stanford_cars/devkit/cars_meta.mat",
     ),
     "cub": _Source(
-        "CUB-200-2011", "https://www.vision.caltech.edu/datasets/cub_200_2011", _BIRDS, "CUB_200_2011",
+        "CUB-200-2011",
+        "https://www.vision.caltech.edu/datasets/cub_200_2011",
+        _BIRDS,
+        "CUB_200_2011",
     ),
     "dogs": _Source(
-        "Stanford Dogs", "http://vision.stanford.edu/aditya86/ImageNetDogs",
-        "Images/, train_list.mat and test_list.mat (these two may lie in lists/)", "stanford_dogs",
+        "Stanford Dogs",
+        "http://vision.stanford.edu/aditya86/ImageNetDogs",
+        "Images/, train_list.mat and test_list.mat (these two may lie in lists/)",
+        "stanford_dogs",
     ),
     "flowers": _Source(
-        "Oxford Flowers-102", "https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
-        "flowers-102/jpg/, flowers-102/imagelabels.mat and flowers-102/setid.mat", metric="mean_per_class",
+        "Oxford Flowers-102",
+        "https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
+        "flowers-102/jpg/, flowers-102/imagelabels.mat and flowers-102/setid.mat",
+        metric="mean_per_class",
     ),
     "nabirds": _Source("NABirds", "https://dl.allaboutbirds.org/nabirds", _BIRDS, "nabirds"),
-}  # fmt: skip
+}
 FINE_GRAINED = tuple(_SOURCES)
 """The names of the fine-grained data sets."""
 

@@ -7,6 +7,7 @@ from difflens.data.files import list_images
 from difflens.data.images import to_float
 from difflens.data.loader import iterate
 from difflens.data.split import FileSplit
+from difflens.errors import DiffLensError
 from difflens.models.saved import TrainedModel
 from difflens.results.predict import ClassPredictResult, Prediction
 from difflens.run.processes import accelerator
@@ -18,6 +19,8 @@ def predict_classes(config: PredictConfig) -> ClassPredictResult:
     Raises:
         DiffLensError: the model or an image cannot be read, or there are no images.
     """
+    if config.out is not None:
+        raise DiffLensError("--out is for models of segment and detect; classes are printed")
     device = accelerator(config.device).device
     model = TrainedModel.load(config.model, config.backbone, device)
     split = FileSplit("images", [str(path) for path in list_images(config.images)])
