@@ -142,10 +142,6 @@ class FeatureCache:
         """Return the maps of the entries `chosen`, (M,) long, as float32 on `device`."""
         return {place: maps[chosen].to(device).float() for place, maps in self.maps.items()}
 
-    def only(self, places: list[Place]) -> "FeatureCache":
-        """Return a cache of the same images with the maps of some places, which are not copied."""
-        return FeatureCache({place: self.maps[place] for place in places}, self.labels, self.rows)
-
 
 def read_features(
     extractor: Extractor,

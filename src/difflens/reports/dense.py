@@ -7,7 +7,7 @@ from torch import Tensor
 
 from difflens.data.dense.base import IGNORED
 from difflens.reports import charts, overlays
-from difflens.reports.html import Picture, Section, Table, render
+from difflens.reports.html import Picture, Section, Table, percent, render
 from difflens.results.dense import Example
 
 _MOST_BAD = 20  # bad annotations that have a row
@@ -42,9 +42,9 @@ def segmentation_sections(
         classes: their names, in the order of the values in the masks.
     """
     rows: list[tuple[object, ...]] = [
-        ("Mean intersection over union, %", _percent(metrics["miou"])),
-        ("Pixel accuracy, %", _percent(metrics["pixel_accuracy"])),
-        ("Mean accuracy of the classes, %", _percent(metrics["mean_accuracy"])),
+        ("Mean intersection over union, %", percent(metrics["miou"])),
+        ("Pixel accuracy, %", percent(metrics["pixel_accuracy"])),
+        ("Mean accuracy of the classes, %", percent(metrics["mean_accuracy"])),
         *_counts(metrics),
     ]
     caption = (
@@ -101,7 +101,7 @@ def detection_sections(
         "ap_large": "AP of large objects",
     }
     rows: list[tuple[object, ...]] = [
-        (name, *(_percent(metrics[f"{kind}_{key}"]) for kind in kinds)) for key, name in names.items()
+        (name, *(percent(metrics[f"{kind}_{key}"]) for kind in kinds)) for key, name in names.items()
     ]
     caption = (
         "COCO's average precision. Small objects are below 32 x 32 pixels, large objects above 96 x 96. A "
@@ -172,7 +172,3 @@ def _left_out(metrics: Mapping[str, Any]) -> list[Section]:
     if len(bad) > _MOST_BAD:
         caption += f" These are the first {_MOST_BAD}."
     return [Section("Bad annotations", parts=(Table(("File and error",), rows, caption),))]
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.2f}"

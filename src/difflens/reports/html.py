@@ -27,6 +27,11 @@ _MISSING = ("", "-", "\u2013", "\u2014")
 _UNBROKEN = re.compile(r" (?=[%±])|(?<=±) ")
 
 
+def percent(share: float | None) -> str | None:
+    """Return a share in [0, 1] in percent, with two digits; None, a dash in a table, stays None."""
+    return None if share is None else f"{100 * share:.2f}"
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows under named columns; the first column names the row.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from difflens.metrics.classification import Evaluation
 from difflens.reports import charts, heat_maps, pictures
-from difflens.reports.html import Picture, Section, Table, render
+from difflens.reports.html import Picture, Section, Table, percent, render
 
 _EXAMPLES = 6  # the most images of a pair of confused classes
 _SHARES = ("top1", "top5", "mean_per_class")
@@ -91,7 +91,7 @@ def _result(metrics: Sequence[Mapping[str, Any]]) -> Section:
 
 def _figures(one: Mapping[str, Any]) -> tuple[object, ...]:
     """Return the cells of the columns `_FIGURES`."""
-    top1, top5, mean_per_class = (_percent(one[share]) for share in _SHARES)
+    top1, top5, mean_per_class = (percent(one[share]) for share in _SHARES)
     return top1, _interval(one["top1_interval_95"]), top5, mean_per_class, f"{one['train_seconds']:.1f}"
 
 
@@ -121,7 +121,7 @@ def _grid(records: Sequence[Mapping[str, Any]], which: str) -> Table:
     }
     rows: list[tuple[object, ...]] = []
     for rate in rates:
-        cells = (_percent(accuracy.get((rate, decay))) for decay in decays)
+        cells = (percent(accuracy.get((rate, decay))) for decay in decays)
         rows.append((f"learning rate {rate:g}", *cells))
     chosen = next(trial for trial in records if trial.get("chosen"))
     best_rate, best_decay = chosen["learning_rate"], chosen["weight_decay"]
@@ -133,7 +133,7 @@ def _grid(records: Sequence[Mapping[str, Any]], which: str) -> Table:
 
 def _neighbours(records: Sequence[Mapping[str, Any]], which: str) -> Table:
     rows: list[tuple[object, ...]] = [
-        (f"k = {record['k']}", _percent(record["validation_top1"]), _percent(record["top1"]))
+        (f"k = {record['k']}", percent(record["validation_top1"]), percent(record["top1"]))
         for record in records
     ]
     chosen = next(row for row, record in enumerate(records) if record.get("chosen"))
@@ -149,7 +149,7 @@ def _per_class(evaluation: Evaluation, which: str) -> Section:
     totals = dict(zip(evaluation.classes, evaluation.confusion.sum(1).tolist(), strict=True))
     worst, best = charts.worst_and_best(accuracies)
     rows: list[tuple[object, ...]] = [
-        (name, totals[name], _percent(accuracies[name]), _interval(intervals[name]))
+        (name, totals[name], percent(accuracies[name]), _interval(intervals[name]))
         for name in (*worst, *best)
     ]
     selection = f"the {len(worst)} worst and the {len(best)} best of {len(intervals)}"
@@ -195,10 +195,6 @@ def _surest(evaluation: Evaluation, true: int, predicted: int) -> list[int]:
 
 def _run(metrics: Sequence[Mapping[str, Any]], k: int) -> str:
     return f"seed {metrics[k]['seed']}" if "seed" in metrics[k] else f"run {k + 1}"
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.2f}"
 
 
 def _interval(shares: Sequence[float]) -> str:

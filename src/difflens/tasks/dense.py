@@ -1,7 +1,7 @@
 """The run that `segment` and `detect` share; a `DenseTask` has the parts in which they differ."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,13 +17,16 @@ from difflens.data.dense.base import DenseData
 from difflens.data.dense.samples import DenseAugmentation, Labels, Samples
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, listing
+from difflens.extractors.base import evaluating
 from difflens.extractors.config import ExtractorConfig
 from difflens.heads.pyramid import usual_blocks, usual_strides
+from difflens.models.probe import DenseProbe
 from difflens.models.saved import DetectionModel, SegmentationModel
 from difflens.opening import open_run
 from difflens.reports.dense import dense_report
 from difflens.reports.html import Section
 from difflens.results.dense import Example
+from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 from difflens.tasks.objectives import DenseObjective, Loss
@@ -108,6 +111,26 @@ def chosen_rows(config: DenseConfig, count: int) -> Tensor | None:
         return None
     order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
     return order[: max(1, round(config.image_fraction * count))].sort().values
+
+
+def evaluation_batches(
+    probe: DenseProbe, samples: Samples, batch_size: int, process: Accelerator, rows: Sequence[int] | None
+) -> Iterator[tuple[list[int], list[Tensor], list[Labels]]]:
+    """Yield batches of whole images, while `probe` is in evaluation mode on the device of `process`.
+
+    Args:
+        rows: positions to read; None: this process's share of all images.
+
+    Yields:
+        Positions, images uint8 (C, H, W) on the device, labels.
+    """
+    mine = range(process.process_index, len(samples), process.num_processes) if rows is None else rows
+    probe.to(process.device)
+    with evaluating(probe), progress_bar(process.is_main_process and rows is None) as bar:
+        task = bar.add_task("evaluating", total=len(mine), note="")
+        for batch, images, labels in samples.all(torch.tensor(mine), batch_size):
+            yield batch, [image.to(process.device) for image in images], labels
+            bar.update(task, advance=len(batch))
 
 
 class DenseTask(ABC, Generic[C, S, M]):

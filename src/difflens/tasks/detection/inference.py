@@ -11,10 +11,9 @@ from difflens.data.dense.base import Objects
 from difflens.data.dense.coco import compressed
 from difflens.data.dense.samples import Samples, resize, scaled_size, to_square
 from difflens.data.images import to_float
-from difflens.extractors.base import evaluating
 from difflens.metrics.detection import Result
 from difflens.models.probe import DenseProbe
-from difflens.run.console import progress_bar
+from difflens.tasks.dense import evaluation_batches
 
 BATCH = 8
 """Images in a batch."""
@@ -53,18 +52,9 @@ def detections(
     Args:
         rows: positions to read; None: this process's share of all images.
     """
-    mine = range(process.process_index, len(samples), process.num_processes) if rows is None else rows
-    probe.to(process.device)
-    with evaluating(probe), progress_bar(process.is_main_process and rows is None) as bar:
-        task = bar.add_task("evaluating", total=len(mine), note="")
-        for batch, images, _ in samples.all(torch.tensor(mine), BATCH):
-            index = samples.split.index[batch].to(process.device)
-            yield from zip(
-                batch,
-                detect_objects(probe, [image.to(process.device) for image in images], index, side),
-                strict=True,
-            )
-            bar.update(task, advance=len(batch))
+    for batch, images, _ in evaluation_batches(probe, samples, BATCH, process, rows):
+        index = samples.split.index[batch].to(process.device)
+        yield from zip(batch, detect_objects(probe, images, index, side), strict=True)
 
 
 def evaluate_detection(probe: DenseProbe, samples: Samples, side: int, process: Accelerator) -> list[Result]:

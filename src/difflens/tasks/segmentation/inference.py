@@ -11,10 +11,9 @@ from torch import Tensor
 from difflens.data.dense.base import IGNORED
 from difflens.data.dense.samples import Samples, resize, scaled_size, to_square
 from difflens.data.images import to_float
-from difflens.extractors.base import evaluating
 from difflens.metrics.segmentation import SegmentationEvaluation, confusion_matrix
 from difflens.models.probe import DenseProbe
-from difflens.run.console import progress_bar
+from difflens.tasks.dense import evaluation_batches
 
 _STEP = 2 / 3
 """The step between windows, as a share of their side: the standard of the field (341 of 512 pixels)."""
@@ -90,15 +89,10 @@ def predictions(
     Args:
         rows: positions to read; None: this process's share of all images.
     """
-    mine = range(process.process_index, len(samples), process.num_processes) if rows is None else rows
-    probe.to(process.device)
-    with evaluating(probe), progress_bar(process.is_main_process and rows is None) as bar:
-        task = bar.add_task("evaluating", total=len(mine), note="")
-        for (row,), (image,), (labels,) in samples.all(torch.tensor(mine), batch_size=1):
-            index = int(samples.split.index[row])
-            probabilities = class_probabilities(probe, image.to(process.device), index, sliding)
-            yield row, probabilities.argmax(0).to(torch.uint8).cpu(), labels["mask"]
-            bar.update(task, advance=1)
+    for (row,), (image,), (labels,) in evaluation_batches(probe, samples, 1, process, rows):
+        index = int(samples.split.index[row])
+        probabilities = class_probabilities(probe, image, index, sliding)
+        yield row, probabilities.argmax(0).to(torch.uint8).cpu(), labels["mask"]
 
 
 def _window_logits(probe: DenseProbe, image: Tensor, index: int, side: int, draw: int) -> Tensor:
