@@ -27,7 +27,7 @@ from difflens.heads.config import DetectionHeadConfig, SegmentationHeadConfig
 from difflens.heads.pyramid import usual_strides
 from difflens.models.probe import DenseProbe
 from difflens.models.saved import DetectionModel, SegmentationModel
-from difflens.noise import NoiseSchedule
+from difflens.processes.schedulers import process_of
 from difflens.presets import DETECT, SEGMENT
 
 SETTINGS = {"UPerNet": SEGMENT["paper-ade20k"], "Mask R-CNN": DETECT["paper-coco"]}
@@ -51,7 +51,7 @@ def adm(narrow: bool) -> UNetBackbone:
         upsample_type="resnet",
         resnet_time_scale_shift="scale_shift",
     )
-    return UNetBackbone(unet, NoiseSchedule.from_config(), "random ADM-256")
+    return UNetBackbone(unet, process_of(), "random ADM-256")
 
 
 def make(task: str, extractor: ExtractorName, device: torch.device, side: int, narrow: bool) -> DenseProbe:

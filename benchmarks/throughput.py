@@ -51,7 +51,7 @@ from difflens.data.images import to_float
 from difflens.data.split import FileSplit, ImageSplit
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import FeatureCache, Reading
-from difflens.noise import NoiseSchedule
+from difflens.processes.schedulers import process_of
 from difflens.pretraining.pretrain import pretrain
 from difflens.run.processes import accelerator
 from difflens.tasks.classification.train import cached_batches
@@ -215,7 +215,7 @@ class Bench:
         accelerator(config.device)  # what every command of difflens sets
         if config.backbone == "adm-256-random":
             torch.manual_seed(0)
-            self.base = UNetBackbone(UNet2DModel(**ADM_256), NoiseSchedule.from_config(), config.backbone)
+            self.base = UNetBackbone(UNet2DModel(**ADM_256), process_of(), config.backbone)
         else:
             loaded = load_backbone(config.backbone)
             assert isinstance(loaded, UNetBackbone), "only a U-Net has passes to compare"

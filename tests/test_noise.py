@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from difflens import noise
-from difflens.noise import NoiseSchedule, Stream, draws, philox, random_order, seeded_noise
+from difflens.noise import Stream, draws, philox, random_order, seeded_noise
+from difflens.processes.schedulers import process_of
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ WORDS = {
     "FIDELITY_IMAGES": 0xFFFFFFFB,
     "KERNEL_IMAGES": 0xFFFFFFFA,
 }
-STEPS = {"PERTURBATION": -1, "MASK": 0, "LATENT": 1}
+STEPS = {"PERTURBATION": -1, "INITIAL": -2, "MASK": 0, "LATENT": 1}
 
 
 def test_the_streams_have_the_values_that_features_and_resumed_runs_depend_on() -> None:
@@ -101,6 +102,7 @@ def test_the_streams_have_the_values_that_features_and_resumed_runs_depend_on() 
     values = torch.cat([seeded_noise((2,), torch.tensor([5]), Stream[name], seed=3) for name in STEPS])
     expected = [
         [-0.4831766188144684, -0.14278973639011383],
+        [-0.025137631222605705, -1.0603442192077637],
         [0.015439106151461601, -0.19574035704135895],
         [-0.3582857549190521, -0.02797943912446499],
     ]
@@ -162,7 +164,7 @@ def test_no_stream_in_the_place_of_the_word_coincides_with_another_or_with_noise
     ],
 )
 def test_schedules_equal_those_of_diffusers(config: dict) -> None:
-    schedule = NoiseSchedule.from_config(config)
+    schedule = process_of(config)
     scheduler = DDPMScheduler(**config)
     assert schedule.num_steps == len(scheduler.alphas_cumprod)
     # diffusers multiplies in float32, difflens in float64
@@ -180,7 +182,7 @@ def test_schedules_equal_those_of_diffusers(config: dict) -> None:
 
 
 def test_a_step_for_all_equals_a_step_for_each() -> None:
-    schedule = NoiseSchedule.from_config()
+    schedule = process_of()
     images, noise = torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     each = schedule.add_noise(images, torch.tensor([40, 40]), noise)
     assert torch.equal(schedule.add_noise(images, 40, noise), each)

@@ -11,8 +11,8 @@ from difflens import DiffLensError, PretrainConfig, presets
 from difflens.backbones.adm import unet_from_adm
 from difflens.backbones.unet import UNetBackbone
 from difflens.configs.options import resolve
-from difflens.noise import NoiseSchedule
 from difflens.pretraining import networks
+from difflens.processes.schedulers import process_of
 from tests.helpers.adm import ADM_256
 
 
@@ -26,7 +26,7 @@ def test_every_recipe_has_a_network_that_takes_its_images(name: str, tmp_path: P
         unet = UNet2DModel(**arguments)
         output = unet(torch.empty(2, channels, side, side), torch.zeros(2, dtype=torch.long)).sample
     assert output.shape == (2, channels * (2 if config.learned_variance else 1), side, side)
-    backbone = UNetBackbone(unet, NoiseSchedule.from_config({}), name)
+    backbone = UNetBackbone(unet, process_of({}), name)
     assert side // max(block.stride for block in backbone.blocks) >= 4
 
 

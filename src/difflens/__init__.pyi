@@ -39,9 +39,10 @@ from .models.probe import Probe as Probe
 from .models.saved import DetectionModel as DetectionModel
 from .models.saved import SegmentationModel as SegmentationModel
 from .models.saved import TrainedModel as TrainedModel
-from .noise import NoiseSchedule as NoiseSchedule
 from .noise import seeded_noise as seeded_noise
 from .pretraining.pretrain import pretrain as pretrain
+from .processes.base import NoiseProcess as NoiseProcess
+from .processes.schedulers import process_of as process_of
 from .results.base import Result as Result
 from .results.cka import CkaResult as CkaResult
 from .results.cka import Comparison as Comparison

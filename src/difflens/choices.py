@@ -3,11 +3,13 @@
 from typing import Literal
 
 ExtractorName = Literal["frozen", "feedback", "finetuned"]
-SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
+SamplerName = Literal["ddpm", "ddim", "dpm-solver", "own"]
 Precision = Literal["float32", "bfloat16", "float16"]
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleKind = Literal["cosine", "step", "poly", "constant"]
 ScheduleName = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+FamilyName = Literal["dit", "sit", "repa"]
+TapName = Literal["raw", "norm", "adaln"]
 Prediction = Literal["epsilon", "v_prediction"]
 EvaluationProtocol = Literal["linear", "attention", "knn", "few"]
 Method = Literal["diffusion", "bigan", "simclr", "mae", "supervised"]

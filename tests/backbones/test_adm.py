@@ -11,10 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from difflens.backbones.adm import read_checkpoint, unet_from_adm
+from difflens.backbones.adm import unet_from_adm
+from difflens.backbones.checkpoint import read_checkpoint
 from difflens.backbones.unet import UNetBackbone
 from difflens.errors import DiffLensError
-from difflens.noise import NoiseSchedule
+from difflens.processes.schedulers import process_of
 from tests.helpers.adm import ADM_256, Adm
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "adm_tiny.safetensors"
@@ -37,7 +38,7 @@ def weights(golden: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def backbone(weights: dict[str, Tensor]) -> UNetBackbone:
     unet = unet_from_adm(weights, num_head_channels=16)
-    return UNetBackbone(unet, NoiseSchedule.from_config({}), "tiny", image_size=32)
+    return UNetBackbone(unet, process_of({}), "tiny", image_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_golden_output(golden: dict[str, Tensor], weights: dict[str, Tensor]) ->
 
 
 def test_golden_schedule(golden: dict[str, Tensor]) -> None:
-    schedule = NoiseSchedule.from_config({})
+    schedule = process_of({})
     torch.testing.assert_close(schedule.alphas_cumprod, golden["alphas_cumprod"], rtol=0, atol=1e-12)
     x_t = schedule.add_noise(golden["x0"], golden["t"], golden["noise"])
     torch.testing.assert_close(x_t, golden["x_t"], rtol=0, atol=1e-6)
@@ -125,7 +126,7 @@ def test_adm_256() -> None:
     assert parameters // 100_000 == 5528
     assert {parameter.device.type for parameter in unet.parameters()} == {"meta"}
 
-    backbone = UNetBackbone(unet, NoiseSchedule.from_config({}), "adm-256")
+    backbone = UNetBackbone(unet, process_of({}), "adm-256")
     assert backbone.image_size == 256
     table = {  # the paper's table of blocks: last block of a row, channels, side at 256x256
         3: (256, 256),
@@ -307,7 +308,6 @@ def test_every_shape_is_checked() -> None:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"label_emb.weight": (1000, 128)}, "tiny.pt is class-conditional.*only unconditional"),
         ({"out.4.weight": (1,)}, "unexpected: out.4.weight$"),
         ({"input_blocks.1.1.norm.weight": (32,)}, "missing: .*input_blocks.1.1"),
         ({"input_blocks.4.0.op.weight": (32, 32, 3, 3)}, "is not a guided-diffusion U-Net"),

@@ -135,7 +135,7 @@ def test_wrong_places_are_refused_with_what_there_is(backbone: Backbone) -> None
     with pytest.raises(DiffLensError, match=rf"no block {count + 1}: the backbone has {count} blocks"):
         backbone.features(images, 0, [count + 1])
     with pytest.raises(DiffLensError, match="is outside the schedule"):
-        backbone.check_noise_steps([backbone.num_noise_steps])
+        backbone.check_noise_steps([backbone.process.bounds[1] + 1])
 
 
 def test_defaults_exist(backbone: Backbone) -> None:

@@ -65,7 +65,7 @@ def test_blocks() -> None:
     assert [block.channels for block in resnet.blocks] == [64, 64, 128, 256, 512]
     assert [block.stride for block in resnet.blocks] == [2, 4, 8, 16, 32]
     assert [(block.channels, block.stride) for block in vit.blocks] == [(192, 16)] * 12
-    assert (resnet.image_size, resnet.in_channels, resnet.num_noise_steps) == (224, 3, 1)
+    assert (resnet.image_size, resnet.in_channels, resnet.process.bounds) == (224, 3, (0, 0))
     assert resnet.defaults.block == 5
     assert vit.defaults.fusion_blocks == (6, 9, 12)
 

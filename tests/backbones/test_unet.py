@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difflens.backbones.unet import UNetBackbone
 from difflens.errors import DiffLensError
-from difflens.noise import NoiseSchedule
+from difflens.processes.schedulers import process_of
 from tests.helpers.networks import make_backbone
 
 
@@ -178,8 +178,8 @@ def test_what_does_not_exist_is_named(call: object, message: str) -> None:
         call(make_backbone(), torch.zeros(1, 1, 16, 16))
 
 
-def test_class_conditional_networks_are_refused() -> None:
-    with pytest.raises(DiffLensError, match="class-conditional"):
+def test_a_conditional_network_needs_its_condition() -> None:
+    with pytest.raises(DiffLensError, match="no condition is given"):
         make_backbone(num_class_embeds=10)
 
 
@@ -197,6 +197,6 @@ def test_fingerprint_changes_with_weights_schedule_and_architecture() -> None:
     assert backbone.fingerprint() == same.fingerprint()
     with torch.no_grad():
         same.unet.conv_in.bias[0] += 1e-3
-    cosine = UNetBackbone(backbone.unet, NoiseSchedule.from_config({"beta_schedule": "squaredcos_cap_v2"}))
+    cosine = UNetBackbone(backbone.unet, process_of({"beta_schedule": "squaredcos_cap_v2"}))
     centred = make_backbone(center_input_sample=True)
     assert len({b.fingerprint() for b in (backbone, same, cosine, centred)}) == 4

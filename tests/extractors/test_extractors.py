@@ -23,7 +23,7 @@ from difflens.backbones.unet import UNetBackbone
 from difflens.errors import DiffLensError
 from difflens.extractors.base import evaluating
 from difflens.extractors.config import ExtractorConfig
-from difflens.noise import NoiseSchedule
+from difflens.processes.schedulers import process_of
 from tests.helpers.adm import Adm
 
 
@@ -121,8 +121,8 @@ def test_a_walk_costs_the_sum_of_its_blocks(backbone: UNetBackbone) -> None:
     """Counted operations: no block runs after the last one, and all blocks run once."""
     x = torch.rand(1, 1, 32, 32)
     count = len(backbone.blocks)
-    state = backbone._start(x, torch.tensor([20]))
-    embedding = operations(lambda: backbone._start(x, torch.tensor([20])))
+    state = backbone._start(*backbone.fed(x, 20))
+    embedding = operations(lambda: backbone._start(*backbone.fed(x, 20)))
     alone = [
         operations(lambda block=block: backbone._walk(state, range(block, block + 1), (), {}))
         for block in range(1, count + 1)
@@ -249,7 +249,7 @@ def test_evaluation_restores_the_training_mode(backbone: UNetBackbone) -> None:
 
 def test_diffeed_parameters_of_the_paper() -> None:
     adm = Adm(256, (1, 1, 2, 2, 4, 4), layers=2, attention_rates=(8, 16, 32), head_channels=64)
-    backbone = UNetBackbone(unet_from_adm(adm.meta_state(), 64), NoiseSchedule.from_config())
+    backbone = UNetBackbone(unet_from_adm(adm.meta_state(), 64), process_of())
     with torch.device("meta"):
         extractor = FeedbackExtractor(backbone, (24,), (150,))
         head = make_head(HeadConfig("attention"), extractor.shapes(), 1000)

@@ -17,7 +17,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from difflens import DiffLensError, NoiseSchedule, load_backbone, sample, seeded_noise
+from difflens import DiffLensError, load_backbone, process_of, sample, seeded_noise
 from difflens.backbones.base import DiffusionBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.generation import samplers as sampling
@@ -49,7 +49,7 @@ def tiny(out_channels: int = 3, **config: object) -> UNetBackbone:
     )
     with torch.no_grad():
         unet.conv_out.weight.mul_(3)
-    return UNetBackbone(unet, NoiseSchedule.from_config({"num_train_timesteps": 40, **config}))
+    return UNetBackbone(unet, process_of({"num_train_timesteps": 40, **config}))
 
 
 def noises(backbone: DiffusionBackbone, count: int, seed: int, timesteps: list[int]) -> list[Tensor]:
@@ -57,7 +57,7 @@ def noises(backbone: DiffusionBackbone, count: int, seed: int, timesteps: list[i
 
     That of the last step is 0: where it is not t = 0, diffusers' DDPM would add noise to the finished image.
     """
-    total, shape = backbone.num_noise_steps, (backbone.in_channels, *[backbone.image_size] * 2)
+    total, shape = backbone.process.num_steps, (backbone.in_channels, *[backbone.image_size] * 2)
     streams = [total, *(total + t for t in timesteps[:-1])]
     return [
         *(seeded_noise(shape, torch.arange(count), stream, seed) for stream in streams),
@@ -195,7 +195,7 @@ def test_learned_variance_is_a_place_between_two_logarithms() -> None:
     """Compare one step with Nichol and Dhariwal (2021), equation 15, in float64."""
     backbone = tiny(6)
     sampler = Sampler(backbone, "ddpm", steps=2)
-    clean, noisy = (float(backbone.schedule.alphas_cumprod[t]) for t in (19, 39))
+    clean, noisy = (float(backbone.process.alphas_cumprod[t]) for t in (19, 39))
     index = torch.arange(4)
     start, noise = (seeded_noise((3, 8, 8), index, 40 + t, 0).double() for t in (0, 39))
     epsilon, v = backbone.unet(start.float(), 39).sample.double().chunk(2, dim=1)
@@ -227,7 +227,7 @@ def test_any_number_of_steps_goes_from_each_noise_level_to_the_next(steps: int) 
     backbone = tiny()
     sampler = Sampler(backbone, steps=steps)
     assert (len({*sampler.timesteps}), sampler.timesteps[-1]) == (steps, 39)
-    levels = [1.0, *backbone.schedule.alphas_cumprod[sampler.timesteps].tolist()]
+    levels = [1.0, *backbone.process.alphas_cumprod[sampler.timesteps].tolist()]
     x = seeded_noise((3, 8, 8), torch.arange(2), 40, 0)
     for k, t in reversed([*enumerate(sampler.timesteps)]):
         noise = backbone.unet(x, t).sample

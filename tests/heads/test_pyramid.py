@@ -14,8 +14,8 @@ from difflens.extractors.feedback import FeedbackExtractor
 from difflens.extractors.finetuned import FineTunedExtractor
 from difflens.extractors.frozen import FrozenExtractor
 from difflens.heads.pyramid import FeaturePyramid, usual_blocks, usual_strides
-from difflens.noise import NoiseSchedule
 from difflens.pretraining.networks import unet_config
+from difflens.processes.schedulers import process_of
 
 
 def unet(levels: int, layers: int = 1, side: int = 64, **more: Any) -> Backbone:
@@ -31,11 +31,11 @@ def unet(levels: int, layers: int = 1, side: int = 64, **more: Any) -> Backbone:
         up_block_types=("UpBlock2D",) * levels,
         **more,
     )
-    return UNetBackbone(network, NoiseSchedule.from_config())
+    return UNetBackbone(network, process_of())
 
 
 def preset(name: str) -> Backbone:
-    return UNetBackbone(UNet2DModel(**unet_config(name)), NoiseSchedule.from_config())
+    return UNetBackbone(UNet2DModel(**unet_config(name)), process_of())
 
 
 def adm() -> Backbone:

@@ -5,8 +5,8 @@ from diffusers import UNet2DModel
 
 from difflens.backbones.bigan import BiGANBackbone, Generator, GeneratorConfig
 from difflens.backbones.unet import UNetBackbone
-from difflens.noise import NoiseSchedule
 from difflens.pretraining import networks
+from difflens.processes.schedulers import process_of
 
 
 def make_backbone(**changes: object) -> UNetBackbone:
@@ -23,7 +23,7 @@ def make_backbone(**changes: object) -> UNetBackbone:
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     }
     torch.manual_seed(0)
-    return UNetBackbone(UNet2DModel(**{**config, **changes}), NoiseSchedule.from_config(), "test")
+    return UNetBackbone(UNet2DModel(**{**config, **changes}), process_of(), "test")
 
 
 def bigan(seed: int = 5) -> BiGANBackbone:

@@ -8,10 +8,10 @@ from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
-from difflens.noise import NoiseSchedule
 from difflens.pretraining import networks
 from difflens.pretraining.gradients import Gradients
 from difflens.pretraining.loss import DiffusionLoss
+from difflens.processes.schedulers import process_of
 from difflens.run.processes import accelerator
 
 
@@ -19,7 +19,7 @@ def gradients_of(**options: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of the tiny network, with learned variance, on eight images."""
     torch.manual_seed(0)
     unet = UNet2DModel(**networks.unet_config("tiny", learned_variance=True))
-    loss = DiffusionLoss(NoiseSchedule.from_config({}), learned_variance=True, min_snr_gamma=5.0)
+    loss = DiffusionLoss(process_of({}), learned_variance=True, min_snr_gamma=5.0)
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
     gradients = Gradients(unet, loss, accelerator("cpu"), **options)
     inputs = (images, torch.arange(8), torch.arange(8) * 100, torch.tensor(1))

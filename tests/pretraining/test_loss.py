@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from difflens.noise import NoiseSchedule
 from difflens.pretraining.loss import DiffusionLoss, discretised_nll, min_snr_weights, normal_kl
+from difflens.processes.schedulers import process_of
+from difflens.processes.variance_preserving import VariancePreserving
 
-LINEAR = NoiseSchedule.from_config({"beta_schedule": "linear"})
-COSINE = NoiseSchedule.from_config({"beta_schedule": "squaredcos_cap_v2"})
+LINEAR = process_of({"beta_schedule": "linear"})
+COSINE = process_of({"beta_schedule": "squaredcos_cap_v2"})
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -46,7 +47,7 @@ def test_likelihood_of_pixels_is_the_probability_of_their_interval() -> None:
 
 
 @pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine"])
-def test_min_snr_weights(schedule: NoiseSchedule) -> None:
+def test_min_snr_weights(schedule: VariancePreserving) -> None:
     """In all cases, the error of x_0 weighs min(SNR, gamma)."""
     gamma = 5.0
     epsilon, v = (
@@ -151,7 +152,7 @@ def test_the_bound_trains_the_variance_alone(batch: tuple[Tensor, Tensor, Tensor
 
 
 @pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine"])
-def test_a_fresh_network_has_finite_gradients_at_every_noise_step(schedule: NoiseSchedule) -> None:
+def test_a_fresh_network_has_finite_gradients_at_every_noise_step(schedule: VariancePreserving) -> None:
     t = torch.arange(1000)
     output = (0.01 * draw(1000, 2, 2, 2, seed=0)).requires_grad_()
     loss = DiffusionLoss(schedule, learned_variance=True)

@@ -194,7 +194,7 @@ def test_every_option_at_once(image_tree: Path, tmp_path: Path) -> None:
     assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, 24, 24, 3)
     backbone = load_backbone(str(folder))
     assert (backbone.image_size, backbone.prediction_type) == (24, "v_prediction")
-    assert backbone.schedule.config["variance_type"] == "learned_range"
+    assert backbone.process.config["variance_type"] == "learned_range"
     assert backbone.denoise(torch.zeros(1, 3, 24, 24), 5).shape == (1, 6, 24, 24)
     assert (
         "mean squared error of v, min-SNR weighting 5, learned variance" in (folder / "README.md").read_text()

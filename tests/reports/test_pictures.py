@@ -10,8 +10,9 @@ from torch import Tensor
 from difflens.backbones.unet import UNetBackbone
 from difflens.errors import DiffLensError
 from difflens.extractors.frozen import FrozenExtractor
-from difflens.noise import NoiseSchedule, seeded_noise
+from difflens.noise import seeded_noise
 from difflens.pretraining import networks
+from difflens.processes.schedulers import process_of
 from difflens.reports import pictures
 from difflens.reports.pictures import pca_rgb
 from tests.helpers.figures import draw
@@ -20,7 +21,7 @@ from tests.helpers.figures import draw
 @pytest.fixture(scope="module")
 def backbone() -> UNetBackbone:
     torch.manual_seed(0)
-    schedule = NoiseSchedule.from_config({"beta_schedule": "linear"})
+    schedule = process_of({"beta_schedule": "linear"})
     return UNetBackbone(UNet2DModel(**networks.unet_config("tiny")), schedule, "tiny")
 
 
@@ -112,7 +113,7 @@ def test_noised_images(backbone: UNetBackbone, images: Tensor) -> None:
 def test_grey_images_are_grey(images: Tensor) -> None:
     torch.manual_seed(0)
     unet = UNet2DModel(**{**networks.unet_config("tiny"), "in_channels": 1, "out_channels": 1})
-    backbone = UNetBackbone(unet, NoiseSchedule.from_config({"beta_schedule": "linear"}), "grey")
+    backbone = UNetBackbone(unet, process_of({"beta_schedule": "linear"}), "grey")
     noised = FrozenExtractor(backbone, (1,), (20,)).noised(images[:, :1], torch.arange(2))
     figure = pictures.noised_images(images[:, :1], noised)
     for axes in figure.axes:

@@ -7,15 +7,12 @@ key and value are rearranged.
 """
 
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from safetensors.torch import load_file
 from torch import Tensor
 
 from difflens.errors import DiffLensError, listing
@@ -45,41 +42,6 @@ _LAYERS = {
 }
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in a `.safetensors`, `.pt`, `.pth` or `.bin` file, on the CPU.
-
-    A training checkpoint may hold the tensors one level down, under "ema", "state_dict" or "model"; the first
-    of these is taken. A "module." before every name is dropped. Large files are mapped, not copied.
-
-    Raises:
-        DiffLensError: the file does not exist, is no checkpoint, is truncated, or is a pickle that needs code
-            to load. Such a pickle is refused, and nothing in it is run.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise DiffLensError(
-            f"{path} is a directory, not a checkpoint: give the .pt or .safetensors file itself"
-        )
-    if not path.is_file():
-        raise DiffLensError(f"no checkpoint at {path}: the file does not exist")
-    if path.suffix == ".safetensors":
-        content = _read_safetensors(path)
-    elif path.suffix in (".pt", ".pth", ".bin"):
-        content = _read_pickle(path)
-    else:
-        raise DiffLensError(f"{path} is not a checkpoint: expected .safetensors, .pt, .pth or .bin")
-    entries = content if isinstance(content, Mapping) else {}
-    state = next(filter(_is_state_dict, (content, *map(entries.get, ("ema", "state_dict", "model")))), None)
-    if state is None:
-        held = [f"{key!r} ({type(value).__name__})" for key, value in entries.items()]
-        raise DiffLensError(
-            f"{path} is not a state dict, that is a dict of tensors by parameter name: it holds "
-            f"{listing(held) or f'one {type(content).__name__}'}"
-        )
-    prefix = "module." if all(name.startswith("module.") for name in state) else ""
-    return {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items()}
-
-
 def unet_from_adm(
     state: Mapping[str, Tensor], num_head_channels: int = 64, source: str = "the state dict"
 ) -> UNet2DModel:
@@ -104,14 +66,9 @@ def unet_from_adm(
         these multipliers, or None for other multipliers.
 
     Raises:
-        DiffLensError: `state` is class-conditional or no guided-diffusion U-Net that diffusers can express,
-            or `num_head_channels` does not divide the width of its attention.
+        DiffLensError: `state` is no guided-diffusion U-Net that diffusers can express, or
+            `num_head_channels` does not divide the width of its attention.
     """
-    if any(name.startswith("label_emb.") for name in state):
-        raise DiffLensError(
-            f"{source} is class-conditional (it has label_emb.*): only unconditional models are supported, "
-            "such as OpenAI's 256x256_diffusion_uncond.pt"
-        )
     config = _config(state, num_head_channels, source)
     # The meta device allocates nothing: only the weights of `state` take memory.
     with torch.device("meta"):
@@ -174,6 +131,7 @@ def _config(state: Mapping[str, Tensor], num_head_channels: int, source: str) ->
         "in_channels": in_channels,
         "out_channels": size("out.2.weight", 0),
         "time_embedding_dim": size("time_embed.0.weight", 0),
+        "num_class_embeds": size("label_emb.weight", 0) if "label_emb.weight" in state else None,
         "block_out_channels": tuple(channels),
         "layers_per_block": layers,
         "down_block_types": tuple("AttnDownBlock2D" if attends else down for attends in attention),
@@ -239,6 +197,7 @@ def _modules(layers: int, attention: Sequence[bool]) -> dict[str, str]:
     modules = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
+        "class_embedding": "label_emb",
         "conv_in": "input_blocks.0.0",
         "mid_block.resnets.0": "middle_block.0",
         "mid_block.attentions.0": "middle_block.1",
@@ -275,38 +234,3 @@ def _not_adm(
     # query, key and value come from one name, which the message lists once
     problems = [f"{what}: {listing([*dict.fromkeys(names)], 4)}" for what, names in lists.items() if names]
     return DiffLensError(f"{source} is not a guided-diffusion U-Net: {'; '.join(problems)}")
-
-
-def _is_state_dict(entry: object) -> bool:
-    return (
-        isinstance(entry, Mapping)
-        and bool(entry)
-        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in entry.items())
-    )
-
-
-def _read_safetensors(path: Path) -> Any:
-    try:
-        return load_file(path)
-    except Exception as error:  # SafetensorError, OSError or ValueError: it depends on the damage
-        raise DiffLensError(
-            f"{path} cannot be read as safetensors ({error}): it is truncated or of another format; "
-            "copy it again"
-        ) from error
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        # only the zip format, torch's since 1.6, can be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle can fail in any way
-        if code := re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error)):
-            raise DiffLensError(
-                f"{path} was refused, never run: it holds more than tensors, and loading it would call "
-                f"{code[1]}; in the program that wrote it, convert it to .safetensors"
-            ) from error
-        raise DiffLensError(
-            f"{path} cannot be read as a PyTorch checkpoint ({type(error).__name__}): it is truncated, of "
-            "another format, or a pickle with code, which is refused, never run; copy it again or convert it "
-            "to .safetensors"
-        ) from error

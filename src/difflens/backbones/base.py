@@ -1,21 +1,26 @@
 """The contract of a backbone: the interface of every network that features are read from."""
 
-import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from difflens.backbones.autoencoder import Autoencoder
+from difflens.backbones.compiled import CompiledGraphs
+from difflens.backbones.conditions import Condition
+from difflens.backbones.pretrained import digest_of
 from difflens.errors import DiffLensError, listing
-from difflens.noise import NoiseSchedule
+from difflens.processes.base import Level, NoiseProcess
+from difflens.processes.clean import Clean
 
 Role = Literal["encoder", "middle", "decoder"]
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
-"""The predictions of a denoiser that samplers support, by diffusers' names."""
+# On a large GPU, a network with fewer parameters spends its time on launching kernels.
+_LAUNCH_BOUND = 50_000_000
 
 Respond = Callable[[dict[int, Tensor]], dict[int, Tensor]]
 """A function from the maps of decoder blocks to the feedback for encoder blocks, both by block index."""
@@ -48,15 +53,15 @@ class Defaults:
 
     Attributes:
         block, noise_step: the place for heads that read one map.
-        fusion_blocks, fusion_noise_steps: the blocks and noise steps for DifFormer.
+        fusion_blocks, fusion_noise_steps: the blocks and noise levels for DifFormer.
         feedback_blocks: the decoder blocks whose maps DifFeed sends back to their mirrors.
         token_side: the attention head and DifFormer pool larger maps to this side; it is 16 in the paper.
     """
 
     block: int
-    noise_step: int
+    noise_step: Level
     fusion_blocks: tuple[int, ...]
-    fusion_noise_steps: tuple[int, ...]
+    fusion_noise_steps: tuple[Level, ...]
     feedback_blocks: tuple[int, ...] = ()
     token_side: int = 16
 
@@ -70,6 +75,7 @@ class Backbone(nn.Module, ABC):
         in_channels: channels of the images.
         image_size: side of the square training images, in pixels.
         defaults: the places that probes read by default.
+        process: how images are noised, and what the network is fed and told.
     """
 
     spec: str
@@ -77,26 +83,39 @@ class Backbone(nn.Module, ABC):
     in_channels: int
     image_size: int
     defaults: Defaults
+    process: NoiseProcess
 
     @property
-    @abstractmethod
-    def num_noise_steps(self) -> int:
-        """T: noise steps are 0 .. T - 1. It is 1 for a backbone that reads clean images only."""
+    def input_stride(self) -> int:
+        """Side of the images divided by the side of x_t: 1, or the autoencoder's for latents."""
+        return 1
 
-    @abstractmethod
-    def add_noise(self, images: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
-        """Return x_t, (B, C, H, W): the forward process on images in [-1, 1] with standard normal `noise`.
+    def encode(self, images: Tensor) -> Tensor:
+        """Return x_0, what is noised: the images in [-1, 1] themselves, or their latents.
 
         Args:
-            images, noise: (B, C, H, W).
-            t: the noise step, one for all images or (B,) long.
+            images: (B, C, H, W) in [-1, 1].
+
+        Raises:
+            DiffLensError: a latent is not finite.
         """
+        return images
+
+    def add_noise(self, x_0: Tensor, t: Level | Tensor, noise: Tensor) -> Tensor:
+        """Return x_t, (B, C, H, W): the forward process on x_0 with standard normal `noise`.
+
+        Args:
+            x_0: images in [-1, 1] or latents, as from `encode`, (B, C, H, W).
+            t: the noise level, one for all images or (B,).
+            noise: (B, C, H, W).
+        """
+        return self.process.add_noise(x_0, t, noise)
 
     @abstractmethod
     def features(
         self,
         x_t: Tensor,
-        t: int | Tensor,
+        t: Level | Tensor,
         blocks: Iterable[int],
         feedback: Mapping[int, Tensor] | None = None,
         *,
@@ -104,11 +123,11 @@ class Backbone(nn.Module, ABC):
     ) -> dict[int, Tensor]:
         """Return the feature maps of `blocks`, (B, channels, H / stride, W / stride) each, by block index.
 
-        The network stops after the last of these blocks.
+        H and W are the sides of the images, in pixels. The network stops after the last of these blocks.
 
         Args:
-            x_t: noised images, (B, C, H, W).
-            t: the noise step, one for all images or (B,) long.
+            x_t: noised images or latents, (B, C, H, W).
+            t: the noise level, one for all images or (B,).
             blocks: block indices, in any order.
             feedback: tensors by encoder block. Each is added to the block's output before the output is
                 stored as a skip (DifFeed, paper section 3.3).
@@ -122,7 +141,7 @@ class Backbone(nn.Module, ABC):
     def features_with_feedback(
         self,
         x_t: Tensor,
-        t: int | Tensor,
+        t: Level | Tensor,
         blocks: Iterable[int],
         collect: Iterable[int],
         respond: Respond,
@@ -160,6 +179,15 @@ class Backbone(nn.Module, ABC):
     def generates(self) -> bool:
         """True if `difflens.sample` can draw images from the backbone."""
         return False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point format of the weights; float32 for a backbone without weights."""
+        return next((p.dtype for p in self.parameters()), torch.float32)
+
+    def convert(self, dtype: torch.dtype) -> None:
+        """Convert the weights to `dtype`."""
+        self.to(dtype)
 
     @property
     def device(self) -> torch.device:
@@ -203,22 +231,9 @@ class Backbone(nn.Module, ABC):
             self.block(index)
         return indices
 
-    def check_noise_steps(self, noise_steps: Iterable[int]) -> tuple[int, ...]:
-        """Return `noise_steps` sorted and without repetitions.
-
-        Raises:
-            DiffLensError: `noise_steps` is empty, or one of them is outside the schedule.
-        """
-        steps = tuple(sorted(set(noise_steps)))
-        if not steps:
-            raise DiffLensError(f"no noise step is named: the backbone has 0 to {self.num_noise_steps - 1}")
-        outside = [t for t in steps if not 0 <= t < self.num_noise_steps]
-        if outside:
-            raise DiffLensError(
-                f"noise step {listing(outside)} is outside the schedule: "
-                f"the backbone has noise steps 0 to {self.num_noise_steps - 1}"
-            )
-        return steps
+    def check_noise_steps(self, noise_steps: Iterable[Level]) -> tuple[Level, ...]:
+        """Return `noise_steps` sorted and without repetitions; errors as in `NoiseProcess.check`."""
+        return self.process.check(noise_steps)
 
     def check_side(self, side: int) -> None:
         """Raise a DiffLensError if the largest stride of the blocks does not divide `side`, in pixels."""
@@ -241,51 +256,141 @@ class Backbone(nn.Module, ABC):
 class CleanBackbone(Backbone):
     """A backbone that reads clean images: its only noise step, 0, adds no noise."""
 
-    @property
-    def num_noise_steps(self) -> int:
-        return 1
+    process = Clean()
 
-    def add_noise(self, images: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
-        return images
+
+Fed = tuple[Tensor, Tensor, dict[str, Any]]
+"""What a network is fed: its input, (B, C, H, W); its time, (B,); its conditions by argument."""
 
 
 class DiffusionBackbone(Backbone):
-    """A backbone with a noise schedule and a denoiser, which can also generate images.
+    """A backbone with a noise process and a denoiser of diffusers, which can also generate images.
+
+    Args:
+        process: how images or latents are noised, and what the network is fed and told.
+        spec: the user's name of the backbone.
+        channels, side: channels and side of the network's input; the side is used without `image_size`.
+        image_size: side of the images, in pixels; None: that of the network's input.
+        autoencoder: of a network that reads latents; None for pixels.
+        condition: conditions that the network is given; None for an unconditional network.
 
     Attributes:
-        schedule: the forward process.
-        prediction_type: the denoiser's prediction, one of `PREDICTIONS` for one that can generate.
+        input_shape: (C, H, W) of x_t.
+        cuda_graphs: record compiled graphs as CUDA graphs too; by default True for small networks.
+
+    Raises:
+        DiffLensError: the autoencoder's latents have other channels, or its stride does not divide the side.
     """
 
-    schedule: NoiseSchedule
-    prediction_type: str
+    def __init__(
+        self,
+        process: NoiseProcess,
+        spec: str,
+        channels: int,
+        side: int,
+        image_size: int | None = None,
+        autoencoder: Autoencoder | None = None,
+        condition: Condition | None = None,
+    ):
+        super().__init__()
+        self.process, self.spec = process, spec
+        self.autoencoder, self.condition = autoencoder, condition
+        if autoencoder is not None and autoencoder.channels != channels:
+            raise DiffLensError(
+                f"{spec} takes {channels} channels, and its autoencoder makes latents of "
+                f"{autoencoder.channels}: they do not belong together"
+            )
+        stride = self.input_stride
+        self.image_size = image_size or side * stride
+        if self.image_size % stride:
+            raise DiffLensError(
+                f"image side {self.image_size} is not a multiple of {stride}, the autoencoder's stride"
+            )
+        self.in_channels = channels if autoencoder is None else autoencoder.in_channels
+        self.input_shape = (channels, self.image_size // stride, self.image_size // stride)
+        self.cuda_graphs: bool | None = None
+        self._graphs: CompiledGraphs | None = None
+
+    @property
+    @abstractmethod
+    def network(self) -> Any:
+        """The network of diffusers, without autoencoder."""
 
     @property
     def generates(self) -> bool:
-        return self.prediction_type in PREDICTIONS
+        channels = self.input_shape[0]
+        outputs = self.network.config.get("out_channels") or channels
+        return outputs in (channels, 2 * channels) and self.in_channels in (1, 3)
 
     @property
-    def num_noise_steps(self) -> int:
-        return self.schedule.num_steps
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
 
-    def add_noise(self, images: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
-        return self.schedule.add_noise(images, t, noise)
+    def convert(self, dtype: torch.dtype) -> None:
+        """Convert the network's weights to `dtype`; an autoencoder keeps float32."""
+        self.network.to(dtype)
 
-    @abstractmethod
-    def denoise(self, x_t: Tensor, t: int | Tensor, *, compiled: bool = False) -> Tensor:
+    @property
+    def input_stride(self) -> int:
+        return 1 if self.autoencoder is None else self.autoencoder.stride
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images if self.autoencoder is None else self.autoencoder.encode(images)
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """Return images, (B, C, H, W) in about [-1, 1], of noiseless x_0, (B, C, H, W)."""
+        return self.process.to_images(x_0) if self.autoencoder is None else self.autoencoder.decode(x_0)
+
+    def fed(self, x_t: Tensor, t: Level | Tensor) -> Fed:
+        """Return what the network is fed for x_t, (B, C, H, W), at the level `t`, one or (B,)."""
+        level = self.process.level_tensor(t, len(x_t), x_t.device)
+        time = self.process.network_time(level)
+        if time.is_floating_point():
+            time = time.float()
+        given = {} if self.condition is None else self.condition.arguments(len(x_t), x_t.dtype)
+        return self.process.network_input(x_t, level), time, given
+
+    def denoise(self, x_t: Tensor, t: Level | Tensor, *, compiled: bool = False) -> Tensor:
         """Return the whole network's output, (B, out_channels, H, W).
 
-        With a learned variance, out_channels is twice the number of image channels.
+        With a learned variance, out_channels is twice the number of channels of x_t.
 
         Args:
             x_t, t, compiled: as in `features`.
         """
 
+        def whole(fed: Fed) -> Tensor:
+            sample, time, given = fed
+            return self.network(sample, time, **given).sample
 
-def digest_of(network: nn.Module, *described: bytes) -> str:
-    """Return a hex digest of a network's description and of the names and values of all its weights."""
-    digest = hashlib.sha256(b"".join(described))
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+        return self.run(compiled, "the whole network", "denoise", whole, self.fed(x_t, t))
+
+    def fingerprint(self) -> str:
+        network = self.network
+        architecture = {key: value for key, value in network.config.items() if not key.startswith("_")}
+        described = [json.dumps(architecture, sort_keys=True, default=str).encode()]
+        described += [self.process.fingerprint()]
+        if self.condition is not None:
+            described += [self.condition.fingerprint()]
+        if self.autoencoder is not None:
+            described += [self.autoencoder.fingerprint().encode()]
+        return digest_of(network, *described)
+
+    def train(self, mode: bool = True) -> "DiffusionBackbone":
+        """Stay in evaluation mode: a frozen network has no dropout while the head is trained."""
+        return super().train(False)
+
+    def run(
+        self, compiled: bool, name: str, key: Hashable, function: Callable[..., Any], *inputs: Any
+    ) -> Any:
+        """Return `function(*inputs)`, computed directly, or compiled with all maps in channels-last order.
+
+        Arguments as in `CompiledGraphs.__call__`.
+        """
+        if not compiled:
+            return function(*inputs)
+        if self._graphs is None:
+            small = sum(parameter.numel() for parameter in self.network.parameters()) < _LAUNCH_BOUND
+            self._graphs = CompiledGraphs(small if self.cuda_graphs is None else self.cuda_graphs)
+            self.network.to(memory_format=torch.channels_last)
+        return self._graphs(name, (key, self.dtype), function, *inputs)

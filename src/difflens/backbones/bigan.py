@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from difflens.backbones.base import digest_of
 from difflens.backbones.encoder import EncoderBackbone, EncoderConfig
+from difflens.backbones.pretrained import digest_of
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,33 @@
 """`load_backbone`: a backbone from its name."""
 
-import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 
-from difflens.backbones.adm import read_checkpoint, unet_from_adm
-from difflens.backbones.base import Backbone, Defaults
+from difflens.backbones.adm import unet_from_adm
+from difflens.backbones.autoencoder import Autoencoder
+from difflens.backbones.base import Backbone, Defaults, DiffusionBackbone
 from difflens.backbones.bigan import BiGANBackbone
-from difflens.backbones.config import is_checkpoint
+from difflens.backbones.checkpoint import read_checkpoint
+from difflens.backbones.conditions import class_condition, dit_condition
+from difflens.backbones.config import BackboneConfig, is_checkpoint
+from difflens.backbones.dit import has_projectors, is_dit, transformer_from_dit
 from difflens.backbones.encoder import TASK as ENCODER_TASK
 from difflens.backbones.encoder import EncoderBackbone
+from difflens.backbones.folder import from_folder
 from difflens.backbones.pixels import PixelBackbone
+from difflens.backbones.pretrained import read_json
 from difflens.backbones.timm import TimmBackbone
+from difflens.backbones.transformer import TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
-from difflens.choices import ScheduleName
+from difflens.choices import FamilyName, ScheduleName, TapName
 from difflens.errors import DiffLensError
-from difflens.noise import NoiseSchedule
+from difflens.processes.base import NoiseProcess
+from difflens.processes.interpolant import LinearInterpolant
+from difflens.processes.schedulers import process_of
 
 BUNDLED = {
     # chosen on a held-out part of the training images (benchmarks/RESULTS.md)
@@ -28,9 +36,9 @@ BUNDLED = {
 
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
 _KNOWN = (
-    "fashion, a diffusers folder or another that pretrain wrote, an OpenAI guided-diffusion checkpoint (.pt, "
-    ".safetensors), a hub id (OWNER/NAME), timm:NAME, pixels, or random: before any of them for the same "
-    "network untrained"
+    "fashion, a diffusers folder or another that pretrain wrote, a checkpoint of guided-diffusion, DiT, "
+    "SiT or REPA (.pt, .safetensors), a hub id (OWNER/NAME), timm:NAME, pixels, or random: before any of "
+    "them for the same network untrained"
 )
 
 
@@ -40,6 +48,11 @@ def load_backbone(
     num_head_channels: int = 64,
     noise_schedule: ScheduleName = "linear",
     image_size: int | None = None,
+    condition: str | None = None,
+    tap: TapName | None = None,
+    autoencoder: str | None = None,
+    family: FamilyName | None = None,
+    condition_file: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Backbone:
     """Load a frozen backbone.
@@ -48,60 +61,78 @@ def load_backbone(
         spec: one of
 
             - `fashion`: bundled with the package, 1x32x32, trained on Fashion-MNIST's training images;
-            - a folder in diffusers format, of a `UNet2DModel` or of a pipeline with a `unet/` subfolder;
+            - a folder in diffusers format, of a network or of a pipeline with `unet/` or `transformer/`;
             - a folder of an encoder that `difflens pretrain` trained by another method than diffusion;
-            - an OpenAI guided-diffusion checkpoint, `.pt` or `.safetensors`;
+            - an OpenAI guided-diffusion checkpoint, or one in the layout of DiT, SiT and REPA, `.pt` or
+              `.safetensors`;
             - the id of a model on the Hugging Face hub;
             - `timm:NAME`: a timm model with the hub's weights;
             - `timm:NAME@FILE`: a timm model with the weights in a local file;
             - `pixels` or `pixels:CHANNELSxSIDE`: the images themselves;
-            - `random:` before any of these: the same architecture with fresh weights (seed 0).
+            - `random:` before any of these: the same architecture with fresh weights (seed 0). An autoencoder
+              keeps its weights.
 
         num_head_channels: channels of one attention head of an OpenAI checkpoint; the weights do not show it.
         noise_schedule: noise schedule of an OpenAI checkpoint; the weights do not show it.
         image_size: side of the images, in pixels; None: that of the training images.
-        device: the device for the network.
+        condition: null, mean, zero or the number of a class, for a conditional network. None: null where
+            there is a null class or a text encoder, else mean, else zero.
+        tap: how a transformer's tokens are read, see `TransformerBackbone`; None: raw.
+        autoencoder: folder of an autoencoder, for a network that reads latents and whose folder has none.
+        family: dit, sit or repa: the family of a checkpoint in DiT's layout; the weights do not show it.
+        condition_file: the stored embedding of the empty prompt; no text encoder runs then.
+        device: the device for the network. "meta" reads no weights with `random:`.
 
     Raises:
-        DiffLensError: there is no such backbone, or its files are damaged or of another kind.
+        DiffLensError: there is no such backbone, its files are damaged or of another kind, or an option has
+            no meaning for it.
     """
-    kind, _, rest = spec.partition(":")
-    path = Path(spec).expanduser()
-    asks_for_checkpoint = num_head_channels != 64 or noise_schedule != "linear"
-    if asks_for_checkpoint and not is_checkpoint(spec):
-        raise DiffLensError(
-            f"{spec} is no OpenAI checkpoint, and other backbones do not read them: leave out "
-            "--num-head-channels and --noise-schedule"
-        )
-    if kind == "random" and rest.startswith("timm:"):
-        untrained = TimmBackbone.from_spec(rest, image_size, untrained=True)
-        untrained.spec = spec
-        return untrained.to(device)
-    if kind == "random" and rest:
-        backbone = load_backbone(
-            rest, num_head_channels=num_head_channels, noise_schedule=noise_schedule, image_size=image_size
-        )
-        backbone = _untrained(backbone)
+    config = BackboneConfig(
+        spec,
+        num_head_channels,
+        noise_schedule,
+        image_size,
+        condition,
+        tap,
+        autoencoder,
+        family,
+        condition_file,
+    )
+    fresh = spec.startswith("random:") and spec != "random:"
+    meta = torch.device(device).type == "meta"
+    backbone = _load(replace(config, spec=spec.removeprefix("random:") if fresh else spec), fresh, meta)
+    if fresh:
         backbone.spec = spec
-        return backbone.to(device)
-    if kind == "pixels":
-        return PixelBackbone.from_spec(spec, image_size)
-    if kind == "timm":
-        return TimmBackbone.from_spec(spec, image_size).to(device)
-    if spec in BUNDLED:
-        folder = Path(str(files("difflens") / "assets" / spec))
-        backbone = _from_folder(folder, spec, image_size, BUNDLED[spec])
-    elif path.is_dir():
-        backbone = _from_folder(path, spec, image_size)
-    elif path.is_file():
-        unet = unet_from_adm(read_checkpoint(path), num_head_channels, str(path))
-        schedule = NoiseSchedule.from_config({"beta_schedule": noise_schedule})
-        backbone = UNetBackbone(unet, schedule, spec, image_size)
-    elif path.suffix in _CHECKPOINTS or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
-        raise DiffLensError(f"no backbone {spec!r}: no such file or folder, and known are {_KNOWN}")
-    else:
-        backbone = _from_folder(_download(spec), spec, image_size)
     return backbone.to(device)
+
+
+def _load(config: BackboneConfig, fresh: bool, meta: bool) -> Backbone:
+    """Return the backbone of `config`, with fresh weights for `fresh`, and then without any for `meta`."""
+    spec, size = config.spec, config.image_size
+    kind, _, _ = spec.partition(":")
+    path = Path(spec).expanduser()
+    if is_checkpoint(spec):
+        backbone = _from_checkpoint(config, path)
+        return _untrained(backbone) if fresh else backbone
+    if config.num_head_channels != 64 or config.noise_schedule != "linear" or config.family is not None:
+        raise DiffLensError(
+            f"{spec} is no checkpoint file, and other backbones do not read them: leave out "
+            "--num-head-channels, --noise-schedule and --family"
+        )
+    if kind in ("pixels", "timm"):
+        _refuse_network_options(config)
+        if kind == "pixels":
+            return PixelBackbone.from_spec(spec, size)
+        return TimmBackbone.from_spec(spec, size, untrained=fresh)
+    if spec in BUNDLED:
+        return _from_folder(
+            config, Path(str(files("difflens") / "assets" / spec)), BUNDLED[spec], fresh, meta
+        )
+    if path.is_dir():
+        return _from_folder(config, path, None, fresh, meta)
+    if path.suffix in _CHECKPOINTS or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
+        raise DiffLensError(f"no backbone {spec!r}: no such file or folder, and known are {_KNOWN}")
+    return _from_folder(config, _download(spec), None, fresh, meta)
 
 
 def resolved(spec: str) -> str:
@@ -116,59 +147,83 @@ def resolved(spec: str) -> str:
 
 
 def _from_folder(
-    folder: Path, spec: str, image_size: int | None, defaults: Defaults | None = None
+    config: BackboneConfig, folder: Path, defaults: Defaults | None, fresh: bool, meta: bool
 ) -> Backbone:
-    home = folder / "unet" if (folder / "unet").is_dir() else folder
-    config = _read_json(home / "config.json", f"{folder} is not a diffusers model")
-    if config.get("task") == ENCODER_TASK:
-        encoder = _encoder(config, str(folder / "config.json"), spec, image_size)
-        encoder.load_weights(folder / "model.safetensors")
-        return encoder
-    name = config.get("_class_name")
-    if name != "UNet2DModel":
-        raise DiffLensError(f"{folder} holds a {name}; difflens reads unconditional networks, UNet2DModel")
-    try:
-        unet, info = UNet2DModel.from_pretrained(
-            home, torch_dtype=torch.float32, output_loading_info=True, low_cpu_mem_usage=False
-        )
-    except Exception as error:  # diffusers raises many types for damaged weights and configurations
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DiffLensError(f"{home} cannot be loaded: {reason}") from error
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-    if wrong:
-        raise DiffLensError(
-            f"the weights in {home} do not belong to its config.json: {len(wrong)} parameters are missing, "
-            f"left over or of another shape, {wrong[0]} for example"
-        )
-    candidates = (home / "scheduler_config.json" for home in (folder / "scheduler", folder))
-    scheduler = next((path for path in candidates if path.is_file()), None)
-    schedule = _read_json(scheduler, f"{scheduler} is not a scheduler's configuration") if scheduler else None
-    if unet.config.time_embedding_type == "fourier":
-        named = (schedule or {}).get("_class_name", "a DDPM scheduler")
-        raise DiffLensError(
-            f"{spec} takes the noise level sigma as its time (time_embedding_type fourier), and "
-            f"{named} counts steps: a variance-exploding schedule would be right, and difflens "
-            "does not read those yet"
-        )
-    return UNetBackbone(unet, NoiseSchedule.from_config(schedule), spec, image_size, defaults)
+    if (folder / "config.json").is_file():
+        description = read_json(folder / "config.json", f"{folder} is not a diffusers model")
+        if description.get("task") == ENCODER_TASK:
+            _refuse_network_options(config)
+            encoder = _encoder(description, str(folder / "config.json"), config.spec, config.image_size)
+            if not fresh:
+                encoder.load_weights(folder / "model.safetensors")
+            return encoder
+    backbone = from_folder(config, folder, defaults, fresh=fresh, meta=fresh and meta)
+    return _untrained(backbone) if fresh else backbone
 
 
-def _read_json(path: Path, problem: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DiffLensError(f"{problem}: there is no {path.name} in {path.parent}") from None
-    except (ValueError, OSError) as error:
-        raise DiffLensError(f"{problem}: {path} is not readable JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise DiffLensError(f"{problem}: {path} holds no JSON object")
-    return content
+def _from_checkpoint(config: BackboneConfig, path: Path) -> Backbone:
+    """Return the backbone of a checkpoint file in the layout of guided-diffusion or of DiT."""
+    state, source, spec = read_checkpoint(path), str(path), config.spec
+    if not is_dit(state):
+        unet = unet_from_adm(state, config.num_head_channels, source)
+        if config.family is not None or config.tap is not None or config.autoencoder is not None:
+            raise DiffLensError(
+                f"{spec} is a guided-diffusion checkpoint: leave out --family, --tap and --autoencoder"
+            )
+        schedule = process_of({"beta_schedule": config.noise_schedule})
+        condition = class_condition(unet, config.condition, spec)
+        return UNetBackbone(unet, schedule, spec, config.image_size, condition=condition)
+    process = _process_of_family(config, has_projectors(state), source)
+    heads = None if config.num_head_channels == 64 else config.num_head_channels
+    network = transformer_from_dit(state, heads, source)
+    if config.autoencoder is None:
+        raise DiffLensError(
+            f"{source} takes {network.config.in_channels} channels, which are latents: name the folder of "
+            "its autoencoder with --autoencoder (stabilityai/sd-vae-ft-ema for the released models)"
+        )
+    autoencoder = Autoencoder.from_folder(Path(config.autoencoder).expanduser())
+    side = int(network.config.sample_size) * autoencoder.stride
+    if config.image_size not in (None, side):
+        raise DiffLensError(f"{source} has a table of positions for images of {side} pixels: no --image-size")
+    condition = dit_condition(network, config.condition, spec)
+    given = process, spec, config.image_size, None, autoencoder, condition
+    return TransformerBackbone(network, *given, tap=config.tap or "raw")
+
+
+def _process_of_family(config: BackboneConfig, projectors: bool, source: str) -> NoiseProcess:
+    """Return the noise process of a checkpoint in DiT's layout.
+
+    Raises:
+        DiffLensError: the weights do not tell the family, and no option does, or they contradict it.
+    """
+    family = config.family or ("repa" if projectors else None)
+    if family is None:
+        raise DiffLensError(
+            f"{source} has the layout of DiT, SiT and REPA, whose noise processes differ and whose weights "
+            "look the same: say --family dit, sit or repa"
+        )
+    if projectors and family != "repa":
+        raise DiffLensError(f"{source} has REPA's projectors, so it is not of the family {family}")
+    if family == "dit":
+        return process_of({"beta_schedule": config.noise_schedule})
+    # SiT: t = 1 is the image; REPA turned time round
+    return LinearInterpolant(towards_noise=family == "repa")
+
+
+def _refuse_network_options(config: BackboneConfig) -> None:
+    names = {"condition": config.condition, "tap": config.tap, "autoencoder": config.autoencoder}
+    given = [f"--{name}" for name, value in names.items() if value is not None]
+    if given:
+        raise DiffLensError(
+            f"{config.spec} is no diffusion network of diffusers: leave out {', '.join(given)}"
+        )
 
 
 def _download(spec: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "unet/*", "scheduler/*"]
+    parts = ("unet", "transformer", "scheduler", "vae", "vqvae", "text_encoder*", "tokenizer*")
+    patterns = ["*.json", "*.safetensors", "README.md", *(f"{part}/*" for part in parts)]
     try:
         return Path(snapshot_download(spec, allow_patterns=patterns))
     except Exception as error:  # no network, no such repository, no permission
@@ -195,7 +250,8 @@ def _untrained(backbone: Backbone) -> Backbone:
         return _encoder(backbone.describe(), backbone.spec, backbone.spec, backbone.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for module in backbone.modules():
+        network: Any = backbone.network if isinstance(backbone, DiffusionBackbone) else backbone
+        for module in network.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-Place = tuple[int, int]
-"""(block, noise step): the key of a feature map."""
+Place = tuple[int, int | float]
+"""(block, noise level): the key of a feature map."""
 
 MapShape = tuple[int, int, int]
 """(C, H, W) of a feature map."""

@@ -45,7 +45,7 @@ class PixelBackbone(CleanBackbone):
     def features(
         self,
         x_t: Tensor,
-        t: int | Tensor,
+        t: float | Tensor,
         blocks: Iterable[int],
         feedback: Mapping[int, Tensor] | None = None,
         *,

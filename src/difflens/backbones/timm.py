@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from difflens.backbones.base import Block, CleanBackbone, Defaults, digest_of
+from difflens.backbones.base import Block, CleanBackbone, Defaults
+from difflens.backbones.pretrained import digest_of
 from difflens.errors import DiffLensError, listing
 
 _SUGGESTIONS = 5  # most model names that an error message suggests
@@ -100,7 +101,7 @@ class TimmBackbone(CleanBackbone):
     def features(
         self,
         x_t: Tensor,
-        t: int | Tensor,
+        t: float | Tensor,
         blocks: Iterable[int],
         feedback: Mapping[int, Tensor] | None = None,
         *,

@@ -11,34 +11,48 @@ The output of an encoder block is stored as a skip; a decoder block takes the la
 is the mirror of the paper (decoder block b reads encoder block N + 1 - b of N).
 """
 
-import json
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpoint_of
 
-from difflens.backbones.base import Block, Defaults, DiffusionBackbone, Respond, Role, digest_of
-from difflens.backbones.compiled import CompiledGraphs
+from difflens.backbones.autoencoder import Autoencoder
+from difflens.backbones.base import Block, Defaults, DiffusionBackbone, Fed, Respond, Role
+from difflens.backbones.conditions import Condition
 from difflens.errors import DiffLensError
-from difflens.noise import NoiseSchedule
+from difflens.processes.base import Level, NoiseProcess
 
-# On a large GPU, a network with fewer parameters spends its time on launching kernels.
-_LAUNCH_BOUND = 50_000_000
+# The levels of a conditional U-Net whose blocks are known; others attend in ways of their own.
+_CONDITIONED = (
+    "CrossAttnDownBlock2D",
+    "CrossAttnUpBlock2D",
+    "DownBlock2D",
+    "UNetMidBlock2D",
+    "UNetMidBlock2DCrossAttn",
+    "UpBlock2D",
+)
 
 
 @dataclass
 class _State:
-    """The state of the walk; NCSN++ networks also carry the image down and an output image up."""
+    """The state of the walk; NCSN++ networks also carry the image down and an output image up.
+
+    `context` and `mask` are what cross-attention reads in text-to-image networks.
+    """
 
     hidden: Tensor
     embedding: Tensor
     image: Tensor
+    context: Tensor | None = None
+    mask: Tensor | None = None
     output: Tensor | None = None
     skips: list[Tensor] = field(default_factory=list)
 
@@ -61,7 +75,7 @@ class _Unit:
         if self.role == "decoder":
             state.hidden = torch.cat([state.hidden, state.skips.pop()], dim=1)
         for module in self.modules:
-            state.hidden = _apply(module, state.hidden, state.embedding)
+            state.hidden = _apply(module, state)
 
 
 class _SkipDown(_Unit):
@@ -97,56 +111,58 @@ class _SkipUp(_Unit):
 
 
 class UNetBackbone(DiffusionBackbone):
-    """A frozen `UNet2DModel` with its noise schedule.
+    """A frozen U-Net of diffusers with its noise process.
 
     Args:
-        unet: an unconditional network; it is frozen and set to evaluation mode.
-        schedule: the forward process of its training.
+        unet: a `UNet2DModel` or `UNet2DConditionModel`; it is frozen and set to evaluation mode.
+        process: the forward process of its training.
         spec: the user's name of the backbone.
         image_size: side of the images, in pixels; None: that of the network's configuration, else 256.
         defaults: the places that probes read by default; None: the paper's, at the same relative depth.
-
-    Attributes:
-        cuda_graphs: record compiled graphs as CUDA graphs too; by default True for small networks.
+        autoencoder: of a network that reads latents.
+        condition: further arguments of a conditional network.
 
     Raises:
-        DiffLensError: the network is class-conditional, or has blocks that the walk does not support.
+        DiffLensError: the network lacks its condition, the autoencoder does not fit, or the network has
+            blocks that the walk does not support.
     """
 
     def __init__(
         self,
-        unet: UNet2DModel,
-        schedule: NoiseSchedule,
+        unet: UNet2DModel | UNet2DConditionModel,
+        process: NoiseProcess,
         spec: str = "unet",
         image_size: int | None = None,
         defaults: Defaults | None = None,
+        autoencoder: Autoencoder | None = None,
+        condition: Condition | None = None,
     ):
-        super().__init__()
-        if unet.class_embedding is not None:
-            raise DiffLensError(f"{spec} is class-conditional; difflens reads unconditional networks")
+        size = unet.config.sample_size or 256
+        super().__init__(
+            process,
+            spec,
+            int(unet.config.in_channels),
+            size if isinstance(size, int) else size[0],
+            image_size,
+            autoencoder,
+            condition,
+        )
+        if condition is None and (isinstance(unet, UNet2DConditionModel) or unet.class_embedding is not None):
+            raise DiffLensError(f"{spec} is conditional, and no condition is given")
         self.unet = unet.requires_grad_(False).eval()
-        self.schedule = schedule
-        self.spec = spec
-        self.prediction_type = str(schedule.config.get("prediction_type", "epsilon"))
-        self.in_channels = int(unet.config.in_channels)
-        size = image_size or unet.config.sample_size or 256
-        self.image_size = int(size if isinstance(size, int) else size[0])
         self._units = list(_units(unet))
-        self.blocks = _describe(self._units)
-        self.cuda_graphs = sum(parameter.numel() for parameter in self.parameters()) < _LAUNCH_BOUND
-        self._graphs: CompiledGraphs | None = None
+        self.blocks = _describe(self._units, self.input_stride)
         self.check_side(self.image_size)
         self.defaults = defaults or self._paper_defaults()
 
     @property
-    def generates(self) -> bool:
-        images = (self.in_channels, 2 * self.in_channels)
-        return super().generates and self.unet.config.out_channels in images
+    def network(self) -> nn.Module:
+        return self.unet
 
     def features(
         self,
         x_t: Tensor,
-        t: int | Tensor,
+        t: Level | Tensor,
         blocks: Iterable[int],
         feedback: Mapping[int, Tensor] | None = None,
         *,
@@ -156,17 +172,17 @@ class UNetBackbone(DiffusionBackbone):
         feedback = dict(feedback or {})
         self.check_feedback(feedback)
 
-        def walk(x_t: Tensor, steps: Tensor, feedback: dict[int, Tensor]) -> dict[int, Tensor]:
-            return self._walk(self._start(x_t, steps), range(1, wanted[-1] + 1), wanted, feedback)
+        def walk(fed: Fed, feedback: dict[int, Tensor]) -> dict[int, Tensor]:
+            return self._walk(self._start(*fed), range(1, wanted[-1] + 1), wanted, feedback)
 
         name = f"the walk to block {wanted[-1]}"
         key = (wanted, tuple(feedback))
-        return self._run(compiled, name, key, walk, x_t, self._steps(x_t, t), feedback)
+        return self.run(compiled, name, key, walk, self.fed(x_t, t), feedback)
 
     def features_with_feedback(
         self,
         x_t: Tensor,
-        t: int | Tensor,
+        t: Level | Tensor,
         blocks: Iterable[int],
         collect: Iterable[int],
         respond: Respond,
@@ -177,9 +193,9 @@ class UNetBackbone(DiffusionBackbone):
         wanted, collected = self.check_blocks(blocks), self.check_blocks(collect)
         entered = min(block.mirror or 1 for block in map(self.block, collected))
 
-        def first(x_t: Tensor, steps: Tensor) -> tuple[dict[int, Tensor], dict[str, Any]]:
+        def first(fed: Fed) -> tuple[dict[int, Tensor], dict[str, Any]]:
             # both passes compute the same maps up to the first block that feedback can enter
-            state = self._start(x_t, steps)
+            state = self._start(*fed)
             maps = self._walk(state, range(1, entered), {*wanted, *collected}, {})
             shared = {**vars(state), "skips": list(state.skips)}
             return maps | self._walk(state, range(entered, collected[-1] + 1), collected, {}), shared
@@ -189,50 +205,42 @@ class UNetBackbone(DiffusionBackbone):
             later = [index for index in wanted if index >= entered]
             return self._walk(state, range(entered, wanted[-1] + 1), later, feedback, checkpoint)
 
-        steps = self._steps(x_t, t)
+        fed = self.fed(x_t, t)
         with torch.no_grad():
-            maps, shared = self._run(compiled, "the first pass", (1, wanted, collected), first, x_t, steps)
+            maps, shared = self.run(compiled, "the first pass", (1, wanted, collected), first, fed)
         feedback = respond(maps)
         self.check_feedback(feedback)
         key = (2, wanted, collected, tuple(feedback), checkpoint)
-        maps |= self._run(compiled, "the second pass", key, second, shared, feedback)
+        maps |= self.run(compiled, "the second pass", key, second, shared, feedback)
         return {index: maps[index] for index in wanted}
-
-    def denoise(self, x_t: Tensor, t: int | Tensor, *, compiled: bool = False) -> Tensor:
-        def whole(x_t: Tensor, steps: Tensor) -> Tensor:
-            return self.unet(x_t, steps).sample
-
-        return self._run(compiled, "the whole network", "denoise", whole, x_t, self._steps(x_t, t))
-
-    def fingerprint(self) -> str:
-        architecture = {key: value for key, value in self.unet.config.items() if not key.startswith("_")}
-        described = json.dumps(architecture, sort_keys=True, default=str).encode()
-        return digest_of(self.unet, described, self.schedule.alphas_cumprod.numpy().tobytes())
 
     def modules_of(self, block: int) -> list[nn.Module]:
         return self._units[self.block(block).index - 1].modules
 
-    def train(self, mode: bool = True) -> "UNetBackbone":
-        """Stay in evaluation mode: a frozen network has no dropout while the head is trained."""
-        return super().train(False)
-
-    def _run(
-        self, compiled: bool, name: str, key: Hashable, function: Callable[..., Any], *inputs: Any
-    ) -> Any:
-        """Return `function(*inputs)`, computed directly, or compiled with all maps in channels-last order."""
-        if not compiled:
-            return function(*inputs)
-        if self._graphs is None:
-            self._graphs = CompiledGraphs(self.cuda_graphs)
-            self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        dtype = next(self.parameters()).dtype
-        return self._graphs(name, (key, dtype), function, *inputs)
-
-    def _start(self, x_t: Tensor, steps: Tensor) -> _State:
+    def _start(self, sample: Tensor, time: Tensor, given: dict[str, Any]) -> _State:
+        """Return the state before the first block: the embeddings of time and conditions."""
         unet = self.unet
-        embedding = unet.time_embedding(unet.time_proj(steps).to(x_t.dtype))
-        image = 2 * x_t - 1 if unet.config.center_input_sample else x_t
-        return _State(image, embedding, image)
+        image = 2 * sample - 1 if unet.config.center_input_sample else sample
+        if isinstance(unet, UNet2DModel):
+            embedding = unet.time_embedding(unet.time_proj(time).to(sample.dtype))
+            if unet.class_embedding is not None:
+                labels = given["class_labels"]
+                if unet.config.class_embed_type == "timestep":
+                    labels = unet.time_proj(labels).to(sample.dtype)
+                embedding = embedding + unet.class_embedding(labels).to(sample.dtype)
+            return _State(image, embedding, image)
+        context, added = given["encoder_hidden_states"], given.get("added_cond_kwargs")
+        embedding = unet.time_embedding(unet.get_time_embed(image, time), given.get("timestep_cond"))
+        labels = unet.get_class_embed(image, given.get("class_labels"))
+        if labels is not None:
+            concatenated = unet.config.class_embeddings_concat
+            embedding = torch.cat([embedding, labels], dim=-1) if concatenated else embedding + labels
+        further = unet.get_aug_embed(embedding, context, added)
+        embedding = embedding if further is None else embedding + further
+        if unet.time_embed_act is not None:
+            embedding = unet.time_embed_act(embedding)
+        mask = given.get("encoder_attention_mask")
+        return _State(image, embedding, image, unet.process_encoder_hidden_states(context, added), mask)
 
     def _walk(
         self,
@@ -258,10 +266,6 @@ class UNetBackbone(DiffusionBackbone):
                 maps[index] = state.hidden
         return maps
 
-    @staticmethod
-    def _steps(x_t: Tensor, t: int | Tensor) -> Tensor:
-        return torch.as_tensor(t, device=x_t.device, dtype=torch.long).expand(len(x_t))
-
     def _paper_defaults(self) -> Defaults:
         """Return the places that the paper reads on ADM-256, at the same relative depth of this network."""
         decoder = [block.index for block in self.of_role("decoder")]
@@ -271,13 +275,13 @@ class UNetBackbone(DiffusionBackbone):
             """Return the block at the relative depth of the paper's decoder block `depth` of 18."""
             return decoder[ceil(len(decoder) * depth / 18) - 1]
 
-        steps = self.num_noise_steps
+        at_noise = self.process.at
         per_level = len(decoder) // len(self.unet.up_blocks)
         return Defaults(
             block=at(5),
-            noise_step=int(0.15 * steps),
+            noise_step=at_noise(0.15),
             fusion_blocks=tuple(sorted({*middle, at(5), at(11)})),
-            fusion_noise_steps=tuple(sorted({int(share * steps) for share in (0.09, 0.15, 0.3)})),
+            fusion_noise_steps=tuple(sorted({*map(at_noise, (0.09, 0.15, 0.3))})),
             feedback_blocks=tuple(decoder[1::per_level] if per_level > 1 else decoder),
         )
 
@@ -286,22 +290,41 @@ def _checkpointed(unit: _Unit, state: _State) -> None:
     """Run a block on `state` and store only its inputs for the gradient (Chen et al., 2016)."""
 
     def run(*entering: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        hidden, embedding, image, output, skips = entering
-        inside = _State(hidden, embedding, image, output, list(skips))
+        hidden, embedding, image, context, mask, output, skips = entering
+        inside = _State(hidden, embedding, image, context, mask, output, list(skips))
         unit(inside)
         return inside.hidden, inside.image, inside.output
 
     skips = [state.skips.pop()] if unit.role == "decoder" else []
     state.hidden, state.image, state.output = checkpoint_of(
-        run, state.hidden, state.embedding, state.image, state.output, skips, use_reentrant=False
+        run,
+        state.hidden,
+        state.embedding,
+        state.image,
+        state.context,
+        state.mask,
+        state.output,
+        skips,
+        use_reentrant=False,
     )
 
 
-def _apply(module: nn.Module, hidden: Tensor, embedding: Tensor) -> Tensor:
-    return module(hidden, embedding) if isinstance(module, ResnetBlock2D) else module(hidden)
+def _apply(module: nn.Module, state: _State) -> Tensor:
+    if isinstance(module, ResnetBlock2D):
+        return module(state.hidden, state.embedding)
+    if isinstance(module, Transformer2DModel):
+        context, mask = state.context, state.mask
+        return module(state.hidden, context, encoder_attention_mask=mask, return_dict=False)[0]
+    return module(state.hidden)
 
 
-def _units(unet: UNet2DModel) -> Iterator[_Unit]:
+def _units(unet: UNet2DModel | UNet2DConditionModel) -> Iterator[_Unit]:
+    if isinstance(unet, UNet2DConditionModel):
+        parts = [*unet.down_blocks, *unet.up_blocks]
+        parts += [] if unet.mid_block is None else [unet.mid_block]
+        names = {type(part).__name__ for part in parts} - {*_CONDITIONED}
+        if names:
+            raise DiffLensError(f"{', '.join(sorted(names))} is not a block that difflens can walk")
     yield _Unit("encoder", [unet.conv_in])
     for level in unet.down_blocks:
         yield from (_Unit("encoder", modules) for modules in _layers(level))
@@ -335,11 +358,13 @@ def _layers(level: Any) -> list[list[nn.Module]]:
     # AttnSkipUpBlock2D has one attention, after its last residual block; all others have one for each block
     attentions = list(getattr(level, "attentions", []))
     for layer, attention in zip(layers[len(layers) - len(attentions) :], attentions, strict=True):
+        if not isinstance(attention, Attention | Transformer2DModel):
+            raise DiffLensError(f"{type(attention).__name__} is not an attention that difflens can walk")
         layer.append(attention)
     return layers
 
 
-def _describe(units: Sequence[_Unit]) -> tuple[Block, ...]:
+def _describe(units: Sequence[_Unit], input_stride: int) -> tuple[Block, ...]:
     mirrors: dict[int, int] = {}
     stored: list[int] = []
     for index, unit in enumerate(units, start=1):
@@ -349,7 +374,7 @@ def _describe(units: Sequence[_Unit]) -> tuple[Block, ...]:
             partner = stored.pop()
             mirrors |= {index: partner, partner: index}
     blocks = []
-    stride = 1.0
+    stride = float(input_stride)
     for index, unit in enumerate(units, start=1):
         stride /= unit.scale
         blocks.append(Block(index, unit.role, unit.channels, int(stride), mirrors.get(index)))

@@ -16,10 +16,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, g
 
 from difflens.choices import (
     ExtractorName,
+    FamilyName,
     OnBadImage,
     OptimizerName,
     Precision,
     ScheduleName,
+    TapName,
 )
 from difflens.errors import DiffLensError, listing, require
 from difflens.extractors.config import options_without_effect
@@ -258,6 +260,16 @@ class CheckpointOptions(Options):
     """Noise schedule of an OpenAI checkpoint."""
     image_size: Count | None = None
     """Side of the images that the backbone takes, in pixels. None: the side that it was trained on."""
+    condition: str | None = None
+    """Condition of a conditional network: null (the null class, or the empty prompt), mean, zero or a class.
+    None: null where there is one, else mean, else zero."""
+    tap: TapName | None = None
+    """How the tokens of a transformer are read: raw, norm (LayerNorm), or adaln (with the norm, shift and
+    scale of the next block). None: raw."""
+    autoencoder: str | None = None
+    """Folder of the autoencoder of a network that reads latents, where its own folder has none."""
+    family: FamilyName | None = None
+    """dit, sit or repa: what a .pt checkpoint in DiT's layout is. Its weights do not show it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,8 +296,9 @@ class PlaceOptions(Options):
 
     blocks: tuple[int, ...] | None = None
     """Blocks to read. None: chosen by the backbone and the command."""
-    noise_steps: tuple[int, ...] | None = None
-    """Noise steps at which the blocks are read. None: chosen by the backbone and the command."""
+    noise_steps: tuple[int | float, ...] | None = None
+    """Noise levels at which the blocks are read, in the unit of the backbone's noise process: whole steps,
+    sigma, or a time from 0 to 1; `difflens info` says which. None: chosen by the backbone and the command."""
 
 
 @dataclass(frozen=True, kw_only=True)

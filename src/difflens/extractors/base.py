@@ -11,6 +11,8 @@ from difflens.backbones.base import Backbone
 from difflens.backbones.maps import MapShape, Place
 from difflens.errors import DiffLensError
 from difflens.noise import seeded_noise
+from difflens.processes.base import Level
+from difflens.processes.clean import Clean
 from difflens.run.console import warn
 
 
@@ -57,7 +59,7 @@ class Extractor(nn.Module, ABC):
         self,
         backbone: Backbone,
         blocks: Iterable[int],
-        noise_steps: Iterable[int],
+        noise_steps: Iterable[Level],
         seed: int = 0,
         draws: int = 1,
     ):
@@ -99,22 +101,28 @@ class Extractor(nn.Module, ABC):
             draw: the number of the noise sample: 0 for evaluation, epoch + 1 in training with fresh noise.
         """
         maps: dict[Place, Tensor] = {}
+        x_0 = self.backbone.encode(images)
         # the mean over noise samples
         for number in range(draw * self.draws, (draw + 1) * self.draws):
-            for place, feature in self._read_all(images, index, number).items():
+            for place, feature in self._read_all(x_0, index, number).items():
                 maps[place] = maps[place] + feature.float() if place in maps else feature.float()
         return maps if self.draws == 1 else {place: total / self.draws for place, total in maps.items()}
 
-    def noised(self, images: Tensor, index: Tensor, draw: int = 0) -> dict[int, Tensor]:
-        """Return the noised images, (B, C, S, S), by noise step; arguments as for `forward`."""
-        return {t: self._noised(images, index, t, draw) for t in self.noise_steps}
+    def noised(self, x_0: Tensor, index: Tensor, draw: int = 0) -> dict[Level, Tensor]:
+        """Return x_t, (B, C, H, W), by noise level.
 
-    def _read_all(self, images: Tensor, index: Tensor, draw: int) -> dict[Place, Tensor]:
+        Args:
+            x_0: images or latents, as from `Backbone.encode`, (B, C, H, W).
+            index, draw: as for `forward`.
+        """
+        return {t: self._noised(x_0, index, t, draw) for t in self.noise_steps}
+
+    def _read_all(self, x_0: Tensor, index: Tensor, draw: int) -> dict[Place, Tensor]:
         """Return the maps of one noise sample, in the backbone's precision."""
-        noised = self.noised(images, index, draw)
+        noised = self.noised(x_0, index, draw)
         if len(noised) > 1 and self.training and not self.mixes_images and self._default(self.joint):
             try:
-                return self._read_jointly(noised, len(images))
+                return self._read_jointly(noised, len(x_0))
             except torch.OutOfMemoryError:
                 self.joint = False
                 warn(
@@ -122,10 +130,11 @@ class Extractor(nn.Module, ABC):
                 )
         return {(block, t): maps for t, x_t in noised.items() for block, maps in self._read(x_t, t).items()}
 
-    def _read_jointly(self, noised: dict[int, Tensor], count: int) -> dict[Place, Tensor]:
+    def _read_jointly(self, noised: dict[Level, Tensor], count: int) -> dict[Place, Tensor]:
         """Return the maps of `count` images at several noise steps, read in one batch."""
         x_t = torch.cat(list(noised.values()))
-        steps = torch.tensor(list(noised), device=x_t.device).repeat_interleave(count)
+        steps = self.backbone.process.level_tensor(torch.tensor(list(noised)), len(noised), x_t.device)
+        steps = steps.repeat_interleave(count)
         parts = {block: maps.split(count) for block, maps in self._read(x_t, steps).items()}
         return {
             (block, t): split[number] for number, t in enumerate(noised) for block, split in parts.items()
@@ -141,14 +150,13 @@ class Extractor(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
-        """Return the maps by block, at one noise step for all images, or at one for each image, (B,) long."""
+    def _read(self, x_t: Tensor, t: Level | Tensor) -> dict[int, Tensor]:
+        """Return the maps by block, at one noise level for all images, or at one for each image, (B,)."""
 
-    def _noised(self, images: Tensor, index: Tensor, t: int, draw: int) -> Tensor:
-        """Return x_t of the images, in the backbone's precision; the images of a backbone without noise
-        steps."""
-        if self.backbone.num_noise_steps == 1:
-            return images
-        noise = seeded_noise(tuple(images.shape[1:]), index, t, self.seed, draw)
-        dtype = next(self.backbone.parameters()).dtype
-        return self.backbone.add_noise(images, t, noise).to(dtype)
+    def _noised(self, x_0: Tensor, index: Tensor, t: Level, draw: int) -> Tensor:
+        """Return x_t in the backbone's precision; x_0 itself for a backbone that reads clean images."""
+        backbone = self.backbone
+        if isinstance(backbone.process, Clean):
+            return x_0
+        noise = seeded_noise(tuple(x_0.shape[1:]), index, t, self.seed, draw)
+        return backbone.add_noise(x_0, t, noise).to(backbone.dtype)

@@ -46,7 +46,7 @@ class ExtractorConfig:
 
     name: ExtractorName
     blocks: tuple[int, ...]
-    noise_steps: tuple[int, ...]
+    noise_steps: tuple[int | float, ...]
     seed: int = 0
     feedback_blocks: tuple[int, ...] | None = None
     from_block: int = 1
@@ -73,7 +73,7 @@ class ExtractorConfig:
         if self.precision != "float32":
             if self.name == "finetuned":
                 raise DiffLensError("a fine-tuned backbone keeps float32 weights: leave out --precision")
-            backbone.to(getattr(torch, self.precision))
+            backbone.convert(getattr(torch, self.precision))
         common = backbone, self.blocks, self.noise_steps, self.seed
         if self.name == "feedback":
             extractor = FeedbackExtractor(*common, feedback_blocks=self.feedback_blocks, draws=self.draws)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from difflens.backbones.base import Backbone, Block
 from difflens.errors import DiffLensError, listing
 from difflens.extractors.base import Extractor
+from difflens.processes.base import Level
 
 
 class FeedbackExtractor(Extractor):
@@ -39,7 +40,7 @@ class FeedbackExtractor(Extractor):
         self,
         backbone: Backbone,
         blocks: Iterable[int],
-        noise_steps: Iterable[int],
+        noise_steps: Iterable[Level],
         seed: int = 0,
         feedback_blocks: Iterable[int] | None = None,
         draws: int = 1,
@@ -80,7 +81,7 @@ class FeedbackExtractor(Extractor):
             nn.ReLU(),
         )
 
-    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
+    def _read(self, x_t: Tensor, t: Level | Tensor) -> dict[int, Tensor]:
         return self.backbone.features_with_feedback(
             x_t,
             t,
@@ -96,7 +97,7 @@ class FeedbackExtractor(Extractor):
         feedback = {}
         for block in self.feedback_blocks:
             mirror = self._mirror(block)
-            size = tuple(side // mirror.stride for side in x_t.shape[-2:])
+            size = tuple(side * self.backbone.input_stride // mirror.stride for side in x_t.shape[-2:])
             sent = self.feedback[str(block)](maps[block].float())
             sent = nn.functional.interpolate(sent, size, mode="bilinear", align_corners=False)
             feedback[mirror.index] = sent.to(x_t.dtype)

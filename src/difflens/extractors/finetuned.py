@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from difflens.backbones.base import Backbone
 from difflens.errors import DiffLensError
 from difflens.extractors.base import Extractor
+from difflens.processes.base import Level
 
 
 class FineTunedExtractor(Extractor):
@@ -25,7 +26,7 @@ class FineTunedExtractor(Extractor):
         self,
         backbone: Backbone,
         blocks: Iterable[int],
-        noise_steps: Iterable[int],
+        noise_steps: Iterable[Level],
         seed: int = 0,
         from_block: int = 1,
         draws: int = 1,
@@ -51,5 +52,5 @@ class FineTunedExtractor(Extractor):
             for block in range(self.from_block, max(self.blocks) + 1)
         }
 
-    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
+    def _read(self, x_t: Tensor, t: Level | Tensor) -> dict[int, Tensor]:
         return self.backbone.features(x_t, t, self.blocks)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from difflens.extractors.base import Extractor
+from difflens.processes.base import Level
 
 
 class FrozenExtractor(Extractor):
@@ -11,6 +12,6 @@ class FrozenExtractor(Extractor):
 
     trainable = False
 
-    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
+    def _read(self, x_t: Tensor, t: Level | Tensor) -> dict[int, Tensor]:
         with torch.no_grad():
             return self.backbone.features(x_t, t, self.blocks, compiled=self._default(self.compiled))

@@ -47,7 +47,7 @@ def generate(config: GenerateConfig) -> GenerateResult:
     default_batch = max(1, min(64, 64 * 32 // backbone.image_size))
     config = replace(config, steps=sampler.steps, batch_size=config.batch_size or default_batch)
     opened.config = config
-    backbone.to(getattr(torch, config.precision))
+    backbone.convert(getattr(torch, config.precision))
     with opened.directory({"sampler": sampler.name}) as run:
         return _Generation(config, sampler, run, process).run_all()
 

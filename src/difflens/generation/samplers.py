@@ -13,11 +13,12 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from difflens.backbones.base import PREDICTIONS, Backbone, DiffusionBackbone
+from difflens.backbones.base import Backbone, DiffusionBackbone
 from difflens.backbones.bigan import BiGANBackbone
 from difflens.choices import SamplerName
 from difflens.errors import DiffLensError, require
 from difflens.noise import Stream, seeded_noise
+from difflens.processes.variance_preserving import VariancePreserving
 
 _DEFAULT_STEPS = {"ddim": 50, "dpm-solver": 20}
 
@@ -63,23 +64,21 @@ class Sampler:
             raise DiffLensError(f"{backbone.spec} cannot generate: it is no diffusion network")
         if name not in get_args(SamplerName):
             raise DiffLensError(f"no sampler {name!r}; there are {', '.join(get_args(SamplerName))}")
-        total = backbone.num_noise_steps
+        if not isinstance(backbone.process, VariancePreserving):
+            raise DiffLensError(f"{name} draws from variance-preserving networks only")
+        total = backbone.process.num_steps
         steps = min(_DEFAULT_STEPS.get(name, total), total) if steps is None else steps
         if not 1 <= steps <= total:
             raise DiffLensError(f"{steps} sampling steps: the schedule allows 1 to {total}")
         require(eta=(eta, 0, 1))
         if eta and name != "ddim":
             raise DiffLensError(f"eta is {eta:g}, and {name} has none: it is for the sampler ddim")
-        if backbone.prediction_type not in PREDICTIONS:
-            raise DiffLensError(
-                f"{backbone.spec} predicts {backbone.prediction_type!r}; known are {', '.join(PREDICTIONS)}"
-            )
-        if backbone.prediction_type == "epsilon" and not float(backbone.schedule.alphas_cumprod[-1]):
+        if backbone.process.prediction == "epsilon" and not float(backbone.process.alphas_cumprod[-1]):
             raise DiffLensError(
                 f"{backbone.spec} predicts noise, and its last step is pure noise (zero terminal SNR): no "
                 "image follows from it"
             )
-        if name == "ddpm" and backbone.schedule.config.get("variance_type") == "learned":
+        if name == "ddpm" and backbone.process.config.get("variance_type") == "learned":
             raise DiffLensError(
                 f"{backbone.spec} predicts its variance itself, not a share of a range: "
                 "choose another sampler"
@@ -92,8 +91,8 @@ class Sampler:
         self.ancestral = name == "ddpm"
         self.eta = 1.0 if self.ancestral else eta
         self.timesteps = [round(total * k / steps) - 1 for k in range(1, steps + 1)]
-        self.shape = (backbone.in_channels, backbone.image_size, backbone.image_size)
-        self._abar = backbone.schedule.alphas_cumprod[self.timesteps]
+        self.shape = backbone.input_shape
+        self._abar = backbone.process.alphas_cumprod[self.timesteps]
         self._scheduler = self._make_scheduler()
 
     @torch.inference_mode()
@@ -111,7 +110,7 @@ class Sampler:
             DiffLensError: the network's output has another shape than an image, or is not finite.
         """
         self._scheduler.set_timesteps(self.steps)
-        total = self.backbone.num_noise_steps
+        total = self.backbone.process.num_steps
         x = seeded_noise(self.shape, index, Stream.start(total), self.seed)
         for s in reversed(range(self.steps)):
             prediction, share = self._predict(x, self.timesteps[s])
@@ -142,7 +141,7 @@ class Sampler:
         The share interpolates logarithms, from the posterior's variance (0) to beta (1), as in Nichol and
         Dhariwal (2021), equation 15.
         """
-        dtype = next(self.backbone.parameters()).dtype
+        dtype = self.backbone.dtype
         output = self.backbone.denoise(x.to(dtype), t, compiled=self.compiled).float()
         channels = self.shape[0]
         if output.shape[1] == 2 * channels:
@@ -152,7 +151,7 @@ class Sampler:
             raise DiffLensError(
                 f"{self.backbone.spec} cannot generate: it makes {output.shape[1]} channels out of {channels}"
             )
-        named = str(self.backbone.schedule.config.get("variance_type"))
+        named = str(self.backbone.process.config.get("variance_type"))
         return output, 1.0 if named.startswith("fixed_large") else 0.0
 
     def _variance_ratio(self, s: int) -> float:
@@ -162,7 +161,7 @@ class Sampler:
     def _make_scheduler(self) -> Any:
         common = {
             "num_train_timesteps": self.steps,
-            "prediction_type": self.backbone.prediction_type,
+            "prediction_type": self.backbone.process.prediction,
             "timestep_spacing": "trailing",
         }
         scheduler: Any
@@ -195,7 +194,7 @@ class OnePassSampler:
     def __call__(self, index: Tensor, watch: Callable[[], object] = lambda: None) -> Tensor:
         """Return the images with these numbers; arguments, result and errors as in `Sampler.__call__`."""
         latents = seeded_noise((self.backbone.generator.config.latent,), index, Stream.LATENT, self.seed)
-        dtype = next(self.backbone.parameters()).dtype
+        dtype = self.backbone.dtype
         images = self.backbone.generator(latents.to(dtype)).float()
         watch()
         if not images.isfinite().all():

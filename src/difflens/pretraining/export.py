@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from difflens.backbones.load import BUNDLED
-from difflens.noise import NoiseSchedule
+from difflens.processes.variance_preserving import VariancePreserving
 
 _CARD = """\
 ---
@@ -52,7 +52,7 @@ class Card:
     samples: str | None = None
 
 
-def write_pipeline(folder: Path, unet: UNet2DModel, schedule: NoiseSchedule) -> None:
+def write_pipeline(folder: Path, unet: UNet2DModel, schedule: VariancePreserving) -> None:
     """Fill `folder` with a `DDPMPipeline` in float16.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from difflens.choices import Prediction
-from difflens.noise import NoiseSchedule
+from difflens.processes.variance_preserving import VariancePreserving
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """A network: gives its output for x_t and t."""
@@ -40,7 +40,7 @@ class DiffusionLoss:
 
     def __init__(
         self,
-        schedule: NoiseSchedule,
+        schedule: VariancePreserving,
         prediction: Prediction = "epsilon",
         learned_variance: bool = False,
         min_snr_gamma: float | None = None,

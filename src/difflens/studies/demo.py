@@ -188,7 +188,7 @@ class _Demo:
         index = torch.arange(len(examples), device=backbone.device)
         images = to_float(self._images(examples, index)).to(backbone.device)
         # no head reads the large noise steps; they make noise visible
-        large = {backbone.num_noise_steps // divisor for divisor in (10, 4, 2)}
+        large = {backbone.process.at(share) for share in (0.1, 0.25, 0.5)}
         steps = {*defaults.fusion_noise_steps, defaults.noise_step, *large}
         encoder, decoder = backbone.of_role("encoder"), backbone.of_role("decoder")
         ends = {encoder[len(encoder) // 2].index, decoder[-2].index}

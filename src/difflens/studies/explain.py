@@ -97,7 +97,7 @@ class _Explanation:
         count = min(_BLOCKS, len(blocks))
         evenly = {blocks[round(k * (len(blocks) - 1) / max(1, count - 1))] for k in range(count)}
         self.blocks = backbone.check_blocks(config.blocks or evenly)
-        ladder = {int(share * backbone.num_noise_steps) for share in _STEPS}
+        ladder = {*map(backbone.process.at, _STEPS)}
         self.steps = backbone.check_noise_steps(config.noise_steps or ladder)
         self.block = backbone.block(config.block or backbone.defaults.block).index
         step = backbone.defaults.noise_step if config.noise_step is None else config.noise_step

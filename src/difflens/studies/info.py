@@ -82,7 +82,7 @@ def block_costs(backbone: Backbone) -> dict[int, float]:
 
 
 def _noise(backbone: DiffusionBackbone) -> NoiseInfo:
-    schedule = backbone.schedule
+    schedule = backbone.process
     log_snr = (schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)).log()
     last = float(log_snr[-1])
     scheduler = schedule.config.get("_class_name")

@@ -28,6 +28,7 @@ from difflens.metrics.classifiers import held_out_scores
 from difflens.metrics.recommendation import Recommendation, comparable, recommend
 from difflens.metrics.statistics import wilson
 from difflens.opening import OpenedRun, open_run
+from difflens.processes.base import Level
 from difflens.reports.heat_maps import accuracy_map
 from difflens.reports.sweep import sweep_report
 from difflens.results.sweep import SweepResult
@@ -65,8 +66,8 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
         return _Sweep(opened, blocks, steps, run, announce, began).run_all()
 
 
-def _ladder(backbone: Backbone) -> list[int]:
-    return sorted({int(share * backbone.num_noise_steps) for share in _LADDER})
+def _ladder(backbone: Backbone) -> list[Level]:
+    return sorted({*map(backbone.process.at, _LADDER)})
 
 
 class _Sweep:

@@ -35,7 +35,7 @@ from difflens.extractors.base import evaluating
 from difflens.heads.config import SegmentationHeadConfig
 from difflens.heads.segmentation import SegmentationHead
 from difflens.metrics.segmentation import SegmentationEvaluation, confusion_matrix
-from difflens.noise import NoiseSchedule
+from difflens.processes.schedulers import process_of
 from difflens.reports.overlays import mask_overlay
 from difflens.tasks.classification.predict import predict_classes
 from difflens.tasks.dense import make_plan
@@ -335,7 +335,7 @@ def test_every_preset_fits_the_papers_network(kind: Any, preset: str) -> None:
         attention_head_dim=4,
     )
     asked = resolve(kind(out=Path("x"), data=Path("y"), preset=preset))
-    plan = make_plan(asked, UNetBackbone(narrow, NoiseSchedule.from_config()))
+    plan = make_plan(asked, UNetBackbone(narrow, process_of()))
     assert set(plan.extractor.blocks) <= {24, 27, 30, 33}
     assert plan.extractor.noise_steps == (90,)
     assert plan.strides == (2, 4, 8, 16)

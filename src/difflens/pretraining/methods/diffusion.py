@@ -15,12 +15,13 @@ from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
-from difflens.noise import NoiseSchedule
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card, write_pipeline
 from difflens.pretraining.gradients import Gradients
 from difflens.pretraining.loss import DiffusionLoss
 from difflens.pretraining.methods.base import PretrainingMethod
+from difflens.processes.schedulers import process_of
+from difflens.processes.variance_preserving import VariancePreserving
 from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer
 
 
@@ -36,9 +37,11 @@ class DiffusionMethod(PretrainingMethod):
         self.channels, self.side = int(self.unet.config.in_channels), int(self.unet.config.sample_size)
         self.ema = [parameter.detach().clone() for parameter in self.unet.parameters()]
         variance = {"variance_type": "learned_range"} if config.learned_variance else {}
-        self.schedule = NoiseSchedule.from_config(
+        schedule = process_of(
             {"beta_schedule": config.schedule, "prediction_type": config.prediction, **variance}
         )
+        assert isinstance(schedule, VariancePreserving), "beta schedules are variance preserving"
+        self.schedule = schedule
         group = ParameterGroup(
             self.unet.parameters(), given(config.learning_rate), given(config.weight_decay)
         )

@@ -1,0 +1,109 @@
+"""Autoencoders of latent diffusion: from images to the latents that are noised, and back."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+from difflens.backbones.pretrained import digest_of, read_json, read_network
+from difflens.errors import DiffLensError, listing
+
+KINDS = ("AutoencoderKL", "VQModel")
+"""Autoencoders of diffusers that difflens reads latents from."""
+
+
+class Autoencoder(nn.Module):
+    """A frozen autoencoder of diffusers, in float32, with the scale and shift that its pipelines apply.
+
+    The latents are scale * (z - shift), where z is the mean of the posterior (KL) or the encoder's output
+    before quantisation (VQ).
+
+    Args:
+        network: an `AutoencoderKL` or a `VQModel`.
+        written: the content of its configuration file. A `VQModel` whose file has no `scaling_factor` was
+            trained with 1.0, although the class of diffusers says 0.18215.
+
+    Attributes:
+        in_channels: channels of the images.
+        channels: channels of the latents.
+        stride: side of the images divided by the side of the latents.
+
+    Raises:
+        DiffLensError: difflens does not know the latents of this class.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: Any, written: dict[str, Any]):
+        super().__init__()
+        name = type(network).__name__
+        if name not in KINDS:
+            raise DiffLensError(f"{name} is no autoencoder that difflens knows; known are {listing(KINDS)}")
+        self.network = network.requires_grad_(False).eval()
+        config = network.config
+        self.in_channels, self.channels = int(config.in_channels), int(config.latent_channels)
+        self.stride = 2 ** (len(config.block_out_channels) - 1)
+        default = 1.0 if name == "VQModel" else config.scaling_factor
+        scale = written.get("scaling_factor", default)
+        shift, mean, std = (config.get(key) for key in ("shift_factor", "latents_mean", "latents_std"))
+        if mean is not None and std is not None:  # the normalised latents of SDXL's relatives
+            self._register("scale", [scale / each for each in std])
+            self._register("shift", mean)
+        else:
+            self._register("scale", [scale])
+            self._register("shift", [shift or 0.0])
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, meta: bool = False) -> "Autoencoder":
+        """Read an autoencoder in diffusers format.
+
+        Args:
+            folder: holds config.json and the weights.
+            meta: make it on the meta device, without weights.
+
+        Raises:
+            DiffLensError: the folder holds no known autoencoder, or its files are damaged.
+        """
+        written = read_json(folder / "config.json", f"{folder} is not an autoencoder")
+        name = written.get("_class_name")
+        if name not in KINDS:
+            raise DiffLensError(
+                f"{folder} holds a {name}; autoencoders that difflens knows are {listing(KINDS)}"
+            )
+        return cls(read_network(getattr(diffusers, str(name)), folder, written, meta=meta), written)
+
+    def fingerprint(self) -> str:
+        """Return a hex digest of weights, scale and shift."""
+        return digest_of(self.network, self.scale.cpu().numpy().tobytes(), self.shift.cpu().numpy().tobytes())
+
+    def _register(self, name: str, values: list[float]) -> None:
+        self.register_buffer(name, torch.tensor(values, device="cpu").reshape(1, -1, 1, 1), persistent=False)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Return latents, (B, channels, H / stride, W / stride) float32, of images (B, C, H, W) in [-1, 1].
+
+        Raises:
+            DiffLensError: a latent is not finite.
+        """
+        encoded = self.network.encode(images.float())
+        z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        latents = (z - self.shift) * self.scale
+        if not latents.isfinite().all():
+            raise DiffLensError(
+                f"the latents of {type(self.network).__name__} are not finite: check the weights of the "
+                "autoencoder, and the images"
+            )
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images, (B, C, H, W) float32 in about [-1, 1], of latents (B, channels, H / stride, ...)."""
+        return self.network.decode(latents.float() / self.scale + self.shift).sample
+
+    def train(self, mode: bool = True) -> "Autoencoder":
+        """Stay in evaluation mode."""
+        return super().train(False)

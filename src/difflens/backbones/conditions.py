@@ -1,0 +1,210 @@
+"""Conditions of a network, fixed when it is loaded: a class, or the embedding of the empty prompt."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import TimestepEmbedding
+from torch import Tensor, nn
+
+from difflens.backbones.text import empty_prompt, load_condition
+from difflens.errors import DiffLensError
+
+
+class Condition(nn.Module):
+    """The further arguments of a network's forward call, the same for all images.
+
+    Args:
+        name: the condition in words, for reports.
+        tensors: arguments by name, with a first dimension of 1; the entries of a dictionary are named
+            "argument.entry".
+    """
+
+    def __init__(self, name: str, tensors: Mapping[str, Tensor]):
+        super().__init__()
+        self.name = name
+        self._names = tuple(sorted(tensors))
+        for number, key in enumerate(self._names):
+            self.register_buffer(f"tensor_{number}", tensors[key], persistent=False)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The arguments by name, each with a first dimension of 1."""
+        return {key: self.get_buffer(f"tensor_{number}") for number, key in enumerate(self._names)}
+
+    def arguments(self, count: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the arguments for `count` images, floats in `dtype`."""
+        arguments: dict[str, Any] = {}
+        for key, tensor in self.tensors.items():
+            value = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            name, _, entry = key.partition(".")
+            expanded = value.expand(count, *value.shape[1:])
+            if entry:
+                arguments.setdefault(name, {})[entry] = expanded
+            else:
+                arguments[name] = expanded
+        return arguments
+
+    def fingerprint(self) -> bytes:
+        """Return bytes that differ between different conditions."""
+        parts = [self.name.encode()]
+        for key, tensor in self.tensors.items():
+            parts += [key.encode(), tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()]
+        return b"".join(parts)
+
+
+class _FixedEmbedding(nn.Module):
+    """The class embedding of a network for no single class: the mean over its classes, or zero.
+
+    Args:
+        embedding: the network's own embedding; its weights stay in the state dict.
+        width: length of an embedding.
+        classes: the number of rows that the mean is over; None: zero.
+    """
+
+    def __init__(self, embedding: nn.Module, width: int, classes: int | None):
+        super().__init__()
+        self.embedding, self.width, self.classes = embedding, width, classes
+
+    def forward(self, labels: Tensor) -> Tensor:
+        weight = next(self.embedding.parameters(), None)
+        if self.classes is not None and weight is not None:
+            return weight[: self.classes].mean(dim=0, keepdim=True).expand(len(labels), -1)
+        like = labels.float() if weight is None else weight
+        return torch.zeros(len(labels), self.width, device=labels.device, dtype=like.dtype)
+
+
+def class_condition(unet: Any, asked: str | None, spec: str) -> Condition | None:
+    """Return the condition of a U-Net with class embeddings; None for a network without.
+
+    "mean" and "zero" replace the network's `class_embedding` by one that gives this vector for any label.
+
+    Args:
+        unet: a `UNet2DModel`; it changes for "mean" and "zero".
+        asked: null, mean, zero or the number of a class. None: "mean" where there is one row for each class,
+            else "zero".
+        spec: the backbone's name in messages.
+
+    Raises:
+        DiffLensError: the network has no such condition.
+    """
+    embedding = unet.class_embedding
+    if embedding is None:
+        if asked is not None:
+            raise DiffLensError(f"{spec} is unconditional: leave out --condition")
+        return None
+    rows = embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
+    asked = asked or ("zero" if rows is None else "mean")
+    label = torch.zeros(1, dtype=torch.long)
+    if asked == "null":
+        raise DiffLensError(
+            f"{spec} has no row that is known to be its null class: --condition takes mean, zero or a class"
+        )
+    if asked == "mean" and rows is not None:
+        unet.class_embedding = _FixedEmbedding(embedding, embedding.embedding_dim, rows)
+        return Condition(f"mean of {rows:,} class embeddings", {"class_labels": label})
+    if asked == "zero":
+        width = unet.time_embedding.linear_2.out_features
+        unet.class_embedding = _FixedEmbedding(embedding, width, None)
+        if rows is None:
+            label = label.float()
+        return Condition("class embedding of zero", {"class_labels": label})
+    if asked.isdecimal():
+        number = int(asked)
+        if rows is not None and number < rows:
+            return Condition(f"class {number}", {"class_labels": label + number})
+        if isinstance(embedding, TimestepEmbedding):
+            return Condition(f"class {number}", {"class_labels": label + number})
+        if rows is not None:
+            raise DiffLensError(f"{spec} has no class {number}: its classes are 0 to {rows - 1}")
+    known = "mean, zero or a class" if rows else "zero or a class"
+    if isinstance(embedding, nn.Identity):
+        known = "zero: its class embedding is given from outside"
+    raise DiffLensError(f"{spec} has no condition {asked!r}: --condition takes {known}")
+
+
+def dit_condition(network: Any, asked: str | None, spec: str) -> Condition:
+    """Return the condition of a `DiTTransformer2DModel`, whose last class is the null class.
+
+    Args:
+        network: the transformer; the class embeddings of its blocks change for "mean" and "zero".
+        asked: null, mean, zero or the number of a class; None: null.
+        spec: the backbone's name in messages.
+
+    Raises:
+        DiffLensError: the network has no such condition.
+    """
+    classes = int(network.config.num_embeds_ada_norm)
+    asked = asked or "null"
+    label = torch.zeros(1, dtype=torch.long)
+    if asked == "null":
+        return Condition(f"null class {classes}", {"class_labels": label + classes})
+    if asked in ("mean", "zero"):
+        for block in network.transformer_blocks:
+            embed = block.norm1.emb
+            if not isinstance(embed.class_embedder, _FixedEmbedding):  # blocks of a .pt share one embedder
+                mean = classes if asked == "mean" else None
+                embed.class_embedder = _FixedEmbedding(embed.class_embedder, network.inner_dim, mean)
+        name = f"mean of {classes:,} class embeddings" if asked == "mean" else "class embedding of zero"
+        return Condition(name, {"class_labels": label})
+    if asked.isdecimal() and int(asked) <= classes:
+        return Condition(f"class {int(asked)}", {"class_labels": label + int(asked)})
+    raise DiffLensError(
+        f"{spec} has no condition {asked!r}: --condition takes null, mean, zero or a class from 0 "
+        f"to {classes - 1}"
+    )
+
+
+def text_condition(
+    network: Any, asked: str | None, folder: Path, stored: Path | None, spec: str
+) -> Condition:
+    """Return the condition of a text-to-image network.
+
+    Args:
+        network: a `UNet2DConditionModel` or a transformer.
+        asked: null, the empty prompt, or zero, an embedding of zeros; None: null.
+        folder: the pipeline, whose text encoders compute the embedding of the empty prompt.
+        stored: a file of `save_condition` that holds it already; no text encoder runs then.
+        spec: the backbone's name in messages.
+
+    Raises:
+        DiffLensError: the network has no such condition, or the text encoders cannot run.
+    """
+    if asked == "zero":
+        return Condition("text embedding of zeros", _zeros(network, spec))
+    if asked not in (None, "null"):
+        raise DiffLensError(
+            f"{spec} has no condition {asked!r}: a text-to-image network takes null (the empty prompt) or "
+            "zero"
+        )
+    tensors = empty_prompt(folder) if stored is None else load_condition(stored)
+    return Condition(EMPTY_PROMPT, tensors)
+
+
+EMPTY_PROMPT = "empty prompt"
+"""The name of the condition that text encoders compute."""
+
+
+def _zeros(network: Any, spec: str) -> dict[str, Tensor]:
+    """Return embeddings of zeros in the shape of one prompt."""
+    config, name = network.config, type(network).__name__
+    if name == "UNet2DConditionModel":
+        if config.addition_embed_type not in (None, "text_time") or config.encoder_hid_dim_type is not None:
+            raise DiffLensError(f"{spec} needs conditions that difflens cannot give: images, for example")
+        tensors = {"encoder_hidden_states": torch.zeros(1, 77, config.cross_attention_dim)}
+        if config.addition_embed_type == "text_time":
+            times = 6
+            pooled = config.projection_class_embeddings_input_dim - times * config.addition_time_embed_dim
+            tensors["added_cond_kwargs.text_embeds"] = torch.zeros(1, pooled)
+            tensors["added_cond_kwargs.time_ids"] = torch.zeros(1, times)
+        return tensors
+    if name == "PixArtTransformer2DModel":
+        return {"encoder_hidden_states": torch.zeros(1, 120, config.caption_channels)}
+    tensors = {
+        "encoder_hidden_states": torch.zeros(1, 77, config.joint_attention_dim),
+        "pooled_projections": torch.zeros(1, config.pooled_projection_dim),
+    }
+    if getattr(config, "guidance_embeds", False):
+        tensors["guidance"] = torch.zeros(1)
+    return tensors

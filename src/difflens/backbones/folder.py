@@ -1,0 +1,166 @@
+"""Folders in diffusers format: a network alone, or a pipeline with all its parts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+
+from difflens.backbones.autoencoder import Autoencoder
+from difflens.backbones.base import Backbone, Defaults
+from difflens.backbones.conditions import Condition, class_condition, dit_condition, text_condition
+from difflens.backbones.config import BackboneConfig
+from difflens.backbones.pretrained import read_json, read_network
+from difflens.backbones.transformer import WALKED, TransformerBackbone
+from difflens.backbones.unet import UNetBackbone
+from difflens.errors import DiffLensError
+from difflens.processes.base import NoiseProcess
+from difflens.processes.schedulers import process_of
+
+_NETWORKS = ("unet", "transformer")
+_AUTOENCODERS = ("vae", "vqvae")
+
+
+@dataclass(frozen=True)
+class _Pipeline:
+    """The files of a folder.
+
+    Attributes:
+        folder: the folder that the user named.
+        home: the folder of the network.
+        written: the network's config.json.
+        index: the pipeline's model_index.json; empty for a network alone.
+    """
+
+    folder: Path
+    home: Path
+    written: dict[str, Any]
+    index: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> "_Pipeline":
+        named = (folder / name for name in _NETWORKS)
+        home = next((path for path in named if path.is_dir()), folder)
+        written = read_json(home / "config.json", f"{folder} is not a diffusers model")
+        if home == folder and folder.name in _NETWORKS and (folder.parent / "model_index.json").is_file():
+            raise DiffLensError(
+                f"{folder} is one part of the pipeline in {folder.parent}, whose scheduler and autoencoder "
+                "belong to it: give that folder"
+            )
+        path = folder / "model_index.json"
+        index = read_json(path, f"{folder} is not a pipeline") if path.is_file() else {}
+        return cls(folder, home, written, index)
+
+    def scheduler(self) -> dict[str, Any] | None:
+        """Return the scheduler's configuration; None if there is no file."""
+        candidates = (home / "scheduler_config.json" for home in (self.folder / "scheduler", self.folder))
+        path = next((path for path in candidates if path.is_file()), None)
+        if path is None:
+            return None
+        return read_json(path, f"{path} is not a scheduler's configuration")
+
+    def process(self) -> NoiseProcess:
+        """Return the noise process of the scheduler; DDPM's linear schedule if there is no file.
+
+        Raises:
+            DiffLensError: the scheduler is not known, or it belongs to another pipeline.
+        """
+        config = self.scheduler()
+        process = process_of(config)
+        named = self.index.get("scheduler")
+        expected = named[1] if isinstance(named, list) and len(named) == 2 else None
+        found = (config or {}).get("_class_name")
+        if expected and found and process_of({"_class_name": expected}).name != process.name:
+            raise DiffLensError(
+                f"{self.folder} names a {expected} in model_index.json, and its scheduler is a {found}, "
+                "which noises images differently: it belongs to another pipeline"
+            )
+        return process
+
+    def autoencoder(self, given: str | None, meta: bool) -> Autoencoder | None:
+        """Return the autoencoder of the folder, or the one that the user named; None if there is neither."""
+        own = next((self.folder / name for name in _AUTOENCODERS if (self.folder / name).is_dir()), None)
+        if given is None:
+            return None if own is None else Autoencoder.from_folder(own, meta=meta)
+        if own is not None:
+            raise DiffLensError(f"{self.folder} has an autoencoder, {own.name}/: leave out --autoencoder")
+        return Autoencoder.from_folder(Path(given).expanduser(), meta=meta)
+
+
+def from_folder(
+    config: BackboneConfig,
+    folder: Path,
+    defaults: Defaults | None = None,
+    *,
+    fresh: bool = False,
+    meta: bool = False,
+) -> Backbone:
+    """Return the diffusion backbone in a folder.
+
+    Args:
+        config: the options.
+        folder: holds a network, or a pipeline with a `unet/` or `transformer/` folder.
+        defaults: the places that probes read by default.
+        fresh: give the network new weights (seed 0). The folder then needs no weights of the network.
+        meta: make network and autoencoder on the meta device, without any weights.
+
+    Raises:
+        DiffLensError: the files are damaged or do not belong together, or the network, its noise process or
+            its conditions are not known.
+    """
+    pipeline = _Pipeline.open(folder)
+    kind = _class_of(pipeline.written, folder)
+    process = pipeline.process()
+    _check_time(pipeline, process)
+    autoencoder = pipeline.autoencoder(config.autoencoder, meta)
+    _check_channels(pipeline, autoencoder)
+    network = read_network(kind, pipeline.home, pipeline.written, fresh=fresh, meta=meta)
+    condition: Condition | None
+    if issubclass(kind, UNet2DModel):
+        condition = class_condition(network, config.condition, config.spec)
+    elif issubclass(kind, DiTTransformer2DModel):
+        condition = dit_condition(network, config.condition, config.spec)
+    else:
+        stored = None if config.condition_file is None else Path(config.condition_file)
+        condition = text_condition(network, config.condition, folder, stored, config.spec)
+    given = process, config.spec, config.image_size, defaults, autoencoder, condition
+    if not issubclass(kind, UNet2DModel | UNet2DConditionModel):
+        return TransformerBackbone(network, *given, tap=config.tap or "raw")
+    if config.tap is not None:
+        raise DiffLensError(f"{config.spec} is a U-Net, whose maps are read as they are: leave out --tap")
+    return UNetBackbone(network, *given)
+
+
+def _class_of(written: dict[str, Any], folder: Path) -> Any:
+    """Return the class of diffusers that a config.json names.
+
+    Raises:
+        DiffLensError: it is no denoiser that difflens can walk.
+    """
+    name = str(written.get("_class_name"))
+    if name == "Transformer2DModel" and written.get("norm_type") == "ada_norm_zero":
+        return DiTTransformer2DModel  # its name before diffusers 0.29
+    readable = ("UNet2DModel", "UNet2DConditionModel", *WALKED)
+    if name not in readable:
+        raise DiffLensError(f"{folder} holds a {name}; difflens walks {', '.join(readable)}")
+    return getattr(diffusers, name)
+
+
+def _check_time(pipeline: _Pipeline, process: NoiseProcess) -> None:
+    """Refuse a network that embeds sigma with a process that tells another time."""
+    if pipeline.written.get("time_embedding_type") == "fourier" and process.name != "variance exploding":
+        named = (pipeline.scheduler() or {}).get("_class_name", "a DDPM scheduler")
+        raise DiffLensError(
+            f"{pipeline.folder} takes the noise level sigma as its time (time_embedding_type fourier), and "
+            f"{named} does not tell it: ScoreSdeVeScheduler would be right"
+        )
+
+
+def _check_channels(pipeline: _Pipeline, autoencoder: Autoencoder | None) -> None:
+    channels = pipeline.written.get("in_channels")
+    if autoencoder is None and channels not in (1, 3, None):
+        raise DiffLensError(
+            f"{pipeline.folder} takes {channels} channels, which are latents, and has no vae/ or vqvae/ "
+            "folder: name the autoencoder's folder with --autoencoder"
+        )

@@ -1,0 +1,91 @@
+"""Levels, log-SNR and directions of time of the noise processes."""
+
+from math import inf, log
+
+import pytest
+import torch
+
+from difflens import DiffLensError, process_of, seeded_noise
+from difflens.processes.base import NoiseProcess
+from difflens.processes.clean import Clean
+from difflens.processes.interpolant import LinearInterpolant
+
+DDPM = process_of()
+EDM = process_of({"_class_name": "EDMEulerScheduler"})
+VE = process_of({"_class_name": "ScoreSdeVeScheduler"})
+FLOW = process_of({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+SIT = LinearInterpolant(towards_noise=False)
+ALL = [DDPM, EDM, VE, FLOW, SIT]
+
+
+@pytest.mark.parametrize("process", ALL, ids=lambda process: process.name)
+def test_the_log_snr_is_that_of_the_noised_images(process: NoiseProcess) -> None:
+    level = process.at(0.2)
+    images, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    signal = process.add_noise(images, level, zero) - process.add_noise(-images, level, zero)
+    noise = process.add_noise(images, level, images) - process.add_noise(images, level, -images)
+    assert process.log_snr(level) == pytest.approx(2 * log(float(signal / noise)), rel=1e-4)
+
+
+@pytest.mark.parametrize("process", ALL, ids=lambda process: process.name)
+def test_shares_of_the_linear_schedule_are_equally_noisy_in_all_processes(process: NoiseProcess) -> None:
+    for share in (0.005, 0.05, 0.15, 0.4, 0.9):
+        assert process.log_snr(process.at(share)) == pytest.approx(DDPM.log_snr(DDPM.at(share)), abs=0.03)
+
+
+@pytest.mark.parametrize("process", ALL, ids=lambda process: process.name)
+def test_levels_of_a_log_snr(process: NoiseProcess) -> None:
+    assert process.log_snr(process.at_log_snr(1.5)) == pytest.approx(1.5, abs=0.03)
+    low, high = process.bounds
+    assert low <= process.at_log_snr(-50.0) <= high
+    assert low <= process.at_log_snr(50.0) <= high
+
+
+def test_both_directions_of_time() -> None:
+    images, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 5.0)
+    assert float(FLOW.add_noise(images, 0.25, noise)) == 0.75 * 2 + 0.25 * 5
+    assert float(SIT.add_noise(images, 0.25, noise)) == 0.25 * 2 + 0.75 * 5
+    assert "t = 1 is pure noise" in FLOW.describe()
+    assert "t = 1 is the image" in SIT.describe()
+    assert float(FLOW.network_time(torch.tensor([0.25], dtype=torch.float64))) == 250
+    assert float(SIT.network_time(torch.tensor([0.25], dtype=torch.float64))) == 0.25
+    assert (FLOW.log_snr(0.0), FLOW.log_snr(1.0)) == (inf, -inf)
+
+
+def test_levels_are_checked_in_the_unit_of_the_process() -> None:
+    assert DDPM.check([5, 3.0, 5]) == (3, 5)
+    assert all(isinstance(level, int) for level in DDPM.check([3.0]))
+    assert EDM.check([1, 0.5]) == (0.5, 1.0)
+    assert all(isinstance(level, float) for level in FLOW.check([1]))
+    assert Clean().check([0]) == (0,)
+    for process, level, message in (
+        (DDPM, 0.5, "noise step 0.5 is no whole number"),
+        (DDPM, 1000, "has noise steps 0 to 999"),
+        (EDM, 0.001, "has noise levels sigma 0.002 to 80"),
+        (EDM, float("nan"), "outside"),
+        (FLOW, 1.01, "has times 0 to 1"),
+        (FLOW, -0.1, "outside"),
+    ):
+        with pytest.raises(DiffLensError, match=message):
+            process.check([level])
+    with pytest.raises(DiffLensError, match="no noise step is named"):
+        FLOW.check([])
+
+
+def test_noise_is_a_function_of_the_level() -> None:
+    index = torch.tensor([3, 8])
+    half = seeded_noise((3, 4, 4), index, 0.5, 7)
+    assert torch.equal(half, seeded_noise((3, 4, 4), index, torch.tensor([0.5, 0.5]), 7))
+    assert torch.equal(half, seeded_noise((3, 4, 4), index, torch.tensor([0.5, 0.5], dtype=torch.float64), 7))
+    assert torch.equal(half[1:], seeded_noise((3, 4, 4), index[1:], 0.5, 7))
+    assert not torch.equal(half, seeded_noise((3, 4, 4), index, 0.25, 7))
+    assert not torch.equal(half, seeded_noise((3, 4, 4), index, 0, 7))
+
+
+def test_fingerprints_differ_where_features_do() -> None:
+    wider = process_of({"_class_name": "EDMEulerScheduler", "sigma_data": 1.0})
+    consistency = process_of({"_class_name": "CMStochasticIterativeScheduler"})
+    processes = [*ALL, wider, consistency, LinearInterpolant(True)]
+    assert len({process.fingerprint() for process in processes}) == len(processes)
+    spaced = process_of({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    assert spaced.fingerprint() == FLOW.fingerprint()

@@ -1,0 +1,225 @@
+"""Every scheduler class of diffusers: its process is that of diffusers, or it is refused by name."""
+
+import inspect
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from difflens import DiffLensError, process_of
+from difflens.processes.base import Level, NoiseProcess
+from difflens.processes.schedulers import VARIANCE_PRESERVING, known_schedulers
+
+SCHEDULERS = sorted(
+    name
+    for name, kind in inspect.getmembers(diffusers, inspect.isclass)
+    if name.endswith("Scheduler") and not name.startswith("Flax")
+)
+PROBED = (0, 1, 10, 250, 700, 999)
+SIGMA_SPACE = ("Euler", "Heun", "LMS", "KDPM2")
+EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+SIGMAS = (*EDM, "CMStochasticIterativeScheduler")
+
+
+def made(name: str, **fields: Any) -> tuple[Any, Any]:
+    """A scheduler of diffusers, and the process that is read from its saved configuration."""
+    scheduler = getattr(diffusers, name)(**fields)
+    return scheduler, process_of({"_class_name": name, **scheduler.config})
+
+
+def images_and_noise() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 4, 4, generator=generator) * 2 - 1
+    return images, torch.randn(2, 3, 4, 4, generator=generator)
+
+
+def fed(process: NoiseProcess, images: Tensor, noise: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    """The network's input and time at one level."""
+    levels = process.level_tensor(level, len(images))
+    x_t = process.add_noise(images, level, noise)
+    return process.network_input(x_t, levels), process.network_time(levels).float()
+
+
+def network_input(scheduler: Any, t: int, images: Tensor, noise: Tensor) -> Tensor:
+    """The input of diffusers' network at step t: noised images, scaled where the scheduler counts in
+    sigma."""
+    if any(part in type(scheduler).__name__ for part in SIGMA_SPACE):
+        sigma = ((1 - scheduler.alphas_cumprod[t]) / scheduler.alphas_cumprod[t]) ** 0.5
+        return (images + sigma * noise) / (sigma**2 + 1) ** 0.5
+    signal = scheduler.alphas_cumprod[t] ** 0.5
+    return signal * images + (1 - scheduler.alphas_cumprod[t]) ** 0.5 * noise
+
+
+def assert_preserving(scheduler: Any, process: NoiseProcess) -> None:
+    images, noise = images_and_noise()
+    for t in PROBED:
+        entering, time = fed(process, images, noise, t)
+        expected = network_input(scheduler, t, images, noise)
+        torch.testing.assert_close(entering, expected, atol=2e-5, rtol=2e-5)
+        assert time.tolist() == [t, t]
+
+
+def assert_sampler_agrees(name: str, **fields: Any) -> None:
+    """The scheduler's own noise, input scale and time at each step of its sampler, in sigma or time."""
+    scheduler, process = made(name, **fields)
+    images, noise = images_and_noise()
+    scheduler.set_timesteps(7)
+    sigmas = scheduler.sigmas.tolist()
+    for number, t in enumerate(scheduler.timesteps):
+        # diffusers' samplers move on by steps, so that the scheduler is made to stand at this one
+        scheduler._step_index = number
+        level = sigmas[number]
+        if hasattr(scheduler, "scale_noise"):
+            noised = level * noise + (1 - level) * images  # scale_noise looks the same sigma up by its time
+            expected = noised
+        else:
+            noised = images + level * noise
+            expected = scheduler.scale_model_input(noised, t)
+        entering, time = fed(process, images, noise, level)
+        torch.testing.assert_close(process.add_noise(images, level, noise), noised, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(entering, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(time, t.float().expand(2), atol=1e-4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_class_is_computed_or_refused(name: str) -> None:
+    if name in VARIANCE_PRESERVING:
+        assert_preserving(*made(name))
+    elif name in (*SIGMAS, *FLOW):
+        assert_sampler_agrees(name)
+    elif name == "ScoreSdeVeScheduler":
+        assert_sampler_of_ve()
+    else:
+        with pytest.raises(DiffLensError, match=f"{name} cannot be read"):
+            process_of({"_class_name": name})
+
+
+def test_every_known_class_exists() -> None:
+    assert {*known_schedulers()} <= {*SCHEDULERS}
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANCE_PRESERVING if "Inverse" not in name])
+def test_the_first_step_of_a_sampler_is_fed_as_here(name: str) -> None:
+    """diffusers' own add_noise and scale_model_input at one of the sampler's steps."""
+    scheduler, process = made(name)
+    scheduler.set_timesteps(4 if name == "LCMScheduler" else 10)
+    t = scheduler.timesteps[2]
+    images, noise = torch.rand(1, 3, 4, 4) * 2 - 1, torch.randn(1, 3, 4, 4)
+    noised = scheduler.add_noise(images, noise, t[None])
+    # Euler, Heun, LMS and KDPM2 look the step up where a sampler stands
+    expected = scheduler.scale_model_input(noised, t)
+    torch.testing.assert_close(
+        process.add_noise(images, round(float(t)), noise), expected, atol=2e-5, rtol=2e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("EDMEulerScheduler", {"sigma_data": 1.0}),
+        ("EDMEulerScheduler", {"sigma_min": 0.01, "sigma_max": 20.0, "rho": 3.0}),
+        ("EDMEulerScheduler", {"prediction_type": "v_prediction", "sigma_schedule": "exponential"}),
+        ("EDMDPMSolverMultistepScheduler", {"sigma_data": 0.7}),
+        ("CMStochasticIterativeScheduler", {"sigma_data": 0.3, "sigma_max": 60.0, "rho": 5.0}),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+        ("FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 500}),
+        ("FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    ],
+)
+def test_fields_of_other_processes(name: str, fields: dict[str, Any]) -> None:
+    assert_sampler_agrees(name, **fields)
+
+
+def assert_sampler_of_ve() -> None:
+    """The pipeline of NCSN++ noises images in 0 to 1, feeds them as they are, and tells sigma."""
+    scheduler, process = made("ScoreSdeVeScheduler")
+    images, noise = images_and_noise()
+    scheduler.set_timesteps(50)
+    scheduler.set_sigmas(50)
+    for step in (0, 20, 49):
+        sigma = float(scheduler.discrete_sigmas[step])
+        noised = scheduler.add_noise((images + 1) / 2, noise, torch.tensor([step, step]))
+        entering, time = fed(process, images, noise, sigma)
+        torch.testing.assert_close(entering, scheduler.scale_model_input(noised), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(time, torch.tensor([sigma, sigma]))
+    torch.testing.assert_close(process.to_images((images + 1) / 2), images)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+def test_beta_schedules(schedule: str) -> None:
+    assert_preserving(*made("DDPMScheduler", beta_schedule=schedule))
+
+
+def test_trained_betas() -> None:
+    betas = torch.linspace(1e-3, 0.05, 1000).tolist()
+    assert_preserving(*made("DDIMScheduler", trained_betas=betas))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"timestep_spacing": "trailing"},
+        {"timestep_spacing": "leading", "steps_offset": 1},
+        {"use_karras_sigmas": True},
+        {"prediction_type": "v_prediction"},
+    ],
+)
+def test_fields_that_choose_a_samplers_steps_change_nothing(fields: dict[str, Any]) -> None:
+    assert_preserving(*made("DPMSolverMultistepScheduler", **fields))
+
+
+@pytest.mark.parametrize("name", VARIANCE_PRESERVING)
+def test_zero_terminal_snr(name: str) -> None:
+    if "rescale_betas_zero_snr" not in inspect.signature(getattr(diffusers, name).__init__).parameters:
+        pytest.skip(f"{name} has no such field")
+    scheduler, process = made(name, rescale_betas_zero_snr=True)
+    torch.testing.assert_close(process.alphas_cumprod.float(), scheduler.alphas_cumprod, atol=2e-6, rtol=1e-5)
+    assert float(process.alphas_cumprod[-1]) == float(scheduler.alphas_cumprod[-1])
+
+
+def test_fields_that_a_file_leaves_out_are_the_classes_own() -> None:
+    """Heun's schedule begins at 0.00085, DDPM's at 0.0001."""
+    assert_preserving(diffusers.HeunDiscreteScheduler(), process_of({"_class_name": "HeunDiscreteScheduler"}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"beta_schedule": "exotic"}, "unknown noise schedule 'exotic'"),
+        ({"num_train_timesteps": None}, "num_train_timesteps is None"),
+        ({"num_train_timesteps": -3}, "num_train_timesteps is -3"),
+        ({"num_train_timesteps": "many"}, "num_train_timesteps is 'many'"),
+        ({"beta_start": float("nan")}, "beta_start is nan"),
+        ({"beta_end": "0.02"}, "beta_end is '0.02'"),
+        ({"beta_end": 1.5}, "beta_end is 1.5"),
+        ({"trained_betas": [0.1, float("nan")]}, "trained_betas must be numbers"),
+        ({"trained_betas": []}, "trained_betas must be numbers"),
+        ({"trained_betas": "no"}, "trained_betas must be numbers"),
+        ({"prediction_type": "velocity"}, "unknown prediction_type 'velocity'"),
+        ({"prediction_type": "flow_prediction"}, "flow sigmas"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "flow sigmas"),
+        (
+            {
+                "_class_name": "EulerDiscreteScheduler",
+                "timestep_type": "continuous",
+                "prediction_type": "v_prediction",
+            },
+            "continuous time",
+        ),
+        ({"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}, "unknown prediction_type"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_data": 0}, "sigma_data is 0"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_min": 90}, "sigma_min must be below sigma_max"),
+        ({"_class_name": "CMStochasticIterativeScheduler", "sigma_max": "80"}, "sigma_max is '80'"),
+        ({"_class_name": "ScoreSdeVeScheduler", "sigma_min": float("nan")}, "sigma_min is nan"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": -1}, "is -1"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas"),
+        ({"_class_name": "KarrasVeScheduler"}, "variance exploding"),
+        ({"_class_name": "SomebodysScheduler"}, "its forward process is not known"),
+    ],
+)
+def test_what_cannot_be_read_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        process_of(fields)
