@@ -294,24 +294,42 @@ def test_components_that_are_left_out_or_unknown_are_refused(sd: Path) -> None:
 def test_tokenizers_without_a_vocabulary_are_refused(sd: Path, pixart: Path) -> None:
     """Their classes would make one up."""
     for folder in (sd, pixart):
-        (folder / "tokenizer" / "tokenizer.json").unlink()
+        for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+            (folder / "tokenizer" / name).unlink(missing_ok=True)
         with pytest.raises(DiffLensError, match=r"tokenizer is incomplete: there is no tokenizer\.json"):
             empty_prompt(folder)
 
 
-def test_damaged_files_are_named(written: Callable[[str], Path], tmp_path: Path) -> None:
-    for name, content in {
-        "tokenizer/tokenizer.json": b"{}",
-        "text_encoder/config.json": b"?",
-        "text_encoder/model.safetensors": b"?" * 100,
-        "unet/config.json": b"[]",
-        "vae/config.json": b"{}",
-    }.items():
-        folder = Path(shutil.copytree(written("sdxl"), tmp_path / name.replace("/", "-")))
-        (folder / name).write_bytes(content)
-        with pytest.raises(DiffLensError) as caught:
-            empty_prompt(folder)
-        assert str(folder / name.split("/")[0]) in str(caught.value)
+def test_a_tokenizer_of_a_vocabulary_and_merges(sd: Path) -> None:
+    """Stable Diffusion's pipelines on the hub have no tokenizer.json."""
+    before = empty_prompt(sd)
+    home = sd / "tokenizer"
+    if (home / "vocab.json").is_file():  # transformers 4 writes these files itself
+        return
+    model = json.loads((home / "tokenizer.json").read_text())["model"]
+    (home / "tokenizer.json").unlink()
+    (home / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (home / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    assert_equal(empty_prompt(sd), before)
+
+
+@pytest.mark.parametrize(
+    ("component", "name", "content"),
+    [
+        ("tokenizer", "*.json", b"{"),
+        ("text_encoder", "config.json", b"?"),
+        ("text_encoder", "model.safetensors", b"?" * 100),
+        ("unet", "config.json", b"[]"),
+        ("vae", "config.json", b"{}"),
+    ],
+)
+def test_damaged_files_are_named(sdxl: Path, component: str, name: str, content: bytes) -> None:
+    for path in (sdxl / component).glob(name):
+        path.write_bytes(content)
+    with pytest.raises(DiffLensError) as caught:
+        empty_prompt(sdxl)
+    assert str(sdxl / component) in str(caught.value)
 
 
 def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
