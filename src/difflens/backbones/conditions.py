@@ -157,7 +157,7 @@ def dit_condition(network: Any, asked: str | None, spec: str) -> Condition:
 
 
 def text_condition(
-    network: Any, asked: str | None, folder: Path, stored: Path | None, spec: str
+    network: Any, asked: str | None, folder: Path, side: int | None, stored: Path | None, spec: str
 ) -> Condition:
     """Return the condition of a text-to-image network.
 
@@ -165,6 +165,7 @@ def text_condition(
         network: a `UNet2DConditionModel` or a transformer.
         asked: null, the empty prompt, or zero, an embedding of zeros; None: null.
         folder: the pipeline, whose text encoders compute the embedding of the empty prompt.
+        side: side of the images, in pixels, which some networks are told; None: the pipeline's own.
         stored: a file of `save_condition` that holds it already; no text encoder runs then.
         spec: the backbone's name in messages.
 
@@ -178,8 +179,10 @@ def text_condition(
             f"{spec} has no condition {asked!r}: a text-to-image network takes null (the empty prompt) or "
             "zero"
         )
-    tensors = empty_prompt(folder) if stored is None else load_condition(stored)
-    return Condition(EMPTY_PROMPT, tensors)
+    tensors = empty_prompt(folder, side) if stored is None else load_condition(stored)
+    # the positions of Flux follow from the side of x_t
+    given = {name: tensor for name, tensor in tensors.items() if name not in ("img_ids", "txt_ids")}
+    return Condition(EMPTY_PROMPT, given)
 
 
 EMPTY_PROMPT = "empty prompt"
