@@ -173,7 +173,16 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def modules_of(self, block: int) -> list[nn.Module]:
-        """Return the submodules that compute `block`, for fine-tuning."""
+        """Return the submodules that compute `block`."""
+
+    def parameters_of(self, block: int) -> list[nn.Parameter]:
+        """Return the parameters that `block` is the first to use, for fine-tuning."""
+        used = [
+            {id(p): p for module in self.modules_of(index) for p in module.parameters()}
+            for index in range(1, self.block(block).index + 1)
+        ]
+        before = {key for parameters in used[:-1] for key in parameters}
+        return [parameter for key, parameter in used[-1].items() if key not in before]
 
     @property
     def generates(self) -> bool:

@@ -173,7 +173,7 @@ class TransformerBackbone(DiffusionBackbone):
     ) -> dict[int, Tensor]:
         wanted = self.check_blocks(blocks)
         if feedback:
-            raise DiffLensError(f"feedback needs a decoder: {self.describe_blocks()}")
+            raise DiffLensError(f"{self.spec} has no decoder, so there is nothing to feed back")
         side = x_t.shape[-1] // self._patch
 
         def walk(fed: Fed) -> dict[int, Tensor]:
