@@ -19,11 +19,12 @@ class Condition(nn.Module):
         name: the condition in words, for reports.
         tensors: arguments by name, with a first dimension of 1; the entries of a dictionary are named
             "argument.entry".
+        computed: True if text encoders computed the tensors, which are then kept beside a run.
     """
 
-    def __init__(self, name: str, tensors: Mapping[str, Tensor]):
+    def __init__(self, name: str, tensors: Mapping[str, Tensor], computed: bool = False):
         super().__init__()
-        self.name = name
+        self.name, self.computed = name, computed
         self._names = tuple(sorted(tensors))
         for number, key in enumerate(self._names):
             self.register_buffer(f"tensor_{number}", tensors[key], persistent=False)
@@ -182,11 +183,7 @@ def text_condition(
     tensors = empty_prompt(folder, side) if stored is None else load_condition(stored)
     # the positions of Flux follow from the side of x_t
     given = {name: tensor for name, tensor in tensors.items() if name not in ("img_ids", "txt_ids")}
-    return Condition(EMPTY_PROMPT, given)
-
-
-EMPTY_PROMPT = "empty prompt"
-"""The name of the condition that text encoders compute."""
+    return Condition("empty prompt", given, computed=True)
 
 
 def _zeros(network: Any, spec: str) -> dict[str, Tensor]:
