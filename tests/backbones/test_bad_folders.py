@@ -19,6 +19,7 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
 from difflens import DiffLensError, DiffusionBackbone, load_backbone
@@ -160,9 +161,64 @@ def test_the_scheduler_of_another_pipeline(ldm: Path) -> None:
     assert_refused(ldm, "names a DDIMScheduler in model_index.json, and its scheduler is a FlowMatchEuler")
 
 
-def test_one_part_of_a_pipeline(ldm: Path) -> None:
-    """The U-Net alone would read latents as pixels: it has three channels."""
-    assert_refused(ldm / "unet", "is one part of the pipeline in .*ldm, .* give that folder")
+def test_one_part_of_a_pipeline_is_read_with_the_others(
+    ldm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The U-Net alone would read latents as pixels, since it has three channels, and lose its scheduler."""
+    backbone = load_backbone(str(ldm / "unet"))
+    assert backbone.fingerprint() == load_backbone(str(ldm)).fingerprint()
+    assert f"{ldm / 'unet'} is part of the pipeline in {ldm}" in capsys.readouterr().err
+
+
+def test_a_schedule_that_is_assumed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = families.write_unet(tmp_path / "x")
+    load_backbone(str(folder))
+    assert not capsys.readouterr().err
+    (folder / "scheduler_config.json").unlink()
+    load_backbone(str(folder))
+    assert "no scheduler_config.json: DDPM's linear schedule is assumed" in capsys.readouterr().err
+
+
+def test_averaged_weights_of_a_training_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """diffusers' training scripts write unet/ and unet_ema/."""
+    raw = load_backbone(str(families.write_unet(tmp_path / "checkpoint" / "unet"))).fingerprint()
+    network = UNet2DModel(**families.UNET)  # other weights
+    ema = EMAModel(network.parameters(), model_cls=UNet2DModel, model_config=network.config)
+    ema.save_pretrained(tmp_path / "checkpoint" / "unet_ema")
+    capsys.readouterr()
+    folder = tmp_path / "checkpoint"
+    averaged = load_backbone(str(folder))
+    assert "unet_ema/ is read; see --weights" in capsys.readouterr().err
+    state = averaged.get_submodule("unet").state_dict()
+    assert torch.equal(state["conv_in.weight"], network.conv_in.weight)
+    assert averaged.fingerprint() == load_backbone(str(folder), weights="ema").fingerprint()
+    assert load_backbone(str(folder), weights="raw").fingerprint() == raw != averaged.fingerprint()
+    assert_refused(folder / "unet", "holds one set of weights", weights="raw")
+
+
+def test_weights_in_float16_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = families.write_unet(tmp_path / "x")
+    UNet2DModel.from_pretrained(folder).half().save_pretrained(folder, variant="fp16")
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    backbone = load_backbone(str(folder))
+    assert next(backbone.parameters()).dtype == torch.float32
+    assert "holds weights in float16 only" in capsys.readouterr().err
+
+
+def test_a_network_for_images_that_are_not_square(tmp_path: Path) -> None:
+    folder = families.write_unet(tmp_path / "x", sample_size=(16, 32))
+    assert_refused(folder, "takes images of 16 x 32 pixels, not square ones")
+
+
+def test_blocks_of_other_networks(tmp_path: Path) -> None:
+    types = {
+        "down_block_types": ("KDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "KUpBlock2D"),
+    }
+    folder = families.write_unet(tmp_path / "x", **types, block_out_channels=(32, 32))
+    assert_refused(folder, "KDownBlock2D, KUpBlock2D is not a block that difflens can walk")
 
 
 def test_a_network_that_is_not_walked(tmp_path: Path) -> None:

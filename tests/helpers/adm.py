@@ -22,6 +22,7 @@ class Adm:
     scale_shift: bool = True
     resblock_updown: bool = True
     classes: int | None = None
+    heads: int | None = None
 
     def modules(self) -> list[tuple[str, list[tuple[str, int, int]]]]:
         """(block, [(kind, channels in, channels out)]) in execution order."""
@@ -133,9 +134,12 @@ class Adm:
 
         def attend(name: str, x: Tensor) -> Tensor:
             qkv = F.conv1d(norm(f"{name}.norm", x).flatten(2), *params(f"{name}.qkv"))
-            heads = qkv.unflatten(1, (-1, 3, self.head_channels))
+            channels = (
+                len(state[f"{name}.proj_out.weight"]) // self.heads if self.heads else self.head_channels
+            )
+            heads = qkv.unflatten(1, (-1, 3, channels))
             scores = torch.einsum("bhcq,bhck->bhqk", heads[:, :, 0], heads[:, :, 1])
-            weights = (scores / self.head_channels**0.5).softmax(dim=-1)
+            weights = (scores / channels**0.5).softmax(dim=-1)
             mixed = torch.einsum("bhqk,bhck->bhcq", weights, heads[:, :, 2]).flatten(1, 2)
             return x + F.conv1d(mixed, *params(f"{name}.proj_out")).view_as(x)
 

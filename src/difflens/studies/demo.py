@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from difflens.backbones.base import DiffusionBackbone
+from difflens.backbones.config import BACKBONE_OPTIONS
 from difflens.choices import ExtractorName, HeadName
 from difflens.configs.command_line import shown_command
 from difflens.configs.demo import DemoConfig
@@ -89,9 +90,7 @@ class _Demo:
             "seed": config.seed,
             "device": config.device,
             "resume": config.resume,
-            "num_head_channels": config.num_head_channels,
-            "noise_schedule": config.noise_schedule,
-            "image_size": config.image_size,
+            **{name: getattr(config, name) for name in BACKBONE_OPTIONS},
         }
 
     def run_all(self) -> DemoResult:

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from difflens.backbones.base import Backbone
-from difflens.backbones.config import BackboneConfig
+from difflens.backbones.config import BACKBONE_OPTIONS, BackboneConfig
 from difflens.configs.command_line import shown_command
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.options import resolve
@@ -182,11 +182,10 @@ def _read_demo(name: str, path: Path, run: dict[str, Any], evidence: _Evidence) 
 
 
 def _read_generate(name: str, path: Path, run: dict[str, Any], evidence: _Evidence) -> None:
-    keys = ("num_head_channels", "noise_schedule", "image_size")
     source = {
         "spec": run["backbone"],
         "fingerprint": run["backbone_fingerprint"],
-        **{k: run[k] for k in keys},
+        **{name: run[name] for name in BACKBONE_OPTIONS if name in run},
     }
     _name_backbone(name, source, evidence)
     evidence.generated = path
