@@ -283,7 +283,7 @@ def _noise_axis(axes: Axes, log_snr: Mapping[Level, float], positions: Sequence[
     }
     if known:
         low, high = min(known), max(known)
-        round_numbers = MaxNLocator(5, steps=[1, 2, 4, 5, 10]).tick_values(low, high)
+        round_numbers = MaxNLocator(6, steps=[1, 2, 4, 5, 10]).tick_values(low, high)
         ticks |= {tick: f"{tick:g}" for tick in round_numbers if low <= tick <= high}
     axes.set_xticks(list(ticks), list(ticks.values()))
     above: Any = axes.secondary_xaxis("top")

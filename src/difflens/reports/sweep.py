@@ -67,10 +67,10 @@ def sweep_report(
         (str(block), role, *(f"{100 * value:.2f}" for value in column))
         for block, role, column in zip(blocks, roles, decisive.T.tolist(), strict=True)
     ]
-    columns = ("Block", "Part", *(f"t = {bracketed(t, value)}" for t, value in log_snr.items()))
+    columns = ("Block", "Part", *(bracketed(t, value) for t, value in log_snr.items()))
     caption = (
-        f"{_TITLES[first].capitalize()}, validation accuracy in per cent. The log-SNR of a noise step is in "
-        "brackets."
+        f"{_TITLES[first].capitalize()}, validation accuracy in per cent. Columns are noise steps t, with "
+        "their log-SNR in brackets."
     )
     table = Table(columns, rows, caption, list(blocks).index(best.block))
     sections.append(Section("Table of accuracies", "", (table,)))
