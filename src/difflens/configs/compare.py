@@ -195,7 +195,7 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
             **self._reading(self.space),
         )
 
-    def extract(self, spec: str, place: tuple[int, int]) -> ExtractConfig:
+    def extract(self, spec: str, place: tuple[int, int | float]) -> ExtractConfig:
         """Return the run of `extract` that writes a backbone's store, at one place."""
         return ExtractConfig(
             out=self.folder(spec) / "store",
@@ -208,7 +208,7 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
             **self._reading(spec),
         )
 
-    def probe(self, spec: str, trial: Trial, place: tuple[int, int] | None) -> ProbeConfig:
+    def probe(self, spec: str, trial: Trial, place: tuple[int, int | float] | None) -> ProbeConfig:
         """Return the run of `probe` for a trial of a backbone, at a place; None: at the backbone's default
         place."""
         return ProbeConfig(
