@@ -123,7 +123,9 @@ def from_folder(
         condition = dit_condition(network, config.condition, config.spec)
     else:
         stored = None if config.condition_file is None else Path(config.condition_file)
-        condition = text_condition(network, config.condition, folder, config.image_size, stored, config.spec)
+        condition = text_condition(
+            network, config.condition, folder, config.image_size, stored, config.spec, meta=meta
+        )
     given = process, config.spec, config.image_size, defaults, autoencoder, condition
     if not issubclass(kind, UNet2DModel | UNet2DConditionModel):
         return TransformerBackbone(network, *given, tap=config.tap or "raw")

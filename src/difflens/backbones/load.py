@@ -112,8 +112,8 @@ def _load(config: BackboneConfig, fresh: bool, meta: bool) -> Backbone:
     kind, _, _ = spec.partition(":")
     path = Path(spec).expanduser()
     if is_checkpoint(spec):
-        backbone = _from_checkpoint(config, path)
-        return _untrained(backbone) if fresh else backbone
+        backbone = _from_checkpoint(config, path, fresh and meta)
+        return _untrained(backbone) if fresh and not meta else backbone
     if config.num_head_channels != 64 or config.noise_schedule != "linear" or config.family is not None:
         raise DiffLensError(
             f"{spec} is no checkpoint file, and other backbones do not read them: leave out "
@@ -158,12 +158,17 @@ def _from_folder(
                 encoder.load_weights(folder / "model.safetensors")
             return encoder
     backbone = from_folder(config, folder, defaults, fresh=fresh, meta=fresh and meta)
-    return _untrained(backbone) if fresh else backbone
+    return _untrained(backbone) if fresh and not meta else backbone
 
 
-def _from_checkpoint(config: BackboneConfig, path: Path) -> Backbone:
-    """Return the backbone of a checkpoint file in the layout of guided-diffusion or of DiT."""
+def _from_checkpoint(config: BackboneConfig, path: Path, meta: bool) -> Backbone:
+    """Return the backbone of a checkpoint file in the layout of guided-diffusion or of DiT.
+
+    For `meta`, only the names and shapes of the file are read.
+    """
     state, source, spec = read_checkpoint(path), str(path), config.spec
+    if meta:
+        state = {name: tensor.to("meta") for name, tensor in state.items()}
     if not is_dit(state):
         unet = unet_from_adm(state, config.num_head_channels, source)
         if config.family is not None or config.tap is not None or config.autoencoder is not None:
@@ -181,7 +186,7 @@ def _from_checkpoint(config: BackboneConfig, path: Path) -> Backbone:
             f"{source} takes {network.config.in_channels} channels, which are latents: name the folder of "
             "its autoencoder with --autoencoder (stabilityai/sd-vae-ft-ema for the released models)"
         )
-    autoencoder = Autoencoder.from_folder(Path(config.autoencoder).expanduser())
+    autoencoder = Autoencoder.from_folder(Path(config.autoencoder).expanduser(), meta=meta)
     side = int(network.config.sample_size) * autoencoder.stride
     if config.image_size not in (None, side):
         raise DiffLensError(f"{source} has a table of positions for images of {side} pixels: no --image-size")
