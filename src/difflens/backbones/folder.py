@@ -21,6 +21,9 @@ from difflens.processes.schedulers import process_of
 _NETWORKS = ("unet", "transformer")
 _AUTOENCODERS = ("vae", "vqvae")
 
+# What diffusers called Transformer2DModel before 0.29, by `norm_type`.
+_FORMER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+
 
 @dataclass(frozen=True)
 class _Pipeline:
@@ -141,8 +144,8 @@ def _class_of(written: dict[str, Any], folder: Path) -> Any:
         DiffLensError: it is no denoiser that difflens can walk.
     """
     name = str(written.get("_class_name"))
-    if name == "Transformer2DModel" and written.get("norm_type") == "ada_norm_zero":
-        return DiTTransformer2DModel  # its name before diffusers 0.29
+    if name == "Transformer2DModel":  # the name before diffusers 0.29
+        name = _FORMER.get(str(written.get("norm_type")), name)
     readable = ("UNet2DModel", "UNet2DConditionModel", *WALKED)
     if name not in readable:
         raise DiffLensError(f"{folder} holds a {name}; difflens walks {', '.join(readable)}")

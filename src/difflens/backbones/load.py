@@ -187,9 +187,6 @@ def _from_checkpoint(config: BackboneConfig, path: Path, meta: bool) -> Backbone
             "its autoencoder with --autoencoder (stabilityai/sd-vae-ft-ema for the released models)"
         )
     autoencoder = Autoencoder.from_folder(Path(config.autoencoder).expanduser(), meta=meta)
-    side = int(network.config.sample_size) * autoencoder.stride
-    if config.image_size not in (None, side):
-        raise DiffLensError(f"{source} has a table of positions for images of {side} pixels: no --image-size")
     condition = dit_condition(network, config.condition, spec)
     given = process, spec, config.image_size, None, autoencoder, condition
     return TransformerBackbone(network, *given, tap=config.tap or "raw")
