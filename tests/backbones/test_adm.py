@@ -101,6 +101,8 @@ VARIANTS = {
     "convolutions, attention in front": Adm(attention_rates=(1,), head_channels=32, resblock_updown=False),
     "attention in the middle only": Adm(attention_rates=()),
     "one level": Adm(multipliers=(2,), attention_rates=()),
+    "heads of one number": Adm(attention_rates=(1, 2), num_heads=4),
+    "new order": Adm(attention_rates=(1, 2), new_order=True),
     "first multiplier 0.5": Adm(64, multipliers=(0.5, 1), attention_rates=(2,)),
 }
 
@@ -108,7 +110,7 @@ VARIANTS = {
 @pytest.mark.parametrize("adm", VARIANTS.values(), ids=VARIANTS)
 def test_variant_agrees_with_reference(adm: Adm) -> None:
     state = adm.random_state()
-    unet = unet_from_adm(state, adm.head_channels)
+    unet = unet_from_adm(state, adm.head_channels, num_heads=adm.num_heads, new_order=adm.new_order)
     generator = torch.Generator().manual_seed(1)
     x, t = torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([0, 999])
     with torch.no_grad():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from difflens import DiffLensError, load_backbone
@@ -389,6 +390,9 @@ def test_adm(name: str) -> None:
         assert condition.name == "mean of 1,000 class embeddings"
     backbone = UNetBackbone(unet, process_of(), name, condition=condition)
     check(backbone, facts)
+    # the flags in guided-diffusion's README: --num_heads 4 for 128 pixels, --num_head_channels 64 for others
+    widths = {(part.inner_dim, part.heads) for part in unet.modules() if isinstance(part, Attention)}
+    assert all(heads == (4 if name.startswith("128") else width // 64) for width, heads in widths)
     assert round(facts.parameters / 1e6) == millions
     costs = block_costs(backbone.to("meta"))
     assert sum(costs.values()) == pytest.approx(1)
@@ -435,3 +439,17 @@ def test_positions_of_a_file_are_not_computed_for_another_side(tmp_path: Path) -
     assert load_backbone(str(tmp_path / "dit.pt"), **given).image_size == 16  # type: ignore[arg-type]
     with pytest.raises(DiffLensError, match="table of positions for images of 16 pixels"):
         load_backbone(str(tmp_path / "dit.pt"), image_size=32, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("classes", [1000, None])
+def test_the_order_of_rows_in_adm_64(classes: int | None) -> None:
+    """--use_new_attention_order True, for OpenAI's 64 pixels only (guided-diffusion's README)."""
+    adm = ADM["64x64_diffusion.pt"][0]
+    state = adm.meta_state()
+    if classes is not None:
+        state["label_emb.weight"] = torch.empty(classes, 4 * adm.model_channels, device="meta")
+    name = "input_blocks.6.1.qkv.weight"
+    width = state[name].shape[1]
+    rows = torch.arange(3.0 * width)[:, None, None].expand(-1, width, 1)
+    keys = unet_from_adm(state | {name: rows}).down_blocks[1].attentions[1].to_k.weight
+    assert int(keys[0, 0].detach()) == (64 if classes is None else width)

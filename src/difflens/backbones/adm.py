@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor
 
@@ -23,6 +24,13 @@ _IMAGE_SIDES = {
     (1, 1, 2, 2, 4, 4): 256,
     (1, 1, 2, 3, 4): 128,
     (1, 2, 3, 4): 64,
+}
+
+# OpenAI's released models whose attention differs from that of the others: widths, residual blocks a level
+# and classes, then the number of heads (None: by their width) and whether rows are in the new order.
+_RELEASED = {
+    ((192, 384, 576, 768), 3, 1000): (None, True),  # 64x64_diffusion.pt
+    ((256, 256, 512, 768, 1024), 2, 1000): (4, False),  # 128x128_diffusion.pt
 }
 
 # Layers of a residual block, of an attention and of a module with a single layer: diffusers' name to ADM's.
@@ -43,7 +51,12 @@ _LAYERS = {
 
 
 def unet_from_adm(
-    state: Mapping[str, Tensor], num_head_channels: int = 64, source: str = "the state dict"
+    state: Mapping[str, Tensor],
+    num_head_channels: int = 64,
+    source: str = "the state dict",
+    *,
+    num_heads: int | None = None,
+    new_order: bool | None = None,
 ) -> UNet2DModel:
     """Return the diffusers U-Net that computes the function of guided-diffusion's `UNetModel` with `state`.
 
@@ -54,12 +67,16 @@ def unet_from_adm(
 
     A network whose first multiplier is not 1 (ADM-512: 0.5) embeds time in a width that diffusers cannot
     configure. Its time embedding is replaced after construction, and its config alone does not rebuild it.
+    The same holds for a number of heads that is equal at all widths.
 
     Args:
         state: parameters by guided-diffusion's names.
-        num_head_channels: channels of one attention head, 64 in OpenAI's released models. The rows of query,
-            key and value are in the "legacy" order of these models, (heads, 3, num_head_channels).
+        num_head_channels: channels of one attention head, 64 in most of OpenAI's released models.
         source: the name of `state` in error messages, usually the file.
+        num_heads: heads of every attention, in place of `num_head_channels`. None: 4 for OpenAI's
+            128x128_diffusion.pt, which is known by its widths.
+        new_order: the rows of query, key and value are in the order (3, heads, channels), not in the "legacy"
+            order (heads, 3, channels). None: true for OpenAI's 64x64_diffusion.pt, known by its widths.
 
     Returns:
         The network in evaluation mode. `config.sample_size` is the side in pixels at which OpenAI trained
@@ -80,7 +97,16 @@ def unet_from_adm(
         if model_channels != config["block_out_channels"][0]:
             unet.time_proj = Timesteps(model_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
             unet.time_embedding = TimestepEmbedding(model_channels, config["time_embedding_dim"])
-    converted = _convert(state, unet, source)
+    if num_head_channels == 64:
+        key = config["block_out_channels"], config["layers_per_block"], config["num_class_embeds"]
+        heads, order = _RELEASED.get(key, (None, False))
+        num_heads = heads if num_heads is None else num_heads
+        new_order = order if new_order is None else new_order
+    for module in unet.modules():
+        if num_heads is not None and isinstance(module, Attention):
+            module.heads = module.sliceable_head_dim = num_heads
+            module.scale = (module.inner_dim / num_heads) ** -0.5
+    converted = _convert(state, unet, source, bool(new_order))
     unet.load_state_dict(converted, strict=True, assign=True)
     return unet.eval()
 
@@ -151,8 +177,10 @@ def _config(state: Mapping[str, Tensor], num_head_channels: int, source: str) ->
     }
 
 
-def _convert(state: Mapping[str, Tensor], unet: UNet2DModel, source: str) -> dict[str, Tensor]:
-    """Return `state` in float32 under the names of `unet`.
+def _convert(
+    state: Mapping[str, Tensor], unet: UNet2DModel, source: str, new_order: bool
+) -> dict[str, Tensor]:
+    """Return `state` in float32 under the names of `unet`; `new_order` as in `unet_from_adm`.
 
     Raises:
         DiffLensError: a key is missing, left over or of another shape.
@@ -178,7 +206,8 @@ def _convert(state: Mapping[str, Tensor], unet: UNet2DModel, source: str) -> dic
         if ".attentions." in key and tensor.dim() == 3:
             tensor = tensor.squeeze(-1)  # a 1x1 convolution over positions is a linear layer
         if module.endswith(("to_q", "to_k", "to_v")) and tensor.shape[:1] == (3 * len(parameter),):
-            rows = tensor.reshape(-1, 3, unet.config.attention_head_dim, *tensor.shape[1:])
+            heads = 1 if new_order else unet.get_submodule(module.rpartition(".")[0]).heads
+            rows = tensor.reshape(heads, 3, -1, *tensor.shape[1:])
             tensor = rows[:, "qkv".index(module[-1])].flatten(0, 1)
         if tensor.shape == parameter.shape:
             converted[key] = tensor
