@@ -417,7 +417,7 @@ XL_PARAMETERS = 675_129_632 - 256 * 1152
             Facts((28, 0, 0), XL, XL_PARAMETERS, 512, "variance preserving", STEPS, (4, 64), 0.18215),
         ),
     ],
-    ids=["SiT-XL-2-256.pt", "DiT-XL-2-512x512.pt"],
+    ids=["SiT-XL-2-256x256.pt", "DiT-XL-2-512x512.pt"],
 )
 def test_files_in_the_layout_of_dit(dit: Dit, process: NoiseProcess, facts: Facts, tmp_path: Path) -> None:
     network = transformer_from_dit(dit.meta_state())
