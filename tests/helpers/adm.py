@@ -23,6 +23,7 @@ class Adm:
     resblock_updown: bool = True
     num_heads: int | None = None
     new_order: bool = False
+    classes: int | None = None
 
     def modules(self) -> list[tuple[str, list[tuple[str, int, int]]]]:
         """(block, [(kind, channels in, channels out)]) in execution order."""
@@ -87,7 +88,8 @@ class Adm:
                 else:
                     layer = {"conv": "", "conv_down": ".op", "conv_up": ".conv"}[kind]
                     layers[name + layer] = (fan_out, fan_in, 3, 3)
-        return {
+        labels = {} if self.classes is None else {"label_emb.weight": (self.classes, time)}
+        return labels | {
             f"{name}.{leaf}": shape if leaf == "weight" else shape[:1]
             for name, shape in layers.items()
             for leaf in ("weight", "bias")
@@ -107,7 +109,7 @@ class Adm:
 
         return {name: draw(name, shape) for name, shape in self.shapes().items()}
 
-    def forward(self, state: dict[str, Tensor], x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, state: dict[str, Tensor], x: Tensor, t: Tensor, label: int | None = None) -> Tensor:
         def params(name: str) -> tuple[Tensor, Tensor]:
             return state[f"{name}.weight"].float(), state[f"{name}.bias"].float()
 
@@ -147,6 +149,8 @@ class Adm:
         angles = t[:, None] * 10000.0 ** (-torch.arange(half) / half)
         embedding = F.linear(torch.cat([angles.cos(), angles.sin()], dim=1), *params("time_embed.0"))
         embedding = F.linear(F.silu(embedding), *params("time_embed.2"))
+        if label is not None:
+            embedding = embedding + state["label_emb.weight"][label]
         skips = []
         for block, modules in self.modules():
             if block.startswith("output"):

@@ -173,6 +173,14 @@ def test_a_folder_of_dit_and_a_file_in_its_layout(tmp_path: Path) -> None:
         assert "no scheduler file was read" in summary
 
 
+@pytest.mark.parametrize("write", [families.write_dit, pipelines.write_stable_diffusion_3])
+def test_the_tap_changes_no_cost(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    """The norm of the next block, which adaln reads, counts in that block alone."""
+    spec = f"random:{write(tmp_path)}"
+    raw, adaln = (info(InfoConfig(backbone=spec, tap=tap)).blocks for tap in ("raw", "adaln"))
+    assert [block.cost for block in raw] == pytest.approx([block.cost for block in adaln])
+
+
 def test_classes_of_an_adm_checkpoint(tmp_path: Path) -> None:
     state = Adm().random_state() | {"label_emb.weight": torch.zeros(7, 128)}
     torch.save(state, tmp_path / "adm.pt")

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from difflens.choices import FamilyName, ScheduleName, TapName
 
@@ -54,6 +54,10 @@ def is_checkpoint(spec: str) -> bool:
     return Path(spec.removeprefix("random:")).expanduser().is_file()
 
 
+CONDITION_FILE = "condition.safetensors"
+"""The embedding of the empty prompt beside a run or a model, so that no text encoder runs again."""
+
+
 @dataclass(frozen=True)
 class BackboneConfig:
     """The arguments of `load_backbone`, which explains them."""
@@ -73,6 +77,17 @@ class BackboneConfig:
         """Return the configuration of the backbone `spec` with a command's options."""
         values = {name: getattr(options, name) for name in BACKBONE_OPTIONS}
         return cls(spec, **values)
+
+    def stored(self) -> dict[str, Any]:
+        """Return the arguments as plain values for a file.
+
+        Options of conditional networks and of transformers are left out where they are not given, as in
+        files of version 0.1, and `condition_file` always: its owner knows where the file is.
+        """
+        always = ("spec", "num_head_channels", "noise_schedule", "image_size")
+        values = asdict(self)
+        del values["condition_file"]
+        return {name: value for name, value in values.items() if name in always or value is not None}
 
     def load(self, device: "torch.device | str" = "cpu") -> "Backbone":
         """Load the backbone on a device; arguments and errors as in `load_backbone`."""

@@ -216,9 +216,7 @@ def _refuse_network_options(config: BackboneConfig) -> None:
     names = {"condition": config.condition, "tap": config.tap, "autoencoder": config.autoencoder}
     given = [f"--{name}" for name, value in names.items() if value is not None]
     if given:
-        raise DiffLensError(
-            f"{config.spec} is no diffusion network of diffusers: leave out {', '.join(given)}"
-        )
+        raise DiffLensError(f"{config.spec} is no diffusion network: leave out {', '.join(given)}")
 
 
 def _download(spec: str) -> Path:

@@ -5,7 +5,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ def extract(
             "draws": config.draws,
             "pool": config.pool,
             "backbone": {
-                **asdict(opened.backbone_config),
+                **opened.backbone_config.stored(),
                 "precision": config.precision,
                 "fingerprint": opened.fingerprints["backbone_fingerprint"],
             },

@@ -92,9 +92,15 @@ def block_costs(backbone: Backbone) -> dict[int, float]:
             for handle in (module.register_forward_pre_hook(before), module.register_forward_hook(after)):
                 stack.callback(handle.remove)
 
-        for index in counted:
-            for module in backbone.modules_of(index):
-                watch(module, index)
+        modules = {index: backbone.modules_of(index) for index in counted}
+        # the tap of a transformer reads the norm of the next block, which counts there
+        inside = {
+            id(part) for each in modules.values() for module in each for part in [*module.modules()][1:]
+        }
+        for index, each in modules.items():
+            for module in each:
+                if id(module) not in inside:
+                    watch(module, index)
         side = backbone.image_size
         shape = getattr(backbone, "input_shape", (backbone.in_channels, side, side))
         x_t: Tensor = torch.zeros(1, *shape, device=backbone.device)

@@ -296,6 +296,7 @@ def provenance(
         "Places read": f"blocks {listing(extractor.blocks)} at noise steps {listing(extractor.noise_steps)}, "
         f"{config.extractor} extractor, levels of strides {listing(model.head.strides)}, "
         f"{model.head.side} pixels",
+        **extractor.backbone.facts(),
         "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}, {len(data.bad)} bad annotations left "
         "out",
         "Seed": config.seed,

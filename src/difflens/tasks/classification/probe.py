@@ -419,6 +419,7 @@ def _report(
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
         "Places read": f"blocks {listing(extractor.blocks)} at noise steps {listing(extractor.noise_steps)}, "
         f"{model.extractor.name} extractor",
+        **backbone.facts(),
         "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
         "Labels used": f"{train_images:,}: {labels}",
         "Seeds": listing([each.seed for each in result.seeds]),
