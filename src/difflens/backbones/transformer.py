@@ -200,6 +200,14 @@ class TransformerBackbone(DiffusionBackbone):
         ]
         return sha256(f"{super().fingerprint()} {self.tap} {times}".encode()).hexdigest()
 
+    def check_side(self, side: int) -> None:
+        super().check_side(side)
+        own = int(getattr(self.transformer.config, "sample_size", None) or 0) * self.input_stride
+        if side != own and getattr(getattr(self.transformer, "pos_embed", None), "of_file", False):
+            raise DiffLensError(
+                f"{self.spec} has a table of positions for images of {own} pixels, and takes no other side"
+            )
+
     def facts(self) -> dict[str, str]:
         return {**super().facts(), "Tokens read": self.tap}
 
