@@ -31,6 +31,7 @@ from difflens.data.images import read_image, to_uint8
 from difflens.generation.samplers import make_sampler
 from difflens.noise import Stream, draws
 from difflens.processes.schedulers import VARIANCE_PRESERVING
+from difflens.studies import compare
 from tests.helpers.dit import Dit
 from tests.helpers.families import (
     write_autoencoder,
@@ -474,3 +475,24 @@ def test_a_run_of_an_own_scheduler_grows(tmp_path: Path) -> None:
         assert (run.out / name).read_bytes() == (whole.out / name).read_bytes()
     named = GenerateConfig(**{**vars(grown), "sampler": "own"})
     assert generate(named).images == 5
+
+
+def test_a_run_with_the_default_by_name_goes_on_without_it(tmp_path: Path) -> None:
+    """Runs of earlier versions recorded ddim, which was the default."""
+    folder = write_dit(tmp_path / "model")
+    run = GenerateConfig(
+        out=tmp_path / "run", n=1, backbone=str(folder), sampler="ddim", steps=2, batch_size=2, device="cpu"
+    )
+    generate(run)
+    assert generate(GenerateConfig(**{**vars(run), "n": 2, "resume": True, "sampler": None})).images == 2
+    with pytest.raises(DiffLensError, match="sampler was 'ddim', now 'own'"):
+        generate(GenerateConfig(**{**vars(run), "resume": True, "sampler": "own"}))
+
+
+def test_a_packed_output_that_is_named_generates_too(tmp_path: Path) -> None:
+    assert load(write_flux(tmp_path, out_channels=16)).out_channels == 4
+
+
+def test_compare_draws_by_a_sampler_that_can(tmp_path: Path) -> None:
+    assert compare._sampler(load(write_dit(tmp_path / "dit"))) == "dpm-solver"
+    assert compare._sampler(load(write_edm(tmp_path / "edm"))) == "own"
