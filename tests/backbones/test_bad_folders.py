@@ -1,5 +1,6 @@
 """Pipelines whose parts do not belong together, or are missing or damaged: each is named, nothing is run."""
 
+import argparse
 import json
 import pickle
 import re
@@ -322,6 +323,24 @@ def test_what_a_file_in_dits_layout_needs(checkpoint: Path, tmp_path: Path) -> N
     assert_refused(
         checkpoint, "has REPA's projectors, so it is not of the family sit", **{**given, "family": "sit"}
     )
+
+
+def test_a_training_checkpoint_with_its_arguments(checkpoint: Path, tmp_path: Path) -> None:
+    """The authors' training scripts write weights, averaged weights, optimiser and arguments."""
+    given: dict[str, Any] = {
+        "family": "sit",
+        "autoencoder": str(families.write_autoencoder(tmp_path / "vae")),
+        "num_head_channels": Dit().width // Dit().heads,
+    }
+    expected = load_backbone(str(checkpoint), **given).fingerprint()
+    content = {
+        "model": Dit().random_state(seed=9),
+        "ema": Dit().random_state(),
+        "opt": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+        "args": argparse.Namespace(model="SiT-XL/2", epochs=80),
+    }
+    torch.save(content, checkpoint)
+    assert load_backbone(str(checkpoint), **given).fingerprint() == expected
 
 
 def test_options_of_dits_layout_for_other_files(tmp_path: Path, ldm: Path) -> None:

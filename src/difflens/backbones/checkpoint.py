@@ -1,5 +1,6 @@
 """Checkpoint files, read without running code."""
 
+import argparse
 import re
 import zipfile
 from collections.abc import Mapping
@@ -112,8 +113,10 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        # only the zip format, torch's since 1.6, can be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # training scripts of DiT, SiT and REPA store their arguments, a plain container, beside the weights
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # only the zip format, torch's since 1.6, can be mapped
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle can fail in any way
         if code := re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error)):
             raise DiffLensError(
