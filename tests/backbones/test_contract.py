@@ -3,20 +3,32 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from difflens import DiffLensError, HeadConfig, Probe, TrainedModel, make_head, sample
+from difflens import (
+    DiffLensError,
+    HeadConfig,
+    Probe,
+    SegmentationModel,
+    SweepConfig,
+    TrainedModel,
+    make_head,
+    sample,
+    sweep,
+)
 from difflens.backbones.base import Backbone, DiffusionBackbone
 from difflens.backbones.bigan import BiGANBackbone, Generator, GeneratorConfig
-from difflens.backbones.config import BackboneConfig
+from difflens.backbones.config import BACKBONE_OPTIONS, BackboneConfig
 from difflens.backbones.encoder import EncoderBackbone
 from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.feedback import FeedbackExtractor
 from difflens.extractors.finetuned import FineTunedExtractor
+from difflens.heads.config import SegmentationHeadConfig
 from difflens.pretraining import networks
 from tests.helpers import families, pipelines
 
@@ -56,6 +68,7 @@ KINDS = {
     "classes": BackboneConfig("CLASSES", condition="3"),
     "mean class": BackboneConfig("CLASSES"),
 }
+OTHER_FAMILIES = [name for name in FAMILIES if name != "CLASSES"]
 ENCODERS = ("timm ResNet", "timm ViT", "BiGAN", "pre-trained ViT", "untrained ViT")
 TRANSFORMERS = ("DiT", "DiT, adaln", "untrained DiT", "PixArt", "SD3", "Flux")
 WITHOUT_DECODER = ("pixels", *ENCODERS, *TRANSFORMERS)
@@ -257,3 +270,40 @@ def test_fine_tuning_reaches_the_blocks_asked_for(backbone: Backbone) -> None:
     for parameter in backbone.parameters():
         assert parameter.requires_grad == (id(parameter) in trained)
         assert parameter.grad is not None or not parameter.requires_grad
+
+
+@pytest.mark.parametrize("config", OTHER_FAMILIES, indirect=True)
+def test_a_sweep_measures_its_blocks(config: BackboneConfig, image_tree: Path, tmp_path: Path) -> None:
+    backbone = config.load()
+    blocks, level = (1, len(backbone.blocks)), backbone.defaults.noise_step
+    options = {name: getattr(config, name) for name in BACKBONE_OPTIONS}
+    result = sweep(
+        SweepConfig(
+            out=tmp_path / "sweep",
+            backbone=config.spec,
+            data=f"folder:{image_tree}",
+            blocks=tuple({*blocks}),
+            noise_steps=(level,),
+            pool=1,
+            workers=0,
+            **options,
+        )
+    )
+    assert result.noise_steps == (level,)
+    assert result.accuracy["ridge"].shape == (1, len({*blocks}))
+    (log_snr,) = result.log_snr
+    expected = backbone.process.log_snr(level)
+    assert log_snr == (expected if isfinite(expected) else None)
+
+
+def test_its_maps_make_a_pyramid(backbone: Backbone) -> None:
+    """A dense head reads blocks of several strides, or makes several levels of one stride."""
+    strides = {block.stride: block.index for block in backbone.blocks}
+    level = backbone.defaults.noise_step
+    extractor = ExtractorConfig("frozen", tuple(strides.values()), (level,)).build(backbone)
+    side = backbone.image_size
+    head = SegmentationHeadConfig("upernet", side, strides=(4, 8, 16), width=8)
+    probe = SegmentationModel.make(extractor, head, 3).eval()
+    logits = probe(images_for(backbone), torch.arange(2), 0, size=(side, side))
+    assert logits.shape == (2, 3, side, side)
+    assert logits.isfinite().all()
