@@ -99,9 +99,20 @@ class Extractor(nn.Module, ABC):
             index: (B,) long: the position of each image in its data set. With the seed it decides the image's
                 noise.
             draw: the number of the noise sample: 0 for evaluation, epoch + 1 in training with fresh noise.
+
+        Raises:
+            DiffLensError: a latent is not finite.
+        """
+        return self.read(self.backbone.encode(images), index, draw)
+
+    def read(self, x_0: Tensor, index: Tensor, draw: int = 0) -> dict[Place, Tensor]:
+        """Return the maps, (B, C, H, W) float32, by place.
+
+        Args:
+            x_0: images or latents, as from `Backbone.encode`, (B, C, H, W).
+            index, draw: as for `forward`.
         """
         maps: dict[Place, Tensor] = {}
-        x_0 = self.backbone.encode(images)
         # the mean over noise samples
         for number in range(draw * self.draws, (draw + 1) * self.draws):
             for place, feature in self._read_all(x_0, index, number).items():

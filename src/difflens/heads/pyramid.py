@@ -110,4 +110,5 @@ def _resampled(level: Tensor, source: int, target: int) -> Tensor:
 
 
 def _name(place: Place) -> str:
-    return f"block{place[0]}-t{place[1]}"
+    """Return the name of a place's module, which must hold no dot."""
+    return f"block{place[0]}-t{place[1]}".replace(".", "_")

@@ -143,6 +143,11 @@ def _linear_log_snr(share: float) -> float:
     return float((value / (1 - value)).log())
 
 
+def level_name(level: Level) -> str:
+    """Return a level as a part of file names: five digits of a step, all decimals of another level."""
+    return f"{level:05d}" if isinstance(level, int) else repr(level)
+
+
 def rounded(value: float) -> float:
     """Return `value` with three significant digits."""
     return float(f"{value:.3g}")
