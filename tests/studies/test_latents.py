@@ -169,12 +169,11 @@ def test_resuming_after_any_file_ends_with_the_same_bytes(
 
 
 def test_two_processes_write_the_latents_that_one_writes(ldm: Path, image_tree: Path, tmp_path: Path) -> None:
-    one = config(tmp_path / "one", ldm, image_tree, noise_steps=(3, 200))
+    one = config(tmp_path / "one", ldm, image_tree, noise_steps=(3,))
     extract(one)
-    options = shlex.split("--blocks 2 6 --workers 0")
-    two = ("extract", "--backbone", ldm, "--data", image_tree, *options, "--out", tmp_path / "two")
-    run_two(*two, "--noise-steps", 3)
-    run_two(*two, "--noise-steps", 3, 200, "--resume")
+    extract(replace(one, noise_steps=(3, 200), resume=True))
+    options = shlex.split("--blocks 2 6 --noise-steps 3 200 --workers 0 --device cpu")
+    run_two("extract", "--backbone", ldm, "--data", image_tree, *options, "--out", tmp_path / "two")
     assert contents(tmp_path / "two") == contents(one.out)
 
 

@@ -143,8 +143,8 @@ class Extractor(nn.Module, ABC):
 
     def _read_jointly(self, noised: dict[Level, Tensor], count: int) -> dict[Place, Tensor]:
         """Return the maps of `count` images at several noise steps, read in one batch."""
-        x_t = torch.cat(list(noised.values()))
-        steps = self.backbone.process.level_tensor(torch.tensor(list(noised)), len(noised), x_t.device)
+        x_t, levels = torch.cat(list(noised.values())), torch.tensor(list(noised), dtype=torch.float64)
+        steps = self.backbone.process.level_tensor(levels, len(noised), x_t.device)
         steps = steps.repeat_interleave(count)
         parts = {block: maps.split(count) for block, maps in self._read(x_t, steps).items()}
         return {
