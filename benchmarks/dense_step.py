@@ -27,8 +27,8 @@ from difflens.heads.config import DetectionHeadConfig, SegmentationHeadConfig
 from difflens.heads.pyramid import usual_strides
 from difflens.models.probe import DenseProbe
 from difflens.models.saved import DetectionModel, SegmentationModel
-from difflens.processes.schedulers import process_of
 from difflens.presets import DETECT, SEGMENT
+from difflens.processes.schedulers import process_of
 
 SETTINGS = {"UPerNet": SEGMENT["paper-ade20k"], "Mask R-CNN": DETECT["paper-coco"]}
 

@@ -51,8 +51,8 @@ from difflens.data.images import to_float
 from difflens.data.split import FileSplit, ImageSplit
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import FeatureCache, Reading
-from difflens.processes.schedulers import process_of
 from difflens.pretraining.pretrain import pretrain
+from difflens.processes.schedulers import process_of
 from difflens.run.processes import accelerator
 from difflens.tasks.classification.train import cached_batches
 

@@ -119,9 +119,10 @@ def timeless(value: Any) -> Any:
 
 
 def today(value: Any) -> Any:
-    """With the names of today; commands may name their options in any order."""
+    """With the names of today, without the log-SNR of today; commands may name their options in any order."""
     if isinstance(value, dict):
-        return {key.replace("honest", "cross_validated"): today(each) for key, each in value.items()}
+        names = {key: key.replace("honest", "cross_validated") for key in value if key != "log_snr"}
+        return {name: today(value[key]) for key, name in names.items()}
     if isinstance(value, str) and value.startswith("difflens "):
         return sorted(value.split())
     return [today(each) for each in value] if isinstance(value, list) else value

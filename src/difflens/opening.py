@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
 
 from difflens.backbones.base import Backbone
-from difflens.backbones.config import BackboneConfig
+from difflens.backbones.config import CONDITION_FILE, BackboneConfig
+from difflens.backbones.text import save_condition
 from difflens.configs.earlier import upgraded
 from difflens.configs.options import Options, changeable, recorded
 from difflens.errors import DiffLensError
@@ -90,10 +92,17 @@ class OpenedRun(Generic[D]):
             upgraded,
         )
         with run.working():
+            self._keep_condition(run)
             try:
                 yield run
             except torch.OutOfMemoryError as error:
                 raise DiffLensError(f"the GPU has too little memory: {config.memory_advice}") from error
+
+    def _keep_condition(self, run: RunDirectory) -> None:
+        """Write the embedding of the empty prompt into the run directory."""
+        condition = getattr(self.loaded, "condition", None)
+        if run.main_process and condition is not None and condition.computed:
+            save_condition(run.path / CONDITION_FILE, condition.tensors)
 
     def provenance(self) -> dict[str, str]:
         """Return the rows of a report's last table: backbone, data and environment."""
@@ -102,6 +111,8 @@ class OpenedRun(Generic[D]):
             rows["Backbone"] = (
                 f"{self.source.spec}, fingerprint {self.fingerprints['backbone_fingerprint'][:12]}"
             )
+        if self.loaded is not None:
+            rows |= self.loaded.facts()
         if self.data is not None:
             rows["Data"] = f"{self.data.name}, fingerprint {self.fingerprints['data_fingerprint'][:12]}"
         return {**rows, **environment(self.process.device)}
@@ -130,6 +141,9 @@ def open_run(
     spec = getattr(config, "backbone", None)
     if isinstance(spec, str):
         source = BackboneConfig.of(options, spec)
+        out = getattr(config, "out", None)
+        if getattr(config, "resume", None) and (kept := Path(out) / CONDITION_FILE).is_file():
+            source = replace(source, condition_file=str(kept))
         loaded = source.load()
         fingerprints["backbone_fingerprint"] = loaded.fingerprint()
     if data is not None:

@@ -1,16 +1,19 @@
 """The compiled walk: it equals the plain one, compiles once, and gives way where compilation fails."""
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from difflens import FeedbackExtractor, FrozenExtractor
+from difflens import DiffusionBackbone, FeedbackExtractor, FrozenExtractor, load_backbone
 from difflens.backbones import compiled
 from difflens.backbones.compiled import CompiledGraphs
 from difflens.backbones.unet import UNetBackbone
+from tests.helpers import families, pipelines
 from tests.helpers.networks import make_backbone
 
 needs_compiler = pytest.mark.skipif(
@@ -128,3 +131,19 @@ def test_nothing_is_compiled_on_the_cpu_unless_asked_for(monkeypatch: pytest.Mon
     images, index = torch.rand(2, 1, 16, 16), torch.arange(2)
     FrozenExtractor(backbone, (6,), (5, 20)).train()(images, index)
     FeedbackExtractor(backbone, (6,), (5,)).train()(images, index)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [families.write_dit, families.write_edm, pipelines.write_stable_diffusion])
+def test_the_compiled_walk_of_other_families(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    backbone = load_backbone(str(write(tmp_path / "x")))
+    assert isinstance(backbone, DiffusionBackbone)
+    x, level = torch.randn(2, *backbone.input_shape), backbone.defaults.noise_step
+    graphs = counters["stats"]["unique_graphs"]
+    for last in (3, 2):  # a shorter cut of the same network has a graph of its own
+        through = backbone.features(x, level, [last], compiled=True)[last]
+        torch.testing.assert_close(through, backbone.features(x, level, [last])[last], atol=1e-4, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == graphs + 2
+    backbone.features(x, backbone.process.at(0.3), [3], compiled=True)
+    assert counters["stats"]["unique_graphs"] == graphs + 2

@@ -1,5 +1,8 @@
 """The contract that all kinds of backbones keep; heads, sweeps, stores and reports rely on it alone."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,22 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.feedback import FeedbackExtractor
 from difflens.extractors.finetuned import FineTunedExtractor
 from difflens.pretraining import networks
+from tests.helpers import families, pipelines
+
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "EDM": families.write_edm,
+    "flow": families.write_flow,
+    "consistency model": families.write_consistency_model,
+    "NCSN++": families.write_ncsnpp,
+    "LDM": families.write_ldm,
+    "DiT": families.write_dit,
+    "SD": pipelines.write_stable_diffusion,
+    "SDXL": pipelines.write_stable_diffusion_xl,
+    "PixArt": pipelines.write_pixart_alpha,
+    "SD3": pipelines.write_stable_diffusion_3,
+    "Flux": pipelines.write_flux,
+    "CLASSES": partial(families.write_unet, num_class_embeds=5),
+}
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "adm_tiny.safetensors"
 
@@ -29,9 +48,17 @@ KINDS = {
     "BiGAN": BackboneConfig("BIGAN"),
     "pre-trained ViT": BackboneConfig("VIT"),
     "untrained ViT": BackboneConfig("random:VIT"),
+    **{name: BackboneConfig(name) for name in FAMILIES if name not in ("CLASSES", "Flux")},
+    "Flux": BackboneConfig("Flux", image_size=32),
+    "untrained LDM": BackboneConfig("random:LDM"),
+    "untrained DiT": BackboneConfig("random:DiT"),
+    "DiT, adaln": BackboneConfig("DiT", tap="adaln"),
+    "classes": BackboneConfig("CLASSES", condition="3"),
+    "mean class": BackboneConfig("CLASSES"),
 }
 ENCODERS = ("timm ResNet", "timm ViT", "BiGAN", "pre-trained ViT", "untrained ViT")
-WITHOUT_DECODER = ("pixels", *ENCODERS)
+TRANSFORMERS = ("DiT", "DiT, adaln", "untrained DiT", "PixArt", "SD3", "Flux")
+WITHOUT_DECODER = ("pixels", *ENCODERS, *TRANSFORMERS)
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +86,27 @@ def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     return {name: root / name for name in backbones}
 
 
+@pytest.fixture(scope="module")
+def family_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
 @pytest.fixture(params=list(KINDS))
 def config(
-    request: pytest.FixtureRequest, backbone_folder: Path, adm_file: Path, encoder_folders: dict[str, Path]
+    request: pytest.FixtureRequest,
+    backbone_folder: Path,
+    adm_file: Path,
+    encoder_folders: dict[str, Path],
+    family_root: Path,
 ) -> BackboneConfig:
     template = KINDS[request.param]
     kind, colon, name = template.spec.rpartition(":")
     folders = {"FOLDER": backbone_folder, "ADM": adm_file, **encoder_folders}
-    spec = f"{kind}{colon}{folders.get(name, name)}"
-    return BackboneConfig(spec, template.num_head_channels, template.noise_schedule, template.image_size)
+    if name in FAMILIES:
+        folders[name] = family_root / name
+        if not folders[name].exists():
+            FAMILIES[name](folders[name])
+    return replace(template, spec=f"{kind}{colon}{folders.get(name, name)}")
 
 
 @pytest.fixture
@@ -85,8 +124,9 @@ def images_for(backbone: Backbone, count: int = 2) -> torch.Tensor:
 
 def read(backbone: Backbone, images: torch.Tensor, blocks: list[int]) -> dict[int, torch.Tensor]:
     t = backbone.defaults.noise_step
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
-    return backbone.features(backbone.add_noise(images, t, noise), t, blocks)
+    x_0 = backbone.encode(images)
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(2))
+    return backbone.features(backbone.add_noise(x_0, t, noise), t, blocks)
 
 
 def test_maps_are_as_the_blocks_say(backbone: Backbone) -> None:
@@ -111,7 +151,8 @@ def test_a_block_alone_is_the_same_map(backbone: Backbone) -> None:
 def test_an_image_has_its_maps_whatever_it_is_read_with(backbone: Backbone) -> None:
     images, last = images_for(backbone, 3), len(backbone.blocks)
     t = backbone.defaults.noise_step
-    together, alone = (backbone.features(each, t, [last])[last] for each in (images, images[1:2]))
+    x_0 = backbone.encode(images)
+    together, alone = (backbone.features(each, t, [last])[last] for each in (x_0, x_0[1:2]))
     torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=1e-3)
 
 
@@ -147,26 +188,19 @@ def test_defaults_exist(backbone: Backbone) -> None:
 def test_parameters_of_all_blocks_are_found_once(backbone: Backbone) -> None:
     """The map of a block does not depend on the parameters of a later block."""
     images, middle = images_for(backbone), (len(backbone.blocks) + 1) // 2
-    all_parameters = [
-        parameter
-        for block in backbone.blocks
-        for module in backbone.modules_of(block.index)
-        for parameter in module.parameters()
-    ]
+    all_parameters = [p for block in backbone.blocks for p in backbone.parameters_of(block.index)]
     assert len({id(parameter) for parameter in all_parameters}) == len(all_parameters)
     if not all_parameters:
         pytest.skip("pixels have no parameters")
     earlier = read(backbone, images, [middle])[middle]
     with torch.no_grad():
         for index in range(middle + 1, len(backbone.blocks) + 1):
-            for module in backbone.modules_of(index):
-                for parameter in module.parameters():
-                    parameter.add_(1)
+            for parameter in backbone.parameters_of(index):
+                parameter.add_(1)
     assert torch.equal(read(backbone, images, [middle])[middle], earlier)
     with torch.no_grad():
-        for module in backbone.modules_of(middle):
-            for parameter in module.parameters():
-                parameter.mul_(1.5)
+        for parameter in backbone.parameters_of(middle):
+            parameter.mul_(1.5)
     assert not torch.equal(read(backbone, images, [middle])[middle], earlier)
 
 
@@ -190,7 +224,7 @@ def test_feedback_needs_a_decoder(backbone: Backbone) -> None:
     with pytest.raises(DiffLensError, match="no decoder, so there is nothing to feed back"):
         backbone.features(images, 0, [1], feedback={1: images})
     with pytest.raises(DiffLensError, match="feedback needs a decoder"):
-        FeedbackExtractor(backbone, [1], [0])
+        FeedbackExtractor(backbone, [1], [backbone.defaults.noise_step])
 
 
 @pytest.mark.parametrize("head", ["linear", "attention", "difformer"])

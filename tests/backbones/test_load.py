@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import (
-    KarrasVeScheduler,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    KarrasVeScheduler,
     UNet2DModel,
 )
 from safetensors.torch import load_file, save_file

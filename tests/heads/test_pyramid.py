@@ -102,6 +102,11 @@ def test_noise_steps_and_blocks_of_one_stride_are_fused() -> None:
         assert torch.allclose(level.std((0, 2, 3)), torch.ones(level.shape[1]), atol=0.05)
 
 
+def test_a_level_that_is_no_whole_step_has_a_place() -> None:
+    pyramid = FeaturePyramid({(1, 0.5): (8, 16, 16), (1, 2): (8, 16, 16)}, 16)
+    assert set(pyramid.norms) == {"block1-t0_5", "block1-t2"}
+
+
 def test_missing_levels_are_pooled_and_upsampled() -> None:
     extractor = FrozenExtractor(load_backbone("fashion"), (18,), (5,))  # stride 4
     _, (one, two, four, eight) = levels_of(extractor, 32, (1, 2, 4, 8))

@@ -21,6 +21,8 @@ class Adm:
     head_channels: int = 16
     scale_shift: bool = True
     resblock_updown: bool = True
+    classes: int | None = None
+    heads: int | None = None
 
     def modules(self) -> list[tuple[str, list[tuple[str, int, int]]]]:
         """(block, [(kind, channels in, channels out)]) in execution order."""
@@ -85,7 +87,8 @@ class Adm:
                 else:
                     layer = {"conv": "", "conv_down": ".op", "conv_up": ".conv"}[kind]
                     layers[name + layer] = (fan_out, fan_in, 3, 3)
-        return {
+        labels = {} if self.classes is None else {"label_emb.weight": (self.classes, time)}
+        return labels | {
             f"{name}.{leaf}": shape if leaf == "weight" else shape[:1]
             for name, shape in layers.items()
             for leaf in ("weight", "bias")
@@ -105,7 +108,7 @@ class Adm:
 
         return {name: draw(name, shape) for name, shape in self.shapes().items()}
 
-    def forward(self, state: dict[str, Tensor], x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, state: dict[str, Tensor], x: Tensor, t: Tensor, label: int | None = None) -> Tensor:
         def params(name: str) -> tuple[Tensor, Tensor]:
             return state[f"{name}.weight"].float(), state[f"{name}.bias"].float()
 
@@ -131,9 +134,12 @@ class Adm:
 
         def attend(name: str, x: Tensor) -> Tensor:
             qkv = F.conv1d(norm(f"{name}.norm", x).flatten(2), *params(f"{name}.qkv"))
-            heads = qkv.unflatten(1, (-1, 3, self.head_channels))
+            channels = (
+                len(state[f"{name}.proj_out.weight"]) // self.heads if self.heads else self.head_channels
+            )
+            heads = qkv.unflatten(1, (-1, 3, channels))
             scores = torch.einsum("bhcq,bhck->bhqk", heads[:, :, 0], heads[:, :, 1])
-            weights = (scores / self.head_channels**0.5).softmax(dim=-1)
+            weights = (scores / channels**0.5).softmax(dim=-1)
             mixed = torch.einsum("bhqk,bhck->bhcq", weights, heads[:, :, 2]).flatten(1, 2)
             return x + F.conv1d(mixed, *params(f"{name}.proj_out")).view_as(x)
 
@@ -141,6 +147,8 @@ class Adm:
         angles = t[:, None] * 10000.0 ** (-torch.arange(half) / half)
         embedding = F.linear(torch.cat([angles.cos(), angles.sin()], dim=1), *params("time_embed.0"))
         embedding = F.linear(F.silu(embedding), *params("time_embed.2"))
+        if label is not None:
+            embedding = embedding + state["label_emb.weight"][label]
         skips = []
         for block, modules in self.modules():
             if block.startswith("output"):

@@ -12,7 +12,14 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
+from difflens.processes.schedulers import process_of
+
 STEPS = (0, 1, 5, 10, 20, 50, 100, 150, 300, 500, 700, 900)
+
+
+def log_snr(*steps: int | float) -> dict[int | float, float]:
+    """Steps of DDPM's schedule with their log-SNR, as figures take them."""
+    return process_of().by_noise(steps)
 
 
 def laid_out(figure: Figure) -> Figure:

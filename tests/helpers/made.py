@@ -96,9 +96,10 @@ RECOMMENDATION = Recommendation(
 
 SWEEP = SweepResult(
     out=OUT,
-    accuracy={"ridge": torch.tensor([[0.5, 0.875]], dtype=torch.float64)},
+    accuracy={"ridge": torch.tensor([[0.5, 0.875], [0.25, 0.75]], dtype=torch.float64)},
     blocks=(3, 6),
-    noise_steps=(5,),
+    noise_steps=(5, 20),
+    log_snr=(7.0, None),
     not_measured=(40,),
     images=5000,
     validation_images=1000,
@@ -249,8 +250,12 @@ COMPARE = CompareResult(
             {"linear": Score(top1, (0.5, 0.9)), "few-0.1": Score(top1 / 2, (0.25, 0.5))},
             {"linear": (0.0, 0.0), "few-0.1": (-0.125, 0.0625)},
             frechet,
+            log_snr,
         )
-        for name, top1, speed, frechet in (("fashion", 0.75, 1.0, 12.345), ("pixels", 0.5, 8.0, None))
+        for name, top1, speed, frechet, log_snr in (
+            ("fashion", 0.75, 1.0, 12.345, 7.0),
+            ("pixels", 0.5, 8.0, None, None),
+        )
     ),
 )
 
@@ -263,6 +268,7 @@ CKA = CkaResult(
     minibatches=20,
     blocks=(1, 6),
     noise_steps=(5, 40),
+    log_snr=(7.0, None),
     pool=(4,),
     mirrors={5: Mirrors({0: (0.5, 0.125), 1: (0.25, 0.0625)}, (0.25, 0.125), 4, 3, 4), 40: None},
     comparisons=(

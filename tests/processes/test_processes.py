@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from difflens import DiffLensError, process_of, seeded_noise
-from difflens.processes.base import NoiseProcess
+from difflens.processes.base import NoiseProcess, bracketed, finite, in_words, level_name
 from difflens.processes.clean import Clean
 from difflens.processes.interpolant import LinearInterpolant
 
@@ -89,3 +89,25 @@ def test_fingerprints_differ_where_features_do() -> None:
     assert len({process.fingerprint() for process in processes}) == len(processes)
     spaced = process_of({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
     assert spaced.fingerprint() == FLOW.fingerprint()
+
+
+def test_levels_are_ordered_from_the_least_to_the_most_noise() -> None:
+    assert list(DDPM.by_noise((900, 5, 100))) == [5, 100, 900]
+    assert list(FLOW.by_noise((0.1, 1.0, 0.5, 0.0))) == [0.0, 0.1, 0.5, 1.0]
+    towards_image = LinearInterpolant(towards_noise=False)
+    assert list(towards_image.by_noise((0.1, 1.0, 0.5, 0.0))) == [1.0, 0.5, 0.1, 0.0]
+    assert towards_image.by_noise((0.0, 1.0)) == {1.0: inf, 0.0: -inf}
+    assert FLOW.by_noise((0.5,)) == {0.5: pytest.approx(0)}
+
+
+def test_levels_have_names_and_words() -> None:
+    names = [level_name(level) for level in (50, 50.0, 0.1, 0.123456789, 1e-5)]
+    assert names == ["00050", "50.0", "0.1", "0.123456789", "1e-05"]
+    assert [float(name) for name in names] == [50, 50, 0.1, 0.123456789, 1e-5]
+    assert bracketed(150, 1.24) == "150 (1.2)"
+    assert bracketed(0.5, -0.01) == "0.5 (0.0)"
+    assert bracketed(0.0, inf) == "0.0 (\u221e)"
+    assert bracketed(7, None) == "7"
+    assert in_words({5: 7.04, 20: -3.21}) == "5, 20 (log-SNR 7.0, -3.2)"
+    assert in_words({5: 7.04, 20: None}) == "5, 20"
+    assert (finite(-inf), finite(0.5)) == (None, 0.5)

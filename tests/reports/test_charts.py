@@ -1,6 +1,6 @@
 """Charts show the right numbers, and their texts have room."""
 
-from math import nan
+from math import inf, nan
 
 import numpy as np
 import pytest
@@ -8,23 +8,24 @@ import torch
 from matplotlib.colors import to_hex
 
 from difflens.reports import charts, style
-from tests.helpers.figures import STEPS, accuracies, assert_room, draw, labels, laid_out
+from tests.helpers.figures import STEPS, accuracies, assert_room, draw, labels, laid_out, log_snr
 
 
 def test_accuracy_curves() -> None:
     accuracy = torch.tensor([[0.5, 0.6, 0.7, nan, 0.8, 0.75, 0.2], [0.4, 0.5, 0.9, nan, 0.7, 0.78, 0.1]])
     blocks = (1, 3, 4, 6, 8, 9, 12)
-    figure = charts.accuracy_curves(accuracy, blocks, (0, 50), (4, 50))
+    figure = charts.accuracy_curves(accuracy, blocks, log_snr(0, 50), (4, 50))
     by_block, by_noise = figure.axes
     lines = {line.get_label(): line for line in by_block.lines}
-    for row, t in enumerate(("0", "50")):
+    for row, t in enumerate(("0 (9.2)", "50 (3.5)")):
         np.testing.assert_array_equal(lines[t].get_xdata(), blocks)
         np.testing.assert_allclose(lines[t].get_ydata(), 100 * accuracy[row], rtol=1e-6)
     texts = [text.get_text() for text in by_noise.get_legend().get_texts()]
     assert texts == ["4", "8", "9", "3", "1"]  # the best first, of those that were measured
     lines = {line.get_label(): line for line in by_noise.lines}
     np.testing.assert_allclose(lines["8"].get_ydata(), [80, 70], rtol=1e-6)
-    for axes, place in ((by_block, 4), (by_noise, 50)):
+    np.testing.assert_allclose(lines["8"].get_xdata(), list(log_snr(0, 50).values()))
+    for axes, place in ((by_block, 4), (by_noise, log_snr(50)[50])):
         (ring,) = [line for line in axes.lines if line.get_fillstyle() == "none"]
         assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([place], [pytest.approx(90)])
     assert draw(figure)
@@ -36,28 +37,41 @@ def test_accuracy_curves() -> None:
 )
 def test_sizes_of_curves(columns: int, rows: int, panels: int) -> None:
     blocks = range(1, columns + 1)
-    figure = laid_out(charts.accuracy_curves(accuracies(rows, columns), blocks, STEPS[:rows], (1, 0)))
+    figure = laid_out(
+        charts.accuracy_curves(accuracies(rows, columns), blocks, log_snr(*STEPS[:rows]), (1, 0))
+    )
     assert len(figure.axes) == panels
     for axes in figure.axes:
         ticks, legend = labels(axes.xaxis), axes.get_legend()
         assert_room(figure, ticks, labels(axes.yaxis), [*legend.get_texts(), legend.get_title()])
-        assert len(ticks) >= min(5, columns if axes.get_xlabel() == "block" else rows)
+        assert len(ticks) >= (min(5, columns) if axes.get_xlabel() == "block" else 2)
+        for above in axes.child_axes:
+            assert_room(figure, labels(above.xaxis), [above.xaxis.label])
 
 
-@pytest.mark.parametrize(
-    ("steps", "scale"),
-    [
-        ((0, 1, 5, 10, 50, 300), "symlog"),
-        ((1, 5, 10, 50, 300), "symlog"),
-        ((0, 40, 80, 120, 160), "linear"),
-        ((0, 900), "linear"),
-    ],
-)
-def test_noise_steps_that_spread(steps: tuple[int, ...], scale: str) -> None:
-    figure = charts.accuracy_curves(accuracies(len(steps), 3), (1, 2, 3), steps, None)
+def test_noise_grows_to_the_right_whichever_way_time_runs() -> None:
+    towards_image = {1.0: inf, 0.9: 4.39, 0.5: 0.0, 0.1: -4.39, 0.0: -inf}
+    figure = laid_out(charts.accuracy_curves(accuracies(5, 3), (1, 2, 3), towards_image, None))
     axes = figure.axes[1]
-    assert axes.get_xscale() == scale
-    assert set(axes.get_xticks()) <= set(steps)
+    left, right = axes.get_xlim()
+    assert left > right
+    places = axes.lines[0].get_xdata()
+    np.testing.assert_allclose(places[1:4], (4.39, 0, -4.39))
+    assert left > places[0] > 5
+    assert right < places[4] < -5
+    texts = [label.get_text() for label in labels(axes.xaxis)]
+    assert {"\u221e", "0", "-\u221e"} < set(texts)
+    (above,) = axes.child_axes
+    assert [label.get_text() for label in labels(above.xaxis)] == ["1.0", "0.9", "0.5", "0.1", "0.0"]
+    assert_room(figure, labels(axes.xaxis), labels(above.xaxis))
+
+
+def test_steps_that_are_close_share_a_tick() -> None:
+    figure = charts.accuracy_curves(accuracies(12, 3), (1, 2, 3), log_snr(*STEPS), None)
+    (above,) = figure.axes[1].child_axes
+    texts = [label.get_text() for label in above.get_xticklabels()]
+    assert texts[0] == "0"
+    assert 4 < len(texts) < 12
 
 
 def test_loss_curve() -> None:

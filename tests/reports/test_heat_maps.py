@@ -9,12 +9,24 @@ from matplotlib.collections import QuadMesh
 from matplotlib.patches import Rectangle
 
 from difflens.reports import charts, heat_maps, style
-from tests.helpers.figures import STEPS, accuracies, assert_room, boxes, draw, labels, laid_out, parts
+from tests.helpers.figures import (
+    STEPS,
+    accuracies,
+    assert_room,
+    boxes,
+    draw,
+    labels,
+    laid_out,
+    log_snr,
+    parts,
+)
 
 
 def test_heat_map() -> None:
     accuracy = torch.tensor([[0.5, 0.912, nan], [0.4, 0.88, 0.9]])
-    figure = heat_maps.accuracy_map(accuracy, (2, 7, 9), (5, 90), ("encoder", "encoder", "decoder"), (7, 5))
+    figure = heat_maps.accuracy_map(
+        accuracy, (2, 7, 9), log_snr(5, 90), ("encoder", "encoder", "decoder"), (7, 5)
+    )
     axes, bar = figure.axes
     picture = axes.get_images()[0]
     np.testing.assert_allclose(np.ma.filled(picture.get_array(), np.nan), 100 * accuracy, rtol=1e-6)
@@ -22,7 +34,7 @@ def test_heat_map() -> None:
     assert cells == {(0, 0): "50.0", (1, 0): "91.2", (0, 1): "40.0", (1, 1): "88.0", (2, 1): "90.0"}
     assert [text.get_text() for text in axes.texts if text.get_text().isalpha()] == ["encoder", "decoder"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "7", "9"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["5", "90"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["5 (7.0)", "90 (2.4)"]
     (outline,) = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert outline.get_bbox().bounds == (0.5, -0.5, 1, 1)
     assert any(isinstance(mesh, QuadMesh) for mesh in bar.collections)
@@ -32,7 +44,7 @@ def test_heat_map() -> None:
 def test_colours_of_a_heat_map_are_for_the_good_cells() -> None:
     accuracy = accuracies(8, 25)
     low, high = (
-        heat_maps.accuracy_map(accuracy, range(25), STEPS[:8], parts(25), None)
+        heat_maps.accuracy_map(accuracy, range(25), log_snr(*STEPS[:8]), parts(25), None)
         .axes[0]
         .get_images()[0]
         .get_clim()
@@ -43,7 +55,9 @@ def test_colours_of_a_heat_map_are_for_the_good_cells() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_heat_map_of_equal_accuracies(value: float) -> None:
-    figure = heat_maps.accuracy_map(torch.full((2, 2), value), (1, 2), (0, 5), ("encoder", "decoder"), (1, 0))
+    figure = heat_maps.accuracy_map(
+        torch.full((2, 2), value), (1, 2), log_snr(0, 5), ("encoder", "decoder"), (1, 0)
+    )
     low, high = figure.axes[0].get_images()[0].get_clim()
     assert high - low == pytest.approx(1)
     assert draw(figure)
@@ -51,8 +65,8 @@ def test_heat_map_of_equal_accuracies(value: float) -> None:
 
 def test_nothing_measured() -> None:
     accuracy = torch.full((2, 2), nan)
-    assert draw(heat_maps.accuracy_map(accuracy, (1, 2), (0, 5), ("encoder", "decoder"), None))
-    assert draw(charts.accuracy_curves(accuracy, (1, 2), (0, 5), None))
+    assert draw(heat_maps.accuracy_map(accuracy, (1, 2), log_snr(0, 5), ("encoder", "decoder"), None))
+    assert draw(charts.accuracy_curves(accuracy, (1, 2), log_snr(0, 5), None))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +85,9 @@ def test_nothing_measured() -> None:
 def test_sizes_of_heat_maps(columns: int, rows: int, written: bool) -> None:
     blocks = range(1, columns + 1)
     figure = laid_out(
-        heat_maps.accuracy_map(accuracies(rows, columns), blocks, STEPS[:rows], parts(columns), (1, 0))
+        heat_maps.accuracy_map(
+            accuracies(rows, columns), blocks, log_snr(*STEPS[:rows]), parts(columns), (1, 0)
+        )
     )
     axes, bar = figure.axes
     cells = [text for text in axes.texts if text.get_text()[0].isdigit()]
@@ -86,7 +102,7 @@ def test_sizes_of_heat_maps(columns: int, rows: int, written: bool) -> None:
 
 def test_narrow_parts_of_a_network_are_named_on_two_lines() -> None:
     roles = ["encoder"] * 30 + ["middle", "decoder"]
-    figure = laid_out(heat_maps.accuracy_map(accuracies(3, 32), range(1, 33), (0, 1, 5), roles, None))
+    figure = laid_out(heat_maps.accuracy_map(accuracies(3, 32), range(1, 33), log_snr(0, 1, 5), roles, None))
     names = [text for text in figure.axes[0].texts if text.get_text().isalpha()]
     assert [name.get_text() for name in names] == ["encoder", "middle", "decoder"]
     assert_room(figure, names)
@@ -94,9 +110,9 @@ def test_narrow_parts_of_a_network_are_named_on_two_lines() -> None:
 
 def test_heat_map_of_other_sizes() -> None:
     with pytest.raises(AssertionError, match=r"\(1, 2\) noise steps and blocks"):
-        heat_maps.accuracy_map(torch.zeros(2, 1), (1, 2), (0,), ("encoder", "decoder"), None)
+        heat_maps.accuracy_map(torch.zeros(2, 1), (1, 2), log_snr(0), ("encoder", "decoder"), None)
     with pytest.raises(AssertionError, match="2 blocks, but 1 roles"):
-        heat_maps.accuracy_map(torch.zeros(1, 2), (1, 2), (0,), ("encoder",), None)
+        heat_maps.accuracy_map(torch.zeros(1, 2), (1, 2), log_snr(0), ("encoder",), None)
 
 
 def test_confusion_matrix_counts() -> None:

@@ -15,7 +15,7 @@ from difflens.pretraining import networks
 from difflens.processes.schedulers import process_of
 from difflens.reports import pictures
 from difflens.reports.pictures import pca_rgb
-from tests.helpers.figures import draw
+from tests.helpers.figures import draw, log_snr
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,8 @@ def test_one_component_that_varies() -> None:
 
 def test_noised_images(backbone: UNetBackbone, images: Tensor) -> None:
     noised = FrozenExtractor(backbone, (1,), (500, 20), seed=3).noised(images, torch.arange(2))
-    figure = pictures.noised_images(images, noised)
-    assert titles(figure) == ["clean", "t = 20", "t = 500"]
+    figure = pictures.noised_images(images, noised, log_snr(20, 500))
+    assert titles(figure) == ["clean", "t = 20\nlog-SNR 5.1", "t = 500\nlog-SNR -2.5"]
     for row in range(2):
         np.testing.assert_allclose(
             shown(figure, row, 0, 3), (images[row].permute(1, 2, 0) + 1) / 2, atol=1e-6
@@ -115,7 +115,7 @@ def test_grey_images_are_grey(images: Tensor) -> None:
     unet = UNet2DModel(**{**networks.unet_config("tiny"), "in_channels": 1, "out_channels": 1})
     backbone = UNetBackbone(unet, process_of({"beta_schedule": "linear"}), "grey")
     noised = FrozenExtractor(backbone, (1,), (20,)).noised(images[:, :1], torch.arange(2))
-    figure = pictures.noised_images(images[:, :1], noised)
+    figure = pictures.noised_images(images[:, :1], noised, log_snr(20))
     for axes in figure.axes:
         (picture,) = axes.get_images()
         assert picture.get_array().shape == (16, 16)
@@ -165,13 +165,16 @@ def test_components_over_noise_share_their_colours() -> None:
     generator = torch.Generator().manual_seed(0)
     low, high = torch.randn(2, 3, 4, 4, generator=generator), torch.randn(2, 3, 4, 4, generator=generator) + 2
     noised = {5: torch.zeros(2, 1, 8, 8), 50: torch.ones(2, 1, 8, 8)}
-    figure = pictures.components_over_noise(noised, {(1, 5): low, (1, 50): high}, image=1)
+    figure = pictures.components_over_noise(noised, {(1, 5): low, (1, 50): high}, log_snr(5, 50), image=1)
     assert titles(figure) == ["input", "block 1\n4 x 4"]
     together = pca_rgb(torch.cat([low, high]))
     for row, number in enumerate((1, 3)):
         np.testing.assert_allclose(shown(figure, row, 1, 2), together[number].permute(1, 2, 0).numpy())
     assert float(shown(figure, 0, 0, 2).max()) == 0.5  # grey 0 in [-1, 1]
-    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["t = 5", "t = 50"]
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == [
+        "t = 5\nlog-SNR 7.0",
+        "t = 50\nlog-SNR 3.5",
+    ]
     assert draw(figure)
 
 

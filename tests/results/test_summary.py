@@ -39,11 +39,12 @@ def test_every_command_has_a_result_with_a_summary() -> None:
         ),
         (
             made.SWEEP,
-            "Recommended: Block 6 at noise step 5 classifies 87.50 % of 1,000 validation images correctly "
-            "(95 % interval 75.00 to 95.00). The place was chosen on these images, so this figure is "
-            "slightly too high. Cross-validated over two halves of the images, it is 85.00 % (70.00 to "
-            "93.00). Block 3 at noise step 20 costs less, and its accuracy on these images does not differ "
-            "significantly from the best.\nFor DifFormer: blocks 5, 6 at noise steps 5, 20\nReport: "
+            "Recommended: Block 6 at noise step 5 (log-SNR 7.0) classifies 87.50 % of 1,000 validation "
+            "images correctly (95 % interval 75.00 to 95.00). The place was chosen on these images, so this "
+            "figure is slightly too high. Cross-validated over two halves of the images, it is 85.00 % "
+            "(70.00 to 93.00). Block 3 at noise step 20 costs less, and its accuracy on these images does "
+            "not differ significantly from the best.\n"
+            "For DifFormer: blocks 5, 6 at noise steps 5, 20\nReport: "
             "run/report.html, heat map: run/heatmap.png\nNext:\n  difflens probe --out DIR",
         ),
         (
@@ -73,8 +74,9 @@ def test_every_command_has_a_result_with_a_summary() -> None:
         (
             made.CKA,
             "100 images in 20 minibatches; the widest 95 % interval is ± 0.125\n"
-            "t = 5: decoder blocks are +0.250 ± 0.125 more like their mirrors than like other encoder "
-            "blocks; 3 of 4 are most like their mirror\nReport: run/report.html, every pair: run/table.csv",
+            "t = 5 (log-SNR 7.0): decoder blocks are +0.250 ± 0.125 more like their mirrors than like other "
+            "encoder blocks; 3 of 4 are most like their mirror\n"
+            "Report: run/report.html, every pair: run/table.csv",
         ),
         (
             made.EXPLAIN,

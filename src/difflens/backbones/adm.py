@@ -8,13 +8,16 @@ key and value are rearranged.
 
 import re
 from collections.abc import Mapping, Sequence
+from math import gcd
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor
 
+from difflens.choices import AttentionOrder
 from difflens.errors import DiffLensError, listing
 
 # Image side by channel multipliers, as in guided-diffusion's script_util.create_model.
@@ -43,7 +46,11 @@ _LAYERS = {
 
 
 def unet_from_adm(
-    state: Mapping[str, Tensor], num_head_channels: int = 64, source: str = "the state dict"
+    state: Mapping[str, Tensor],
+    num_head_channels: int = 64,
+    source: str = "the state dict",
+    num_heads: int | None = None,
+    order: AttentionOrder = "legacy",
 ) -> UNet2DModel:
     """Return the diffusers U-Net that computes the function of guided-diffusion's `UNetModel` with `state`.
 
@@ -57,9 +64,11 @@ def unet_from_adm(
 
     Args:
         state: parameters by guided-diffusion's names.
-        num_head_channels: channels of one attention head, 64 in OpenAI's released models. The rows of query,
-            key and value are in the "legacy" order of these models, (heads, 3, num_head_channels).
+        num_head_channels: channels of one attention head, 64 in OpenAI's released models.
         source: the name of `state` in error messages, usually the file.
+        num_heads: attention heads at every level, instead of `num_head_channels`.
+        order: the order of the rows of query, key and value: legacy, (heads, 3, channels), as in the released
+            models, or new, (3, heads, channels).
 
     Returns:
         The network in evaluation mode. `config.sample_size` is the side in pixels at which OpenAI trained
@@ -67,9 +76,9 @@ def unet_from_adm(
 
     Raises:
         DiffLensError: `state` is no guided-diffusion U-Net that diffusers can express, or
-            `num_head_channels` does not divide the width of its attention.
+            `num_head_channels` or `num_heads` does not divide the width of its attention.
     """
-    config = _config(state, num_head_channels, source)
+    config = _config(state, num_head_channels, num_heads, source)
     # The meta device allocates nothing: only the weights of `state` take memory.
     with torch.device("meta"):
         try:
@@ -80,12 +89,20 @@ def unet_from_adm(
         if model_channels != config["block_out_channels"][0]:
             unet.time_proj = Timesteps(model_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
             unet.time_embedding = TimestepEmbedding(model_channels, config["time_embedding_dim"])
-    converted = _convert(state, unet, source)
+    if num_heads is not None:
+        for module in unet.modules():
+            if isinstance(module, Attention):
+                module.heads = num_heads
+                module.scale = (module.inner_dim / num_heads) ** -0.5
+        unet.register_to_config(num_attention_heads=num_heads)
+    converted = _convert(state, unet, order, source)
     unet.load_state_dict(converted, strict=True, assign=True)
     return unet.eval()
 
 
-def _config(state: Mapping[str, Tensor], num_head_channels: int, source: str) -> dict[str, Any]:
+def _config(
+    state: Mapping[str, Tensor], num_head_channels: int, num_heads: int | None, source: str
+) -> dict[str, Any]:
     """Return the configuration of the `UNet2DModel` whose parameters have the shapes of `state`.
 
     Raises:
@@ -116,7 +133,13 @@ def _config(state: Mapping[str, Tensor], num_head_channels: int, source: str) ->
 
     attended = {width for width, attends in zip(channels, attention, strict=True) if attends} | {channels[-1]}
     for width in sorted(attended):
-        if num_head_channels < 1 or width % num_head_channels:
+        if num_heads is not None:
+            if num_heads < 1 or width % num_heads:
+                raise DiffLensError(
+                    f"num_heads {num_heads} does not divide the attention width {width} of {source}: give "
+                    "the value the model was trained with"
+                )
+        elif num_head_channels < 1 or width % num_head_channels:
             raise DiffLensError(
                 f"num_head_channels {num_head_channels} does not divide the attention width {width} of "
                 f"{source}: give the value the model was trained with (64 for OpenAI's released models)"
@@ -138,7 +161,8 @@ def _config(state: Mapping[str, Tensor], num_head_channels: int, source: str) ->
         "up_block_types": tuple("AttnUpBlock2D" if attends else up for attends in reversed(attention)),
         "downsample_type": resampling,
         "upsample_type": resampling,
-        "attention_head_dim": num_head_channels,
+        # a fixed number of heads is set after construction
+        "attention_head_dim": num_head_channels if num_heads is None else gcd(*attended),
         # with scale_shift, diffusers omits the norm of the middle attention unless this is set
         "attn_norm_num_groups": 32,
         "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
@@ -151,7 +175,9 @@ def _config(state: Mapping[str, Tensor], num_head_channels: int, source: str) ->
     }
 
 
-def _convert(state: Mapping[str, Tensor], unet: UNet2DModel, source: str) -> dict[str, Tensor]:
+def _convert(
+    state: Mapping[str, Tensor], unet: UNet2DModel, order: AttentionOrder, source: str
+) -> dict[str, Tensor]:
     """Return `state` in float32 under the names of `unet`.
 
     Raises:
@@ -178,8 +204,12 @@ def _convert(state: Mapping[str, Tensor], unet: UNet2DModel, source: str) -> dic
         if ".attentions." in key and tensor.dim() == 3:
             tensor = tensor.squeeze(-1)  # a 1x1 convolution over positions is a linear layer
         if module.endswith(("to_q", "to_k", "to_v")) and tensor.shape[:1] == (3 * len(parameter),):
-            rows = tensor.reshape(-1, 3, unet.config.attention_head_dim, *tensor.shape[1:])
-            tensor = rows[:, "qkv".index(module[-1])].flatten(0, 1)
+            part = "qkv".index(module[-1])
+            if order == "new":
+                tensor = tensor.chunk(3)[part]
+            else:
+                width = len(parameter) // unet.get_submodule(module.rpartition(".")[0]).heads
+                tensor = tensor.reshape(-1, 3, width, *tensor.shape[1:])[:, part].flatten(0, 1)
         if tensor.shape == parameter.shape:
             converted[key] = tensor
         else:

@@ -75,6 +75,13 @@ class Autoencoder(nn.Module):
             )
         return cls(read_network(getattr(diffusers, str(name)), folder, written, meta=meta), written)
 
+    def describe(self) -> str:
+        """Return its class, scale and shift, in words."""
+        scale, shift = self.scale.flatten().tolist(), self.shift.flatten().tolist()
+        if len(scale) > 1:
+            return f"{type(self.network).__name__}, scaled and shifted by channel"
+        return f"{type(self.network).__name__}, scale {scale[0]:g}, shift {shift[0]:g}"
+
     def fingerprint(self) -> str:
         """Return a hex digest of weights, scale and shift."""
         return digest_of(self.network, self.scale.cpu().numpy().tobytes(), self.shift.cpu().numpy().tobytes())

@@ -179,7 +179,20 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def modules_of(self, block: int) -> list[nn.Module]:
-        """Return the submodules that compute `block`, for fine-tuning."""
+        """Return the submodules that compute `block`."""
+
+    def parameters_of(self, block: int) -> list[nn.Parameter]:
+        """Return the parameters that `block` is the first to use, for fine-tuning."""
+        used = [
+            {id(p): p for module in self.modules_of(index) for p in module.parameters()}
+            for index in range(1, self.block(block).index + 1)
+        ]
+        before = {key for parameters in used[:-1] for key in parameters}
+        return [parameter for key, parameter in used[-1].items() if key not in before]
+
+    def facts(self) -> dict[str, str]:
+        """Return the noise process, latents and condition in words, by title, for reports."""
+        return {}
 
     @property
     def generates(self) -> bool:
@@ -350,6 +363,15 @@ class DiffusionBackbone(Backbone):
     def decode(self, x_0: Tensor) -> Tensor:
         """Return images, (B, C, H, W) in about [-1, 1], of noiseless x_0, (B, C, H, W)."""
         return self.process.to_images(x_0) if self.autoencoder is None else self.autoencoder.decode(x_0)
+
+    def facts(self) -> dict[str, str]:
+        facts = {"Noise process": self.process.describe()}
+        if self.autoencoder is not None:
+            channels, side, _ = self.input_shape
+            facts["Latents"] = f"{channels} x {side} x {side}, {self.autoencoder.describe()}"
+        if self.condition is not None:
+            facts["Condition"] = self.condition.name
+        return facts
 
     def fed(self, x_t: Tensor, t: Level | Tensor) -> Fed:
         """Return what the network is fed for x_t, (B, C, H, W), at the level `t`, one or (B,)."""

@@ -3,13 +3,16 @@
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from difflens.backbones.config import BackboneConfig
 from difflens.errors import DiffLensError, listing
 
 
@@ -46,6 +49,46 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         )
     prefix = "module." if all(name.startswith("module.") for name in state) else ""
     return {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items()}
+
+
+def with_flags(config: BackboneConfig, path: Path) -> BackboneConfig:
+    """Return `config` with the flags of guided-diffusion in a file beside the checkpoint.
+
+    The file has the checkpoint's name with the ending .json, .yaml or .yml, and guided-diffusion's names:
+    `num_heads`, `num_head_channels`, `use_new_attention_order`, `noise_schedule` and `class_cond`. Without
+    such a file, `config` is returned.
+
+    Raises:
+        DiffLensError: the file cannot be read, or it contradicts an option that was given.
+    """
+    files = [path.with_suffix(ending) for ending in (".json", ".yaml", ".yml")]
+    file = next((each for each in files if each.is_file()), None)
+    if file is None:
+        return config
+    try:
+        flags = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DiffLensError(f"{file}, the flags of {path.name}, cannot be read: {error}") from error
+    if not isinstance(flags, dict):
+        raise DiffLensError(f"{file}, the flags of {path.name}, holds no table of flags")
+    usual, stated = BackboneConfig(config.spec), {}
+    channels, heads = flags.get("num_head_channels"), flags.get("num_heads")
+    if isinstance(channels, int) and channels > 0:  # guided-diffusion: -1 means a fixed number of heads
+        stated["num_head_channels"] = channels
+    elif isinstance(heads, int) and heads > 0:
+        stated["num_heads"] = heads
+    if "use_new_attention_order" in flags:
+        stated["attention_order"] = "new" if flags["use_new_attention_order"] is True else "legacy"
+    if "noise_schedule" in flags:
+        stated["noise_schedule"] = {"cosine": "squaredcos_cap_v2"}.get(
+            flags["noise_schedule"], flags["noise_schedule"]
+        )
+    for name, value in stated.items():
+        given = getattr(config, name)
+        if given not in (getattr(usual, name), value):
+            option = f"--{name.replace('_', '-')}"
+            raise DiffLensError(f"{file} says {name} {value!r}, and {option} says {given!r}")
+    return replace(config, **stated)
 
 
 def _is_state_dict(entry: object) -> bool:

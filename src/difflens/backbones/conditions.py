@@ -19,11 +19,12 @@ class Condition(nn.Module):
         name: the condition in words, for reports.
         tensors: arguments by name, with a first dimension of 1; the entries of a dictionary are named
             "argument.entry".
+        computed: True if text encoders computed the tensors, which are then kept beside a run.
     """
 
-    def __init__(self, name: str, tensors: Mapping[str, Tensor]):
+    def __init__(self, name: str, tensors: Mapping[str, Tensor], computed: bool = False):
         super().__init__()
-        self.name = name
+        self.name, self.computed = name, computed
         self._names = tuple(sorted(tensors))
         for number, key in enumerate(self._names):
             self.register_buffer(f"tensor_{number}", tensors[key], persistent=False)
@@ -172,8 +173,9 @@ def text_condition(
     Raises:
         DiffLensError: the network has no such condition, or the text encoders cannot run.
     """
+    _check_conditions(network, spec)
     if asked == "zero":
-        return Condition("text embedding of zeros", _zeros(network, spec))
+        return Condition("text embedding of zeros", _zeros(network))
     if asked not in (None, "null"):
         raise DiffLensError(
             f"{spec} has no condition {asked!r}: a text-to-image network takes null (the empty prompt) or "
@@ -182,20 +184,41 @@ def text_condition(
     tensors = empty_prompt(folder, side) if stored is None else load_condition(stored)
     # the positions of Flux follow from the side of x_t
     given = {name: tensor for name, tensor in tensors.items() if name not in ("img_ids", "txt_ids")}
-    return Condition(EMPTY_PROMPT, given)
+    for name, zeros in _zeros(network).items():
+        shape = tuple(given[name].shape) if name in given else None
+        if shape is None or (shape[0], shape[-1]) != (1, zeros.shape[-1]):
+            raise DiffLensError(
+                f"{spec} takes {name} of width {zeros.shape[-1]}, and the empty prompt has "
+                f"{'none' if shape is None else f'the shape {shape}'}: they do not belong together"
+            )
+    return Condition("empty prompt", given, computed=True)
 
 
-EMPTY_PROMPT = "empty prompt"
-"""The name of the condition that text encoders compute."""
+def _check_conditions(network: Any, spec: str) -> None:
+    """Raise a DiffLensError if a U-Net takes more than a text: a class or an image, for example."""
+    if type(network).__name__ != "UNet2DConditionModel":
+        return
+    known = {
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "addition_embed_type": (None, "text_time"),
+        "encoder_hid_dim_type": (None, "text_proj"),
+    }
+    for field, values in known.items():
+        if network.config.get(field) not in values:
+            raise DiffLensError(
+                f"{spec} takes a condition that difflens cannot give: its {field} is "
+                f"{network.config.get(field)!r}"
+            )
 
 
-def _zeros(network: Any, spec: str) -> dict[str, Tensor]:
+def _zeros(network: Any) -> dict[str, Tensor]:
     """Return embeddings of zeros in the shape of one prompt."""
     config, name = network.config, type(network).__name__
     if name == "UNet2DConditionModel":
-        if config.addition_embed_type not in (None, "text_time") or config.encoder_hid_dim_type is not None:
-            raise DiffLensError(f"{spec} needs conditions that difflens cannot give: images, for example")
-        tensors = {"encoder_hidden_states": torch.zeros(1, 77, config.cross_attention_dim)}
+        width = config.encoder_hid_dim or config.cross_attention_dim
+        width = max(width) if isinstance(width, list | tuple) else width
+        tensors = {"encoder_hidden_states": torch.zeros(1, 77, width)}
         if config.addition_embed_type == "text_time":
             times = 6
             pooled = config.projection_class_embeddings_input_dim - times * config.addition_time_embed_dim

@@ -2,9 +2,9 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from difflens.choices import FamilyName, ScheduleName, TapName
+from difflens.choices import AttentionOrder, FamilyName, ScheduleName, TapName, WeightsName
 
 if TYPE_CHECKING:
     import torch
@@ -12,15 +12,10 @@ if TYPE_CHECKING:
     from difflens.backbones.base import Backbone
 
 
-BACKBONE_OPTIONS = (
-    "num_head_channels",
-    "noise_schedule",
-    "image_size",
-    "condition",
-    "tap",
-    "autoencoder",
-    "family",
-)
+FILE_OPTIONS = ("num_head_channels", "num_heads", "attention_order", "noise_schedule", "family")
+"""The options of a checkpoint file, whose weights do not show them."""
+
+BACKBONE_OPTIONS = (*FILE_OPTIONS, "image_size", "condition", "tap", "autoencoder", "weights")
 """The options of a command that are arguments of `load_backbone`."""
 
 
@@ -29,6 +24,12 @@ class BackboneOptions(Protocol):
 
     @property
     def num_head_channels(self) -> int: ...
+
+    @property
+    def num_heads(self) -> int | None: ...
+
+    @property
+    def attention_order(self) -> AttentionOrder | None: ...
 
     @property
     def noise_schedule(self) -> ScheduleName: ...
@@ -48,10 +49,17 @@ class BackboneOptions(Protocol):
     @property
     def family(self) -> FamilyName | None: ...
 
+    @property
+    def weights(self) -> WeightsName | None: ...
+
 
 def is_checkpoint(spec: str) -> bool:
     """Return whether `spec` names a file, as OpenAI's checkpoints are, or the same network untrained."""
     return Path(spec.removeprefix("random:")).expanduser().is_file()
+
+
+CONDITION_FILE = "condition.safetensors"
+"""The embedding of the empty prompt beside a run or a model, so that no text encoder runs again."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,9 @@ class BackboneConfig:
     tap: TapName | None = None
     autoencoder: str | None = None
     family: FamilyName | None = None
+    weights: WeightsName | None = None
+    num_heads: int | None = None
+    attention_order: AttentionOrder | None = None
     condition_file: str | None = None
 
     @classmethod
@@ -73,6 +84,17 @@ class BackboneConfig:
         """Return the configuration of the backbone `spec` with a command's options."""
         values = {name: getattr(options, name) for name in BACKBONE_OPTIONS}
         return cls(spec, **values)
+
+    def stored(self) -> dict[str, Any]:
+        """Return the arguments as plain values for a file.
+
+        Options that version 0.1 did not have are left out where they are not given, and `condition_file`
+        always: its owner knows where the file is.
+        """
+        always = ("spec", "num_head_channels", "noise_schedule", "image_size")
+        usual = asdict(BackboneConfig(self.spec))
+        values = {**asdict(self), "condition_file": None}
+        return {name: value for name, value in values.items() if name in always or value != usual[name]}
 
     def load(self, device: "torch.device | str" = "cpu") -> "Backbone":
         """Load the backbone on a device; arguments and errors as in `load_backbone`."""

@@ -14,9 +14,11 @@ from difflens.backbones.config import BackboneConfig
 from difflens.backbones.pretrained import read_json, read_network
 from difflens.backbones.transformer import WALKED, TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
+from difflens.choices import WeightsName
 from difflens.errors import DiffLensError
 from difflens.processes.base import NoiseProcess
 from difflens.processes.schedulers import process_of
+from difflens.run.console import warn
 
 _NETWORKS = ("unet", "transformer")
 _AUTOENCODERS = ("vae", "vqvae")
@@ -31,34 +33,39 @@ class _Pipeline:
         home: the folder of the network.
         written: the network's config.json.
         index: the pipeline's model_index.json; empty for a network alone.
+        scheduler: the scheduler's configuration; None if there is no file.
     """
 
     folder: Path
     home: Path
     written: dict[str, Any]
     index: dict[str, Any]
+    scheduler: dict[str, Any] | None
 
     @classmethod
-    def open(cls, folder: Path) -> "_Pipeline":
-        named = (folder / name for name in _NETWORKS)
-        home = next((path for path in named if path.is_dir()), folder)
+    def open(cls, folder: Path, weights: WeightsName | None = None) -> "_Pipeline":
+        """Find the network of a pipeline, or the pipeline of a network.
+
+        Raises:
+            DiffLensError: the folder holds no network, or `weights` names some that it does not have.
+        """
+        parts = [f"{name}{end}" for name in _NETWORKS for end in ("", "_ema")]
+        parent = folder.parent
+        belongs = (parent / "model_index.json").is_file() or (parent / "scheduler").is_dir()
+        if folder.name in parts and belongs:
+            warn(f"{folder} is part of the pipeline in {parent}, which is read as a whole")
+            folder, home = parent, folder
+        else:
+            home = _network_of(folder, weights)
         written = read_json(home / "config.json", f"{folder} is not a diffusers model")
-        if home == folder and folder.name in _NETWORKS and (folder.parent / "model_index.json").is_file():
-            raise DiffLensError(
-                f"{folder} is one part of the pipeline in {folder.parent}, whose scheduler and autoencoder "
-                "belong to it: give that folder"
-            )
         path = folder / "model_index.json"
         index = read_json(path, f"{folder} is not a pipeline") if path.is_file() else {}
-        return cls(folder, home, written, index)
-
-    def scheduler(self) -> dict[str, Any] | None:
-        """Return the scheduler's configuration; None if there is no file."""
-        candidates = (home / "scheduler_config.json" for home in (self.folder / "scheduler", self.folder))
-        path = next((path for path in candidates if path.is_file()), None)
-        if path is None:
-            return None
-        return read_json(path, f"{path} is not a scheduler's configuration")
+        files = (each / "scheduler_config.json" for each in (folder / "scheduler", folder))
+        path = next(filter(Path.is_file, files), path)
+        if path.name == "model_index.json":
+            warn(f"{folder} has no scheduler_config.json: DDPM's linear schedule is assumed")
+            return cls(folder, home, written, index, None)
+        return cls(folder, home, written, index, read_json(path, f"{path} is no scheduler's configuration"))
 
     def process(self) -> NoiseProcess:
         """Return the noise process of the scheduler; DDPM's linear schedule if there is no file.
@@ -66,11 +73,10 @@ class _Pipeline:
         Raises:
             DiffLensError: the scheduler is not known, or it belongs to another pipeline.
         """
-        config = self.scheduler()
-        process = process_of(config)
+        process = process_of(self.scheduler)
         named = self.index.get("scheduler")
         expected = named[1] if isinstance(named, list) and len(named) == 2 else None
-        found = (config or {}).get("_class_name")
+        found = (self.scheduler or {}).get("_class_name")
         if expected and found and process_of({"_class_name": expected}).name != process.name:
             raise DiffLensError(
                 f"{self.folder} names a {expected} in model_index.json, and its scheduler is a {found}, "
@@ -109,7 +115,7 @@ def from_folder(
         DiffLensError: the files are damaged or do not belong together, or the network, its noise process or
             its conditions are not known.
     """
-    pipeline = _Pipeline.open(folder)
+    pipeline = _Pipeline.open(folder, config.weights)
     kind = _class_of(pipeline.written, folder)
     process = pipeline.process()
     _check_time(pipeline, process)
@@ -132,6 +138,19 @@ def from_folder(
     return UNetBackbone(network, *given)
 
 
+def _network_of(folder: Path, weights: WeightsName | None) -> Path:
+    """Return the folder of a pipeline's network: averaged weights where a training checkpoint has them."""
+    raw = next((folder / name for name in _NETWORKS if (folder / name).is_dir()), folder)
+    averaged = raw.with_name(f"{raw.name}_ema")
+    if raw == folder or not averaged.is_dir():
+        if weights is not None:
+            raise DiffLensError(f"{folder} holds one set of weights, no unet_ema/: leave out --weights")
+        return raw
+    if weights is None:
+        warn(f"{folder} holds raw and averaged weights: {averaged.name}/ is read; see --weights")
+    return raw if weights == "raw" else averaged
+
+
 def _class_of(written: dict[str, Any], folder: Path) -> Any:
     """Return the class of diffusers that a config.json names.
 
@@ -141,6 +160,9 @@ def _class_of(written: dict[str, Any], folder: Path) -> Any:
     name = str(written.get("_class_name"))
     if name == "Transformer2DModel" and written.get("norm_type") == "ada_norm_zero":
         return DiTTransformer2DModel  # its name before diffusers 0.29
+    size = written.get("sample_size")
+    if isinstance(size, list | tuple) and len({*size}) > 1:
+        raise DiffLensError(f"{folder} takes images of {size[0]} x {size[1]} pixels, not square ones")
     readable = ("UNet2DModel", "UNet2DConditionModel", *WALKED)
     if name not in readable:
         raise DiffLensError(f"{folder} holds a {name}; difflens walks {', '.join(readable)}")
@@ -150,7 +172,7 @@ def _class_of(written: dict[str, Any], folder: Path) -> Any:
 def _check_time(pipeline: _Pipeline, process: NoiseProcess) -> None:
     """Refuse a network that embeds sigma with a process that tells another time."""
     if pipeline.written.get("time_embedding_type") == "fourier" and process.name != "variance exploding":
-        named = (pipeline.scheduler() or {}).get("_class_name", "a DDPM scheduler")
+        named = (pipeline.scheduler or {}).get("_class_name", "a DDPM scheduler")
         raise DiffLensError(
             f"{pipeline.folder} takes the noise level sigma as its time (time_embedding_type fourier), and "
             f"{named} does not tell it: ScoreSdeVeScheduler would be right"

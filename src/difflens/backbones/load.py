@@ -11,19 +11,20 @@ from difflens.backbones.adm import unet_from_adm
 from difflens.backbones.autoencoder import Autoencoder
 from difflens.backbones.base import Backbone, Defaults, DiffusionBackbone
 from difflens.backbones.bigan import BiGANBackbone
-from difflens.backbones.checkpoint import read_checkpoint
+from difflens.backbones.checkpoint import read_checkpoint, with_flags
 from difflens.backbones.conditions import class_condition, dit_condition
-from difflens.backbones.config import BackboneConfig, is_checkpoint
+from difflens.backbones.config import FILE_OPTIONS, BackboneConfig, is_checkpoint
 from difflens.backbones.dit import has_projectors, is_dit, transformer_from_dit
 from difflens.backbones.encoder import TASK as ENCODER_TASK
 from difflens.backbones.encoder import EncoderBackbone
 from difflens.backbones.folder import from_folder
 from difflens.backbones.pixels import PixelBackbone
+from difflens.backbones.plausible import warn_if_implausible
 from difflens.backbones.pretrained import read_json
 from difflens.backbones.timm import TimmBackbone
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
-from difflens.choices import FamilyName, ScheduleName, TapName
+from difflens.choices import AttentionOrder, FamilyName, ScheduleName, TapName, WeightsName
 from difflens.errors import DiffLensError
 from difflens.processes.base import NoiseProcess
 from difflens.processes.interpolant import LinearInterpolant
@@ -34,6 +35,7 @@ BUNDLED = {
     "fashion": Defaults(18, 5, (18, 20), (5, 20), (15, 18), token_side=4),
 }
 
+_WEIGHTS = ("*.safetensors", "*.bin")
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
 _KNOWN = (
     "fashion, a diffusers folder or another that pretrain wrote, a checkpoint of guided-diffusion, DiT, "
@@ -46,12 +48,15 @@ def load_backbone(
     spec: str,
     *,
     num_head_channels: int = 64,
+    num_heads: int | None = None,
+    attention_order: AttentionOrder | None = None,
     noise_schedule: ScheduleName = "linear",
     image_size: int | None = None,
     condition: str | None = None,
     tap: TapName | None = None,
     autoencoder: str | None = None,
     family: FamilyName | None = None,
+    weights: WeightsName | None = None,
     condition_file: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Backbone:
@@ -73,6 +78,8 @@ def load_backbone(
               keeps its weights.
 
         num_head_channels: channels of one attention head of an OpenAI checkpoint; the weights do not show it.
+        num_heads, attention_order: attention of an OpenAI checkpoint of another kind than the released ones,
+            see `unet_from_adm`. A file of flags beside the checkpoint, NAME.json or NAME.yaml, is read.
         noise_schedule: noise schedule of an OpenAI checkpoint; the weights do not show it.
         image_size: side of the images, in pixels; None: that of the training images.
         condition: null, mean, zero or the number of a class, for a conditional network. None: null where
@@ -80,6 +87,8 @@ def load_backbone(
         tap: how a transformer's tokens are read, see `TransformerBackbone`; None: raw.
         autoencoder: folder of an autoencoder, for a network that reads latents and whose folder has none.
         family: dit, sit or repa: the family of a checkpoint in DiT's layout; the weights do not show it.
+        weights: raw or ema, for a training checkpoint with a folder of averaged weights, `unet_ema/` or
+            `transformer_ema/`; None: ema.
         condition_file: the stored embedding of the empty prompt; no text encoder runs then.
         device: the device for the network. "meta" reads no weights with `random:`.
 
@@ -88,15 +97,18 @@ def load_backbone(
             no meaning for it.
     """
     config = BackboneConfig(
-        spec,
-        num_head_channels,
-        noise_schedule,
-        image_size,
-        condition,
-        tap,
-        autoencoder,
-        family,
-        condition_file,
+        spec=spec,
+        num_head_channels=num_head_channels,
+        num_heads=num_heads,
+        attention_order=attention_order,
+        noise_schedule=noise_schedule,
+        image_size=image_size,
+        condition=condition,
+        tap=tap,
+        autoencoder=autoencoder,
+        family=family,
+        weights=weights,
+        condition_file=condition_file,
     )
     fresh = spec.startswith("random:") and spec != "random:"
     meta = torch.device(device).type == "meta"
@@ -113,11 +125,16 @@ def _load(config: BackboneConfig, fresh: bool, meta: bool) -> Backbone:
     path = Path(spec).expanduser()
     if is_checkpoint(spec):
         backbone = _from_checkpoint(config, path)
-        return _untrained(backbone) if fresh else backbone
-    if config.num_head_channels != 64 or config.noise_schedule != "linear" or config.family is not None:
+        if fresh:
+            return _untrained(backbone)
+        warn_if_implausible(backbone)
+        return backbone
+    usual = BackboneConfig(spec)
+    given = [name for name in FILE_OPTIONS if getattr(config, name) != getattr(usual, name)]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise DiffLensError(
-            f"{spec} is no checkpoint file, and other backbones do not read them: leave out "
-            "--num-head-channels, --noise-schedule and --family"
+            f"{spec} is no checkpoint file, and other backbones do not read its options: leave out {options}"
         )
     if kind in ("pixels", "timm"):
         _refuse_network_options(config)
@@ -164,8 +181,12 @@ def _from_folder(
 def _from_checkpoint(config: BackboneConfig, path: Path) -> Backbone:
     """Return the backbone of a checkpoint file in the layout of guided-diffusion or of DiT."""
     state, source, spec = read_checkpoint(path), str(path), config.spec
+    if config.weights is not None:
+        raise DiffLensError(f"{spec} is one file of weights: leave out --weights")
+    config = with_flags(config, path)
     if not is_dit(state):
-        unet = unet_from_adm(state, config.num_head_channels, source)
+        heads = config.num_head_channels, source, config.num_heads, config.attention_order or "legacy"
+        unet = unet_from_adm(state, *heads)
         if config.family is not None or config.tap is not None or config.autoencoder is not None:
             raise DiffLensError(
                 f"{spec} is a guided-diffusion checkpoint: leave out --family, --tap and --autoencoder"
@@ -174,8 +195,10 @@ def _from_checkpoint(config: BackboneConfig, path: Path) -> Backbone:
         condition = class_condition(unet, config.condition, spec)
         return UNetBackbone(unet, schedule, spec, config.image_size, condition=condition)
     process = _process_of_family(config, has_projectors(state), source)
-    heads = None if config.num_head_channels == 64 else config.num_head_channels
-    network = transformer_from_dit(state, heads, source)
+    if config.num_heads is not None or config.attention_order is not None:
+        raise DiffLensError(f"{source} has DiT's layout: leave out --num-heads and --attention-order")
+    channels = None if config.num_head_channels == 64 else config.num_head_channels
+    network = transformer_from_dit(state, channels, source)
     if config.autoencoder is None:
         raise DiffLensError(
             f"{source} takes {network.config.in_channels} channels, which are latents: name the folder of "
@@ -211,21 +234,30 @@ def _process_of_family(config: BackboneConfig, projectors: bool, source: str) ->
 
 
 def _refuse_network_options(config: BackboneConfig) -> None:
-    names = {"condition": config.condition, "tap": config.tap, "autoencoder": config.autoencoder}
+    names = {
+        "condition": config.condition,
+        "tap": config.tap,
+        "autoencoder": config.autoencoder,
+        "weights": config.weights,
+    }
     given = [f"--{name}" for name, value in names.items() if value is not None]
     if given:
-        raise DiffLensError(
-            f"{config.spec} is no diffusion network of diffusers: leave out {', '.join(given)}"
-        )
+        raise DiffLensError(f"{config.spec} is no diffusion network: leave out {', '.join(given)}")
 
 
 def _download(spec: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    parts = ("unet", "transformer", "scheduler", "vae", "vqvae", "text_encoder*", "tokenizer*")
-    patterns = ["*.json", "*.safetensors", "README.md", *(f"{part}/*" for part in parts)]
+    parts = ("", "unet/", "transformer/", "scheduler/", "vae/", "vqvae/", "text_encoder*/", "tokenizer*/")
+    described = ("*.json", "*.txt", "*.model", "README.md")
+    safe, pickled = (
+        [f"{part}{name}" for part in parts for name in (*described, ending)] for ending in _WEIGHTS
+    )
     try:
-        return Path(snapshot_download(spec, allow_patterns=patterns))
+        folder = Path(snapshot_download(spec, allow_patterns=safe))
+        if any(folder.rglob("*.safetensors")):
+            return folder
+        return Path(snapshot_download(spec, allow_patterns=pickled))  # repositories of before safetensors
     except Exception as error:  # no network, no such repository, no permission
         reason = str(error).strip().splitlines()[0]
         raise DiffLensError(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from difflens.errors import DiffLensError
+from difflens.run.console import warn
 
 
 def read_json(path: Path, problem: str) -> dict[str, Any]:
@@ -55,7 +56,11 @@ def read_network(
                 torch.manual_seed(0)
                 return kind.from_config(config)
         network, info = kind.from_pretrained(
-            folder, torch_dtype=torch.float32, output_loading_info=True, low_cpu_mem_usage=False
+            folder,
+            variant=_variant(folder),
+            torch_dtype=torch.float32,
+            output_loading_info=True,
+            low_cpu_mem_usage=False,
         )
     except Exception as error:  # diffusers raises many types for damaged weights and configurations
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -67,6 +72,15 @@ def read_network(
             f"left over or of another shape, {wrong[0]} for example"
         )
     return network
+
+
+def _variant(folder: Path) -> str | None:
+    """Return "fp16" for a folder that holds weights of this variant only."""
+    names = [path.name for ending in ("safetensors", "bin") for path in folder.glob(f"*.{ending}")]
+    if names and all(".fp16." in name for name in names):
+        warn(f"{folder} holds weights in float16 only: they are read as float32, rounded as they are")
+        return "fp16"
+    return None
 
 
 def digest_of(network: nn.Module, *described: bytes) -> str:

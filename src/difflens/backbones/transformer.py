@@ -173,7 +173,7 @@ class TransformerBackbone(DiffusionBackbone):
     ) -> dict[int, Tensor]:
         wanted = self.check_blocks(blocks)
         if feedback:
-            raise DiffLensError(f"feedback needs a decoder: {self.describe_blocks()}")
+            raise DiffLensError(f"{self.spec} has no decoder, so there is nothing to feed back")
         side = x_t.shape[-1] // self._patch
 
         def walk(fed: Fed) -> dict[int, Tensor]:
@@ -200,8 +200,15 @@ class TransformerBackbone(DiffusionBackbone):
         ]
         return sha256(f"{super().fingerprint()} {self.tap} {times}".encode()).hexdigest()
 
+    def facts(self) -> dict[str, str]:
+        return {**super().facts(), "Tokens read": self.tap}
+
     def modules_of(self, block: int) -> list[nn.Module]:
-        return [self._walked[self.block(block).index - 1]]
+        modules = self._walked[self.block(block).index - 1 :][:2]
+        if self.tap != "adaln" or len(modules) == 1:
+            return modules[:1]
+        following: Any = modules[1]
+        return [modules[0], following.norm1 if hasattr(following, "norm1") else following.norm]
 
     def _collector(self, index: int, kind: type) -> Callable[..., None]:
         """Return the hook that keeps the image tokens of a block's output, and the arguments of its call."""

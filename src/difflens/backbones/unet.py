@@ -30,11 +30,19 @@ from difflens.backbones.conditions import Condition
 from difflens.errors import DiffLensError
 from difflens.processes.base import Level, NoiseProcess
 
-# The levels of a conditional U-Net whose blocks are known; others attend in ways of their own.
-_CONDITIONED = (
+# The levels whose blocks are known; others attend or normalise in ways of their own.
+_LEVELS = (
+    "AttnDownBlock2D",
+    "AttnSkipDownBlock2D",
+    "AttnSkipUpBlock2D",
+    "AttnUpBlock2D",
     "CrossAttnDownBlock2D",
     "CrossAttnUpBlock2D",
     "DownBlock2D",
+    "ResnetDownsampleBlock2D",
+    "ResnetUpsampleBlock2D",
+    "SkipDownBlock2D",
+    "SkipUpBlock2D",
     "UNetMidBlock2D",
     "UNetMidBlock2DCrossAttn",
     "UpBlock2D",
@@ -319,12 +327,10 @@ def _apply(module: nn.Module, state: _State) -> Tensor:
 
 
 def _units(unet: UNet2DModel | UNet2DConditionModel) -> Iterator[_Unit]:
-    if isinstance(unet, UNet2DConditionModel):
-        parts = [*unet.down_blocks, *unet.up_blocks]
-        parts += [] if unet.mid_block is None else [unet.mid_block]
-        names = {type(part).__name__ for part in parts} - {*_CONDITIONED}
-        if names:
-            raise DiffLensError(f"{', '.join(sorted(names))} is not a block that difflens can walk")
+    parts = [*unet.down_blocks, *unet.up_blocks, *([] if unet.mid_block is None else [unet.mid_block])]
+    unknown = {type(part).__name__ for part in parts} - {*_LEVELS}
+    if unknown:
+        raise DiffLensError(f"{', '.join(sorted(unknown))} is not a block that difflens can walk")
     yield _Unit("encoder", [unet.conv_in])
     for level in unet.down_blocks:
         yield from (_Unit("encoder", modules) for modules in _layers(level))
@@ -352,8 +358,6 @@ def _units(unet: UNet2DModel | UNet2DConditionModel) -> Iterator[_Unit]:
 
 def _layers(level: Any) -> list[list[nn.Module]]:
     """Return the residual blocks of a level, each with the attention that follows it."""
-    if not hasattr(level, "resnets"):
-        raise DiffLensError(f"{type(level).__name__} is not a block that difflens can walk")
     layers: list[list[nn.Module]] = [[resnet] for resnet in level.resnets]
     # AttnSkipUpBlock2D has one attention, after its last residual block; all others have one for each block
     attentions = list(getattr(level, "attentions", []))

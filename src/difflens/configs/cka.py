@@ -29,8 +29,9 @@ class CkaConfig(ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions,
     pool: tuple[Natural, ...] = (16,)
     """Sides, in cells, that larger maps are average-pooled to; 0: no pooling. Several sides are compared with
     each other, and the first is used for all other comparisons."""
-    other_noise_step: int | None = None
-    """Noise step at which the second backbone is read. None: chosen by that backbone."""
+    other_noise_step: int | float | None = None
+    """Noise level at which the second backbone is read, in the unit of its noise process. None: chosen by
+    that backbone."""
     limit: Count = 2000
     """The most images to compare on, drawn by the seed. The number is reduced to minibatches of equal
     size."""

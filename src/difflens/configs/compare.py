@@ -1,12 +1,12 @@
 """Options of `difflens compare`."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from difflens.backbones.config import BackboneConfig, is_checkpoint
+from difflens.backbones.config import BACKBONE_OPTIONS, FILE_OPTIONS, BackboneConfig, is_checkpoint
 from difflens.choices import EvaluationProtocol, HeadChoice, SamplerName
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
@@ -135,7 +135,8 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
         """Return the configuration of the backbone `spec`."""
         if is_checkpoint(spec):
             return BackboneConfig.of(self, spec)
-        return BackboneConfig(spec, image_size=self.image_size)
+        usual = BackboneConfig(spec)
+        return replace(BackboneConfig.of(self, spec), **{name: getattr(usual, name) for name in FILE_OPTIONS})
 
     def _common(self, spec: str) -> dict[str, Any]:
         """Return the options of all runs on the backbone `spec`."""
@@ -143,9 +144,7 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
         return {
             "seed": self.seed,
             "device": self.device,
-            "num_head_channels": backbone.num_head_channels,
-            "noise_schedule": backbone.noise_schedule,
-            "image_size": backbone.image_size,
+            **{name: getattr(backbone, name) for name in BACKBONE_OPTIONS},
         }
 
     def _reading(self, spec: str) -> dict[str, Any]:
@@ -196,7 +195,7 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
             **self._reading(self.space),
         )
 
-    def extract(self, spec: str, place: tuple[int, int]) -> ExtractConfig:
+    def extract(self, spec: str, place: tuple[int, int | float]) -> ExtractConfig:
         """Return the run of `extract` that writes a backbone's store, at one place."""
         return ExtractConfig(
             out=self.folder(spec) / "store",
@@ -209,7 +208,7 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
             **self._reading(spec),
         )
 
-    def probe(self, spec: str, trial: Trial, place: tuple[int, int] | None) -> ProbeConfig:
+    def probe(self, spec: str, trial: Trial, place: tuple[int, int | float] | None) -> ProbeConfig:
         """Return the run of `probe` for a trial of a backbone, at a place; None: at the backbone's default
         place."""
         return ProbeConfig(

@@ -30,8 +30,9 @@ class ExplainConfig(ReadingOptions, PlaceOptions, CheckpointOptions, RunOptions)
     """Number of images to show."""
     block: int | None = None
     """Block in whose features nearest neighbours are searched. None: chosen by the backbone."""
-    noise_step: int | None = None
-    """Noise step at whose features nearest neighbours are searched. None: chosen by the backbone."""
+    noise_step: int | float | None = None
+    """Noise level at whose features nearest neighbours are searched, in the unit of the backbone's noise
+    process. None: chosen by the backbone."""
     pool: Count = 2
     """Side, in cells, that maps are average-pooled to for the search of neighbours."""
     neighbours: Annotated[int, Range(1, 12)] = 6

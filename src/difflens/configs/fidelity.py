@@ -26,8 +26,9 @@ class FidelityConfig(ReadingOptions, CheckpointOptions, SeedOptions):
     block: int | None = None
     """Block of the backbone whose maps, averaged over all positions, are the features. None: chosen by the
     backbone."""
-    noise_step: int | None = None
-    """Noise step at which the block is read. None: chosen by the backbone."""
+    noise_step: int | float | None = None
+    """Noise level at which the block is read, in the unit of the backbone's noise process. None: chosen by
+    the backbone."""
     reference_distances: Annotated[bool, tyro.conf.arg(aliases=("--ruler",))] = False
     """Also measure the reference distances: those of as many images of the other split, without and with a
     little noise."""

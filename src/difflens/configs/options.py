@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from difflens.choices import (
+    AttentionOrder,
     ExtractorName,
     FamilyName,
     OnBadImage,
@@ -22,6 +23,7 @@ from difflens.choices import (
     Precision,
     ScheduleName,
     TapName,
+    WeightsName,
 )
 from difflens.errors import DiffLensError, listing, require
 from difflens.extractors.config import options_without_effect
@@ -256,6 +258,11 @@ class CheckpointOptions(Options):
 
     num_head_channels: Count = 64
     """Channels per attention head of an OpenAI checkpoint."""
+    num_heads: Count | None = None
+    """Attention heads of an OpenAI checkpoint that has the same number at each level. None: heads of
+    --num-head-channels channels."""
+    attention_order: AttentionOrder | None = None
+    """legacy or new: the order of query, key and value in an OpenAI checkpoint. None: legacy, as released."""
     noise_schedule: ScheduleName = "linear"
     """Noise schedule of an OpenAI checkpoint."""
     image_size: Count | None = None
@@ -268,6 +275,8 @@ class CheckpointOptions(Options):
     scale of the next block). None: raw."""
     autoencoder: str | None = None
     """Folder of the autoencoder of a network that reads latents, where its own folder has none."""
+    weights: WeightsName | None = None
+    """raw or ema, for a training checkpoint that holds both. None: ema."""
     family: FamilyName | None = None
     """dit, sit or repa: what a .pt checkpoint in DiT's layout is. Its weights do not show it."""
 

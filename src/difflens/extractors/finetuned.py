@@ -48,7 +48,7 @@ class FineTunedExtractor(Extractor):
     def trained_blocks(self) -> dict[int, list[nn.Parameter]]:
         """The parameters of each block that is trained, in the order of the blocks."""
         return {
-            block: [p for module in self.backbone.modules_of(block) for p in module.parameters()]
+            block: self.backbone.parameters_of(block)
             for block in range(self.from_block, max(self.blocks) + 1)
         }
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from difflens.backbones.maps import MapShape, Place, pool_to, pooled_shape
 from difflens.errors import DiffLensError
 from difflens.heads.base import Head
+from difflens.processes.base import Level
 
 
 class DifFormerHead(Head):
@@ -104,11 +105,11 @@ class DifFormerHead(Head):
             [self._read(features, t) @ weight.T for t, weight in zip(self.noise_steps, weights, strict=True)]
         )
 
-    def _read(self, features: Mapping[Place, Tensor], t: int) -> Tensor:
+    def _read(self, features: Mapping[Place, Tensor], t: Level) -> Tensor:
         # only the CLS token is classified, so the last block computes no other
         return self.transformer[-1](self._before_last(features, t), outputs=1)[:, 0]
 
-    def _before_last(self, features: Mapping[Place, Tensor], t: int) -> Tensor:
+    def _before_last(self, features: Mapping[Place, Tensor], t: Level) -> Tensor:
         """Return the input of the last transformer block: CLS and the tokens of all blocks, (B, N, width)."""
         tokens = []
         for block in self.blocks:

@@ -29,21 +29,21 @@ class Recommendation:
     """
 
     block: int
-    noise_step: int
+    noise_step: int | float
     top1: float
     interval: tuple[float, float]
     cross_validated: float
     cross_validated_interval: tuple[float, float]
-    cheaper: tuple[int, int] | None
+    cheaper: tuple[int, int | float] | None
     fusion_blocks: tuple[int, ...]
-    fusion_noise_steps: tuple[int, ...]
+    fusion_noise_steps: tuple[int | float, ...]
     fusion_top1: float
     fusion_cross_validated: float
     fusion_cross_validated_interval: tuple[float, float]
 
 
 def recommend(
-    scores: Tensor, labels: Tensor, blocks: Sequence[int], noise_steps: Sequence[int]
+    scores: Tensor, labels: Tensor, blocks: Sequence[int], noise_steps: Sequence[int | float]
 ) -> Recommendation:
     """Recommend a place and a fusion, from the scores of every place on validation images.
 

@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from difflens.backbones.config import BackboneConfig
+from difflens.backbones.config import CONDITION_FILE, BackboneConfig
 from difflens.backbones.load import resolved
+from difflens.backbones.text import save_condition
 from difflens.errors import DiffLensError
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.config import ExtractorConfig
@@ -62,7 +63,10 @@ class SavedModel(ABC):
         state = {name: value.detach().cpu().contiguous() for name, value in self.probe.own_state().items()}
         save_file(state, folder / "model.safetensors")
         # an absolute path, so that the model can be used from any working directory
-        backbone = asdict(self.backbone) | {"spec": resolved(self.backbone.spec)}
+        backbone = self.backbone.stored() | {"spec": resolved(self.backbone.spec)}
+        condition = getattr(self.probe.extractor.backbone, "condition", None)
+        if condition is not None and condition.computed:
+            save_condition(folder / CONDITION_FILE, condition.tensors)
         config = {
             "difflens": __version__,
             "task": self.task,
@@ -97,6 +101,8 @@ class SavedModel(ABC):
             config = json.loads(config_path.read_text())
             stored = dict(config["backbone"])
             fingerprint = stored.pop("fingerprint")
+            kept = folder / CONDITION_FILE
+            stored["condition_file"] = str(kept) if kept.is_file() else None
             backbone_config = BackboneConfig(**stored)
             extractor = ExtractorConfig(**_tuples(config["extractor"]))
             head, classes = cls.head_kind(**_tuples(config["head"])), tuple(config["classes"])

@@ -121,6 +121,11 @@ class NoiseProcess(ABC):
             )
         return tuple(sorted({int(level) for level in chosen}))
 
+    def by_noise(self, levels: Iterable[Level]) -> dict[Level, float]:
+        """Return the log-SNR by level, from the least to the most noise."""
+        found = {level: self.log_snr(level) for level in levels}
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
     def describe_bounds(self) -> str:
         """Return, for example, "noise steps 0 to 999"."""
         low, high = self.bounds
@@ -146,6 +151,34 @@ def _linear_log_snr(share: float) -> float:
 def level_name(level: Level) -> str:
     """Return a level as a part of file names: five digits of a step, all decimals of another level."""
     return f"{level:05d}" if isinstance(level, int) else repr(level)
+
+
+def bracketed(level: Level, log_snr: float | None) -> str:
+    """Return a level and its log-SNR, for example "150 (1.2)"; the level alone for None."""
+    return f"{level}" if log_snr is None else f"{level} ({log_snr_text(log_snr)})"
+
+
+def in_words(log_snr: Mapping[Level, float | None]) -> str:
+    """Return levels and their log-SNR for a sentence, for example "5, 20 (log-SNR 6.1, 3.2)".
+
+    Args:
+        log_snr: by level; the levels stand alone if one is None.
+    """
+    known = [log_snr_text(value) for value in log_snr.values() if value is not None]
+    levels = listing(list(log_snr))
+    return f"{levels} (log-SNR {listing(known)})" if len(known) == len(log_snr) else levels
+
+
+def log_snr_text(value: float) -> str:
+    """Return a log-SNR with one decimal."""
+    if not isfinite(value):
+        return "\u221e" if value > 0 else "-\u221e"
+    return f"{round(value, 1) + 0.0:.1f}"  # + 0.0 makes -0.0 positive
+
+
+def finite(value: float) -> float | None:
+    """Return a log-SNR as JSON holds it: None if it is infinite."""
+    return value if isfinite(value) else None
 
 
 def rounded(value: float) -> float:

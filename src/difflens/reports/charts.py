@@ -4,7 +4,7 @@ Every function returns a matplotlib figure of its own, outside pyplot's global s
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from math import ceil, inf
+from math import ceil, isfinite
 from typing import Any
 
 import matplotlib
@@ -14,25 +14,27 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from difflens.processes.base import Level, bracketed, log_snr_text
 from difflens.reports.style import ACCENT, BASELINE, INK, KINDS, LINE, TEXT_WIDTH, WIDTH, quiet, shortened
 
 _CLASSES = 40  # the most classes that have a row each
 
 
 def accuracy_curves(
-    accuracy: Tensor, blocks: Sequence[int], noise_steps: Sequence[int], best: tuple[int, int] | None
+    accuracy: Tensor, blocks: Sequence[int], log_snr: Mapping[Level, float], best: tuple[int, Level] | None
 ) -> Figure:
-    """Draw the accuracies of `heat_maps.accuracy_map` as lines over blocks and over noise steps.
+    """Draw the accuracies of `heat_maps.accuracy_map` as lines over blocks and over log-SNR.
 
-    The second panel shows the five best blocks. It is left out for one noise step, the first panel for one
-    block.
+    The second panel shows the five best blocks. Noise grows to the right, and noise steps stand above. The
+    panel is left out for one noise step, the first panel for one block.
 
     Args:
         accuracy: (T, B) shares in [0, 1]; NaN where nothing was measured.
         blocks: indices of the B columns.
-        noise_steps: noise steps of the T rows.
+        log_snr: log-SNR of the T rows by noise step, from the least to the most noise.
         best: (block, noise step) to mark with a ring; None marks nothing.
     """
+    noise_steps = list(log_snr)
     shape = (len(noise_steps), len(blocks))
     assert accuracy.shape == shape, f"{shape} noise steps and blocks, but accuracies {tuple(accuracy.shape)}"
     values = 100 * accuracy.detach().cpu().double()
@@ -42,22 +44,24 @@ def accuracy_curves(
     drawn = figure.subplots(1, panels, squeeze=False, width_ratios=[1.45, 1][:panels])[0]
     if by_block:
         colours = _dark_to_light(len(noise_steps))
-        lines = [(f"{t}", colours[row], blocks, values[row]) for row, t in enumerate(noise_steps)]
-        _curves(drawn[0], lines, "noise step t")
+        names = [bracketed(t, value) for t, value in log_snr.items()]
+        lines = [(name, colours[row], blocks, values[row]) for row, name in enumerate(names)]
+        _curves(drawn[0], lines, "noise step t\n(log-SNR)")
         drawn[0].set_xlabel("block", color=INK)
         _ticks_at(drawn[0], blocks, 0.06)
+    positions = _noise_positions(list(log_snr.values()))
     if by_noise:
         ranked = _best_blocks(values, blocks, best)
         chosen = [
-            (f"{block}", colour, noise_steps, values[:, blocks.index(block)])
+            (f"{block}", colour, positions, values[:, blocks.index(block)])
             for block, colour in zip(ranked, KINDS, strict=False)
         ]
         _curves(drawn[-1], chosen, "best blocks" if len(ranked) > len(KINDS) else "block")
-        drawn[-1].set_xlabel("noise step t", color=INK)
-        _noise_axis(drawn[-1], noise_steps)
+        _noise_axis(drawn[-1], log_snr, positions)
     if best is not None:
-        value = float(values[noise_steps.index(best[1]), blocks.index(best[0])])
-        for axes, position in zip(drawn, [best[0]] * by_block + [best[1]] * by_noise, strict=True):
+        row = noise_steps.index(best[1])
+        value = float(values[row, blocks.index(best[0])])
+        for axes, position in zip(drawn, [best[0]] * by_block + [positions[row]] * by_noise, strict=True):
             axes.plot(position, value, "o", markersize=10, fillstyle="none", color=INK, markeredgewidth=1.2)
     drawn[0].set_ylabel("top-1 accuracy, %", color=INK)
     return figure
@@ -229,14 +233,14 @@ def _dark_to_light(count: int) -> list[tuple[float, ...]]:
     return [plasma(0.88 * k / max(1, count - 1)) for k in range(count)]
 
 
-def _best_blocks(values: Tensor, blocks: Sequence[int], best: tuple[int, int] | None) -> list[int]:
+def _best_blocks(values: Tensor, blocks: Sequence[int], best: tuple[int, Level] | None) -> list[int]:
     """Return the measured blocks by their highest accuracy at any noise step, the block of `best` first."""
     highest = dict(zip(blocks, values.nan_to_num(-1.0).amax(0).tolist(), strict=True))
     chosen = best[0] if best else None
     return sorted((b for b in blocks if highest[b] >= 0), key=lambda b: (b != chosen, -highest[b]))
 
 
-def _curves(axes: Axes, lines: Sequence[tuple[str, Any, Sequence[int], Tensor]], title: str) -> None:
+def _curves(axes: Axes, lines: Sequence[tuple[str, Any, Sequence[float], Tensor]], title: str) -> None:
     """Draw lines of (name, colour, positions, values); the legend on their right names at most 12."""
     for k, (name, colour, positions, values) in enumerate(lines):
         label = name if k % ceil(len(lines) / 12) == 0 else None
@@ -260,26 +264,50 @@ def _curves(axes: Axes, lines: Sequence[tuple[str, Any, Sequence[int], Tensor]],
     quiet(axes)
 
 
-def _noise_axis(axes: Axes, noise_steps: Sequence[int]) -> None:
-    """Scale the axis of noise steps; logarithmic where most of them are small."""
-    positive = sorted(t for t in noise_steps if t > 0)
-    if len(positive) > 2 and positive[len(positive) // 2] < positive[-1] / 4:
-        axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
-    _ticks_at(axes, noise_steps, 0.11)
+def _noise_positions(log_snr: Sequence[float]) -> list[float]:
+    """Return the places of log-SNRs on their axis: an infinite one lies beyond the finite ones."""
+    known = [value for value in log_snr if isfinite(value)] or [0.0]
+    beyond = max(1.0, 0.15 * (max(known) - min(known)))
+    return [min(max(value, min(known) - beyond), max(known) + beyond) for value in log_snr]
+
+
+def _noise_axis(axes: Axes, log_snr: Mapping[Level, float], positions: Sequence[float]) -> None:
+    """Label the axis of log-SNR, from much to little, with the noise steps above it."""
+    axes.invert_xaxis()
+    axes.set_xlabel("log-SNR", color=INK)
+    known = [value for value in log_snr.values() if isfinite(value)]
+    ticks = {
+        position: log_snr_text(value)
+        for position, value in zip(positions, log_snr.values(), strict=True)
+        if not isfinite(value)
+    }
+    if known:
+        low, high = min(known), max(known)
+        round_numbers = MaxNLocator(6, steps=[1, 2, 4, 5, 10]).tick_values(low, high)
+        ticks |= {tick: f"{tick:g}" for tick in round_numbers if low <= tick <= high}
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    above: Any = axes.secondary_xaxis("top")
+    above.set_xlabel("noise step t", color=INK)
+    widest = max(len(f"{t}") for t in log_snr)
+    chosen = _apart(positions, 0.02 + 0.03 * widest)
+    above.set_xticks([positions[k] for k in chosen], [f"{list(log_snr)[k]}" for k in chosen])
+    quiet(above)
 
 
 def _ticks_at(axes: Axes, values: Sequence[int], gap: float) -> None:
     """Set ticks at measured values, no closer to each other than a share `gap` of the axis."""
-    positions = axes.transScale.transform([(value, 0) for value in values])[:, 0]
-    room = gap * (positions.max() - positions.min())
-    ticks: list[int] = []
-    last = -inf
-    for value, position in zip(values, positions, strict=True):
-        if position - last >= room:
-            ticks.append(value)
-            last = position
+    ticks = [values[k] for k in _apart(values, gap)]
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
-    axes.minorticks_off()
+
+
+def _apart(positions: Sequence[float], gap: float) -> list[int]:
+    """Return the indices of monotonous positions that are no closer than a share `gap` of their range."""
+    room = gap * abs(positions[-1] - positions[0])
+    chosen = [0]
+    for k, position in enumerate(positions):
+        if k and abs(position - positions[chosen[-1]]) >= room:
+            chosen.append(k)
+    return chosen
 
 
 def _dot(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from difflens.processes.base import Level, bracketed, in_words
 from difflens.reports.heat_maps import similarity_map
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.results.cka import Comparison, Mirrors
@@ -32,7 +33,8 @@ def similarity_report(
     *,
     summary: str,
     comparisons: Sequence[Comparison],
-    mirrors: Mapping[int, Mirrors | None],
+    mirrors: Mapping[Level, Mirrors | None],
+    log_snr: Mapping[Level, float],
     largest_half_width: float,
     provenance: Mapping[str, object],
 ) -> str:
@@ -42,6 +44,7 @@ def similarity_report(
         summary: the backbones and images, in a sentence.
         comparisons: the heat maps.
         mirrors: by noise step; None for a network without pairs of encoder and decoder blocks.
+        log_snr: by noise step.
         largest_half_width: half the width of the widest 95 % interval.
         provenance: rows of the closing table.
     """
@@ -52,7 +55,7 @@ def similarity_report(
             sections.append(Section(title, text, tuple(pictures)))
     measured = {t: similarity for t, similarity in mirrors.items() if similarity is not None}
     if measured:
-        sections.insert(1, _mirror_section(measured))
+        sections.insert(1, _mirror_section(measured, log_snr))
     text = (
         f"The widest 95 % interval of any pair is ± {largest_half_width:.3f}; table.csv has the interval of "
         "every pair. The intervals describe other samples of images, not networks with other weights."
@@ -74,7 +77,7 @@ def _picture(comparison: Comparison) -> Picture:
     return Picture(figure, f"CKA, {comparison.title}.", alt)
 
 
-def _mirror_section(mirrors: Mapping[int, Mirrors]) -> Section:
+def _mirror_section(mirrors: Mapping[Level, Mirrors], log_snr: Mapping[Level, float]) -> Section:
     values = mirrors.values()
     rows: list[tuple[object, ...]] = []
     for k in sorted({k for similarity in values for k in similarity.by_distance}):
@@ -82,7 +85,12 @@ def _mirror_section(mirrors: Mapping[int, Mirrors]) -> Section:
         rows.append((name, *("{:.3f} ± {:.3f}".format(*similarity.by_distance[k]) for similarity in values)))
     leads = ("{:+.3f} ± {:.3f}".format(*similarity.lead) for similarity in values)
     rows.append(("mirrors minus all others", *leads))
-    text = "\n\n".join(f"At t = {t}: {similarity}." for t, similarity in mirrors.items())
-    caption = "Mean CKA of decoder and encoder blocks, by the distance from the mirror, with 95 % intervals."
-    table = Table(("Encoder block", *(f"t = {t}" for t in mirrors)), rows, caption)
+    text = "\n\n".join(
+        f"At t = {in_words({t: log_snr[t]})}: {similarity}." for t, similarity in mirrors.items()
+    )
+    caption = (
+        "Mean CKA of decoder and encoder blocks, by the distance from the mirror, with 95 % intervals. The "
+        "log-SNR of a noise step is in brackets."
+    )
+    table = Table(("Encoder block", *(f"t = {bracketed(t, log_snr[t])}" for t in mirrors)), rows, caption)
     return Section("Mirrors: pairs of encoder and decoder blocks", text, (table,))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from difflens.processes.base import bracketed
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.results.compare import BackboneScores, Score
 
@@ -42,12 +43,20 @@ def compare_report(
         uncertainty = f"means over {seeds} seeds with their standard deviation"
     else:
         uncertainty = "with 95 % intervals of the test images" if metric == "top1" else "of one seed"
-    columns = ("Backbone", "Block, t", *titles.values(), "Parameters", "Images/s, relative")
+    columns = ("Backbone", "Block, t (log-SNR)", *titles.values(), "Parameters", "Images/s, relative")
     rows: list[tuple[object, ...]] = []
     for backbone in backbones:
         cells = (_cell(backbone.scores[trial], seeds, metric) for trial in titles)
         speed = f"{backbone.relative_speed:.2f}"
-        rows.append((backbone.name, "{}, {}".format(*backbone.place), *cells, backbone.parameters, speed))
+        rows.append(
+            (
+                backbone.name,
+                f"{backbone.place[0]}, {bracketed(backbone.place[1], backbone.log_snr)}",
+                *cells,
+                backbone.parameters,
+                speed,
+            )
+        )
     if distances:
         columns = (*columns, "Fréchet distance")
         rows = [(*row, _distance(backbone.frechet)) for row, backbone in zip(rows, backbones, strict=True)]

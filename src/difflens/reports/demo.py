@@ -6,6 +6,7 @@ from PIL import Image
 from torch import Tensor
 
 from difflens.metrics.classification import Evaluation, paired_difference
+from difflens.processes.base import Level, in_words
 from difflens.reports import charts, heat_maps, pictures
 from difflens.reports.html import UNSELECTED, Picture, Section, Table, render
 from difflens.results.demo import DemoResult, DemoScore
@@ -34,8 +35,9 @@ def demo_report(
     evaluations: Mapping[str, Evaluation],
     read_at: str,
     images: Tensor,
-    noised: Mapping[int, Tensor],
-    maps: Mapping[tuple[int, int], Tensor],
+    noised: Mapping[Level, Tensor],
+    log_snr: Mapping[Level, float],
+    maps: Mapping[tuple[int, Level], Tensor],
     blocks: str,
     samples: Image.Image,
     sampled: str,
@@ -52,6 +54,7 @@ def demo_report(
         read_at: the noise steps that the heads read, in a sentence.
         images: (N, C, S, S) in [-1, 1], test images.
         noised: (M, C, S, S) by noise step, the first M of them with noise.
+        log_snr: by noise step, from the least to the most noise.
         maps: (N, C, H, W) by place, the feature maps of `images` at one noise step.
         blocks: the backbone's blocks, in words.
         samples: a grid of generated images.
@@ -65,13 +68,13 @@ def demo_report(
     by_block = {block: values for (block, _), values in maps.items()}
     (noise_step,) = {t for _, t in maps}
     noise = Picture(
-        pictures.noised_images(images[:count], noised),
+        pictures.noised_images(images[:count], noised, log_snr),
         "Test images, clean and noised.",
         "Images at increasing noise steps",
     )
     components = Picture(
         pictures.principal_components(images, by_block),
-        f"Feature maps at t = {noise_step}. {blocks}.",
+        f"Feature maps at t = {in_words({noise_step: log_snr[noise_step]})}. {blocks}.",
         "Principal components of feature maps as colour images",
     )
     grid = Picture(samples, sampled, "A grid of generated images", scale=3)

@@ -6,13 +6,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from difflens.processes.base import Level, bracketed
 from difflens.reports.charts import share_bars
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.reports.pictures import attention_overlays, components_over_noise, nearest_neighbours
 
 _OVERLAYS = 8  # the most maps beside each other; more maps are summed by noise step
 
-Place = tuple[int, int]
+Place = tuple[int, Level]
 """(block, noise step)."""
 
 Explained = tuple[Section, dict[str, Figure]]
@@ -36,16 +37,20 @@ def explain_report(
 
 
 def components_section(
-    noised: Mapping[int, Tensor], maps: Mapping[Place, Tensor], names: Sequence[str]
+    noised: Mapping[Level, Tensor],
+    maps: Mapping[Place, Tensor],
+    log_snr: Mapping[Level, float],
+    names: Sequence[str],
 ) -> Explained:
     """Return the section on the principal components of each image's feature maps.
 
     Args:
         noised: (N, C, S, S) by noise step, the images that the backbone reads.
         maps: (N, C, H, W) by place, every block at every noise step.
+        log_snr: by noise step, from the least to the most noise.
         names: names of the N images.
     """
-    figures = {f"components-{k}": components_over_noise(noised, maps, k) for k in range(len(names))}
+    figures = {f"components-{k}": components_over_noise(noised, maps, log_snr, k) for k in range(len(names))}
     parts = [
         Picture(figure, f"{name}.", f"Principal components of image {k}")
         for k, (figure, name) in enumerate(zip(figures.values(), names, strict=True))
@@ -98,7 +103,9 @@ def linear_section(shares: Mapping[str, float], images: int) -> Explained:
     )
     if len(shares) == 1:
         text += " This run reads one place; a linear probe on several --blocks has one share a place."
-    picture = Picture(figure, "The shares sum to 100 %.", "Shares of the logits by block")
+    picture = Picture(
+        figure, "The shares sum to 100 %. The log-SNR is in brackets.", "Shares of the logits by block"
+    )
     return Section("Shares of the logits by block", text, (picture,)), {"weights": figure}
 
 
@@ -106,8 +113,9 @@ def attention_section(
     images: Tensor,
     weights: Mapping[Place, Tensor],
     attention: Mapping[Place, float],
-    own: Mapping[int, float],
-    contributions: Mapping[int, float],
+    own: Mapping[Level, float],
+    contributions: Mapping[Level, float],
+    log_snr: Mapping[Level, float],
     count: int,
 ) -> Explained:
     """Return the section on the attention of the CLS tokens of an attention head or DifFormer.
@@ -118,27 +126,30 @@ def attention_section(
         attention: mean share of CLS's attention by place, over the test images.
         own: mean share of CLS's attention on CLS itself by noise step, over the test images.
         contributions: share of the variance of the logits, by noise step.
+        log_snr: by noise step, from the least to the most noise.
         count: number of test images.
     """
-    steps, blocks = list(own), sorted({block for block, _ in weights})
+    blocks = sorted({block for block, _ in weights})
+    names = {t: f"t = {bracketed(t, value)}" for t, value in log_snr.items()}
+    places = [(block, t) for t in names for block in blocks]
     if len(weights) <= _OVERLAYS:
-        overlays = {f"block {block}\nt = {t}": values for (block, t), values in weights.items()}
+        overlays = {f"block {block}\n{names[t]}": weights[block, t] for block, t in places}
     else:
-        overlays = {f"all blocks\nt = {t}": _summed([weights[b, t] for b in blocks]) for t in steps}
+        overlays = {f"all blocks\n{names[t]}": _summed([weights[b, t] for b in blocks]) for t in names}
     overlay = attention_overlays(images, overlays)
     bars = share_bars(
-        {f"block {block}, t = {t}": share for (block, t), share in attention.items()},
+        {f"block {block}, {names[t]}": attention[block, t] for block, t in places},
         "share of CLS's attention at this noise step",
     )
     rows: list[tuple[object, ...]] = []
-    for t in steps:
+    for t, name in names.items():
         shares = (*(attention[block, t] for block in blocks), own[t], contributions[t])
-        rows.append((f"t = {t}", *(f"{100 * share:.1f}" for share in shares)))
+        rows.append((name, *(f"{100 * share:.1f}" for share in shares)))
     # uniform attention gives every token, CLS included, the same share
-    tokens = [*(weights[block, steps[0]][0].numel() for block in blocks), 1]
+    tokens = [*(weights[block, places[0][1]][0].numel() for block in blocks), 1]
     rows.append(("if all tokens had the same", *(f"{100 * n / sum(tokens):.1f}" for n in tokens), None))
     maps = (f"block {block}, %" for block in blocks)
-    columns = ("Noise step", *maps, "CLS itself, %", "share of logits, %")
+    columns = ("Noise step (log-SNR)", *maps, "CLS itself, %", "share of logits, %")
     text = (
         "The attention of CLS over the maps in the last transformer block, averaged over attention heads and "
         f"{count:,} test image{'s' * (count != 1)}. Each noise step has its own CLS token, whose attention "
@@ -147,11 +158,14 @@ def attention_section(
     parts = (
         Picture(
             overlay,
-            "Attention over the positions of the image; each overlay is scaled to its own maximum.",
+            "Attention over the positions of the image; each overlay is scaled to its own maximum. The "
+            "log-SNR is in brackets.",
             "Attention of CLS over images",
         ),
         Table(columns, rows, "Mean shares. The last row is uniform attention over all tokens."),
-        Picture(bars, "The shares of the table.", "Shares of the attention of CLS"),
+        Picture(
+            bars, "The shares of the table. The log-SNR is in brackets.", "Shares of the attention of CLS"
+        ),
     )
     section = Section("Attention of the CLS token", text, parts)
     return section, {"attention": overlay, "attention-shares": bars}

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
+from difflens.processes.base import Level, bracketed
 from difflens.reports.style import BASELINE, INK, LINE, WIDTH, quiet, shortened
 
 # the most rows and columns whose cells hold numbers
@@ -31,9 +32,9 @@ _LABELS = 25  # the most labels on an axis of more than _CONFUSION_NUMBERS class
 def accuracy_map(
     accuracy: Tensor,
     blocks: Sequence[int],
-    noise_steps: Sequence[int],
+    log_snr: Mapping[Level, float],
     roles: Sequence[str],
-    best: tuple[int, int] | None,
+    best: tuple[int, Level] | None,
 ) -> Figure:
     """Draw the accuracy of every block at every noise step: one row a noise step, one column a block.
 
@@ -43,36 +44,38 @@ def accuracy_map(
     Args:
         accuracy: (T, B) shares in [0, 1]; NaN where nothing was measured.
         blocks: indices of the B columns.
-        noise_steps: noise steps of the T rows.
+        log_snr: log-SNR of the T rows by noise step, from the least to the most noise.
         roles: the part of the network of each column ("encoder", "middle", "decoder").
         best: (block, noise step) of the cell to outline; None outlines nothing.
     """
-    count, width = len(noise_steps), len(blocks)
+    count, width = len(log_snr), len(blocks)
     shape = (count, width)
     assert accuracy.shape == shape, f"{shape} noise steps and blocks, but accuracies {tuple(accuracy.shape)}"
     assert len(roles) == width, f"{width} blocks, but {len(roles)} roles"
     values = 100 * accuracy.detach().cpu().double()
-    cell_width = min(0.62, (WIDTH - 1.7) / width)
+    cell_width = min(0.62, (WIDTH - 2.2) / width)
     cell_height = min(0.36, 8 / count)
     tall = cell_height * count > 1.5
     low, high = _range(values)
     axes, picture = _heat_map(
         values,
-        list(map(str, noise_steps)),
+        [bracketed(t, value) for t, value in log_snr.items()],
         list(map(str, blocks)),
-        ("noise step t", "block"),
-        size=(max(3.2, cell_width * width + 1.7), cell_height * count + (1.0 if tall else 1.6)),
+        ("noise step t (log-SNR)", "block"),
+        size=(max(3.2, cell_width * width + 2.2), cell_height * count + (1.0 if tall else 1.6)),
         limits=(low, high),
         most_labels=(30, 40),
         letters=(9, 8 if width > 15 else 9),
         aspect="auto",
     )
+    if not tall:
+        axes.set_ylabel("noise step t\n(log-SNR)", color=INK)
     _cell_borders(axes, count, width)
     if count <= _ACCURACY_NUMBERS[0] and width <= _ACCURACY_NUMBERS[1]:
         _write(picture, _numbers(values, "{:.1f}"), 9 if cell_width > 0.45 else 7)
     _role_brackets(axes, roles, cell_width)
     if best is not None:
-        outline = _frame(axes, noise_steps.index(best[1]), blocks.index(best[0]), 0.5)
+        outline = _frame(axes, list(log_snr).index(best[1]), blocks.index(best[0]), 0.5)
         outline.set(edgecolor=INK, linewidth=2, clip_on=False, zorder=3)
         outline.set_path_effects([withStroke(linewidth=4, foreground="white")])
     extend = "min" if values.lt(low).any() else "neither"
@@ -116,6 +119,8 @@ def similarity_map(
         letters=(letters, letters),
         size=(max(3.0, cell * width + 1.9), max(2.2, cell * height + 1.2)),
     )
+    if max(map(len, columns)) * 0.07 > cell:  # inches of a letter
+        _slant(axes)
     for line, parts in ((axes.axhline, roles[0]), (axes.axvline, roles[1])):
         for k, (role, following) in enumerate(pairwise(parts)):
             if role != following:
@@ -158,8 +163,7 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str], title: str) -> Figu
         most_labels=(labels, labels),
         letters=(10, 10),
     )
-    for label in axes.get_xticklabels():
-        label.set(rotation=45, horizontalalignment="right", rotation_mode="anchor")
+    _slant(axes)
     axes.set_title(title, color=INK, parse_math=False)
     if small:
         counts = {(i, k): f"{int(matrix[i, k])}" for i, k in matrix.nonzero().tolist()}
@@ -205,6 +209,12 @@ def _heat_map(
     axes.set_xlabel(shortened(titles[1], 44), color=INK, parse_math=False)
     quiet(axes)
     return axes, picture
+
+
+def _slant(axes: Axes) -> None:
+    """Turn the labels of the columns by 45 degrees."""
+    for label in axes.get_xticklabels():
+        label.set(rotation=45, horizontalalignment="right", rotation_mode="anchor")
 
 
 def _figure(axes: Axes) -> Figure:

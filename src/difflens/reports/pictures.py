@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
+from difflens.processes.base import Level, log_snr_text
 from difflens.reports.style import BASELINE, INK, WIDTH, shortened
 
 # inches
@@ -24,15 +25,20 @@ _HEAT = matplotlib.colormaps["inferno"]
 _EXAMPLES = 6  # the most images of a pair of classes
 
 
-def noised_images(images: Tensor, noised: Mapping[int, Tensor]) -> Figure:
+def noised_images(images: Tensor, noised: Mapping[Level, Tensor], log_snr: Mapping[Level, float]) -> Figure:
     """Draw images without noise and at each noise step: one row an image.
 
     Args:
         images: (N, C, S, S) in [-1, 1].
         noised: (N, C, S, S) by noise step, the same images with noise; values beyond [-1, 1] are clipped.
+        log_snr: by noise step, from the least to the most noise.
     """
-    titles = ["clean", *(f"t = {t}" for t in noised)]
-    return _tiles(titles, [_pixels(images), *map(_pixels, noised.values())])
+    titles = ["clean", *_noise_titles(log_snr)]
+    return _tiles(titles, [_pixels(images), *(_pixels(noised[t]) for t in log_snr)])
+
+
+def _noise_titles(log_snr: Mapping[Level, float]) -> list[str]:
+    return [f"t = {t}\nlog-SNR {log_snr_text(value)}" for t, value in log_snr.items()]
 
 
 def principal_components(images: Tensor, maps: Mapping[int, Tensor]) -> Figure:
@@ -50,7 +56,10 @@ def principal_components(images: Tensor, maps: Mapping[int, Tensor]) -> Figure:
 
 
 def components_over_noise(
-    noised: Mapping[int, Tensor], maps: Mapping[tuple[int, int], Tensor], image: int
+    noised: Mapping[Level, Tensor],
+    maps: Mapping[tuple[int, Level], Tensor],
+    log_snr: Mapping[Level, float],
+    image: int,
 ) -> Figure:
     """Draw feature maps of one image as colours: one row a noise step, one column a block.
 
@@ -60,9 +69,10 @@ def components_over_noise(
     Args:
         noised: (N, C, S, S) by noise step, the images that the backbone reads.
         maps: (N, C, H, W) by (block, noise step), every block at every noise step.
+        log_snr: by noise step, from the least to the most noise.
         image: index of the image, in [0, N).
     """
-    steps = list(noised)
+    steps = list(log_snr)
     blocks = sorted({block for block, _ in maps})
     columns = [torch.cat([_pixels(noised[t][image : image + 1]) for t in steps])]
     titles = ["input"]
@@ -71,7 +81,7 @@ def components_over_noise(
         rgb = pca_rgb(torch.cat([maps[block, t] for t in steps])).unflatten(0, (len(steps), -1))
         columns.append(rgb[:, image])
         titles.append(_title(block, maps[block, steps[0]]))
-    return _tiles(titles, columns, [f"t = {t}" for t in steps] if len(steps) > 1 else ())
+    return _tiles(titles, columns, _noise_titles(log_snr) if len(steps) > 1 else ())
 
 
 def _title(block: int, maps: Tensor) -> str:

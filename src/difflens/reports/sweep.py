@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from difflens.metrics.recommendation import Recommendation
+from difflens.processes.base import Level, bracketed, in_words
 from difflens.reports.charts import accuracy_curves
 from difflens.reports.heat_maps import accuracy_map
 from difflens.reports.html import Picture, Section, Table, render
@@ -20,8 +21,8 @@ def sweep_report(
     accuracy: Mapping[str, Tensor],
     blocks: Sequence[int],
     roles: Sequence[str],
-    noise_steps: Sequence[int],
-    not_measured: Sequence[int],
+    log_snr: Mapping[Level, float],
+    not_measured: Mapping[Level, float],
     best: Recommendation,
     images: int,
     commands: Sequence[str],
@@ -34,28 +35,31 @@ def sweep_report(
         accuracy: (T, B) shares in [0, 1], by classifier; the first classifier decides.
         blocks: indices of the B columns.
         roles: the part of the network of each column, "encoder", "middle" or "decoder".
-        noise_steps: noise steps of the T rows.
-        not_measured: noise steps that a time budget left out.
+        log_snr: log-SNR of the T rows by noise step, from the least to the most noise.
+        not_measured: log-SNR of the noise steps that a time budget left out, by noise step.
         best: the recommendation.
         images: number of validation images.
         commands: the command lines to run next.
         provenance: rows of the closing table.
     """
-    sections = [Section("Recommended block and noise step", describe(best, images), (_recommendation(best),))]
+    recommended = describe(best, log_snr, images)
+    sections = [
+        Section("Recommended block and noise step", recommended, (_recommendation(best, log_snr),)),
+    ]
     if not_measured:
         plural = "s" * (len(not_measured) != 1)
-        text = f"The time budget ended before noise step{plural} {_words(not_measured)}."
+        text = f"The time budget ended before noise step{plural} {in_words(not_measured)}."
         sections.append(Section("Not measured", f"{text} --resume measures what is missing."))
     (first, decisive), *others = accuracy.items()
     place = best.block, best.noise_step
-    curves = accuracy_curves(decisive, blocks, noise_steps, place)
+    curves = accuracy_curves(decisive, blocks, log_snr, place)
     pictures = (
-        _heat_map(first, accuracy_map(decisive, blocks, noise_steps, roles, place)),
+        _heat_map(first, accuracy_map(decisive, blocks, log_snr, roles, place)),
         Picture(curves, "The same accuracies as curves.", "Accuracy by block, and by noise step"),
     )
     sections.append(Section(f"Accuracy by block and noise step: {_TITLES[first]}", "", pictures))
     for name, values in others:
-        picture = _heat_map(name, accuracy_map(values, blocks, noise_steps, roles, None))
+        picture = _heat_map(name, accuracy_map(values, blocks, log_snr, roles, None))
         sections.append(
             Section(f"Accuracy by block and noise step: {_TITLES[name]}", "For comparison.", (picture,))
         )
@@ -63,30 +67,33 @@ def sweep_report(
         (str(block), role, *(f"{100 * value:.2f}" for value in column))
         for block, role, column in zip(blocks, roles, decisive.T.tolist(), strict=True)
     ]
-    columns = ("Block", "Part", *(f"t = {t}" for t in noise_steps))
-    caption = f"{_TITLES[first].capitalize()}, validation accuracy in per cent."
+    columns = ("Block", "Part", *(bracketed(t, value) for t, value in log_snr.items()))
+    caption = (
+        f"{_TITLES[first].capitalize()}, validation accuracy in per cent. Columns are noise steps t, with "
+        "their log-SNR in brackets."
+    )
     table = Table(columns, rows, caption, list(blocks).index(best.block))
     sections.append(Section("Table of accuracies", "", (table,)))
     sections.append(Section("Next commands", "\n\n".join(commands)))
     return render("Sweep: accuracy by block and noise step", summary, sections, provenance)
 
 
-def _recommendation(best: Recommendation) -> Table:
+def _recommendation(best: Recommendation, log_snr: Mapping[Level, float]) -> Table:
     figures = ("Validation accuracy, %", "Cross-validated, %", "95 % interval")
-    columns = ("Read", "Blocks", "Noise steps", *figures)
+    columns = ("Read", "Blocks", "Noise steps (log-SNR)", *figures)
     rows: list[tuple[object, ...]] = [
         (
             "one map",
             str(best.block),
-            str(best.noise_step),
+            bracketed(best.noise_step, log_snr[best.noise_step]),
             f"{100 * best.top1:.2f}",
             f"{100 * best.cross_validated:.2f}",
             _interval(best.cross_validated_interval),
         ),
         (
             "DifFormer",
-            _words(best.fusion_blocks),
-            _words(best.fusion_noise_steps),
+            ", ".join(map(str, best.fusion_blocks)),
+            ", ".join(bracketed(t, log_snr[t]) for t in log_snr if t in best.fusion_noise_steps),
             f"{100 * best.fusion_top1:.2f}",
             f"{100 * best.fusion_cross_validated:.2f}",
             _interval(best.fusion_cross_validated_interval),
@@ -110,7 +117,3 @@ def _heat_map(classifier: str, figure: Figure) -> Picture:
 
 def _interval(bounds: tuple[float, float]) -> str:
     return f"{100 * bounds[0]:.2f} to {100 * bounds[1]:.2f}"
-
-
-def _words(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from difflens.processes.base import Level, in_words
 from difflens.results.base import Result, plain, skipped
 
 
@@ -22,7 +23,7 @@ class Representation:
 
     model: int
     block: int
-    noise_step: int
+    noise_step: Level
     side: int
 
 
@@ -102,7 +103,8 @@ class CkaResult(Result):
         values: (P, P) CKA of every pair, in [-1, 1]; NaN where features do not vary.
         half_widths: (P, P) half-widths of their 95 % intervals.
         images, minibatches: how many were read.
-        blocks, noise_steps: the places of the backbone that were compared.
+        blocks, noise_steps: the places of the backbone that were compared, from the least to the most noise.
+        log_snr: natural logarithm of signal^2 / noise^2 at these noise steps; None where it is infinite.
         pool: the sides that its maps were pooled to; 0 for maps that are not pooled.
         mirrors: by noise step; None for a network without pairs of encoder and decoder blocks.
         comparisons: the heat maps.
@@ -116,9 +118,10 @@ class CkaResult(Result):
     images: int
     minibatches: int
     blocks: tuple[int, ...]
-    noise_steps: tuple[int, ...]
+    noise_steps: tuple[Level, ...]
+    log_snr: tuple[float | None, ...]
     pool: tuple[int, ...]
-    mirrors: Mapping[int, Mirrors | None]
+    mirrors: Mapping[Level, Mirrors | None]
     comparisons: tuple[Comparison, ...]
     skipped_images: tuple[str, ...]
 
@@ -139,6 +142,7 @@ class CkaResult(Result):
             "minibatches": self.minibatches,
             "blocks": plain(self.blocks),
             "noise_steps": plain(self.noise_steps),
+            "log_snr": plain(self.log_snr),
             "pool": plain(self.pool),
             "mirrors": {
                 str(t): mirrors.metrics() for t, mirrors in self.mirrors.items() if mirrors is not None
@@ -153,13 +157,14 @@ class CkaResult(Result):
             f"{self.images:,} images in {self.minibatches} minibatches; the widest 95 % interval is "
             f"± {self.largest_half_width:.3f}"
         ]
-        for t, mirrors in self.mirrors.items():
+        for t, log_snr in zip(self.noise_steps, self.log_snr, strict=True):
+            mirrors = self.mirrors[t]
             if mirrors is not None:
                 lead, half = mirrors.lead
                 lines.append(
-                    f"t = {t}: decoder blocks are {lead:+.3f} ± {half:.3f} more like their mirrors than like "
-                    f"other encoder blocks; {mirrors.nearest} of {mirrors.decoder_blocks} are most like "
-                    "their mirror"
+                    f"t = {in_words({t: log_snr})}: decoder blocks are {lead:+.3f} ± {half:.3f} more like "
+                    f"their mirrors than like other encoder blocks; {mirrors.nearest} of "
+                    f"{mirrors.decoder_blocks} are most like their mirror"
                 )
         lines.append(f"Report: {self.out / 'report.html'}, every pair: {self.out / 'table.csv'}")
         return "\n".join(lines)

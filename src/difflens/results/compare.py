@@ -41,6 +41,8 @@ class BackboneScores:
         differences: by key of the trial, the top-1 accuracy minus that of the first backbone, on the same
             test images in the first seed: a share and the half-width of its 95 % interval.
         frechet: Fréchet distance of its samples to test images; None for a backbone that generates none.
+        log_snr: natural logarithm of signal^2 / noise^2 at the place's noise step; None where it is infinite,
+            or not known because the run is of an earlier version.
     """
 
     name: str
@@ -50,6 +52,7 @@ class BackboneScores:
     scores: Mapping[str, Score]
     differences: Mapping[str, tuple[float, float]]
     frechet: float | None = None
+    log_snr: float | None = None
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
@@ -57,6 +60,7 @@ class BackboneScores:
             "backbone": self.name,
             "block": self.place[0],
             "noise_step": self.place[1],
+            "log_snr": self.log_snr,
             "parameters": self.parameters,
             "relative_speed": round(self.relative_speed, 3),
             "frechet_distance": self.frechet,
@@ -79,6 +83,7 @@ class BackboneScores:
             },
             tuples(metrics["difference_from_first"]),
             metrics["frechet_distance"],
+            metrics.get("log_snr"),
         )
 
 

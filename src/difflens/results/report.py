@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from difflens.processes.base import Level
 from difflens.results.base import Result
 from difflens.results.fidelity import FidelityResult
 
@@ -13,6 +14,7 @@ class HeadScore:
 
     Attributes:
         title: the head and the places that it reads.
+        noise_steps: the noise steps of these places; empty if they are not known.
         data: name of the data set.
         top1: accuracy in [0, 1], the mean over seeds.
         interval: 95 % interval of `top1`; None for several seeds.
@@ -29,6 +31,7 @@ class HeadScore:
     train_images: int
     test_images: int
     trainable_parameters: int
+    noise_steps: tuple[Level, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

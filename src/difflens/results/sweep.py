@@ -1,6 +1,6 @@
 """The result of `difflens sweep`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from difflens.errors import listing
 from difflens.metrics.recommendation import Recommendation
+from difflens.processes.base import Level, in_words
 from difflens.results.base import Result, plain, skipped, tuples
 
 # the names that version 0.1 gave to cross-validated accuracies
@@ -26,23 +27,33 @@ def read_recommendation(metrics: Mapping[str, Any]) -> Recommendation:
     return Recommendation(**{_FORMER.get(key, key): tuples(value) for key, value in metrics.items()})
 
 
-def describe(best: Recommendation, images: int) -> str:
-    """Return a recommendation in words; `images` is the number of validation images."""
+def describe(best: Recommendation, log_snr: Mapping[Level, float | None], images: int) -> str:
+    """Return a recommendation in words.
+
+    Args:
+        log_snr: by noise step; None is not shown.
+        images: number of validation images.
+    """
     low, high = (100 * bound for bound in best.interval)
     cross_low, cross_high = (100 * bound for bound in best.cross_validated_interval)
     text = (
-        f"Block {best.block} at noise step {best.noise_step} classifies {100 * best.top1:.2f} % of "
-        f"{images:,} validation images correctly (95 % interval {low:.2f} to {high:.2f}). The place was "
-        "chosen on these images, so this figure is slightly too high. Cross-validated over two halves of "
-        f"the images, it is {100 * best.cross_validated:.2f} % ({cross_low:.2f} to {cross_high:.2f})."
+        f"Block {best.block} at noise step {_words((best.noise_step,), log_snr)} classifies "
+        f"{100 * best.top1:.2f} % of {images:,} validation images correctly (95 % interval {low:.2f} to "
+        f"{high:.2f}). The place was chosen on these images, so this figure is slightly too high. "
+        f"Cross-validated over two halves of the images, it is {100 * best.cross_validated:.2f} % "
+        f"({cross_low:.2f} to {cross_high:.2f})."
     )
     if best.cheaper is not None:
         block, t = best.cheaper
         text += (
-            f" Block {block} at noise step {t} costs less, and its accuracy on these images does not differ "
-            "significantly from the best."
+            f" Block {block} at noise step {_words((t,), log_snr)} costs less, and its accuracy on "
+            "these images does not differ significantly from the best."
         )
     return text
+
+
+def _words(steps: Sequence[Level], log_snr: Mapping[Level, float | None]) -> str:
+    return in_words({t: log_snr[t] for t in log_snr if t in steps})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +63,9 @@ class SweepResult(Result):
     Attributes:
         out: the run directory.
         accuracy: (T, B) shares in [0, 1], by classifier.
-        blocks, noise_steps: the B columns and the T rows of `accuracy`.
+        blocks, noise_steps: the B columns and the T rows of `accuracy`, from the least to the most noise.
+        log_snr: natural logarithm of signal^2 / noise^2 at the T noise steps; None where it is infinite, or
+            not known because the run is of an earlier version.
         not_measured: noise steps that a time budget left out.
         images, validation_images: number of training images that were read, and of those among them that
             validate.
@@ -64,8 +77,9 @@ class SweepResult(Result):
     out: Path
     accuracy: Mapping[str, Tensor]
     blocks: tuple[int, ...]
-    noise_steps: tuple[int, ...]
-    not_measured: tuple[int, ...]
+    noise_steps: tuple[Level, ...]
+    log_snr: tuple[float | None, ...]
+    not_measured: tuple[Level, ...]
     images: int
     validation_images: int
     recommendation: Recommendation
@@ -78,6 +92,7 @@ class SweepResult(Result):
             "accuracy": plain(self.accuracy),
             "blocks": plain(self.blocks),
             "noise_steps": plain(self.noise_steps),
+            "log_snr": plain(self.log_snr),
             "not_measured": plain(self.not_measured),
             "images": self.images,
             "validation_images": self.validation_images,
@@ -97,6 +112,7 @@ class SweepResult(Result):
             accuracy=accuracy,
             blocks=tuple(metrics["blocks"]),
             noise_steps=tuple(metrics["noise_steps"]),
+            log_snr=tuple(metrics.get("log_snr", [None] * len(metrics["noise_steps"]))),
             not_measured=tuple(metrics["not_measured"]),
             images=metrics["images"],
             validation_images=metrics["validation_images"],
@@ -107,9 +123,10 @@ class SweepResult(Result):
 
     def summary(self) -> str:
         best = self.recommendation
-        steps = listing(best.fusion_noise_steps)
+        log_snr = dict(zip(self.noise_steps, self.log_snr, strict=True))
+        steps = _words(best.fusion_noise_steps, log_snr)
         lines = [
-            f"Recommended: {describe(best, self.validation_images)}",
+            f"Recommended: {describe(best, log_snr, self.validation_images)}",
             f"For DifFormer: blocks {listing(best.fusion_blocks)} at noise steps {steps}",
             f"Report: {self.out / 'report.html'}, heat map: {self.out / 'heatmap.png'}",
             "Next:",

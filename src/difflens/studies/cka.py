@@ -35,6 +35,7 @@ from difflens.metrics.cka import (
     with_interval,
 )
 from difflens.opening import open_run
+from difflens.processes.base import Level, bracketed, finite, in_words
 from difflens.reports.cka import similarity_report
 from difflens.reports.heat_maps import similarity_map
 from difflens.results.cka import CkaResult, Comparison, Mirrors, Representation
@@ -80,7 +81,9 @@ class _Comparison:
         self.config, self.split, self.backbones, self.process = config, split, backbones, process
         first = backbones[0]
         self.blocks = first.check_blocks(config.blocks or [block.index for block in first.blocks])
-        self.steps = first.check_noise_steps(config.noise_steps or (first.defaults.noise_step,))
+        steps = first.check_noise_steps(config.noise_steps or (first.defaults.noise_step,))
+        self.log_snr = first.process.by_noise(steps)
+        self.steps = tuple(self.log_snr)
         self.sides = tuple(dict.fromkeys(config.pool))
         # one extractor a noise step for each backbone, so that the maps of only one noise step are in memory
         self.extractors = [[self._extractor(first, self.blocks, t) for t in self.steps]]
@@ -92,14 +95,23 @@ class _Comparison:
             self.extractors.append([self._extractor(other, self.other_blocks, self.other_step)])
         self.reading = Reading(config.workers, config.on_bad_image, [])
 
-    def _extractor(self, backbone: Backbone, blocks: Sequence[int], t: int) -> Extractor:
+    def _extractor(self, backbone: Backbone, blocks: Sequence[int], t: Level) -> Extractor:
         config = self.config
         places = ExtractorConfig("frozen", tuple(blocks), (t,), config.seed, precision=config.precision)
         return places.build(backbone).to(self.process.device)
 
-    def of(self, t: int, side: int | None = None) -> list[Representation]:
+    def of(self, t: Level, side: int | None = None) -> list[Representation]:
         """Return the representations of the first backbone's blocks at noise step `t`."""
         return [Representation(0, block, t, self.sides[0] if side is None else side) for block in self.blocks]
+
+    def at(self, t: Level) -> str:
+        """Return a noise step of the first backbone and its log-SNR, for a title."""
+        return f"t = {in_words({t: self.log_snr[t]})}"
+
+    @property
+    def at_other(self) -> str:
+        """The second backbone's noise step and its log-SNR, for a title."""
+        return f"t = {in_words(self.backbones[1].process.by_noise((self.other_step,)))}"
 
     def of_other(self) -> list[Representation]:
         """Return the representations of the second backbone's blocks."""
@@ -178,6 +190,7 @@ def _write(
         minibatches=batches,
         blocks=comparison.blocks,
         noise_steps=comparison.steps,
+        log_snr=tuple(map(finite, comparison.log_snr.values())),
         pool=comparison.sides,
         mirrors={t: _mirrors(comparison, groups, t) for t in comparison.steps},
         comparisons=(),
@@ -194,6 +207,7 @@ def _write(
         "linear CKA. 1 means equal up to rotation and scale, 0 means unrelated.",
         comparisons=result.comparisons,
         mirrors=result.mirrors,
+        log_snr=comparison.log_snr,
         largest_half_width=result.largest_half_width,
         provenance={
             "Command": shown_command(config),
@@ -229,12 +243,20 @@ def _comparisons(comparison: _Comparison, result: CkaResult) -> tuple[Comparison
         values, axes = result.between(comparison.of(t), comparison.of(t)), ("block", "block")
         heat_maps.append(
             Comparison(
-                "blocks", f"blocks-t{t}", f"t = {t}", values, names, names, axes, (roles, roles), mirrored
+                "blocks",
+                f"blocks-t{t}",
+                comparison.at(t),
+                values,
+                names,
+                names,
+                axes,
+                (roles, roles),
+                mirrored,
             )
         )
     chosen = _spread(blocks, backbone.defaults.block)
     if len(steps) > 1:
-        labels, axes = [str(t) for t in steps], ("noise step t", "noise step t")
+        labels, axes = [bracketed(t, comparison.log_snr[t]) for t in steps], ("noise step t (log-SNR)",) * 2
         for block in chosen:
             by_step = [Representation(0, block, t, comparison.sides[0]) for t in steps]
             values, name = result.between(by_step, by_step), f"noise-steps-block{block}"
@@ -244,7 +266,7 @@ def _comparisons(comparison: _Comparison, result: CkaResult) -> tuple[Comparison
         for block in chosen:
             by_side = [Representation(0, block, steps[0], side) for side in comparison.sides]
             values, name = result.between(by_side, by_side), f"poolings-block{block}"
-            title = f"Block {block} at t = {steps[0]}"
+            title = f"Block {block} at {comparison.at(steps[0])}"
             heat_maps.append(Comparison("poolings", name, title, values, labels, labels, axes))
     if len(comparison.backbones) > 1:
         other = comparison.of_other()
@@ -253,8 +275,9 @@ def _comparisons(comparison: _Comparison, result: CkaResult) -> tuple[Comparison
         other_roles = [comparison.backbones[1].block(representation.block).role for representation in other]
         for t in steps:
             values, both = result.between(comparison.of(t), other), (roles, other_roles)
+            title = f"{comparison.at(t)}, and the other backbone at {comparison.at_other}"
             heat_maps.append(
-                Comparison("models", f"models-t{t}", f"t = {t}", values, names, other_names, axes, both)
+                Comparison("models", f"models-t{t}", title, values, names, other_names, axes, both)
             )
     return tuple(heat_maps)
 
@@ -269,7 +292,7 @@ def _spread(blocks: Sequence[int], always: int) -> list[int]:
     return sorted(chosen)
 
 
-def _mirrors(comparison: _Comparison, groups: Tensor, t: int) -> Mirrors | None:
+def _mirrors(comparison: _Comparison, groups: Tensor, t: Level) -> Mirrors | None:
     """Return the similarity of decoder blocks to their mirrors; None without such pairs of blocks."""
     backbone, representations = comparison.backbones[0], comparison.representations
     indices = [representations.index(representation) for representation in comparison.of(t)]
@@ -288,12 +311,13 @@ def _table(comparison: _Comparison, result: CkaResult) -> str:
     """Return the text of table.csv, one line a pair."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = ("backbone", "block", "noise_step", "pool")
+    columns = ("backbone", "block", "noise_step", "log_snr", "pool")
     writer.writerow([*columns, *(f"other_{name}" for name in columns), "cka", "low_95", "high_95"])
     names = (comparison.config.backbone, comparison.config.other)
 
     def cells(place: Representation) -> tuple[object, ...]:
-        return names[place.model], place.block, place.noise_step, place.side
+        log_snr = comparison.backbones[place.model].process.log_snr(place.noise_step)
+        return names[place.model], place.block, place.noise_step, f"{log_snr:.4f}", place.side
 
     for i, first in enumerate(result.representations):
         for k, second in enumerate(result.representations[i + 1 :], start=i + 1):

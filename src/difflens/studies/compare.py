@@ -27,6 +27,7 @@ from difflens.generation.generate import generate
 from difflens.metrics.classification import paired_difference
 from difflens.models.feature_space import FeatureSpace
 from difflens.opening import OpenedRun, open_run
+from difflens.processes.base import NoiseProcess, finite, in_words
 from difflens.reports.charts import protocol_dots
 from difflens.reports.compare import compare_report
 from difflens.results.compare import BackboneScores, CompareResult, Score
@@ -46,6 +47,7 @@ class _Candidate:
 
     Attributes:
         sampler: the sampler of its samples; None for a backbone without samples to measure.
+        process: its noise process.
         place: block and noise step that are read.
         distance: the distance of its samples from test images; None before it is measured.
         results: by key of the trial.
@@ -55,6 +57,7 @@ class _Candidate:
     fingerprint: str
     parameters: int
     sampler: SamplerName | None
+    process: NoiseProcess
     place: Place
     distance: FidelityResult | None = None
     results: dict[str, ProbeResult] = field(default_factory=dict)
@@ -88,7 +91,8 @@ def compare(config: CompareConfig, announce: Callable[[str], object] = lambda li
                 best = sweep(config.places(candidate.spec)).recommendation
                 run.keep()
                 chosen = candidate.place = (best.block, best.noise_step)
-                announce(f"{candidate.spec} is read at block {best.block}, t = {best.noise_step}")
+                level = in_words(candidate.process.by_noise((best.noise_step,)))
+                announce(f"{candidate.spec} is read at block {best.block}, t = {level}")
             if config.store:
                 extract(config.extract(candidate.spec, candidate.place))
                 run.keep()
@@ -129,7 +133,7 @@ def _candidate(config: CompareConfig, spec: str) -> _Candidate:
     read = backbone.network if isinstance(backbone, BiGANBackbone) else backbone  # without its generator
     count = sum(parameter.numel() for parameter in read.parameters())
     place = (backbone.defaults.block, backbone.defaults.noise_step)
-    return _Candidate(spec, backbone.fingerprint(), count, _sampler(backbone), place)
+    return _Candidate(spec, backbone.fingerprint(), count, _sampler(backbone), backbone.process, place)
 
 
 def _sampler(backbone: Backbone) -> SamplerName | None:
@@ -236,6 +240,7 @@ def _scores(candidate: _Candidate, first: _Candidate, speed: float, metric: Metr
     return BackboneScores(
         name=candidate.spec,
         place=candidate.place,
+        log_snr=finite(candidate.process.log_snr(candidate.place[1])),
         parameters=candidate.parameters,
         relative_speed=speed,
         scores={key: _score(result, metric) for key, result in candidate.results.items()},
@@ -260,12 +265,13 @@ def _table(scored: tuple[BackboneScores, ...]) -> str:
     """Return the text of table.csv, one line for each backbone and protocol."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    trial, accuracy = ("backbone", "block", "noise_step", "protocol"), ("accuracy", "low", "high")
+    trial, accuracy = ("backbone", "block", "noise_step", "log_snr", "protocol"), ("accuracy", "low", "high")
     writer.writerow([*trial, *accuracy, "parameters", "relative_speed", "frechet_distance"])
     for backbone in scored:
+        log_snr = "" if backbone.log_snr is None else f"{backbone.log_snr:.4f}"
         frechet = "" if backbone.frechet is None else f"{backbone.frechet:.4f}"
         last = (backbone.parameters, f"{backbone.relative_speed:.3f}", frechet)
         for key, score in backbone.scores.items():
             shares = [f"{share:.4f}" for share in (score.value, *score.interval)]
-            writer.writerow([backbone.name, *backbone.place, key, *shares, *last])
+            writer.writerow([backbone.name, *backbone.place, log_snr, key, *shares, *last])
     return text.getvalue()

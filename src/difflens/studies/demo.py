@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from difflens.backbones.base import DiffusionBackbone
+from difflens.backbones.config import BACKBONE_OPTIONS
 from difflens.choices import ExtractorName, HeadName
 from difflens.configs.command_line import shown_command
 from difflens.configs.demo import DemoConfig
@@ -32,6 +33,7 @@ from difflens.metrics.memorisation import Seen, find_nearest
 from difflens.models.feature_space import FeatureSpace
 from difflens.opening import OpenedRun, open_run
 from difflens.pretraining.export import card_fact
+from difflens.processes.base import in_words
 from difflens.reports.demo import BASELINES, demo_report
 from difflens.reports.html import Section
 from difflens.reports.memorisation import copying_section
@@ -89,9 +91,7 @@ class _Demo:
             "seed": config.seed,
             "device": config.device,
             "resume": config.resume,
-            "num_head_channels": config.num_head_channels,
-            "noise_schedule": config.noise_schedule,
-            "image_size": config.image_size,
+            **{name: getattr(config, name) for name in BACKBONE_OPTIONS},
         }
 
     def run_all(self) -> DemoResult:
@@ -187,6 +187,7 @@ class _Demo:
         examples = data.test.subset(_one_of_each(data))
         index = torch.arange(len(examples), device=backbone.device)
         images = to_float(self._images(examples, index)).to(backbone.device)
+        log_snr = backbone.process.by_noise
         # no head reads the large noise steps; they make noise visible
         large = {backbone.process.at(share) for share in (0.1, 0.25, 0.5)}
         steps = {*defaults.fusion_noise_steps, defaults.noise_step, *large}
@@ -205,10 +206,11 @@ class _Demo:
             data=data.name,
             result=result,
             evaluations=self.evaluations,
-            read_at=f"The single-map heads read noise step t = {defaults.noise_step}; DifFormer reads t = "
-            f"{listing(defaults.fusion_noise_steps)}.",
+            read_at=f"The single-map heads read noise step t = {in_words(log_snr((defaults.noise_step,)))}; "
+            f"DifFormer reads t = {in_words(log_snr(defaults.fusion_noise_steps))}.",
             images=images[:_MAPPED],
             noised=noise.noised(images[:_NOISED], index[:_NOISED]),
+            log_snr=log_snr(steps),
             maps=reader(images[:_MAPPED], index[:_MAPPED]),
             blocks=backbone.describe_blocks().capitalize(),
             samples=image_grid(samples),
@@ -244,13 +246,13 @@ class _Demo:
         return torch.stack([fit(split.image(i), *shape) for i in rows.tolist()])
 
     def _provenance(self, result: DemoResult) -> dict[str, object]:
-        defaults = self.backbone.defaults
+        defaults, log_snr = self.backbone.defaults, self.backbone.process.by_noise
         return {
             "Command": shown_command(self.config),
-            "Places read": f"single-map heads: block {defaults.block} at t = {defaults.noise_step}; "
-            f"DifFormer: blocks {listing(defaults.fusion_blocks)} at t = "
-            f"{listing(defaults.fusion_noise_steps)}; DifFeed returns blocks "
-            f"{listing(defaults.feedback_blocks)}",
+            "Places read": f"single-map heads: block {defaults.block} at t = "
+            f"{in_words(log_snr((defaults.noise_step,)))}; DifFormer: blocks "
+            f"{listing(defaults.fusion_blocks)} at t = {in_words(log_snr(defaults.fusion_noise_steps))}; "
+            f"DifFeed returns blocks {listing(defaults.feedback_blocks)}",
             "Parameters": f"{sum(p.numel() for p in self.backbone.parameters()):,} in the backbone",
             "Whole run": f"{result.seconds} s",
             **self.opened.provenance(),

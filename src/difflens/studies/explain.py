@@ -29,6 +29,7 @@ from difflens.heads.linear import LinearHead
 from difflens.metrics.attribution import logit_shares
 from difflens.models.saved import TrainedModel
 from difflens.opening import OpenedRun, open_run
+from difflens.processes.base import bracketed, in_words
 from difflens.reports.explain import (
     Explained,
     attention_section,
@@ -160,7 +161,8 @@ class _Explanation:
     def _components(self, images: Tensor, index: Tensor, rows: list[int]) -> Explained:
         extractor = FrozenExtractor(self.backbone, self.blocks, self.steps, self.config.seed)
         names = [self._name(row) for row in rows]
-        return components_section(extractor.noised(images, index), extractor(images, index), names)
+        log_snr = self.backbone.process.by_noise(self.steps)
+        return components_section(extractor.noised(images, index), extractor(images, index), log_snr, names)
 
     def _name(self, row: int) -> str:
         labels = self.examples.labels
@@ -194,9 +196,10 @@ class _Explanation:
             names.append([f"{label} {value:.2f}".strip() for _, label, value in ranked])
         examples = self.examples
         own = [self._class_of(examples, row) or examples.ids[row].rpartition("/")[2] for row in rows]
+        level = in_words(self.backbone.process.by_noise((self.step,)))
         searched = (
             f"The most similar of {len(bank):,} training images, by the features of block {self.block} at "
-            f"noise step {self.step}, pooled to {config.pool} x {config.pool}."
+            f"noise step {level}, pooled to {config.pool} x {config.pool}."
         )
         return neighbours_section(images, torch.stack(tiles), own, names, searched), tuple(neighbours)
 
@@ -225,9 +228,13 @@ class _Explanation:
                     shares.setdefault(place, []).append(weights.sum((1, 2)).cpu())
         contributions = logit_shares(torch.cat(parts, dim=1)).tolist()
         if isinstance(probe.head, LinearHead):
-            places = map(_words, probe.head.places)
-            named = dict(zip(places, contributions, strict=True))
-            return linear_section(named, images_seen), HeadShares(images_seen, named)
+            by_place = dict(zip(probe.head.places, contributions, strict=True))
+            shown = {
+                f"block {block}, t = {bracketed(t, self.backbone.process.log_snr(t))}": share
+                for (block, t), share in by_place.items()
+            }
+            named = {_words(place): share for place, share in by_place.items()}
+            return linear_section(shown, images_seen), HeadShares(images_seen, named)
         assert isinstance(probe.head, DifFormerHead)
         attention = {place: float(torch.cat(values).mean()) for place, values in shares.items()}
         steps = probe.head.noise_steps
@@ -235,7 +242,10 @@ class _Explanation:
         by_step = dict(zip(steps, contributions, strict=True))
         with evaluating(probe):
             _, example_attention = probe.head.attention(probe.extractor(images, index))
-        section = attention_section(images, example_attention, attention, on_cls, by_step, images_seen)
+        log_snr = self.backbone.process.by_noise(steps)
+        section = attention_section(
+            images, example_attention, attention, on_cls, by_step, log_snr, images_seen
+        )
         return section, HeadShares(
             test_images=images_seen,
             logits={f"t = {t}": share for t, share in by_step.items()},

@@ -5,9 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from hashlib import sha256
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +39,7 @@ from difflens.extractors.store import (
     write_shard,
 )
 from difflens.opening import open_run
-from difflens.processes.base import Level
+from difflens.processes.base import Level, finite
 from difflens.results.extract import ExtractResult
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
@@ -97,7 +95,7 @@ def extract(
             "draws": config.draws,
             "pool": config.pool,
             "backbone": {
-                **asdict(opened.backbone_config),
+                **opened.backbone_config.stored(),
                 "precision": config.precision,
                 "fingerprint": opened.fingerprints["backbone_fingerprint"],
             },
@@ -141,12 +139,11 @@ def _noise(backbone: Backbone, levels: Sequence[Level]) -> dict[str, Any]:
     process = backbone.process
     if backbone.latent_shape is None and process.unit == "step":
         return {}
-    ratios = [process.log_snr(level) for level in levels]
     return {
         "noise": {
             "process": process.describe(),
             "unit": process.unit,
-            "log_snr": [round(ratio, 6) if isfinite(ratio) else None for ratio in ratios],
+            "log_snr": [finite(round(process.log_snr(level), 6)) for level in levels],
         }
     }
 

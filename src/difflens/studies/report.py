@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from difflens.backbones.base import Backbone
-from difflens.backbones.config import BackboneConfig
+from difflens.backbones.config import BACKBONE_OPTIONS, BackboneConfig
 from difflens.configs.command_line import shown_command
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.options import resolve
@@ -25,6 +25,7 @@ from difflens.generation.grid import image_grid
 from difflens.generation.samplers import make_sampler, sample
 from difflens.metrics.memorisation import UNSEEN, Seen, find_nearest
 from difflens.models.feature_space import FeatureSpace
+from difflens.processes.base import NoiseProcess, in_words
 from difflens.reports.demo import BASELINES
 from difflens.reports.html import Section
 from difflens.reports.memorisation import copying_section
@@ -89,6 +90,7 @@ def report(config: ReportConfig) -> ReportResult:
             f"{listing(others)} and {backbone.spec} are of different backbones: a report describes one "
             "backbone, so name only its runs"
         )
+    evidence.heads = [_with_noise_steps(head, backbone.process) for head in evidence.heads]
     if config.features is not None:
         evidence.distances.append(_measure(config, evidence))
     page = _Page(config, evidence, backbone, fingerprint).render()
@@ -98,6 +100,12 @@ def report(config: ReportConfig) -> ReportResult:
     except OSError as error:
         raise DiffLensError(f"{out} cannot be written: {error.strerror}") from error
     return ReportResult(path=out, heads=tuple(evidence.heads), distances=tuple(evidence.distances))
+
+
+def _with_noise_steps(head: HeadScore, process: NoiseProcess) -> HeadScore:
+    """Return a head's score with its noise steps, and their log-SNR, in the title."""
+    steps = in_words(process.by_noise(head.noise_steps))
+    return replace(head, title=f"{head.title} at t = {steps}") if head.noise_steps else head
 
 
 def _out(config: ReportConfig) -> Path:
@@ -144,7 +152,7 @@ def _read_probe(name: str, path: Path, run: dict[str, Any], evidence: _Evidence)
     seeds = read_seeds(_read(path / FINISHED))
     extractor = model["extractor"]
     plural = "s" * (len(extractor["blocks"]) > 1)
-    places = f"block{plural} {listing(extractor['blocks'])} at t = {listing(extractor['noise_steps'])}"
+    places = f"block{plural} {listing(extractor['blocks'])}"
     kind = "" if extractor["name"] == "frozen" else f", {extractor['name']}"
     evidence.heads.append(
         HeadScore(
@@ -156,6 +164,7 @@ def _read_probe(name: str, path: Path, run: dict[str, Any], evidence: _Evidence)
             train_images=seeds[0].train_images,
             test_images=seeds[0].test_images,
             trainable_parameters=seeds[0].trainable_parameters,
+            noise_steps=tuple(extractor["noise_steps"]),
         )
     )
 
@@ -182,11 +191,10 @@ def _read_demo(name: str, path: Path, run: dict[str, Any], evidence: _Evidence) 
 
 
 def _read_generate(name: str, path: Path, run: dict[str, Any], evidence: _Evidence) -> None:
-    keys = ("num_head_channels", "noise_schedule", "image_size")
     source = {
         "spec": run["backbone"],
         "fingerprint": run["backbone_fingerprint"],
-        **{k: run[k] for k in keys},
+        **{name: run[name] for name in BACKBONE_OPTIONS if name in run},
     }
     _name_backbone(name, source, evidence)
     evidence.generated = path

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difflens.backbones.base import Backbone
+from difflens.backbones.maps import Place
 from difflens.configs.command_line import shown_command
 from difflens.configs.options import resolve
 from difflens.configs.probe import ProbeConfig
@@ -30,7 +31,7 @@ from difflens.metrics.classifiers import held_out_scores
 from difflens.metrics.recommendation import Recommendation, comparable, recommend
 from difflens.metrics.statistics import wilson
 from difflens.opening import OpenedRun, open_run
-from difflens.processes.base import Level
+from difflens.processes.base import Level, finite, in_words, level_name
 from difflens.reports.heat_maps import accuracy_map
 from difflens.reports.sweep import sweep_report
 from difflens.results.sweep import SweepResult
@@ -65,7 +66,7 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
     with opened.directory({"blocks": blocks, "noise_steps": steps}, growing="noise_steps") as run:
         run.grow()
         backbone.to(opened.process.device)
-        return _Sweep(opened, blocks, steps, run, announce, began).run_all()
+        return _Sweep(opened, blocks, backbone.process.by_noise(steps), run, announce, began).run_all()
 
 
 def _ladder(backbone: Backbone) -> list[Level]:
@@ -73,18 +74,19 @@ def _ladder(backbone: Backbone) -> list[Level]:
 
 
 class _Sweep:
-    """The noise steps of a sweep, measured one after the other."""
+    """The noise steps of a sweep, measured one after the other, from the least to the most noise."""
 
     def __init__(
         self,
         opened: OpenedRun[ImageData],
         blocks: tuple[int, ...],
-        steps: tuple[int, ...],
+        log_snr: dict[Level, float],
         run: RunDirectory,
         announce: Callable[[str], object],
         began: float,
     ):
-        self.opened, self.blocks, self.steps, self.run = opened, blocks, steps, run
+        self.opened, self.blocks, self.log_snr, self.run = opened, blocks, log_snr, run
+        self.steps = tuple(log_snr)
         self.config: SweepConfig = opened.config
         self.data, self.backbone, self.process = opened.data, opened.backbone, opened.process
         self.announce, self.began = announce, began
@@ -98,20 +100,23 @@ class _Sweep:
         split = self._images()
         self.announce(
             f"{len(split):,} training images, of which a fifth validates; {len(self.blocks)} "
-            f"block{'s' * (len(self.blocks) != 1)} at t = {listing(self.steps)}"
+            f"block{'s' * (len(self.blocks) != 1)} at t = {in_words(self.log_snr)}"
         )
-        measured: dict[int, dict[str, Tensor]] = {}
+        measured: dict[Level, dict[str, Tensor]] = {}
         for t in self.steps:
             step = self._stored(t)
             if step is None:
                 if self.seconds is not None and measured and time.monotonic() - self.began > self.seconds:
                     break
                 step = self._measure(split, t)
-                self.run.write_with(f"steps/t{t:05d}.safetensors", partial(save_file, step))
+                self.run.write_with(_file(t), partial(save_file, step))
                 self.run.keep()
                 accuracy = step["accuracy"][0]
                 best = int(accuracy.argmax())
-                self.announce(f"t = {t}: best block {self.blocks[best]}, {100 * float(accuracy[best]):.2f} %")
+                self.announce(
+                    f"t = {in_words({t: self.log_snr[t]})}: best block {self.blocks[best]}, "
+                    f"{100 * float(accuracy[best]):.2f} %"
+                )
             measured[t] = step
         if self._latents is not None:
             shutil.rmtree(self.run.path / "cache", ignore_errors=True)
@@ -152,9 +157,9 @@ class _Sweep:
             )
         return count
 
-    def _stored(self, t: int) -> dict[str, Tensor] | None:
+    def _stored(self, t: Level) -> dict[str, Tensor] | None:
         """Return what an earlier run measured at `t`; None if it is not measured yet."""
-        path = self.run.path / "steps" / f"t{t:05d}.safetensors"
+        path = self.run.path / _file(t)
         if not path.exists():
             return None
         try:
@@ -162,7 +167,7 @@ class _Sweep:
         except (SafetensorError, OSError) as error:
             raise DiffLensError(f"{path} is damaged: delete it and run again with --resume") from error
 
-    def _measure(self, split: ImageSplit, t: int) -> dict[str, Tensor]:
+    def _measure(self, split: ImageSplit, t: Level) -> dict[str, Tensor]:
         """Measure all blocks at one noise step, with one pass through the backbone.
 
         Returns:
@@ -206,19 +211,20 @@ class _Sweep:
             "labels": cache.labels[held_out].contiguous(),
         }
 
-    def _extractor(self, t: int) -> Extractor:
+    def _extractor(self, t: Level) -> Extractor:
         config = self.config
         places = ExtractorConfig("frozen", self.blocks, (t,), config.seed, precision=config.precision)
         return places.build(self.backbone)
 
-    def _matrix(self, cache: FeatureCache, place: tuple[int, int]) -> Tensor:
+    def _matrix(self, cache: FeatureCache, place: Place) -> Tensor:
         """Return the pooled maps of one place as vectors (N, D) float32."""
         maps = cache.maps[place]
         return maps[torch.arange(len(cache))].flatten(1).to(self.process.device).float()
 
-    def _conclude(self, split: ImageSplit, measured: dict[int, dict[str, Tensor]]) -> SweepResult:
+    def _conclude(self, split: ImageSplit, measured: dict[Level, dict[str, Tensor]]) -> SweepResult:
         """Recommend a place, and write the table, the heat map and the report."""
         config, steps = self.config, tuple(measured)
+        log_snr = {t: self.log_snr[t] for t in steps}
         accuracy: dict[str, Tensor] = {
             name: torch.stack([measured[t]["accuracy"][k] for t in steps])
             for k, name in enumerate(config.classifiers)
@@ -231,6 +237,7 @@ class _Sweep:
             accuracy=accuracy,
             blocks=self.blocks,
             noise_steps=steps,
+            log_snr=tuple(map(finite, log_snr.values())),
             not_measured=tuple(t for t in self.steps if t not in measured),
             images=len(split),
             validation_images=len(labels),
@@ -238,11 +245,11 @@ class _Sweep:
             commands=commands,
             skipped_images=tuple(self.reading.skipped),
         )
-        table = _table(self.backbone, self.blocks, steps, accuracy, len(labels))
+        table = _table(self.backbone, self.blocks, log_snr, accuracy, len(labels))
         self.run.write("table.csv", table)
         roles = [self.backbone.block(block).role for block in self.blocks]
         place = (best.block, best.noise_step)
-        figure = accuracy_map(accuracy[config.classifiers[0]], self.blocks, steps, roles, place)
+        figure = accuracy_map(accuracy[config.classifiers[0]], self.blocks, log_snr, roles, place)
         self.run.write_with("heatmap.png", lambda path: figure.savefig(path, dpi=160))
         report = sweep_report(
             summary=f"The accuracy of a simple classifier on the features of each block of {config.backbone} "
@@ -250,8 +257,8 @@ class _Sweep:
             accuracy=accuracy,
             blocks=self.blocks,
             roles=roles,
-            noise_steps=steps,
-            not_measured=result.not_measured,
+            log_snr=log_snr,
+            not_measured={t: self.log_snr[t] for t in result.not_measured},
             best=best,
             images=len(labels),
             commands=commands,
@@ -279,19 +286,28 @@ class _Sweep:
         return shown_command(single), shown_command(fused)
 
 
+def _file(t: Level) -> str:
+    """Return the name of the file that holds what was measured at a noise step."""
+    return f"steps/t{level_name(t)}.safetensors"
+
+
 def _table(
-    backbone: Backbone, blocks: Sequence[int], steps: Sequence[int], accuracy: dict[str, Tensor], images: int
+    backbone: Backbone,
+    blocks: Sequence[int],
+    log_snr: dict[Level, float],
+    accuracy: dict[str, Tensor],
+    images: int,
 ) -> str:
     """Return the text of table.csv, one line for each place and classifier."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = ("noise_step", "block", "part", "channels", "stride")
+    columns = ("noise_step", "log_snr", "block", "part", "channels", "stride")
     writer.writerow([*columns, "classifier", "accuracy", "low_95", "high_95"])
     for name, values in accuracy.items():
-        for k, t in enumerate(steps):
+        for k, (t, snr) in enumerate(log_snr.items()):
             for block, value in zip(blocks, values[k].tolist(), strict=True):
                 info = backbone.block(block)
                 shares = (value, *wilson(round(value * images), images))
-                place = (t, block, info.role, info.channels, info.stride)
+                place = (t, f"{snr:.4f}", block, info.role, info.channels, info.stride)
                 writer.writerow([*place, name, *(f"{share:.4f}" for share in shares)])
     return text.getvalue()

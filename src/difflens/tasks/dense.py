@@ -23,6 +23,7 @@ from difflens.heads.pyramid import usual_blocks, usual_strides
 from difflens.models.probe import DenseProbe
 from difflens.models.saved import DetectionModel, SegmentationModel
 from difflens.opening import open_run
+from difflens.processes.base import in_words
 from difflens.reports.dense import dense_report
 from difflens.reports.html import Section
 from difflens.results.dense import Example
@@ -89,7 +90,8 @@ def make_plan(config: DenseConfig, backbone: Backbone) -> Plan:
         DiffLensError: the backbone has no such place, or cannot read images of this size.
     """
     blocks = backbone.check_blocks(config.blocks or usual_blocks(backbone))
-    steps = config.noise_steps or (min(backbone.defaults.fusion_noise_steps),)
+    least, *_ = backbone.process.by_noise(backbone.defaults.fusion_noise_steps)
+    steps = config.noise_steps or (least,)
     extractor = ExtractorConfig(
         given(config.extractor),
         blocks,
@@ -294,11 +296,13 @@ def provenance(
 ) -> dict[str, object]:
     """Return the rows of the last table of a dense report."""
     extractor = model.probe.extractor
+    steps = in_words(extractor.backbone.process.by_noise(extractor.noise_steps))
     return {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
-        "Places read": f"blocks {listing(extractor.blocks)} at noise steps {listing(extractor.noise_steps)}, "
+        "Places read": f"blocks {listing(extractor.blocks)} at noise steps {steps}, "
         f"{config.extractor} extractor, levels of strides {listing(model.head.strides)}, "
         f"{model.head.side} pixels",
+        **extractor.backbone.facts(),
         "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}, {len(data.bad)} bad annotations left "
         "out",
         "Seed": config.seed,

@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -34,6 +34,7 @@ from difflens.metrics.classification import Evaluation
 from difflens.models.probe import Probe
 from difflens.models.saved import TrainedModel
 from difflens.opening import OpenedRun, open_run
+from difflens.processes.base import Level, in_words
 from difflens.reports.probe import probe_report
 from difflens.results.probe import GridTrial, NeighbourTrial, ProbeResult, SeedResult
 from difflens.run.directory import FINISHED, RunDirectory, read_log
@@ -42,6 +43,8 @@ from difflens.run.provenance import environment
 from difflens.tasks.classification.predictions import predictions_csv, read_predictions
 from difflens.tasks.classification.selection import choose_linear, choose_neighbours
 from difflens.tasks.classification.train import evaluate, fit
+
+L = TypeVar("L", int, Level)
 
 
 def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
@@ -145,8 +148,8 @@ def _plan(
         usual = defaults.fusion_blocks if several else (defaults.block,)
         blocks = usual if store is None else _usual(usual, store.blocks)
     if steps is None:
-        usual = defaults.fusion_noise_steps if several else (defaults.noise_step,)
-        steps = usual if store is None else _usual(usual, store.noise_steps)
+        levels = defaults.fusion_noise_steps if several else (defaults.noise_step,)
+        steps = levels if store is None else _usual(levels, store.noise_steps)
     seed, draws = (
         (config.seed, config.draws) if store is None else (store.manifest["seed"], store.manifest["draws"])
     )
@@ -176,7 +179,7 @@ def _plan(
     return extractor, HeadConfig(head, pool, config.width, config.depth, config.dropout or 0.0)
 
 
-def _usual(usual: tuple[int, ...], stored: tuple[int, ...]) -> tuple[int, ...]:
+def _usual(usual: tuple[L, ...], stored: tuple[L, ...]) -> tuple[L, ...]:
     """Return the default blocks or noise steps if all are stored, else all that are stored."""
     return usual if {*usual} <= {*stored} else stored
 
@@ -417,8 +420,9 @@ def _report(
     )
     provenance = {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
-        "Places read": f"blocks {listing(extractor.blocks)} at noise steps {listing(extractor.noise_steps)}, "
-        f"{model.extractor.name} extractor",
+        "Places read": f"blocks {listing(extractor.blocks)} at noise steps "
+        f"{in_words(backbone.process.by_noise(extractor.noise_steps))}, {model.extractor.name} extractor",
+        **backbone.facts(),
         "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
         "Labels used": f"{train_images:,}: {labels}",
         "Seeds": listing([each.seed for each in result.seeds]),
