@@ -79,6 +79,7 @@ WORDS = {
     "SUBSET": 0xFFFFFFFD,
     "FIDELITY_IMAGES": 0xFFFFFFFB,
     "KERNEL_IMAGES": 0xFFFFFFFA,
+    "SAMPLER_SEEDS": 0xFFFFFFF9,
 }
 STEPS = {"PERTURBATION": -1, "INITIAL": -2, "MASK": 0, "LATENT": 1}
 
@@ -94,6 +95,7 @@ def test_the_streams_have_the_values_that_features_and_resumed_runs_depend_on() 
         [6, 2, 3, 4, 1, 7, 0, 5],
         [5, 3, 1, 7, 4, 6, 0, 2],
         [6, 4, 7, 1, 5, 2, 0, 3],
+        [4, 6, 5, 3, 1, 0, 2, 7],
     ]
     assert draws(Stream.AUGMENTATION, torch.arange(2), seed=3, epoch=2).tolist() == [
         [4090909597, 3810624248, 4055922422, 448900495],

@@ -1,4 +1,4 @@
-"""difflens: see what a frozen, unconditional diffusion model already knows.
+"""difflens: see what a frozen diffusion model already knows.
 
 Public names stand in `__init__.pyi`. Each is imported when it is first used, so that `import difflens` is
 quick.

@@ -65,7 +65,10 @@ from .results.fidelity import InceptionFigures as InceptionFigures
 from .results.fidelity import SampleSource as SampleSource
 from .results.generate import GenerateResult as GenerateResult
 from .results.info import BlockInfo as BlockInfo
+from .results.info import ConditionInfo as ConditionInfo
+from .results.info import DefaultsInfo as DefaultsInfo
 from .results.info import InfoResult as InfoResult
+from .results.info import LatentsInfo as LatentsInfo
 from .results.info import NoiseInfo as NoiseInfo
 from .results.predict import ClassPredictResult as ClassPredictResult
 from .results.predict import DensePredictResult as DensePredictResult

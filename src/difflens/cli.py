@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="difflens",
-        description="See what a frozen, unconditional diffusion model already knows.",
+        description="See what a frozen diffusion model already knows.",
         args=words,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )

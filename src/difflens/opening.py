@@ -141,8 +141,8 @@ def open_run(
     spec = getattr(config, "backbone", None)
     if isinstance(spec, str):
         source = BackboneConfig.of(options, spec)
-        out = getattr(config, "out", None)
-        if getattr(config, "resume", None) and (kept := Path(out) / CONDITION_FILE).is_file():
+        kept = Path(getattr(config, "out", "")) / CONDITION_FILE
+        if getattr(config, "resume", None) and kept.is_file():
             source = replace(source, condition_file=str(kept))
         loaded = source.load()
         fingerprints["backbone_fingerprint"] = loaded.fingerprint()

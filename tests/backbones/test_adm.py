@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from difflens.backbones.adm import unet_from_adm
 from difflens.backbones.checkpoint import read_checkpoint
 from difflens.backbones.unet import UNetBackbone
+from difflens.choices import AttentionOrder
 from difflens.errors import DiffLensError
 from difflens.processes.schedulers import process_of
 from tests.helpers.adm import ADM_256, Adm
@@ -101,6 +102,8 @@ VARIANTS = {
     "convolutions, attention in front": Adm(attention_rates=(1,), head_channels=32, resblock_updown=False),
     "attention in the middle only": Adm(attention_rates=()),
     "one level": Adm(multipliers=(2,), attention_rates=()),
+    "heads of one number": Adm(attention_rates=(1, 2), num_heads=4),
+    "new order": Adm(attention_rates=(1, 2), new_order=True),
     "first multiplier 0.5": Adm(64, multipliers=(0.5, 1), attention_rates=(2,)),
 }
 
@@ -108,7 +111,8 @@ VARIANTS = {
 @pytest.mark.parametrize("adm", VARIANTS.values(), ids=VARIANTS)
 def test_variant_agrees_with_reference(adm: Adm) -> None:
     state = adm.random_state()
-    unet = unet_from_adm(state, adm.head_channels)
+    order: AttentionOrder = "new" if adm.new_order else "legacy"
+    unet = unet_from_adm(state, adm.head_channels, num_heads=adm.num_heads, order=order)
     generator = torch.Generator().manual_seed(1)
     x, t = torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([0, 999])
     with torch.no_grad():

@@ -40,7 +40,7 @@ def test_the_new_order_of_attention() -> None:
 @torch.no_grad()
 def test_a_fixed_number_of_heads() -> None:
     """Attention of 32 and 64 channels in two heads each."""
-    adm = Adm(multipliers=(1, 2), attention_rates=(1, 2), head_channels=0, heads=2)
+    adm = Adm(multipliers=(1, 2), attention_rates=(1, 2), num_heads=2)
     state = adm.random_state()
     network = unet_from_adm(state, num_heads=2)
     torch.testing.assert_close(network(X, STEPS).sample, adm.forward(state, X, STEPS), atol=1e-4, rtol=0)

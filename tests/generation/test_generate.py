@@ -177,7 +177,7 @@ def test_what_cannot_work_says_so_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("channels", "out_channels", "bias", "message"),
     [
-        (2, 2, 0.0, "has 2 channels: no grey or RGB images"),
+        (2, 2, 0.0, "takes 2 channels, which are latents"),
         (1, 3, 0.0, "makes 3 channels out of 1"),
         (1, 1, torch.nan, "images that are not finite"),
     ],

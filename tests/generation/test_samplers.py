@@ -20,8 +20,8 @@ from torch import Tensor
 from difflens import DiffLensError, load_backbone, process_of, sample, seeded_noise
 from difflens.backbones.base import DiffusionBackbone
 from difflens.backbones.unet import UNetBackbone
-from difflens.generation import samplers as sampling
-from difflens.generation.samplers import Sampler
+from difflens.generation import base, respaced
+from difflens.generation.respaced import RespacedSampler
 from difflens.noise import Stream
 from tests.helpers.networks import bigan
 
@@ -194,7 +194,7 @@ def test_few_steps_of_a_schedule_that_ends_in_pure_noise(
 def test_learned_variance_is_a_place_between_two_logarithms() -> None:
     """Compare one step with Nichol and Dhariwal (2021), equation 15, in float64."""
     backbone = tiny(6)
-    sampler = Sampler(backbone, "ddpm", steps=2)
+    sampler = RespacedSampler(backbone, "ddpm", steps=2)
     clean, noisy = (float(backbone.process.alphas_cumprod[t]) for t in (19, 39))
     index = torch.arange(4)
     start, noise = (seeded_noise((3, 8, 8), index, 40 + t, 0).double() for t in (0, 39))
@@ -225,7 +225,7 @@ def test_learned_variance_is_left_out_where_it_is_not_used(sampler: str) -> None
 def test_any_number_of_steps_goes_from_each_noise_level_to_the_next(steps: int) -> None:
     """Compare with DDIM's equation 12; diffusers' DDIM errs where the steps do not divide the schedule."""
     backbone = tiny()
-    sampler = Sampler(backbone, steps=steps)
+    sampler = RespacedSampler(backbone, steps=steps)
     assert (len({*sampler.timesteps}), sampler.timesteps[-1]) == (steps, 39)
     levels = [1.0, *backbone.process.alphas_cumprod[sampler.timesteps].tolist()]
     x = seeded_noise((3, 8, 8), torch.arange(2), 40, 0)
@@ -241,7 +241,7 @@ def test_visited_steps_are_those_of_diffusers_trailing() -> None:
     backbone = load_backbone("fashion")
     for steps in (1, 4, 16, 30, 100, 999, 1000):
         scheduler.set_timesteps(steps)
-        assert Sampler(backbone, steps=steps).timesteps[::-1] == scheduler.timesteps.tolist()
+        assert RespacedSampler(backbone, steps=steps).timesteps[::-1] == scheduler.timesteps.tolist()
 
 
 def test_noise_is_drawn_from_streams_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,8 @@ def test_noise_is_drawn_from_streams_of_its_own(monkeypatch: pytest.MonkeyPatch)
         streams.append(t)
         return seeded_noise(shape, index, t, seed)
 
-    monkeypatch.setattr(sampling, "seeded_noise", noise)
+    for module in (base, respaced):
+        monkeypatch.setattr(module, "seeded_noise", noise)
     before = torch.random.get_rng_state()
     sample(tiny(), 1, sampler="ddpm")
     assert sorted(streams) == [*range(40, 80)]
@@ -260,8 +261,8 @@ def test_noise_is_drawn_from_streams_of_its_own(monkeypatch: pytest.MonkeyPatch)
 
 def test_steps_if_none_are_named() -> None:
     fashion = load_backbone("fashion")
-    assert [Sampler(fashion, name).steps for name in ("ddim", "dpm-solver", "ddpm")] == [50, 20, 1000]
-    assert [Sampler(tiny(), name).steps for name in ("ddim", "dpm-solver", "ddpm")] == [40, 20, 40]
+    assert [RespacedSampler(fashion, name).steps for name in ("ddim", "dpm-solver", "ddpm")] == [50, 20, 1000]
+    assert [RespacedSampler(tiny(), name).steps for name in ("ddim", "dpm-solver", "ddpm")] == [40, 20, 40]
 
 
 @pytest.mark.parametrize(
@@ -303,9 +304,9 @@ def test_compiled_sampling_takes_one_graph_for_all_steps(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch, "compile", keep)
     backbone, index = tiny(), torch.arange(2)
-    plain = Sampler(backbone, steps=3)(index)
+    plain = RespacedSampler(backbone, steps=3)(index)
     assert not compiled
-    torch.testing.assert_close(Sampler(backbone, steps=3, compiled=True)(index), plain)
+    torch.testing.assert_close(RespacedSampler(backbone, steps=3, compiled=True)(index), plain)
     assert len(compiled) == 1
 
 

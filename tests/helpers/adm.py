@@ -21,8 +21,9 @@ class Adm:
     head_channels: int = 16
     scale_shift: bool = True
     resblock_updown: bool = True
+    num_heads: int | None = None
+    new_order: bool = False
     classes: int | None = None
-    heads: int | None = None
 
     def modules(self) -> list[tuple[str, list[tuple[str, int, int]]]]:
         """(block, [(kind, channels in, channels out)]) in execution order."""
@@ -134,13 +135,14 @@ class Adm:
 
         def attend(name: str, x: Tensor) -> Tensor:
             qkv = F.conv1d(norm(f"{name}.norm", x).flatten(2), *params(f"{name}.qkv"))
-            channels = (
-                len(state[f"{name}.proj_out.weight"]) // self.heads if self.heads else self.head_channels
-            )
-            heads = qkv.unflatten(1, (-1, 3, channels))
-            scores = torch.einsum("bhcq,bhck->bhqk", heads[:, :, 0], heads[:, :, 1])
-            weights = (scores / channels**0.5).softmax(dim=-1)
-            mixed = torch.einsum("bhqk,bhck->bhcq", weights, heads[:, :, 2]).flatten(1, 2)
+            width = self.head_channels if self.num_heads is None else x.shape[1] // self.num_heads
+            if self.new_order:
+                queries, keys, values = qkv.unflatten(1, (3, -1, width)).unbind(1)
+            else:
+                queries, keys, values = qkv.unflatten(1, (-1, 3, width)).unbind(2)
+            scores = torch.einsum("bhcq,bhck->bhqk", queries, keys)
+            weights = (scores / width**0.5).softmax(dim=-1)
+            mixed = torch.einsum("bhqk,bhck->bhcq", weights, values).flatten(1, 2)
             return x + F.conv1d(mixed, *params(f"{name}.proj_out")).view_as(x)
 
         half = self.model_channels // 2

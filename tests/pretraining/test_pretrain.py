@@ -193,7 +193,7 @@ def test_every_option_at_once(image_tree: Path, tmp_path: Path) -> None:
     pipeline.unet.float()
     assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, 24, 24, 3)
     backbone = load_backbone(str(folder))
-    assert (backbone.image_size, backbone.prediction_type) == (24, "v_prediction")
+    assert (backbone.image_size, backbone.process.prediction) == (24, "v_prediction")
     assert backbone.process.config["variance_type"] == "learned_range"
     assert backbone.denoise(torch.zeros(1, 3, 24, 24), 5).shape == (1, 6, 24, 24)
     assert (

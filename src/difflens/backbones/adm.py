@@ -8,6 +8,7 @@ key and value are rearranged.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
@@ -17,7 +18,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor
 
-from difflens.choices import AttentionOrder
+from difflens.choices import AttentionOrder, ScheduleName
 from difflens.errors import DiffLensError, listing
 
 # Image side by channel multipliers, as in guided-diffusion's script_util.create_model.
@@ -26,6 +27,30 @@ _IMAGE_SIDES = {
     (1, 1, 2, 2, 4, 4): 256,
     (1, 1, 2, 3, 4): 128,
     (1, 2, 3, 4): 64,
+}
+
+
+@dataclass(frozen=True)
+class Released:
+    """A model of OpenAI whose flags differ from those of its others (guided-diffusion's README).
+
+    Attributes:
+        file: its name.
+        num_heads: heads at every width; None: heads of 64 channels.
+        order: the order of the rows of query, key and value.
+        noise_schedule: the schedule of its training.
+    """
+
+    file: str
+    num_heads: int | None
+    order: AttentionOrder
+    noise_schedule: ScheduleName
+
+
+# by widths, residual blocks a level and classes
+_RELEASED = {
+    ((192, 384, 576, 768), 3, 1000): Released("64x64_diffusion.pt", None, "new", "squaredcos_cap_v2"),
+    ((256, 256, 512, 768, 1024), 2, 1000): Released("128x128_diffusion.pt", 4, "legacy", "linear"),
 }
 
 # Layers of a residual block, of an attention and of a module with a single layer: diffusers' name to ADM's.
@@ -49,8 +74,9 @@ def unet_from_adm(
     state: Mapping[str, Tensor],
     num_head_channels: int = 64,
     source: str = "the state dict",
+    *,
     num_heads: int | None = None,
-    order: AttentionOrder = "legacy",
+    order: AttentionOrder | None = None,
 ) -> UNet2DModel:
     """Return the diffusers U-Net that computes the function of guided-diffusion's `UNetModel` with `state`.
 
@@ -61,14 +87,16 @@ def unet_from_adm(
 
     A network whose first multiplier is not 1 (ADM-512: 0.5) embeds time in a width that diffusers cannot
     configure. Its time embedding is replaced after construction, and its config alone does not rebuild it.
+    The same holds for a number of heads that is equal at all widths.
 
     Args:
         state: parameters by guided-diffusion's names.
-        num_head_channels: channels of one attention head, 64 in OpenAI's released models.
+        num_head_channels: channels of one attention head, 64 in most of OpenAI's released models.
         source: the name of `state` in error messages, usually the file.
-        num_heads: attention heads at every level, instead of `num_head_channels`.
-        order: the order of the rows of query, key and value: legacy, (heads, 3, channels), as in the released
-            models, or new, (3, heads, channels).
+        num_heads: heads of every attention, in place of `num_head_channels`. None: 4 for OpenAI's
+            128x128_diffusion.pt, which is known by its widths.
+        order: the rows of query, key and value: legacy, (heads, 3, channels), or new, (3, heads, channels).
+            None: new for OpenAI's 64x64_diffusion.pt, known by its widths, else legacy.
 
     Returns:
         The network in evaluation mode. `config.sample_size` is the side in pixels at which OpenAI trained
@@ -89,15 +117,26 @@ def unet_from_adm(
         if model_channels != config["block_out_channels"][0]:
             unet.time_proj = Timesteps(model_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
             unet.time_embedding = TimestepEmbedding(model_channels, config["time_embedding_dim"])
+    released = known_release(unet) if num_head_channels == 64 else None
+    if released is not None:
+        num_heads = num_heads or released.num_heads
+        order = order or released.order
     if num_heads is not None:
         for module in unet.modules():
             if isinstance(module, Attention):
-                module.heads = num_heads
+                module.heads = module.sliceable_head_dim = num_heads
                 module.scale = (module.inner_dim / num_heads) ** -0.5
         unet.register_to_config(num_attention_heads=num_heads)
-    converted = _convert(state, unet, order, source)
+    converted = _convert(state, unet, order or "legacy", source)
     unet.load_state_dict(converted, strict=True, assign=True)
     return unet.eval()
+
+
+def known_release(unet: UNet2DModel) -> Released | None:
+    """Return the model of OpenAI that has these widths and classes, if its flags are not the usual ones."""
+    config = unet.config
+    key = tuple(config.block_out_channels), config.layers_per_block, config.num_class_embeds
+    return _RELEASED.get(key)
 
 
 def _config(

@@ -29,6 +29,7 @@ class Autoencoder(nn.Module):
         in_channels: channels of the images.
         channels: channels of the latents.
         stride: side of the images divided by the side of the latents.
+        scales, shifts: scale and shift as numbers, one for all channels or one each.
 
     Raises:
         DiffLensError: difflens does not know the latents of this class.
@@ -50,11 +51,11 @@ class Autoencoder(nn.Module):
         scale = written.get("scaling_factor", default)
         shift, mean, std = (config.get(key) for key in ("shift_factor", "latents_mean", "latents_std"))
         if mean is not None and std is not None:  # the normalised latents of SDXL's relatives
-            self._register("scale", [scale / each for each in std])
-            self._register("shift", mean)
+            self.scales, self.shifts = tuple(scale / each for each in std), tuple(mean)
         else:
-            self._register("scale", [scale])
-            self._register("shift", [shift or 0.0])
+            self.scales, self.shifts = (float(scale),), (float(shift or 0.0),)
+        self._register("scale", self.scales)
+        self._register("shift", self.shifts)
 
     @classmethod
     def from_folder(cls, folder: Path, *, meta: bool = False) -> "Autoencoder":
@@ -86,7 +87,7 @@ class Autoencoder(nn.Module):
         """Return a hex digest of weights, scale and shift."""
         return digest_of(self.network, self.scale.cpu().numpy().tobytes(), self.shift.cpu().numpy().tobytes())
 
-    def _register(self, name: str, values: list[float]) -> None:
+    def _register(self, name: str, values: tuple[float, ...]) -> None:
         self.register_buffer(name, torch.tensor(values, device="cpu").reshape(1, -1, 1, 1), persistent=False)
 
     @torch.no_grad()

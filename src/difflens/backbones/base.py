@@ -338,8 +338,12 @@ class DiffusionBackbone(Backbone):
     @property
     def generates(self) -> bool:
         channels = self.input_shape[0]
-        outputs = self.network.config.get("out_channels") or channels
-        return outputs in (channels, 2 * channels) and self.in_channels in (1, 3)
+        return self.out_channels in (channels, 2 * channels) and self.in_channels in (1, 3)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output for x_t: as many as x_t has, or twice as many with a learned variance."""
+        return int(self.network.config.get("out_channels") or self.input_shape[0])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -347,7 +351,7 @@ class DiffusionBackbone(Backbone):
 
     def convert(self, dtype: torch.dtype) -> None:
         """Convert the network's weights to `dtype`; an autoencoder keeps float32."""
-        self.network.to(dtype)
+        nn.Module.to(self.network, dtype)  # diffusers' own `to` warns of any dtype
 
     @property
     def input_stride(self) -> int:
@@ -379,8 +383,11 @@ class DiffusionBackbone(Backbone):
         time = self.process.network_time(level)
         if time.is_floating_point():
             time = time.float()
-        given = {} if self.condition is None else self.condition.arguments(len(x_t), x_t.dtype)
-        return self.process.network_input(x_t, level), time, given
+        return self.process.network_input(x_t, level), time, self.given(len(x_t), x_t.dtype)
+
+    def given(self, count: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the conditions of `count` images by argument, floats in `dtype`."""
+        return {} if self.condition is None else self.condition.arguments(count, dtype)
 
     def denoise(self, x_t: Tensor, t: Level | Tensor, *, compiled: bool = False) -> Tensor:
         """Return the whole network's output, (B, out_channels, H, W).
@@ -390,12 +397,22 @@ class DiffusionBackbone(Backbone):
         Args:
             x_t, t, compiled: as in `features`.
         """
+        return self.output_of(self.fed(x_t, t), compiled=compiled)
+
+    def output_of(self, fed: Fed, *, compiled: bool = False) -> Tensor:
+        """Return the whole network's output, as `denoise`, for what the network is fed.
+
+        A sampler that scales x_t and names the time itself calls this.
+        """
 
         def whole(fed: Fed) -> Tensor:
-            sample, time, given = fed
-            return self.network(sample, time, **given).sample
+            return self._forward(*fed)
 
-        return self.run(compiled, "the whole network", "denoise", whole, self.fed(x_t, t))
+        return self.run(compiled, "the whole network", "denoise", whole, fed)
+
+    def _forward(self, sample: Tensor, time: Tensor, given: Mapping[str, Any]) -> Tensor:
+        """Return the network's output, (B, out_channels, H, W)."""
+        return self.network(sample, time, **given).sample
 
     def fingerprint(self) -> str:
         network = self.network

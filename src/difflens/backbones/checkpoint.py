@@ -71,7 +71,8 @@ def with_flags(config: BackboneConfig, path: Path) -> BackboneConfig:
         raise DiffLensError(f"{file}, the flags of {path.name}, cannot be read: {error}") from error
     if not isinstance(flags, dict):
         raise DiffLensError(f"{file}, the flags of {path.name}, holds no table of flags")
-    usual, stated = BackboneConfig(config.spec), {}
+    usual = BackboneConfig(config.spec)
+    stated: dict[str, Any] = {}
     channels, heads = flags.get("num_head_channels"), flags.get("num_heads")
     if isinstance(channels, int) and channels > 0:  # guided-diffusion: -1 means a fixed number of heads
         stated["num_head_channels"] = channels

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
@@ -158,7 +159,14 @@ def dit_condition(network: Any, asked: str | None, spec: str) -> Condition:
 
 
 def text_condition(
-    network: Any, asked: str | None, folder: Path, side: int | None, stored: Path | None, spec: str
+    network: Any,
+    asked: str | None,
+    folder: Path,
+    side: int | None,
+    stored: Path | None,
+    spec: str,
+    *,
+    meta: bool = False,
 ) -> Condition:
     """Return the condition of a text-to-image network.
 
@@ -169,6 +177,7 @@ def text_condition(
         side: side of the images, in pixels, which some networks are told; None: the pipeline's own.
         stored: a file of `save_condition` that holds it already; no text encoder runs then.
         spec: the backbone's name in messages.
+        meta: the network has no values, so the condition needs none: no text encoder runs.
 
     Raises:
         DiffLensError: the network has no such condition, or the text encoders cannot run.
@@ -181,6 +190,8 @@ def text_condition(
             f"{spec} has no condition {asked!r}: a text-to-image network takes null (the empty prompt) or "
             "zero"
         )
+    if meta:
+        return Condition("empty prompt", _zeros(network), computed=True)
     tensors = empty_prompt(folder, side) if stored is None else load_condition(stored)
     # the positions of Flux follow from the side of x_t
     given = {name: tensor for name, tensor in tensors.items() if name not in ("img_ids", "txt_ids")}
@@ -210,6 +221,20 @@ def _check_conditions(network: Any, spec: str) -> None:
                 f"{spec} takes a condition that difflens cannot give: its {field} is "
                 f"{network.config.get(field)!r}"
             )
+
+
+def condition_choices(network: Any) -> str:
+    """Return, in words, what `--condition` takes for a network that has a condition."""
+    embedding = getattr(network, "class_embedding", None)
+    if isinstance(embedding, _FixedEmbedding):
+        embedding = embedding.embedding
+    if isinstance(network, DiTTransformer2DModel):
+        return f"null, mean, zero or a class from 0 to {network.config.num_embeds_ada_norm - 1}"
+    if embedding is None or isinstance(network, UNet2DConditionModel):
+        return "null (the empty prompt) or zero"
+    if isinstance(embedding, nn.Embedding):
+        return f"mean, zero or a class from 0 to {embedding.num_embeddings - 1}"
+    return "zero" if isinstance(embedding, nn.Identity) else "zero or a class"
 
 
 def _zeros(network: Any) -> dict[str, Tensor]:

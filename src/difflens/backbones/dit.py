@@ -118,6 +118,7 @@ def transformer_from_dit(
     for block in rest:
         block.norm1.emb = embedding
     transformer.pos_embed.pos_embed = _positions(state, transformer)
+    transformer.pos_embed.of_file = True
     return transformer.eval()
 
 

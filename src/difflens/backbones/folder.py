@@ -23,6 +23,9 @@ from difflens.run.console import warn
 _NETWORKS = ("unet", "transformer")
 _AUTOENCODERS = ("vae", "vqvae")
 
+# What diffusers called Transformer2DModel before 0.29, by `norm_type`.
+_FORMER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+
 
 @dataclass(frozen=True)
 class _Pipeline:
@@ -129,7 +132,9 @@ def from_folder(
         condition = dit_condition(network, config.condition, config.spec)
     else:
         stored = None if config.condition_file is None else Path(config.condition_file)
-        condition = text_condition(network, config.condition, folder, config.image_size, stored, config.spec)
+        condition = text_condition(
+            network, config.condition, folder, config.image_size, stored, config.spec, meta=meta
+        )
     given = process, config.spec, config.image_size, defaults, autoencoder, condition
     if not issubclass(kind, UNet2DModel | UNet2DConditionModel):
         return TransformerBackbone(network, *given, tap=config.tap or "raw")
@@ -158,8 +163,8 @@ def _class_of(written: dict[str, Any], folder: Path) -> Any:
         DiffLensError: it is no denoiser that difflens can walk.
     """
     name = str(written.get("_class_name"))
-    if name == "Transformer2DModel" and written.get("norm_type") == "ada_norm_zero":
-        return DiTTransformer2DModel  # its name before diffusers 0.29
+    if name == "Transformer2DModel":  # the name before diffusers 0.29
+        name = _FORMER.get(str(written.get("norm_type")), name)
     size = written.get("sample_size")
     if isinstance(size, list | tuple) and len({*size}) > 1:
         raise DiffLensError(f"{folder} takes images of {size[0]} x {size[1]} pixels, not square ones")

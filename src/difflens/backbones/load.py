@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DModel
 
-from difflens.backbones.adm import unet_from_adm
+from difflens.backbones.adm import known_release, unet_from_adm
 from difflens.backbones.autoencoder import Autoencoder
 from difflens.backbones.base import Backbone, Defaults, DiffusionBackbone
 from difflens.backbones.bigan import BiGANBackbone
@@ -29,6 +30,7 @@ from difflens.errors import DiffLensError
 from difflens.processes.base import NoiseProcess
 from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.schedulers import process_of
+from difflens.run.console import warn
 
 BUNDLED = {
     # chosen on a held-out part of the training images (benchmarks/RESULTS.md)
@@ -124,11 +126,11 @@ def _load(config: BackboneConfig, fresh: bool, meta: bool) -> Backbone:
     kind, _, _ = spec.partition(":")
     path = Path(spec).expanduser()
     if is_checkpoint(spec):
-        backbone = _from_checkpoint(config, path)
+        network = _from_checkpoint(config, path, fresh and meta)
         if fresh:
-            return _untrained(backbone)
-        warn_if_implausible(backbone)
-        return backbone
+            return network if meta else _untrained(network)
+        warn_if_implausible(network)
+        return network
     usual = BackboneConfig(spec)
     given = [name for name in FILE_OPTIONS if getattr(config, name) != getattr(usual, name)]
     if given:
@@ -175,23 +177,28 @@ def _from_folder(
                 encoder.load_weights(folder / "model.safetensors")
             return encoder
     backbone = from_folder(config, folder, defaults, fresh=fresh, meta=fresh and meta)
-    return _untrained(backbone) if fresh else backbone
+    return _untrained(backbone) if fresh and not meta else backbone
 
 
-def _from_checkpoint(config: BackboneConfig, path: Path) -> Backbone:
-    """Return the backbone of a checkpoint file in the layout of guided-diffusion or of DiT."""
+def _from_checkpoint(config: BackboneConfig, path: Path, meta: bool) -> DiffusionBackbone:
+    """Return the backbone of a checkpoint file in the layout of guided-diffusion or of DiT.
+
+    For `meta`, only the names and shapes of the file are read.
+    """
     state, source, spec = read_checkpoint(path), str(path), config.spec
     if config.weights is not None:
         raise DiffLensError(f"{spec} is one file of weights: leave out --weights")
     config = with_flags(config, path)
+    if meta:
+        state = {name: tensor.to("meta") for name, tensor in state.items()}
     if not is_dit(state):
-        heads = config.num_head_channels, source, config.num_heads, config.attention_order or "legacy"
-        unet = unet_from_adm(state, *heads)
+        heads = config.num_heads, config.attention_order
+        unet = unet_from_adm(state, config.num_head_channels, source, num_heads=heads[0], order=heads[1])
         if config.family is not None or config.tap is not None or config.autoencoder is not None:
             raise DiffLensError(
                 f"{spec} is a guided-diffusion checkpoint: leave out --family, --tap and --autoencoder"
             )
-        schedule = process_of({"beta_schedule": config.noise_schedule})
+        schedule = process_of({"beta_schedule": _schedule(config, unet)})
         condition = class_condition(unet, config.condition, spec)
         return UNetBackbone(unet, schedule, spec, config.image_size, condition=condition)
     process = _process_of_family(config, has_projectors(state), source)
@@ -204,13 +211,19 @@ def _from_checkpoint(config: BackboneConfig, path: Path) -> Backbone:
             f"{source} takes {network.config.in_channels} channels, which are latents: name the folder of "
             "its autoencoder with --autoencoder (stabilityai/sd-vae-ft-ema for the released models)"
         )
-    autoencoder = Autoencoder.from_folder(Path(config.autoencoder).expanduser())
-    side = int(network.config.sample_size) * autoencoder.stride
-    if config.image_size not in (None, side):
-        raise DiffLensError(f"{source} has a table of positions for images of {side} pixels: no --image-size")
+    autoencoder = Autoencoder.from_folder(Path(config.autoencoder).expanduser(), meta=meta)
     condition = dit_condition(network, config.condition, spec)
     given = process, spec, config.image_size, None, autoencoder, condition
     return TransformerBackbone(network, *given, tap=config.tap or "raw")
+
+
+def _schedule(config: BackboneConfig, unet: UNet2DModel) -> ScheduleName:
+    """Return the noise schedule of a guided-diffusion checkpoint: the option's, or that of a known model."""
+    released = known_release(unet)
+    if released is None or config.noise_schedule == released.noise_schedule:
+        return config.noise_schedule
+    warn(f"{config.spec} looks like OpenAI's {released.file}: its schedule is {released.noise_schedule}")
+    return released.noise_schedule
 
 
 def _process_of_family(config: BackboneConfig, projectors: bool, source: str) -> NoiseProcess:

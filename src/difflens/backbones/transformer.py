@@ -162,6 +162,11 @@ class TransformerBackbone(DiffusionBackbone):
     def network(self) -> Any:
         return self.transformer
 
+    @property
+    def out_channels(self) -> int:
+        config = self.network.config
+        return int(config.out_channels or config.in_channels) // self.family.packs**2
+
     def features(
         self,
         x_t: Tensor,
@@ -187,18 +192,20 @@ class TransformerBackbone(DiffusionBackbone):
         with self._cut_behind(wanted[-1]):
             return self.run(compiled, f"the walk to block {wanted[-1]}", wanted, walk, self.fed(x_t, t))
 
-    def denoise(self, x_t: Tensor, t: Level | Tensor, *, compiled: bool = False) -> Tensor:
-        def whole(fed: Fed) -> Tensor:
-            return self._forward(*fed)
-
-        return self.run(compiled, "the whole network", "denoise", whole, self.fed(x_t, t))
-
     def fingerprint(self) -> str:
         # the authors' DiT and diffusers' have the same weights and other frequencies of the time embedding
         times = [
             part.downscale_freq_shift for part in self.transformer.modules() if isinstance(part, Timesteps)
         ]
         return sha256(f"{super().fingerprint()} {self.tap} {times}".encode()).hexdigest()
+
+    def check_side(self, side: int) -> None:
+        super().check_side(side)
+        own = int(getattr(self.transformer.config, "sample_size", None) or 0) * self.input_stride
+        if side != own and getattr(getattr(self.transformer, "pos_embed", None), "of_file", False):
+            raise DiffLensError(
+                f"{self.spec} has a table of positions for images of {own} pixels, and takes no other side"
+            )
 
     def facts(self) -> dict[str, str]:
         return {**super().facts(), "Tokens read": self.tap}
@@ -250,7 +257,6 @@ class TransformerBackbone(DiffusionBackbone):
             network._modules.update(whole)
 
     def _forward(self, sample: Tensor, time: Tensor, given: Mapping[str, Any]) -> Tensor:
-        """Return the network's output, (B, out_channels, H, W)."""
         packs = self.family.packs
         if packs == 1:
             return self.transformer(sample, timestep=time, return_dict=False, **given)[0]

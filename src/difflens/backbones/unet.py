@@ -71,6 +71,8 @@ class _Unit:
     def __init__(self, role: Role, modules: Sequence[nn.Module], scale: float = 1.0):
         self.role: Role = role
         self.modules = list(modules)
+        self.beside: list[nn.Module] = []
+        """Modules of NCSN++ beside the main path."""
         self.scale = scale
         """The side of the output map divided by the side of the input map."""
 
@@ -91,7 +93,7 @@ class _SkipDown(_Unit):
 
     def __init__(self, level: Any):
         super().__init__("encoder", [level.resnet_down], scale=0.5)
-        self.level = level
+        self.level, self.beside = level, [*level.downsamplers, level.skip_conv]
 
     def __call__(self, state: _State) -> None:
         super().__call__(state)
@@ -105,7 +107,8 @@ class _SkipUp(_Unit):
 
     def __init__(self, modules: Sequence[nn.Module], level: Any):
         super().__init__("decoder", modules, scale=1.0 if level.resnet_up is None else 2.0)
-        self.level = level
+        beside = (level.upsampler, level.skip_norm, level.skip_conv, level.resnet_up)
+        self.level, self.beside = level, [module for module in beside if module is not None]
 
     def __call__(self, state: _State) -> None:
         super().__call__(state)
@@ -223,7 +226,8 @@ class UNetBackbone(DiffusionBackbone):
         return {index: maps[index] for index in wanted}
 
     def modules_of(self, block: int) -> list[nn.Module]:
-        return self._units[self.block(block).index - 1].modules
+        unit = self._units[self.block(block).index - 1]
+        return [*unit.modules, *unit.beside]
 
     def _start(self, sample: Tensor, time: Tensor, given: dict[str, Any]) -> _State:
         """Return the state before the first block: the embeddings of time and conditions."""

@@ -28,11 +28,14 @@ class GenerateConfig(PrecisionOptions, BackboneOptions, ResumeOptions):
 
     n: Annotated[int, Range(1, 10**6), MAY_CHANGE, tyro.conf.arg(aliases=("-n",))]
     """Number of images, at most a million."""
-    sampler: SamplerName = "ddim"
-    """ddpm, ddim, or dpm-solver (DPM-Solver++ 2M). A BiGAN's generator needs one pass and no sampler, --steps
-    or --eta."""
+    sampler: SamplerName | None = None
+    """ddpm, ddim or dpm-solver (DPM-Solver++ 2M), for variance-preserving networks; or own: the scheduler in
+    the backbone's folder, as its pipeline uses it, and Euler steps for SiT and REPA. None: ddim for
+    variance-preserving networks, own for others (EDM, consistency models, VE, flows). A BiGAN's generator
+    needs one pass and no sampler, --steps or --eta."""
     steps: Count | None = None
-    """Steps of the sampler. None: 50 for ddim, 20 for dpm-solver, the whole schedule for ddpm."""
+    """Steps of the sampler. None: 50 for ddim, 20 for dpm-solver, the whole schedule for ddpm. For own: the
+    whole schedule for DDPM and VE, 1 for consistency models, 4 for LCM and TCD, else 50."""
     eta: Share = 0.0
     """ddim: share of the noise that each step adds, 0 (deterministic) to 1 (as ddpm)."""
     batch_size: Count | None = None

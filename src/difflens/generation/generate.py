@@ -14,8 +14,9 @@ from difflens.configs.generate import GenerateConfig
 from difflens.configs.options import resolve
 from difflens.data.images import read_image, to_float, to_uint8
 from difflens.errors import DiffLensError
+from difflens.generation.base import Sampler
 from difflens.generation.grid import image_grid, to_picture
-from difflens.generation.samplers import OnePassSampler, Sampler, make_sampler
+from difflens.generation.samplers import make_sampler
 from difflens.opening import open_run
 from difflens.results.generate import GenerateResult
 from difflens.run.console import progress_bar
@@ -58,7 +59,7 @@ class _Generation:
     def __init__(
         self,
         config: GenerateConfig,
-        sampler: Sampler | OnePassSampler,
+        sampler: Sampler,
         run: RunDirectory,
         process: Accelerator,
     ):
@@ -117,7 +118,7 @@ class _Generation:
                 """Count one sampling step of so many images."""
                 nonlocal done
                 done += images
-                completed = done / self.sampler.steps
+                completed = done / self.sampler.calls
                 rate = completed / max(time.monotonic() - began, 1e-9) * process.num_processes
                 bar.update(task, completed=completed, note=f"{rate:.3g} images/s")
 

@@ -85,7 +85,9 @@ class VariancePreserving(NoiseProcess):
         return int((log_snr - value).abs().argmin())
 
     def describe(self) -> str:
-        return f"{self.name}, {self.config.get('beta_schedule', 'its own betas')}"
+        named = self.config.get("beta_schedule", "its own")
+        betas = named if self.config.get("trained_betas") is None else "its own"
+        return f"{self.name}: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, and t is told; {betas} betas"
 
     def fingerprint(self) -> bytes:
         return self.alphas_cumprod.numpy().tobytes()

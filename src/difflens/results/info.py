@@ -1,8 +1,9 @@
 """The result of `difflens info`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -17,21 +18,53 @@ class NoiseInfo:
 
     Attributes:
         process: its kind, in words.
-        steps: number of noise steps, T; levels are the steps 0 .. T - 1.
-        log_snr: natural logarithm of the signal-to-noise ratio at the first and at the last step; None where
-            the last step is pure noise.
-        schedule: name of the beta schedule.
-        prediction: what the network predicts: epsilon, v_prediction or sample.
-        scheduler: scheduler class of the backbone's files; None where there is no such file and the linear
-            schedule is assumed, or an option named the schedule.
+        formula: kind and formula, in one line.
+        unit: what a level counts: whole steps, sigma, or a time.
+        bounds: lowest and highest level.
+        log_snr: natural logarithm of the signal-to-noise ratio at both bounds; None where it is infinite.
+        rises: True if a higher level has more noise.
+        prediction: what the network predicts, by diffusers' names.
+        scheduler: scheduler class of the backbone's files; None where there is no such file and the process
+            is assumed, or an option named it.
     """
 
     process: str
-    steps: int
-    log_snr: tuple[float, float | None]
-    schedule: str
+    formula: str
+    unit: Literal["step", "sigma", "time"]
+    bounds: tuple[int | float, int | float]
+    log_snr: tuple[float | None, float | None]
+    rises: bool
     prediction: str
     scheduler: str | None
+
+
+@dataclass(frozen=True)
+class LatentsInfo:
+    """The latents that a network reads in place of pixels: scale * (z - shift).
+
+    Attributes:
+        autoencoder: class of the autoencoder.
+        parameters: its number of parameters.
+        channels, side: of the latents.
+        stride: side of the images divided by the side of the latents.
+        scale, shift: one number for all channels, or one each.
+    """
+
+    autoencoder: str
+    parameters: int
+    channels: int
+    side: int
+    stride: int
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ConditionInfo:
+    """The condition of a network: its name, and in words what --condition takes."""
+
+    name: str
+    takes: str
 
 
 @dataclass(frozen=True)
@@ -46,6 +79,25 @@ class BlockInfo:
     cost: float | None
 
 
+@dataclass(frozen=True)
+class DefaultsInfo:
+    """The places that are read by default, as in `difflens.Defaults`, with the log-SNR of their levels.
+
+    Attributes:
+        log_snr: at `noise_step`; None where it is infinite.
+        fusion_log_snr: at each of `fusion_noise_steps`.
+    """
+
+    block: int
+    noise_step: int | float
+    log_snr: float | None
+    fusion_blocks: tuple[int, ...]
+    fusion_noise_steps: tuple[int | float, ...]
+    fusion_log_snr: tuple[float | None, ...]
+    feedback_blocks: tuple[int, ...]
+    token_side: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class InfoResult(Result):
     """The result of `info`.
@@ -53,10 +105,14 @@ class InfoResult(Result):
     Attributes:
         backbone: its name.
         network: class of the network.
-        parameters: number of parameters.
+        parameters: number of parameters of the network, without autoencoder and text encoders.
         channels, image_size: of the images that it takes; the side is in pixels.
         noise: the noise process; None for a network of clean images.
-        generates: True if `generate` draws images from it.
+        latents: what the network reads in place of pixels; None for a network of pixels.
+        condition: None for an unconditional network.
+        tap: how tokens are read; None for a network that is no diffusion transformer.
+        time_embedding: the frequencies of a DiT's time embedding, in words; None for other networks.
+        samplers: samplers of `generate` that draw images from it; empty if there is none.
         blocks: all blocks in execution order.
         defaults: the places that are read by default.
         licence, card: licence and path of the model card, where the backbone's folder has them.
@@ -69,18 +125,27 @@ class InfoResult(Result):
     channels: int
     image_size: int
     noise: NoiseInfo | None
-    generates: bool
+    latents: LatentsInfo | None = None
+    condition: ConditionInfo | None = None
+    tap: str | None = None
+    time_embedding: str | None = None
+    samplers: tuple[str, ...]
     blocks: tuple[BlockInfo, ...]
-    defaults: dict[str, Any]
+    defaults: DefaultsInfo
     licence: str | None
     card: str | None
     json: bool = False
+
+    @property
+    def generates(self) -> bool:
+        """True if `generate` draws images from the backbone."""
+        return bool(self.samplers)
 
     def metrics(self) -> dict[str, Any]:
         """Plain values: the JSON object that --json prints."""
         values: dict[str, Any] = plain(self)
         del values["json"]
-        return values
+        return {**values, "generates": self.generates}
 
     def summary(self) -> str:
         if self.json:
@@ -88,14 +153,11 @@ class InfoResult(Result):
         facts = {
             "network": f"{self.network}, {self.parameters:,} parameters",
             "images": f"{self.channels} x {self.image_size} x {self.image_size} pixels",
-            "noise": self._noise(),
-            "generates": "yes" if self.generates else "no",
-            "one map is read at": f"block {self.defaults['block']}, t = {self.defaults['noise_step']}",
-            "DifFormer reads": f"blocks {listing(self.defaults['fusion_blocks'])} at t = "
-            f"{listing(self.defaults['fusion_noise_steps'])}",
-            "DifFeed sends back": f"blocks {listing(self.defaults['feedback_blocks'])}"
-            if self.defaults["feedback_blocks"]
-            else "nothing: the network has no decoder",
+            **self._latent_facts(),
+            **self._noise_facts(),
+            **self._network_facts(),
+            "generates": f"yes, with {_either(self.samplers)}" if self.samplers else "no",
+            **self._place_facts(),
             "licence": self.licence or "not stated",
             "model card": self.card or "none",
         }
@@ -110,13 +172,74 @@ class InfoResult(Result):
             )
         return "\n".join([*lines, table_text(table)])
 
-    def _noise(self) -> str:
-        if self.noise is None:
-            return "none: the network takes clean images"
-        first, last = self.noise.log_snr
-        span = f"log-SNR {first:.2f} to {'minus infinity' if last is None else f'{last:.2f}'}"
-        source = self.noise.scheduler or "assumed, or named by an option: no scheduler file was read"
-        return (
-            f"{self.noise.process}, steps 0 to {self.noise.steps - 1}, {span}, {self.noise.schedule} "
-            f"({source}), predicts {self.noise.prediction}"
-        )
+    def _latent_facts(self) -> dict[str, str]:
+        latents = self.latents
+        if latents is None:
+            return {}
+        shape = f"{latents.channels} x {latents.side} x {latents.side}"
+        shift = f", shift {_numbers(latents.shift)}" if any(latents.shift) else ""
+        return {
+            "latents": f"{shape}, stride {latents.stride}, scale {_numbers(latents.scale)}{shift}",
+            "autoencoder": f"{latents.autoencoder}, {latents.parameters:,} parameters",
+        }
+
+    def _noise_facts(self) -> dict[str, str]:
+        noise = self.noise
+        if noise is None:
+            return {"noise": "none: the network takes clean images"}
+        low, high = noise.bounds
+        # an infinite log-SNR is that of the image at the end without noise
+        ends = [
+            ("infinity" if first == noise.rises else "minus infinity") if value is None else f"{value:.2f}"
+            for first, value in zip((True, False), noise.log_snr, strict=True)
+        ]
+        names = {"step": "steps t", "sigma": "sigma", "time": "times t"}
+        source = noise.scheduler or "assumed, or named by an option: no scheduler file was read"
+        return {
+            "noise": noise.formula,
+            "levels": f"{names[noise.unit]} from {low:g} to {high:g}, log-SNR from {ends[0]} to {ends[1]}",
+            "scheduler": source,
+            "predicts": noise.prediction,
+        }
+
+    def _network_facts(self) -> dict[str, str]:
+        facts = {}
+        if self.condition is not None:
+            facts["condition"] = f"{self.condition.name}; --condition takes {self.condition.takes}"
+        if self.tap is not None:
+            facts["tap"] = f"{self.tap}; --tap takes raw, norm or adaln"
+        if self.time_embedding is not None:
+            facts["time embedding"] = self.time_embedding
+        return facts
+
+    def _place_facts(self) -> dict[str, str]:
+        places = self.defaults
+        level = "sigma" if self.noise is not None and self.noise.unit == "sigma" else "t"
+
+        def at(levels: Sequence[int | float], ratios: Sequence[float | None]) -> str:
+            text = f"{level} = {listing([f'{each:g}' for each in levels])}"
+            if self.noise is None:
+                return text
+            known = ["infinite" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+            return f"{text} (log-SNR {listing(known)})"
+
+        return {
+            "one map is read at": f"block {places.block}, {at((places.noise_step,), (places.log_snr,))}",
+            "DifFormer reads": f"blocks {listing(places.fusion_blocks)} at "
+            f"{at(places.fusion_noise_steps, places.fusion_log_snr)}",
+            "DifFeed sends back": f"blocks {listing(places.feedback_blocks)}"
+            if places.feedback_blocks
+            else "nothing: the network has no decoder",
+        }
+
+
+def _either(names: Sequence[str]) -> str:
+    """Return names joined by commas and "or"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _numbers(values: Sequence[float]) -> str:
+    """Return one number, or several in brackets."""
+    text = listing([f"{value:.5g}" for value in values], 4)
+    return text if len(values) == 1 else f"({text})"

@@ -28,6 +28,7 @@ from difflens.metrics.classification import paired_difference
 from difflens.models.feature_space import FeatureSpace
 from difflens.opening import OpenedRun, open_run
 from difflens.processes.base import NoiseProcess, finite, in_words
+from difflens.processes.variance_preserving import VariancePreserving
 from difflens.reports.charts import protocol_dots
 from difflens.reports.compare import compare_report
 from difflens.results.compare import BackboneScores, CompareResult, Score
@@ -143,8 +144,9 @@ def _sampler(backbone: Backbone) -> SamplerName | None:
     """
     if not backbone.generates or backbone.spec.startswith("random:"):
         return None
-    # a generator that needs one pass ignores the sampler
-    return "dpm-solver" if isinstance(backbone, DiffusionBackbone) else "ddim"
+    if not isinstance(backbone, DiffusionBackbone):
+        return "ddim"  # a generator that needs one pass ignores the sampler
+    return "dpm-solver" if isinstance(backbone.process, VariancePreserving) else "own"
 
 
 def _score(result: ProbeResult, metric: Metric) -> Score:

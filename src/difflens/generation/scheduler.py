@@ -1,0 +1,175 @@
+"""The sampler `own`: a walk of the folder's own diffusers scheduler, step by step as in its pipeline."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from difflens.backbones.base import DiffusionBackbone
+from difflens.errors import DiffLensError
+from difflens.generation.base import DiffusionSampler
+from difflens.noise import Stream, draws
+
+# Steps if none are named, by a part of the scheduler's name; others take 50.
+_DEFAULT_STEPS = {"CMStochastic": 1, "LCM": 4, "TCD": 4}
+_WHOLE_SCHEDULE = ("DDPMParallelScheduler", "DDPMScheduler", "ScoreSdeVeScheduler")
+
+# These take a learned variance with the prediction; pipelines cut it off for all others.
+_LEARN_VARIANCE = ("DDPMParallelScheduler", "DDPMScheduler")
+
+# How schedulers fail at numbers of steps or fields that they cannot take.
+_FAILURES = (ArithmeticError, AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+
+# Networks whose pipeline shifts a flow's levels by the number of tokens.
+_SHIFTED = ("FluxTransformer2DModel", "SD3Transformer2DModel")
+
+
+class SchedulerSampler(DiffusionSampler):
+    """A sampler that walks the scheduler in the backbone's folder: its class, with its configuration.
+
+    Each step scales x_t, runs the network at the scheduler's time, and lets the scheduler step, as in the
+    pipelines of diffusers without guidance. What a scheduler draws in its steps comes from one generator for
+    each image. Its seed is a function of (seed, image), cut to the 32 bits that the generator reads.
+
+    ScoreSdeVeScheduler corrects image by image: its step size is a mean over the batch that it is given. An
+    image is then that of a pipeline's call for one image.
+
+    Args:
+        backbone: a network whose process has the configuration of a scheduler.
+        steps: the scheduler's number of inference steps. None: the whole schedule for DDPM and ScoreSdeVe, 1
+            for consistency models, 4 for LCM and TCD, else 50, or fewer if the schedule is shorter.
+        seed, compiled: as in `DiffusionSampler`.
+
+    Raises:
+        DiffLensError: no scheduler belongs to the backbone; its scheduler goes from images to noise, draws
+            what cannot be seeded by image, or needs what its pipeline does not tell; or `steps` does not fit.
+    """
+
+    name = "own"
+
+    def __init__(
+        self, backbone: DiffusionBackbone, steps: int | None = None, seed: int = 0, compiled: bool = False
+    ):
+        super().__init__(backbone, seed, compiled)
+        self.config = dict(backbone.process.config)
+        self.kind = str(self.config.get("_class_name", ""))
+        self._check_kind()
+        self.steps = self._default_steps() if steps is None else steps
+        total = self.config["num_train_timesteps"] if backbone.process.unit == "step" else None
+        if self.steps < 1 or (total is not None and self.steps > total):
+            allowed = "it takes at least 1" if total is None else f"the schedule allows 1 to {total}"
+            raise DiffLensError(f"{self.steps} sampling steps: {allowed}")
+        try:
+            self.calls = len(self._new_scheduler().timesteps)
+        except _FAILURES as error:
+            raise DiffLensError(f"{self.kind} of {backbone.spec} with {self.steps} steps: {error}") from error
+
+    def _check_kind(self) -> None:
+        """Raise a DiffLensError for schedulers that give no images, or not by image."""
+        spec, kind = self.backbone.spec, self.kind
+        others = "ddim, ddpm or dpm-solver"
+        if not kind:
+            other = f": choose {others}" if self.backbone.process.unit == "step" else ""
+            raise DiffLensError(f"no file of {spec} names a scheduler for the sampler own{other}")
+        if "Inverse" in kind:
+            raise DiffLensError(f"{kind} of {spec} goes from images to noise: choose {others}")
+        if self.config.get("stochastic_sampling"):
+            raise DiffLensError(
+                f"{kind} of {spec} draws its noise for whole batches (stochastic_sampling): an image would "
+                "depend on its batch, and no sampler draws from it"
+            )
+        if self.config.get("use_dynamic_shifting") and self._network not in _SHIFTED:
+            raise DiffLensError(
+                f"{kind} of {spec} shifts its levels by the size of the image (use_dynamic_shifting), and "
+                f"how far is known of {' and '.join(_SHIFTED)} only, not of {self._network}"
+            )
+        if self._learns_variance and self.backbone.out_channels != 2 * self.shape[0]:
+            raise DiffLensError(
+                f"{kind} of {spec} wants a learned variance (variance_type {self.config['variance_type']}), "
+                f"and the network predicts none: choose {others}"
+            )
+
+    @property
+    def _network(self) -> str:
+        return type(self.backbone.network).__name__
+
+    @property
+    def _learns_variance(self) -> bool:
+        return self.kind in _LEARN_VARIANCE and str(self.config.get("variance_type")).startswith("learned")
+
+    def _default_steps(self) -> int:
+        total = self.config.get("num_train_timesteps", 1000)
+        if self.kind in _WHOLE_SCHEDULE:
+            return int(total)
+        default = next((steps for part, steps in _DEFAULT_STEPS.items() if part in self.kind), 50)
+        return min(default, int(total))
+
+    def _new_scheduler(self) -> Any:
+        """Return the scheduler with its timesteps; a walk changes it."""
+        changes: dict[str, Any] = {}
+        if "variance_type" in self.config and self.kind not in _LEARN_VARIANCE:
+            changes["variance_type"] = None  # these would keep three channels, where the variance is cut off
+        scheduler = getattr(diffusers, self.kind).from_config(self.config, **changes)
+        scheduler.set_timesteps(self.steps, **self._shift())
+        if self.kind == "ScoreSdeVeScheduler":
+            scheduler.set_sigmas(self.steps)
+        return scheduler
+
+    def _shift(self) -> dict[str, Any]:
+        """Return what the pipelines of Flux and Stable Diffusion 3 add for their scheduler."""
+        shift: dict[str, Any] = {}
+        if self._network == "FluxTransformer2DModel":
+            shift["sigmas"] = torch.linspace(1, 1 / self.steps, self.steps, dtype=torch.float64).tolist()
+        if self.config.get("use_dynamic_shifting"):
+            tokens = (self.backbone.image_size // self.backbone.blocks[0].stride) ** 2
+            least, most = self.config["base_image_seq_len"], self.config["max_image_seq_len"]
+            low, high = self.config["base_shift"], self.config["max_shift"]
+            # a straight line through (least, low) and (most, high)
+            shift["mu"] = low + (high - low) * (tokens - least) / (most - least)
+        return shift
+
+    def _draw(self, index: Tensor, watch: Callable[[], object]) -> Tensor:
+        scheduler = self._new_scheduler()
+        # on the CPU: diffusers then draws the same numbers for any device
+        words = draws(Stream.SAMPLER_SEEDS, index, self.seed)[:, 0]
+        generators = [torch.Generator().manual_seed(word) for word in words.tolist()]
+        x = self._start(index) * getattr(scheduler, "init_noise_sigma", 1.0)
+        if self.kind == "ScoreSdeVeScheduler":
+            return self._walk_with_corrector(scheduler, x, generators, watch)
+        scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
+        drawing = "generator" in inspect.signature(scheduler.step).parameters
+        given = {"generator": generators} if drawing else {}
+        for t in scheduler.timesteps:
+            output = self._predict(scaled(x, t), t)
+            x = scheduler.step(output, t, x, **given).prev_sample
+            watch()
+        return x
+
+    def _walk_with_corrector(
+        self, scheduler: Any, x: Tensor, generators: list[torch.Generator], watch: Callable[[], object]
+    ) -> Tensor:
+        """Walk as ScoreSdeVePipeline (Song et al., 2021) and return the last mean, in about [0, 1]."""
+        mean = x
+        for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=True):
+            for _ in range(scheduler.config.correct_steps):
+                score = self._predict(x, sigma)
+                rows = zip(score.split(1), x.split(1), generators, strict=True)
+                x = torch.cat([scheduler.step_correct(s, one, generator=g).prev_sample for s, one, g in rows])
+            stepped = scheduler.step_pred(self._predict(x, sigma), t, x, generator=generators)
+            x, mean = stepped.prev_sample, stepped.prev_sample_mean
+            watch()
+        return mean
+
+    def _predict(self, scaled: Tensor, t: Tensor) -> Tensor:
+        """Return what the scheduler takes of the network's output for a scaled x_t at its time."""
+        backbone, count = self.backbone, len(scaled)
+        time = t.to(scaled.device).expand(count)
+        if time.is_floating_point():
+            time = time.float()
+        dtype = backbone.dtype
+        fed = scaled.to(dtype), time, backbone.given(count, dtype)
+        output = self._checked(backbone.output_of(fed, compiled=self.compiled))
+        return output if self._learns_variance else output[:, : self.shape[0]]
