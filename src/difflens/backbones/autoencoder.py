@@ -99,7 +99,8 @@ class Autoencoder(nn.Module):
         """
         encoded = self.network.encode(images.float())
         z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        latents = (z - self.shift) * self.scale
+        # one order in memory: kernels choose by it, and stored latents must give the same bits
+        latents = ((z - self.shift) * self.scale).contiguous()
         if not latents.isfinite().all():
             raise DiffLensError(
                 f"the latents of {type(self.network).__name__} are not finite: check the weights of the "

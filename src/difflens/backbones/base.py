@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from difflens.backbones.autoencoder import Autoencoder
 from difflens.backbones.compiled import CompiledGraphs
 from difflens.backbones.conditions import Condition
+from difflens.backbones.maps import MapShape
 from difflens.backbones.pretrained import digest_of
 from difflens.errors import DiffLensError, listing
 from difflens.processes.base import Level, NoiseProcess
@@ -89,6 +90,11 @@ class Backbone(nn.Module, ABC):
     def input_stride(self) -> int:
         """Side of the images divided by the side of x_t: 1, or the autoencoder's for latents."""
         return 1
+
+    @property
+    def latent_shape(self) -> MapShape | None:
+        """(C, H, W) of the latents of an image; None for a network that reads pixels."""
+        return None
 
     def encode(self, images: Tensor) -> Tensor:
         """Return x_0, what is noised: the images in [-1, 1] themselves, or their latents.
@@ -350,6 +356,10 @@ class DiffusionBackbone(Backbone):
     @property
     def input_stride(self) -> int:
         return 1 if self.autoencoder is None else self.autoencoder.stride
+
+    @property
+    def latent_shape(self) -> MapShape | None:
+        return None if self.autoencoder is None else self.input_shape
 
     def encode(self, images: Tensor) -> Tensor:
         return images if self.autoencoder is None else self.autoencoder.encode(images)

@@ -312,11 +312,11 @@ class PlaceOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheOptions(Options):
-    """Memory for cached features."""
+    """Memory for cached features and latents."""
 
     cache_gigabytes: Annotated[NonNegative, MAY_CHANGE] = 4.0
-    """Size in gigabytes beyond which cached features are kept in files in the run directory, not in
-    memory."""
+    """Size in gigabytes beyond which cached features, or latents, are kept in files in the run directory, not
+    in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

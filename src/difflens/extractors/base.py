@@ -99,9 +99,20 @@ class Extractor(nn.Module, ABC):
             index: (B,) long: the position of each image in its data set. With the seed it decides the image's
                 noise.
             draw: the number of the noise sample: 0 for evaluation, epoch + 1 in training with fresh noise.
+
+        Raises:
+            DiffLensError: a latent is not finite.
+        """
+        return self.read(self.backbone.encode(images), index, draw)
+
+    def read(self, x_0: Tensor, index: Tensor, draw: int = 0) -> dict[Place, Tensor]:
+        """Return the maps, (B, C, H, W) float32, by place.
+
+        Args:
+            x_0: images or latents, as from `Backbone.encode`, (B, C, H, W).
+            index, draw: as for `forward`.
         """
         maps: dict[Place, Tensor] = {}
-        x_0 = self.backbone.encode(images)
         # the mean over noise samples
         for number in range(draw * self.draws, (draw + 1) * self.draws):
             for place, feature in self._read_all(x_0, index, number).items():
@@ -132,8 +143,8 @@ class Extractor(nn.Module, ABC):
 
     def _read_jointly(self, noised: dict[Level, Tensor], count: int) -> dict[Place, Tensor]:
         """Return the maps of `count` images at several noise steps, read in one batch."""
-        x_t = torch.cat(list(noised.values()))
-        steps = self.backbone.process.level_tensor(torch.tensor(list(noised)), len(noised), x_t.device)
+        x_t, levels = torch.cat(list(noised.values())), torch.tensor(list(noised), dtype=torch.float64)
+        steps = self.backbone.process.level_tensor(levels, len(noised), x_t.device)
         steps = steps.repeat_interleave(count)
         parts = {block: maps.split(count) for block, maps in self._read(x_t, steps).items()}
         return {

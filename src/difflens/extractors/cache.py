@@ -1,7 +1,6 @@
 """The feature cache: the features of a split, on which a head trains without the backbone."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from difflens.data.loader import Batch, epoch_order, iterate
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
 from difflens.extractors.base import Extractor, evaluating
+from difflens.extractors.latents import Latents, allocate
 from difflens.run.console import progress_bar
 
 READ_BATCH = 64
@@ -88,28 +88,62 @@ class Reading:
         except BadImage as error:
             raise BadImage(error.where, f"{error.reason}; --on-bad-image skip leaves it out") from error
 
-    def features(
-        self, extractor: Extractor, split: ImageSplit, rows: Tensor, side: int | None, dtype: torch.dtype
-    ) -> Iterator[tuple[Batch, dict[Place, Tensor]]]:
-        """Yield each batch with its maps, (B, C, H, W) by place, on the CPU.
+    def inputs(
+        self, extractor: Extractor, split: ImageSplit, rows: Tensor, latents: Latents | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the rows of each batch, (B,) long, and x_0, (READ_BATCH, C, H, W) on the backbone's device.
 
-        The backbone always reads `READ_BATCH` images; a smaller batch is filled with its last image. The
-        order of summation in a kernel depends on the size of the batch, so the last bits of features would
-        depend on it.
+        The networks always read `READ_BATCH` images; a smaller batch is filled with its last image. The order
+        of summation in a kernel depends on the size of the batch, so the last bits of features would depend
+        on it.
+
+        Args:
+            rows: (M,) long: positions in the split.
+            latents: latents of these rows. If they are complete, no image is read; else this reading fills
+                them.
+
+        Raises:
+            DiffLensError: a latent is not finite.
+        """
+        backbone = extractor.backbone
+        if latents is not None and latents.complete:
+            for known, x_0 in latents.batches(READ_BATCH):
+                yield known, x_0[_filled(len(known))].to(backbone.device)
+            return
+        for batch in self.batches(extractor, split, rows):
+            filled = _filled(len(batch)).to(backbone.device)
+            x_0 = backbone.encode(to_float(batch.images[filled]))
+            if latents is not None:
+                latents.keep(batch.rows.cpu(), x_0[: len(batch)])
+            yield batch.rows.cpu(), x_0
+        if latents is not None:
+            latents.complete = True
+
+    def features(
+        self,
+        extractor: Extractor,
+        split: ImageSplit,
+        rows: Tensor,
+        side: int | None,
+        dtype: torch.dtype,
+        latents: Latents | None = None,
+    ) -> Iterator[tuple[Tensor, dict[Place, Tensor]]]:
+        """Yield the rows of each batch, (B,) long, and its maps, (B, C, H, W) by place, on the CPU.
 
         Args:
             side: larger maps are average-pooled to this side; None: whole maps.
             dtype: the type of the maps.
+            rows, latents: as for `inputs`.
 
         Raises:
-            DiffLensError: a feature is not finite, or overflows `dtype`.
+            DiffLensError: a latent or a feature is not finite, or a feature overflows `dtype`.
         """
         with evaluating(extractor):
-            for batch in self.batches(extractor, split, rows):
-                filled = torch.arange(READ_BATCH, device=batch.index.device).clamp(max=len(batch) - 1)
-                features = extractor(to_float(batch.images[filled]), batch.index[filled])
-                size = len(batch)
-                yield batch, {p: _converted(maps[:size], p, side, dtype) for p, maps in features.items()}
+            for known, x_0 in self.inputs(extractor, split, rows, latents):
+                size = len(known)
+                index = split.index[known[_filled(size)]].to(x_0.device)
+                features = extractor.read(x_0, index)
+                yield known, {p: _converted(maps[:size], p, side, dtype) for p, maps in features.items()}
 
 
 class Maps(Protocol):
@@ -151,6 +185,7 @@ def read_features(
     reading: Reading | None = None,
     memory_gigabytes: float = 4.0,
     spill: Path | None = None,
+    latents: Latents | None = None,
 ) -> FeatureCache:
     """Read the features of each image of `split` once, as float16; each process reads its share.
 
@@ -158,6 +193,7 @@ def read_features(
         side: larger maps are average-pooled to this side; None: whole maps.
         memory_gigabytes: a larger cache is kept in files in the folder `spill`, in gigabytes.
         spill: None keeps any cache in memory.
+        latents: latents of this process's share, which the first reading fills and later ones read.
 
     Raises:
         DiffLensError: a feature is not finite or overflows float16, or no image can be read.
@@ -166,31 +202,35 @@ def read_features(
     extractor = extractor.to(process.device)
     rows = epoch_order(len(split), 0, 0, process.process_index, process.num_processes, shuffle=False)
     maps: dict[Place, Tensor] = {}
-    labels, rows_read, done = [], [], 0
+    rows_read, done = [], 0
     with progress_bar(process.is_main_process) as bar:
         task = bar.add_task(f"features of {split.name}", total=len(rows), note="")
-        for batch, features in reading.features(extractor, split, rows, side, torch.float16):
-            entries = slice(done, done + len(batch))
+        for known, features in reading.features(extractor, split, rows, side, torch.float16, latents):
+            entries = slice(done, done + len(known))
             for place, feature in features.items():
                 if place not in maps:
                     shape = (len(rows), *feature.shape[1:])
                     total = len(extractor.places) * math.prod(shape) * 2
                     name = f"{split.name}-{process.process_index}-b{place[0]}-t{place[1]}.bin"
                     file = spill / name if spill and total > memory_gigabytes * 1e9 else None
-                    maps[place] = _empty(shape, file)
+                    maps[place] = allocate(shape, torch.float16, file)
                 maps[place][entries] = feature
-            if batch.labels is not None:
-                labels.append(batch.labels.cpu())
-            rows_read.append(batch.rows.cpu())
-            done += len(batch)
-            bar.update(task, advance=len(batch))
+            rows_read.append(known)
+            done += len(known)
+            bar.update(task, advance=len(known))
     if not done:
         raise DiffLensError(f"no image of the {split.name} split could be read")
+    there = torch.cat(rows_read)
     return FeatureCache(
         {place: values[:done] for place, values in maps.items()},
-        torch.cat(labels) if labels else torch.full((done,), -1),
-        torch.cat(rows_read),
+        torch.full((done,), -1) if split.labels is None else split.labels[there],
+        there,
     )
+
+
+def _filled(size: int) -> Tensor:
+    """Return (READ_BATCH,) long: the positions of a batch of `size`, and its last one again and again."""
+    return torch.arange(READ_BATCH).clamp(max=size - 1)
 
 
 def _converted(maps: Tensor, place: Place, side: int | None, dtype: torch.dtype) -> Tensor:
@@ -204,21 +244,3 @@ def _converted(maps: Tensor, place: Place, side: int | None, dtype: torch.dtype)
             "and its image range"
         )
     return pooled
-
-
-def _empty(shape: tuple[int, ...], path: Path | None) -> Tensor:
-    """Return an uninitialised float16 tensor, in memory or in a file."""
-    if path is None:
-        return torch.empty(shape, dtype=torch.float16)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = 2 * math.prod(shape)
-    try:
-        with path.open(
-            "wb"
-        ) as file:  # a full disk raises an error here, not a crash while features are written
-            os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        raise DiffLensError(
-            f"no room for {size / 1e9:.1f} GB of features in {path.parent}: {error.strerror}"
-        ) from error
-    return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=torch.float16).view(shape)

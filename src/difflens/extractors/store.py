@@ -2,11 +2,13 @@
 
     manifest.json                  the settings: backbone, blocks, noise steps, seed, pooling, data
     SPLIT/images.csv               name, label and noise index of each image of the split
-    SPLIT/t00020-00003.safetensors one noise step of consecutive images: a tensor a block, and the images'
-    rows checksums.sha256               checksums of the files above when all exist (`sha256sum --check` reads
-    it)
+    SPLIT/t00020-00003.safetensors one noise step of consecutive images: a tensor a block, and their rows
+    SPLIT/t0.1-00003.safetensors   the same at a level that is no whole step
+    SPLIT/latents-00003.safetensors float32 latents of these images and their rows; none for pixel networks
+    checksums.sha256               checksums of the files above when all exist, for `sha256sum --check`
 
-A shard is written atomically, and its bytes do not depend on the process that writes it.
+A file is written atomically, and its bytes do not depend on the process that writes it. Latents serve noise
+steps that are added later, which need neither the images nor the autoencoder.
 """
 
 import csv
@@ -29,6 +31,8 @@ from difflens.backbones.maps import MapShape, Place, pool_to, pooled_shape
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError, listing
 from difflens.extractors.cache import READ_BATCH, FeatureCache
+from difflens.extractors.latents import Latents
+from difflens.processes.base import Level, level_name
 from difflens.run.files import write_bytes
 
 MANIFEST = "manifest.json"
@@ -41,7 +45,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Shard:
-    """Consecutive rows of a split, stored in one file for each noise step.
+    """Consecutive rows of a split, stored in one file for each noise step, and one for latents.
 
     Attributes:
         split: the name of the split.
@@ -53,9 +57,14 @@ class Shard:
     number: int
     rows: Tensor
 
-    def path(self, t: int, suffix: str = "safetensors") -> Path:
+    def path(self, t: Level, suffix: str = "safetensors") -> Path:
         """Return the file of the noise step `t`, relative to the store."""
-        return Path(self.split) / f"t{t:05d}-{self.number:05d}.{suffix}"
+        return Path(self.split) / f"t{level_name(t)}-{self.number:05d}.{suffix}"
+
+    @property
+    def latents_path(self) -> Path:
+        """The file of the latents, relative to the store."""
+        return Path(self.split) / f"latents-{self.number:05d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -68,13 +77,15 @@ class Layout:
         noise_steps: the noise steps of the stored maps.
         dtype: the type of the maps, a key of `DTYPES`.
         shard_megabytes: the approximate size of a file, in megabytes.
+        latents: (C, H, W) of the stored latents; None: none are stored.
     """
 
     images: Mapping[str, int]
     shapes: Mapping[int, MapShape]
-    noise_steps: Sequence[int]
+    noise_steps: Sequence[Level]
     dtype: str
     shard_megabytes: int
+    latents: MapShape | None = None
 
     @property
     def image_bytes(self) -> int:
@@ -83,9 +94,15 @@ class Layout:
         return values * DTYPES[self.dtype].itemsize + 8
 
     @property
+    def latent_bytes(self) -> int:
+        """The bytes of one image's latents and its row; 0 without latents."""
+        return 0 if self.latents is None else 4 * math.prod(self.latents) + 8
+
+    @property
     def shard_images(self) -> int:
         """The number of images in a full shard: whole batches, at least one."""
-        batches = self.shard_megabytes * 10**6 // (self.image_bytes * READ_BATCH)
+        largest = max(self.image_bytes, self.latent_bytes)
+        batches = self.shard_megabytes * 10**6 // (largest * READ_BATCH)
         return READ_BATCH * max(1, int(batches))
 
     @cached_property
@@ -97,34 +114,44 @@ class Layout:
             for number, rows in enumerate(torch.arange(count).split(self.shard_images))
         ]
 
-    @property
-    def file_bytes(self) -> int:
-        """The bytes of a file besides its images: the header of safetensors, about 90 bytes of JSON for each
-        tensor."""
-        return 80 + 90 * len(self.shapes)
+    def bytes_of(self, shard: Shard, noise_steps: int, latents: bool) -> int:
+        """Return the predicted size of a shard's files at so many noise steps, with or without latents.
 
-    def bytes_of(self, shard: Shard, noise_steps: int) -> int:
-        """Return the predicted size of a shard's files at so many noise steps, in bytes."""
-        return noise_steps * (len(shard.rows) * self.image_bytes + self.file_bytes)
+        A file's header takes about 90 bytes of JSON for each tensor.
+        """
+        maps = len(shard.rows) * self.image_bytes + 80 + 90 * len(self.shapes)
+        kept = len(shard.rows) * self.latent_bytes + 170 if latents and self.latents else 0
+        return noise_steps * maps + kept
 
     @property
     def total_bytes(self) -> int:
         """The predicted size of all shards, in bytes."""
-        return sum(self.bytes_of(shard, len(self.noise_steps)) for shard in self.shards)
+        return sum(self.bytes_of(shard, len(self.noise_steps), latents=True) for shard in self.shards)
 
 
 def write_shard(path: Path, rows: Tensor, maps: Mapping[int, Tensor]) -> str:
-    """Write one file of a store atomically, and return its SHA-256 as a hex digest.
+    """Write one noise step of a shard atomically, and return its SHA-256 as a hex digest.
 
     Args:
         rows: (N,) long: positions in the split.
         maps: (N, C, H, W) by block.
     """
-    content = save(
-        {"rows": rows, **{f"block{block:03d}": maps[block].contiguous() for block in sorted(maps)}}
+    return _write(
+        path, {"rows": rows, **{f"block{block:03d}": maps[block].contiguous() for block in sorted(maps)}}
     )
-    write_bytes(path, content)
-    return hashlib.sha256(content).hexdigest()
+
+
+def write_latents(path: Path, latents: Latents) -> str:
+    """Write the readable latents of a shard atomically, and return the file's SHA-256 as a hex digest."""
+    there = latents.readable
+    return _write(path, {"rows": latents.rows[there], "latents": latents.values[there]})
+
+
+def read_latents(path: Path, latents: Latents) -> None:
+    """Complete the latents of a shard from its file, and raise DiffLensError if it is damaged."""
+    tensors = _read(path, ["rows", "latents"])
+    latents.keep(tensors["rows"], tensors["latents"])
+    latents.complete = True
 
 
 def write_images(folder: Path, split: ImageSplit) -> None:
@@ -237,7 +264,7 @@ class FeatureStore:
         self._check(split)
         return torch.cat([tensors["rows"] for tensors in self._files(split, self.noise_steps[0], ["rows"])])
 
-    def maps(self, split: str, block: int, t: int) -> StoredMaps:
+    def maps(self, split: str, block: int, t: Level) -> StoredMaps:
         """Return the maps, (N, C, H, W), of one block at one noise step.
 
         Raises:
@@ -305,17 +332,29 @@ class FeatureStore:
         if split not in self.splits:
             raise DiffLensError(f"{self.path} has no split {split!r}; it has {listing(self.splits)}")
 
-    def _files(self, split: str, t: int, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    def _files(self, split: str, t: Level, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        stored = self.noise_steps[self.noise_steps.index(t)]  # 1.0, in place of its equal 1
         for shard in self.layout.shards:
             if shard.split == split:
-                path = self.path / shard.path(t)
-                try:
-                    with safe_open(path, framework="pt") as file:
-                        yield {name: file.get_tensor(name) for name in names}
-                except (SafetensorError, OSError) as error:
-                    raise DiffLensError(
-                        f"{path} is damaged ({error}): delete it and run `difflens extract --resume`"
-                    ) from error
+                yield _read(self.path / shard.path(stored), names)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a file of a store atomically, and return its SHA-256 as a hex digest."""
+    content = save(dict(tensors))
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return tensors of a file of a store by name, memory-mapped; raise DiffLensError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise DiffLensError(
+            f"{path} is damaged ({error}): delete it and run `difflens extract --resume`"
+        ) from error
 
 
 def _loaded(maps: StoredMaps, side: int | None) -> Tensor:
@@ -334,6 +373,7 @@ def manifest_of(layout: Layout, identity: Mapping[str, Any]) -> dict[str, Any]:
         "images": dict(layout.images),
         "dtype": layout.dtype,
         "shard_megabytes": layout.shard_megabytes,
+        **({} if layout.latents is None else {"latents": list(layout.latents)}),
         **identity,
     }
 
@@ -346,6 +386,7 @@ def layout_of(manifest: Mapping[str, Any]) -> Layout:
         noise_steps=manifest["noise_steps"],
         dtype=manifest["dtype"],
         shard_megabytes=manifest["shard_megabytes"],
+        latents=tuple(manifest["latents"]) if "latents" in manifest else None,
     )
 
 

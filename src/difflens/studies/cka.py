@@ -160,9 +160,10 @@ class _Comparison:
             )
         grams: dict[Representation, Tensor] = {}
         for model, (batch, extractors) in enumerate(zip(batches, self.extractors, strict=True)):
+            x_0 = extractors[0].backbone.encode(to_float(batch.images))
             for extractor in extractors:
                 with evaluating(extractor):
-                    for (block, t), maps in extractor(to_float(batch.images), batch.index).items():
+                    for (block, t), maps in extractor.read(x_0, batch.index).items():
                         for side in self.sides if model == 0 else self.sides[:1]:
                             grams[Representation(model, block, t, side)] = gram(pool_to(maps, side or None))
         for representation, matrix in grams.items():

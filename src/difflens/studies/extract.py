@@ -4,7 +4,8 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from accelerate.utils import gather_object
 from safetensors import safe_open
 from torch import Tensor
 
+from difflens.backbones.base import Backbone
 from difflens.backbones.maps import pooled_shape
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.options import resolve
@@ -23,6 +25,7 @@ from difflens.errors import DiffLensError, listing
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import Reading
 from difflens.extractors.config import ExtractorConfig
+from difflens.extractors.latents import Latents
 from difflens.extractors.store import (
     CHECKSUMS,
     DTYPES,
@@ -30,10 +33,13 @@ from difflens.extractors.store import (
     Layout,
     Shard,
     manifest_of,
+    read_latents,
     write_images,
+    write_latents,
     write_shard,
 )
 from difflens.opening import open_run
+from difflens.processes.base import Level, finite
 from difflens.results.extract import ExtractResult
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
@@ -79,6 +85,7 @@ def extract(
         extractor.noise_steps,
         config.dtype,
         config.shard_megabytes,
+        backbone.latent_shape,
     )
     manifest = manifest_of(
         layout,
@@ -104,6 +111,7 @@ def extract(
                 "classes": list(images.classes) if isinstance(images, ImageData) else [],
                 "fingerprint": opened.fingerprints["data_fingerprint"],
             },
+            **_noise(backbone, extractor.noise_steps),
         },
     )
     identity = {"blocks": extractor.blocks, "noise_steps": extractor.noise_steps}
@@ -121,6 +129,23 @@ def _sources(config: ExtractConfig, data: ImageData | ImageSplit) -> list[ImageS
         split.first(config.limit) if name == "train" or len(chosen) == 1 else split
         for name, split in chosen.items()
     ]
+
+
+def _noise(backbone: Backbone, levels: Sequence[Level]) -> dict[str, Any]:
+    """Return the manifest's entry on the noise process, with the log-SNR of each level, None if infinite.
+
+    A pixel network with whole steps has none: its store has the bytes that earlier versions gave it.
+    """
+    process = backbone.process
+    if backbone.latent_shape is None and process.unit == "step":
+        return {}
+    return {
+        "noise": {
+            "process": process.describe(),
+            "unit": process.unit,
+            "log_snr": [finite(round(process.log_snr(level), 6)) for level in levels],
+        }
+    }
 
 
 class _Extraction:
@@ -145,7 +170,10 @@ class _Extraction:
     def run_all(self, manifest: dict[str, Any]) -> ExtractResult:
         """Write the missing shards of this process, the manifest, the checksums and the metrics."""
         missing = self._missing()
-        left = sum(self.layout.bytes_of(shard, len(steps)) for shard, steps in missing)
+        left = sum(
+            self.layout.bytes_of(shard, len(steps), latents=self._lacks_latents(shard))
+            for shard, steps in missing
+        )
         self._announce(left)
         self._require_room(left)
         self.process.wait_for_everyone()
@@ -173,13 +201,16 @@ class _Extraction:
         self.run.write_json(MANIFEST, manifest)
         return ExtractResult.from_metrics(self._finish(), self.out, rate, tuple(self._skipped()))
 
-    def _missing(self) -> list[tuple[Shard, list[int]]]:
-        """Return each incomplete shard with the noise steps that it lacks."""
+    def _missing(self) -> list[tuple[Shard, list[Level]]]:
+        """Return each incomplete shard with the noise steps that it lacks; it may lack latents alone."""
         lacking = [
             (shard, [t for t in self.layout.noise_steps if not (self.out / self._name(shard, t)).exists()])
             for shard in self.layout.shards
         ]
-        return [(shard, steps) for shard, steps in lacking if steps]
+        return [(shard, steps) for shard, steps in lacking if steps or self._lacks_latents(shard)]
+
+    def _lacks_latents(self, shard: Shard) -> bool:
+        return self.layout.latents is not None and not (self.out / shard.latents_path).exists()
 
     def _announce(self, left: int) -> None:
         images = " + ".join(f"{count:,} {split}" for split, count in self.layout.images.items())
@@ -200,17 +231,26 @@ class _Extraction:
                 "blocks or noise steps, pool their maps (--pool 4), or choose another disk"
             )
 
-    def _write(self, shard: Shard, steps: list[int]) -> None:
-        """Read the shard's images once, and write one file for each of `steps`."""
+    def _write(self, shard: Shard, steps: list[Level]) -> None:
+        """Read the shard's images or stored latents once, and write one file for each of `steps`."""
         self.extractor.noise_steps = tuple(steps)
         rows: list[Tensor] = []
-        parts: dict[int, dict[int, list[Tensor]]] = {t: {b: [] for b in self.extractor.blocks} for t in steps}
-        split = self.sources[shard.split]
+        parts: dict[Level, dict[int, list[Tensor]]] = {
+            t: {block: [] for block in self.extractor.blocks} for t in steps
+        }
+        split, latents = self.sources[shard.split], None
         dtype, pool = DTYPES[self.config.dtype], self.config.pool or None
-        for batch, features in self.reading.features(self.extractor, split, shard.rows, pool, dtype):
-            rows.append(batch.rows.cpu())
+        lacks_latents = self._lacks_latents(shard)
+        if self.layout.latents is not None:
+            latents = Latents(shard.rows, self.layout.latents)
+            if not lacks_latents:
+                read_latents(self.out / shard.latents_path, latents)
+        for known, features in self.reading.features(self.extractor, split, shard.rows, pool, dtype, latents):
+            rows.append(known)
             for (block, t), maps in features.items():
                 parts[t][block].append(maps)
+        if latents is not None and lacks_latents:
+            self._write_file(shard.latents_path.as_posix(), write_latents, latents)
         # rows of the images that could be read; a shard may have none
         readable = torch.cat([torch.empty(0, dtype=torch.long), *rows])
         for t in steps:
@@ -218,24 +258,22 @@ class _Extraction:
                 block: torch.cat([torch.empty(0, *self.layout.shapes[block], dtype=dtype), *blocks])
                 for block, blocks in parts.pop(t).items()
             }
-            self._write_file(shard, t, split, readable, joined)
-
-    def _write_file(
-        self, shard: Shard, t: int, split: ImageSplit, rows: Tensor, maps: dict[int, Tensor]
-    ) -> None:
-        name = self._name(shard, t)
-        try:
             if self.config.format == "parquet":
-                write_bytes(self.out / name, _parquet(split, rows, maps))
+                self._write_file(self._name(shard, t), _write_table, split, readable, joined)
             else:
-                self.digests[name] = write_shard(self.out / name, rows, maps)
+                self._write_file(self._name(shard, t), write_shard, readable, joined)
+
+    def _write_file(self, name: str, write: Callable[..., str], *content: object) -> None:
+        """Let `write` write `content` to the file `name`, and keep the checksum that it returns."""
+        try:
+            self.digests[name] = write(self.out / name, *content)
         except OSError as error:
             raise DiffLensError(
                 f"{self.out / name} cannot be written: {error.strerror}. The shards before it are complete; "
                 "--resume goes on from there"
             ) from error
 
-    def _name(self, shard: Shard, t: int) -> str:
+    def _name(self, shard: Shard, t: Level) -> str:
         return shard.path(t, self.config.format).as_posix()
 
     def _finish(self) -> dict[str, Any]:
@@ -245,17 +283,18 @@ class _Extraction:
         names = [self._name(shard, t) for shard in self.layout.shards for t in self.layout.noise_steps]
         first = [self._name(shard, self.layout.noise_steps[0]) for shard in self.layout.shards]
         described = [MANIFEST, *(f"{split}/images.csv" for split in self.sources)]
+        latents = [shard.latents_path.as_posix() for shard in self.layout.shards if self.layout.latents]
         if self.process.is_main_process:
-            for name in [*described, *names]:
+            for name in [*described, *latents, *names]:
                 if name not in self.digests:
                     self.digests[name] = checksum(self.out / name)
-            lines = [f"{self.digests[name]}  {name}\n" for name in sorted([*described, *names])]
+            lines = [f"{self.digests[name]}  {name}\n" for name in sorted([*described, *latents, *names])]
             write_bytes(self.out / CHECKSUMS, "".join(lines).encode())
             stored = sum(_stored_images(self.out / name) for name in first)
             metrics = {
                 "images": dict(self.layout.images),
                 "predicted_bytes": self.layout.total_bytes,
-                "bytes": sum((self.out / name).stat().st_size for name in names),
+                "bytes": sum((self.out / name).stat().st_size for name in [*latents, *names]),
                 "shards": len(names),
                 "skipped": sum(self.layout.images.values()) - stored,
                 "sha256": checksum(self.out / CHECKSUMS),
@@ -279,7 +318,14 @@ def _stored_images(path: Path) -> int:
         return int(file.get_slice("rows").get_shape()[0])
 
 
-def _parquet(split: ImageSplit, rows: Tensor, maps: dict[int, Tensor]) -> bytes:
+def _write_table(path: Path, split: ImageSplit, rows: Tensor, maps: Mapping[int, Tensor]) -> str:
+    """Write a Parquet table atomically, and return its SHA-256 as a hex digest."""
+    content = _parquet(split, rows, maps)
+    write_bytes(path, content)
+    return sha256(content).hexdigest()
+
+
+def _parquet(split: ImageSplit, rows: Tensor, maps: Mapping[int, Tensor]) -> bytes:
     """Return a Parquet table of images, labels, and one column of flattened maps a block.
 
     The metadata holds the shape of each block's maps.

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -25,6 +26,7 @@ from difflens.errors import DiffLensError, listing
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import FeatureCache, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
+from difflens.extractors.latents import Latents
 from difflens.metrics.classifiers import held_out_scores
 from difflens.metrics.recommendation import Recommendation, comparable, recommend
 from difflens.metrics.statistics import wilson
@@ -89,6 +91,7 @@ class _Sweep:
         self.data, self.backbone, self.process = opened.data, opened.backbone, opened.process
         self.announce, self.began = announce, began
         self._announced_single = False
+        self._latents: Latents | None = None
         self.reading = Reading(self.config.workers, self.config.on_bad_image, [])
         self.seconds = self.config.limits()[1]
 
@@ -115,6 +118,8 @@ class _Sweep:
                     f"{100 * float(accuracy[best]):.2f} %"
                 )
             measured[t] = step
+        if self._latents is not None:
+            shutil.rmtree(self.run.path / "cache", ignore_errors=True)
         return self._conclude(split, measured)
 
     def _images(self) -> ImageSplit:
@@ -169,10 +174,11 @@ class _Sweep:
             "accuracy" (classifiers, B) float64 in [0, 1]; "scores" (B, V, K) float16 of the first classifier
             on the validation images; "labels" (V,) long.
         """
-        spill = self.run.path / "cache"
-        memory = self.config.cache_gigabytes
+        spill, memory = self.run.path / "cache", self.config.cache_gigabytes
+        latents = self._latents = self._latents or Latents.of(self.backbone, split, memory, spill)
+        memory = max(0.0, memory - latents.gigabytes) if latents else memory
         cache = read_features(
-            self._extractor(t), self.config.pool, split, self.process, self.reading, memory, spill
+            self._extractor(t), self.config.pool, split, self.process, self.reading, memory, spill, latents
         )
         held_out = every_nth(cache.labels, 5)
         if not held_out.any():

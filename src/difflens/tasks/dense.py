@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from difflens.backbones.base import Backbone, DiffusionBackbone
+from difflens.backbones.base import Backbone
 from difflens.configs.command_line import shown_command
 from difflens.configs.dense import DenseConfig
 from difflens.configs.options import given
@@ -42,13 +42,16 @@ M = TypeVar("M", SegmentationModel, DetectionModel)
 
 
 def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
-    """Raise DiffLensError if a network that is no U-Net, such as a vision transformer, cannot read images of
+    """Raise DiffLensError if a network that is no U-Net, such as a transformer, cannot read images of
     `side`."""
-    if isinstance(backbone, DiffusionBackbone) or side == backbone.image_size:
+    if backbone.of_role("decoder") or side == backbone.image_size:
         return
+    channels, *_ = backbone.latent_shape or (backbone.in_channels,)
+    length = side // backbone.input_stride
     try:
         with torch.no_grad():
-            maps = backbone.features(torch.zeros(1, backbone.in_channels, side, side), 0, blocks)
+            x_t = torch.zeros(1, channels, length, length)
+            maps = backbone.features(x_t, backbone.defaults.noise_step, blocks)
     except Exception as error:  # each family of networks refuses sizes in its own way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DiffLensError(
