@@ -27,7 +27,8 @@ from difflens.choices import SamplerName
 from difflens.configs.info import InfoConfig
 from difflens.configs.options import resolve
 from difflens.errors import DiffLensError
-from difflens.generation.samplers import OnePassSampler, make_sampler
+from difflens.generation.one_pass import OnePassSampler
+from difflens.generation.samplers import make_sampler
 from difflens.processes.base import Level, NoiseProcess
 from difflens.results.info import BlockInfo, ConditionInfo, DefaultsInfo, InfoResult, LatentsInfo, NoiseInfo
 
