@@ -14,6 +14,10 @@ KINDS = ("AutoencoderKL", "VQModel")
 """Autoencoders of diffusers that difflens reads latents from."""
 
 
+_IMAGES = 8
+"""Images that pass at a time: 64 images of 512 pixels would take tens of gigabytes."""
+
+
 class Autoencoder(nn.Module):
     """A frozen autoencoder of diffusers, in float32, with the scale and shift that its pipelines apply.
 
@@ -97,8 +101,7 @@ class Autoencoder(nn.Module):
         Raises:
             DiffLensError: a latent is not finite.
         """
-        encoded = self.network.encode(images.float())
-        z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        z = torch.cat([self._encoded(part) for part in images.float().split(_IMAGES)])
         # one order in memory: kernels choose by it, and stored latents must give the same bits
         latents = ((z - self.shift) * self.scale).contiguous()
         if not latents.isfinite().all():
@@ -108,10 +111,15 @@ class Autoencoder(nn.Module):
             )
         return latents
 
+    def _encoded(self, images: Tensor) -> Tensor:
+        encoded = self.network.encode(images)
+        return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return images, (B, C, H, W) float32 in about [-1, 1], of latents (B, channels, H / stride, ...)."""
-        return self.network.decode(latents.float() / self.scale + self.shift).sample
+        z = latents.float() / self.scale + self.shift
+        return torch.cat([self.network.decode(part).sample for part in z.split(_IMAGES)])
 
     def train(self, mode: bool = True) -> "Autoencoder":
         """Stay in evaluation mode."""
