@@ -40,7 +40,7 @@ class Others(Counter[str]):
     def tell(self) -> None:
         """Print one line that counts and names them, if there are any."""
         if self:
-            kinds = [f"{suffix} ({count:,})" for suffix, count in self.most_common()]
+            kinds = [f"{suffix} ({count:,})" for suffix, count in sorted(self.items())]
             plural = "s are" if self.total() > 1 else " is"
             note(f"{self.total():,} file{plural} left out, as not of a format that is read: {listing(kinds)}")
 

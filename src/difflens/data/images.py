@@ -6,7 +6,7 @@ device.
 
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -150,7 +150,11 @@ def _opened(source: Path | BinaryIO, where: str) -> Iterator[Image.Image]:
                 )
             if status.st_size == 0:
                 raise BadImage(where, "the file is empty")
-        with Image.open(source, formats=_FORMATS) as image:
+        # a file, not a path, as Pillow would map the stored pixels of a turned TIFF file in the turned size
+        with (
+            source.open("rb") if isinstance(source, Path) else nullcontext(source) as file,
+            Image.open(file, formats=_FORMATS) as image,
+        ):
             _check_shape(image)
             yield image
     except BadImage:

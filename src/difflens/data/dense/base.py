@@ -116,11 +116,11 @@ def turned(count: int, exif: Exif) -> tuple[str, ...]:
     if not count:
         return ()
     rule = (
-        "are turned upright, and labels taken as drawn on the upright image (--exif apply)"
+        "turned upright, and labels taken as drawn on the upright image"
         if exif == "apply"
-        else "are read as stored, and labels taken as drawn on the stored pixels (--exif ignore)"
+        else "read as stored, and labels taken as drawn on the stored pixels"
     )
-    return (f"{count:,} image{'s' * (count > 1)} with an EXIF orientation {rule}",)
+    return (f"images with an EXIF orientation: {count:,}, {rule} (--exif {exif})",)
 
 
 def require_entries(split: str, ids: Iterable[object], where: object, problems: Problems) -> None:
