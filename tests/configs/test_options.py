@@ -140,6 +140,7 @@ def test_records_of_version_0_1() -> None:
         "augment": "none",
         "image_fraction": 0.1,
         "warmup_steps": 3,
+        "exif": "apply",
     }
     assert upgraded({"command": "rivals", "label_fraction": [0.1]}) == {
         "command": "compare",

@@ -1,4 +1,5 @@
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,11 @@ from difflens.data.images import (
     augmentation_draws,
     fit,
     from_pil,
+    image_size,
+    is_image,
+    open_image,
+    open_picture,
+    orientation,
     read_image,
     to_float,
     to_uint8,
@@ -109,24 +115,49 @@ def test_a_transparent_palette_colour_is_black(tmp_path: Path) -> None:
     assert read_image(tmp_path / "palette.png")[:, 0].T.tolist() == [[0, 0, 0], [40, 50, 60]]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
-    upright = Image.fromarray(RGB)
-    undo = {
-        1: None,
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }[orientation]
-    stored = upright if undo is None else upright.transpose(undo)
+UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_exif_orientation_is_applied_or_ignored(tmp_path: Path, value: int, suffix: str, mode: str) -> None:
+    path, pixels = tmp_path / f"photo.{suffix}", RGB if mode == "RGB" else RGB[..., 0]
+    upright = Image.fromarray(pixels.astype(np.uint16) * 257 if mode == "I;16" else pixels)
+    if suffix == "webp":
+        upright = upright.convert("RGB")
+    stored = upright.transpose(UNDO[value]) if value in UNDO else upright
     exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored.save(tmp_path / "photo.png", exif=exif)
-    assert torch.equal(read_image(tmp_path / "photo.png"), from_pil(upright))
+    exif[0x0112] = value
+    stored.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    assert orientation(path) == value
+    for rule, expected in (("apply", upright), ("ignore", stored)):
+        assert torch.equal(read_image(path, rule), from_pil(expected))  # type: ignore[arg-type]
+        assert image_size(path, rule) == (expected.height, expected.width)  # type: ignore[arg-type]
+        assert open_image(path, rule).size == expected.size  # type: ignore[arg-type]
+    assert open_picture(path).size == upright.size
+
+
+def test_pictures_for_scenes_are_converted_as_images_are(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 257, 65535, 32896]], np.uint16)).save(tmp_path / "wide.png")
+    Image.new("RGBA", (2, 1), (200, 100, 50, 128)).save(tmp_path / "clear.png")
+    for name in ("wide", "clear"):
+        picture = open_picture(tmp_path / f"{name}.png")
+        assert torch.equal(from_pil(picture), read_image(tmp_path / f"{name}.png"))
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "avif", "JPG"])
+def test_further_suffixes(tmp_path: Path, suffix: str) -> None:
+    photo().save(tmp_path / f"photo.{suffix}", "AVIF" if suffix == "avif" else "JPEG")
+    assert read_image(tmp_path / f"photo.{suffix}").shape == (3, 64, 64)
 
 
 # --- bad images ---
@@ -170,6 +201,37 @@ def test_a_missing_file_a_folder_and_a_float_image_are_bad_images(tmp_path: Path
     ):
         with pytest.raises(BadImage, match=reason):
             read_image(path)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1_000_000), (5_000, 1), (101, 2)])
+def test_a_picture_that_is_too_long_is_refused_before_it_is_decoded(
+    tmp_path: Path, width: int, height: int
+) -> None:
+    path = tmp_path / "long.png"
+    Image.new("L", (width, height)).save(path)
+    for read in (read_image, open_image, open_picture, image_size):
+        with pytest.raises(
+            BadImage, match=f"it has {width} x {height} pixels; the longer side is at most 50"
+        ):
+            read(path)
+    with pytest.raises(ValueError, match="the longer side"):
+        from_pil(Image.new("L", (width, height)))
+
+
+def test_a_picture_without_pixels_is_a_bad_image(tmp_path: Path) -> None:
+    (tmp_path / "none.gif").write_bytes(b"GIF89a" + bytes(7) + b",\0\0\0\0" + bytes(5) + b"\x02\0;")
+    with pytest.raises(BadImage):
+        read_image(tmp_path / "none.gif")
+    with pytest.raises(ValueError, match="0 x 3 pixels"):
+        from_pil(Image.new("L", (0, 3)))
+
+
+def test_pipes_and_devices_are_refused_before_they_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(BadImage, match="not a regular file, but a pipe or device"):
+            read_image(path)
+        assert not is_image(path)
 
 
 def test_a_decompression_bomb_is_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,10 +219,10 @@ def test_a_name_that_could_be_several_images(tmp_path: Path) -> None:
 
 
 def test_a_list_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DiffLensError, match=r"cannot read the list .*none\.txt: No such file"):
+    with pytest.raises(DiffLensError, match=r"there is no .*none\.txt; expected an image name a line"):
         label_list(IMAGENET, tmp_path / "none.txt", NAMES)
     path = tmp_path / "list.txt"
-    path.write_bytes(b"\xff\xd8\xff")
+    path.write_bytes("cat_0.JPEG".encode("utf-16"))
     with pytest.raises(DiffLensError, match="not a text file"):
         label_list(IMAGENET, path, NAMES)
 

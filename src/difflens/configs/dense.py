@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from difflens.choices import OnBadAnnotation, ScheduleKind
+from difflens.choices import Exif, OnBadAnnotation, ScheduleKind
 from difflens.configs.options import (
     MAY_CHANGE,
     BackboneOptions,
@@ -58,6 +58,9 @@ class DenseConfig(OptimiserOptions, ExtractorOptions, BackboneOptions, ResumeOpt
     """flip mirrors a training image with probability 1/2; none mirrors no image."""
     image_fraction: Share | None = None
     """Train on this share of the images, 0 to 1, drawn by the seed. None: all."""
+    exif: Exif = "apply"
+    """apply turns images upright by their EXIF orientation, and labels are drawn on upright images; ignore
+    reads images as stored, and labels are drawn on the stored pixels."""
     on_bad_annotation: OnBadAnnotation = "error"
     """error stops at bad annotations and names them; skip leaves them out and counts them."""
     checkpoint_minutes: Annotated[NonNegative, MAY_CHANGE] = 5.0

@@ -6,7 +6,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from difflens import presets
 from difflens.choices import Method, Precision, Prediction, ScheduleName
-from difflens.configs.options import MAY_CHANGE, Count, Natural, NonNegative, Range, ResumeOptions, Share
+from difflens.configs.options import (
+    MAY_CHANGE,
+    Count,
+    Natural,
+    NonNegative,
+    Range,
+    ReadingOptions,
+    ResumeOptions,
+    Share,
+)
 
 # options that diffusion alone reads
 _DIFFUSION = (
@@ -27,7 +36,7 @@ _RECIPE: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(ResumeOptions):
+class PretrainConfig(ReadingOptions, ResumeOptions):
     """Train a diffusion U-Net on images without labels, or an encoder by another method to compare it
     with."""
 
@@ -82,8 +91,6 @@ class PretrainConfig(ResumeOptions):
     GPU."""
     limit: Count | None = None
     """Train on the first so many images only. None: all."""
-    workers: Annotated[Natural | None, MAY_CHANGE] = None
-    """Processes that decode images. None: chosen by the machine and the number of images."""
     snapshot_epochs: Annotated[Count | None, MAY_CHANGE] = None
     """Epochs between two snapshots of the model, with generated samples, in `snapshots/`. None: no
     snapshots."""

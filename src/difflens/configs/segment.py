@@ -28,6 +28,9 @@ class SegmentConfig(DenseConfig):
     classes: Path | None = None
     """With --train and --val: a text file with the names of the classes, one a line. None: the class list of
     --data."""
+    ignore: tuple[Annotated[int, Range(0, 255)], ...] | None = None
+    """Values of the masks that are no class, as 11 is in CamVid. None: 0 and 255 for ADE20K, 255 for other
+    layouts."""
     eval_scales: tuple[Annotated[float, Range(0.1, 10)], ...] = (1.0,)
     """Scales of each image in the evaluation, over which probabilities are averaged. The standard multi-scale
     evaluation is 0.5 0.75 1 1.25 1.5 1.75."""

@@ -1,13 +1,17 @@
-"""Image files in folders."""
+"""Image files in folders, and text files beside them."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from difflens.data.images import EXTENSIONS
+from difflens.data.images import EXTENSIONS, is_image
 from difflens.errors import DiffLensError, listing
+from difflens.run.console import note
 
+_MOST_TEXT = 2**28
+"""The largest size of a list in bytes: a line for each image of the largest data sets."""
 _TREE = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE)"
 
 
@@ -19,23 +23,42 @@ def list_images(paths: Iterable[Path | str]) -> list[Path]:
         DiffLensError: a path does not exist, a folder has no images, or there are no paths.
     """
     found: dict[Path, None] = {}
+    others = Others()
     for path in map(Path, paths):
         if not path.exists():
             raise DiffLensError(f"no such file or folder: {path}")
-        found |= dict.fromkeys(find_images(path) if path.is_dir() else [path])
+        found |= dict.fromkeys(find_images(path, others) if path.is_dir() else [path])
+    others.tell()
     if not found:
         raise DiffLensError("no images given; give image files or folders of them")
     return list(found)
 
 
-def find_images(folder: Path) -> list[Path]:
+class Others(Counter[str]):
+    """The files of data folders that are no images: their number by suffix."""
+
+    def tell(self) -> None:
+        """Print one line that counts and names them, if there are any."""
+        if self:
+            kinds = [f"{suffix} ({count:,})" for suffix, count in sorted(self.items())]
+            plural = "s are" if self.total() > 1 else " is"
+            note(f"{self.total():,} file{plural} left out, as not of a format that is read: {listing(kinds)}")
+
+
+def find_images(folder: Path, others: Others | None = None) -> list[Path]:
     """Return the image files in `folder` and its subfolders, sorted. Links are followed.
+
+    A file is an image by its suffix, or else by its content. Hidden files are ignored.
+
+    Args:
+        others: receives the files that are no images, for a line about several folders; None: the line is
+            printed here.
 
     Raises:
         DiffLensError: there are none, or a folder cannot be read.
     """
     found: list[Path] = []
-    others: set[str] = set()
+    here = Others()
     seen: set[str] = set()
     for where, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(where)
@@ -45,14 +68,47 @@ def find_images(folder: Path) -> list[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(where, name) for name in files if not name.startswith(".")):
-            if path.suffix.lower() in EXTENSIONS:
+            if path.suffix.lower() in EXTENSIONS or is_image(path):
                 found.append(path)
             else:
-                others.add(path.suffix or "none")
+                here[path.suffix.lower() or "no suffix"] += 1
     if not found:
-        what = f"only files of type {listing(sorted(others))}" if others else "no files"
+        what = f"only files of type {listing(sorted(here))}" if here else "no files"
         raise DiffLensError(f"no images in {folder}: {what}; images end in {', '.join(EXTENSIONS)}")
+    if others is None:
+        here.tell()
+    else:
+        others.update(here)
     return sorted(found)
+
+
+def read_lines(path: Path, what: str, files: bool = False) -> list[str]:
+    """Return the lines of a text file in UTF-8, with or without a byte order mark, without surrounding space.
+
+    Args:
+        what: the content of the file, for messages.
+        files: True for names of files, which keep bytes that are not UTF-8, as the names in folders do.
+
+    Raises:
+        DiffLensError: the file is missing, no regular file, too large, or no text.
+    """
+    try:
+        # a pipe or a device could hold the program for ever
+        if path.exists() and not path.is_file():
+            raise DiffLensError(f"{path} is not a regular file; expected {what}")
+        if (size := path.stat().st_size) > _MOST_TEXT:
+            raise DiffLensError(f"{path} has {size:,} bytes; expected {what}, at most {_MOST_TEXT:,} bytes")
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape" if files else "strict")
+    except FileNotFoundError:
+        raise DiffLensError(f"there is no {path}; expected {what}") from None
+    except UnicodeDecodeError as error:
+        raise DiffLensError(f"{path} is not a text file in UTF-8 ({error}); expected {what}") from error
+    except OSError as error:
+        raise DiffLensError(f"{path} cannot be read ({error.strerror}); expected {what}") from error
+    if "\0" in text:
+        raise DiffLensError(f"{path} is not a text file in UTF-8; expected {what}")
+    # not splitlines(), which also ends a line at characters that a name may hold
+    return [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
 
 
 def require_folder(path: Path) -> None:

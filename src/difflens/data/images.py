@@ -4,8 +4,9 @@ Images are uint8 until the network reads them. This takes a quarter of the memor
 device.
 """
 
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,16 +16,31 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from difflens.choices import Augmentation
+from difflens.choices import Augmentation, Exif
 from difflens.errors import DiffLensError
 from difflens.noise import Stream, draws
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-"""Suffixes of image files."""
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
+)
+"""Suffixes of image files. Files with another suffix are looked into (`is_image`)."""
 # a closed list: Pillow also opens formats that run other programs (EPS runs Ghostscript)
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-_ORIENTATION = 0x0112  # the EXIF tag; values from 5 on rotate the image by 90 degrees
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
+_ORIENTATION = 0x0112  # the EXIF tag; values from 5 on swap height and width
+_UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+
+LONGEST = 50
+"""The longer side of an image is at most this many times the shorter, which is scaled to a network's side."""
 
 MARGIN = 4
 """An image that is at most this many pixels smaller than the network's side is padded, not resized."""
@@ -46,57 +62,100 @@ class BadImage(DiffLensError):
         return f"cannot read image {self.where}: {self.reason}"
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Path, exif: Exif = "apply") -> Tensor:
     """Decode an image file.
 
-    EXIF orientation is applied. Grey files (8 bit, 16 bit scaled to 8, black and white) give one channel. All
-    others give three: palettes, CMYK and the like become RGB, and transparency is composited on black. An
-    animation gives its first frame.
+    EXIF orientation turns it upright, unless `exif` is "ignore". Grey files (8 bit, 16 bit scaled to 8, black
+    and white) give one channel. All others give three: palettes, CMYK and the like become RGB, and
+    transparency is composited on black. An animation gives its first frame.
 
     Returns:
         uint8, (C, H, W) with C 1 or 3.
 
     Raises:
-        BadImage: the file is missing, empty, truncated, not an image, or too large (a decompression bomb).
+        BadImage: the file is missing, no regular file, empty, truncated, not an image, without pixels, too
+            large (a decompression bomb), or more than `LONGEST` times as long as wide.
     """
-    return decode_image(path, str(path))
+    return decode_image(path, str(path), exif)
 
 
-def decode_image(source: Path | BinaryIO, where: str) -> Tensor:
+def decode_image(source: Path | BinaryIO, where: str, exif: Exif = "apply") -> Tensor:
     """Decode a path or an open binary file by the rules of `read_image`; errors call it `where`."""
     with _opened(source, where) as image:
-        return from_pil(image)
+        return from_pil(image, exif)
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, exif: Exif = "apply") -> Image.Image:
     """Return an image file as Pillow decodes it, in its own mode, for masks and transparency.
 
     Raises:
         BadImage: for the reasons of `read_image`.
     """
     with _opened(path, str(path)) as image:
-        image.load()
-        return image.copy()
+        return _turned(image, exif).copy()
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def open_picture(path: Path) -> Image.Image:
+    """Return an image file as a Pillow image of mode L or RGB, by the rules of `read_image`.
+
+    Raises:
+        BadImage: for the reasons of `read_image`.
+    """
+    with _opened(path, str(path)) as image:
+        return _plain(image, "apply")
+
+
+def is_image(path: Path) -> bool:
+    """Return True if a file begins as an image of a format that `read_image` decodes."""
+    try:
+        with _opened(path, str(path)):
+            return True
+    except BadImage:
+        return False
+
+
+def image_size(path: Path, exif: Exif = "apply") -> tuple[int, int]:
     """Return the (height, width) that `read_image` gives, from the file's header alone.
 
     Raises:
         BadImage: for the reasons of `read_image`, if the header shows them.
     """
     with _opened(path, str(path)) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) >= 5
-        return image.size if turned else (image.height, image.width)
+        # of a TIFF file Pillow gives the size of the upright image, of other files that of the stored one
+        swapped = _orientation(image) >= 5 and (image.format == "TIFF") != (exif == "apply")
+        return image.size if swapped else (image.height, image.width)
+
+
+def orientation(path: Path) -> int:
+    """Return the EXIF orientation of an image file, 1 (upright) to 8; from 5 on, height and width swap.
+
+    Raises:
+        BadImage: for the reasons of `read_image`, if the header shows them.
+    """
+    with _opened(path, str(path)) as image:
+        return _orientation(image)
 
 
 @contextmanager
 def _opened(source: Path | BinaryIO, where: str) -> Iterator[Image.Image]:
     """Open an image, and raise any error that occurs while it is open as BadImage."""
     try:
-        if isinstance(source, Path) and source.stat().st_size == 0:
-            raise BadImage(where, "the file is empty")
-        with Image.open(source, formats=_FORMATS) as image:
+        if isinstance(source, Path):
+            status = source.stat()
+            # a pipe or a device could hold the program for ever
+            if not stat.S_ISREG(status.st_mode):
+                folder = stat.S_ISDIR(status.st_mode)
+                raise BadImage(
+                    where, f"not a regular file, but a {'directory' if folder else 'pipe or device'}"
+                )
+            if status.st_size == 0:
+                raise BadImage(where, "the file is empty")
+        # a file, not a path, as Pillow would map the stored pixels of a turned TIFF file in the turned size
+        with (
+            source.open("rb") if isinstance(source, Path) else nullcontext(source) as file,
+            Image.open(file, formats=_FORMATS) as image,
+        ):
+            _check_shape(image)
             yield image
     except BadImage:
         raise
@@ -109,24 +168,61 @@ def _opened(source: Path | BinaryIO, where: str) -> Iterator[Image.Image]:
         raise BadImage(where, reason or str(error) or type(error).__name__) from error
 
 
-def from_pil(image: Image.Image) -> Tensor:
+def from_pil(image: Image.Image, exif: Exif = "apply") -> Tensor:
     """Convert a Pillow image to uint8, (C, H, W) with C 1 or 3, by the rules of `read_image`.
 
     Raises:
-        ValueError: the image has floating-point pixels (mode F).
+        ValueError: the image has floating-point pixels (mode F), no pixels, or is too long (`LONGEST`).
     """
+    _check_shape(image)
+    pixels = torch.from_numpy(np.array(_plain(image, exif)))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """Return an image of 16-bit greys with 8 bits (65535 becomes 255), and any other image unchanged."""
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+    return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+
+
+def _plain(image: Image.Image, exif: Exif) -> Image.Image:
+    """Return an image with mode L or RGB, upright if `exif` is "apply"."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range")
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return torch.from_numpy(((wide + 128) // 257).astype(np.uint8))[None]
+    image = eight_bit(_turned(image, exif))
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    image = image.convert("L" if image.mode in ("1", "L") else "RGB")
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if value in _UNDO else 1
+
+
+def _turned(image: Image.Image, exif: Exif) -> Image.Image:
+    """Return an image upright by its EXIF orientation, or with `exif` "ignore" as its pixels are stored."""
+    if exif == "apply":
+        return ImageOps.exif_transpose(image)
+    stored = _orientation(image)
+    image.load()
+    # Pillow itself turns the pixels of TIFF files when it loads them
+    return image.transpose(_UNDO[stored]) if image.format == "TIFF" and stored in _UNDO else image
+
+
+def _check_shape(image: Image.Image) -> None:
+    """Raise ValueError if an image has no pixels, or is too long to be scaled."""
+    shorter, longer = sorted(image.size)
+    if shorter < 1:
+        raise ValueError(f"it has {image.width} x {image.height} pixels")
+    if longer > LONGEST * shorter:
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels; the longer side is at most {LONGEST} times the "
+            "shorter"
+        )
 
 
 def fit(images: Tensor, channels: int, side: int) -> Tensor:

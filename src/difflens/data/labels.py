@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from difflens.data.files import read_lines
 from difflens.data.split import ImageSplit, place_in_class
 from difflens.errors import DiffLensError, listing, require
 from difflens.noise import Stream, random_order
@@ -114,13 +115,8 @@ def label_list(split: ImageSplit, path: Path, classes: Sequence[str]) -> ImageSp
 
 def _lines(path: Path) -> dict[int, str]:
     """Return the names in a list by their line numbers, from 1."""
-    try:
-        text = path.expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        raise DiffLensError(f"cannot read the list of labelled images {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DiffLensError(f"{path} is not a text file in UTF-8; expected an image name a line") from error
-    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
+    found = read_lines(path.expanduser(), "an image name a line", files=True)
+    lines = {number: line for number, line in enumerate(found, 1) if line}
     if not lines:
         raise DiffLensError(f"{path} is empty; expected an image name a line")
     return lines

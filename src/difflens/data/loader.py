@@ -18,6 +18,9 @@ from difflens.data.images import BadImage
 from difflens.data.split import ImageSplit
 from difflens.noise import Stream, random_order
 
+_BAD_IN_A_ROW = 100
+"""So many bad images one after another end a reading that replaces them."""
+
 # with fewer images, starting worker processes takes longer than decoding
 _FEW_IMAGES = 256
 
@@ -57,6 +60,7 @@ def iterate(
     workers: int | None = None,
     on_bad_image: OnBadImage = "error",
     bad: list[str] | None = None,
+    replace: bool = False,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
     """Read `rows` of `split` in batches.
@@ -70,16 +74,18 @@ def iterate(
         workers: decoding processes; 0: this process; None: chosen by the machine and the number of images.
         on_bad_image: "error" raises the first BadImage; "skip" leaves the image out of its batch.
         bad: with "skip", receives "NAME: REASON" once for each image that is left out.
+        replace: with "skip", the next readable image of the split takes the place of one that is left out, so
+            all batches are whole.
 
     Yields:
         Batches of at most `batch_size` images, none of them empty.
 
     Raises:
-        BadImage: an image cannot be decoded, and `on_bad_image` is "error".
+        BadImage: an image cannot be decoded, and `on_bad_image` is "error"; or none can take its place.
     """
     rows = torch.arange(len(split)) if rows is None else rows.cpu()
     device = torch.device(device)
-    prepare = _Prepare(split, channels, side, augment, seed, epoch)
+    prepare = _Prepare(split, channels, side, augment, seed, epoch, replace and on_bad_image == "skip")
     if split.pixels is None:
         return _decoded(prepare, rows, batch_size, workers, on_bad_image, bad, device)
     return _resident(prepare, rows, batch_size, device)
@@ -162,6 +168,7 @@ class _Prepare(Dataset[tuple[Tensor, list[int], list[tuple[int, BadImage]]]]):
     kind: Augmentation
     seed: int
     epoch: int
+    replace: bool = False
 
     def __call__(self, images: Tensor, index: Tensor) -> Tensor:
         draws = image_ops.augmentation_draws(index, self.seed, self.epoch)
@@ -169,16 +176,28 @@ class _Prepare(Dataset[tuple[Tensor, list[int], list[tuple[int, BadImage]]]]):
 
     def __getitem__(self, rows: list[int]) -> tuple[Tensor, list[int], list[tuple[int, BadImage]]]:
         images, readable, failures = [], [], []
-        for row in rows:
-            try:
-                image = self.split.image(row)
-            except BadImage as error:  # as a value, because DataLoader would wrap the exception
-                failures.append((row, error))
+        for first in rows:
+            for row in self._candidates(first):
+                try:
+                    image = self.split.image(row)
+                except BadImage as error:  # as a value, because DataLoader would wrap the exception
+                    failures.append((row, error))
+                else:
+                    images.append(self(image[None], self.split.index[row : row + 1]))
+                    readable.append(row)
+                    break
             else:
-                images.append(self(image[None], self.split.index[row : row + 1]))
-                readable.append(row)
+                if self.replace:
+                    readable.clear()  # no batch, and an error
+                    break
         empty = torch.empty(0, self.channels, self.side, self.side, dtype=torch.uint8)
         return torch.cat([empty, *images]), readable, failures
+
+    def _candidates(self, row: int) -> Iterator[int]:
+        """Yield a row, and with `replace` the rows that may take its place."""
+        count = len(self.split)
+        tries = min(_BAD_IN_A_ROW, count) if self.replace else 1
+        return ((row + k) % count for k in range(tries))
 
 
 def _resident(prepare: _Prepare, rows: Tensor, batch_size: int, device: torch.device) -> Iterator[Batch]:
@@ -217,6 +236,8 @@ def _decoded(
         for row, error in failures:
             if on_bad_image == "error":
                 raise error
+            if prepare.replace and not readable:
+                raise BadImage(error.where, f"{error.reason}; no image after it takes its place")
             line = f"{prepare.split.ids[row]}: {error.reason}"
             if bad is not None and line not in bad:
                 bad.append(line)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from difflens.choices import Exif
 from difflens.data.images import BadImage, decode_image, from_pil, read_image
 
 Metric = Literal["top1", "mean_per_class"]
@@ -83,7 +84,7 @@ class ImageSplit(ABC):
 
     def _digest(self) -> str:
         """Return the digest of names, labels, positions and, for a split in memory, pixels."""
-        digest = sha256("\n".join(self.ids).encode())
+        digest = sha256("\n".join(self.ids).encode(errors="surrogateescape"))
         for tensor in (self.labels, self.index, self.pixels):
             digest.update(b"none" if tensor is None else tensor.numpy().tobytes())
         return digest.hexdigest()
@@ -101,16 +102,25 @@ class MemorySplit(ImageSplit):
 
 
 class FileSplit(ImageSplit):
-    """A split of image files: `ids` are their paths, relative to `root` or absolute."""
+    """A split of image files: `ids` are their paths, relative to `root` or absolute.
+
+    Args:
+        exif: "apply" turns images upright by their EXIF orientation.
+    """
 
     def __init__(
-        self, name: str, ids: Sequence[str], labels: Tensor | None = None, root: Path | None = None
+        self,
+        name: str,
+        ids: Sequence[str],
+        labels: Tensor | None = None,
+        root: Path | None = None,
+        exif: Exif = "apply",
     ) -> None:
         super().__init__(name, ids, labels)
-        self.root = root or Path()
+        self.root, self.exif = root or Path(), exif
 
     def image(self, i: int) -> Tensor:
-        return read_image(self.root / self.ids[i])
+        return read_image(self.root / self.ids[i], self.exif)
 
     def _digest(self) -> str:
         """Return the digest of any split, with the sizes of the files."""
@@ -200,7 +210,7 @@ class ImageData:
         """Return a hex digest, equal for equal classes, labels and images (files by name and size, others by
         content)."""
         parts = (*self.classes, self.train.fingerprint(), self.test.fingerprint())
-        return sha256("\n".join(parts).encode()).hexdigest()
+        return sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
 def _size(path: Path) -> int:

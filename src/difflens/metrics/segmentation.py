@@ -15,11 +15,15 @@ class SegmentationEvaluation:
 
     Attributes:
         confusion: (K, K) long, number of pixels by true class (rows) and predicted class (columns).
-        classes: names of the classes.
+        classes: names of the classes, all of them different.
     """
 
     confusion: Tensor
     classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len({*self.classes}) < len(self.classes):
+            raise DiffLensError(f"two classes have one name, and figures are by name: {self.classes}")
 
     @property
     def iou(self) -> dict[str, float | None]:
@@ -38,7 +42,8 @@ class SegmentationEvaluation:
 
         Returns:
             "miou", the mean over classes that are true or predicted; "pixel_accuracy"; "mean_accuracy", the
-            mean over true classes; "iou" by class; and "pixels", the number of pixels.
+            mean over true classes; "iou" by class; "absent_classes", those without a true pixel; and
+            "pixels", the number of pixels.
 
         Raises:
             DiffLensError: no pixel has a class.
@@ -55,6 +60,7 @@ class SegmentationEvaluation:
             "pixel_accuracy": float(counts.diagonal().sum() / counts.sum()),
             "mean_accuracy": float((counts.diagonal()[present] / counts.sum(1)[present]).mean()),
             "iou": self.iou,
+            "absent_classes": [name for name, here in zip(self.classes, present, strict=True) if not here],
             "pixels": int(counts.sum()),
         }
 

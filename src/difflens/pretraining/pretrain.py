@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from difflens.configs.command_line import shown_command
 from difflens.configs.options import given, resolve
@@ -54,7 +55,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             f"times {config.accumulate} micro-batches (--accumulate)"
         )
     with opened.directory() as run:
-        return PretrainResult(path=_train(config, images, run, process, command))
+        path, skipped = _train(config, images, run, process, command)
+        return PretrainResult(path=path, skipped_images=skipped)
 
 
 def _images(config: PretrainConfig) -> ImageSplit:
@@ -66,8 +68,8 @@ def _images(config: PretrainConfig) -> ImageSplit:
 
 def _train(
     config: PretrainConfig, images: ImageSplit, run: RunDirectory, process: Accelerator, command: str
-) -> Path:
-    """Train from the start or the last checkpoint; return the folder of the model."""
+) -> tuple[Path, tuple[str, ...]]:
+    """Train from the start or the last checkpoint; return the folder of the model, and the bad images."""
     torch.manual_seed(config.seed)
     method = make_method(config, images, process)
     loop = TrainingLoop(
@@ -98,7 +100,8 @@ def _train(
 
     try:
         loop.train(on_look)
-        return export("model")
+        skipped = {*gather_object(method.skipped)} if process.num_processes > 1 else {*method.skipped}
+        return export("model"), tuple(sorted(skipped))
     finally:
         board.close()
 

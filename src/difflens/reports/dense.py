@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from difflens.data.dense.base import IGNORED
+from difflens.errors import listing
 from difflens.reports import charts, overlays
 from difflens.reports.html import Picture, Section, Table, percent, render
 from difflens.results.dense import Example
@@ -51,6 +52,8 @@ def segmentation_sections(
         "The mean intersection over union is the mean over the classes that are present in the validation "
         "images or predicted. The mean accuracy is the mean over the classes that are present."
     )
+    if absent := metrics.get("absent_classes"):
+        caption += f" Classes without a validation pixel: {listing(absent)}."
     bars = Picture(
         charts.per_class_bars(metrics["iou"], None, "intersection over union, %"),
         "The dotted line is the mean. All classes are in metrics.json.",

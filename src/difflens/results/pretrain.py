@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from difflens.results.base import Result
+from difflens.results.base import Result, skipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,9 +12,14 @@ class PretrainResult(Result):
 
     Attributes:
         path: the folder of the model, which every other command takes as a backbone.
+        skipped_images: a line for each image that this call could not read.
     """
 
     path: Path
+    skipped_images: tuple[str, ...] = ()
 
     def summary(self) -> str:
         return f"Model: {self.path}"
+
+    def left_out(self) -> str:
+        return skipped(self.skipped_images)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from difflens.errors import listing
 from difflens.results.base import Result, bad, fields_in, plain
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class SegmentResult(Result):
         mean_accuracy: mean of the pixel accuracies of the classes that are present, in [0, 1].
         iou: intersection over union by class, in [0, 1]; None for a class that is neither present nor
             predicted.
+        absent_classes: classes without a validation pixel; None in runs of version 0.1, which do not say.
         pixels: number of validation pixels that have a class.
         train_images, val_images: how many were read.
         trainable_parameters: number of parameters that were trained.
@@ -44,10 +46,12 @@ class SegmentResult(Result):
     train_seconds: float
     seed: int
     bad_annotations: tuple[str, ...]
+    absent_classes: tuple[str, ...] | None = None
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
-        return {key: plain(value) for key, value in vars(self).items() if key not in ("out", "model")}
+        without = ("out", "model", *(("absent_classes",) if self.absent_classes is None else ()))
+        return {key: plain(value) for key, value in vars(self).items() if key not in without}
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], out: Path, model: "SegmentationModel") -> Self:
@@ -55,11 +59,14 @@ class SegmentResult(Result):
         return cls(**fields_in(cls, metrics), out=out, model=model)
 
     def summary(self) -> str:
+        counted = sum(share is not None for share in self.iou.values())
+        over = f" over {counted} of {len(self.iou)} classes" if self.absent_classes else ""
+        absent = f"No validation pixel: {listing(self.absent_classes)}\n" if self.absent_classes else ""
         return (
-            f"mIoU {100 * self.miou:.2f} %, pixel accuracy {100 * self.pixel_accuracy:.2f} %, "
+            f"mIoU {100 * self.miou:.2f} %{over}, pixel accuracy {100 * self.pixel_accuracy:.2f} %, "
             f"{self.train_images:,} training and {self.val_images:,} validation images, "
             f"{self.trainable_parameters:,} trainable parameters\n"
-            f"Report: {self.out / 'report.html'}\nModel: {self.out / 'model'}"
+            f"{absent}Report: {self.out / 'report.html'}\nModel: {self.out / 'model'}"
         )
 
     def left_out(self) -> str:

@@ -27,7 +27,7 @@ from difflens.processes.base import in_words
 from difflens.reports.dense import dense_report
 from difflens.reports.html import Section
 from difflens.results.dense import Example
-from difflens.run.console import progress_bar
+from difflens.run.console import note, progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 from difflens.tasks.objectives import DenseObjective, Loss
@@ -209,6 +209,8 @@ def run_dense(task: DenseTask[C, S, M], process: Accelerator) -> tuple[M, dict[s
     """
     config = task.config
     data = task.load()
+    for line in data.notes:
+        note(line)
     opened = open_run(config, data, process=process)
     plan = make_plan(config, opened.backbone)
     head = task.head(plan, data)

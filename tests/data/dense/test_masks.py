@@ -128,6 +128,110 @@ def test_a_bad_mask_is_named_or_skipped_and_counted(
     assert [Path(name).stem for name in data.train.ids] == ["0", "2"]
 
 
+def two(root: Path, values: list[list[int]], classes: str = "ground\ntree\n") -> Path:
+    """Two pairs whose masks hold `values`."""
+    for split in ("train", "val"):
+        save(root / "images" / split / "0.png", [[0] * len(row) for row in values], "image")
+        save(root / "masks" / split / "0.png", values)
+    (root / "classes.txt").write_text(classes, encoding="utf-8")
+    return root
+
+
+def test_masks_of_0_and_255_are_refused_by_their_values(tmp_path: Path) -> None:
+    message = (
+        "the train masks of mini show the class ground alone: their values are 0, 255, of which 255 are "
+        "ignored. The values of classes are 0, 1, and --ignore names the values of no class"
+    )
+    with pytest.raises(DiffLensError, match=message):
+        load_masks(two(tmp_path / "mini", [[0, 255]]))
+    with pytest.raises(DiffLensError, match="show no class: their values are 255"):
+        load_masks(two(tmp_path / "void", [[255, 255]]))
+    with pytest.raises(DiffLensError, match="has the class id 255, and there are 2 classes"):
+        load_masks(two(tmp_path / "mini", [[0, 255]]), ignore=())
+
+
+def test_classes_that_do_not_occur_are_named(tmp_path: Path) -> None:
+    root = two(tmp_path / "mini", [[0, 1, 2]], "ground\ntree\nhouse\nsea\n")
+    save(root / "masks" / "val" / "0.png", [[0, 255, 0]])
+    assert load_masks(root).notes == (
+        "classes without a pixel in the train masks: sea",
+        "classes without a pixel in the val masks: tree, house, sea",
+    )
+    save(root / "masks" / "val" / "0.png", [[255, 255, 255]])
+    with pytest.raises(DiffLensError, match="the val masks of mini show no class"):
+        load_masks(root)
+
+
+@pytest.mark.parametrize("classes", ["sky\nroad\ncar\n", "sky\nroad\nvoid\ncar\n"])
+def test_values_of_no_class_can_be_named(tmp_path: Path, classes: str) -> None:
+    """CamVid's way: the void has the number behind the last class, or a line of its own."""
+    named = "void" in classes
+    root = two(tmp_path / "mini", [[0, 1, 3, 2], [0, 0, 0, 0]], classes)
+    data = load_masks(root, ignore=(2 if named else 3,))
+    assert data.classes == ("sky", "road", "car")
+    assert data.train.mask(0).tolist() == [[0, 1, 2, 255] if named else [0, 1, 255, 2], [0] * 4]
+    assert data.notes == ()
+    with pytest.raises(DiffLensError, match="has the class id 255"):
+        load_masks(two(tmp_path / "other", [[0, 1, 255]], classes), ignore=(2,))
+    with pytest.raises(DiffLensError, match="classes, 1 without the ignored values; masks hold 2 to 254"):
+        load_masks(root, ignore=(1, 2, 3) if named else (1, 2))
+
+
+def test_two_classes_of_one_name_stay_two(tmp_path: Path) -> None:
+    root = ade20k(tmp_path / "mini")
+    info = root / "objectInfo150.txt"
+    info.write_text(
+        "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t.1\t1\t1\t1\tscreen, door\n2\t.1\t1\t1\t0\tscreen\n"
+    )
+    data = load_masks(root)
+    assert data.classes == ("screen (1)", "screen (2)")
+    info.write_text(info.read_text().replace("\n2\t", "\n3\t"))
+    with pytest.raises(DiffLensError, match=r"objectInfo150\.txt, line 3: the class has Idx 2, not '3'"):
+        load_masks(root)
+
+
+def test_a_list_with_a_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
+    root = two(tmp_path / "mini", [[0, 1]], "\ufeffground\r\ntree\r\n\r\n")
+    assert load_masks(root).classes == ("ground", "tree")
+
+
+def turn(path: Path, value: int, name: str) -> None:
+    """Give an image an EXIF orientation, under a new name; its stored pixels stay."""
+    exif = Image.Exif()
+    exif[0x0112] = value
+    image = Image.fromarray(np.asarray(Image.open(path)))
+    path.unlink()
+    image.save(path.with_name(name), exif=exif)
+
+
+@pytest.mark.parametrize("name", ["0.png", "0.tif"])
+def test_labels_of_a_turned_photograph(tmp_path: Path, name: str) -> None:
+    root = two(tmp_path / "mini", [[0, 1, 0]])  # drawn on the stored pixels, 3 x 1
+    turn(root / "images" / "train" / "0.png", 6, name)
+    message = (
+        rf"masks/train/0.png: is 3 x 1 pixels, its image .*{name} 1 x 3; its EXIF orientation turns it, and "
+        "the size is that of its pixels as they are stored: give --exif ignore"
+    )
+    with pytest.raises(DiffLensError, match=message):
+        load_masks(root)
+    stored = load_masks(root, exif="ignore")
+    assert stored.train.image(0).shape[1:] == stored.train.mask(0).shape == (1, 3)
+    assert stored.notes[0].startswith("images with an EXIF orientation: 1, read as stored")
+    save(root / "masks" / "train" / "0.png", [[0], [1], [0]])  # drawn on the upright image
+    upright = load_masks(root)
+    assert upright.train.image(0).shape[1:] == upright.train.mask(0).shape == (3, 1)
+    assert upright.notes[0].startswith("images with an EXIF orientation: 1, turned upright")
+    with pytest.raises(DiffLensError, match="that of the upright image: give --exif apply"):
+        load_masks(root, exif="ignore")
+
+
+def test_two_masks_of_one_name(tmp_path: Path) -> None:
+    root = two(tmp_path / "mini", [[0, 1]])
+    Image.open(root / "masks" / "train" / "0.png").save(root / "masks" / "train" / "0.bmp")
+    with pytest.raises(DiffLensError, match=r"0\.png: .*0\.bmp is a mask of this name already"):
+        load_masks(root)
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
@@ -135,6 +239,9 @@ def test_a_bad_mask_is_named_or_skipped_and_counted(
         (lambda root: root.mkdir(), "no layout of masks"),
         (lambda root: (pairs(root) / "classes.txt").unlink(), "there is no .*classes.txt"),
         (lambda root: (pairs(root) / "classes.txt").write_text("a\na\n"), "names a twice"),
+        (lambda root: (pairs(root) / "classes.txt").write_text("a\n\nb\n"), "line 2: the line is blank"),
+        (lambda root: (pairs(root) / "classes.txt").write_text("a\n"), "names 1 classes; masks hold 2"),
+        (lambda root: (pairs(root) / "classes.txt").write_bytes(b"caf\xe9\nb\n"), "not a text file in UTF-8"),
         (lambda root: (ade20k(root) / "objectInfo150.txt").write_text("Idx\n"), "names no classes"),
     ],
 )

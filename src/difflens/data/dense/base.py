@@ -1,13 +1,16 @@
 """Dense labels: the data set that every source gives, its objects, and the list of bad annotations."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from difflens.choices import OnBadAnnotation
+from difflens.choices import Exif, OnBadAnnotation
+from difflens.data.images import image_size
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, listing
 
@@ -72,6 +75,7 @@ class DenseData(Generic[S]):
         train: the training images.
         val: the validation images.
         bad: one line for each annotation that was left out.
+        notes: lines about what is unusual but may be right.
     """
 
     name: str
@@ -79,11 +83,44 @@ class DenseData(Generic[S]):
     train: S
     val: S
     bad: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """Return a hex digest, equal for equal classes, image names and annotations."""
         parts = (*self.classes, self.train.fingerprint(), self.val.fingerprint())
-        return sha256("\n".join(parts).encode()).hexdigest()
+        return sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
+
+
+def distinct(names: Mapping[int, str]) -> tuple[str, ...]:
+    """Return the names of classes by their ids; a name that several classes have gets the id behind it."""
+    counts = Counter(names.values())
+    return tuple(name if counts[name] == 1 else f"{name} ({k})" for k, name in names.items())
+
+
+def misfit(size: tuple[int, int], path: Path, exif: Exif) -> str:
+    """Return a hint for an image whose labels have another size, if it is due to EXIF orientation; else "".
+
+    Args:
+        size: the (height, width) of the labels.
+        path: the image file, which can be read.
+    """
+    other: Exif = "ignore" if exif == "apply" else "apply"
+    if image_size(path, other) != size:
+        return ""
+    drawn = "its pixels as they are stored" if other == "ignore" else "the upright image"
+    return f"; its EXIF orientation turns it, and the size is that of {drawn}: give --exif {other}"
+
+
+def turned(count: int, exif: Exif) -> tuple[str, ...]:
+    """Return the line about `count` images that have an EXIF orientation; none for no image."""
+    if not count:
+        return ()
+    rule = (
+        "turned upright, and labels taken as drawn on the upright image"
+        if exif == "apply"
+        else "read as stored, and labels taken as drawn on the stored pixels"
+    )
+    return (f"images with an EXIF orientation: {count:,}, {rule} (--exif {exif})",)
 
 
 def require_entries(split: str, ids: Iterable[object], where: object, problems: Problems) -> None:

@@ -1,28 +1,35 @@
 """The COCO reader: objects from COCO's JSON format, checked entry by entry (Lin et al., 2014)."""
 
-import json
+import codecs
+import reprlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
-from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 from torch import Tensor
 
-from difflens.choices import OnBadAnnotation
-from difflens.data.dense.base import DenseData, Problems, require_entries
-from difflens.data.images import BadImage, image_size
+from difflens.choices import Exif, OnBadAnnotation
+from difflens.data.dense.base import DenseData, Problems, distinct, misfit, require_entries, turned
+from difflens.data.images import BadImage, image_size, orientation
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, listing
 from difflens.run.console import progress_bar
 
 _TOLERANCE = 1.0
 """Pixels by which a box may leave its image: COCO rounds its own boxes by up to this much."""
+_MOST_BYTES = 2**32
+"""The largest size of a JSON file: ten times that of COCO's own."""
+_MOST_POLYGONS = 10_000
+_MOST_OUTLINE = 2_000_000
+"""The most polygons of an object, and the longest outline in pixels, as drawing them takes memory."""
 _LAYOUT = (
     "annotations/instances_train*.json and instances_val*.json, and images in {train,val}*/ or "
     "images/{train,val}*/"
@@ -30,6 +37,55 @@ _LAYOUT = (
 
 Annotations = tuple[Path, Path]
 """A folder of images, and the JSON file that annotates them."""
+
+
+_Id = Annotated[int, Field(ge=-(2**63), lt=2**63, description="a whole number of 64 bits")]
+_Text = Annotated[str, Field(min_length=1, max_length=4096, description="a text of 1 to 4096 characters")]
+_Side = Annotated[int, Field(ge=1, lt=2**31, description="a number of pixels, 1 or more")]
+_Float = Annotated[float, Field(allow_inf_nan=False)]
+# the first wrong number of a list is enough
+_Polygon = Annotated[list[_Float], Field(min_length=6, fail_fast=True)]
+_Runs = Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(fail_fast=True)]
+
+
+class _Entry(BaseModel):
+    """An entry of a COCO file; a field's description says what is right."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: _Id
+
+
+class _Category(_Entry):
+    name: _Text
+
+
+class _Image(_Entry):
+    file_name: _Text
+    width: _Side
+    height: _Side
+
+
+class _RunLengths(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    size: Annotated[list[int], Field(min_length=2, max_length=2)]
+    counts: _Runs | str
+
+
+class _Annotation(_Entry):
+    image_id: _Id
+    category_id: _Id
+    bbox: Annotated[
+        list[_Float],
+        Field(min_length=4, max_length=4, description="[left, top, width, height] in pixels"),
+    ]
+    area: Annotated[float | None, Field(ge=0, allow_inf_nan=False, description="a number of pixels")] = None
+    iscrowd: Annotated[Literal[0, 1] | bool, Field(description="0 or 1")] = 0
+    segmentation: Annotated[
+        _RunLengths | Annotated[list[_Polygon], Field(fail_fast=True)] | None,
+        Field(description="polygons of at least three points, or run lengths in whole numbers or text"),
+    ] = None
 
 
 class ObjectSplit(FileSplit):
@@ -41,6 +97,7 @@ class ObjectSplit(FileSplit):
         objects: the annotations of each image, without crowds, which are not trained on.
         labels: the class of each category id, from 1.
         masks: True if all objects have masks.
+        exif: "apply" turns images upright by their EXIF orientation.
     """
 
     def __init__(
@@ -52,8 +109,9 @@ class ObjectSplit(FileSplit):
         objects: Sequence[Sequence[Mapping[str, Any]]],
         labels: Mapping[int, int],
         masks: bool,
+        exif: Exif = "apply",
     ):
-        super().__init__(name, ids, root=root)
+        super().__init__(name, ids, root=root, exif=exif)
         self.record, self.objects, self.label_of, self.has_masks = record, objects, labels, masks
 
     def target(self, i: int, masks: bool) -> dict[str, Tensor]:
@@ -87,7 +145,7 @@ class ObjectSplit(FileSplit):
         return digest.hexdigest()
 
 
-def load_coco(root: Path, on_bad: OnBadAnnotation = "error") -> DenseData[ObjectSplit]:
+def load_coco(root: Path, on_bad: OnBadAnnotation = "error", exif: Exif = "apply") -> DenseData[ObjectSplit]:
     """Load a data set in COCO's layout: annotations/instances_NAME.json, images in NAME/, images/NAME/ or
     images/.
 
@@ -97,22 +155,30 @@ def load_coco(root: Path, on_bad: OnBadAnnotation = "error") -> DenseData[Object
     if not root.is_dir():
         raise DiffLensError(f"no such folder: {root}; expected {_LAYOUT}")
     train, val = (_find(root, split) for split in ("train", "val"))
-    return load_annotations(train, val, on_bad, root.name)
+    return load_annotations(train, val, on_bad, exif, root.name)
 
 
 def load_annotations(
-    train: Annotations, val: Annotations, on_bad: OnBadAnnotation = "error", name: str | None = None
+    train: Annotations,
+    val: Annotations,
+    on_bad: OnBadAnnotation = "error",
+    exif: Exif = "apply",
+    name: str | None = None,
 ) -> DenseData[ObjectSplit]:
     """Load objects in images from a folder of images and a JSON file for each split.
 
     Images without annotations are negatives. COCO's evaluation takes crowds into account; the training does
     not.
 
+    Args:
+        exif: "apply" turns images upright by their EXIF orientation, on which boxes and masks are then drawn;
+            "ignore" leaves both as stored.
+
     Raises:
-        DiffLensError: a file is missing, is no JSON or is not in COCO's format, or the splits have other
-            categories. With "error" also: a box is outside its image or has no area, a mask has another size
-            than its image, a category is not in the list, an id appears twice, or an image is missing or has
-            another size than recorded.
+        DiffLensError: a file is missing, is no JSON, is too large or is not in COCO's format, or the splits
+            have other categories. With "error" also: a field is not of its kind, a box is outside its image
+            or has no area, a mask does not fit its image, a category is not in the list, an id appears twice,
+            or an image is missing or has another size than recorded.
     """
     problems = Problems(on_bad)
     records = [_read(path) for _, path in (train, val)]
@@ -121,11 +187,13 @@ def load_annotations(
         different = sorted({*categories[0].items()} ^ {*categories[1].items()})
         raise DiffLensError(f"{train[1]} and {val[1]} have other categories: {listing(different, 3)}")
     labels = {identity: k for k, identity in enumerate(categories[0], start=1)}
-    parts = []
+    titles = dict(zip(labels, distinct(categories[0]), strict=True))
+    parts, oriented = [], 0
     for record, (folder, path) in zip(records, (train, val), strict=True):
         if not folder.is_dir():
             raise DiffLensError(f"no such folder: {folder}, of the images of {path}")
-        images = _checked_images(record["images"], folder, path, problems)
+        images, count = _checked_images(record["images"], folder, path, problems, exif)
+        oriented += count
         annotations = _checked_annotations(record["annotations"], images, categories[0], path, problems)
         parts.append((images, annotations))
     masks = _checked_masks(parts, (train[1], val[1]), problems)
@@ -142,13 +210,14 @@ def load_annotations(
         checked = {
             "images": list(images.values()),
             "annotations": annotations,
-            "categories": [{"id": identity, "name": title} for identity, title in categories[0].items()],
+            "categories": [{"id": identity, "name": title} for identity, title in titles.items()],
         }
         ids = [image["file_name"] for image in images.values()]
         by_image = [objects[identity] for identity in images]
-        splits.append(ObjectSplit(split, ids, folder, checked, by_image, labels, masks))
+        splits.append(ObjectSplit(split, ids, folder, checked, by_image, labels, masks, exif))
+    notes = (*turned(oriented, exif), *_unseen(splits, titles))
     return DenseData(
-        name or train[1].stem, tuple(categories[0].values()), splits[0], splits[1], tuple(problems.lines)
+        name or train[1].stem, tuple(titles.values()), splits[0], splits[1], tuple(problems.lines), notes
     )
 
 
@@ -206,15 +275,32 @@ def _find(root: Path, split: str) -> Annotations:
     return folder, files[0]
 
 
+def _unseen(splits: Sequence[ObjectSplit], titles: Mapping[int, str]) -> list[str]:
+    """Return a line for each split that shows no object of some classes."""
+    lines = []
+    for split in splits:
+        seen = {entry["category_id"] for objects in split.objects for entry in objects}
+        missing = [title for identity, title in titles.items() if identity not in seen]
+        # a split without any object is an error of its own
+        if missing and seen:
+            lines.append(f"classes without an object in the {split.name} images: {listing(missing)}")
+    return lines
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise DiffLensError(f"{path} is not a regular file; expected COCO's JSON")
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise DiffLensError(f"{path} has {size:,} bytes; at most {_MOST_BYTES:,} are read")
+        # this parser bounds the depth of lists and the length of numbers
+        record = from_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except FileNotFoundError:
         raise DiffLensError(f"there is no {path}") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise DiffLensError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise DiffLensError(f"{path} is broken JSON: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DiffLensError(f"{path} cannot be read: {error}") from error
     for key in ("images", "annotations", "categories"):
         entries = record.get(key) if isinstance(record, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -222,56 +308,77 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
+def _wrong_entry(kind: type[_Entry], entry: Mapping[str, Any]) -> str:
+    """Return the reason why a field of an entry cannot be right, or ""."""
+    try:
+        kind.model_validate(entry)
+    except ValidationError as error:
+        field = str(error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"][0])
+        right = kind.model_fields[field].description
+        return f"{field} is {right}, " + (
+            f"not {_shown(entry[field])}" if field in entry else "and is missing"
+        )
+    return ""
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else reprlib.repr(value)
+
+
 def _categories(record: dict[str, Any], path: Path) -> dict[int, str]:
     names: dict[int, str] = {}
     for number, entry in enumerate(record["categories"]):
-        identity, title = entry.get("id"), entry.get("name")
-        if not isinstance(identity, int) or not isinstance(title, str) or identity in names:
-            raise DiffLensError(
-                f"{path}, categories[{number}]: a category has an id that no other has, and a name, not "
-                f"{entry}"
-            )
-        names[identity] = title
+        wrong = _wrong_entry(_Category, entry)
+        if not wrong and entry["id"] in names:
+            wrong = f"the id {entry['id']} belongs to an earlier category"
+        if wrong:
+            raise DiffLensError(f"{path}, categories[{number}]: {wrong}")
+        names[entry["id"]] = entry["name"]
     if not names:
         raise DiffLensError(f"{path} lists no categories")
     return dict(sorted(names.items()))
 
 
 def _checked_images(
-    entries: Sequence[dict[str, Any]], folder: Path, path: Path, problems: Problems
-) -> dict[int, dict[str, Any]]:
-    """Return the usable images by id: those that can be read and have the recorded size."""
+    entries: Sequence[dict[str, Any]], folder: Path, path: Path, problems: Problems, exif: Exif
+) -> tuple[dict[int, dict[str, Any]], int]:
+    """Return the usable images by id: those that can be read and have the recorded size.
 
-    def read_size(entry: dict[str, Any]) -> tuple[int, int] | str:
-        """The (height, width) of the file, or the reason why it cannot be read."""
+    Returns:
+        The images, and the number of them that have an EXIF orientation.
+    """
+
+    def check(entry: dict[str, Any]) -> int | str:
+        """Return the EXIF orientation of an image that is right, else the reason why it is not."""
+        if wrong := _wrong_entry(_Image, entry):
+            return wrong
+        file, recorded = folder / entry["file_name"], (entry["height"], entry["width"])
         try:
-            return image_size(folder / str(entry.get("file_name")))
+            size, oriented = image_size(file, exif), orientation(file)
         except BadImage as error:
-            return f"{error.where}: {error.reason}"
+            return f"cannot be read ({error.where}: {error.reason})"
+        if recorded == size:
+            return oriented
+        return (
+            f"is recorded as {recorded[1]} x {recorded[0]} pixels, but the file has {size[1]} x {size[0]}"
+            f"{misfit(recorded, file, exif)}"
+        )
 
     usable: dict[int, dict[str, Any]] = {}
+    count = 0
     with ThreadPoolExecutor(8) as pool, progress_bar() as bar:
         task = bar.add_task(f"checking images of {path.name}", total=len(entries), note="")
-        for number, (entry, size) in enumerate(zip(entries, pool.map(read_size, entries), strict=True)):
+        for number, (entry, found) in enumerate(zip(entries, pool.map(check, entries), strict=True)):
             bar.update(task, advance=1)
-            identity = entry.get("id")
-            where = f"{path}, images[{number}] (id {identity})"
-            recorded = (entry.get("height"), entry.get("width"))
-            if not isinstance(identity, int) or not isinstance(entry.get("file_name"), str):
-                problems.add(where, "an image has a whole number as id and a file_name")
-            elif identity in usable:
+            where = f"{path}, images[{number}] (id {_shown(entry.get('id'))})"
+            if isinstance(found, str):
+                problems.add(where, found)
+            elif entry["id"] in usable:
                 problems.add(where, "this id belongs to an earlier image")
-            elif isinstance(size, str):
-                problems.add(where, f"cannot be read ({size})")
-            elif recorded != size:
-                problems.add(
-                    where,
-                    f"is recorded as {recorded[1]} x {recorded[0]} pixels, but the file has {size[1]} x "
-                    f"{size[0]}",
-                )
             else:
-                usable[identity] = entry
-    return usable
+                usable[entry["id"]] = entry
+                count += found > 1
+    return usable, count
 
 
 def _checked_annotations(
@@ -283,31 +390,25 @@ def _checked_annotations(
 ) -> list[dict[str, Any]]:
     """Return the annotations that are right, with their area and "iscrowd" filled in."""
     usable: list[dict[str, Any]] = []
-    seen: set[Any] = set()
+    seen: set[int] = set()
     for number, entry in enumerate(entries):
-        where = f"{path}, annotations[{number}] (id {entry.get('id')})"
-        identity, category, area = (entry.get(key) for key in ("image_id", "category_id", "area"))
-        image = images.get(identity) if isinstance(identity, int) else None
-        if image is None:
-            wrong = f"there is no usable image with id {identity}"
-        elif not isinstance(entry.get("id"), int):
-            wrong = "an annotation has a whole number as id"
-        elif entry["id"] in seen:
-            wrong = "this id belongs to an earlier annotation"
-        elif not isinstance(category, int) or category not in categories:
-            wrong = f"class id {category} is not in the list of categories"
-        elif entry.get("iscrowd", 0) not in (0, 1):
-            wrong = f"iscrowd is 0 or 1, not {entry['iscrowd']}"
-        elif area is not None and not (isinstance(area, int | float) and isfinite(area) and area >= 0):
-            wrong = f"an area is a number of pixels, not {area}"
-        else:
-            wrong = _wrong_box(entry.get("bbox"), image) or _wrong_mask(entry, image)
+        wrong = _wrong_entry(_Annotation, entry)
+        image: Mapping[str, Any] = {}
+        if not wrong and entry["image_id"] not in images:
+            wrong = f"there is no usable image with id {entry['image_id']}"
+        elif not wrong:
+            image = images[entry["image_id"]]
+            if entry["id"] in seen:
+                wrong = "this id belongs to an earlier annotation"
+            elif entry["category_id"] not in categories:
+                wrong = f"class id {entry['category_id']} is not in the list of categories"
+            else:
+                wrong = _wrong_box(entry["bbox"], image) or _wrong_mask(entry.get("segmentation"), image)
         if wrong:
-            problems.add(where, wrong)
+            problems.add(f"{path}, annotations[{number}] (id {_shown(entry.get('id'))})", wrong)
             continue
         seen.add(entry["id"])
-        assert image is not None
-        area = _area(entry, image) if area is None else area
+        area = _area(entry, image) if entry.get("area") is None else entry["area"]
         usable.append({**entry, "area": area, "iscrowd": int(entry.get("iscrowd", 0))})
     return usable
 
@@ -321,18 +422,41 @@ def _area(entry: Mapping[str, Any], image: Mapping[str, Any]) -> float:
 
 def _pixels(segmentation: Any, image: Mapping[str, Any]) -> int:
     """Return the number of pixels that a mask covers."""
+    if isinstance(segmentation, dict):
+        return int(sum(_runs(segmentation["counts"])[1::2]))
     tools = mask_tools()
     return int(tools.area(tools.segmToRle(segmentation, image["width"], image["height"])))
 
 
-def _wrong_box(box: Any, image: Mapping[str, Any]) -> str:
+def _runs(counts: list[int] | str) -> list[int]:
+    """Return run lengths, which a text holds in the compressed form of COCO's tools.
+
+    Raises:
+        ValueError: the text is cut or damaged.
+    """
+    if isinstance(counts, list):
+        return counts
+    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        raise ValueError("the text of the mask's counts is cut or damaged")
+    # a number has five bits a character, the lowest first; bit 32 says that more follow, bit 16 is the sign
+    last = np.flatnonzero(codes & 32 == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    if lengths.max() > 7:
+        raise ValueError("the text of the mask's counts is damaged: a run has more than 32 bits")
+    place = np.arange(len(codes)) - np.repeat(first, lengths)
+    runs = np.add.reduceat((codes & 31) << (5 * place), first)
+    runs -= np.where(codes[last] & 16, 1 << (5 * lengths), 0)
+    # from the fourth number on, each is the difference from the number two places before
+    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
+    if runs.min() < 0:
+        raise ValueError("the text of the mask's counts is damaged: a run is negative")
+    return [int(run) for run in runs]
+
+
+def _wrong_box(box: Sequence[float], image: Mapping[str, Any]) -> str:
     """Return the reason why a box cannot be right, or ""."""
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(v, int | float) and isfinite(v) for v in box)
-    ):
-        return f"a bbox is [left, top, width, height] in pixels, not {box}"
     left, top, width, height = box
     if width <= 0 or height <= 0:
         return f"the box {box} has no area"
@@ -342,33 +466,43 @@ def _wrong_box(box: Any, image: Mapping[str, Any]) -> str:
     return ""
 
 
-def _wrong_mask(entry: Mapping[str, Any], image: Mapping[str, Any]) -> str:
+def _wrong_mask(shape: Any, image: Mapping[str, Any]) -> str:
     """Return the reason why a mask cannot be right, or ""; `_checked_masks` decides about missing masks."""
-    shape = entry.get("segmentation")
     if not shape:
         return ""
-    size = [image["height"], image["width"]]
+    width, height = image["width"], image["height"]
     if isinstance(shape, dict):
-        if shape.get("size") != size:
-            return f"the mask has size {shape.get('size')}, its image {size} (height, width)"
-        counts = shape.get("counts")
-        if isinstance(counts, list) and not all(isinstance(run, int) and run >= 0 for run in counts):
-            return "the mask's runs are not all whole numbers"
-        if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
-            return f"the mask's runs cover {sum(counts)} pixels of {size[0] * size[1]}"
-        if not isinstance(counts, list | str):
-            return "the mask's counts are neither a list nor text"
-    elif not isinstance(shape, list) or not all(
-        isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in shape
-    ):
-        return "a mask is run lengths, or polygons of at least three points"
-    try:
-        empty = not _pixels(shape, image)
-    except DiffLensError:
-        raise
-    except Exception as error:  # the library raises many kinds for damaged run lengths
-        return f"the mask cannot be decoded: {error}"
-    return "the mask has no pixels" if empty else ""
+        if shape["size"] != [height, width]:
+            return f"the mask has size {shape['size']}, its image {[height, width]} (height, width)"
+        try:
+            covered = sum(_runs(shape["counts"]))
+        except ValueError as error:
+            return str(error)
+        if covered != height * width:
+            return f"the mask's runs cover {covered} pixels of {height * width}"
+    elif wrong := _wrong_polygons(shape, width, height):
+        return wrong
+    return "" if _pixels(shape, image) else "the mask has no pixels"
+
+
+def _wrong_polygons(polygons: Sequence[Sequence[float]], width: int, height: int) -> str:
+    """Return the reason why polygons cannot be right, or ""; checked before they are drawn."""
+    if len(polygons) > _MOST_POLYGONS:
+        return f"the mask has {len(polygons):,} polygons; at most {_MOST_POLYGONS:,} are drawn"
+    outline = 0.0
+    for polygon in polygons:
+        if len(polygon) % 2:
+            return f"a polygon has pairs of x and y, not {len(polygon)} numbers"
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        far = np.flatnonzero((points < [-width, -height]) | (points > [2 * width, 2 * height]))
+        if len(far):
+            value = polygon[int(far[0])]
+            return f"a polygon reaches {_shown(value)}, far outside its image of {width} x {height} pixels"
+        outline += float(np.abs(points - np.roll(points, 1, axis=0)).sum())
+    most = min(_MOST_OUTLINE, 4 * (width + 1) * (height + 1))
+    if outline > most:
+        return f"the mask's outline is {outline:,.0f} pixels long; at most {most:,} are drawn in its image"
+    return ""
 
 
 def _checked_masks(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from difflens.data.files import find_images
-from difflens.data.images import open_image
+from difflens.data.images import eight_bit, open_image
 from difflens.data.sources.idx import load_fashion
 from difflens.errors import DiffLensError, listing
 
@@ -114,7 +114,7 @@ def _objects(folder: Path, seen: dict[_Content, Path], left_out: list[str]) -> I
         cutouts = {}
         for path in paths:
             try:
-                image = open_image(path)
+                image = eight_bit(open_image(path))
             except DiffLensError as error:
                 left_out.append(str(error))
                 continue

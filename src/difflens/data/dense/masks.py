@@ -2,15 +2,19 @@
 
 The value of a mask's pixel is its class. The three layouts differ in the meaning of the values:
 
-    ADE20K       0 is no class, k the k-th line of objectInfo150.txt
+    ADE20K       0 and 255 are no class, k the k-th line of objectInfo150.txt
     Pascal VOC   0 is background, 255 no class
     pairs        k is the k-th line of classes.txt counted from 0, 255 no class
+
+Other values of no class can be named instead. A line of the class list with such a value is no class.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +22,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from difflens.choices import OnBadAnnotation
-from difflens.data.dense.base import IGNORED, DenseData, Problems, require_entries
-from difflens.data.files import find_images
-from difflens.data.images import BadImage, image_size, open_image
+from difflens.choices import Exif, OnBadAnnotation
+from difflens.data.dense.base import (
+    IGNORED,
+    DenseData,
+    Problems,
+    distinct,
+    misfit,
+    require_entries,
+    turned,
+)
+from difflens.data.files import Others, find_images, read_lines
+from difflens.data.images import BadImage, image_size, open_image, orientation
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, listing
 from difflens.run.console import progress_bar
@@ -71,6 +83,7 @@ class MaskSplit(FileSplit):
         masks: the mask file of each image.
         values: (256,) uint8: the class that each value in a mask file stands for, or `IGNORED`.
         digest: a hex digest of the masks' content.
+        exif: "apply" turns images and masks upright by their EXIF orientation.
     """
 
     def __init__(
@@ -81,94 +94,117 @@ class MaskSplit(FileSplit):
         masks: Sequence[Path],
         values: NDArray[np.uint8],
         digest: str,
+        exif: Exif = "apply",
     ):
-        super().__init__(name, ids, root=root)
+        super().__init__(name, ids, root=root, exif=exif)
         self.masks, self.values, self.digest = masks, values, digest
 
     def mask(self, i: int) -> Tensor:
         """Return the class of each pixel of image `i`, uint8 (H, W); `IGNORED` where there is none."""
-        return torch.from_numpy(self.values[read_mask(self.masks[i])])
+        return torch.from_numpy(self.values[read_mask(self.masks[i], self.exif)])
 
     def _digest(self) -> str:
         return sha256(f"{super()._digest()}{self.digest}".encode()).hexdigest()
 
 
-def load_masks(root: Path, on_bad: OnBadAnnotation = "error") -> DenseData[MaskSplit]:
+def load_masks(
+    root: Path, on_bad: OnBadAnnotation = "error", ignore: Collection[int] | None = None, exif: Exif = "apply"
+) -> DenseData[MaskSplit]:
     """Load a data set in one of the three layouts, recognised by its folders. All masks are read once, to
     check them.
 
+    Args:
+        ignore: the values of the masks that are no class; None: those of the layout.
+        exif: "apply" turns images and masks upright by their EXIF orientation; "ignore" reads both as stored.
+
     Raises:
-        DiffLensError: there is no such folder, it has none of the layouts, or a class list is missing. With
-            "error" also: an image or mask is missing or unreadable, their sizes differ, or a value stands for
-            no class.
+        DiffLensError: there is no such folder, it has none of the layouts, a class list is missing or has
+            gaps, or the training masks show fewer than two classes. With "error" also: an image or mask is
+            missing or unreadable, their sizes differ, or a value stands for no class.
     """
     if not root.is_dir():
         raise DiffLensError(f"no such folder: {root}; expected {_LAYOUTS}")
     if (root / "annotations" / "training").is_dir():
-        return _load_ade20k(root, on_bad)
+        return _load_ade20k(root, on_bad, ignore, exif)
     for voc in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         if (voc / "SegmentationClass").is_dir():
-            return _load_voc(voc, on_bad)
+            return _load_voc(voc, on_bad, ignore, exif)
     if (root / "masks").is_dir():
         train, val = ((root / "images" / split, root / "masks" / split) for split in ("train", "val"))
-        return load_pairs(train, val, root / "classes.txt", on_bad, root.name)
+        return load_pairs(train, val, root / "classes.txt", on_bad, ignore, exif, root.name)
     raise DiffLensError(f"{root} has no layout of masks that is known; expected {_LAYOUTS}")
 
 
 def load_pairs(
-    train: Pair, val: Pair, classes: Path, on_bad: OnBadAnnotation = "error", name: str | None = None
+    train: Pair,
+    val: Pair,
+    classes: Path,
+    on_bad: OnBadAnnotation = "error",
+    ignore: Collection[int] | None = None,
+    exif: Exif = "apply",
+    name: str | None = None,
 ) -> DenseData[MaskSplit]:
     """Load images and masks from two folders for each split; an image and its mask share a name up to the
     suffix.
 
     Args:
         classes: a file with one class a line, in the order of the values in the masks.
+        ignore, exif: as in `load_masks`.
 
     Raises:
         DiffLensError: for the reasons of `load_masks`.
     """
-    names = _read_classes(classes)
-    values = _values({k: k for k in range(len(names))})
+    names = dict(enumerate(_read_classes(classes)))
+    meaning = _Meaning.of(names, {IGNORED} if ignore is None else ignore, classes)
     problems = Problems(on_bad)
-    pairs = [_matched(*folders, problems) for folders in (train, val)]
-    return _assemble(name or train[0].parent.name, names, values, pairs, problems)
+    pairs = _matched([train, val], problems)
+    return _assemble(name or train[0].parent.name, meaning, pairs, problems, exif)
 
 
-def _load_ade20k(root: Path, on_bad: OnBadAnnotation) -> DenseData[MaskSplit]:
+def _load_ade20k(
+    root: Path, on_bad: OnBadAnnotation, ignore: Collection[int] | None, exif: Exif
+) -> DenseData[MaskSplit]:
     info = root / "objectInfo150.txt"
-    lines = _lines(info)[1:]
-    # columns: Idx, Ratio, Train, Val, Stuff, Name; a name is a list of synonyms, of which the first is taken
-    names = tuple(line.split("\t")[-1].split(",")[0].strip() for line in lines)
+    names: dict[int, str] = {}
+    for number, line in enumerate(_lines(info)[1:], start=1):
+        # columns: Idx, Ratio, Train, Val, Stuff, Name; a name is a list of synonyms, the first is taken
+        columns = line.split("\t")
+        if columns[0] != str(number):
+            raise DiffLensError(f"{info}, line {number + 1}: the class has Idx {number}, not {columns[0]!r}")
+        names[number] = columns[-1].split(",")[0].strip()
     if not names:
         raise DiffLensError(f"{info} names no classes; expected a heading, and one line for each class")
-    values = _values({k + 1: k for k in range(len(names))} | {0: IGNORED})
+    names = dict(zip(names, distinct(names), strict=True))
+    meaning = _Meaning.of(names, {0, IGNORED} if ignore is None else ignore, info)
     problems = Problems(on_bad)
-    pairs = [
-        _matched(root / "images" / split, root / "annotations" / split, problems)
-        for split in ("training", "validation")
+    folders = [
+        (root / "images" / split, root / "annotations" / split) for split in ("training", "validation")
     ]
-    return _assemble("ADE20K", names, values, pairs, problems)
+    return _assemble("ADE20K", meaning, _matched(folders, problems), problems, exif)
 
 
-def _load_voc(root: Path, on_bad: OnBadAnnotation) -> DenseData[MaskSplit]:
+def _load_voc(
+    root: Path, on_bad: OnBadAnnotation, ignore: Collection[int] | None, exif: Exif
+) -> DenseData[MaskSplit]:
     own = root / "classes.txt"
     names = _read_classes(own) if own.is_file() else VOC_CLASSES
-    values = _values({k: k for k in range(len(names))})
+    meaning = _Meaning.of(dict(enumerate(names)), {IGNORED} if ignore is None else ignore, own)
+    images, masks = root / "JPEGImages", root / "SegmentationClass"
     pairs = []
     for split in ("train", "val"):
-        stems = _lines(root / "ImageSets" / "Segmentation" / f"{split}.txt")
-        images, masks = root / "JPEGImages", root / "SegmentationClass"
-        pairs.append([(images / f"{stem}.jpg", masks / f"{stem}.png") for stem in stems])
-    return _assemble(f"Pascal VOC ({root.name})", names, values, pairs, Problems(on_bad))
+        stems = read_lines(root / "ImageSets" / "Segmentation" / f"{split}.txt", _LAYOUTS, files=True)
+        pairs.append([(images / f"{stem}.jpg", masks / f"{stem}.png") for stem in stems if stem])
+    problems = Problems(on_bad)
+    return _assemble(f"Pascal VOC ({root.name})", meaning, pairs, problems, exif)
 
 
-def read_mask(path: Path) -> NDArray[np.uint8]:
+def read_mask(path: Path, exif: Exif = "apply") -> NDArray[np.uint8]:
     """Return the values of a mask file, uint8 (H, W).
 
     Raises:
         BadImage: the file cannot be read, or has colours instead of one value a pixel.
     """
-    image = open_image(path)
+    image = open_image(path, exif)
     if image.mode not in ("L", "P", "1"):
         reason = f"a mask has one byte a pixel, its class (grey or palette), not Pillow's mode {image.mode}"
         raise BadImage(str(path), reason)
@@ -197,107 +233,185 @@ def palette() -> NDArray[np.uint8]:
     return colours
 
 
-def _matched(images: Path, masks: Path, problems: Problems) -> list[tuple[Path, Path]]:
-    """Return pairs of image and mask files that share a name up to the suffix."""
-    for folder in (images, masks):
-        if not folder.is_dir():
-            raise DiffLensError(f"no such folder: {folder}; every folder of images needs a folder of masks")
-    unmatched = {path.relative_to(masks).with_suffix(""): path for path in _files(masks)}
-    pairs = []
-    for path in find_images(images):
-        mask = unmatched.pop(path.relative_to(images).with_suffix(""), None)
-        if mask is None:
-            problems.add(path, f"{masks} has no mask of this name")
-        else:
-            pairs.append((path, mask))
-    for mask in unmatched.values():
-        problems.add(mask, f"{images} has no image of this name")
-    return pairs
+@dataclass(frozen=True)
+class _Meaning:
+    """The meaning of the values in mask files.
+
+    Attributes:
+        classes: the names of the classes.
+        values: (256,) uint8: the class of each value, `IGNORED` or `_UNKNOWN`.
+    """
+
+    classes: tuple[str, ...]
+    values: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, names: Mapping[int, str], ignore: Collection[int], path: Path) -> "_Meaning":
+        """Return the meaning of values with these names, without those of no class; `path` lists the names.
+
+        Raises:
+            DiffLensError: fewer than two classes, or more than masks hold, are left.
+        """
+        kept = {value: name for value, name in names.items() if value not in ignore}
+        if not 2 <= len(kept) <= _UNKNOWN:
+            left = f", {len(kept)} without the ignored values" if len(kept) < len(names) else ""
+            raise DiffLensError(f"{path} names {len(names)} classes{left}; masks hold 2 to {_UNKNOWN}")
+        values = np.full(256, _UNKNOWN, np.uint8)
+        values[list(ignore)] = IGNORED
+        values[list(kept)] = np.arange(len(kept))
+        return cls(tuple(kept.values()), values)
+
+    def require_classes(self, split: str, counts: NDArray[np.int64], name: str) -> tuple[str, ...]:
+        """Return a line about the classes that the masks of a split do not show; none if they show all.
+
+        Args:
+            counts: (256,) pixels of each value in the masks.
+
+        Raises:
+            DiffLensError: the training masks show fewer than two classes, or the validation masks none.
+        """
+        shown = {*self.values[counts > 0].tolist()} - {IGNORED}
+        missing = [title for k, title in enumerate(self.classes) if k not in shown]
+        if len(shown) >= (2 if split == "train" else 1):
+            return (f"classes without a pixel in the {split} masks: {listing(missing)}",) if missing else ()
+        values, ignored = np.flatnonzero(counts), np.flatnonzero((counts > 0) & (self.values == IGNORED))
+        only = f"the class {self.classes[shown.pop()]} alone" if shown else "no class"
+        classes = np.flatnonzero(self.values < len(self.classes))
+        raise DiffLensError(
+            f"the {split} masks of {name} show {only}: their values are {listing(values.tolist())}, of which "
+            f"{listing(ignored.tolist()) or 'none'} are ignored. The values of classes are "
+            f"{listing(classes.tolist())}, and --ignore names the values of no class"
+        )
 
 
-def _files(folder: Path) -> list[Path]:
+def _matched(folders: Sequence[Pair], problems: Problems) -> list[list[Pair]]:
+    """Return the image and mask files of each pair of folders that share a name up to the suffix."""
+    matched = []
+    others = Others()
+    for images, masks in folders:
+        for folder in (images, masks):
+            if not folder.is_dir():
+                raise DiffLensError(
+                    f"no such folder: {folder}; every folder of images needs a folder of masks"
+                )
+        unmatched: dict[Path, Path] = {}
+        for mask in _files(masks, others):
+            first = unmatched.setdefault(mask.relative_to(masks).with_suffix(""), mask)
+            if first != mask:
+                problems.add(mask, f"{first} is a mask of this name already")
+        pairs = []
+        for path in find_images(images, others):
+            partner = unmatched.pop(path.relative_to(images).with_suffix(""), None)
+            if partner is None:
+                problems.add(path, f"{masks} has no mask of this name")
+            else:
+                pairs.append((path, partner))
+        for mask in unmatched.values():
+            problems.add(mask, f"{images} has no image of this name")
+        matched.append(pairs)
+    others.tell()
+    return matched
+
+
+def _files(folder: Path, others: Others) -> list[Path]:
     """Return the image files in a folder, which may have none."""
     try:
-        return find_images(folder)
+        return find_images(folder, others)
     except DiffLensError:
         return []
 
 
 def _assemble(
-    name: str,
-    classes: tuple[str, ...],
-    values: NDArray[np.uint8],
-    pairs: list[list[tuple[Path, Path]]],
-    problems: Problems,
+    name: str, meaning: _Meaning, pairs: list[list[Pair]], problems: Problems, exif: Exif
 ) -> DenseData[MaskSplit]:
-    splits = []
+    splits, notes, oriented = [], list[str](), 0
     for split, candidates in zip(("train", "val"), pairs, strict=True):
-        usable = list(_checked(split, candidates, values, len(classes), problems))
+        usable = list(_checked(split, candidates, meaning, problems, exif))
         problems.settle()
         require_entries(split, usable, name, problems)
-        root = _common_folder([image for image, _, _ in usable])
-        ids = [image.relative_to(root).as_posix() for image, _, _ in usable]
-        digest = sha256("".join(digest for *_, digest in usable).encode()).hexdigest()
-        splits.append(MaskSplit(split, ids, root, [mask for _, mask, _ in usable], values, digest))
-    return DenseData(name, classes, splits[0], splits[1], tuple(problems.lines))
+        notes += meaning.require_classes(split, np.sum([each.counts for each in usable], axis=0), name)
+        oriented += sum(each.oriented for each in usable)
+        root = _common_folder([each.image for each in usable])
+        ids = [each.image.relative_to(root).as_posix() for each in usable]
+        digest = sha256("".join(each.digest for each in usable).encode()).hexdigest()
+        masks = [each.mask for each in usable]
+        splits.append(MaskSplit(split, ids, root, masks, meaning.values, digest, exif))
+    lines = (*turned(oriented, exif), *notes)
+    return DenseData(name, meaning.classes, splits[0], splits[1], tuple(problems.lines), lines)
+
+
+class _Checked(NamedTuple):
+    """An image and its mask.
+
+    Attributes:
+        digest: a hex digest of the mask's values.
+        counts: (256,) pixels of each value.
+        oriented: True if the image has an EXIF orientation.
+    """
+
+    image: Path
+    mask: Path
+    digest: str
+    counts: NDArray[np.int64]
+    oriented: bool
 
 
 def _checked(
-    split: str, pairs: list[tuple[Path, Path]], values: NDArray[np.uint8], classes: int, problems: Problems
-) -> Iterator[tuple[Path, Path, str]]:
-    """Yield the image and the mask of each pair that is right, and the mask's digest."""
+    split: str, pairs: list[Pair], meaning: _Meaning, problems: Problems, exif: Exif
+) -> Iterator[_Checked]:
+    """Yield each pair that is right."""
 
-    def check(pair: tuple[Path, Path]) -> tuple[str, str]:
-        """Return (digest, "") for a pair that is right, else ("", reason)."""
+    def check(pair: Pair) -> _Checked | str:
+        """Return a pair that is right, else the reason why it is not."""
         try:
-            size, mask = image_size(pair[0]), read_mask(pair[1])
+            size, mask = image_size(pair[0], exif), read_mask(pair[1], exif)
+            oriented = orientation(pair[0]) > 1
         except BadImage as error:
-            return "", f"cannot be read ({error.where}: {error.reason})"
+            return f"cannot be read ({error.where}: {error.reason})"
         if mask.shape != size:
             (height, width), (rows, columns) = size, mask.shape
-            return "", f"is {columns} x {rows} pixels, its image {pair[0]} {width} x {height}"
-        wrong = sorted({*np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()} & unknown)
+            hint = misfit((rows, columns), pair[0], exif)
+            return f"is {columns} x {rows} pixels, its image {pair[0]} {width} x {height}{hint}"
+        counts = np.bincount(mask.ravel(), minlength=256)
+        wrong = np.flatnonzero((counts > 0) & (meaning.values == _UNKNOWN)).tolist()
         if wrong:
-            return "", f"has the class id {listing(wrong)}, and there are {classes} classes"
-        return sha256(mask.tobytes()).hexdigest(), ""
+            return f"has the class id {listing(wrong)}, and there are {len(meaning.classes)} classes"
+        return _Checked(*pair, sha256(mask.tobytes()).hexdigest(), counts, oriented)
 
-    unknown = {*np.flatnonzero(values == _UNKNOWN).tolist()}
     # threads, because Pillow decodes without the interpreter's lock
     with ThreadPoolExecutor(8) as pool, progress_bar() as bar:
         task = bar.add_task(f"checking {split} masks", total=len(pairs), note="")
-        for (image, mask), (digest, reason) in zip(pairs, pool.map(check, pairs), strict=True):
+        for (_, mask), found in zip(pairs, pool.map(check, pairs), strict=True):
             bar.update(task, advance=1)
-            if reason:
-                problems.add(mask, reason)
+            if isinstance(found, str):
+                problems.add(mask, found)
             else:
-                yield image, mask, digest
-
-
-def _values(meaning: dict[int, int]) -> NDArray[np.uint8]:
-    table = np.full(256, _UNKNOWN, np.uint8)
-    table[IGNORED] = IGNORED
-    for value, index in meaning.items():
-        table[value] = index
-    return table
+                yield found
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
-    names = tuple(_lines(path))
+    names = _lines(path)
     twice = sorted({name for name in names if names.count(name) > 1})
-    if not names or len(names) > _UNKNOWN or twice:
-        counted = f"names {len(names)} classes; masks hold 1 to {_UNKNOWN}"
-        raise DiffLensError(f"{path} {f'names {listing(twice)} twice' if twice else counted}")
-    return names
+    if twice:
+        raise DiffLensError(f"{path} names {listing(twice)} twice")
+    return tuple(names)
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DiffLensError(f"there is no {path}, which this layout needs; expected {_LAYOUTS}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DiffLensError(f"{path} cannot be read: {error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    """Return the lines of a class list, whose numbers are the classes' ids.
+
+    Raises:
+        DiffLensError: the file cannot be read, or has a blank line before its end.
+    """
+    lines = read_lines(path, _LAYOUTS)
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:
+        raise DiffLensError(
+            f"{path}, line {lines.index('') + 1}: the line is blank, and lines number the classes; remove "
+            "it, or name a class"
+        )
+    return lines
 
 
 def _common_folder(paths: list[Path]) -> Path:

@@ -12,7 +12,7 @@ from difflens.data.dense.coco import run_lengths
 from difflens.data.dense.cutouts import Cutouts
 from difflens.data.dense.masks import to_palette_image
 from difflens.data.files import list_images
-from difflens.data.images import open_image
+from difflens.data.images import open_picture
 from difflens.errors import DiffLensError
 from difflens.run.console import progress_bar
 from difflens.run.directory import RunDirectory
@@ -40,7 +40,7 @@ class ScenePhotos:
     def window(self, split: str, size: int, mode: str, generator: np.random.Generator) -> Image.Image:
         """Return a random square of a random photo, at least half as wide as the photo's shorter side."""
         paths = self.paths[split]
-        photo = open_image(paths[generator.integers(len(paths))]).convert(mode)
+        photo = open_picture(paths[generator.integers(len(paths))]).convert(mode)
         shorter = min(photo.size)
         side = int(generator.integers(max(1, shorter // 2), shorter + 1))
         left, top = (int(generator.integers(length - side + 1)) for length in photo.size)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from difflens.data.files import _TREE, find_images, require_folder
+from difflens.data.files import _TREE, Others, find_images, require_folder
 from difflens.data.split import FileSplit, ImageData
 from difflens.errors import DiffLensError, listing
 
@@ -26,10 +26,13 @@ def load_folder(root: Path, spec: str, labels: bool = True) -> ImageData:
     if not train.is_dir():
         raise DiffLensError(f"{root} has no train/ folder; expected {_TREE}")
     test = _test_folder(root)
+    left_out = Others()
     if not labels:
         splits = [
-            FileSplit(where.name, _names(root, find_images(where)), root=root) for where in (train, test)
+            FileSplit(where.name, _names(root, find_images(where, left_out)), root=root)
+            for where in (train, test)
         ]
+        left_out.tell()
         return ImageData(spec, root.name, (), *splits)
     classes, others = _class_folders(train), _class_folders(test)
     if classes != others:
@@ -39,9 +42,9 @@ def load_folder(root: Path, spec: str, labels: bool = True) -> ImageData:
         ]
         both = f"{train.name}/ and {test.name}/"
         raise DiffLensError(f"{root} must have the same class folders in {both}; {'; '.join(one_sided)}")
-    return ImageData(
-        spec, root.name, tuple(classes), _labelled(root, train, classes), _labelled(root, test, classes)
-    )
+    splits = [_labelled(root, where, classes, left_out) for where in (train, test)]
+    left_out.tell()
+    return ImageData(spec, root.name, tuple(classes), *splits)
 
 
 def load_folder_unlabelled(root: Path) -> FileSplit:
@@ -74,8 +77,8 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _labelled(root: Path, split: Path, classes: list[str]) -> FileSplit:
-    by_class = [_names(root, find_images(split / name)) for name in classes]
+def _labelled(root: Path, split: Path, classes: list[str], others: Others) -> FileSplit:
+    by_class = [_names(root, find_images(split / name, others)) for name in classes]
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(names) for names in by_class]))
     return FileSplit(split.name, [name for names in by_class for name in names], labels, root)
 

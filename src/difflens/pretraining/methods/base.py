@@ -21,6 +21,7 @@ from difflens.backbones.encoder import EncoderBackbone, EncoderConfig
 from difflens.choices import Precision
 from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
+from difflens.data.images import BadImage
 from difflens.data.loader import Batch, epoch_order, iterate
 from difflens.data.split import ImageSplit
 from difflens.pretraining import networks
@@ -45,6 +46,7 @@ class PretrainingMethod(Objective):
         channels, side: the shape of the images that the network takes.
         epoch: the current epoch, from 0.
         losses: the losses of the current epoch's steps up to the last look, over all processes.
+        skipped: a line for each image that this process could not read.
     """
 
     description: str
@@ -63,6 +65,7 @@ class PretrainingMethod(Objective):
         self.iterations = given(config.epochs) * self.epoch_iterations
         self.epoch = 0
         self.losses: list[float] = []
+        self.skipped: list[str] = []
 
     def start_epoch(self, epoch: int) -> None:
         """Set the epoch of the next steps."""
@@ -78,18 +81,25 @@ class PretrainingMethod(Objective):
             rows = rows[done * self.batch_size :][process.process_index :: process.num_processes]
             self.start_epoch(epoch)
             self.began, self.first = time.monotonic(), epoch * self.epoch_iterations + done
-            yield from iterate(
-                self.images,
-                channels=self.channels,
-                side=self.side,
-                batch_size=self.batch_size // process.num_processes,
-                rows=rows,
-                augment=given(config.augment),
-                seed=config.seed,
-                epoch=epoch,
-                workers=config.workers,
-                device=self.device,
-            )
+            try:
+                yield from iterate(
+                    self.images,
+                    channels=self.channels,
+                    side=self.side,
+                    batch_size=self.batch_size // process.num_processes,
+                    rows=rows,
+                    augment=given(config.augment),
+                    seed=config.seed,
+                    epoch=epoch,
+                    workers=config.workers,
+                    on_bad_image=config.on_bad_image,
+                    bad=self.skipped,
+                    replace=True,
+                    device=self.device,
+                )
+            except BadImage as error:
+                advice = "; --on-bad-image skip leaves it out" if config.on_bad_image == "error" else ""
+                raise BadImage(error.where, f"{error.reason}{advice}") from error
 
     @abstractmethod
     def step(self, batch: Batch) -> Tensor:

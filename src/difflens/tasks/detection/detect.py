@@ -58,10 +58,11 @@ class Detection(DenseTask[DetectConfig, ObjectSplit, DetectionModel]):
 
     def load(self) -> DenseData[ObjectSplit]:
         config = self.config
+        reading = config.on_bad_annotation, config.exif
         if config.data is not None:
-            data = load_coco(config.data.expanduser(), config.on_bad_annotation)
+            data = load_coco(config.data.expanduser(), *reading)
         else:
-            data = load_annotations(given(config.train), given(config.val), config.on_bad_annotation)
+            data = load_annotations(given(config.train), given(config.val), *reading)
         for split in (data.train, data.val):
             if not any(split.objects):
                 raise DiffLensError(f"the {split.name} images of {data.name} show no objects")

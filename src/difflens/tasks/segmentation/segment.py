@@ -60,11 +60,10 @@ class Segmentation(DenseTask[SegmentConfig, MaskSplit, SegmentationModel]):
 
     def load(self) -> DenseData[MaskSplit]:
         config = self.config
+        reading = config.on_bad_annotation, config.ignore, config.exif
         if config.data is not None:
-            return load_masks(config.data.expanduser(), config.on_bad_annotation)
-        return load_pairs(
-            given(config.train), given(config.val), given(config.classes), config.on_bad_annotation
-        )
+            return load_masks(config.data.expanduser(), *reading)
+        return load_pairs(given(config.train), given(config.val), given(config.classes), *reading)
 
     def head(self, plan: Plan, data: DenseData[MaskSplit]) -> SegmentationHeadConfig:
         return SegmentationHeadConfig(self.config.head, plan.side, plan.strides, plan.width)
