@@ -85,7 +85,7 @@ def test_weights_multiply_each_images_error(batch: tuple[Tensor, Tensor, Tensor]
 def test_who_predicts_v_well_loses_nothing(batch: tuple[Tensor, Tensor, Tensor]) -> None:
     """By the geometry of v: x_0 = signal * x_t - scale * v, noise = scale * x_t + signal * v."""
     x0, noise, t = batch
-    signal, scale = LINEAR.coefficients(t, x0)
+    signal, scale = (part.float().view(-1, 1, 1, 1) for part in LINEAR.coefficients(t))
     loss = DiffusionLoss(LINEAR, "v_prediction")
     assert float(loss(lambda x_t, _: (noise - scale * x_t) / signal, x0, noise, t)) < 1e-6
     assert float(loss(lambda x_t, _: noise, x0, noise, t)) > 0.1
@@ -93,7 +93,7 @@ def test_who_predicts_v_well_loses_nothing(batch: tuple[Tensor, Tensor, Tensor])
 
 def output_of(prediction: str, x0: Tensor, noise: Tensor, t: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """A network that is wrong by a little, with variances all over the range."""
-    signal, scale = LINEAR.coefficients(t, x0)
+    signal, scale = (part.float().view(-1, 1, 1, 1) for part in LINEAR.coefficients(t))
     right = noise if prediction == "epsilon" else signal * noise - scale * x0
     output = torch.cat([right + 0.05 * draw(*x0.shape, seed=2), draw(*x0.shape, seed=3).tanh()], dim=1)
     return lambda x_t, t: output
