@@ -7,7 +7,7 @@ import pytest
 
 from difflens import DiffLensError
 from difflens.configs.earlier import upgraded
-from difflens.configs.options import Options, recorded, resolve
+from difflens.configs.options import LIMIT_KEEPS, Options, recorded, resolve
 from difflens.configs.pretrain import PretrainConfig
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.segment import SegmentConfig
@@ -145,3 +145,14 @@ def test_records_of_version_0_1() -> None:
         "command": "compare",
         "label_fraction": [0.1],
     }
+
+
+def test_a_limited_run_of_version_0_1_kept_other_images() -> None:
+    """It is refused by name, since it read the first images."""
+    record = recorded(probe(limit=5))
+    assert record["limit_keeps"] == LIMIT_KEEPS
+    assert "limit_keeps" not in recorded(probe())
+    assert upgraded({"command": "probe", "limit": 5})["limit_keeps"] == "the first images"
+    assert upgraded({"command": "probe", **record})["limit_keeps"] == LIMIT_KEEPS
+    assert "limit_keeps" not in upgraded({"command": "probe", "limit": None})
+    assert "limit_keeps" not in upgraded({"command": "cka", "limit": 500})

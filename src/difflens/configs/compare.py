@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from urllib.parse import quote
 
 from difflens.backbones.config import BackboneConfig, is_checkpoint
@@ -55,6 +55,8 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     added.
     """
 
+    LIMITS: ClassVar[tuple[str, ...]] = ("limit",)
+
     backbones: tuple[str, ...]
     """Backbones to compare, the reference first: fashion, a diffusers folder, an OpenAI checkpoint, a hub id,
     timm:NAME or pixels; with the prefix random: the same network untrained."""
@@ -77,7 +79,7 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     """Side, in cells, that larger maps are pooled to for the attention head, and in a store. None: chosen by
     the backbone, and whole maps in a store."""
     limit: Count | None = None
-    """Train on the first so many images only. None: all."""
+    """Train on so many images, drawn by the seed: equally many of each class. None: all."""
     store: bool = False
     """Write the features of each backbone into a store, as float16, from which all protocols read. Images
     then go through a backbone once, not once for each protocol. The store stays in the run directory, and can

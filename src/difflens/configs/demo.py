@@ -1,6 +1,7 @@
 """Options of `difflens demo`."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from difflens.configs.options import BackboneOptions, Count, NonNegative, ResumeOptions
 
@@ -12,12 +13,14 @@ class DemoConfig(BackboneOptions, ResumeOptions):
     The demo takes a few minutes on two CPU cores. It also accepts another backbone or other data.
     """
 
+    LIMITS: ClassVar[tuple[str, ...]] = ("train_images", "test_images")
+
     data: str = "fashion"
     """The images and labels: any data that `probe` takes."""
     train_images: Count | None = None
-    """Train on the first so many images only. None: all."""
+    """Train on so many images, drawn by the seed: equally many of each class. None: all."""
     test_images: Count | None = None
-    """Evaluate on the first so many images only. None: all."""
+    """Evaluate on so many images, drawn by the seed: equally many of each class. None: all."""
     effort: NonNegative = 1.0
     """Factor of the number of epochs of each head."""
     samples: Count = 36

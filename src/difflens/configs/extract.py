@@ -1,6 +1,7 @@
 """Options of `difflens extract`."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from difflens.choices import SplitName, StoreFormat, StoreType
 from difflens.configs.options import (
@@ -25,6 +26,8 @@ class ExtractConfig(ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOpti
     finished one. `difflens probe --store` trains heads on the result.
     """
 
+    LIMITS: ClassVar[tuple[str, ...]] = ("limit",)
+
     data: str = "fashion"
     """The images: any data that `probe` takes."""
     unlabelled: bool = False
@@ -38,8 +41,8 @@ class ExtractConfig(ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOpti
     draws: Count = 1
     """Number of noise samples that the maps are averaged over."""
     limit: Count | None = None
-    """Read the first so many training images only, or so many images of the split if a single one is read.
-    None: all."""
+    """Read so many training images, or so many images of the split if a single one is read. The seed draws
+    them: equally many of each class. None: all."""
     format: StoreFormat = "safetensors"
     """safetensors, which `probe --store` reads; or parquet, a table for other programs, which difflens does
     not read."""

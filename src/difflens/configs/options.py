@@ -47,6 +47,9 @@ class _MayChange:
 MAY_CHANGE = _MayChange()
 """The mark of options that --resume does not compare."""
 
+LIMIT_KEEPS = "as many of each class"
+"""What a limit keeps of the images, for the records of runs; version 0.1 kept the first."""
+
 Natural = Annotated[int, Range(0)]
 Count = Annotated[int, Range(1)]
 Seed = Annotated[int, Range(0, 2**31)]
@@ -64,6 +67,9 @@ class Options:
     """The options without a flag."""
     HAS_DIRECTORY: ClassVar[bool] = True
     """True if the command needs --out."""
+
+    LIMITS: ClassVar[tuple[str, ...]] = ()
+    """The options that limit the number of images, of which `data.labels.limited` draws."""
 
     @property
     def command(self) -> str:
@@ -141,11 +147,13 @@ def validate(config: Options) -> None:
 def recorded(config: Options) -> dict[str, Any]:
     """Return the options that identify a run, as plain values: all but those that --resume may change."""
     hints = _hints(type(config))
-    return {
+    options = {
         name: _plain(value)
         for name, value in dataclasses.asdict(config).items()
         if MAY_CHANGE not in _metadata(hints[name])
     }
+    limits = any(options[name] is not None for name in config.LIMITS)
+    return {**options, "limit_keeps": LIMIT_KEEPS} if limits else options
 
 
 def changeable(kind: type[Options]) -> set[str]:

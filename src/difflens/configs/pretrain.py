@@ -32,6 +32,7 @@ class PretrainConfig(ResumeOptions):
     with."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = presets.PRETRAIN
+    LIMITS: ClassVar[tuple[str, ...]] = ("limit",)
 
     data: str
     """Images to train on: any data that `probe` takes or, except for supervised, any folder of images."""
@@ -81,7 +82,7 @@ class PretrainConfig(ResumeOptions):
     """diffusion: compile the training step with torch.compile. This takes minutes, and steps are faster on a
     GPU."""
     limit: Count | None = None
-    """Train on the first so many images only. None: all."""
+    """Train on so many images, drawn by the seed; supervised: equally many of each class. None: all."""
     workers: Annotated[Natural | None, MAY_CHANGE] = None
     """Processes that decode images. None: chosen by the machine and the number of images."""
     snapshot_epochs: Annotated[Count | None, MAY_CHANGE] = None

@@ -34,6 +34,7 @@ class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, 
     """Train a head on a backbone's features, and evaluate it once on the test split."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = presets.PROBE
+    LIMITS: ClassVar[tuple[str, ...]] = ("limit",)
 
     data: str | None = None
     """fashion, fashion-full, aircraft, cars, cub, dogs, flowers, nabirds, idx:FOLDER, folder:PATH (or the
@@ -62,7 +63,7 @@ class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, 
     """linear: choose learning rate and weight decay from a grid, by the accuracy on a held-out fifth of the
     training images."""
     limit: Count | None = None
-    """Train on the first so many images only. None: all."""
+    """Train on so many images, drawn by the seed: equally many of each class. None: all."""
     label_fraction: Share | None = None
     """Train on this share of each class, 0 to 1, drawn by the seed, the same for all heads. None: all
     labels."""

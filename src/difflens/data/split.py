@@ -61,10 +61,6 @@ class ImageSplit(ABC):
         """Return the images at positions `rows`, (M,) long, with the noise that they have in this split."""
         return _Subset(self, rows)
 
-    def first(self, count: int | None) -> "ImageSplit":
-        """Return the first `count` images; all of them if there are fewer or `count` is None."""
-        return self if count is None else self.subset(torch.arange(min(count, len(self))))
-
     def pixels_on(self, device: torch.device) -> Tensor:
         """Return `pixels` on `device`, copied once, so that no batch is copied; in main memory if they are
         too large."""

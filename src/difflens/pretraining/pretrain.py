@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from difflens.configs.command_line import shown_command
 from difflens.configs.options import given, resolve
 from difflens.configs.pretrain import PretrainConfig
+from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
@@ -44,7 +45,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             too little memory, or the loss is no longer finite.
     """
     command, config = shown_command(config), resolve(config)
-    images = _images(config).first(config.limit)
+    images = limited(_images(config), config.limit, config.seed)
     opened = open_run(config, None)
     process = opened.process
     parts = process.num_processes * config.accumulate

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import cache
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +14,13 @@ console = Console(stderr=True)
 def warn(problem: str) -> None:
     """Print a warning of one line on standard error, above any progress bar."""
     console.print(f"warning: {problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+@cache
+def note(line: str) -> None:
+    """Print a line on standard error, above any progress bar: once, however many runs a command holds."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_bar(enabled: bool = True) -> Progress:

@@ -17,6 +17,7 @@ from torch import Tensor
 from difflens.backbones.maps import pooled_shape
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.options import resolve
+from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, listing
@@ -115,10 +116,10 @@ def extract(
 def _sources(config: ExtractConfig, data: ImageData | ImageSplit) -> list[ImageSplit]:
     """Return the splits to read."""
     if isinstance(data, ImageSplit):
-        return [data.first(config.limit)]
+        return [limited(data, config.limit, config.seed)]
     chosen = {name: data.train if name == "train" else data.test for name in config.splits}
     return [
-        split.first(config.limit) if name == "train" or len(chosen) == 1 else split
+        limited(split, config.limit, config.seed) if name == "train" or len(chosen) == 1 else split
         for name, split in chosen.items()
     ]
 
