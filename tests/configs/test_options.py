@@ -28,7 +28,7 @@ def pretrain(**options: Any) -> PretrainConfig:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (probe(epochs=0), "epochs is 0; it must be at least 1"),
+        (probe(epochs=0), "epochs is 0; it must be between 1 and 1,000,000"),
         (probe(mixup=float("nan")), "mixup is nan"),
         (probe(learning_rate=float("inf")), "learning-rate is inf"),
         (probe(dropout=1.0), "dropout is 1; it must be between 0 and 0.99"),

@@ -11,7 +11,18 @@ from difflens.choices import EvaluationProtocol, HeadChoice, SamplerName
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.generate import GenerateConfig
-from difflens.configs.options import CheckpointOptions, Count, Range, ReadingOptions, ResumeOptions, Share
+from difflens.configs.options import (
+    CheckpointOptions,
+    Count,
+    Epochs,
+    Range,
+    ReadingOptions,
+    ResumeOptions,
+    Share,
+    Side,
+    Times,
+    Width,
+)
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.sweep import SweepConfig
 from difflens.errors import DiffLensError
@@ -68,14 +79,14 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     features differ in scale."""
     label_fraction: tuple[Share, ...] = (0.1,)
     """few: shares of each class to train on, 0 to 1; the table has one column for each."""
-    sweep: Annotated[int, Range(2)] | None = None
+    sweep: Annotated[int, Range(2, 10**9)] | None = None
     """Read each backbone at the place that a sweep over so many training images recommends. None: at its
     default place."""
-    epochs: Count | None = None
+    epochs: Epochs | None = None
     """Epochs of each training. None: the head's."""
-    width: Count | None = None
+    width: Width | None = None
     """attention: width of the head. None: chosen by the channels of the backbone."""
-    token_side: Count | None = None
+    token_side: Side | None = None
     """Side, in cells, that larger maps are pooled to for the attention head, and in a store. None: chosen by
     the backbone, and whole maps in a store."""
     limit: Count | None = None
@@ -89,7 +100,7 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     images. 0: none."""
     features: str | None = None
     """Feature space of the Fréchet distance, as for `fidelity`. None: that of the first backbone."""
-    seeds: Count = 1
+    seeds: Times = 1
     """Repeat with so many seeds, from --seed up, and report mean and standard deviation."""
 
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:

@@ -1,9 +1,9 @@
 """Options of `difflens demo`."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from difflens.configs.options import BackboneOptions, Count, NonNegative, ResumeOptions
+from difflens.configs.options import BackboneOptions, Count, Range, ResumeOptions, Times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,9 @@ class DemoConfig(BackboneOptions, ResumeOptions):
     """Train on so many images, drawn by the seed: equally many of each class. None: all."""
     test_images: Count | None = None
     """Evaluate on so many images, drawn by the seed: equally many of each class. None: all."""
-    effort: NonNegative = 1.0
+    effort: Annotated[float, Range(0, 1000)] = 1.0
     """Factor of the number of epochs of each head."""
-    samples: Count = 36
+    samples: Annotated[int, Range(1, 10**4)] = 36
     """Number of images to generate."""
-    sampling_steps: Count = 30
+    sampling_steps: Times = 30
     """DDIM steps for each generated image."""

@@ -9,11 +9,12 @@ from difflens.choices import SamplerName
 from difflens.configs.options import (
     MAY_CHANGE,
     BackboneOptions,
-    Count,
+    Batch,
     PrecisionOptions,
     Range,
     ResumeOptions,
     Share,
+    Times,
 )
 
 
@@ -31,10 +32,10 @@ class GenerateConfig(PrecisionOptions, BackboneOptions, ResumeOptions):
     sampler: SamplerName = "ddim"
     """ddpm, ddim, or dpm-solver (DPM-Solver++ 2M). A BiGAN's generator needs one pass and no sampler, --steps
     or --eta."""
-    steps: Count | None = None
+    steps: Times | None = None
     """Steps of the sampler. None: 50 for ddim, 20 for dpm-solver, the whole schedule for ddpm."""
     eta: Share = 0.0
     """ddim: share of the noise that each step adds, 0 (deterministic) to 1 (as ddpm)."""
-    batch_size: Count | None = None
+    batch_size: Batch | None = None
     """Images in a batch. Batches are always full, so fewer images take as long. None: 64, or fewer for images
     of more than 32 pixels."""

@@ -36,7 +36,7 @@ class Range:
     finite."""
 
     least: float
-    most: float | None = None
+    most: float
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,20 @@ MAY_CHANGE = _MayChange()
 LIMIT_KEEPS = "as many of each class"
 """What a limit keeps of the images, for the records of runs; version 0.1 kept the first."""
 
-Natural = Annotated[int, Range(0)]
-Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0, 10**9)]
+Count = Annotated[int, Range(1, 10**9)]
+Times = Annotated[int, Range(1, 10**4)]
+Epochs = Annotated[int, Range(1, 10**6)]
 Seed = Annotated[int, Range(0, 2**31)]
 Share = Annotated[float, Range(0, 1)]
-NonNegative = Annotated[float, Range(0)]
+NonNegative = Annotated[float, Range(0, 10**6)]
+Batch = Annotated[int, Range(1, 10**6)]
+Width = Annotated[int, Range(1, 2**16)]
+Side = Annotated[int, Range(1, 2**14)]
+Pool = Annotated[int, Range(0, 2**14)]
+Workers = Annotated[int, Range(0, 1024)]
+Block = Annotated[int, Range(1, 10**4)]
+NoiseStep = Annotated[int | float, Range(0, 10**6)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +263,7 @@ class ReadingOptions(Options):
 
     on_bad_image: Annotated[OnBadImage, MAY_CHANGE] = "error"
     """error stops at the first image that cannot be read; skip leaves such images out and lists them."""
-    workers: Annotated[Natural | None, MAY_CHANGE] = None
+    workers: Annotated[Workers | None, MAY_CHANGE] = None
     """Processes that decode images. None: chosen by the machine and the number of images."""
 
 
@@ -262,11 +271,11 @@ class ReadingOptions(Options):
 class CheckpointOptions(Options):
     """The settings of an OpenAI checkpoint that its weights do not show, and the size of the images."""
 
-    num_head_channels: Count = 64
+    num_head_channels: Width = 64
     """Channels per attention head of an OpenAI checkpoint."""
     noise_schedule: ScheduleName = "linear"
     """Noise schedule of an OpenAI checkpoint."""
-    image_size: Count | None = None
+    image_size: Side | None = None
     """Side of the images that the backbone takes, in pixels. None: the side that it was trained on."""
     condition: str | None = None
     """Condition of a conditional network: null (the null class, or the empty prompt), mean, zero or a class.
@@ -302,9 +311,9 @@ class PrecisionOptions(Options):
 class PlaceOptions(Options):
     """The places that are read: each block at each noise step."""
 
-    blocks: tuple[int, ...] | None = None
+    blocks: tuple[Block, ...] | None = None
     """Blocks to read. None: chosen by the backbone and the command."""
-    noise_steps: tuple[int | float, ...] | None = None
+    noise_steps: tuple[NoiseStep, ...] | None = None
     """Noise levels at which the blocks are read, in the unit of the backbone's noise process: whole steps,
     sigma, or a time from 0 to 1; `difflens info` says which. None: chosen by the backbone and the command."""
 
@@ -325,12 +334,12 @@ class ExtractorOptions(PrecisionOptions, PlaceOptions):
     extractor: ExtractorName | None = None
     """frozen, feedback (DifFeed: decoder maps return to the encoder), or finetuned. None: the preset's, or
     frozen."""
-    feedback_blocks: tuple[int, ...] | None = None
+    feedback_blocks: tuple[Block, ...] | None = None
     """feedback: decoder blocks whose maps return to the encoder. None: chosen by the backbone."""
     checkpoint_activations: Annotated[bool, MAY_CHANGE] = False
     """feedback: recompute the second pass in the backward pass. It takes less memory, and steps are
     slower."""
-    from_block: int = 1
+    from_block: Block = 1
     """finetuned: the first block that is trained, from 1."""
 
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
@@ -342,7 +351,7 @@ class ExtractorOptions(PrecisionOptions, PlaceOptions):
 class OptimiserOptions(Options):
     """The optimiser that trains a head."""
 
-    batch_size: Count | None = None
+    batch_size: Batch | None = None
     """Images in a step, over all processes. None: the preset's, or 128, or 8 for dense tasks."""
     optimizer: OptimizerName | None = None
     """adamw or sgd. None: the preset's, or adamw."""

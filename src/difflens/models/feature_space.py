@@ -20,6 +20,7 @@ from difflens.heads.knn import NeighbourHead
 from difflens.models.probe import Probe
 from difflens.models.saved import TrainedModel
 from difflens.noise import Stream, seeded_noise
+from difflens.processes.base import Level
 from difflens.run.console import progress_bar
 
 
@@ -57,7 +58,7 @@ class FeatureSpace:
         cls,
         features: BackboneConfig,
         block: int | None = None,
-        noise_step: int | None = None,
+        noise_step: Level | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> "FeatureSpace":
@@ -87,7 +88,7 @@ class FeatureSpace:
 
     @classmethod
     def of(
-        cls, backbone: Backbone, block: int | None = None, noise_step: int | None = None, seed: int = 0
+        cls, backbone: Backbone, block: int | None = None, noise_step: Level | None = None, seed: int = 0
     ) -> "FeatureSpace":
         """Return the space of one block of a backbone; arguments and errors as in `load`."""
         defaults = backbone.defaults
