@@ -1,4 +1,4 @@
-"""Every number that an option takes has a smallest and a largest value, and anything else is refused by name."""
+"""Every number of an option has a smallest and a largest value; anything else is refused by name."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 import pytest
 
 from difflens import DiffLensError, SweepConfig, cli
-from difflens.configs.options import Options, Range, _element, _hints, _metadata, _parts, resolve
+from difflens.configs.options import Range, _element, _hints, _metadata, _parts, resolve
 
 NEEDED: dict[str, list[str]] = {
     "info": ["fashion"],

@@ -43,7 +43,7 @@ class FidelityConfig(ReadingOptions, CheckpointOptions, SeedOptions):
     """The most images of each set, drawn by the seed. None: all."""
     kid_subsets: Annotated[int, Range(1, 10**5)] = 100
     """Number of subsets of images over which KID is averaged."""
-    kid_subset_size: Annotated[int, Range(2, 10**5)] = 1000
+    kid_subset_size: Annotated[int, Range(2, 10**4)] = 1000
     """Number of images in each subset."""
     out: Annotated[Path | None, MAY_CHANGE] = None
     """Run directory for the results, which `report` reads. None: print them only."""

@@ -71,6 +71,8 @@ def _train(
     """Train from the start or the last checkpoint; return the folder of the model."""
     torch.manual_seed(config.seed)
     method = make_method(config, images, process)
+    if process.device.type == "cpu":
+        method.backbone().require_memory(method.batch_size // (process.num_processes * config.accumulate))
     loop = TrainingLoop(
         method,
         process,

@@ -39,6 +39,7 @@ from difflens.results.extract import ExtractResult
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.files import checksum, write_bytes
+from difflens.run.memory import require_memory
 
 
 def extract(
@@ -149,6 +150,8 @@ class _Extraction:
         left = sum(self.layout.bytes_of(shard, len(steps)) for shard, steps in missing)
         self._announce(left)
         self._require_room(left)
+        largest = max((self.layout.bytes_of(shard, len(steps)) for shard, steps in missing), default=0)
+        require_memory(largest, "a shard of the store", "lower --shard-megabytes, or pool the maps")
         self.process.wait_for_everyone()
         if self.process.num_processes > 1:  # a failing process must not delete the shards of another
             self.run.keep()

@@ -45,6 +45,7 @@ def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
     `side`."""
     if isinstance(backbone, DiffusionBackbone) or side == backbone.image_size:
         return
+    backbone.require_memory(1, blocks, side)
     try:
         with torch.no_grad():
             maps = backbone.features(torch.zeros(1, backbone.in_channels, side, side), 0, blocks)
@@ -206,6 +207,9 @@ def run_dense(task: DenseTask[C, S, M], process: Accelerator) -> tuple[M, dict[s
     data = task.load()
     opened = open_run(config, data, process=process)
     plan = make_plan(config, opened.backbone)
+    if process.device.type == "cpu":
+        batch = given(config.batch_size) // process.num_processes
+        opened.backbone.require_memory(batch, plan.extractor.blocks, plan.side)
     head = task.head(plan, data)
     torch.manual_seed(config.seed)
     extractor = plan.extractor.build(opened.backbone)
