@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from difflens.data.images import BadImage, decode_image, from_pil, read_image
+from difflens.data.images import BadImage, decode_image, from_pil, image_shape, read_image
 
 Metric = Literal["top1", "mean_per_class"]
 
@@ -56,6 +56,11 @@ class ImageSplit(ABC):
         Raises:
             BadImage: the image cannot be decoded.
         """
+
+    def shape(self, i: int) -> tuple[int, int, int]:
+        """Return the shape (C, H, W) of the image at position `i`; errors as in `image`."""
+        channels, height, width = self.image(i).shape
+        return channels, height, width
 
     def subset(self, rows: Tensor) -> "ImageSplit":
         """Return the images at positions `rows`, (M,) long, with the noise that they have in this split."""
@@ -107,6 +112,9 @@ class FileSplit(ImageSplit):
 
     def image(self, i: int) -> Tensor:
         return read_image(self.root / self.ids[i])
+
+    def shape(self, i: int) -> tuple[int, int, int]:
+        return image_shape(self.root / self.ids[i])
 
     def _digest(self) -> str:
         """Return the digest of any split, with the sizes of the files."""
@@ -168,6 +176,9 @@ class _Subset(ImageSplit):
 
     def image(self, i: int) -> Tensor:
         return self.full.image(int(self.rows[i]))
+
+    def shape(self, i: int) -> tuple[int, int, int]:
+        return self.full.shape(int(self.rows[i]))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from difflens.backbones.base import Backbone, DiffusionBackbone
 from difflens.configs.command_line import shown_command
 from difflens.configs.dense import DenseConfig
 from difflens.configs.options import given
+from difflens.data.changes import changes, say_changes
 from difflens.data.dense.base import DenseData
 from difflens.data.dense.samples import DenseAugmentation, Labels, Samples
 from difflens.data.split import FileSplit
@@ -210,6 +211,7 @@ def run_dense(task: DenseTask[C, S, M], process: Accelerator) -> tuple[M, dict[s
     if process.device.type == "cpu":
         batch = given(config.batch_size) // process.num_processes
         opened.backbone.require_memory(batch, plan.extractor.blocks, plan.side)
+    say_changes(data.train, opened.backbone.spec, opened.backbone.in_channels, plan.side)
     head = task.head(plan, data)
     torch.manual_seed(config.seed)
     extractor = plan.extractor.build(opened.backbone)
@@ -295,6 +297,7 @@ def provenance(
 ) -> dict[str, object]:
     """Return the rows of the last table of a dense report."""
     extractor = model.probe.extractor
+    found = changes(data.train, extractor.backbone.in_channels, model.head.side)
     return {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
         "Places read": f"blocks {listing(extractor.blocks)} at noise steps {listing(extractor.noise_steps)}, "
@@ -303,6 +306,7 @@ def provenance(
         **extractor.backbone.facts(),
         "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}, {len(data.bad)} bad annotations left "
         "out",
+        **({"Images as read": found} if found else {}),
         "Seed": config.seed,
         **environment(process.device),
     }

@@ -17,6 +17,7 @@ from difflens.backbones.base import Defaults
 from difflens.configs.command_line import shown_command
 from difflens.configs.options import given, resolve
 from difflens.configs.probe import ProbeConfig
+from difflens.data.changes import changes
 from difflens.data.images import fit as fit_images
 from difflens.data.labels import label_fraction, label_list, limited
 from difflens.data.load import load_data
@@ -417,12 +418,14 @@ def _report(
         if config.label_list is not None
         else "all"
     )
+    found = changes(data.train, backbone.in_channels, backbone.image_size)
     provenance = {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
         "Places read": f"blocks {listing(extractor.blocks)} at noise steps {listing(extractor.noise_steps)}, "
         f"{model.extractor.name} extractor",
         **backbone.facts(),
         "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
+        **({"Images as read": found} if found else {}),
         "Labels used": f"{train_images:,}: {labels}",
         "Seeds": listing([each.seed for each in result.seeds]),
         **environment(process.device),
