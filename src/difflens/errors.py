@@ -28,5 +28,14 @@ def require(**ranges: tuple[float | None, float, float | None]) -> None:
     """
     for name, (value, least, most) in ranges.items():
         if value is not None and not (least <= value < inf and (most is None or value <= most)):
-            span = f"at least {least:g}" if most is None else f"between {least:g} and {most:g}"
-            raise DiffLensError(f"{name.replace('_', '-')} is {value:g}; it must be {span}")
+            span = (
+                f"at least {_shown(least)}" if most is None else f"between {_shown(least)} and {_shown(most)}"
+            )
+            raise DiffLensError(f"{name.replace('_', '-')} is {_shown(value)}; it must be {span}")
+
+
+def _shown(value: float) -> str:
+    """Return a number for a message."""
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) < 10**30 else "a number of more than 30 digits"
+    return f"{value:g}"

@@ -14,6 +14,8 @@ from difflens.backbones.config import CONDITION_FILE, BackboneConfig
 from difflens.backbones.text import save_condition
 from difflens.configs.earlier import upgraded
 from difflens.configs.options import Options, changeable, recorded
+from difflens.data.changes import say_changes
+from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError
 from difflens.run.directory import RunDirectory
 from difflens.run.processes import accelerator
@@ -44,6 +46,7 @@ class OpenedRun(Generic[D]):
         source: configuration of the backbone; None for a command that reads none.
         loaded: the backbone; None for a command that reads none.
         fingerprints: digests of backbone and data, computed before weights are converted or trained.
+        changes: what reading does to the images, in words; empty for dense data, which `tasks.dense` opens.
     """
 
     config: Any
@@ -52,6 +55,7 @@ class OpenedRun(Generic[D]):
     source: BackboneConfig | None
     loaded: Backbone | None
     fingerprints: dict[str, str]
+    changes: str = ""
 
     @property
     def backbone(self) -> Backbone:
@@ -115,6 +119,8 @@ class OpenedRun(Generic[D]):
             rows |= self.loaded.facts()
         if self.data is not None:
             rows["Data"] = f"{self.data.name}, fingerprint {self.fingerprints['data_fingerprint'][:12]}"
+        if self.changes:
+            rows["Images as read"] = self.changes
         return {**rows, **environment(self.process.device)}
 
 
@@ -148,4 +154,8 @@ def open_run(
         fingerprints["backbone_fingerprint"] = loaded.fingerprint()
     if data is not None:
         fingerprints["data_fingerprint"] = data.fingerprint()
-    return OpenedRun(config, process, data, source, loaded, fingerprints)
+    images = data.train if isinstance(data, ImageData) else data
+    found = ""
+    if loaded is not None and isinstance(images, ImageSplit) and len(images):
+        found = say_changes(images, loaded.spec, loaded.in_channels, loaded.image_size)
+    return OpenedRun(config, process, data, source, loaded, fingerprints, found)

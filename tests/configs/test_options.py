@@ -7,7 +7,7 @@ import pytest
 
 from difflens import DiffLensError
 from difflens.configs.earlier import upgraded
-from difflens.configs.options import Options, recorded, resolve
+from difflens.configs.options import LIMIT_KEEPS, Options, recorded, resolve
 from difflens.configs.pretrain import PretrainConfig
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.segment import SegmentConfig
@@ -28,7 +28,7 @@ def pretrain(**options: Any) -> PretrainConfig:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (probe(epochs=0), "epochs is 0; it must be at least 1"),
+        (probe(epochs=0), "epochs is 0; it must be between 1 and 1,000,000"),
         (probe(mixup=float("nan")), "mixup is nan"),
         (probe(learning_rate=float("inf")), "learning-rate is inf"),
         (probe(dropout=1.0), "dropout is 1; it must be between 0 and 0.99"),
@@ -146,3 +146,14 @@ def test_records_of_version_0_1() -> None:
         "command": "compare",
         "label_fraction": [0.1],
     }
+
+
+def test_a_limited_run_of_version_0_1_kept_other_images() -> None:
+    """It is refused by name, since it read the first images."""
+    record = recorded(probe(limit=5))
+    assert record["limit_keeps"] == LIMIT_KEEPS
+    assert "limit_keeps" not in recorded(probe())
+    assert upgraded({"command": "probe", "limit": 5})["limit_keeps"] == "the first images"
+    assert upgraded({"command": "probe", **record})["limit_keeps"] == LIMIT_KEEPS
+    assert "limit_keeps" not in upgraded({"command": "probe", "limit": None})
+    assert "limit_keeps" not in upgraded({"command": "cka", "limit": 500})

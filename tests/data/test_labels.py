@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difflens.data.labels import balanced, label_fraction, label_list
+from difflens.data.labels import balanced, label_fraction, label_list, limited
 from difflens.data.split import FileSplit, ImageSplit, JoinedSplit, MemorySplit
 from difflens.errors import DiffLensError
+from difflens.run.console import note
 
 NAMES = ("cat", "dog", "emu", "fox", "gnu")
 
@@ -245,3 +246,38 @@ def test_a_joined_split_has_the_images_of_its_parts() -> None:
     assert [int(joined.image(i)) for i in range(4)] == [0, 1, 5, 2]
     assert [int(joined.subset(torch.tensor([3, 1])).image(i)) for i in range(2)] == [2, 1]
     assert JoinedSplit("train", [parts[0], MemorySplit("c", pixels)]).labels is None
+
+
+# --- a limit ---
+
+
+def test_a_limit_keeps_as_many_of_each_class_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    note.cache_clear()
+    split = make([0] * 40 + [1] * 40 + [2] * 2)
+    kept = limited(split, 10, 3)
+    assert kept.labels is not None
+    assert kept.labels.bincount().tolist() == [4, 4, 2]
+    assert rows(kept) == sorted(rows(kept))
+    assert rows(kept) != rows(limited(split, 10, 4))
+    assert capsys.readouterr().err.splitlines() == [
+        "train: 10 of 82 images, drawn by the seed, 2 to 4 of each of 3 classes"
+    ]
+    limited(split, 2, 0)
+    assert "1 of each of 2 of 3 classes" in capsys.readouterr().err
+
+
+def test_a_limit_of_images_without_labels_is_drawn_by_the_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    note.cache_clear()
+    kept = limited(make(None, 100), 10, 0)
+    assert len(kept) == 10
+    assert rows(kept) != list(range(10))
+    assert capsys.readouterr().err == "train: 10 of 100 images, drawn by the seed\n"
+
+
+@pytest.mark.parametrize("count", [None, 3, 4])
+def test_a_limit_that_leaves_out_nothing_is_silent(
+    count: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = make([0, 1, 1])
+    assert limited(split, count, 0) is split
+    assert capsys.readouterr().err == ""

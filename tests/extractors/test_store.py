@@ -92,7 +92,7 @@ def test_what_is_not_there_is_named(stored: tuple[Path, Path], tmp_path: Path) -
         store.maps("test", 4, 3)
     with pytest.raises(DiffLensError, match=r"there is no manifest\.json in it"):
         FeatureStore(tmp_path)
-    other = load_data("fashion").train.first(3)
+    other = load_data("fashion").train.subset(torch.arange(3))
     other.name = "train"
     with pytest.raises(DiffLensError, match="lacks 3 of the 3 train images, train/00000 for example"):
         store.cache(other, [(4, 3)])

@@ -6,6 +6,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from difflens import DiffLensError, process_of
@@ -221,5 +223,57 @@ def test_fields_that_a_file_leaves_out_are_the_classes_own() -> None:
     ],
 )
 def test_what_cannot_be_read_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        process_of(fields)
+
+
+# --- fields that a file may hold ---
+
+WHOLE = st.integers(-(10**3), 10**6) | st.sampled_from([10**7, 10**30, 10**400])
+NUMBERS = WHOLE | st.floats() | st.booleans()
+VALUES = st.recursive(
+    st.none() | NUMBERS | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+BETAS = st.lists(st.floats(0, 1, exclude_max=True), max_size=3)
+WORDS = st.sampled_from(["epsilon", "v_prediction", "sample", "linear", "scaled_linear", "sigmoid"])
+
+
+@given(st.data())
+@settings(max_examples=400, deadline=None)
+def test_any_field_is_read_or_refused_by_name(data: st.DataObject) -> None:
+    """No other exception, and a process that is read gives numbers at its bounds."""
+    name = data.draw(st.sampled_from(known_schedulers()))
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    fields = [field for field in parameters if field not in ("self", "kwargs")]
+    changes = data.draw(st.dictionaries(st.sampled_from(fields), VALUES | BETAS | WORDS, max_size=3))
+    try:
+        process = process_of({"_class_name": name, **changes})
+    except DiffLensError:
+        return
+    assert process.describe()
+    assert process.fingerprint()
+    levels = torch.tensor(process.bounds)
+    assert all(values.isfinite().all() for values in process.coefficients(levels))
+    assert process.network_time(levels).double().isfinite().all()
+    low, high = process.bounds
+    assert low <= process.at_log_snr(0.0) <= high
+    assert low <= process.at(0.5) <= high
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"trained_betas": [0.1] * (10**6 + 1)}, "trained_betas has 1,000,001 numbers"),
+        ({"num_train_timesteps": 10**6 + 1}, "num_train_timesteps is 1000001"),
+        ({"beta_end": 10**400}, "beta_end is"),
+        ({"trained_betas": [0.1], "rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ({"trained_betas": [0.0, 0.0], "rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_data": 10**400}, "sigma_data is"),
+        ({"_class_name": ["DDPMScheduler"]}, "cannot be read"),
+    ],
+)
+def test_sizes_and_extremes_are_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(DiffLensError, match=message):
         process_of(fields)

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from difflens import DiffLensError, ExtractConfig, FeatureStore, extract
+from difflens import DiffLensError, ExtractConfig, FeatureStore, ProbeConfig, extract, probe
 from difflens.data.images import read_image, to_float
+from difflens.data.labels import limited
+from difflens.data.load import load_data
 from difflens.studies import extract as extraction
 from tests.helpers.files import contents
 from tests.helpers.processes import run_two
@@ -105,7 +107,10 @@ def test_options_of_what_is_stored(backbone_folder: Path, image_tree: Path, tmp_
     result = extract(pooled, lines.append)
     maps = FeatureStore(pooled.out).maps("val", 6, 3)
     assert (maps.shape, maps.dtype) == ((5, 16, 2, 2), torch.bfloat16)
-    full = FeatureStore(plain.out).maps("val", 6, 3)[:5]
+    kept = limited(load_data(str(image_tree)).test, 5, 0)
+    assert kept.labels is not None
+    assert kept.labels.bincount().tolist() in ([2, 2, 1], [2, 1, 2], [1, 2, 2])
+    full = FeatureStore(plain.out).maps("val", 6, 3)[kept.index]
     expected = torch.nn.functional.adaptive_avg_pool2d(full.float(), 2)
     torch.testing.assert_close(maps[:].float(), expected, atol=0.02, rtol=0.02)
     assert f"{result.predicted_bytes:,} bytes" in lines[0]
@@ -121,7 +126,8 @@ def test_draws_are_averaged(backbone_folder: Path, image_tree: Path, tmp_path: P
     single = FrozenExtractor(backbone, (6,), (9,))
     names = FeatureStore(many.out).ids("train")
     images = to_float(torch.stack([read_image(image_tree / name) for name in names]))
-    maps = [single(images, torch.arange(2), draw)[6, 9] for draw in range(3)]
+    index = limited(load_data(str(image_tree)).train, 2, 0).index
+    maps = [single(images, index, draw)[6, 9] for draw in range(3)]
     torch.testing.assert_close(
         FeatureStore(many.out).maps("train", 6, 9)[:], sum(maps) / 3, atol=1e-5, rtol=1e-4
     )
@@ -314,3 +320,37 @@ def test_two_commands_cannot_write_to_one_folder(
     holder.kill()
     holder.wait()
     runs.RunDirectory(tmp_path / "store", "extract", {}, resume=True)
+
+
+def test_a_limit_in_a_store_and_in_a_probe_on_it_keep_the_same_images(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    """The seed of the store draws them, whatever the seed of the head."""
+    stored = config(tmp_path / "store", backbone_folder, image_tree, limit=6, seed=7)
+    extract(stored)
+    assert sorted(FeatureStore(stored.out).labels("train").tolist()) == [0, 0, 1, 1, 2, 2]
+    head = ProbeConfig(
+        out=tmp_path / "head",
+        store=stored.out,
+        backbone=str(backbone_folder),
+        data=str(image_tree),
+        head="knn",
+        blocks=(4,),
+        noise_steps=(3,),
+        limit=3,
+        seed=1,
+        seeds=2,
+        device="cpu",
+    )
+    assert [seed.train_images for seed in probe(head).seeds] == [3, 3]
+
+
+def test_a_limited_store_of_version_0_1_is_refused_by_name(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    stored = config(tmp_path / "store", backbone_folder, image_tree, limit=6)
+    extract(stored)
+    file = stored.out / "config.yaml"
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if "limit_keeps" not in line))
+    with pytest.raises(DiffLensError, match="limit_keeps was 'the first images', now"):
+        extract(replace(stored, resume=True))

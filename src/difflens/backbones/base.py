@@ -17,6 +17,7 @@ from difflens.backbones.pretrained import digest_of
 from difflens.errors import DiffLensError, listing
 from difflens.processes.base import Level, NoiseProcess
 from difflens.processes.clean import Clean
+from difflens.run.memory import require_memory
 
 Role = Literal["encoder", "middle", "decoder"]
 
@@ -261,6 +262,27 @@ class Backbone(nn.Module, ABC):
             raise DiffLensError(
                 f"image side {side} is not a multiple of {stride}, the backbone's largest stride"
             )
+
+    def require_memory(
+        self, images: int, blocks: Iterable[int] | None = None, side: int | None = None
+    ) -> None:
+        """Check that the largest map of a batch fits into main memory; a GPU says so itself.
+
+        Args:
+            images: the number of images in the batch.
+            blocks: the blocks that are read; None: all.
+            side: the side of the images, in pixels; None: `image_size`.
+
+        Raises:
+            DiffLensError: it does not fit.
+        """
+        if self.device.type != "cpu":
+            return
+        side = side or self.image_size
+        passed = self.blocks[: None if blocks is None else max(blocks)]
+        values = max(block.channels * (side // block.stride) ** 2 for block in passed)
+        what = f"a batch of {images:,} images of side {side}"
+        require_memory(4 * images * values, what, "lower the size of the images or of the batch")
 
     def check_feedback(self, feedback: Iterable[int]) -> None:
         """Raise a DiffLensError if one of the blocks that `feedback` names is no encoder block."""

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from difflens.configs.options import (
     BackboneOptions,
     Count,
-    Natural,
+    NoiseStep,
     PlaceOptions,
+    Pool,
     PrecisionOptions,
     ReadingOptions,
     RunOptions,
@@ -26,10 +27,10 @@ class CkaConfig(ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions,
     """A second backbone, whose blocks are compared with those of the first. None: no second backbone."""
     data: str = "fashion"
     """The images: any data that `pretrain` takes; labels are not needed."""
-    pool: tuple[Natural, ...] = (16,)
+    pool: tuple[Pool, ...] = (16,)
     """Sides, in cells, that larger maps are average-pooled to; 0: no pooling. Several sides are compared with
     each other, and the first is used for all other comparisons."""
-    other_noise_step: int | float | None = None
+    other_noise_step: NoiseStep | None = None
     """Noise level at which the second backbone is read, in the unit of its noise process. None: chosen by
     that backbone."""
     limit: Count = 2000

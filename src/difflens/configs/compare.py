@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from urllib.parse import quote
 
 from difflens.backbones.config import BACKBONE_OPTIONS, FILE_OPTIONS, BackboneConfig, is_checkpoint
@@ -11,7 +11,18 @@ from difflens.choices import EvaluationProtocol, HeadChoice, SamplerName
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.generate import GenerateConfig
-from difflens.configs.options import CheckpointOptions, Count, Range, ReadingOptions, ResumeOptions, Share
+from difflens.configs.options import (
+    CheckpointOptions,
+    Count,
+    Epochs,
+    Range,
+    ReadingOptions,
+    ResumeOptions,
+    Share,
+    Side,
+    Times,
+    Width,
+)
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.sweep import SweepConfig
 from difflens.errors import DiffLensError
@@ -55,6 +66,8 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     added.
     """
 
+    LIMITS: ClassVar[tuple[str, ...]] = ("limit",)
+
     backbones: tuple[str, ...]
     """Backbones to compare, the reference first: fashion, a diffusers folder, an OpenAI checkpoint, a hub id,
     timm:NAME or pixels; with the prefix random: the same network untrained."""
@@ -66,18 +79,18 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     features differ in scale."""
     label_fraction: tuple[Share, ...] = (0.1,)
     """few: shares of each class to train on, 0 to 1; the table has one column for each."""
-    sweep: Annotated[int, Range(2)] | None = None
+    sweep: Annotated[int, Range(2, 10**9)] | None = None
     """Read each backbone at the place that a sweep over so many training images recommends. None: at its
     default place."""
-    epochs: Count | None = None
+    epochs: Epochs | None = None
     """Epochs of each training. None: the head's."""
-    width: Count | None = None
+    width: Width | None = None
     """attention: width of the head. None: chosen by the channels of the backbone."""
-    token_side: Count | None = None
+    token_side: Side | None = None
     """Side, in cells, that larger maps are pooled to for the attention head, and in a store. None: chosen by
     the backbone, and whole maps in a store."""
     limit: Count | None = None
-    """Train on the first so many images only. None: all."""
+    """Train on so many images, drawn by the seed: equally many of each class. None: all."""
     store: bool = False
     """Write the features of each backbone into a store, as float16, from which all protocols read. Images
     then go through a backbone once, not once for each protocol. The store stays in the run directory, and can
@@ -87,7 +100,7 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     images. 0: none."""
     features: str | None = None
     """Feature space of the Fréchet distance, as for `fidelity`. None: that of the first backbone."""
-    seeds: Count = 1
+    seeds: Times = 1
     """Repeat with so many seeds, from --seed up, and report mean and standard deviation."""
 
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:

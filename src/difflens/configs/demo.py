@@ -1,8 +1,9 @@
 """Options of `difflens demo`."""
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from difflens.configs.options import BackboneOptions, Count, NonNegative, ResumeOptions
+from difflens.configs.options import BackboneOptions, Count, Range, ResumeOptions, Times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,15 +13,17 @@ class DemoConfig(BackboneOptions, ResumeOptions):
     The demo takes a few minutes on two CPU cores. It also accepts another backbone or other data.
     """
 
+    LIMITS: ClassVar[tuple[str, ...]] = ("train_images", "test_images")
+
     data: str = "fashion"
     """The images and labels: any data that `probe` takes."""
     train_images: Count | None = None
-    """Train on the first so many images only. None: all."""
+    """Train on so many images, drawn by the seed: equally many of each class. None: all."""
     test_images: Count | None = None
-    """Evaluate on the first so many images only. None: all."""
-    effort: NonNegative = 1.0
+    """Evaluate on so many images, drawn by the seed: equally many of each class. None: all."""
+    effort: Annotated[float, Range(0, 1000)] = 1.0
     """Factor of the number of epochs of each head."""
-    samples: Count = 36
+    samples: Annotated[int, Range(1, 10**4)] = 36
     """Number of images to generate."""
-    sampling_steps: Count = 30
+    sampling_steps: Times = 30
     """DDIM steps for each generated image."""

@@ -11,12 +11,14 @@ from difflens.configs.options import (
     BackboneOptions,
     Count,
     ExtractorOptions,
-    Natural,
     NonNegative,
     OptimiserOptions,
     Range,
     ResumeOptions,
     Share,
+    Side,
+    Width,
+    Workers,
 )
 from difflens.errors import DiffLensError
 
@@ -36,10 +38,10 @@ class DenseConfig(OptimiserOptions, ExtractorOptions, BackboneOptions, ResumeOpt
     preset: str | None = None
     """A recipe of `difflens.presets`: paper-ade20k or paper-ade20k-single for segment, paper-coco for detect.
     None: the default recipe."""
-    side: Count | None = None
+    side: Side | None = None
     """Side of the squares that the network reads, in pixels. None: the side that the backbone was trained
     on."""
-    width: Count | None = None
+    width: Width | None = None
     """Channels of the head. None: 256 for maps of 512 channels and more, else 64."""
     iterations: Count | None = None
     """Number of training steps. None: the preset's, or 2000 for segment and 3000 for detect."""
@@ -65,7 +67,7 @@ class DenseConfig(OptimiserOptions, ExtractorOptions, BackboneOptions, ResumeOpt
     """error stops at bad annotations and names them; skip leaves them out and counts them."""
     checkpoint_minutes: Annotated[NonNegative, MAY_CHANGE] = 5.0
     """Minutes between two checkpoints, from which --resume continues."""
-    workers: Annotated[Natural | None, MAY_CHANGE] = None
+    workers: Annotated[Workers | None, MAY_CHANGE] = None
     """Processes that decode images. None: chosen by the machine and the number of images."""
 
     @property

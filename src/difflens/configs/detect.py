@@ -20,7 +20,7 @@ class DetectConfig(DenseConfig):
 
     head: DetectionHeadName | None = None
     """mask-rcnn, or faster-rcnn for boxes alone. None: mask-rcnn if the data has masks, else faster-rcnn."""
-    proposals: Annotated[int, Range(4)] | None = None
+    proposals: Annotated[int, Range(4, 10**5)] | None = None
     """Number of region proposals in an image. None: the preset's, or 256."""
 
     def recipe(self) -> Mapping[str, Any]:

@@ -7,6 +7,9 @@ FORMER_COMMANDS = {"rivals": "compare"}
 """Command words of earlier versions, and the words of this version."""
 
 _OPTIONS = {"warmup_iterations": "warmup_steps", "ruler": "reference_distances"}
+# commands whose limits kept the first images, and these options
+_LIMITED = ("probe", "extract", "pretrain", "compare", "demo")
+_LIMITS = ("limit", "train_images", "test_images")
 
 
 def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,4 +35,6 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
         record.pop("layer_decay", None)
     if record.get("lr_schedule") != "step":
         record.pop("step_epochs", None)
+    if command in _LIMITED and any(record.get(name) is not None for name in _LIMITS):
+        record.setdefault("limit_keeps", "the first images")
     return record

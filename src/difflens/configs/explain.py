@@ -4,7 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from difflens.configs.options import CheckpointOptions, Count, PlaceOptions, Range, ReadingOptions, RunOptions
+from difflens.configs.options import (
+    Block,
+    CheckpointOptions,
+    Count,
+    NoiseStep,
+    PlaceOptions,
+    Range,
+    ReadingOptions,
+    RunOptions,
+    Side,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +38,12 @@ class ExplainConfig(ReadingOptions, PlaceOptions, CheckpointOptions, RunOptions)
     """Image files or folders to show. Without it: test images, one of each class in turn."""
     count: Annotated[int, Range(1, 64)] = 4
     """Number of images to show."""
-    block: int | None = None
+    block: Block | None = None
     """Block in whose features nearest neighbours are searched. None: chosen by the backbone."""
-    noise_step: int | float | None = None
+    noise_step: NoiseStep | None = None
     """Noise level at whose features nearest neighbours are searched, in the unit of the backbone's noise
     process. None: chosen by the backbone."""
-    pool: Count = 2
+    pool: Side = 2
     """Side, in cells, that maps are average-pooled to for the search of neighbours."""
     neighbours: Annotated[int, Range(1, 12)] = 6
     """Number of nearest neighbours to show for each image."""

@@ -1,16 +1,19 @@
 """Options of `difflens extract`."""
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from difflens.choices import SplitName, StoreFormat, StoreType
 from difflens.configs.options import (
     BackboneOptions,
     Count,
-    Natural,
     PlaceOptions,
+    Pool,
     PrecisionOptions,
+    Range,
     ReadingOptions,
     ResumeOptions,
+    Times,
 )
 from difflens.errors import DiffLensError
 
@@ -25,25 +28,27 @@ class ExtractConfig(ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOpti
     finished one. `difflens probe --store` trains heads on the result.
     """
 
+    LIMITS: ClassVar[tuple[str, ...]] = ("limit",)
+
     data: str = "fashion"
     """The images: any data that `probe` takes."""
     unlabelled: bool = False
     """Read all images of --data as one split without labels. The data may be any folder of images."""
     splits: tuple[SplitName, ...] = _SPLITS
     """Splits to read: train, test or both."""
-    pool: Natural = 0
+    pool: Pool = 0
     """Side, in cells, that larger maps are average-pooled to; 0: no pooling."""
     dtype: StoreType = "float16"
     """Type of the stored numbers."""
-    draws: Count = 1
+    draws: Times = 1
     """Number of noise samples that the maps are averaged over."""
     limit: Count | None = None
-    """Read the first so many training images only, or so many images of the split if a single one is read.
-    None: all."""
+    """Read so many training images, or so many images of the split if a single one is read. The seed draws
+    them: equally many of each class. None: all."""
     format: StoreFormat = "safetensors"
     """safetensors, which `probe --store` reads; or parquet, a table for other programs, which difflens does
     not read."""
-    shard_megabytes: Count = 128
+    shard_megabytes: Annotated[int, Range(1, 10**5)] = 128
     """Approximate size of each file in megabytes. A stop loses at most one file; a larger file takes more
     memory."""
 

@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from difflens.configs.options import MAY_CHANGE, CheckpointOptions, Count, Range, ReadingOptions, SeedOptions
+from difflens.configs.options import (
+    MAY_CHANGE,
+    Block,
+    CheckpointOptions,
+    NoiseStep,
+    Range,
+    ReadingOptions,
+    SeedOptions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +31,20 @@ class FidelityConfig(ReadingOptions, CheckpointOptions, SeedOptions):
     features: str = "fashion"
     """The feature space: any backbone that `probe` takes; the folder of a trained model, for the input of its
     classifier; or inception, Inception-v3 as in the standard FID."""
-    block: int | None = None
+    block: Block | None = None
     """Block of the backbone whose maps, averaged over all positions, are the features. None: chosen by the
     backbone."""
-    noise_step: int | float | None = None
+    noise_step: NoiseStep | None = None
     """Noise level at which the block is read, in the unit of the backbone's noise process. None: chosen by
     the backbone."""
     reference_distances: Annotated[bool, tyro.conf.arg(aliases=("--ruler",))] = False
     """Also measure the reference distances: those of as many images of the other split, without and with a
     little noise."""
-    limit: Annotated[int, Range(2)] | None = None
+    limit: Annotated[int, Range(2, 10**9)] | None = None
     """The most images of each set, drawn by the seed. None: all."""
-    kid_subsets: Count = 100
+    kid_subsets: Annotated[int, Range(1, 10**5)] = 100
     """Number of subsets of images over which KID is averaged."""
-    kid_subset_size: Annotated[int, Range(2)] = 1000
+    kid_subset_size: Annotated[int, Range(2, 10**4)] = 1000
     """Number of images in each subset."""
     out: Annotated[Path | None, MAY_CHANGE] = None
     """Run directory for the results, which `report` reads. None: print them only."""

@@ -9,11 +9,12 @@ from difflens.choices import SamplerName
 from difflens.configs.options import (
     MAY_CHANGE,
     BackboneOptions,
-    Count,
+    Batch,
     PrecisionOptions,
     Range,
     ResumeOptions,
     Share,
+    Times,
 )
 
 
@@ -33,11 +34,11 @@ class GenerateConfig(PrecisionOptions, BackboneOptions, ResumeOptions):
     the backbone's folder, as its pipeline uses it, and Euler steps for SiT and REPA. None: ddim for
     variance-preserving networks, own for others (EDM, consistency models, VE, flows). A BiGAN's generator
     needs one pass and no sampler, --steps or --eta."""
-    steps: Count | None = None
+    steps: Times | None = None
     """Steps of the sampler. None: 50 for ddim, 20 for dpm-solver, the whole schedule for ddpm. For own: the
     whole schedule for DDPM and VE, 1 for consistency models, 4 for LCM and TCD, else 50."""
     eta: Share = 0.0
     """ddim: share of the noise that each step adds, 0 (deterministic) to 1 (as ddpm)."""
-    batch_size: Count | None = None
+    batch_size: Batch | None = None
     """Images in a batch. Batches are always full, so fewer images take as long. None: 64, or fewer for images
     of more than 32 pixels."""

@@ -38,7 +38,7 @@ class Range:
     finite."""
 
     least: float
-    most: float | None = None
+    most: float
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,23 @@ class _MayChange:
 MAY_CHANGE = _MayChange()
 """The mark of options that --resume does not compare."""
 
-Natural = Annotated[int, Range(0)]
-Count = Annotated[int, Range(1)]
+LIMIT_KEEPS = "as many of each class"
+"""What a limit keeps of the images, for the records of runs; version 0.1 kept the first."""
+
+Natural = Annotated[int, Range(0, 10**9)]
+Count = Annotated[int, Range(1, 10**9)]
+Times = Annotated[int, Range(1, 10**4)]
+Epochs = Annotated[int, Range(1, 10**6)]
 Seed = Annotated[int, Range(0, 2**31)]
 Share = Annotated[float, Range(0, 1)]
-NonNegative = Annotated[float, Range(0)]
+NonNegative = Annotated[float, Range(0, 10**6)]
+Batch = Annotated[int, Range(1, 10**6)]
+Width = Annotated[int, Range(1, 2**16)]
+Side = Annotated[int, Range(1, 2**14)]
+Pool = Annotated[int, Range(0, 2**14)]
+Workers = Annotated[int, Range(0, 1024)]
+Block = Annotated[int, Range(1, 10**4)]
+NoiseStep = Annotated[int | float, Range(0, 10**6)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +78,9 @@ class Options:
     """The options without a flag."""
     HAS_DIRECTORY: ClassVar[bool] = True
     """True if the command needs --out."""
+
+    LIMITS: ClassVar[tuple[str, ...]] = ()
+    """The options that limit the number of images, of which `data.labels.limited` draws."""
 
     @property
     def command(self) -> str:
@@ -143,11 +158,13 @@ def validate(config: Options) -> None:
 def recorded(config: Options) -> dict[str, Any]:
     """Return the options that identify a run, as plain values: all but those that --resume may change."""
     hints = _hints(type(config))
-    return {
+    options = {
         name: _plain(value)
         for name, value in dataclasses.asdict(config).items()
         if MAY_CHANGE not in _metadata(hints[name])
     }
+    limits = any(options[name] is not None for name in config.LIMITS)
+    return {**options, "limit_keeps": LIMIT_KEEPS} if limits else options
 
 
 def changeable(kind: type[Options]) -> set[str]:
@@ -248,7 +265,7 @@ class ReadingOptions(Options):
 
     on_bad_image: Annotated[OnBadImage, MAY_CHANGE] = "error"
     """error stops at the first image that cannot be read; skip leaves such images out and lists them."""
-    workers: Annotated[Natural | None, MAY_CHANGE] = None
+    workers: Annotated[Workers | None, MAY_CHANGE] = None
     """Processes that decode images. None: chosen by the machine and the number of images."""
 
 
@@ -256,7 +273,7 @@ class ReadingOptions(Options):
 class CheckpointOptions(Options):
     """The settings of an OpenAI checkpoint that its weights do not show, and the size of the images."""
 
-    num_head_channels: Count = 64
+    num_head_channels: Width = 64
     """Channels per attention head of an OpenAI checkpoint."""
     num_heads: Count | None = None
     """Attention heads of an OpenAI checkpoint that has the same number at each level. None: heads of
@@ -265,7 +282,7 @@ class CheckpointOptions(Options):
     """legacy or new: the order of query, key and value in an OpenAI checkpoint. None: legacy, as released."""
     noise_schedule: ScheduleName = "linear"
     """Noise schedule of an OpenAI checkpoint."""
-    image_size: Count | None = None
+    image_size: Side | None = None
     """Side of the images that the backbone takes, in pixels. None: the side that it was trained on."""
     condition: str | None = None
     """Condition of a conditional network: null (the null class, or the empty prompt), mean, zero or a class.
@@ -303,9 +320,9 @@ class PrecisionOptions(Options):
 class PlaceOptions(Options):
     """The places that are read: each block at each noise step."""
 
-    blocks: tuple[int, ...] | None = None
+    blocks: tuple[Block, ...] | None = None
     """Blocks to read. None: chosen by the backbone and the command."""
-    noise_steps: tuple[int | float, ...] | None = None
+    noise_steps: tuple[NoiseStep, ...] | None = None
     """Noise levels at which the blocks are read, in the unit of the backbone's noise process: whole steps,
     sigma, or a time from 0 to 1; `difflens info` says which. None: chosen by the backbone and the command."""
 
@@ -326,12 +343,12 @@ class ExtractorOptions(PrecisionOptions, PlaceOptions):
     extractor: ExtractorName | None = None
     """frozen, feedback (DifFeed: decoder maps return to the encoder), or finetuned. None: the preset's, or
     frozen."""
-    feedback_blocks: tuple[int, ...] | None = None
+    feedback_blocks: tuple[Block, ...] | None = None
     """feedback: decoder blocks whose maps return to the encoder. None: chosen by the backbone."""
     checkpoint_activations: Annotated[bool, MAY_CHANGE] = False
     """feedback: recompute the second pass in the backward pass. It takes less memory, and steps are
     slower."""
-    from_block: int = 1
+    from_block: Block = 1
     """finetuned: the first block that is trained, from 1."""
 
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
@@ -343,7 +360,7 @@ class ExtractorOptions(PrecisionOptions, PlaceOptions):
 class OptimiserOptions(Options):
     """The optimiser that trains a head."""
 
-    batch_size: Count | None = None
+    batch_size: Batch | None = None
     """Images in a step, over all processes. None: the preset's, or 128, or 8 for dense tasks."""
     optimizer: OptimizerName | None = None
     """adamw or sgd. None: the preset's, or adamw."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import tyro
 
 from difflens.choices import OnBadImage
-from difflens.configs.options import Count, Options
+from difflens.configs.options import Count, Options, Times
 from difflens.errors import DiffLensError
 
 
@@ -28,7 +28,7 @@ class PredictConfig(Options):
     predictions."""
     top: Count = 3
     """Number of most probable classes in the table."""
-    draws: Count = 1
+    draws: Times = 1
     """Number of noise samples that the probabilities are averaged over. More samples take longer and vary
     less."""
     format: Literal["table", "json", "csv"] = "table"

@@ -8,13 +8,16 @@ from difflens import presets
 from difflens.choices import Method, Precision, Prediction, ScheduleName
 from difflens.configs.options import (
     MAY_CHANGE,
+    Batch,
     Count,
+    Epochs,
     Natural,
     NonNegative,
     Range,
     ReadingOptions,
     ResumeOptions,
     Share,
+    Side,
 )
 
 # options that diffusion alone reads
@@ -41,6 +44,7 @@ class PretrainConfig(ReadingOptions, ResumeOptions):
     with."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = presets.PRETRAIN
+    LIMITS: ClassVar[tuple[str, ...]] = ("limit",)
 
     data: str
     """Images to train on: any data that `probe` takes or, except for supervised, any folder of images."""
@@ -49,11 +53,11 @@ class PretrainConfig(ReadingOptions, ResumeOptions):
     method: Method = "diffusion"
     """diffusion; bigan, a GAN with an encoder and BigBiGAN's losses; simclr; mae, masked autoencoding; or
     supervised, which alone uses labels. All but diffusion train encoders of the preset's size."""
-    image_size: Count | None = None
+    image_size: Side | None = None
     """Side of the images in pixels, a multiple of the network's largest stride. None: the preset's."""
-    epochs: Count | None = None
+    epochs: Epochs | None = None
     """Epochs of training. None: the preset's."""
-    batch_size: Count | None = None
+    batch_size: Batch | None = None
     """Images in a step, over all processes and micro-batches. None: the preset's."""
     learning_rate: NonNegative | None = None
     """Peak learning rate of AdamW, with a linear warm-up and a cosine to zero. None: the preset's, or the
@@ -78,10 +82,10 @@ class PretrainConfig(ReadingOptions, ResumeOptions):
     learned_variance: bool | None = None
     """diffusion: also learn the variance, by the hybrid loss of Nichol and Dhariwal (2021). None: the
     preset's, or False."""
-    min_snr_gamma: Annotated[float, Range(1e-3)] | None = None
+    min_snr_gamma: Annotated[float, Range(1e-3, 10**6)] | None = None
     """diffusion: gamma of min-SNR weighting; Hang et al. (2023) propose 5. None: all noise steps have equal
     weight."""
-    accumulate: Annotated[Count, MAY_CHANGE] = 1
+    accumulate: Annotated[Batch, MAY_CHANGE] = 1
     """diffusion: micro-batches that a step is divided into. More of them take less memory."""
     checkpoint_activations: Annotated[bool, MAY_CHANGE] = False
     """diffusion: recompute activations in the backward pass. It takes much less memory, and steps are
@@ -90,7 +94,7 @@ class PretrainConfig(ReadingOptions, ResumeOptions):
     """diffusion: compile the training step with torch.compile. This takes minutes, and steps are faster on a
     GPU."""
     limit: Count | None = None
-    """Train on the first so many images only. None: all."""
+    """Train on so many images, drawn by the seed; supervised: equally many of each class. None: all."""
     snapshot_epochs: Annotated[Count | None, MAY_CHANGE] = None
     """Epochs between two snapshots of the model, with generated samples, in `snapshots/`. None: no
     snapshots."""

@@ -13,10 +13,12 @@ from difflens.configs.options import (
     CacheOptions,
     Count,
     ExtractorOptions,
-    Natural,
+    Pool,
     Range,
     ResumeOptions,
     Share,
+    Times,
+    Width,
 )
 from difflens.configs.train import TrainConfig
 from difflens.errors import DiffLensError
@@ -34,6 +36,7 @@ class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, 
     """Train a head on a backbone's features, and evaluate it once on the test split."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = presets.PROBE
+    LIMITS: ClassVar[tuple[str, ...]] = ("limit",)
 
     data: str | None = None
     """fashion, fashion-full, aircraft, cars, cub, dogs, flowers, nabirds, idx:FOLDER, folder:PATH (or the
@@ -47,14 +50,14 @@ class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, 
     head: HeadChoice | None = None
     """linear, mlp, cnn, attention, difformer, or knn, which trains nothing; diffeed is the attention head on
     the feedback extractor. None: the preset's, or attention."""
-    draws: Count = 1
+    draws: Times = 1
     """Number of noise samples that the maps are averaged over."""
-    pool: Natural | None = None
+    pool: Pool | None = None
     """Side, in cells, that larger maps are average-pooled to; 0: no pooling. None: 2 for linear, mlp and knn,
     16 for the others."""
-    width: Count | None = None
+    width: Width | None = None
     """Width of the head. None: chosen by the channels of the maps."""
-    depth: Count | None = None
+    depth: Annotated[int, Range(1, 100)] | None = None
     """Layers of the head. None: 1 for mlp, 2 for the others."""
     dropout: Annotated[float, Range(0, 0.99)] | None = None
     """Dropout probability in the head. None: the preset's, or 0."""
@@ -62,13 +65,13 @@ class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, 
     """linear: choose learning rate and weight decay from a grid, by the accuracy on a held-out fifth of the
     training images."""
     limit: Count | None = None
-    """Train on the first so many images only. None: all."""
+    """Train on so many images, drawn by the seed: equally many of each class. None: all."""
     label_fraction: Share | None = None
     """Train on this share of each class, 0 to 1, drawn by the seed, the same for all heads. None: all
     labels."""
     label_list: Path | None = None
     """Train on the images that this text file names, one a line. None: all images."""
-    seeds: Count = 1
+    seeds: Times = 1
     """Repeat with so many seeds, from --seed up, and report mean and standard deviation."""
 
     @property

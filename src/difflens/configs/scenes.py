@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from difflens.choices import Background
-from difflens.configs.options import MAY_CHANGE, Count, Range, SeedOptions, Share
+from difflens.configs.options import MAY_CHANGE, Range, SeedOptions, Share
 from difflens.errors import DiffLensError
 
 
@@ -18,9 +18,9 @@ class ScenesConfig(SeedOptions):
     source: str = "fashion"
     """The cut-out objects: fashion (the bundled items), or a folder of images with transparency,
     FOLDER/CLASS/IMAGE."""
-    train: Count = 2000
+    train: Annotated[int, Range(1, 10**7)] = 2000
     """Number of scenes to train on."""
-    val: Count = 500
+    val: Annotated[int, Range(1, 10**7)] = 500
     """Number of scenes, with other objects, to evaluate on."""
     size: Annotated[int, Range(8, 4096)] = 64
     """Side of the square scenes, in pixels."""

@@ -1,6 +1,5 @@
 """Options of `difflens sweep`."""
 
-import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,11 +8,11 @@ from difflens.configs.options import (
     MAY_CHANGE,
     BackboneOptions,
     CacheOptions,
-    Count,
     PlaceOptions,
     PrecisionOptions,
     ReadingOptions,
     ResumeOptions,
+    Side,
 )
 from difflens.errors import DiffLensError
 
@@ -36,7 +35,7 @@ class SweepConfig(
     """ridge (least squares in closed form), logistic or knn. The first one decides the recommendation."""
     budget: Annotated[tuple[str, ...], MAY_CHANGE] = ("5000",)
     """The most images, the most time, or both: 5000, 90s, 10m, 1h, or 5000 10m."""
-    pool: Count = 2
+    pool: Side = 2
     """Side, in cells, that maps are average-pooled to."""
 
     def check(self) -> None:
@@ -51,9 +50,9 @@ class SweepConfig(
             number, unit = (word[:-1], word[-1]) if word[-1:] in _UNITS else (word, "")
             try:
                 value = float(number) * _UNITS[unit] if unit else float(int(number))
-            except ValueError:
+            except (ValueError, OverflowError):
                 value = -1.0
-            if not 0 < value < math.inf:
+            if not 0 < value <= 10**9:
                 raise DiffLensError(
                     f"--budget takes a number of images or a time such as 90s, 10m or 1h, not {word!r}"
                 )

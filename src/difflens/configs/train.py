@@ -6,19 +6,26 @@ from typing import Any, Self
 
 from difflens import presets
 from difflens.choices import Augmentation, ScheduleKind
-from difflens.configs.options import Count, NonNegative, OptimiserOptions, ReadingOptions, SeedOptions, Share
+from difflens.configs.options import (
+    Epochs,
+    NonNegative,
+    OptimiserOptions,
+    ReadingOptions,
+    SeedOptions,
+    Share,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(ReadingOptions, OptimiserOptions, SeedOptions):
     """The training of a classifier, with the same options for all heads and extractors."""
 
-    epochs: Count | None = None
+    epochs: Epochs | None = None
     """Epochs of training. None: the preset's, or the head's, which are increased for few images."""
     lr_schedule: ScheduleKind | None = None
     """Learning rate after the warm-up: cosine to zero, step (times 0.1 every --step-epochs), or constant.
     None: the preset's, or cosine."""
-    step_epochs: Count | None = None
+    step_epochs: Epochs | None = None
     """step: epochs between two reductions of the learning rate. None: 7."""
     label_smoothing: Share | None = None
     """Label smoothing of the loss, 0 to 1. None: the preset's, or 0."""

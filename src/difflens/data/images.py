@@ -136,6 +136,19 @@ def orientation(path: Path) -> int:
         return _orientation(image)
 
 
+def image_shape(path: Path, exif: Exif = "apply") -> tuple[int, int, int]:
+    """Return the shape (C, H, W) that `read_image` gives, from the file's header alone.
+
+    Raises:
+        BadImage: for the reasons of `read_image`, if the header shows them.
+    """
+    height, width = image_size(path, exif)
+    with _opened(path, str(path)) as image:
+        opaque = "transparency" not in image.info
+        grey = image.mode.startswith("I") or (image.mode in ("1", "L") and opaque)
+        return 1 if grey else 3, height, width
+
+
 @contextmanager
 def _opened(source: Path | BinaryIO, where: str) -> Iterator[Image.Image]:
     """Open an image, and raise any error that occurs while it is open as BadImage."""

@@ -1,4 +1,4 @@
-"""Subsets of a split for few labels: a fraction of each class, a list of names, or a balanced number."""
+"""Subsets of a split: a limit, a balanced number, a fraction of each class, or a list of names."""
 
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -11,6 +11,7 @@ from difflens.data.files import read_lines
 from difflens.data.split import ImageSplit, place_in_class
 from difflens.errors import DiffLensError, listing, require
 from difflens.noise import Stream, random_order
+from difflens.run.console import note
 
 # the forms of an image's name that a list may contain, in the order in which they are tried
 _NAMES: tuple[Callable[[str], str], ...] = (
@@ -72,6 +73,26 @@ def balanced(split: ImageSplit, count: int, seed: int) -> Tensor:
         # round robin: the first image of each class, then the second of each, and so on
         order = order[place_in_class(split.labels[order]).argsort(stable=True)]
     return order[:count].sort().values
+
+
+def limited(split: ImageSplit, count: int | None, seed: int) -> ImageSplit:
+    """Return at most `count` images by the rules of `balanced`, and say how many of each class.
+
+    All images are returned, and nothing is said, if there are no more or `count` is None.
+    """
+    if count is None or count >= len(split):
+        return split
+    chosen = split.subset(balanced(split, count, seed))
+    shares = ""
+    if split.labels is not None:
+        assert chosen.labels is not None
+        kinds, counts = len(split.labels.unique()), chosen.labels.unique(return_counts=True)[1]
+        least, most = int(counts.min()), int(counts.max())
+        number = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        classes = f"{kinds:,} classes" if len(counts) == kinds else f"{len(counts):,} of {kinds:,} classes"
+        shares = f", {number} of each of {classes}"
+    note(f"{split.name}: {count:,} of {len(split):,} images, drawn by the seed{shares}")
+    return chosen
 
 
 def label_list(split: ImageSplit, path: Path, classes: Sequence[str]) -> ImageSplit:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from difflens.choices import Exif
-from difflens.data.images import BadImage, decode_image, from_pil, read_image
+from difflens.data.images import BadImage, decode_image, from_pil, image_shape, read_image
 
 Metric = Literal["top1", "mean_per_class"]
 
@@ -58,13 +58,14 @@ class ImageSplit(ABC):
             BadImage: the image cannot be decoded.
         """
 
+    def shape(self, i: int) -> tuple[int, int, int]:
+        """Return the shape (C, H, W) of the image at position `i`; errors as in `image`."""
+        channels, height, width = self.image(i).shape
+        return channels, height, width
+
     def subset(self, rows: Tensor) -> "ImageSplit":
         """Return the images at positions `rows`, (M,) long, with the noise that they have in this split."""
         return _Subset(self, rows)
-
-    def first(self, count: int | None) -> "ImageSplit":
-        """Return the first `count` images; all of them if there are fewer or `count` is None."""
-        return self if count is None else self.subset(torch.arange(min(count, len(self))))
 
     def pixels_on(self, device: torch.device) -> Tensor:
         """Return `pixels` on `device`, copied once, so that no batch is copied; in main memory if they are
@@ -121,6 +122,9 @@ class FileSplit(ImageSplit):
 
     def image(self, i: int) -> Tensor:
         return read_image(self.root / self.ids[i], self.exif)
+
+    def shape(self, i: int) -> tuple[int, int, int]:
+        return image_shape(self.root / self.ids[i], self.exif)
 
     def _digest(self) -> str:
         """Return the digest of any split, with the sizes of the files."""
@@ -182,6 +186,9 @@ class _Subset(ImageSplit):
 
     def image(self, i: int) -> Tensor:
         return self.full.image(int(self.rows[i]))
+
+    def shape(self, i: int) -> tuple[int, int, int]:
+        return self.full.shape(int(self.rows[i]))
 
 
 @dataclass(frozen=True)

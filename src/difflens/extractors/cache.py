@@ -19,6 +19,7 @@ from difflens.errors import DiffLensError
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.latents import Latents, allocate
 from difflens.run.console import progress_bar
+from difflens.run.memory import require_memory
 
 READ_BATCH = 64
 """Images in each batch that the backbone reads without training."""
@@ -70,6 +71,7 @@ class Reading:
             BadImage: an image cannot be decoded, and `on_bad_image` is "error".
         """
         backbone = extractor.backbone
+        backbone.require_memory(min(batch_size, len(rows)), extractor.blocks)
         try:
             yield from iterate(
                 split,
@@ -213,6 +215,8 @@ def read_features(
                     total = len(extractor.places) * math.prod(shape) * 2
                     name = f"{split.name}-{process.process_index}-b{place[0]}-t{place[1]}.bin"
                     file = spill / name if spill and total > memory_gigabytes * 1e9 else None
+                    if file is None and not maps:
+                        require_memory(total, f"the features of {split.name}", "read fewer images or places")
                     maps[place] = allocate(shape, torch.float16, file)
                 maps[place][entries] = feature
             rows_read.append(known)

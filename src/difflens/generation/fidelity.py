@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from difflens.backbones.config import BackboneConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.options import resolve
+from difflens.data.changes import say_changes
 from difflens.data.files import list_images
 from difflens.data.images import fit
 from difflens.data.load import load_data, load_unlabelled
@@ -168,6 +169,9 @@ def _in_space(
     device = accelerator(config.device).device
     space = FeatureSpace.load(backbone, config.block, config.noise_step, config.seed, device)
     reading = Reading(config.workers, config.on_bad_image, [])
+    network = space.extractor.backbone
+    for split in (samples, real):
+        say_changes(split, network.spec, network.in_channels, network.image_size)
     target, generated = (_Set(config, space, split, reading) for split in (real, samples))
     sets = [("samples", generated)]
     if config.reference_distances:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from difflens.configs.generate import GenerateConfig
-from difflens.configs.options import resolve
+from difflens.configs.options import given, resolve
 from difflens.data.images import read_image, to_float, to_uint8
 from difflens.errors import DiffLensError
 from difflens.generation.base import Sampler
@@ -48,6 +48,8 @@ def generate(config: GenerateConfig) -> GenerateResult:
     default_batch = max(1, min(64, 64 * 32 // backbone.image_size))
     config = replace(config, steps=sampler.steps, batch_size=config.batch_size or default_batch)
     opened.config = config
+    if process.device.type == "cpu":
+        backbone.require_memory(given(config.batch_size))
     backbone.convert(getattr(torch, config.precision))
     with opened.directory({"sampler": sampler.name}) as run:
         return _Generation(config, sampler, run, process).run_all()

@@ -1,6 +1,7 @@
 """`make_head`: a classification head from its configuration."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from difflens.backbones.maps import MapShape, Place
 from difflens.errors import DiffLensError
@@ -10,14 +11,25 @@ from difflens.heads.config import HeadConfig
 from difflens.heads.difformer import DifFormerHead
 from difflens.heads.knn import NeighbourHead
 from difflens.heads.linear import LinearHead, MLPHead
+from difflens.run.memory import built
 
 
 def make_head(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int) -> Head:
     """Return an untrained head for maps of `shapes`, (C, H, W) by place.
 
     Raises:
-        DiffLensError: the attention head, which reads one map, is given several.
+        DiffLensError: the attention head, which reads one map, is given several; or the head does not fit
+            into memory.
     """
+    make = partial(_make, config, shapes, num_classes)
+    # counting parameters takes seconds for a transformer, and one of this size takes less than about 1 GB
+    transformer = config.name in ("attention", "difformer")
+    if transformer and (config.width or 1024) ** 2 * (config.depth or 2) < 2**24:
+        return make()
+    return built(make, f"the {config.name} head", "lower --width or --depth")
+
+
+def _make(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int) -> Head:
     pool = config.pool if config.pool is not None else 2 if config.name in ("linear", "mlp", "knn") else 16
     side = pool or None
     channels = max(channels for channels, _, _ in shapes.values())

@@ -2,14 +2,16 @@
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from difflens.backbones.config import CONDITION_FILE, BackboneConfig
 from difflens.backbones.load import resolved
@@ -22,7 +24,10 @@ from difflens.heads.detection import DetectionHead
 from difflens.heads.make import make_head
 from difflens.heads.segmentation import SegmentationHead
 from difflens.models.probe import DenseProbe, Probe
+from difflens.run.memory import built
 from difflens.version import __version__
+
+H = TypeVar("H", bound=nn.Module)
 
 
 @dataclass
@@ -203,7 +208,8 @@ class SegmentationModel(SavedModel):
 
     @classmethod
     def make(cls, extractor: Extractor, head: SegmentationHeadConfig, num_classes: int) -> DenseProbe:
-        return DenseProbe(extractor, SegmentationHead(head, extractor.shapes(head.side), num_classes))
+        shapes = extractor.shapes(head.side)
+        return DenseProbe(extractor, _dense(partial(SegmentationHead, head, shapes, num_classes)))
 
 
 @dataclass
@@ -217,7 +223,13 @@ class DetectionModel(SavedModel):
 
     @classmethod
     def make(cls, extractor: Extractor, head: DetectionHeadConfig, num_classes: int) -> DenseProbe:
-        return DenseProbe(extractor, DetectionHead(head, extractor.shapes(head.side), num_classes))
+        shapes = extractor.shapes(head.side)
+        return DenseProbe(extractor, _dense(partial(DetectionHead, head, shapes, num_classes)))
+
+
+def _dense(make: Callable[[], H]) -> H:
+    """Return the head that `make` gives, if it fits into memory."""
+    return built(make, "the head", "lower --width")
 
 
 def model_folder(folder: Path) -> Path:

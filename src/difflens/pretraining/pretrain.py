@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from difflens.configs.command_line import shown_command
 from difflens.configs.options import given, resolve
 from difflens.configs.pretrain import PretrainConfig
+from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
@@ -45,7 +46,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             too little memory, or the loss is no longer finite.
     """
     command, config = shown_command(config), resolve(config)
-    images = _images(config).first(config.limit)
+    images = limited(_images(config), config.limit, config.seed)
     opened = open_run(config, None)
     process = opened.process
     parts = process.num_processes * config.accumulate
@@ -72,6 +73,8 @@ def _train(
     """Train from the start or the last checkpoint; return the folder of the model, and the bad images."""
     torch.manual_seed(config.seed)
     method = make_method(config, images, process)
+    if process.device.type == "cpu":
+        method.backbone().require_memory(method.batch_size // (process.num_processes * config.accumulate))
     loop = TrainingLoop(
         method,
         process,

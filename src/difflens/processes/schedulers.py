@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
-from math import isfinite
 from typing import Any
 
 from difflens.errors import DiffLensError, listing
@@ -163,8 +162,8 @@ def _known_prediction(fields: Mapping[str, Any], *known: str) -> None:
 
 def _positive(fields: Mapping[str, Any], name: str) -> float:
     value = fields[name]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value) or value <= 0:
-        raise DiffLensError(f"{name} is {value!r}; it must be a number above 0")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 10**9:
+        raise DiffLensError(f"{name} is {value!r}; it must be a number above 0, at most 1,000,000,000")
     return float(value)
 
 

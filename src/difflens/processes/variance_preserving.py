@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite, pi
+from math import pi
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ _FLOORED = (
     "EulerDiscreteScheduler",
     "UniPCMultistepScheduler",
 )
+
+MOST_STEPS = 10**6
+"""The most noise steps of a schedule that is read."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class VariancePreserving(NoiseProcess):
         betas = _betas(fields)
         abar = torch.cumprod(1 - betas, dim=0)
         if fields.get("rescale_betas_zero_snr"):
+            if not abar[-1] < abar[0]:
+                raise DiffLensError("rescale_betas_zero_snr needs betas that add noise after the first step")
             abar = _with_zero_terminal_snr(abar, 2.0**-24 if fields.get("_class_name") in _FLOORED else 0.0)
         names = ("beta_schedule", "beta_start", "beta_end")
         known = {name: fields[name] for name in names} | {"num_train_timesteps": len(betas)}
@@ -98,17 +103,21 @@ def _betas(fields: Mapping[str, Any]) -> Tensor:
     name, trained = fields["beta_schedule"], fields.get("trained_betas")
     steps, start, end = (fields[key] for key in ("num_train_timesteps", "beta_start", "beta_end"))
     if trained is not None:
+        if isinstance(trained, list | tuple) and len(trained) > MOST_STEPS:
+            raise DiffLensError(
+                f"trained_betas has {len(trained):,} numbers, and at most {MOST_STEPS:,} are read"
+            )
         try:
             betas = torch.as_tensor(trained, dtype=torch.float64).flatten()
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):
             betas = torch.empty(0)
     else:
-        if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= 10**6:
+        if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
             raise DiffLensError(
-                f"num_train_timesteps is {steps!r}; it must be a whole number from 1 to 1,000,000"
+                f"num_train_timesteps is {steps!r}; it must be a whole number from 1 to {MOST_STEPS:,}"
             )
         for key, value in (("beta_start", start), ("beta_end", end)):
-            if not isinstance(value, int | float) or not isfinite(value) or not 0 <= value < 1:
+            if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise DiffLensError(f"{key} is {value!r}; it must be a number from 0 to below 1")
         betas = _named_betas(name, steps, float(start), float(end))
     if not len(betas) or not bool(((betas >= 0) & (betas < 1)).all()):

@@ -16,6 +16,7 @@ from difflens.backbones.maps import pool_to
 from difflens.configs.cka import CkaConfig
 from difflens.configs.command_line import shown_command
 from difflens.configs.options import resolve
+from difflens.data.changes import say_changes
 from difflens.data.images import to_float
 from difflens.data.load import load_unlabelled
 from difflens.data.loader import Batch, epoch_order
@@ -65,7 +66,9 @@ def cka(config: CkaConfig) -> CkaResult:
     opened = open_run(config, split, one_process="")
     backbones = [opened.backbone]
     if config.other is not None:
-        backbones.append(BackboneConfig(config.other, config.num_head_channels, config.noise_schedule).load())
+        other = BackboneConfig(config.other, config.num_head_channels, config.noise_schedule).load()
+        say_changes(split, other.spec, other.in_channels, other.image_size)
+        backbones.append(other)
     fingerprints = [backbone.fingerprint() for backbone in backbones]
     comparison = _Comparison(config, split, backbones, opened.process)
     places = {"blocks": comparison.blocks, "noise_steps": comparison.steps}

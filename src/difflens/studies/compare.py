@@ -16,7 +16,7 @@ from difflens.choices import SamplerName
 from difflens.configs.command_line import shown_command
 from difflens.configs.compare import CompareConfig, Trial
 from difflens.configs.options import resolve
-from difflens.data.labels import label_fraction
+from difflens.data.labels import balanced, label_fraction, limited
 from difflens.data.load import load_data
 from difflens.data.split import ImageData, Metric, every_nth
 from difflens.errors import DiffLensError
@@ -119,7 +119,7 @@ def _check_labels(config: CompareConfig, data: ImageData, trial: Trial) -> None:
     Raises:
         DiffLensError: no class has two training images left.
     """
-    train = data.train.first(config.limit)
+    train = limited(data.train, config.limit, config.seed)
     if trial.label_fraction is not None:
         train = label_fraction(train, trial.label_fraction, config.seed, data.classes)
     if trial.head == "linear" and (train.labels is None or not every_nth(train.labels, 5).any()):
@@ -163,7 +163,7 @@ def _images_per_second(
 
     Backbones take turns, so that other load on the machine affects all of them alike.
     """
-    pilot = data.train.first(READ_BATCH)
+    pilot = data.train.subset(balanced(data.train, READ_BATCH, config.seed))
     extractors = []
     for candidate in candidates:
         backbone = config.backbone(candidate.spec).load(process.device)

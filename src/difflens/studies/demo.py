@@ -19,6 +19,7 @@ from difflens.configs.extract import ExtractConfig
 from difflens.configs.options import resolve
 from difflens.configs.probe import ProbeConfig
 from difflens.data.images import fit, to_float, to_uint8
+from difflens.data.labels import limited
 from difflens.data.load import load_data
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, listing
@@ -59,7 +60,7 @@ def demo(config: DemoConfig) -> DemoResult:
     """
     config = resolve(config)
     data = load_data(config.data)
-    data = replace(data, test=data.test.first(config.test_images))
+    data = replace(data, test=limited(data.test, config.test_images, config.seed))
     opened = open_run(config, data, one_process="; `difflens probe` runs in several")
     backbone = opened.backbone
     if not isinstance(backbone, DiffusionBackbone):
@@ -77,7 +78,7 @@ class _Demo:
         self.opened, self.backbone, self.run = opened, backbone, run
         self.config: DemoConfig = opened.config
         self.data = opened.data
-        self.train = self.data.train.first(self.config.train_images)
+        self.train = limited(self.data.train, self.config.train_images, self.config.seed)
         self.store = self.config.out / "features"
         self.evaluations: dict[str, Evaluation] = {}
         self.results: dict[str, DemoScore] = {}

@@ -14,6 +14,7 @@ from difflens.backbones.maps import Place, pool_to
 from difflens.configs.command_line import shown_command
 from difflens.configs.explain import ExplainConfig
 from difflens.configs.options import given, resolve
+from difflens.data.changes import say_changes
 from difflens.data.files import list_images
 from difflens.data.images import fit, to_float
 from difflens.data.labels import balanced
@@ -106,6 +107,7 @@ class _Explanation:
         if config.images:
             paths = list_images(config.images)[: config.count]
             self.examples: ImageSplit = FileSplit("images", [str(path) for path in paths])
+            say_changes(self.examples, backbone.spec, backbone.in_channels, backbone.image_size)
         else:
             self.examples = data.test.subset(balanced(data.test, config.count, config.seed))
         self.reading = Reading(config.workers, config.on_bad_image, [])

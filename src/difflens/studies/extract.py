@@ -19,6 +19,7 @@ from difflens.backbones.base import Backbone
 from difflens.backbones.maps import pooled_shape
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.options import resolve
+from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, listing
@@ -44,6 +45,7 @@ from difflens.results.extract import ExtractResult
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.files import checksum, write_bytes
+from difflens.run.memory import require_memory
 
 
 def extract(
@@ -123,10 +125,10 @@ def extract(
 def _sources(config: ExtractConfig, data: ImageData | ImageSplit) -> list[ImageSplit]:
     """Return the splits to read."""
     if isinstance(data, ImageSplit):
-        return [data.first(config.limit)]
+        return [limited(data, config.limit, config.seed)]
     chosen = {name: data.train if name == "train" else data.test for name in config.splits}
     return [
-        split.first(config.limit) if name == "train" or len(chosen) == 1 else split
+        limited(split, config.limit, config.seed) if name == "train" or len(chosen) == 1 else split
         for name, split in chosen.items()
     ]
 
@@ -176,6 +178,8 @@ class _Extraction:
         )
         self._announce(left)
         self._require_room(left)
+        largest = max((self.layout.bytes_of(s, len(t), latents=True) for s, t in missing), default=0)
+        require_memory(largest, "a shard of the store", "lower --shard-megabytes, or pool the maps")
         self.process.wait_for_everyone()
         if self.process.num_processes > 1:  # a failing process must not delete the shards of another
             self.run.keep()

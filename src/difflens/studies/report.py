@@ -16,6 +16,7 @@ from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.options import resolve
 from difflens.configs.report import ReportConfig
 from difflens.data.images import fit, read_image, to_float, to_uint8
+from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit, MemorySplit
 from difflens.errors import DiffLensError, listing
@@ -311,7 +312,7 @@ class _Page:
             return None
         train, test = _splits(data)
         if data == trained_on:
-            train = train.first(evidence.trained_on.get("limit"))
+            train = _limited(train, evidence.trained_on)
         backbone = self.backbone
         space = FeatureSpace.of(backbone, seed=config.seed)
         reading = Reading(config.workers, config.on_bad_image, self.skipped)
@@ -333,6 +334,14 @@ class _Page:
         note = ", on which it was trained" if data == trained_on else ""
         searched = f"the {len(train):,} training images of {data}{note}"
         return copying_section(fitted.cpu(), neighbours, train_images, searched)
+
+
+def _limited(train: ImageSplit, run: dict[str, Any]) -> ImageSplit:
+    """Return the images that a pretrain run was trained on; version 0.1 took the first ones."""
+    limit = run.get("limit")
+    if limit is None or "limit_keeps" in run:
+        return limited(train, limit, run["seed"])
+    return train.subset(torch.arange(min(limit, len(train))))
 
 
 def _splits(data: str) -> tuple[ImageSplit, ImageSplit | None]:

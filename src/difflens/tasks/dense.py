@@ -13,6 +13,7 @@ from difflens.backbones.base import Backbone
 from difflens.configs.command_line import shown_command
 from difflens.configs.dense import DenseConfig
 from difflens.configs.options import given
+from difflens.data.changes import changes, say_changes
 from difflens.data.dense.base import DenseData
 from difflens.data.dense.samples import DenseAugmentation, Labels, Samples
 from difflens.data.split import FileSplit
@@ -46,6 +47,7 @@ def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
     `side`."""
     if backbone.of_role("decoder") or side == backbone.image_size:
         return
+    backbone.require_memory(1, blocks, side)
     channels, *_ = backbone.latent_shape or (backbone.in_channels,)
     length = side // backbone.input_stride
     try:
@@ -213,6 +215,10 @@ def run_dense(task: DenseTask[C, S, M], process: Accelerator) -> tuple[M, dict[s
         note(line)
     opened = open_run(config, data, process=process)
     plan = make_plan(config, opened.backbone)
+    if process.device.type == "cpu":
+        batch = given(config.batch_size) // process.num_processes
+        opened.backbone.require_memory(batch, plan.extractor.blocks, plan.side)
+    say_changes(data.train, opened.backbone.spec, opened.backbone.in_channels, plan.side)
     head = task.head(plan, data)
     torch.manual_seed(config.seed)
     extractor = plan.extractor.build(opened.backbone)
@@ -299,6 +305,7 @@ def provenance(
     """Return the rows of the last table of a dense report."""
     extractor = model.probe.extractor
     steps = in_words(extractor.backbone.process.by_noise(extractor.noise_steps))
+    found = changes(data.train, extractor.backbone.in_channels, model.head.side)
     return {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
         "Places read": f"blocks {listing(extractor.blocks)} at noise steps {steps}, "
@@ -307,6 +314,7 @@ def provenance(
         **extractor.backbone.facts(),
         "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}, {len(data.bad)} bad annotations left "
         "out",
+        **({"Images as read": found} if found else {}),
         "Seed": config.seed,
         **environment(process.device),
     }

@@ -10,9 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from difflens.configs.predict import PredictConfig
+from difflens.data.changes import say_changes
 from difflens.data.files import list_images
 from difflens.data.images import BadImage, read_image
+from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError
+from difflens.models.saved import DetectionModel, SegmentationModel
 from difflens.results.predict import DensePrediction, DensePredictResult
 from difflens.run.files import replace_with
 
@@ -39,13 +42,17 @@ def check_dense(config: PredictConfig) -> None:
 
 
 def write_predictions(
-    config: PredictConfig, kind: type[DensePrediction], answer: Callable[[Tensor], Answer]
+    config: PredictConfig,
+    kind: type[DensePrediction],
+    answer: Callable[[Tensor], Answer],
+    model: SegmentationModel | DetectionModel,
 ) -> DensePredictResult:
     """Apply a model to each image, and write overlays, masks and predictions.json to `config.out`.
 
     Args:
         kind: the class of the predictions.
         answer: gives the model's answer for an image, uint8 (C, H, W).
+        model: the model that answers.
 
     Raises:
         DiffLensError: an image cannot be read, or there are no images.
@@ -54,6 +61,8 @@ def write_predictions(
     paths = list_images(config.images)
     # an unreadable image is an error before any file is written
     readable = list(_readable(paths, config, skipped))
+    backbone = model.probe.extractor.backbone
+    say_changes(FileSplit("images", [*map(str, paths)]), backbone.spec, backbone.in_channels, model.head.side)
     out.mkdir(parents=True, exist_ok=True)
     predictions = []
     for path, name in zip(readable, _names(readable), strict=True):

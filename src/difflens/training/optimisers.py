@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from difflens.choices import OptimizerName, ScheduleKind
+from difflens.run.memory import require_memory
 
 _POWER = 0.9  # the power of the polynomial decay, the standard in segmentation (Chen et al., 2017)
 
@@ -46,9 +47,14 @@ def make_optimizer(name: OptimizerName, *groups: ParameterGroup, momentum: float
         for group in groups
     ]
     settings = [group for group in settings if group["params"]]
+    trained = [parameter for group in settings for parameter in group["params"]]
+    if trained[0].device.type == "cpu":
+        size = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+        copies = 3 if name == "adamw" else 1  # the gradient, and AdamW's two averages
+        require_memory(copies * size, "training", "train fewer parameters")
     if name == "sgd":
         return torch.optim.SGD(settings, lr=groups[0].learning_rate, momentum=momentum)
-    fused = settings[0]["params"][0].device.type == "cuda"
+    fused = trained[0].device.type == "cuda"
     return torch.optim.AdamW(settings, fused=fused)
 
 

@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from difflens import DiffLensError, ProbeConfig, TrainedModel, load_data, presets, probe
 from difflens.configs.options import resolve
+from difflens.data.labels import limited
 from difflens.metrics.classification import Evaluation, paired_difference
 from difflens.metrics.statistics import wilson
 from difflens.run.directory import RunDirectory
@@ -425,8 +426,11 @@ def test_a_store_says_what_to_read(backbone_folder: Path, image_tree: Path, tmp_
     """Its blocks, noise steps and pooling are the defaults; images that it left out are reported."""
     from difflens import ExtractConfig, extract
 
-    (image_tree / "train" / "red" / "3.png").write_bytes(b"not an image")
     (image_tree / "train" / "green" / "a: b.png").write_bytes(b"not an image")
+    whole = load_data(str(image_tree)).train
+    kept = set(limited(whole, 30, 0).ids)
+    beyond = next(name for name in whole.ids if name not in kept)
+    (image_tree / beyond).write_bytes(b"not an image")
     extract(
         ExtractConfig(
             out=tmp_path / "store",
@@ -484,7 +488,7 @@ def test_a_run_is_the_same_by_any_spelling_but_not_on_other_images(
         ({"backbone": "random"}, {}, "its backbone was random:.*, with other weights than"),
         ({"pool": 1}, {}, "pooled to side 1, and the head reads maps of side 2: give --pool 1"),
         ({"pool": 3}, {"pool": 2}, "pooled to side 3, and the head reads maps of side 2: give --pool 3"),
-        ({"limit": 20}, {}, "lacks 16 of the 36 train images, train/green/6.png for example"),
+        ({"limit": 20}, {}, "lacks 16 of the 36 train images, train/blue/1.png for example"),
         ({"unlabelled": True}, {}, "its data was"),
         ({}, {"precision": "bfloat16"}, "its backbone ran in float32, not in bfloat16"),
         ({}, {"draws": 2}, "averages over 1 draws, not over 2"),

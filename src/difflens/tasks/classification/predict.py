@@ -3,6 +3,7 @@
 import torch
 
 from difflens.configs.predict import PredictConfig
+from difflens.data.changes import say_changes
 from difflens.data.files import list_images
 from difflens.data.images import to_float
 from difflens.data.loader import iterate
@@ -25,6 +26,7 @@ def predict_classes(config: PredictConfig) -> ClassPredictResult:
     model = TrainedModel.load(config.model, config.backbone, device)
     split = FileSplit("images", [str(path) for path in list_images(config.images)])
     backbone = model.probe.extractor.backbone
+    say_changes(split, backbone.spec, backbone.in_channels, backbone.image_size)
     predictions, skipped = [], list[str]()
     for batch in iterate(
         split,

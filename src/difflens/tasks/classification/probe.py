@@ -17,8 +17,9 @@ from difflens.backbones.base import Defaults
 from difflens.configs.command_line import shown_command
 from difflens.configs.options import given, resolve
 from difflens.configs.probe import ProbeConfig
+from difflens.data.changes import changes
 from difflens.data.images import fit as fit_images
-from difflens.data.labels import label_fraction, label_list
+from difflens.data.labels import label_fraction, label_list, limited
 from difflens.data.load import load_data
 from difflens.data.loader import epoch_order
 from difflens.data.split import ImageData, ImageSplit
@@ -63,12 +64,14 @@ def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
 
 
 def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> ProbeResult:
-    data = replace(whole, train=_labelled(config, whole.train.first(config.limit), whole.classes))
+    store = None if config.store is None else FeatureStore(config.store)
+    noise_seed = config.seed if store is None else store.manifest["seed"]
+    train = limited(whole.train, config.limit, noise_seed)  # a store's images are drawn by its seed
+    data = replace(whole, train=_labelled(config, train, whole.classes))
     if config.head != "knn":
         config = replace(config, epochs=_epochs(config, len(data.train)))
     opened = open_run(config, whole, process=process)
     backbone, fingerprint = opened.backbone, opened.fingerprints["backbone_fingerprint"]
-    store = None if config.store is None else FeatureStore(config.store)
     extractor_config, head_config = _plan(config, backbone.defaults, store)
     torch.manual_seed(config.seed)
     extractor = extractor_config.build(backbone)
@@ -418,12 +421,14 @@ def _report(
         if config.label_list is not None
         else "all"
     )
+    found = changes(data.train, backbone.in_channels, backbone.image_size)
     provenance = {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
         "Places read": f"blocks {listing(extractor.blocks)} at noise steps "
         f"{in_words(backbone.process.by_noise(extractor.noise_steps))}, {model.extractor.name} extractor",
         **backbone.facts(),
         "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
+        **({"Images as read": found} if found else {}),
         "Labels used": f"{train_images:,}: {labels}",
         "Seeds": listing([each.seed for each in result.seeds]),
         **environment(process.device),

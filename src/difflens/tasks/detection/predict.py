@@ -46,4 +46,4 @@ def predict_objects(config: PredictConfig) -> DensePredictResult:
         )
         return {"objects": objects}, {"overlay": object_overlay(image, sure(found), model.classes)}
 
-    return write_predictions(config, DetectedImage, answer)
+    return write_predictions(config, DetectedImage, answer, model)

@@ -46,4 +46,4 @@ def predict_masks(config: PredictConfig) -> DensePredictResult:
         }
         return {"classes": shares}, pictures
 
-    return write_predictions(config, SegmentedImage, answer)
+    return write_predictions(config, SegmentedImage, answer, model)

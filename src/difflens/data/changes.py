@@ -1,0 +1,47 @@
+"""What a network's shape does to images: their colours, and their size if it changes more than twofold."""
+
+from statistics import median
+
+import torch
+
+from difflens.data.images import BadImage
+from difflens.data.split import ImageSplit
+from difflens.run.console import note
+
+_LOOKED_AT = 9  # images, evenly over the split
+
+
+def changes(split: ImageSplit, channels: int, side: int) -> str:
+    """Return in words how the images of `split` change for a network; empty if they hardly do.
+
+    Only the headers of a few image files are read. Images that cannot be read are passed over.
+
+    Args:
+        channels, side: the shape that the network takes.
+    """
+    shapes = []
+    for row in torch.linspace(0, len(split) - 1, min(_LOOKED_AT, len(split))).long().tolist():
+        try:
+            shapes.append(split.shape(row))
+        except BadImage:
+            continue
+    if not shapes:
+        return ""
+    found = []
+    if channels == 1 and any(shape[0] == 3 for shape in shapes):
+        found.append("colours become grey")
+    if channels == 3 and any(shape[0] == 1 for shape in shapes):
+        found.append("grey is repeated in three channels")
+    shorter = round(median(min(shape[1:]) for shape in shapes))
+    if not side <= 2 * shorter <= 4 * side:
+        verb = "shrink" if shorter > side else "grow"
+        found.append(f"images {verb} from about {shorter} to {side} pixels on the shorter side")
+    return "; ".join(found)
+
+
+def say_changes(split: ImageSplit, backbone: str, channels: int, side: int) -> str:
+    """Return `changes`, and say them in a line that names the backbone."""
+    text = changes(split, channels, side)
+    if text:
+        note(f"{backbone} reads {channels} x {side} x {side}: {text}")
+    return text
