@@ -111,6 +111,21 @@ def test_skip_leaves_bad_images_out_and_lists_each_once(damaged: FileSplit, work
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_another_image_takes_the_place_of_a_bad_one(damaged: FileSplit, workers: int) -> None:
+    bad: list[str] = []
+    options = {**OPTIONS, "workers": workers, "on_bad_image": "skip", "bad": bad, "replace": True}
+    batches = list(iterate(damaged, rows=torch.tensor([4, 3, 9, 7, 10]), **options))
+    assert [batch.rows.tolist() for batch in batches] == [[8, 3, 10, 8], [10]]
+    assert batches[0].labels is not None
+    assert batches[0].labels.tolist() == [2, 0, 1, 2]
+    assert [line.split(": ")[0] for line in bad] == [damaged.ids[row] for row in (4, 5, 6, 7, 9)]
+    for row in range(11):
+        (damaged.root / damaged.ids[row]).write_bytes(b"?")
+    with pytest.raises(BadImage, match="no image after it takes its place"):
+        list(iterate(damaged, **options))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_error_raises_the_bad_image_itself(damaged: FileSplit, workers: int) -> None:
     with pytest.raises(BadImage) as caught:
         list(iterate(damaged, **OPTIONS, workers=workers))

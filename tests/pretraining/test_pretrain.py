@@ -364,6 +364,21 @@ def test_a_bad_state_is_never_a_checkpoint(
     assert curve(run.out) == curve(whole.out)
 
 
+@pytest.mark.parametrize("method", ["diffusion", "simclr"])
+def test_bad_images_stop_or_are_left_out_and_listed(
+    image_tree: Path, tmp_path: Path, method: Any, no_samples: None
+) -> None:
+    for name in ("red/3.png", "blue/0.png"):
+        (image_tree / "train" / name).write_bytes(b"?")
+    asked = config(tmp_path / "run", image_tree, method=method, epochs=2, learning_rate=1e-4)
+    with pytest.raises(DiffLensError, match=r"(red/3|blue/0)\.png: .*; --on-bad-image skip leaves it out"):
+        pretrain(asked)
+    result = pretrain(replace(asked, resume=True, on_bad_image="skip"))
+    assert [line.split(": ")[0] for line in result.skipped_images] == ["train/blue/0.png", "train/red/3.png"]
+    assert result.left_out().startswith("skipped 2 unreadable images: train/blue/0.png")
+    assert load_backbone(str(result.path)).image_size == 16
+
+
 def test_images_of_any_size_and_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_samples: None
 ) -> None:

@@ -144,6 +144,18 @@ def test_photo_backgrounds_come_from_photos(stamps: Path, tmp_path: Path) -> Non
             assert np.median(np.asarray(Image.open(path))[~mask], axis=0).tolist() == [red, 10, 10]
 
 
+def test_photos_of_16_bits_are_not_clipped(stamps: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for k in range(2):
+        Image.fromarray(np.full((60, 70), 100 * 257, np.uint16)).save(photos / f"{k}.png")
+    options = {"train": 1, "val": 1, "size": 32, "objects": (1, 1), "backgrounds": ("photo",)}
+    scenes(ScenesConfig(source=str(stamps), out=tmp_path / "out", photos=photos, **options))  # type: ignore[arg-type]
+    (path,) = (tmp_path / "out" / "images" / "train").iterdir()
+    mask = np.asarray(Image.open(tmp_path / "out" / "masks" / "train" / path.name)) > 0
+    assert np.median(np.asarray(Image.open(path))[~mask], axis=0).tolist() == [100] * 3
+
+
 def _opaque(root: Path) -> ScenesConfig:
     (root / "source" / "thing").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(root / "source" / "thing" / "a.png")

@@ -1,6 +1,8 @@
 """The COCO reader: its tensors, and its message about each kind of bad entry."""
 
+import contextlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
 from difflens import DiffLensError
-from difflens.data.dense.coco import compressed, decode, load_annotations, load_coco, run_lengths
+from difflens.data.dense.coco import _runs, compressed, decode, load_annotations, load_coco, run_lengths
+from difflens.metrics.detection import coco_metrics
 
 Record = dict[str, Any]
 
@@ -198,6 +203,197 @@ def test_a_bad_entry_is_named_or_skipped_and_counted(
     assert len(data.train) in (2, 3)
 
 
+HUGE = 10**400
+FAR = "a polygon reaches 1000000000000.0, far outside its image of 20 x 10"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        *(
+            ("segmentation", [[wrong, 1, 2, 3, 4, 5]], "segmentation is polygons of at least three points")
+            for wrong in (float("nan"), float("inf"), -float("inf"), HUGE, "1", None, True)
+        ),
+        ("segmentation", [[1e12, 1, 2, 3, 4, 5]], FAR),
+        ("segmentation", [[1, 1, 2, 3, 4, 5, 6]], "pairs of x and y, not 7 numbers"),
+        ("segmentation", [[0, 0, 20, 10] * 300], "the mask's outline is 18,000 pixels long; at most 924"),
+        ("segmentation", [[1, 1, 2, 1, 2, 2]] * 10_001, "the mask has 10,001 polygons; at most 10,000"),
+        ("segmentation", {"size": [10, 20], "counts": "R1"}, "the mask's runs cover 34 pixels of 200"),
+        ("segmentation", {"size": [10, 20], "counts": "o" * 20 + "0"}, "a run has more than 32 bits"),
+        ("segmentation", {"size": [10, 20], "counts": "1A"}, "a run is negative"),
+        *(
+            ("segmentation", {"size": [10, 20], "counts": wrong}, "the mask's counts is cut or damaged")
+            for wrong in ("", "o", "\x7f", "é", " ")
+        ),
+        ("segmentation", {"size": [10, 20], "counts": [HUGE]}, "run lengths in whole numbers or text, not"),
+        (
+            "segmentation",
+            {"size": [10, 20], "counts": [-1, 201]},
+            "run lengths in whole numbers or text, not",
+        ),
+        (
+            "segmentation",
+            {"size": [10, 20], "counts": [2**62, 200]},
+            "cover 4611686018427388104 pixels of 200",
+        ),
+        ("segmentation", {"size": [10, HUGE], "counts": [200]}, "the mask has size"),
+        ("segmentation", {}, "segmentation is polygons"),
+        ("bbox", [HUGE, 1, 2, 3], "bbox is [left, top, width, height] in pixels, not [10000000000"),
+        ("bbox", [1e308, 1, 1e308, 3], "is outside its image"),
+        ("bbox", [True, 1, 2, 3], "bbox is"),
+        ("id", 2**63, "id is a whole number of 64 bits, not 9223372036854775808"),
+        ("id", True, "id is a whole number of 64 bits, not True"),
+        ("image_id", HUGE, "image_id is a whole number of 64 bits, not 1000"),
+        ("category_id", 3.0, "category_id is a whole number of 64 bits, not 3.0"),
+        ("area", HUGE, "area is a number of pixels, not 1000"),
+        ("area", -1, "area is a number of pixels, not -1"),
+        ("iscrowd", HUGE, "iscrowd is 0 or 1, not 1000"),
+    ],
+)
+def test_every_field_is_checked_before_it_is_used(
+    field: str, value: object, message: str, tmp_path: Path
+) -> None:
+    record = miniature()
+    record["annotations"][1][field] = value
+    root = write(tmp_path / "mini", record)
+    with pytest.raises(DiffLensError) as caught:
+        load_coco(root)
+    text = str(caught.value)
+    assert "instances_train.json, annotations[1] (id " in text
+    assert message in text
+    assert len(text) < 1000
+    assert len(load_coco(root, "skip").train.record["annotations"]) == 3
+
+
+@pytest.mark.parametrize("field", ["id", "image_id", "category_id", "bbox"])
+def test_a_missing_field_is_named(field: str, tmp_path: Path) -> None:
+    record = miniature()
+    del record["annotations"][1][field]
+    with pytest.raises(DiffLensError, match=rf"annotations\[1\] .*: {field} is .*, and is missing"):
+        load_coco(write(tmp_path / "mini", record))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("id", 2**63, "id is a whole number of 64 bits"),
+        ("file_name", 3, "file_name is a text of 1 to 4096 characters, not 3"),
+        ("file_name", "x" * 5000, "file_name is a text"),
+        ("file_name", "a\0b", "null byte"),
+        ("width", HUGE, "width is a number of pixels, 1 or more"),
+        ("height", 0, "height is a number of pixels, 1 or more, not 0"),
+        ("width", 20.0, "width is a number of pixels"),
+    ],
+)
+def test_every_field_of_an_image_is_checked(field: str, value: object, message: str, tmp_path: Path) -> None:
+    record = miniature()
+    record["images"][2][field] = value
+    with pytest.raises(DiffLensError) as caught:
+        load_coco(write(tmp_path / "mini", record))
+    assert "instances_train.json, images[2] (id " in str(caught.value)
+    assert message in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_compressed_runs_are_read_as_coco_writes_them(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 60))
+    seed, share = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.sampled_from([0, 0.02, 0.5, 1]))
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    text = compressed(mask)["counts"]
+    assert _runs(text) == run_lengths(mask)["counts"]
+    # a cut or a changed character never gives a mask of the right size, or gives whole numbers
+    cut = text[: data.draw(st.integers(0, len(text) - 1))]
+    with contextlib.suppress(ValueError):
+        assert sum(_runs(cut)) != mask.size or text[len(cut) :].strip("0") == ""
+    with contextlib.suppress(ValueError):
+        assert min(_runs(data.draw(st.text(st.characters(min_codepoint=40, max_codepoint=120))))) >= 0
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    kind=st.sampled_from(["images", "annotations", "categories"]),
+    place=st.integers(0, 1),
+    field=st.integers(0, 7),
+    value=_JSON,
+)
+def test_any_value_anywhere_is_read_or_refused(
+    shared: Path, kind: str, place: int, field: int, value: object
+) -> None:
+    record = miniature()
+    entry = record[kind][place]
+    entry[list(entry)[field % len(entry)]] = value
+    (shared / "annotations" / "instances_train.json").write_text(json.dumps(record))
+    with contextlib.suppress(DiffLensError):
+        load_coco(shared, "skip").train.fingerprint()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("coco") / "mini", miniature())
+
+
+def test_two_classes_of_one_name_stay_two_and_classes_without_objects_are_named(tmp_path: Path) -> None:
+    record = miniature()
+    record["categories"] = [{"id": k, "name": "cup" if k != 5 else "spoon"} for k in (3, 44, 5)]
+    data = load_coco(write(tmp_path / "mini", record, record))
+    assert data.classes == ("cup (3)", "spoon", "cup (44)")
+    assert [each["name"] for each in data.val.record["categories"]] == list(data.classes)
+    assert data.notes == tuple(
+        f"classes without an object in the {split} images: spoon" for split in ("train", "val")
+    )
+
+
+def test_ids_of_64_bits_are_evaluated(tmp_path: Path) -> None:
+    text = (
+        json.dumps(miniature())
+        .replace('"id": 44', f'"id": {2**63 - 1}')
+        .replace('_id": 44', f'_id": {2**63 - 1}')
+    )
+    record = json.loads(text)
+    truth = load_coco(write(tmp_path / "mini", record, record)).val.record
+    results = [
+        {key: each[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+        for each in truth["annotations"]
+        if not each["iscrowd"]
+    ]
+    assert coco_metrics(truth, results, masks=False)["box_ap"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["7.jpg", "7.tif"])
+def test_labels_of_a_turned_photograph(name: str, tmp_path: Path) -> None:
+    record = miniature()
+    record["images"][0]["file_name"] = name
+    root = write(tmp_path / "mini", record)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (20, 10)).save(root / "train" / name, exif=exif)
+    message = (
+        r"images\[0\] \(id 7\): is recorded as 20 x 10 pixels, but the file has 10 x 20; its EXIF "
+        "orientation turns it, and the size is that of its pixels as they are stored: give --exif ignore"
+    )
+    with pytest.raises(DiffLensError, match=message):
+        load_coco(root)
+    data = load_coco(root, exif="ignore")
+    assert data.train.image(0).shape == (3, 10, 20)
+    assert data.notes[0].startswith("images with an EXIF orientation: 1, read as stored")
+
+
+def test_masks_that_do_not_fit_in_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("difflens.data.dense.coco._MOST_MASK_BYTES", 399)
+    with pytest.raises(
+        DiffLensError, match=r"image 7.png: 2 masks of 20 x 10 pixels take more than 399 bytes"
+    ):
+        load_coco(write(tmp_path / "mini", miniature()))
+
+
 def test_all_bad_entries_are_told_at_once(tmp_path: Path) -> None:
     record = miniature()
     for each in record["annotations"]:
@@ -227,6 +423,14 @@ def test_a_missing_area_is_that_of_the_mask(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('{"images": [', "broken JSON"),
+        ("[" * 100_000, "broken JSON: recursion limit exceeded"),
+        ('{"a": ' * 100_000, "broken JSON: recursion limit exceeded"),
+        (f'{{"images": {"9" * 100_000}}}', "broken JSON: number out of range"),
+        (r'{"images": "\ud800"}', "broken JSON: .* line 1 column"),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": 3}]}',
+            "name is a text .*, not 3",
+        ),
         ("[]", "not in COCO's format"),
         ('{"images": [], "annotations": []}', "'categories'"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', r"categories\[0\]"),
@@ -237,6 +441,23 @@ def test_a_file_that_is_not_cocos(content: str, message: str, tmp_path: Path) ->
     with pytest.raises(DiffLensError, match=message) as caught:
         load_coco(write(tmp_path / "mini", content), "skip")
     assert "instances_train.json" in str(caught.value)
+
+
+def test_a_pipe_and_a_huge_file_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path / "mini", miniature())
+    file = root / "annotations" / "instances_train.json"
+    with file.open("ab") as sparse:
+        sparse.truncate(2**40)
+    with pytest.raises(DiffLensError, match=r"instances_train.json has 1,099,511,627,776 bytes; at most"):
+        load_coco(root)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(DiffLensError, match=r"instances_train.json is not a regular file"):
+        load_coco(root)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path: Path) -> None:
+    assert len(load_coco(write(tmp_path / "mini", "\ufeff" + json.dumps(miniature()))).train) == 3
 
 
 def test_a_folder_that_is_not_cocos(tmp_path: Path) -> None:

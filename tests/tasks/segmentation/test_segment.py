@@ -37,6 +37,7 @@ from difflens.heads.segmentation import SegmentationHead
 from difflens.metrics.segmentation import SegmentationEvaluation, confusion_matrix
 from difflens.processes.schedulers import process_of
 from difflens.reports.overlays import mask_overlay
+from difflens.run.console import note
 from difflens.tasks.classification.predict import predict_classes
 from difflens.tasks.dense import make_plan
 from difflens.tasks.segmentation.inference import Sliding, class_probabilities
@@ -221,8 +222,33 @@ def test_miou_is_what_it_is_defined_to_be() -> None:
         expected.append(len(mine & theirs) / len(mine | theirs))
         assert metrics["iou"]["abcde"[k]] == pytest.approx(expected[-1])
     assert metrics["iou"]["e"] is None  # neither there nor predicted
+    assert metrics["absent_classes"] == ["e"]
     assert metrics["miou"] == pytest.approx(np.mean(expected))
     assert metrics["pixel_accuracy"] == pytest.approx((predicted == true)[seen].mean())
+
+
+def test_two_classes_of_one_name_are_refused() -> None:
+    with pytest.raises(DiffLensError, match="two classes have one name"):
+        SegmentationEvaluation(torch.eye(3).long(), ("a", "b", "a"))
+
+
+def test_classes_that_do_not_occur_and_ignored_values_are_told(
+    backbone_folder: Path, scene_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "scenes"
+    shutil.copytree(scene_folder, folder)
+    for path in (folder / "masks" / "val").iterdir():
+        pixels = read_mask(path)
+        to_palette_image(np.where(pixels == 2, 0, pixels)).save(path)
+    note.cache_clear()
+    result = segment(config(backbone_folder, folder, tmp_path / "run", iterations=1))
+    assert "classes without a pixel in the val masks: disc" in capsys.readouterr().err
+    assert result.absent_classes == ("disc",)
+    assert f" over {sum(v is not None for v in result.iou.values())} of 3 classes, " in result.summary()
+    assert "No validation pixel: disc" in result.summary()
+    assert "Classes without a validation pixel: disc." in (tmp_path / "run" / "report.html").read_text()
+    asked = config(backbone_folder, folder, tmp_path / "other", iterations=1, ignore=(2, 255))
+    assert set(segment(asked).iou) == {"background", "bar"}
 
 
 def test_the_linear_head_is_one_convolution_on_upsampled_maps() -> None:

@@ -27,6 +27,8 @@ _TOLERANCE = 1.0
 """Pixels by which a box may leave its image: COCO rounds its own boxes by up to this much."""
 _MOST_BYTES = 2**32
 """The largest size of a JSON file: ten times that of COCO's own."""
+_MOST_MASK_BYTES = 2**32
+"""The most bytes, one a pixel, that the masks of an image take."""
 _MOST_POLYGONS = 10_000
 _MOST_OUTLINE = 2_000_000
 """The most polygons of an object, and the longest outline in pixels, as drawing them takes memory."""
@@ -214,6 +216,13 @@ def load_annotations(
         }
         ids = [image["file_name"] for image in images.values()]
         by_image = [objects[identity] for identity in images]
+        for image, found in zip(images.values(), by_image, strict=True):
+            if masks and len(found) * image["height"] * image["width"] > _MOST_MASK_BYTES:
+                raise DiffLensError(
+                    f"{path}, image {image['file_name']}: {len(found):,} masks of {image['width']} x "
+                    f"{image['height']} pixels take more than {_MOST_MASK_BYTES:,} bytes; cut it into "
+                    "smaller images"
+                )
         splits.append(ObjectSplit(split, ids, folder, checked, by_image, labels, masks, exif))
     notes = (*turned(oriented, exif), *_unseen(splits, titles))
     return DenseData(
@@ -436,7 +445,7 @@ def _runs(counts: list[int] | str) -> list[int]:
     """
     if isinstance(counts, list):
         return counts
-    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         raise ValueError("the text of the mask's counts is cut or damaged")
     # a number has five bits a character, the lowest first; bit 32 says that more follow, bit 16 is the sign
