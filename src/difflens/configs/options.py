@@ -28,17 +28,16 @@ from difflens.choices import (
 from difflens.errors import DiffLensError, listing, require
 from difflens.extractors.config import options_without_effect
 
+# the ranges are part of the language of options
+from difflens.ranges import Count as Count
+from difflens.ranges import Natural as Natural
+from difflens.ranges import NonNegative as NonNegative
+from difflens.ranges import Range as Range
+from difflens.ranges import Seed as Seed
+from difflens.ranges import Share as Share
+
 T = TypeVar("T")
 C = TypeVar("C", bound="Options")
-
-
-@dataclass(frozen=True)
-class Range:
-    """The smallest and the largest value of a number, or of each number in a tuple. Numbers must be
-    finite."""
-
-    least: float
-    most: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,6 @@ class _MayChange:
 
 MAY_CHANGE = _MayChange()
 """The mark of options that --resume does not compare."""
-
-Natural = Annotated[int, Range(0)]
-Count = Annotated[int, Range(1)]
-Seed = Annotated[int, Range(0, 2**31)]
-Share = Annotated[float, Range(0, 1)]
-NonNegative = Annotated[float, Range(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
