@@ -247,6 +247,8 @@ def _in_words(problem: Mapping[str, Any], value: object, name: str) -> str:
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{name} is not known to this version of difflens"
     expected = str(problem["msg"]).removeprefix("Value error, ").replace("Input", "it", 1)
+    for theirs, ours in (("an object", "a table"), ("a valid array", "a list")):
+        expected = expected.replace(theirs, ours)
     return f"{name or 'the content'} is {short(found)}: {expected}"
 
 

@@ -171,24 +171,29 @@ class _Sweep:
         if not path.exists():
             return None
         step = read_tensors(path)
-        found = {name: tuple(tensor.shape) for name, tensor in step.items()}
-        blocks, images = len(self.blocks), max(found.get("labels", (0,)))
-        wanted = {
-            "accuracy": (len(self.config.classifiers), blocks),
-            "scores": (blocks, images, len(self.data.classes)),
-            "labels": (images,),
-        }
-        shares = step.get("accuracy", torch.empty(0))
-        labels = step.get("labels", torch.empty(0))
-        right = found == wanted and bool(((shares >= 0) & (shares <= 1)).all())
-        right = (
-            right
-            and labels.dtype == torch.long
-            and bool((labels.clamp(0, wanted["scores"][2] - 1) == labels).all())
-        )
-        if not right or step["scores"].isnan().any():
+        if not self._fits(step):
             raise DiffLensError(f"{path} is damaged: delete it and run again with --resume")
         return step
+
+    def _fits(self, step: dict[str, Tensor]) -> bool:
+        """Return True for tensors that `_measure` may have returned."""
+        found = {name: tuple(tensor.shape) for name, tensor in step.items()}
+        blocks, classes = len(self.blocks), len(self.data.classes)
+        images = max(found.get("labels", ()), default=0)
+        if found != {
+            "accuracy": (len(self.config.classifiers), blocks),
+            "scores": (blocks, images, classes),
+            "labels": (images,),
+        }:
+            return False
+        accuracy, labels = step["accuracy"], step["labels"]
+        return (
+            accuracy.is_floating_point()
+            and bool(((accuracy >= 0) & (accuracy <= 1)).all())
+            and not labels.is_floating_point()
+            and bool(((labels >= 0) & (labels < classes)).all())
+            and not bool(step["scores"].isnan().any())
+        )
 
     def _measure(self, split: ImageSplit, t: Level) -> dict[str, Tensor]:
         """Measure all blocks at one noise step, with one pass through the backbone.
