@@ -260,7 +260,7 @@ def _json(path: Path | str, text: str) -> Any:
     except RecursionError:
         raise DiffLensError(f"{path} is nested too deeply") from None
     except ValueError as error:
-        raise DiffLensError(f"{path} is damaged, and not readable JSON: {error}") from error
+        raise DiffLensError(f"{path} is not readable JSON: {error}") from error
 
 
 def _parsed(path: Path | str, content: Any, kind: Parse[T]) -> T:
