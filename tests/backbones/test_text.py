@@ -250,7 +250,7 @@ def test_saved_conditions_come_back(written: Callable[[str], Path], tmp_path: Pa
 
 def test_files_that_are_no_conditions_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "condition.safetensors"
-    with pytest.raises(DiffLensError, match=r"there is no file .*condition\.safetensors"):
+    with pytest.raises(DiffLensError, match=r"there is no condition\.safetensors"):
         load_condition(path)
     path.write_bytes(b"not a tensor")
     with pytest.raises(DiffLensError, match=r"condition\.safetensors is damaged"):

@@ -141,8 +141,8 @@ def test_the_distance_on_request(runs: dict[str, Path], tmp_path: Path) -> None:
         (("knn", "fashion"), "are of different backbones"),
         (("unfinished",), "unfinished is not finished: `difflens generate` goes on with --resume"),
         (("foreign",), "foreign is a run of sweep; a report reads pretrain, probe"),
-        (("older",), "older is damaged, or of another version of difflens: KeyError"),
-        (("damaged",), "config.yaml holds no mapping"),
+        (("older",), "older/metrics.json: space is missing"),
+        (("damaged",), "config.yaml: the content is"),
     ],
     ids=str,
 )

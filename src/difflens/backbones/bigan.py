@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from difflens.backbones.encoder import EncoderBackbone, EncoderConfig
 from difflens.backbones.pretrained import digest_of
+from difflens.ranges import Pixels, Width
+from difflens.run.reading import field_in
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,10 @@ class GeneratorConfig:
         channels, side: channels and side, in pixels, of the image.
     """
 
-    latent: int
-    widths: Sequence[int]
-    channels: int
-    side: int
+    latent: Width
+    widths: Sequence[Width]
+    channels: Width
+    side: Pixels
 
 
 class Generator(nn.Module):
@@ -77,8 +79,8 @@ class BiGANBackbone(EncoderBackbone):
 
     @classmethod
     def from_description(cls, description: dict[str, Any], spec: str, image_size: int | None) -> Self:
-        config = EncoderConfig(**description["encoder"])
-        generator = Generator(GeneratorConfig(**description["generator"]))
+        config = field_in(description, "encoder", EncoderConfig)
+        generator = Generator(field_in(description, "generator", GeneratorConfig))
         return cls(config.build(), config, generator, spec, image_size)
 
     def describe(self) -> dict[str, Any]:

@@ -4,17 +4,18 @@ import argparse
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-import yaml
-from safetensors.torch import load_file
 from torch import Tensor
 
 from difflens.backbones.config import BackboneConfig
+from difflens.choices import ScheduleName
 from difflens.errors import DiffLensError, listing
+from difflens.ranges import Range
+from difflens.run.reading import read_tensors, read_yaml
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -52,6 +53,16 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items()}
 
 
+@dataclass(frozen=True)
+class _Flags:
+    """The flags of guided-diffusion that difflens reads."""
+
+    num_head_channels: Annotated[int, Range(-1, 2**16)] = -1
+    num_heads: Annotated[int, Range(-1, 2**16)] = -1
+    use_new_attention_order: bool | None = None
+    noise_schedule: ScheduleName | Literal["cosine"] | None = None
+
+
 def with_flags(config: BackboneConfig, path: Path) -> BackboneConfig:
     """Return `config` with the flags of guided-diffusion in a file beside the checkpoint.
 
@@ -66,25 +77,18 @@ def with_flags(config: BackboneConfig, path: Path) -> BackboneConfig:
     file = next((each for each in files if each.is_file()), None)
     if file is None:
         return config
-    try:
-        flags = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DiffLensError(f"{file}, the flags of {path.name}, cannot be read: {error}") from error
-    if not isinstance(flags, dict):
-        raise DiffLensError(f"{file}, the flags of {path.name}, holds no table of flags")
+    flags = read_yaml(file, _Flags)  # JSON is YAML
     usual = BackboneConfig(config.spec)
     stated: dict[str, Any] = {}
-    channels, heads = flags.get("num_head_channels"), flags.get("num_heads")
-    if isinstance(channels, int) and channels > 0:  # guided-diffusion: -1 means a fixed number of heads
-        stated["num_head_channels"] = channels
-    elif isinstance(heads, int) and heads > 0:
-        stated["num_heads"] = heads
-    if "use_new_attention_order" in flags:
-        stated["attention_order"] = "new" if flags["use_new_attention_order"] is True else "legacy"
-    if "noise_schedule" in flags:
-        stated["noise_schedule"] = {"cosine": "squaredcos_cap_v2"}.get(
-            flags["noise_schedule"], flags["noise_schedule"]
-        )
+    if flags.num_head_channels > 0:  # guided-diffusion: -1 means a fixed number of heads
+        stated["num_head_channels"] = flags.num_head_channels
+    elif flags.num_heads > 0:
+        stated["num_heads"] = flags.num_heads
+    if flags.use_new_attention_order is not None:
+        stated["attention_order"] = "new" if flags.use_new_attention_order else "legacy"
+    if flags.noise_schedule is not None:
+        cosine = flags.noise_schedule == "cosine"
+        stated["noise_schedule"] = "squaredcos_cap_v2" if cosine else flags.noise_schedule
     for name, value in stated.items():
         given = getattr(config, name)
         if given not in (getattr(usual, name), value):
@@ -103,8 +107,8 @@ def _is_state_dict(entry: object) -> bool:
 
 def _read_safetensors(path: Path) -> Any:
     try:
-        return load_file(path)
-    except Exception as error:  # SafetensorError, OSError or ValueError: it depends on the damage
+        return read_tensors(path)
+    except DiffLensError as error:
         raise DiffLensError(
             f"{path} cannot be read as safetensors ({error}): it is truncated or of another format; "
             "copy it again"

@@ -2,9 +2,10 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from difflens.choices import AttentionOrder, FamilyName, ScheduleName, TapName, WeightsName
+from difflens.ranges import Pixels, Width
 
 if TYPE_CHECKING:
     import torch
@@ -66,16 +67,18 @@ CONDITION_FILE = "condition.safetensors"
 class BackboneConfig:
     """The arguments of `load_backbone`, which explains them."""
 
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
     spec: str
-    num_head_channels: int = 64
+    num_head_channels: Width = 64
     noise_schedule: ScheduleName = "linear"
-    image_size: int | None = None
+    image_size: Pixels | None = None
     condition: str | None = None
     tap: TapName | None = None
     autoencoder: str | None = None
     family: FamilyName | None = None
     weights: WeightsName | None = None
-    num_heads: int | None = None
+    num_heads: Width | None = None
     attention_order: AttentionOrder | None = None
     condition_file: str | None = None
 

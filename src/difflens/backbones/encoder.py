@@ -4,17 +4,35 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
 from difflens.backbones.timm import TimmBackbone
 from difflens.errors import DiffLensError
+from difflens.ranges import Pixels, Range, Width
+from difflens.run.reading import field_in, read_tensors, reason
 from difflens.version import __version__
 
 TASK = "pretraining"
 """The value of `task` in config.json; that of a trained model is its task."""
+
+Argument = Annotated[int, Range(0, 2**12)]
+"""A number among the arguments of a timm network."""
+ArgumentName = Literal[
+    "layers",
+    "channels",
+    "stem_type",
+    "stem_width",
+    "img_size",
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "dynamic_img_size",
+]
+"""The arguments that `difflens pretrain` gives; others of timm could read files or the hub."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +45,12 @@ class EncoderConfig:
         channels, side: channels and side, in pixels, of the images, whose values are in [-1, 1].
     """
 
-    architecture: str
-    arguments: Mapping[str, Any]
-    channels: int
-    side: int
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    architecture: Literal["resnet18", "vit_tiny_patch16_224"]
+    arguments: Mapping[ArgumentName, str | bool | Argument | tuple[Argument, ...]]
+    channels: Width
+    side: Pixels
 
     def build(self) -> Any:
         """Return the network without a classifier, its weights drawn from torch's generator.
@@ -52,7 +72,7 @@ class EncoderConfig:
             num_classes=0,
             in_chans=self.channels,
             pretrained_cfg_overlay=images,
-            **self.arguments,
+            **{str(name): value for name, value in self.arguments.items()},
         )
         if hasattr(network, "maxpool"):
             network.conv1[0].stride = (1, 1)
@@ -85,8 +105,8 @@ class EncoderBackbone(TimmBackbone):
     @classmethod
     def from_description(cls, description: dict[str, Any], spec: str, image_size: int | None) -> Self:
         """Return the backbone of a result of `describe`, with weights drawn from torch's generator."""
-        config = EncoderConfig(**description["encoder"])
-        return cls(config.build(), config, description["method"], spec, image_size)
+        config = field_in(description, "encoder", EncoderConfig)
+        return cls(config.build(), config, field_in(description, "method", str), spec, image_size)
 
     def describe(self) -> dict[str, Any]:
         """Return the content of config.json."""
@@ -106,8 +126,6 @@ class EncoderBackbone(TimmBackbone):
             DiffLensError: the file is damaged, or its names or shapes are not exactly those of this network.
         """
         try:
-            state: dict[str, Tensor] = load_file(path)
-            self.load_state_dict(state)
-        except Exception as error:  # SafetensorError, OSError, or torch's RuntimeError for names and shapes
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DiffLensError(f"{path} does not hold this encoder's weights: {reason}") from error
+            self.load_state_dict(read_tensors(path))
+        except (DiffLensError, RuntimeError) as error:  # damage, or other names and shapes
+            raise DiffLensError(f"{path} does not hold this encoder's weights: {reason(error)}") from error

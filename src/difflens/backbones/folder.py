@@ -36,7 +36,7 @@ class _Pipeline:
         home: the folder of the network.
         written: the network's config.json.
         index: the pipeline's model_index.json; empty for a network alone.
-        scheduler: the scheduler's configuration; None if there is no file.
+        scheduler, scheduler_file: the scheduler's configuration and its file; None if there is no file.
     """
 
     folder: Path
@@ -44,6 +44,7 @@ class _Pipeline:
     written: dict[str, Any]
     index: dict[str, Any]
     scheduler: dict[str, Any] | None
+    scheduler_file: Path | None = None
 
     @classmethod
     def open(cls, folder: Path, weights: WeightsName | None = None) -> "_Pipeline":
@@ -62,13 +63,14 @@ class _Pipeline:
             home = _network_of(folder, weights)
         written = read_json(home / "config.json", f"{folder} is not a diffusers model")
         path = folder / "model_index.json"
-        index = read_json(path, f"{folder} is not a pipeline") if path.is_file() else {}
+        index = read_json(path, f"{folder} is not a pipeline") if path.exists() else {}
         files = (each / "scheduler_config.json" for each in (folder / "scheduler", folder))
-        path = next(filter(Path.is_file, files), path)
+        path = next(filter(Path.exists, files), path)
         if path.name == "model_index.json":
             warn(f"{folder} has no scheduler_config.json: DDPM's linear schedule is assumed")
             return cls(folder, home, written, index, None)
-        return cls(folder, home, written, index, read_json(path, f"{path} is no scheduler's configuration"))
+        scheduler = read_json(path, f"{path} is no scheduler's configuration")
+        return cls(folder, home, written, index, scheduler, path)
 
     def process(self) -> NoiseProcess:
         """Return the noise process of the scheduler; DDPM's linear schedule if there is no file.
@@ -76,9 +78,14 @@ class _Pipeline:
         Raises:
             DiffLensError: the scheduler is not known, or it belongs to another pipeline.
         """
-        process = process_of(self.scheduler)
+        try:
+            process = process_of(self.scheduler)
+        except DiffLensError as error:
+            raise DiffLensError(f"{self.scheduler_file}: {error}") from error
         named = self.index.get("scheduler")
         expected = named[1] if isinstance(named, list) and len(named) == 2 else None
+        if expected is not None and not isinstance(expected, str):
+            raise DiffLensError(f"{self.folder / 'model_index.json'}: scheduler names no class")
         found = (self.scheduler or {}).get("_class_name")
         if expected and found and process_of({"_class_name": expected}).name != process.name:
             raise DiffLensError(
@@ -166,7 +173,7 @@ def _class_of(written: dict[str, Any], folder: Path) -> Any:
     if name == "Transformer2DModel":  # the name before diffusers 0.29
         name = _FORMER.get(str(written.get("norm_type")), name)
     size = written.get("sample_size")
-    if isinstance(size, list | tuple) and len({*size}) > 1:
+    if isinstance(size, list | tuple) and len({*map(str, size)}) > 1:
         raise DiffLensError(f"{folder} takes images of {size[0]} x {size[1]} pixels, not square ones")
     readable = ("UNet2DModel", "UNet2DConditionModel", *WALKED)
     if name not in readable:

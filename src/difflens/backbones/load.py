@@ -21,7 +21,7 @@ from difflens.backbones.encoder import EncoderBackbone
 from difflens.backbones.folder import from_folder
 from difflens.backbones.pixels import PixelBackbone
 from difflens.backbones.plausible import warn_if_implausible
-from difflens.backbones.pretrained import read_json
+from difflens.backbones.pretrained import check_size, read_json
 from difflens.backbones.timm import TimmBackbone
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
@@ -31,6 +31,7 @@ from difflens.processes.base import NoiseProcess
 from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.schedulers import process_of
 from difflens.run.console import warn
+from difflens.run.reading import reason
 
 BUNDLED = {
     # chosen on a held-out part of the training images (benchmarks/RESULTS.md)
@@ -168,10 +169,13 @@ def resolved(spec: str) -> str:
 def _from_folder(
     config: BackboneConfig, folder: Path, defaults: Defaults | None, fresh: bool, meta: bool
 ) -> Backbone:
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").exists():
         description = read_json(folder / "config.json", f"{folder} is not a diffusers model")
         if description.get("task") == ENCODER_TASK:
             _refuse_network_options(config)
+            with torch.device("meta"):
+                outline = _encoder(description, str(folder / "config.json"), config.spec, config.image_size)
+            check_size(outline, folder, fresh)
             encoder = _encoder(description, str(folder / "config.json"), config.spec, config.image_size)
             if not fresh:
                 encoder.load_weights(folder / "model.safetensors")
@@ -286,8 +290,10 @@ def _encoder(description: dict[str, Any], source: str, spec: str, image_size: in
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return kind.from_description(description, spec, image_size)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise DiffLensError(f"{source} does not describe an encoder: {error!r}") from error
+    except DiffLensError as error:
+        raise DiffLensError(f"{source} does not describe an encoder: {error}") from error
+    except Exception as error:  # timm's networks fail in many ways
+        raise DiffLensError(f"{source} does not describe an encoder: {reason(error)}") from error
 
 
 def _untrained(backbone: Backbone) -> Backbone:

@@ -1,15 +1,25 @@
 """Networks in diffusers format: their files, read strictly, and their digest."""
 
 import hashlib
-import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
 from difflens.errors import DiffLensError
+from difflens.ranges import Pixels, Range, Width
+from difflens.run import reading
 from difflens.run.console import warn
+from difflens.run.reading import FieldError, check_files, checked, reason, short
+
+_MOST = 2**24  # any whole number of a configuration
+_MOST_LAYERS = 1000
+_MOST_POSITIONS = 1024  # patches along a side; their table is made at once, whatever the device
+_POSITIONS = ("sample_size", "pos_embed_max_size", "pos_embed_seq_len")
 
 
 def read_json(path: Path, problem: str) -> dict[str, Any]:
@@ -22,14 +32,9 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
         DiffLensError: the file does not exist, or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DiffLensError(f"{problem}: there is no {path.name} in {path.parent}") from None
-    except (ValueError, OSError) as error:
-        raise DiffLensError(f"{problem}: {path} is not readable JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise DiffLensError(f"{problem}: {path} holds no JSON object")
-    return content
+        return reading.read_json(path, dict[str, Any])
+    except DiffLensError as error:
+        raise DiffLensError(f"{problem}: {error}") from error
 
 
 def read_network(
@@ -48,9 +53,17 @@ def read_network(
         DiffLensError: the configuration makes no network, or the weights are damaged or do not belong to it.
     """
     try:
+        checked(_NetworkFields, {name: config[name] for name in _NETWORK_FIELDS if name in config})
+        _check_numbers(config)
+    except FieldError as error:
+        raise DiffLensError(f"{folder / 'config.json'}: {error}") from error
+    check_files(folder)
+    try:
+        with torch.device("meta"):
+            outline = kind.from_config(config)
         if meta:
-            with torch.device("meta"):
-                return kind.from_config(config)
+            return outline
+        check_size(outline, folder, fresh)
         if fresh:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
@@ -62,9 +75,10 @@ def read_network(
             output_loading_info=True,
             low_cpu_mem_usage=False,
         )
+    except DiffLensError:
+        raise
     except Exception as error:  # diffusers raises many types for damaged weights and configurations
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DiffLensError(f"{folder} cannot be loaded: {reason}") from error
+        raise DiffLensError(f"{folder} cannot be loaded: {reason(error)}") from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise DiffLensError(
@@ -72,6 +86,54 @@ def read_network(
             f"left over or of another shape, {wrong[0]} for example"
         )
     return network
+
+
+@dataclass(frozen=True)
+class _NetworkFields:
+    """The fields of a network of diffusers that difflens reads itself; diffusers checks the others."""
+
+    _class_name: str | None = None
+    in_channels: Width | None = None
+    out_channels: Width | None = None
+    latent_channels: Width | None = None
+    sample_size: Pixels | tuple[Pixels, Pixels] | None = None
+    patch_size: Pixels | None = None
+    block_out_channels: tuple[Width, ...] | None = None
+    norm_num_groups: Width | None = None
+    scaling_factor: float | None = None
+    shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[Annotated[float, Range(1e-12)], ...] | None = None
+
+
+_NETWORK_FIELDS = [field.name for field in fields(_NetworkFields)]
+
+
+def _check_numbers(value: Any, name: str = "") -> None:
+    """Refuse numbers of layers, and other whole numbers, beyond those of any network."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_numbers(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_numbers(item, f"{name}[{number}]")
+    elif isinstance(value, int):
+        many = "layers" in name and "dim" not in name
+        most = _MOST_LAYERS if many else _MOST_POSITIONS if name in _POSITIONS else _MOST
+        if abs(value) > most:
+            raise FieldError(f"{name} is {short(value)}: it must be at most {most:,}")
+
+
+def check_size(outline: nn.Module, folder: Path, fresh: bool) -> None:
+    """Refuse a network that its weights cannot fill, or that does not fit into memory."""
+    count = sum(parameter.numel() for parameter in outline.parameters())
+    weights = sum(path.stat().st_size for end in ("safetensors", "bin") for path in folder.glob(f"*.{end}"))
+    described = f"{folder / 'config.json'} describes a network of {count:,} parameters"
+    if not fresh and weights and count > 2 * weights + 2**16:
+        raise DiffLensError(f"{described}, and its weights have {weights:,} bytes: they do not belong to it")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
+    if 4 * count > memory:
+        raise DiffLensError(f"{described}, which take more than this machine's memory")
 
 
 def _variant(folder: Path) -> str | None:

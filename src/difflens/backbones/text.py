@@ -4,7 +4,6 @@ The pipeline's own `encode_prompt` encodes "". A network that reads the tensors 
 """
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,12 +14,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from difflens.errors import DiffLensError
 from difflens.run.files import replace_with
+from difflens.run.reading import check_files, read_json, read_tensors, reason
 
+_TABLE = dict[str, Any]
 _INSTALL = 'pip install "difflens[text]"'
 _FLUX_LATENT_SIDE = 128  # FluxPipeline's own, whatever its network is
 
@@ -118,7 +119,7 @@ def empty_prompt(folder: Path, image_side: int | None = None) -> dict[str, Tenso
     index = _index(folder)
     name, kind = _kind(folder, index)
     beside = image_conditions(folder, image_side)
-    config = _read_json(folder / kind.denoiser / "config.json")
+    config = read_json(folder / kind.denoiser / "config.json", _TABLE)
     loaded: dict[str, Any] = {}
     with _quiet():
         for end in kind.encoders:
@@ -128,7 +129,7 @@ def empty_prompt(folder: Path, image_side: int | None = None) -> dict[str, Tenso
             conditions = _encode(name, kind, loaded, config)
         except Exception as error:  # tokens without an embedding, widths that do not fit, and many more
             raise DiffLensError(
-                f"the text encoders of {folder} cannot encode a prompt: {_reason(error)}"
+                f"the text encoders of {folder} cannot encode a prompt: {reason(error)}"
             ) from error
     tensors = {key: value.detach().float().contiguous().clone() for key, value in conditions.items()} | beside
     for key, value in tensors.items():
@@ -162,7 +163,7 @@ def image_conditions(folder: Path, image_side: int | None = None) -> dict[str, T
     name, kind = _kind(folder, _index(folder))
     if image_side is not None and image_side < 1:
         raise DiffLensError(f"image-side is {image_side}; it must be at least 1")
-    config = _read_json(folder / kind.denoiser / "config.json")
+    config = read_json(folder / kind.denoiser / "config.json", _TABLE)
     if name == "StableDiffusionXLPipeline":
         side = image_side or _own_side(folder, kind, config)
         return {"added_cond_kwargs.time_ids": torch.tensor([[side, side, 0, 0, side, side]]).float()}
@@ -212,7 +213,7 @@ def save_condition(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         replace_with(path, lambda temporary: save_file(content, temporary))
     except (OSError, SafetensorError) as error:
-        raise DiffLensError(f"{path} cannot be written: {_reason(error)}") from error
+        raise DiffLensError(f"{path} cannot be written: {reason(error)}") from error
 
 
 def load_condition(path: Path) -> dict[str, Tensor]:
@@ -221,13 +222,7 @@ def load_condition(path: Path) -> dict[str, Tensor]:
     Raises:
         DiffLensError: there is no such file, or it is damaged.
     """
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except FileNotFoundError:
-        raise DiffLensError(f"there is no file {path} with the conditions of an empty prompt") from None
-    except (OSError, SafetensorError) as error:
-        raise DiffLensError(f"{path} is damaged: {_reason(error)}") from error
-    return tensors
+    return read_tensors(path)
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -235,7 +230,7 @@ def _index(folder: Path) -> dict[str, Any]:
         raise DiffLensError(
             f"{folder} is no pipeline in diffusers format: there is no model_index.json in it"
         )
-    return _read_json(folder / "model_index.json")
+    return read_json(folder / "model_index.json", _TABLE)
 
 
 def _kind(folder: Path, index: Mapping[str, Any]) -> tuple[str, _Kind]:
@@ -260,6 +255,7 @@ def _component(folder: Path, index: Mapping[str, Any], component: str, optional:
     home = folder / component
     if not home.is_dir():
         raise DiffLensError(f"{folder} is incomplete: there is no folder {component} in it")
+    check_files(home)
     loader = getattr(transformers, name)
     return _tokenizer(home, loader, name) if name in _TOKENIZERS else _encoder(home, loader)
 
@@ -276,14 +272,14 @@ def _tokenizer(home: Path, loader: Any, name: str) -> Any:
     try:
         return loader.from_pretrained(home, local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise many types for damaged files
-        raise DiffLensError(f"{home} cannot be loaded: {_reason(error)}") from error
+        raise DiffLensError(f"{home} cannot be loaded: {reason(error)}") from error
 
 
 def _encoder(home: Path, loader: Any) -> nn.Module:
     try:
         encoder, info = loader.from_pretrained(home, local_files_only=True, output_loading_info=True)
     except Exception as error:  # transformers raises many types for damaged weights and configurations
-        raise DiffLensError(f"{home} cannot be loaded: {_reason(error)}") from error
+        raise DiffLensError(f"{home} cannot be loaded: {reason(error)}") from error
     parts = ("missing_keys", "unexpected_keys", "mismatched_keys")
     # files of earlier versions keep the positions, 0, 1, 2 and so on, among the weights
     wrong = [str(key) for part in parts for key in info[part] if not str(key).endswith("position_ids")]
@@ -337,22 +333,10 @@ def _own_side(folder: Path, kind: _Kind, config: Mapping[str, Any]) -> int:
 def _scale(folder: Path) -> int:
     """Return the number of pixels a latent, along a side."""
     path = folder / "vae" / "config.json"
-    channels = _read_json(path).get("block_out_channels")
+    channels = read_json(path, _TABLE).get("block_out_channels")
     if not isinstance(channels, list) or not channels:
         raise DiffLensError(f"{path} does not describe a VAE: it has no list of block_out_channels")
     return int(2 ** (len(channels) - 1))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DiffLensError(f"there is no {path.name} in {path.parent}") from None
-    except (ValueError, OSError) as error:
-        raise DiffLensError(f"{path} is not readable JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise DiffLensError(f"{path} holds no JSON object")
-    return content
 
 
 def _transformers() -> Any:
@@ -385,8 +369,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

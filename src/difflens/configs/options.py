@@ -28,17 +28,14 @@ from difflens.choices import (
 from difflens.errors import DiffLensError, listing, require
 from difflens.extractors.config import options_without_effect
 
+# the ranges are part of the language of options
+from difflens.ranges import Range as Range
+from difflens.ranges import Seed as Seed
+from difflens.ranges import Share as Share
+from difflens.ranges import Width as Width
+
 T = TypeVar("T")
 C = TypeVar("C", bound="Options")
-
-
-@dataclass(frozen=True)
-class Range:
-    """The smallest and the largest value of a number, or of each number in a tuple. Numbers must be
-    finite."""
-
-    least: float
-    most: float
 
 
 @dataclass(frozen=True)
@@ -56,11 +53,8 @@ Natural = Annotated[int, Range(0, 10**9)]
 Count = Annotated[int, Range(1, 10**9)]
 Times = Annotated[int, Range(1, 10**4)]
 Epochs = Annotated[int, Range(1, 10**6)]
-Seed = Annotated[int, Range(0, 2**31)]
-Share = Annotated[float, Range(0, 1)]
 NonNegative = Annotated[float, Range(0, 10**6)]
 Batch = Annotated[int, Range(1, 10**6)]
-Width = Annotated[int, Range(1, 2**16)]
 Side = Annotated[int, Range(1, 2**14)]
 Pool = Annotated[int, Range(0, 2**14)]
 Workers = Annotated[int, Range(0, 1024)]

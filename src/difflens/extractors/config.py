@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from difflens.choices import ExtractorName, Precision
 from difflens.errors import DiffLensError
+from difflens.ranges import Count, Depth, Seed
 
 if TYPE_CHECKING:
     from difflens.backbones.base import Backbone
@@ -44,14 +45,16 @@ class ExtractorConfig:
             are slower.
     """
 
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
     name: ExtractorName
-    blocks: tuple[int, ...]
+    blocks: tuple[Count, ...]
     noise_steps: tuple[int | float, ...]
-    seed: int = 0
-    feedback_blocks: tuple[int, ...] | None = None
-    from_block: int = 1
+    seed: Seed = 0
+    feedback_blocks: tuple[Count, ...] | None = None
+    from_block: Count = 1
     precision: Precision = "float32"
-    draws: int = 1
+    draws: Depth = 1
     checkpoint: bool = False
 
     def build(self, backbone: "Backbone") -> "Extractor":

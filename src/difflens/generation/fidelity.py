@@ -6,12 +6,10 @@ download. They have the name of that space and are never called FID: distances i
 compared.
 """
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -31,8 +29,9 @@ from difflens.models.feature_space import FeatureSpace
 from difflens.noise import Stream, random_order
 from difflens.opening import open_run
 from difflens.results.fidelity import Distance, FidelityResult, InceptionFigures, SampleSource
-from difflens.run.directory import FINISHED
+from difflens.run.directory import FINISHED, read_record
 from difflens.run.processes import accelerator
+from difflens.run.reading import check_regular, read_yaml
 
 NOISE_STRENGTHS = (0.01, 0.03, 0.1, 0.3)
 """Standard deviations of the noise for the reference distances, on images in [-1, 1]."""
@@ -72,14 +71,12 @@ def fidelity(config: FidelityConfig) -> FidelityResult:
 def _samples(config: FidelityConfig) -> tuple[ImageSplit, SampleSource | None]:
     """Return the generated images, and their source if `generate` made them."""
     folder, source = config.samples, None
-    recorded_config = folder / "config.yaml"
-    if recorded_config.is_file():
-        run = yaml.safe_load(recorded_config.read_text())
-        if not isinstance(run, dict) or run.get("command") != "generate":
+    if (folder / "config.yaml").exists():
+        if read_record(folder)["command"] != "generate":
             raise DiffLensError(f"{folder} is a run directory, but not of `difflens generate`")
         if not (folder / FINISHED).is_file():
             raise DiffLensError(f"{folder} is not finished: `difflens generate` goes on with --resume")
-        source = SampleSource(run["backbone"], run["backbone_fingerprint"], run["sampler"], run["steps"])
+        source = read_yaml(folder / "config.yaml", SampleSource)
         folder = folder / "images"
     paths = list_images([folder])
     split = at_random(FileSplit("samples", [str(path) for path in paths]), config.limit, config.seed)
@@ -287,9 +284,10 @@ def _inception_weights(config: FidelityConfig) -> Path:
             ) from error
     if not path.is_file():
         raise DiffLensError(f"no such file: {path}; it should be a copy of {INCEPTION_URL}")
+    check_regular(path)
     try:
         torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # torch raises many kinds for a damaged file
         raise DiffLensError(f"{path} does not hold Inception's weights: {error}") from error
     return path
 

@@ -150,7 +150,7 @@ class _Generation:
             metrics = {"images": config.n, "sampler": self.sampler.name, "steps": config.steps}
             self.run.write_json(FINISHED, metrics)
         self.process.wait_for_everyone()
-        return self.run.read_json(FINISHED)
+        return self.run.read_json(FINISHED, dict[str, Any])
 
 
 def _name(number: int) -> str:

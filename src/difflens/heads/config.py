@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from difflens.choices import DetectionHeadName, HeadName, SegmentationHeadName
+from difflens.ranges import Count, Depth, Natural, Pixels, Range, Share, Width
 
 _WITHOUT_EFFECT: dict[HeadName, tuple[str, ...]] = {
     "linear": ("width", "depth", "dropout"),
@@ -32,11 +34,13 @@ class DetectionHeadConfig:
         proposals: regions that are classified in an image; in training the loss samples half as many.
     """
 
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
     name: DetectionHeadName
-    side: int
-    strides: tuple[int, ...]
-    width: int = 256
-    proposals: int = 1000
+    side: Pixels
+    strides: tuple[Pixels, ...]
+    width: Width = 256
+    proposals: Width = 1000
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,15 @@ class HeadConfig:
         bank: number of training images that are stored (k-NN).
     """
 
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
     name: HeadName = "attention"
-    pool: int | None = None
-    width: int | None = None
-    depth: int | None = None
-    dropout: float = 0.0
-    neighbours: int = 20
-    bank: int = 0
+    pool: Annotated[int, Range(0, 2**13)] | None = None
+    width: Width | None = None
+    depth: Depth | None = None
+    dropout: Share = 0.0
+    neighbours: Count = 20
+    bank: Natural = 0
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,10 @@ class SegmentationHeadConfig:
         dropout: probability in [0, 1) that drops a channel before UPerNet's last layer.
     """
 
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
     name: SegmentationHeadName
-    side: int
-    strides: tuple[int, ...]
-    width: int = 256
-    dropout: float = 0.1
+    side: Pixels
+    strides: tuple[Pixels, ...]
+    width: Width = 256
+    dropout: Share = 0.1

@@ -1,5 +1,6 @@
 """A probe: a head on the maps of an extractor."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,13 +59,15 @@ class FeatureModel(nn.Module):
         Raises:
             DiffLensError: a name or a shape is that of another model.
         """
-        own = self.own_state()
-        different = sorted({*state} ^ {*own}) or sorted(
-            name for name in own if own[name].shape != state[name].shape
-        )
+        self.check_own_shapes({name: tuple(tensor.shape) for name, tensor in state.items()})
+        self.load_state_dict(state, strict=False)
+
+    def check_own_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise DiffLensError if names and shapes are not those of `own_state`."""
+        own = {name: tuple(tensor.shape) for name, tensor in self.own_state().items()}
+        different = sorted({*shapes} ^ {*own}) or sorted(name for name in own if own[name] != shapes[name])
         if different:
             raise DiffLensError(f"the weights are of another model: {different[0]} does not fit")
-        self.load_state_dict(state, strict=False)
 
 
 class Probe(FeatureModel):

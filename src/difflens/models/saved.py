@@ -2,15 +2,14 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from difflens.backbones.config import CONDITION_FILE, BackboneConfig
@@ -25,6 +24,16 @@ from difflens.heads.make import make_head
 from difflens.heads.segmentation import SegmentationHead
 from difflens.models.probe import DenseProbe, Probe
 from difflens.run.memory import built
+from difflens.run.reading import (
+    FieldError,
+    checked,
+    field_in,
+    read_json,
+    read_tensors,
+    reason,
+    shapes_of,
+    short,
+)
 from difflens.version import __version__
 
 H = TypeVar("H", bound=nn.Module)
@@ -99,24 +108,13 @@ class SavedModel(ABC):
         """
         folder = model_folder(folder)
         config_path, weights = folder / "config.json", folder / "model.safetensors"
-        task = model_task(folder)
-        if task != cls.task:
-            raise DiffLensError(f"{folder} is a model of {task}, not of {cls.task}")
-        try:
-            config = json.loads(config_path.read_text())
-            stored = dict(config["backbone"])
-            fingerprint = stored.pop("fingerprint")
-            kept = folder / CONDITION_FILE
-            stored["condition_file"] = str(kept) if kept.is_file() else None
-            backbone_config = BackboneConfig(**stored)
-            extractor = ExtractorConfig(**_tuples(config["extractor"]))
-            head, classes = cls.head_kind(**_tuples(config["head"])), tuple(config["classes"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DiffLensError(
-                f"{config_path} is not a difflens model's configuration: {error!r}"
-            ) from error
-        if backbone is not None:
-            backbone_config = BackboneConfig(**{**stored, "spec": backbone})
+        stored = stored_model(folder, cls)
+        kept = folder / CONDITION_FILE
+        backbone_config = replace(
+            stored.backbone,
+            spec=backbone or stored.backbone.spec,
+            condition_file=str(kept) if kept.is_file() else None,
+        )
         try:
             network = backbone_config.load(device)
         except DiffLensError as error:
@@ -124,24 +122,34 @@ class SavedModel(ABC):
                 f"the backbone of {folder} cannot be loaded: {error}. "
                 "If it has moved, name it with --backbone"
             ) from error
-        if network.fingerprint() != fingerprint:
+        if network.fingerprint() != stored.fingerprint:
             raise DiffLensError(
                 f"the backbone {backbone_config.spec} has changed since {folder} was trained on it: the "
                 "weights or the configuration differ. Train again, or name the right backbone with --backbone"
             )
         try:
-            built = extractor.build(network)
+            built = stored.extractor.build(network)
             # a prediction of a few images takes less time than a compilation
             built.compiled = False
-            probe = cls.make(built, head, len(classes)).to(device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise DiffLensError(f"{config_path} does not describe a model: {error}") from error
+            with torch.device("meta"):  # a head that is not that of the weights may not fit into memory
+                outline = cls.make(built, stored.head, len(stored.classes))
+            outline.check_own_shapes(shapes_of(weights))
+            probe = cls.make(built, stored.head, len(stored.classes)).to(device)
+        except (DiffLensError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise DiffLensError(f"{config_path} does not describe the model: {reason(error)}") from error
         try:
-            probe.load_own_state(load_file(weights, device=str(device)))
-        except SafetensorError as error:
-            raise DiffLensError(f"{weights} is damaged: {error}") from error
-        info = config.get("info", {})
-        return cls(probe.eval(), classes, backbone_config, extractor, head, fingerprint, info)
+            probe.load_own_state(read_tensors(weights, str(device)))
+        except RuntimeError as error:
+            raise DiffLensError(f"{weights} is damaged: {reason(error)}") from error
+        return cls(
+            probe.eval(),
+            stored.classes,
+            backbone_config,
+            stored.extractor,
+            stored.head,
+            stored.fingerprint,
+            dict(stored.info),
+        )
 
     def _card(self, config: dict[str, Any]) -> str:
         """Return the model card, in Markdown."""
@@ -253,16 +261,47 @@ def model_task(folder: Path) -> str:
     """
     path = model_folder(folder) / "config.json"
     tasks = [kind.task for kind in (TrainedModel, SegmentationModel, DetectionModel)]
-    try:
-        config = json.loads(path.read_text())
-        task = config.get("task", TrainedModel.task)
-    except (ValueError, AttributeError) as error:
-        raise DiffLensError(f"{path} is not a difflens model's configuration: {error!r}") from error
+    task = read_json(path, lambda config: checked(str, config.get("task", TrainedModel.task), "task"))
     if task not in tasks:
-        raise DiffLensError(f"{path} is a model of {task!r}; this version knows {', '.join(tasks)}")
-    return str(task)
+        raise DiffLensError(f"{path} is a model of {short(task)}; this version knows {', '.join(tasks)}")
+    return task
 
 
-def _tuples(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration with tuples for JSON's lists."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+@dataclass(frozen=True, kw_only=True)
+class StoredModel:
+    """The content of a model's config.json, without version and task."""
+
+    backbone: BackboneConfig
+    fingerprint: str
+    extractor: ExtractorConfig
+    head: Any
+    classes: tuple[str, ...]
+    info: Mapping[str, Any]
+
+
+def stored_model(folder: Path, kind: type[SavedModel]) -> StoredModel:
+    """Return the configuration of a saved model.
+
+    Raises:
+        DiffLensError: the folder holds no model of this kind, or a field of config.json is missing, wrong, or
+            not known to this version.
+    """
+
+    def parse(config: dict[str, Any]) -> StoredModel:
+        backbone = field_in(config, "backbone", dict[str, Any])
+        classes = field_in(config, "classes", tuple[str, ...])
+        if not classes:
+            raise FieldError("classes is empty")
+        return StoredModel(
+            fingerprint=checked(str, backbone.pop("fingerprint", None), "backbone.fingerprint"),
+            backbone=checked(BackboneConfig, backbone, "backbone"),
+            extractor=field_in(config, "extractor", ExtractorConfig),
+            head=field_in(config, "head", kind.head_kind),
+            classes=classes,
+            info=checked(dict[str, Any], config.get("info", {}), "info"),
+        )
+
+    task = model_task(folder)
+    if task != kind.task:
+        raise DiffLensError(f"{folder} is a model of {task}, not of {kind.task}")
+    return read_json(model_folder(folder) / "config.json", parse)

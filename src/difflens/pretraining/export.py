@@ -11,6 +11,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from difflens.backbones.load import BUNDLED
 from difflens.processes.variance_preserving import VariancePreserving
+from difflens.run.reading import read_text
 
 _CARD = """\
 ---
@@ -93,7 +94,7 @@ def card_fact(backbone: str, name: str) -> str | None:
     """Return the row `name` in the model card of a bundled backbone or of a folder; None if there is none."""
     folder = Path(str(files("difflens") / "assets" / backbone)) if backbone in BUNDLED else Path(backbone)
     card = folder / "README.md"
-    lines = card.read_text().splitlines() if card.is_file() else []
+    lines = read_text(card).splitlines() if card.is_file() else []
     start = f"| {name} | "
     return next(
         (line.removeprefix(start).removesuffix(" |") for line in lines if line.startswith(start)), None

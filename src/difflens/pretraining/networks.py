@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from difflens.backbones.encoder import EncoderConfig
+from difflens.backbones.encoder import ArgumentName, EncoderConfig
 from difflens.errors import DiffLensError, listing
 from difflens.presets import ENCODER_STRIDE, ENCODERS, PATCH, UNETS
 
@@ -26,6 +26,7 @@ def encoder_config(name: str, kind: Literal["resnet", "vit"], side: int | None =
     side = side or preset["side"]
     if side % ENCODER_STRIDE:
         raise DiffLensError(f"image-size {side} must be a multiple of {ENCODER_STRIDE}, the encoder's stride")
+    arguments: dict[ArgumentName, Any]
     if kind == "resnet":
         widths = ENCODERS[name]["resnet"]
         arguments = {

@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from difflens.errors import listing
+from difflens.run.reading import field_in
 
 
 class Result(ABC):
@@ -31,16 +32,20 @@ def plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def tuples(value: Any) -> Any:
-    """Return a JSON value with every list as a tuple."""
-    if isinstance(value, Mapping):
-        return {key: tuples(item) for key, item in value.items()}
-    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+def fields_in(kind: type, metrics: Mapping[str, Any], *others: str) -> dict[str, Any]:
+    """Return the fields of the dataclass `kind` from the JSON value `metrics`, checked against their types.
 
+    Args:
+        others: fields that come from elsewhere.
 
-def fields_in(kind: type, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of `metrics` that are fields of the dataclass `kind`, with lists as tuples."""
-    return {field.name: tuples(metrics[field.name]) for field in fields(kind) if field.name in metrics}
+    Raises:
+        FieldError: a field is missing, or has a wrong value.
+    """
+    return {
+        field.name: field_in(metrics, field.name, field.type)
+        for field in fields(kind)
+        if field.name not in others and (field.name in metrics or field.default is MISSING)
+    }
 
 
 def skipped(images: Sequence[str]) -> str:

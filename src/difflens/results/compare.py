@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.table import Column, Table
 
-from difflens.results.base import Result, tuples
+from difflens.processes.base import Level
+from difflens.ranges import Natural, NonNegative, Share
+from difflens.results.base import Result, fields_in
 from difflens.run.console import table_text
+from difflens.run.reading import FieldError, field_in
 
 if TYPE_CHECKING:
     from difflens.backbones.maps import Place
@@ -47,8 +50,8 @@ class BackboneScores:
 
     name: str
     place: "Place"
-    parameters: int
-    relative_speed: float
+    parameters: Natural
+    relative_speed: NonNegative
     scores: Mapping[str, Score]
     differences: Mapping[str, tuple[float, float]]
     frechet: float | None = None
@@ -72,18 +75,17 @@ class BackboneScores:
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Self:
         """Read what `metrics` wrote; the relative speed is rounded to three digits."""
+        interval = field_in(metrics, "interval", dict[str, tuple[float, float]])
+        accuracy = field_in(metrics, "accuracy", dict[str, Share])
+        if interval.keys() != accuracy.keys():
+            raise FieldError("interval and accuracy are of different trials")
         return cls(
-            metrics["backbone"],
-            (metrics["block"], metrics["noise_step"]),
-            metrics["parameters"],
-            metrics["relative_speed"],
-            {
-                key: Score(value, tuples(metrics["interval"][key]))
-                for key, value in metrics["accuracy"].items()
-            },
-            tuples(metrics["difference_from_first"]),
-            metrics["frechet_distance"],
-            metrics.get("log_snr"),
+            name=field_in(metrics, "backbone", str),
+            place=(field_in(metrics, "block", int), field_in(metrics, "noise_step", Level)),
+            scores={key: Score(value, interval[key]) for key, value in accuracy.items()},
+            differences=field_in(metrics, "difference_from_first", dict[str, tuple[float, float]]),
+            frechet=field_in(metrics, "frechet_distance", float | None),
+            **fields_in(cls, metrics, "name", "place", "scores", "differences", "frechet"),
         )
 
 
@@ -105,9 +107,9 @@ class CompareResult(Result):
     backbones: tuple[BackboneScores, ...]
     titles: Mapping[str, str]
     metric: str
-    test_images: int
+    test_images: Natural
     feature_space: str | None
-    samples: int
+    samples: Natural
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
@@ -122,16 +124,13 @@ class CompareResult(Result):
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], out: Path) -> Self:
         """Read what `metrics` wrote into the run directory `out`; a trial's title is its key."""
-        backbones = tuple(BackboneScores.from_metrics(record) for record in metrics["backbones"])
-        return cls(
-            out=out,
-            backbones=backbones,
-            titles={key: key for key in backbones[0].scores},
-            metric=metrics["metric"],
-            test_images=metrics["test_images"],
-            feature_space=metrics["feature_space"],
-            samples=metrics["samples"],
-        )
+        records = field_in(metrics, "backbones", list[dict[str, Any]])
+        backbones = tuple(map(BackboneScores.from_metrics, records))
+        if not backbones:
+            raise FieldError("backbones is empty")
+        titles = {key: key for key in backbones[0].scores}
+        figures = fields_in(cls, metrics, "out", "backbones", "titles")
+        return cls(out=out, backbones=backbones, titles=titles, **figures)
 
     def summary(self) -> str:
         columns = (*self.titles.values(), "parameters", "speed", "Fréchet")

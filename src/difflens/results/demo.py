@@ -7,8 +7,10 @@ from typing import Any, Self
 
 from rich.table import Table
 
+from difflens.ranges import Natural, NonNegative, Share
 from difflens.results.base import Result, fields_in, plain
 from difflens.run.console import table_text
+from difflens.run.reading import field_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +23,10 @@ class DemoScore:
         train_seconds: seconds of training, without reading features.
     """
 
-    top1: float
-    top1_interval_95: tuple[float, float]
-    trainable_parameters: int
-    train_seconds: float
+    top1: Share
+    top1_interval_95: tuple[Share, Share]
+    trainable_parameters: Natural
+    train_seconds: NonNegative
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
@@ -47,9 +49,9 @@ class DemoResult(Result):
 
     out: Path
     results: Mapping[str, DemoScore]
-    seconds: float
-    train_images: int
-    test_images: int
+    seconds: NonNegative
+    train_images: Natural
+    test_images: Natural
     best: str
     saved_head: str
 
@@ -67,9 +69,8 @@ class DemoResult(Result):
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], out: Path) -> Self:
         """Read what `metrics` wrote into the run directory `out`."""
-        scores = {name: DemoScore(**fields_in(DemoScore, row)) for name, row in metrics["results"].items()}
-        values = {**fields_in(cls, metrics), "results": scores, "saved_head": metrics["model"]}
-        return cls(**values, out=out)
+        values = fields_in(cls, metrics, "out", "saved_head")
+        return cls(**values, saved_head=field_in(metrics, "model", str), out=out)
 
     def summary(self) -> str:
         table = Table("features and head", "top-1", "trainable parameters", "training seconds")

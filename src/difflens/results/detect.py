@@ -5,10 +5,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from difflens.ranges import Natural, NonNegative, Share
 from difflens.results.base import Result, bad, fields_in, plain
+from difflens.run.reading import field_in
 
 if TYPE_CHECKING:
     from difflens.models.saved import DetectionModel
+
+# the fields of a result that metrics.json has under other names, or not at all
+_ELSEWHERE = ("out", "model", "box", "mask")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +28,14 @@ class AveragePrecision:
         ap_by_class: `ap` of each class.
     """
 
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
-    ar: float | None
-    ap_by_class: Mapping[str, float | None]
+    ap: Share | None
+    ap50: Share | None
+    ap75: Share | None
+    ap_small: Share | None
+    ap_medium: Share | None
+    ap_large: Share | None
+    ar: Share | None
+    ap_by_class: Mapping[str, Share | None]
 
     def metrics(self, kind: str) -> dict[str, Any]:
         """Plain values for metrics.json, whose keys begin with "box_" or "mask_"."""
@@ -39,7 +44,8 @@ class AveragePrecision:
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], kind: str) -> Self:
         """Read what `metrics` wrote for `kind`, "box" or "mask"."""
-        return cls(**{field.name: metrics[f"{kind}_{field.name}"] for field in fields(cls)})
+        found = {field.name: (f"{kind}_{field.name}", field.type) for field in fields(cls)}
+        return cls(**{key: field_in(metrics, name, hint) for key, (name, hint) in found.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +67,13 @@ class DetectResult(Result):
     model: "DetectionModel"
     box: AveragePrecision
     mask: AveragePrecision | None
-    train_images: int
-    train_negatives: int
-    val_images: int
-    trainable_parameters: int
-    iterations: int
-    train_seconds: float
-    seed: int
+    train_images: Natural
+    train_negatives: Natural
+    val_images: Natural
+    trainable_parameters: Natural
+    iterations: Natural
+    train_seconds: NonNegative
+    seed: Natural
     bad_annotations: tuple[str, ...]
 
     @property
@@ -82,11 +88,7 @@ class DetectResult(Result):
             for kind, precision in self.precisions.items()
             for key, value in precision.metrics(kind).items()
         }
-        rest = {
-            key: plain(value)
-            for key, value in vars(self).items()
-            if key not in ("out", "model", "box", "mask")
-        }
+        rest = {key: plain(value) for key, value in vars(self).items() if key not in _ELSEWHERE}
         return figures | rest
 
     @classmethod
@@ -94,7 +96,7 @@ class DetectResult(Result):
         """Read what `metrics` wrote into the run directory `out`."""
         mask = AveragePrecision.from_metrics(metrics, "mask") if "mask_ap" in metrics else None
         box = AveragePrecision.from_metrics(metrics, "box")
-        return cls(**fields_in(cls, metrics), out=out, model=model, box=box, mask=mask)
+        return cls(**fields_in(cls, metrics, *_ELSEWHERE), out=out, model=model, box=box, mask=mask)
 
     def summary(self) -> str:
         figures = [

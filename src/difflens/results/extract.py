@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from difflens.ranges import Natural
 from difflens.results.base import Result, fields_in, plain, skipped
 
 
@@ -24,11 +25,11 @@ class ExtractResult(Result):
     """
 
     out: Path
-    images: Mapping[str, int]
-    predicted_bytes: int
-    bytes: int
-    shards: int
-    skipped: int
+    images: Mapping[str, Natural]
+    predicted_bytes: Natural
+    bytes: Natural
+    shards: Natural
+    skipped: Natural
     sha256: str
     images_per_second: float
     skipped_images: tuple[str, ...]
@@ -47,7 +48,7 @@ class ExtractResult(Result):
         skipped_images: tuple[str, ...] = (),
     ) -> Self:
         """Read what `metrics` wrote into the store `out`."""
-        values = fields_in(cls, metrics)
+        values = fields_in(cls, metrics, "out", "images_per_second", "skipped_images")
         return cls(**values, out=out, images_per_second=images_per_second, skipped_images=skipped_images)
 
     def summary(self) -> str:

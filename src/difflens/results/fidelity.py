@@ -7,8 +7,10 @@ from typing import Any, Self
 from rich.table import Column, Table
 
 from difflens.errors import listing
-from difflens.results.base import Result, fields_in, plain, skipped
+from difflens.ranges import Natural, NonNegative, Share
+from difflens.results.base import Result, plain, skipped
 from difflens.run.console import table_text
+from difflens.run.reading import FieldError, checked
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,10 @@ class Distance:
     """
 
     images: str
-    count: int
+    count: Natural
     frechet: float
     kid: float
-    kid_std: float
+    kid_std: NonNegative
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class SampleSource:
     backbone: str
     backbone_fingerprint: str
     sampler: str
-    steps: int
+    steps: Natural
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,12 @@ class FidelityResult(Result):
     """
 
     space: str
-    dimensions: int
+    dimensions: Natural
     real: str
-    real_images: int
+    real_images: Natural
     distances: tuple[Distance, ...]
     source: SampleSource | None = None
-    class_shares: Mapping[str, float] | None = None
+    class_shares: Mapping[str, Share] | None = None
     inception: InceptionFigures | None = None
     skipped_images: tuple[str, ...] = ()
 
@@ -97,13 +99,10 @@ class FidelityResult(Result):
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Self:
         """Read what `metrics` wrote."""
-        source, inception = metrics["source"], metrics["inception"]
-        nested = {
-            "distances": tuple(Distance(**record) for record in metrics["distances"]),
-            "source": source and SampleSource(**source),
-            "inception": inception and InceptionFigures(**inception),
-        }
-        return cls(**{**fields_in(cls, metrics), **nested})
+        result = checked(cls, metrics)
+        if not result.distances:
+            raise FieldError("distances is empty: it must begin with the distance of the samples")
+        return result
 
     def summary(self) -> str:
         name = "FID" if self.inception is not None else "Fréchet distance"

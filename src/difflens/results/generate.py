@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from difflens.ranges import Natural
 from difflens.results.base import Result, fields_in
 
 
@@ -21,9 +22,9 @@ class GenerateResult(Result):
     """
 
     out: Path
-    images: int
+    images: Natural
     sampler: str
-    steps: int
+    steps: Natural
     images_per_second: float
 
     def metrics(self) -> dict[str, Any]:
@@ -33,7 +34,11 @@ class GenerateResult(Result):
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], out: Path, images_per_second: float = 0.0) -> Self:
         """Read what `metrics` wrote into the run directory `out`."""
-        return cls(**fields_in(cls, metrics), out=out, images_per_second=images_per_second)
+        return cls(
+            **fields_in(cls, metrics, "out", "images_per_second"),
+            out=out,
+            images_per_second=images_per_second,
+        )
 
     def summary(self) -> str:
         images, steps = "s" * (self.images != 1), "s" * (self.steps != 1)

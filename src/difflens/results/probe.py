@@ -7,15 +7,17 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from difflens.metrics.classification import Evaluation
-from difflens.results.base import Result, fields_in, plain, skipped
+from difflens.ranges import Count, Natural, NonNegative, Share
+from difflens.results.base import Result, plain, skipped
+from difflens.run.reading import FieldError, checked
 
 if TYPE_CHECKING:
     from difflens.models.saved import TrainedModel
 
-Share = Literal["top1", "top5", "mean_per_class"]
+Accuracy = Literal["top1", "top5", "mean_per_class"]
 """Name of an accuracy in [0, 1] that has a mean over seeds."""
 
-_SHARES: tuple[Share, ...] = ("top1", "top5", "mean_per_class")
+_SHARES: tuple[Accuracy, ...] = ("top1", "top5", "mean_per_class")
 # figures that are the same for all seeds, in the order of metrics.json
 _COMMON = ("metric", "test_images", "train_images", "trainable_parameters")
 
@@ -29,9 +31,9 @@ class GridTrial:
         chosen: true for the pair that the head was trained with.
     """
 
-    learning_rate: float
-    weight_decay: float
-    validation_top1: float
+    learning_rate: NonNegative
+    weight_decay: NonNegative
+    validation_top1: Share
     chosen: bool = False
 
 
@@ -46,10 +48,10 @@ class NeighbourTrial:
         top1: accuracy on the test images, which the choice ignores; None before the test images are read.
     """
 
-    k: int
-    validation_top1: float
+    k: Count
+    validation_top1: Share
     chosen: bool = False
-    top1: float | None = None
+    top1: Share | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,19 +72,19 @@ class SeedResult:
         grid, neighbours: settings that were tried on training images; None where the head has no such choice.
     """
 
-    top1: float
-    top1_interval_95: tuple[float, float]
-    top5: float
-    mean_per_class: float
-    test_images: int
-    per_class: Mapping[str, float | None]
-    confusion_matrix: tuple[tuple[int, ...], ...]
-    metric: str
-    trainable_parameters: int
-    train_images: int
-    train_seconds: float
-    epochs: int
-    seed: int
+    top1: Share
+    top1_interval_95: tuple[Share, Share]
+    top5: Share
+    mean_per_class: Share
+    test_images: Count
+    per_class: Mapping[str, Share | None]
+    confusion_matrix: tuple[tuple[Natural, ...], ...]
+    metric: Literal["top1", "mean_per_class"]
+    trainable_parameters: Natural
+    train_images: Natural
+    train_seconds: NonNegative
+    epochs: Natural
+    seed: Natural
     skipped_images: tuple[str, ...]
     grid: tuple[GridTrial, ...] | None = None
     neighbours: tuple[NeighbourTrial, ...] | None = None
@@ -99,26 +101,25 @@ class SeedResult:
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Self:
         """Read what `metrics` wrote."""
-        grid, neighbours = metrics.get("grid"), metrics.get("neighbours")
-        trials = {
-            "grid": grid and tuple(GridTrial(**fields_in(GridTrial, trial)) for trial in grid),
-            "neighbours": neighbours
-            and tuple(NeighbourTrial(**fields_in(NeighbourTrial, trial)) for trial in neighbours),
-        }
-        return cls(**{**fields_in(cls, metrics), **trials})
+        return checked(cls, metrics)
 
 
 def read_seeds(metrics: Mapping[str, Any]) -> tuple[SeedResult, ...]:
     """Return the figures of every seed, from the metrics.json of one seed or of several."""
-    return tuple(SeedResult.from_metrics(record) for record in metrics.get("runs", [metrics]))
+    if "runs" not in metrics:
+        return (SeedResult.from_metrics(metrics),)
+    seeds = checked(tuple[SeedResult, ...], metrics["runs"], "runs")
+    if not seeds:
+        raise FieldError("runs is empty: it must hold the figures of at least one seed")
+    return seeds
 
 
-def mean_of(seeds: Sequence[SeedResult], share: Share) -> float:
+def mean_of(seeds: Sequence[SeedResult], share: Accuracy) -> float:
     """Return the mean over seeds, in [0, 1]."""
     return mean(getattr(seed, share) for seed in seeds)
 
 
-def deviation_of(seeds: Sequence[SeedResult], share: Share) -> float | None:
+def deviation_of(seeds: Sequence[SeedResult], share: Accuracy) -> float | None:
     """Return the standard deviation between seeds, in [0, 1]; None for one seed."""
     return stdev(getattr(seed, share) for seed in seeds) if len(seeds) > 1 else None
 

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from difflens.errors import listing
-from difflens.results.base import Result, plain, tuples
+from difflens.ranges import Natural
+from difflens.results.base import Result, plain
+from difflens.run.reading import field_in
+
+_COUNTS = ("scenes", "instances", "cutouts")
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,9 @@ class SplitCounts:
         cutouts: number of cut-outs that the objects were made from.
     """
 
-    scenes: int
-    instances: int
-    cutouts: int
+    scenes: Natural
+    instances: Natural
+    cutouts: Natural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +63,10 @@ class ScenesResult(Result):
     def from_metrics(cls, metrics: Mapping[str, Any], out: Path) -> Self:
         """Read what `metrics` wrote into the folder `out`."""
         train, val = (
-            SplitCounts(*(metrics[f"{split}_{key}"] for key in ("scenes", "instances", "cutouts")))
+            SplitCounts(*(field_in(metrics, f"{split}_{key}", Natural) for key in _COUNTS))
             for split in ("train", "val")
         )
-        classes, left_out = tuples(metrics["classes"]), tuples(metrics["left_out"])
+        classes, left_out = (field_in(metrics, name, tuple[str, ...]) for name in ("classes", "left_out"))
         return cls(out=out, classes=classes, train=train, val=val, skipped=left_out)
 
     def summary(self) -> str:

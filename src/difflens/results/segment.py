@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from difflens.errors import listing
+from difflens.ranges import Natural, NonNegative, Share
 from difflens.results.base import Result, bad, fields_in, plain
 
 if TYPE_CHECKING:
@@ -34,17 +35,17 @@ class SegmentResult(Result):
 
     out: Path
     model: "SegmentationModel"
-    miou: float
-    pixel_accuracy: float
-    mean_accuracy: float
-    iou: Mapping[str, float | None]
-    pixels: int
-    train_images: int
-    val_images: int
-    trainable_parameters: int
-    iterations: int
-    train_seconds: float
-    seed: int
+    miou: Share
+    pixel_accuracy: Share
+    mean_accuracy: Share
+    iou: Mapping[str, Share | None]
+    pixels: Natural
+    train_images: Natural
+    val_images: Natural
+    trainable_parameters: Natural
+    iterations: Natural
+    train_seconds: NonNegative
+    seed: Natural
     bad_annotations: tuple[str, ...]
     absent_classes: tuple[str, ...] | None = None
 
@@ -56,7 +57,7 @@ class SegmentResult(Result):
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], out: Path, model: "SegmentationModel") -> Self:
         """Read what `metrics` wrote into the run directory `out`."""
-        return cls(**fields_in(cls, metrics), out=out, model=model)
+        return cls(**fields_in(cls, metrics, "out", "model"), out=out, model=model)
 
     def summary(self) -> str:
         counted = sum(share is not None for share in self.iou.values())

@@ -11,7 +11,9 @@ from torch import Tensor
 from difflens.errors import listing
 from difflens.metrics.recommendation import Recommendation
 from difflens.processes.base import Level, in_words
-from difflens.results.base import Result, plain, skipped, tuples
+from difflens.ranges import Natural, Share
+from difflens.results.base import Result, fields_in, plain, skipped
+from difflens.run.reading import checked, field_in
 
 # the names that version 0.1 gave to cross-validated accuracies
 _FORMER = {
@@ -24,7 +26,7 @@ _FORMER = {
 
 def read_recommendation(metrics: Mapping[str, Any]) -> Recommendation:
     """Read a recommendation from metrics.json of this version or of an earlier one."""
-    return Recommendation(**{_FORMER.get(key, key): tuples(value) for key, value in metrics.items()})
+    return checked(Recommendation, {_FORMER.get(key, key): value for key, value in metrics.items()})
 
 
 def describe(best: Recommendation, log_snr: Mapping[Level, float | None], images: int) -> str:
@@ -80,8 +82,8 @@ class SweepResult(Result):
     noise_steps: tuple[Level, ...]
     log_snr: tuple[float | None, ...]
     not_measured: tuple[Level, ...]
-    images: int
-    validation_images: int
+    images: Natural
+    validation_images: Natural
     recommendation: Recommendation
     commands: tuple[str, ...]
     skipped_images: tuple[str, ...]
@@ -104,21 +106,14 @@ class SweepResult(Result):
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], out: Path) -> Self:
         """Read what `metrics` wrote into the run directory `out`, in this version or in an earlier one."""
-        accuracy = {
-            name: torch.tensor(rows, dtype=torch.float64) for name, rows in metrics["accuracy"].items()
-        }
+        rows = field_in(metrics, "accuracy", dict[str, list[list[Share]]])
+        unknown = {"log_snr": [None] * len(field_in(metrics, "noise_steps", list[Level]))}
         return cls(
+            **fields_in(cls, unknown | {**metrics}, "out", "accuracy", "recommendation", "commands"),
             out=out,
-            accuracy=accuracy,
-            blocks=tuple(metrics["blocks"]),
-            noise_steps=tuple(metrics["noise_steps"]),
-            log_snr=tuple(metrics.get("log_snr", [None] * len(metrics["noise_steps"]))),
-            not_measured=tuple(metrics["not_measured"]),
-            images=metrics["images"],
-            validation_images=metrics["validation_images"],
-            recommendation=read_recommendation(metrics["recommended"]),
-            commands=tuple(metrics["next"]),
-            skipped_images=tuple(metrics["skipped_images"]),
+            accuracy={name: torch.tensor(table, dtype=torch.float64) for name, table in rows.items()},
+            recommendation=read_recommendation(field_in(metrics, "recommended", dict[str, Any])),
+            commands=field_in(metrics, "next", tuple[str, ...]),
         )
 
     def summary(self) -> str:

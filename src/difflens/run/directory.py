@@ -18,17 +18,42 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
 from accelerate import Accelerator
 
 from difflens.errors import DiffLensError
+from difflens.ranges import Natural
 from difflens.run.files import replace_with
+from difflens.run.reading import (
+    MEBIBYTE,
+    FieldError,
+    Parse,
+    check_regular,
+    field_in,
+    read_json,
+    read_lines,
+    read_yaml,
+    short,
+)
+
+T = TypeVar("T")
 
 FINISHED = "metrics.json"
 """The file that a finished run has."""
+
+_RESULTS = 128 * MEBIBYTE  # a confusion matrix of a thousand classes takes 10 for each seed
+
+# the fields of log records that difflens reads again
+_LOGGED: dict[str, Any] = {
+    "epoch": Natural,
+    "step": Natural,
+    "iteration": Natural,
+    "loss": float,
+    "head": str,
+}
 
 # one attempt a second: decoding workers of a killed process hold the lock for a moment longer
 _LOCK_ATTEMPTS = 6
@@ -77,7 +102,8 @@ class RunDirectory:
         self.created = not path.exists()
         self.fresh = self.created or (path.is_dir() and all(map(_is_partial, path.iterdir())))
         stored = path / "config.yaml"
-        self._record = record = {"command": command, **config}
+        # plain values of their own, so that YAML needs no aliases
+        self._record = record = json.loads(json.dumps({"command": command, **config}))
         self._log_lines: int | None = None
         if path.exists() and not path.is_dir():
             raise DiffLensError(f"{path} is a file; the output must be a folder")
@@ -85,7 +111,7 @@ class RunDirectory:
         if stored.exists():
             if not resume:
                 raise DiffLensError(f"{path} already holds a run: {hint}")
-            earlier = {k: v for k, v in upgrade(_read_record(stored)).items() if k not in changeable}
+            earlier = {k: v for k, v in upgrade(read_record(path)).items() if k not in changeable}
             _check_same(earlier, record, path, growing)
         elif not self.fresh:
             raise DiffLensError(f"{path} is not empty and holds no run of difflens: choose another folder")
@@ -208,33 +234,39 @@ class RunDirectory:
             self.write_with("checkpoints/last.pt", lambda path: torch.save(record, path))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """Return the last checkpoint, or None, and cut the log to its length at that time.
+        """Return the last checkpoint, or None.
 
         Raises:
-            DiffLensError: the checkpoint is damaged.
+            DiffLensError: the checkpoint or the log is damaged.
         """
-        if not self.checkpoint_path.exists():
-            if self.main_process and (self.path / "log.jsonl").exists():
-                self.write("log.jsonl", "")
-            self._log_lines = None
+        path = self.checkpoint_path
+        if not path.exists():
             return None
+        check_regular(path)
         try:
-            state: dict[str, Any] = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise DiffLensError(
-                f"the checkpoint {self.checkpoint_path} is damaged: start again in another folder"
-            ) from error
-        lines = self.read_log()[: state.pop("log_lines")]
-        self.write("log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-        self._log_lines = None
-        return state
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Return the dictionary in a JSON file; raise DiffLensError if it cannot be read."""
+            raise DiffLensError(f"the checkpoint {path} is damaged: start again in another folder") from error
         try:
-            return dict(json.loads((self.path / name).read_text()))
-        except (ValueError, OSError) as error:
-            raise DiffLensError(f"{self.path / name} cannot be read: {error}") from error
+            lines = field_in(state if isinstance(state, dict) else {}, "log_lines", Natural)
+        except FieldError as error:
+            raise DiffLensError(f"{path}: {error}") from error
+        logged = len(self.read_log())
+        if logged < lines:
+            raise DiffLensError(f"{path} counts {lines} lines of log.jsonl, which has {logged}: it was cut")
+        return dict(state)
+
+    def cut_log(self, lines: int) -> None:
+        """Cut the log to so many lines, those at the time of the checkpoint from which the run goes on."""
+        if self.main_process and (self.path / "log.jsonl").exists():
+            kept = self.read_log()[:lines]
+            self.write("log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        self._log_lines = None
+
+    def read_json(self, name: str, kind: Parse[T]) -> T:
+        """Return the content of a JSON file as `kind`; raise DiffLensError if the file or a field is
+        wrong."""
+        return read_json(self.path / name, kind, _RESULTS)
 
     @property
     def finished(self) -> bool:
@@ -242,21 +274,45 @@ class RunDirectory:
         return (self.path / FINISHED).exists()
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError) as error:
-        raise DiffLensError(f"{path} is not a run's configuration: it is damaged") from error
-    if not isinstance(record, dict):
-        raise DiffLensError(f"{path} is not a run's configuration: it holds no options")
-    return record
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a run directory.
+
+    Raises:
+        DiffLensError: config.yaml is missing or damaged, or does not name the command.
+    """
+
+    def parse(record: dict[str, Any]) -> dict[str, Any]:
+        field_in(record, "command", str)
+        return record
+
+    return read_yaml(folder / "config.yaml", parse)
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of a run directory's log.jsonl, without a last line that is incomplete."""
-    path = folder / "log.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+def read_results(folder: Path, kind: Parse[T]) -> T:
+    """Return the results of a finished run as `kind`.
+
+    Raises:
+        DiffLensError: metrics.json is missing or damaged, or a field is wrong.
+    """
+    return read_json(folder / FINISHED, kind, _RESULTS)
+
+
+def read_log(folder: Path, *needed: str) -> list[dict[str, Any]]:
+    """Return the records of a run directory's log.jsonl, without a last line that is incomplete.
+
+    Args:
+        needed: fields that each record must have.
+
+    Raises:
+        DiffLensError: the file is damaged, or a field is wrong.
+    """
+
+    def parse(record: dict[str, Any]) -> dict[str, Any]:
+        for name in {*needed, *record} & {*_LOGGED, *needed}:
+            field_in(record, name, _LOGGED.get(name, float))
+        return record
+
+    return read_lines(folder / "log.jsonl", parse)
 
 
 def _is_partial(path: Path) -> bool:
@@ -293,15 +349,19 @@ def _check_same(
     stored: Mapping[str, Any], config: Mapping[str, Any], path: Path, growing: str | None
 ) -> None:
     """Raise DiffLensError that names the options in which two configurations differ."""
-    config = json.loads(json.dumps(config))
     different = [
-        f"{key} was {stored.get(key)!r}, now {config.get(key)!r}"
+        f"{key} was {short(stored.get(key))}, now {short(config.get(key))}"
         for key in {**stored, **config}
         if not _same(stored.get(key), config.get(key))
-        and not (key == growing and {*(stored.get(key) or ())} <= {*config[key]})
+        and not (key == growing and _within(stored.get(key), config[key]))
     ]
     if different:
         raise DiffLensError(f"{path} holds another run: {'; '.join(different)}. Choose another folder")
+
+
+def _within(stored: object, grown: Collection[Any]) -> bool:
+    """Return True for a list whose entries are all in `grown`."""
+    return stored is None or (isinstance(stored, list) and all(each in grown for each in stored))
 
 
 def _same(stored: object, value: object) -> bool:
@@ -312,5 +372,5 @@ def _same(stored: object, value: object) -> bool:
     (stored_prefix, _, stored_path), (prefix, _, path) = stored.rpartition(":"), value.rpartition(":")
     try:
         return stored_prefix == prefix and Path(stored_path).expanduser().samefile(Path(path).expanduser())
-    except OSError:
+    except (OSError, ValueError):
         return False

@@ -39,7 +39,7 @@ from difflens.reports.demo import BASELINES, demo_report
 from difflens.reports.html import Section
 from difflens.reports.memorisation import copying_section
 from difflens.results.demo import DemoResult, DemoScore
-from difflens.run.directory import FINISHED, RunDirectory
+from difflens.run.directory import FINISHED, RunDirectory, read_log
 from difflens.studies.extract import extract
 from difflens.tasks.classification.probe import probe
 
@@ -67,7 +67,7 @@ def demo(config: DemoConfig) -> DemoResult:
         raise DiffLensError(f"the demo needs a diffusion backbone, and {config.backbone} is none")
     with opened.directory() as run:
         if run.finished:
-            return DemoResult.from_metrics(run.read_json(FINISHED), config.out)
+            return run.read_json(FINISHED, lambda metrics: DemoResult.from_metrics(metrics, config.out))
         return _Demo(opened, backbone, run).run_all()
 
 
@@ -173,7 +173,7 @@ class _Demo:
             trainable_parameters=figures.trainable_parameters,
             train_seconds=figures.train_seconds,
         )
-        logged = {record["head"] for record in self.run.read_log()}
+        logged = {record["head"] for record in read_log(self.run.path, "head")}
         if name not in logged:  # a resumed run has logged some heads
             self.run.log({"head": name, **score.metrics()})
         if name == _SAVED:

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -41,6 +40,7 @@ from difflens.reports.explain import (
 )
 from difflens.results.explain import ExplainResult, HeadShares, Neighbour
 from difflens.run.directory import FINISHED, RunDirectory
+from difflens.run.reading import field_in, read_yaml
 
 _BLOCKS = 7  # the most blocks beside each other
 _STEPS = (0.005, 0.05, 0.1, 0.2, 0.4)  # default noise steps, as shares of the schedule
@@ -79,11 +79,9 @@ def _data_of(run: Path | None) -> str:
     """Return the data that a run was trained on, from its configuration; "fashion" without a run."""
     if run is None:
         return "fashion"
-    for stored in (run / "config.yaml", run.parent / "config.yaml"):
-        try:
-            return str(yaml.safe_load(stored.read_text())["data"])
-        except (OSError, yaml.YAMLError, KeyError, TypeError):
-            continue
+    for folder in (run, run.parent):
+        if (folder / "config.yaml").exists():
+            return read_yaml(folder / "config.yaml", lambda record: field_in(record, "data", str))
     raise DiffLensError(f"{run} does not say what it was trained on: name the data with --data")
 
 

@@ -305,7 +305,7 @@ class _Extraction:
             }
             self.run.write_json(FINISHED, metrics)
         self.process.wait_for_everyone()
-        return self.run.read_json(FINISHED)
+        return self.run.read_json(FINISHED, dict[str, Any])
 
     def _skipped(self) -> list[str]:
         skipped = self.reading.skipped

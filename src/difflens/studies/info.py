@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-import yaml
 from diffusers import DiTTransformer2DModel
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
@@ -31,6 +30,8 @@ from difflens.generation.one_pass import OnePassSampler
 from difflens.generation.samplers import make_sampler
 from difflens.processes.base import Level, NoiseProcess
 from difflens.results.info import BlockInfo, ConditionInfo, DefaultsInfo, InfoResult, LatentsInfo, NoiseInfo
+from difflens.run.console import warn
+from difflens.run.reading import read_text, yaml_of
 
 
 def info(config: InfoConfig) -> InfoResult:
@@ -199,10 +200,11 @@ def _card(spec: str) -> tuple[str | None, str | None]:
     card = _card_file(spec.removeprefix("random:"))
     if card is None or not card.is_file():
         return None, None
-    _, marker, rest = card.read_text(encoding="utf-8", errors="replace").partition("---\n")
     try:
-        header = yaml.safe_load(rest.partition("\n---")[0]) if marker else None
-    except yaml.YAMLError:
+        _, marker, rest = read_text(card).partition("---\n")
+        header = yaml_of(card, rest.partition("\n---")[0]) if marker else None
+    except DiffLensError as error:
+        warn(f"the licence is not known: {error}")
         header = None
     licence = header.get("license") if isinstance(header, dict) else None
     return None if licence is None else str(licence), str(card)

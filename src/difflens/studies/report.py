@@ -1,13 +1,11 @@
 """`difflens report`: the accuracies of heads on one backbone, its samples, and a memorisation check."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from difflens.backbones.base import Backbone
 from difflens.backbones.config import BACKBONE_OPTIONS, BackboneConfig
@@ -26,19 +24,32 @@ from difflens.generation.grid import image_grid
 from difflens.generation.samplers import make_sampler, sample
 from difflens.metrics.memorisation import UNSEEN, Seen, find_nearest
 from difflens.models.feature_space import FeatureSpace
+from difflens.models.saved import TrainedModel, stored_model
 from difflens.processes.base import NoiseProcess, in_words
+from difflens.ranges import Count, Natural
 from difflens.reports.demo import BASELINES
 from difflens.reports.html import Section
 from difflens.reports.memorisation import copying_section
 from difflens.reports.report import backbone_report, samples_picture
 from difflens.results.demo import DemoResult
-from difflens.results.fidelity import FidelityResult
+from difflens.results.fidelity import FidelityResult, SampleSource
 from difflens.results.probe import deviation_of, mean_of, read_seeds
 from difflens.results.report import HeadScore, ReportResult
-from difflens.run.directory import FINISHED, read_log
+from difflens.run.directory import FINISHED, read_log, read_record, read_results
 from difflens.run.files import replace_with
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
+from difflens.run.reading import checked, field_in, read_yaml
+
+
+@dataclass(frozen=True)
+class _DataRecord:
+    """What the configuration of a run says about its data."""
+
+    data: str
+    limit: Count | None = None
+    limit_keeps: str | None = None
+    seed: Natural = 0
 
 
 @dataclass
@@ -53,7 +64,7 @@ class _Evidence:
         distances: distances of samples from real images, from fidelity runs.
         generated: folder of a generate run; None without one.
         pretrained: folder of a pretrain run; None without one.
-        trained_on: configuration of the pretrain run; empty without one.
+        trained_on: data of the pretrain run; None without one.
         data: data of the first probe or demo run; None without one.
     """
 
@@ -64,8 +75,13 @@ class _Evidence:
     distances: list[FidelityResult] = field(default_factory=list)
     generated: Path | None = None
     pretrained: Path | None = None
-    trained_on: dict[str, Any] = field(default_factory=dict)
+    trained_on: _DataRecord | None = None
     data: str | None = None
+
+    @property
+    def trained_data(self) -> str | None:
+        """The data of the pretrain run."""
+        return None if self.trained_on is None else self.trained_on.data
 
 
 def report(config: ReportConfig) -> ReportResult:
@@ -112,7 +128,7 @@ def _with_noise_steps(head: HeadScore, process: NoiseProcess) -> HeadScore:
 def _out(config: ReportConfig) -> Path:
     """Return the path of the report; its default lies in the first run."""
     first = Path(config.runs[0])
-    if config.out is None and not (first / "config.yaml").is_file():
+    if config.out is None and not (first / "config.yaml").exists():
         raise DiffLensError(f"{first} is no run directory: name the report's file with --out")
     out = config.out or first / "backbone.html"
     if out.exists():
@@ -125,62 +141,61 @@ def _collect(config: ReportConfig) -> _Evidence:
     evidence = _Evidence()
     for name in config.runs:
         path = Path(name)
-        if not (path / "config.yaml").is_file():
+        if not (path / "config.yaml").exists():
             _load_backbone(name, BackboneConfig(name), evidence)
             continue
-        run = _read(path / "config.yaml")
-        command = str(run.get("command"))
+        run = read_record(path)
+        command = run["command"]
         if command not in _READERS:
             raise DiffLensError(f"{name} is a run of {command}; a report reads {listing(list(_READERS))}")
         if not (path / ("model" if command == "pretrain" else FINISHED)).exists():
             raise DiffLensError(f"{name} is not finished: `difflens {command}` goes on with --resume")
-        try:
-            _READERS[command](name, path, run, evidence)
-        except (KeyError, TypeError) as error:
-            raise DiffLensError(f"{name} is damaged, or of another version of difflens: {error!r}") from error
+        _READERS[command](name, path, evidence)
     return evidence
 
 
-def _read_pretrain(name: str, path: Path, run: dict[str, Any], evidence: _Evidence) -> None:
+def _read_pretrain(name: str, path: Path, evidence: _Evidence) -> None:
     _load_backbone(name, BackboneConfig(str(path / "model")), evidence)
-    evidence.pretrained, evidence.trained_on = path, run
+    evidence.pretrained, evidence.trained_on = path, read_yaml(path / "config.yaml", _DataRecord)
 
 
-def _read_probe(name: str, path: Path, run: dict[str, Any], evidence: _Evidence) -> None:
-    model = _read(path / "model" / "config.json")
-    evidence.data = evidence.data or run["data"]
-    _name_backbone(name, dict(model["backbone"]), evidence)
-    seeds = read_seeds(_read(path / FINISHED))
-    extractor = model["extractor"]
-    plural = "s" * (len(extractor["blocks"]) > 1)
-    places = f"block{plural} {listing(extractor['blocks'])}"
-    kind = "" if extractor["name"] == "frozen" else f", {extractor['name']}"
+def _read_probe(name: str, path: Path, evidence: _Evidence) -> None:
+    data = read_yaml(path / "config.yaml", _DataRecord).data
+    model = stored_model(path / "model", TrainedModel)
+    evidence.data = evidence.data or data
+    _name_backbone(name, model.backbone, model.fingerprint, evidence)
+    seeds = read_results(path, read_seeds)
+    extractor = model.extractor
+    plural = "s" * (len(extractor.blocks) > 1)
+    places = f"block{plural} {listing(extractor.blocks)}"
+    kind = "" if extractor.name == "frozen" else f", {extractor.name}"
     evidence.heads.append(
         HeadScore(
-            title=f"{model['head']['name']}{kind}, {places}",
-            data=run["data"],
+            title=f"{model.head.name}{kind}, {places}",
+            data=data,
             top1=mean_of(seeds, "top1"),
             interval=seeds[0].top1_interval_95 if len(seeds) == 1 else None,
             deviation=deviation_of(seeds, "top1"),
             train_images=seeds[0].train_images,
             test_images=seeds[0].test_images,
             trainable_parameters=seeds[0].trainable_parameters,
-            noise_steps=tuple(extractor["noise_steps"]),
+            noise_steps=extractor.noise_steps,
         )
     )
 
 
-def _read_demo(name: str, path: Path, run: dict[str, Any], evidence: _Evidence) -> None:
-    model = _read(path / "model" / "config.json")
-    evidence.data = evidence.data or run["data"]
-    _name_backbone(name, dict(model["backbone"]), evidence)
-    result = DemoResult.from_metrics(_read(path / FINISHED), path)
+def _read_demo(name: str, path: Path, evidence: _Evidence) -> None:
+    data = read_yaml(path / "config.yaml", _DataRecord).data
+    model = stored_model(path / "model", TrainedModel)
+    evidence.data = evidence.data or data
+    _name_backbone(name, model.backbone, model.fingerprint, evidence)
+    result = read_results(path, lambda metrics: DemoResult.from_metrics(metrics, path))
     for head, row in result.results.items():
         if head not in BASELINES:  # baselines do not read this backbone
             evidence.heads.append(
                 HeadScore(
                     title=head,
-                    data=run["data"],
+                    data=data,
                     top1=row.top1,
                     interval=row.top1_interval_95,
                     deviation=None,
@@ -191,18 +206,19 @@ def _read_demo(name: str, path: Path, run: dict[str, Any], evidence: _Evidence) 
             )
 
 
-def _read_generate(name: str, path: Path, run: dict[str, Any], evidence: _Evidence) -> None:
-    source = {
-        "spec": run["backbone"],
-        "fingerprint": run["backbone_fingerprint"],
-        **{name: run[name] for name in BACKBONE_OPTIONS if name in run},
-    }
-    _name_backbone(name, source, evidence)
+def _read_generate(name: str, path: Path, evidence: _Evidence) -> None:
+    def backbone(run: dict[str, Any]) -> BackboneConfig:
+        options = {option: run[option] for option in BACKBONE_OPTIONS if option in run}
+        return checked(BackboneConfig, {"spec": field_in(run, "backbone", str), **options})
+
+    source = read_yaml(path / "config.yaml", backbone)
+    recorded = read_yaml(path / "config.yaml", SampleSource)
+    _name_backbone(name, source, recorded.backbone_fingerprint, evidence)
     evidence.generated = path
 
 
-def _read_fidelity(name: str, path: Path, run: dict[str, Any], evidence: _Evidence) -> None:
-    result = FidelityResult.from_metrics(_read(path / FINISHED))
+def _read_fidelity(name: str, path: Path, evidence: _Evidence) -> None:
+    result = read_results(path, FidelityResult.from_metrics)
     if result.source is None:
         raise DiffLensError(
             f"{name} measured images that are not from `difflens generate`, so their backbone is unknown"
@@ -226,10 +242,10 @@ def _load_backbone(name: str, source: BackboneConfig, evidence: _Evidence) -> No
     evidence.fingerprints[name] = evidence.backbone.fingerprint()
 
 
-def _name_backbone(name: str, source: dict[str, Any], evidence: _Evidence) -> None:
+def _name_backbone(name: str, source: BackboneConfig, fingerprint: str, evidence: _Evidence) -> None:
     """Record the backbone that a run names in its configuration."""
-    evidence.fingerprints[name] = source.pop("fingerprint")
-    evidence.sources.append(BackboneConfig(**source))
+    evidence.fingerprints[name] = fingerprint
+    evidence.sources.append(source)
 
 
 def _backbone(evidence: _Evidence) -> Backbone:
@@ -244,7 +260,7 @@ def _backbone(evidence: _Evidence) -> Backbone:
 def _measure(config: ReportConfig, evidence: _Evidence) -> FidelityResult:
     """Measure the distance of the generated images from test images in the features of the configuration."""
     assert config.features is not None
-    data = config.data or evidence.data or evidence.trained_on.get("data")
+    data = config.data or evidence.data or evidence.trained_data
     if evidence.generated is None or data is None:
         missing = "a run of `difflens generate`" if evidence.generated is None else "--data"
         raise DiffLensError(f"--features measures generated images against test images: name {missing}")
@@ -278,7 +294,7 @@ class _Page:
             distances=evidence.distances,
             samples=samples_picture(image_grid(to_float(samples)), caption, backbone.image_size),
             memorisation=self._memorisation(samples),
-            log=[] if evidence.pretrained is None else read_log(evidence.pretrained),
+            log=[] if evidence.pretrained is None else read_log(evidence.pretrained, "epoch", "step", "loss"),
             provenance={
                 "Command": shown_command(self.config),
                 "Backbone": f"{backbone.spec}, {sum(p.numel() for p in backbone.parameters()):,} parameters, "
@@ -292,10 +308,10 @@ class _Page:
         """Return samples (N, C, S, S) uint8, and their caption."""
         count, folder = self.config.samples, self.evidence.generated
         if folder is not None:
-            run = _read(folder / "config.yaml")
+            run = read_yaml(folder / "config.yaml", SampleSource)
             paths = sorted((folder / "images").glob("??????.png"))[:count]
-            images, steps = "s" * (len(paths) != 1), "s" * (run["steps"] != 1)
-            source = f"{folder}: {run['sampler']}, {run['steps']} step{steps}."
+            images, steps = "s" * (len(paths) != 1), "s" * (run.steps != 1)
+            source = f"{folder}: {run.sampler}, {run.steps} step{steps}."
             caption = f"The first {len(paths)} image{images} of {source}"
             return torch.stack([read_image(path) for path in paths]), caption
         samples = sample(self.backbone, count, seed=self.config.seed, batch_size=min(count, 64))
@@ -306,12 +322,12 @@ class _Page:
     def _memorisation(self, samples: torch.Tensor) -> Section | None:
         """Compare the samples with training images; None without training images."""
         config, evidence = self.config, self.evidence
-        trained_on = evidence.trained_on.get("data")
+        trained_on = evidence.trained_data
         data = config.data or trained_on or evidence.data
         if data is None:
             return None
         train, test = _splits(data)
-        if data == trained_on:
+        if data == trained_on and evidence.trained_on is not None:
             train = _limited(train, evidence.trained_on)
         backbone = self.backbone
         space = FeatureSpace.of(backbone, seed=config.seed)
@@ -336,12 +352,11 @@ class _Page:
         return copying_section(fitted.cpu(), neighbours, train_images, searched)
 
 
-def _limited(train: ImageSplit, run: dict[str, Any]) -> ImageSplit:
+def _limited(train: ImageSplit, run: _DataRecord) -> ImageSplit:
     """Return the images that a pretrain run was trained on; version 0.1 took the first ones."""
-    limit = run.get("limit")
-    if limit is None or "limit_keeps" in run:
-        return limited(train, limit, run["seed"])
-    return train.subset(torch.arange(min(limit, len(train))))
+    if run.limit is None or run.limit_keeps is not None:
+        return limited(train, run.limit, run.seed)
+    return train.subset(torch.arange(min(run.limit, len(train))))
 
 
 def _splits(data: str) -> tuple[ImageSplit, ImageSplit | None]:
@@ -351,14 +366,3 @@ def _splits(data: str) -> tuple[ImageSplit, ImageSplit | None]:
         return load_unlabelled(data), None
     loaded = load_data(data, labels=False)
     return loaded.train, loaded.test
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read a YAML or JSON file of a run."""
-    try:
-        content = (yaml.safe_load if path.suffix == ".yaml" else json.loads)(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DiffLensError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise DiffLensError(f"{path} holds no mapping, so difflens did not write it")
-    return content

@@ -5,12 +5,11 @@ import io
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from difflens.backbones.base import Backbone
@@ -32,10 +31,12 @@ from difflens.metrics.recommendation import Recommendation, comparable, recommen
 from difflens.metrics.statistics import wilson
 from difflens.opening import OpenedRun, open_run
 from difflens.processes.base import Level, finite, in_words, level_name
+from difflens.ranges import Count
 from difflens.reports.heat_maps import accuracy_map
 from difflens.reports.sweep import sweep_report
 from difflens.results.sweep import SweepResult
 from difflens.run.directory import FINISHED, RunDirectory
+from difflens.run.reading import read_tensors
 
 _LADDER = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)  # default noise steps, as shares of the schedule
 
@@ -71,6 +72,13 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
 
 def _ladder(backbone: Backbone) -> list[Level]:
     return sorted({*map(backbone.process.at, _LADDER)})
+
+
+@dataclass(frozen=True)
+class _Images:
+    """images.json: the number of training images that a sweep reads."""
+
+    images: Count
 
 
 class _Sweep:
@@ -125,7 +133,12 @@ class _Sweep:
     def _images(self) -> ImageSplit:
         """Return the training images that the budget allows; a resumed run reads the same ones."""
         if (self.run.path / "images.json").exists():
-            count = int(self.run.read_json("images.json")["images"])
+            count = self.run.read_json("images.json", _Images).images
+            if count > len(self.data.train):
+                raise DiffLensError(
+                    f"{self.run.path / 'images.json'}: images is {count}, and there are "
+                    f"{len(self.data.train)} training images"
+                )
             limit = self.config.limits()[0]
             if limit is not None and count != min(limit, len(self.data.train)):
                 self.announce(f"The sweep goes on with the {count:,} images that it began with")
@@ -162,10 +175,30 @@ class _Sweep:
         path = self.run.path / _file(t)
         if not path.exists():
             return None
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise DiffLensError(f"{path} is damaged: delete it and run again with --resume") from error
+        step = read_tensors(path)
+        if not self._fits(step):
+            raise DiffLensError(f"{path} is damaged: delete it and run again with --resume")
+        return step
+
+    def _fits(self, step: dict[str, Tensor]) -> bool:
+        """Return True for tensors that `_measure` may have returned."""
+        found = {name: tuple(tensor.shape) for name, tensor in step.items()}
+        blocks, classes = len(self.blocks), len(self.data.classes)
+        images = max(found.get("labels", ()), default=0)
+        if found != {
+            "accuracy": (len(self.config.classifiers), blocks),
+            "scores": (blocks, images, classes),
+            "labels": (images,),
+        }:
+            return False
+        accuracy, labels = step["accuracy"], step["labels"]
+        return (
+            accuracy.is_floating_point()
+            and bool(((accuracy >= 0) & (accuracy <= 1)).all())
+            and not labels.is_floating_point()
+            and bool(((labels >= 0) & (labels < classes)).all())
+            and not bool(step["scores"].isnan().any())
+        )
 
     def _measure(self, split: ImageSplit, t: Level) -> dict[str, Tensor]:
         """Measure all blocks at one noise step, with one pass through the backbone.

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -40,6 +41,7 @@ EXAMPLES = 6
 C = TypeVar("C", bound=DenseConfig)
 S = TypeVar("S", bound=FileSplit)
 M = TypeVar("M", SegmentationModel, DetectionModel)
+R = TypeVar("R")
 
 
 def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
@@ -202,8 +204,13 @@ class DenseTask(ABC, Generic[C, S, M]):
         """Return the first `EXAMPLES` validation images with their predictions."""
 
 
-def run_dense(task: DenseTask[C, S, M], process: Accelerator) -> tuple[M, dict[str, Any]]:
-    """Train, evaluate once, and write the run directory; return the model and its metrics.
+def run_dense(
+    task: DenseTask[C, S, M], process: Accelerator, result: Callable[[dict[str, Any], Path, M], R]
+) -> R:
+    """Train, evaluate once, and write the run directory; return the result.
+
+    Args:
+        result: makes it of metrics, run directory and model.
 
     Raises:
         DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds
@@ -234,8 +241,9 @@ def run_dense(task: DenseTask[C, S, M], process: Accelerator) -> tuple[M, dict[s
     identity = {"blocks": extractor.blocks, "noise_steps": extractor.noise_steps}
     with opened.directory(identity) as run:
         if run.finished:
-            return task.model_kind.load(config.out), run.read_json(FINISHED)
-        return model, _train_and_evaluate(task, model, data, run, process)
+            model = task.model_kind.load(config.out)
+            return run.read_json(FINISHED, lambda metrics: result(metrics, config.out, model))
+        return result(_train_and_evaluate(task, model, data, run, process), config.out, model)
 
 
 def _train_and_evaluate(

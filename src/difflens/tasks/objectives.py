@@ -18,7 +18,7 @@ from difflens.data.images import to_float
 from difflens.errors import DiffLensError
 from difflens.models.probe import DenseProbe, FeatureModel
 from difflens.training.objectives import Look, Objective
-from difflens.training.optimisers import epoch_seed, make_optimizer, make_schedule
+from difflens.training.optimisers import check_moments, epoch_seed, make_optimizer, make_schedule
 
 
 class ProbeObjective(Objective):
@@ -63,6 +63,7 @@ class ProbeObjective(Objective):
     def load_state(self, state: dict[str, Any]) -> None:
         self.probe.load_own_state(state["probe"])
         self.optimizer.load_state_dict(state["optimizer"])
+        check_moments(self.optimizer)
         self.rates.load_state_dict(state["rates"])
 
     def finish(self) -> None:

@@ -4,6 +4,8 @@ through it."""
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,9 +13,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from difflens.errors import DiffLensError
+from difflens.ranges import Natural, NonNegative
 from difflens.run.console import progress_bar
 from difflens.run.directory import RunDirectory
-from difflens.training.objectives import Look, Objective
+from difflens.run.reading import FieldError, field_in, reason
+from difflens.training.objectives import Look, Objective, check_alike
 
 
 class TrainingLoop:
@@ -51,14 +55,31 @@ class TrainingLoop:
         self.checkpoint_seconds, self.max_seconds = checkpoint_seconds, max_seconds
         self.iteration, self.seconds = 0, 0.0
         state = run.load_checkpoint() if run else None
-        if state is not None:
-            objective.load_state(state)
-            self.iteration, self.seconds = state[objective.counter] * objective.counted, state["seconds"]
+        if run and state is not None:
+            self._restore(state, run.checkpoint_path)
+        if run:
+            run.cut_log(state["log_lines"] if state else 0)
         if run and len(set(gather_object([self.iteration]))) > 1:
             raise DiffLensError(
                 f"the machines do not see the same checkpoint: {run.path} must be a folder that they share"
             )
         self._saved = self.seconds  # at the last checkpoint
+
+    def _restore(self, state: dict[str, Any], path: Path) -> None:
+        """Go on from a checkpoint; raise DiffLensError if it is not one of this training."""
+        objective = self.objective
+        try:
+            done = field_in(state, objective.counter, Natural) * objective.counted
+            self.seconds = field_in(state, "seconds", NonNegative)
+            if done > objective.iterations:
+                raise FieldError(f"{objective.counter} is beyond the end of the training")
+            check_alike(objective.state(), state)
+            objective.load_state(state)
+            self.iteration = done
+        except (DiffLensError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise DiffLensError(
+                f"{path} is damaged, or of another training: {reason(error)}; start again in another folder"
+            ) from error
 
     def train(self, on_look: Callable[[Look], object] = lambda _: None) -> float:
         """Train to the end or until the time is up; return the seconds of training.

@@ -1,7 +1,8 @@
 """The contract between the training loop and what it trains."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+
+from difflens.errors import DiffLensError
 
 
 @dataclass(frozen=True)
@@ -102,3 +105,30 @@ class Objective(ABC):
 
     def finish(self) -> None:  # noqa: B027
         """Do what is necessary after the last iteration."""
+
+
+def check_alike(own: Any, stored: Any, name: str = "the checkpoint") -> None:
+    """Check that a stored state has the names, kinds and shapes of a new one; what is empty now may be full.
+
+    Raises:
+        DiffLensError: names the first difference.
+    """
+    if isinstance(own, Mapping):
+        missing = [key for key in own if not isinstance(stored, Mapping) or key not in stored]
+        if missing:
+            raise DiffLensError(f"{name} has no {missing[0]}")
+        for key in own:
+            check_alike(own[key], stored[key], f"{key}" if name == "the checkpoint" else f"{name}.{key}")
+    elif isinstance(own, list | tuple):
+        if not isinstance(stored, list | tuple) or (own and len(own) != len(stored)):
+            raise DiffLensError(f"{name} has not {len(own)} parts")
+        for number, (mine, theirs) in enumerate(zip(own, stored, strict=False)):
+            check_alike(mine, theirs, f"{name}[{number}]")
+    elif isinstance(own, Tensor):
+        if not isinstance(stored, Tensor) or (own.shape, own.dtype) != (stored.shape, stored.dtype):
+            raise DiffLensError(f"{name} is no tensor of shape {tuple(own.shape)} and type {own.dtype}")
+    elif isinstance(own, int | float) and not isinstance(own, bool):
+        if not isinstance(stored, int | float) or not math.isfinite(stored):
+            raise DiffLensError(f"{name} is {stored!r:.60}: it must be a finite number")
+    elif own is not None and type(own) is not type(stored):
+        raise DiffLensError(f"{name} is no {type(own).__name__}")

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from difflens.choices import OptimizerName, ScheduleKind
+from difflens.errors import DiffLensError
 from difflens.run.memory import require_memory
 
 _POWER = 0.9  # the power of the polynomial decay, the standard in segmentation (Chen et al., 2017)
@@ -56,6 +57,21 @@ def make_optimizer(name: OptimizerName, *groups: ParameterGroup, momentum: float
         return torch.optim.SGD(settings, lr=groups[0].learning_rate, momentum=momentum)
     fused = trained[0].device.type == "cuda"
     return torch.optim.AdamW(settings, fused=fused)
+
+
+def check_moments(optimizer: Optimizer) -> None:
+    """Check that the state of each parameter, as loaded, has its shape.
+
+    Raises:
+        DiffLensError: it has another one.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if value is not None and (
+                    not isinstance(value, Tensor) or value.shape not in (torch.Size(), parameter.shape)
+                ):
+                    raise DiffLensError(f"the optimiser's {name} does not fit its parameter")
 
 
 def make_schedule(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from difflens import presets
@@ -26,8 +27,9 @@ from difflens.data.loader import Batch, epoch_order, iterate
 from difflens.data.split import ImageSplit
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card
+from difflens.run.reading import checked
 from difflens.training.objectives import Look, Objective
-from difflens.training.optimisers import ParameterGroup, make_optimizer, make_schedule
+from difflens.training.optimisers import ParameterGroup, check_moments, make_optimizer, make_schedule
 
 
 class PretrainingMethod(Objective):
@@ -116,7 +118,9 @@ class PretrainingMethod(Objective):
     def load_state(self, state: dict[str, Any]) -> None:
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
-        self.losses = state["losses"]
+            if isinstance(part, Optimizer):
+                check_moments(part)
+        self.losses = checked(list[float], state["losses"], "losses")
 
     def where(self, iteration: int) -> str:
         return f"in epoch {math.ceil(iteration / self.epoch_iterations)} (step {iteration})"

@@ -107,7 +107,8 @@ class BiGANMethod(PretrainingMethod):
         unet = presets.PRETRAIN[config.preset]["unet"]
         self.encoder_config = networks.encoder_config(unet, "resnet", config.image_size)
         self.channels, self.side = self.encoder_config.channels, self.encoder_config.side
-        widths = tuple(self.encoder_config.arguments["channels"])
+        channels: Any = self.encoder_config.arguments["channels"]
+        widths = tuple(channels)
         self.encoder: Any = self.encoder_config.build()
         self.latent = nn.Sequential(
             nn.Linear(self.encoder.num_features, LATENT), nn.BatchNorm1d(LATENT, affine=False)

@@ -9,6 +9,7 @@ import torch
 
 from difflens.errors import DiffLensError
 from difflens.metrics.classification import Evaluation
+from difflens.run.reading import read_table, short
 
 
 def predictions_csv(evaluation: Evaluation, ids: Sequence[str]) -> str:
@@ -41,15 +42,26 @@ def read_predictions(path: Path, ids: Sequence[str], classes: tuple[str, ...]) -
     """
     row_of = {name: row for row, name in enumerate(ids)}
     class_of = {name: k for k, name in enumerate(classes)}
+    known = {"image": row_of, "class": class_of, "predicted": class_of}
+    lines = read_table(path, [*known, "probability"])
+    for number, line in enumerate(lines, start=2):
+        unknown = [column for column, values in known.items() if line[column] not in values]
+        column = unknown[0] if unknown else "" if _is_share(line["probability"]) else "probability"
+        if column:
+            raise DiffLensError(f"{path}, line {number}: {column} is {short(line[column])}, not of this run")
+    if not lines or len({line["image"] for line in lines}) < len(lines):
+        raise DiffLensError(f"{path} does not hold the run's predictions, one for each image")
+    return Evaluation(
+        torch.tensor([row_of[line["image"]] for line in lines]),
+        torch.tensor([class_of[line["class"]] for line in lines]),
+        torch.tensor([[class_of[line["predicted"]]] for line in lines]),
+        torch.tensor([float(line["probability"]) for line in lines]),
+        classes,
+    )
+
+
+def _is_share(text: str) -> bool:
     try:
-        with path.open(newline="") as file:
-            lines = list(csv.DictReader(file))
-        return Evaluation(
-            torch.tensor([row_of[line["image"]] for line in lines]),
-            torch.tensor([class_of[line["class"]] for line in lines]),
-            torch.tensor([[class_of[line["predicted"]]] for line in lines]),
-            torch.tensor([float(line["probability"]) for line in lines]),
-            classes,
-        )
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise DiffLensError(f"{path} does not hold the run's predictions: {error!r}") from error
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False

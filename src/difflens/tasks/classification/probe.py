@@ -235,7 +235,7 @@ def _finished(config: ProbeConfig, data: ImageData, run: RunDirectory) -> ProbeR
     return ProbeResult(
         out=config.out,
         model=TrainedModel.load(config.out),
-        seeds=(SeedResult.from_metrics(run.read_json(FINISHED)),),
+        seeds=(run.read_json(FINISHED, SeedResult),),
         evaluations=(evaluation,),
     )
 

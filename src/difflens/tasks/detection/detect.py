@@ -45,8 +45,7 @@ def detect(config: DetectConfig) -> DetectResult:
     """
     config = resolve(config)
     mask_tools()
-    model, metrics = run_dense(Detection(config), accelerator(config.device))
-    return DetectResult.from_metrics(metrics, config.out, model)
+    return run_dense(Detection(config), accelerator(config.device), DetectResult.from_metrics)
 
 
 class Detection(DenseTask[DetectConfig, ObjectSplit, DetectionModel]):

@@ -9,7 +9,6 @@ from difflens.errors import DiffLensError
 from difflens.extractors.base import evaluating
 from difflens.models.saved import DetectionModel
 from difflens.reports.overlays import object_overlay
-from difflens.results.base import fields_in
 from difflens.results.predict import DensePredictResult, DetectedImage, DetectedObject
 from difflens.run.processes import accelerator
 from difflens.tasks.detection.detect import sure
@@ -41,7 +40,12 @@ def predict_objects(config: PredictConfig) -> DensePredictResult:
         with evaluating(model.probe):
             (found,) = detect_objects(model.probe, [seen], index, model.head.side)
         objects = tuple(
-            DetectedObject(label=model.classes[each["category_id"]], **fields_in(DetectedObject, each))
+            DetectedObject(
+                label=model.classes[each["category_id"]],
+                bbox=tuple(each["bbox"]),
+                score=each["score"],
+                segmentation=each.get("segmentation"),
+            )
             for each in coco_results(found, 0, range(len(model.classes)))
         )
         return {"objects": objects}, {"overlay": object_overlay(image, sure(found), model.classes)}

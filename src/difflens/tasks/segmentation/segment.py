@@ -46,8 +46,7 @@ def segment(config: SegmentConfig) -> SegmentResult:
             f"UPerNet normalises over the images of a process: give --batch-size {least} or more, or --head "
             "linear"
         )
-    model, metrics = run_dense(Segmentation(config), process)
-    return SegmentResult.from_metrics(metrics, config.out, model)
+    return run_dense(Segmentation(config), process, SegmentResult.from_metrics)
 
 
 class Segmentation(DenseTask[SegmentConfig, MaskSplit, SegmentationModel]):
