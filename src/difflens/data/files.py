@@ -82,6 +82,16 @@ def find_images(folder: Path, others: Others | None = None) -> list[Path]:
     return sorted(found)
 
 
+def require_regular(path: Path, what: str) -> None:
+    """Raise DiffLensError for a folder, a pipe or a device, which could hold the program for ever.
+
+    Args:
+        what: the content of the file, for the message.
+    """
+    if path.exists() and not path.is_file():
+        raise DiffLensError(f"{path} is not a regular file; expected {what}")
+
+
 def read_lines(path: Path, what: str, files: bool = False) -> list[str]:
     """Return the lines of a text file in UTF-8, with or without a byte order mark, without surrounding space.
 
@@ -93,9 +103,7 @@ def read_lines(path: Path, what: str, files: bool = False) -> list[str]:
         DiffLensError: the file is missing, no regular file, too large, or no text.
     """
     try:
-        # a pipe or a device could hold the program for ever
-        if path.exists() and not path.is_file():
-            raise DiffLensError(f"{path} is not a regular file; expected {what}")
+        require_regular(path, what)
         if (size := path.stat().st_size) > _MOST_TEXT:
             raise DiffLensError(f"{path} has {size:,} bytes; expected {what}, at most {_MOST_TEXT:,} bytes")
         text = path.read_bytes().decode("utf-8-sig", "surrogateescape" if files else "strict")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from difflens.choices import Exif, OnBadAnnotation
 from difflens.data.dense.base import DenseData, Problems, distinct, misfit, require_entries, turned
+from difflens.data.files import require_regular
 from difflens.data.images import BadImage, image_size, orientation
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, listing
@@ -298,8 +299,7 @@ def _unseen(splits: Sequence[ObjectSplit], titles: Mapping[int, str]) -> list[st
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        if path.exists() and not path.is_file():
-            raise DiffLensError(f"{path} is not a regular file; expected COCO's JSON")
+        require_regular(path, "COCO's JSON")
         if (size := path.stat().st_size) > _MOST_BYTES:
             raise DiffLensError(f"{path} has {size:,} bytes; at most {_MOST_BYTES:,} are read")
         # this parser bounds the depth of lists and the length of numbers

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torchvision
 
-from difflens.data.files import read_lines
+from difflens.data.files import read_lines, require_regular
 from difflens.data.sources.idx import cache_folder
 from difflens.data.sources.torchvision_sets import class_names, instantiate
 from difflens.data.split import FileSplit, ImageData, ImageSplit, JoinedSplit, Metric
@@ -287,6 +287,7 @@ def _table_by_image(images: dict[str, str], path: Path, form: str, words: str) -
 
 def _read_mat(path: Path) -> dict[str, Any]:
     loadmat = _loadmat()
+    require_regular(path, "a MATLAB file")
     with path.open("rb") as file:
         try:
             return dict(loadmat(file, squeeze_me=True))
