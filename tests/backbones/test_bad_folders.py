@@ -63,6 +63,7 @@ def test_an_autoencoder_of_other_channels(dit: Path) -> None:
 
 def test_latents_without_an_autoencoder(dit: Path) -> None:
     shutil.rmtree(dit / "vae")
+    (dit / "model_index.json").unlink()
     assert_refused(
         dit, "takes 4 channels, which are latents, and has no vae/ or vqvae/ folder: .*--autoencoder"
     )
@@ -283,7 +284,7 @@ def test_an_embedding_of_another_network(tmp_path: Path) -> None:
         (families.write_flow, "1.5", "noise step 1.5 is outside the schedule: .* times 0 to 1"),
         (families.write_unet, "0.5", "noise step 0.5 is no whole number"),
         (families.write_ncsnpp, "0", "noise step 0 is outside the schedule: .* sigma 0.01 to 1348"),
-        (families.write_flow, "nan", "noise step nan is outside"),
+        (families.write_flow, "nan", "noise-steps is nan"),
     ],
 )
 def test_levels_outside_the_process(
@@ -387,3 +388,17 @@ def test_attention_under_its_deprecated_names(tmp_path: Path) -> None:
     backbone = load_backbone(str(folder))
     assert isinstance(backbone, DiffusionBackbone)
     assert backbone.fingerprint() == expected
+
+
+def test_an_autoencoder_that_the_pipeline_names_and_lacks(ldm: Path) -> None:
+    """Its latents have three channels, as pixels do."""
+    shutil.rmtree(ldm / "vqvae")
+    assert_refused(ldm, r"has no folder vqvae/, which its model_index\.json names: .*--autoencoder")
+
+
+@pytest.mark.parametrize(
+    ("write", "rows"), [(families.write_unet, 100), (families.write_edm, 1000), (families.write_flow, 1000)]
+)
+def test_a_table_of_steps_with_another_process(tmp_path: Path, write: Callable[..., Path], rows: int) -> None:
+    folder = write(tmp_path / "learned", time_embedding_type="learned", num_train_timesteps=rows)
+    assert_refused(folder, f"has a table of {rows:,} embeddings of steps")

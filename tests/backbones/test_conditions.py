@@ -1,6 +1,7 @@
 """Conditions: what each choice of --condition gives the network, and what is refused."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,30 @@ def test_no_text_encoder_runs_after_the_first_run(stable_diffusion: Path, tmp_pa
     assert "empty prompt" in report
     assert "variance preserving" in report
     assert "scaled_linear betas" in report
+
+
+@pytest.mark.parametrize(
+    ("write", "changes"),
+    [
+        (pipelines.write_stable_diffusion_xl, {}),
+        (pipelines.write_pixart_alpha, {"sample_size": 128}),
+        (pipelines.write_flux, {}),
+    ],
+)
+def test_zero_is_for_the_text_alone(
+    tmp_path: Path, write: Callable[..., Path], changes: dict[str, Any]
+) -> None:
+    """Sizes of the image and guidance are those that come with the empty prompt."""
+    folder = write(tmp_path / "pipeline", **changes)
+    empty, zero = (load(folder, condition=name, image_size=32).condition for name in ("null", "zero"))
+    assert empty is not None
+    assert zero is not None
+    told = {"time_ids", "resolution", "aspect_ratio", "guidance"}
+    found = [name for name in empty.tensors if name.rpartition(".")[2] in told]
+    assert found
+    for name in found:
+        assert torch.equal(zero.tensors[name], empty.tensors[name])
+    assert not zero.tensors["encoder_hidden_states"].any()
+    backbone = load(folder, condition="zero", image_size=32)
+    x_t = torch.randn(1, *backbone.input_shape)
+    assert backbone.denoise(x_t, backbone.defaults.noise_step).isfinite().all()

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import (
@@ -220,3 +221,27 @@ def test_zero_terminal_snr_is_not_ignored(backbone_folder: Path, tmp_path: Path)
     assert torch.equal(backbone.add_noise(images, 999, noise), noise)
     with pytest.raises(DiffLensError, match="zero terminal SNR"):
         sample(backbone, 1, steps=2)
+
+
+def test_only_weights_that_are_read_come_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = ["unet/config.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt", "README.md"]
+    read += [f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")]
+    read += ["text_encoder/model.safetensors", "text_encoder_2/model-00001-of-00002.safetensors"]
+    others = [
+        "v1-5-pruned.safetensors",
+        "safety_checker/model.safetensors",
+        "text_encoder/model.fp16.safetensors",
+    ]
+    others += [f"unet/diffusion_pytorch_model.{kind}.safetensors" for kind in ("fp16", "non_ema")]
+    asked: list[str] = []
+
+    def download(spec: str, allow_patterns: list[str]) -> str:
+        asked.extend(
+            huggingface_hub.utils.filter_repo_objects([*read, *others], allow_patterns=allow_patterns)
+        )
+        raise OSError("stopped here")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(DiffLensError, match="stopped here"):
+        load_backbone("owner/name")
+    assert asked == read

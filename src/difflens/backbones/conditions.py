@@ -9,7 +9,7 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
-from difflens.backbones.text import empty_prompt, load_condition
+from difflens.backbones.text import default_guidance, empty_prompt, load_condition
 from difflens.errors import DiffLensError
 
 
@@ -174,7 +174,8 @@ def text_condition(
         network: a `UNet2DConditionModel` or a transformer.
         asked: null, the empty prompt, or zero, an embedding of zeros; None: null.
         folder: the pipeline, whose text encoders compute the embedding of the empty prompt.
-        side: side of the images, in pixels, which some networks are told; None: the pipeline's own.
+        side: side of the images, in pixels, which some networks are told, whatever the text is; None: the
+            pipeline's own, or 0 for an embedding of zeros.
         stored: a file of `save_condition` that holds it already; no text encoder runs then.
         spec: the backbone's name in messages.
         meta: the network has no values, so the condition needs none: no text encoder runs.
@@ -184,18 +185,18 @@ def text_condition(
     """
     _check_conditions(network, spec)
     if asked == "zero":
-        return Condition("text embedding of zeros", _zeros(network))
+        return Condition("text embedding of zeros", _zeros(network, side or 0))
     if asked not in (None, "null"):
         raise DiffLensError(
             f"{spec} has no condition {asked!r}: a text-to-image network takes null (the empty prompt) or "
             "zero"
         )
     if meta:
-        return Condition("empty prompt", _zeros(network), computed=True)
+        return Condition("empty prompt", _zeros(network, side or 0), computed=True)
     tensors = empty_prompt(folder, side) if stored is None else load_condition(stored)
     # the positions of Flux follow from the side of x_t
     given = {name: tensor for name, tensor in tensors.items() if name not in ("img_ids", "txt_ids")}
-    for name, zeros in _zeros(network).items():
+    for name, zeros in _zeros(network, side or 0).items():
         shape = tuple(given[name].shape) if name in given else None
         if shape is None or (shape[0], shape[-1]) != (1, zeros.shape[-1]):
             raise DiffLensError(
@@ -237,8 +238,8 @@ def condition_choices(network: Any) -> str:
     return "zero" if isinstance(embedding, nn.Identity) else "zero or a class"
 
 
-def _zeros(network: Any) -> dict[str, Tensor]:
-    """Return embeddings of zeros in the shape of one prompt."""
+def _zeros(network: Any, side: int) -> dict[str, Tensor]:
+    """Return a text embedding of zeros, with what a network is told of images of `side` pixels."""
     config, name = network.config, type(network).__name__
     if name == "UNet2DConditionModel":
         width = config.encoder_hid_dim or config.cross_attention_dim
@@ -248,14 +249,19 @@ def _zeros(network: Any) -> dict[str, Tensor]:
             times = 6
             pooled = config.projection_class_embeddings_input_dim - times * config.addition_time_embed_dim
             tensors["added_cond_kwargs.text_embeds"] = torch.zeros(1, pooled)
-            tensors["added_cond_kwargs.time_ids"] = torch.zeros(1, times)
+            # size of the image as it was, place of the crop, size as it is
+            tensors["added_cond_kwargs.time_ids"] = torch.tensor([[side, side, 0, 0, side, side]]).float()
         return tensors
     if name == "PixArtTransformer2DModel":
-        return {"encoder_hidden_states": torch.zeros(1, 120, config.caption_channels)}
+        tensors = {"encoder_hidden_states": torch.zeros(1, 120, config.caption_channels)}
+        if network.use_additional_conditions:
+            tensors["added_cond_kwargs.resolution"] = torch.tensor([[side, side]]).float()
+            tensors["added_cond_kwargs.aspect_ratio"] = torch.ones(1, 1)
+        return tensors
     tensors = {
         "encoder_hidden_states": torch.zeros(1, 77, config.joint_attention_dim),
         "pooled_projections": torch.zeros(1, config.pooled_projection_dim),
     }
     if getattr(config, "guidance_embeds", False):
-        tensors["guidance"] = torch.zeros(1)
+        tensors["guidance"] = torch.tensor([default_guidance("FluxPipeline")])
     return tensors

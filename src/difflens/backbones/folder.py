@@ -98,6 +98,12 @@ class _Pipeline:
         """Return the autoencoder of the folder, or the one that the user named; None if there is neither."""
         own = next((self.folder / name for name in _AUTOENCODERS if (self.folder / name).is_dir()), None)
         if given is None:
+            named = [name for name in _AUTOENCODERS if any(self.index.get(name) or ())]
+            if own is None and named:  # latents of three channels would pass for pixels
+                raise DiffLensError(
+                    f"{self.folder} has no folder {named[0]}/, which its model_index.json names: its network "
+                    "reads latents. Add the folder, or name another with --autoencoder"
+                )
             return None if own is None else Autoencoder.from_folder(own, meta=meta)
         if own is not None:
             raise DiffLensError(f"{self.folder} has an autoencoder, {own.name}/: leave out --autoencoder")
@@ -140,7 +146,13 @@ def from_folder(
     else:
         stored = None if config.condition_file is None else Path(config.condition_file)
         condition = text_condition(
-            network, config.condition, folder, config.image_size, stored, config.spec, meta=meta
+            network,
+            config.condition,
+            folder,
+            config.image_size or _own_side(pipeline, autoencoder),
+            stored,
+            config.spec,
+            meta=meta,
         )
     given = process, config.spec, config.image_size, defaults, autoencoder, condition
     if not issubclass(kind, UNet2DModel | UNet2DConditionModel):
@@ -181,9 +193,23 @@ def _class_of(written: dict[str, Any], folder: Path) -> Any:
     return getattr(diffusers, name)
 
 
+def _own_side(pipeline: _Pipeline, autoencoder: Autoencoder | None) -> int | None:
+    """Return the side of the images, in pixels, that a network was made for; None if it states none."""
+    size = pipeline.written.get("sample_size")
+    size = size[0] if isinstance(size, list) and size else size
+    return size * (1 if autoencoder is None else autoencoder.stride) if isinstance(size, int) else None
+
+
 def _check_time(pipeline: _Pipeline, process: NoiseProcess) -> None:
-    """Refuse a network that embeds sigma with a process that tells another time."""
-    if pipeline.written.get("time_embedding_type") == "fourier" and process.name != "variance exploding":
+    """Refuse a network that cannot embed the time that a process tells."""
+    kind = pipeline.written.get("time_embedding_type")
+    rows = pipeline.written.get("num_train_timesteps") or 0
+    if kind == "learned" and (process.unit != "step" or process.bounds[1] >= rows):
+        raise DiffLensError(
+            f"{pipeline.folder} has a table of {rows:,} embeddings of steps (time_embedding_type learned), "
+            f"and its noise process has {process.describe_bounds()}: they do not belong together"
+        )
+    if kind == "fourier" and process.name != "variance exploding":
         named = (pipeline.scheduler or {}).get("_class_name", "a DDPM scheduler")
         raise DiffLensError(
             f"{pipeline.folder} takes the noise level sigma as its time (time_embedding_type fourier), and "

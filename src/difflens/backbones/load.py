@@ -38,7 +38,19 @@ BUNDLED = {
     "fashion": Defaults(18, 5, (18, 20), (5, 20), (15, 18), token_side=4),
 }
 
-_WEIGHTS = ("*.safetensors", "*.bin")
+# Whole names: repositories also hold variants (fp16, non_ema), other formats and parts that are never read.
+_DESCRIBED = ("*.json", "*.txt", "*.model", "README.md")
+_PARTS = ("", "unet/", "transformer/", "vae/", "vqvae/")
+_SAFE = tuple(
+    f"{home}{name}{shard}.safetensors"
+    for homes, name in ((_PARTS, "diffusion_pytorch_model"), (("", "text_encoder*/"), "model"))
+    for home in homes
+    for shard in ("", "-?????-of-?????")
+)
+_PICKLED = (
+    *(f"{home}diffusion_pytorch_model.bin" for home in _PARTS),
+    "text_encoder*/pytorch_model.bin",
+)
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
 _KNOWN = (
     "fashion, a diffusers folder or another that pretrain wrote, a checkpoint of guided-diffusion, DiT, "
@@ -265,16 +277,12 @@ def _refuse_network_options(config: BackboneConfig) -> None:
 def _download(spec: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    parts = ("", "unet/", "transformer/", "scheduler/", "vae/", "vqvae/", "text_encoder*/", "tokenizer*/")
-    described = ("*.json", "*.txt", "*.model", "README.md")
-    safe, pickled = (
-        [f"{part}{name}" for part in parts for name in (*described, ending)] for ending in _WEIGHTS
-    )
     try:
-        folder = Path(snapshot_download(spec, allow_patterns=safe))
+        folder = Path(snapshot_download(spec, allow_patterns=[*_DESCRIBED, *_SAFE]))
         if any(folder.rglob("*.safetensors")):
             return folder
-        return Path(snapshot_download(spec, allow_patterns=pickled))  # repositories of before safetensors
+        # repositories of before safetensors
+        return Path(snapshot_download(spec, allow_patterns=[*_DESCRIBED, *_PICKLED]))
     except Exception as error:  # no network, no such repository, no permission
         reason = str(error).strip().splitlines()[0]
         raise DiffLensError(

@@ -308,7 +308,7 @@ def _encode(
     device = torch.device("cpu")
     values = pipeline.encode_prompt("", device=device, num_images_per_prompt=1, **kind.arguments)
     conditions = {key: value for key, value in zip(kind.returns, values, strict=True) if key is not None}
-    scale = float(inspect.signature(pipeline_class.__call__).parameters["guidance_scale"].default)
+    scale = default_guidance(name)
     if config.get("guidance_embeds"):
         conditions["guidance"] = torch.tensor([scale])
     if config.get("time_cond_proj_dim") is not None:
@@ -316,6 +316,14 @@ def _encode(
             torch.tensor([scale - 1]), embedding_dim=config["time_cond_proj_dim"]
         )
     return conditions
+
+
+def default_guidance(pipeline: str) -> float:
+    """Return the scale of guidance by which a class of pipelines of diffusers calls its network."""
+    import diffusers
+
+    call = getattr(diffusers, pipeline).__call__
+    return float(inspect.signature(call).parameters["guidance_scale"].default)
 
 
 def _own_side(folder: Path, kind: _Kind, config: Mapping[str, Any]) -> int:

@@ -99,6 +99,11 @@ def _variance_preserving(fields: Mapping[str, Any], given: Mapping[str, Any]) ->
             f"{name} cannot be read with continuous time: its network is told ln(sigma) / 4. "
             "EDMEulerScheduler states the process"
         )
+    if fields.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in _defaults(name):
+        raise DiffLensError(
+            f"{name} cannot be read with rescale_betas_zero_snr, which it ignores: the betas of training and "
+            "of the pipeline differ. DDIMScheduler states the process with zero terminal SNR"
+        )
     _known_prediction(fields, "epsilon", "v_prediction", "sample")
     return VariancePreserving.from_fields(fields, given)
 
