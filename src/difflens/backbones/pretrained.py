@@ -21,7 +21,7 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
         DiffLensError: the file does not exist, or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DiffLensError(f"{problem}: there is no {path.name} in {path.parent}") from None
     except (ValueError, OSError) as error:

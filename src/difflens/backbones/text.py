@@ -345,7 +345,7 @@ def _scale(folder: Path) -> int:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DiffLensError(f"there is no {path.name} in {path.parent}") from None
     except (ValueError, OSError) as error:

@@ -83,7 +83,7 @@ class ImageSplit(ABC):
 
     def _digest(self) -> str:
         """Return the digest of names, labels, positions and, for a split in memory, pixels."""
-        digest = sha256("\n".join(self.ids).encode())
+        digest = sha256("\n".join(self.ids).encode(errors="backslashreplace"))
         for tensor in (self.labels, self.index, self.pixels):
             digest.update(b"none" if tensor is None else tensor.numpy().tobytes())
         return digest.hexdigest()
@@ -200,7 +200,7 @@ class ImageData:
         """Return a hex digest, equal for equal classes, labels and images (files by name and size, others by
         content)."""
         parts = (*self.classes, self.train.fingerprint(), self.test.fingerprint())
-        return sha256("\n".join(parts).encode()).hexdigest()
+        return sha256("\n".join(parts).encode(errors="backslashreplace")).hexdigest()
 
 
 def _size(path: Path) -> int:

@@ -9,9 +9,7 @@
 A shard is written atomically, and its bytes do not depend on the process that writes it.
 """
 
-import csv
 import hashlib
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +28,7 @@ from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError, listing
 from difflens.extractors.cache import READ_BATCH, FeatureCache
 from difflens.run.files import write_bytes
+from difflens.run.text import csv_rows, csv_text, on_disk
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "checksums.sha256"
@@ -129,12 +128,10 @@ def write_shard(path: Path, rows: Tensor, maps: Mapping[int, Tensor]) -> str:
 
 def write_images(folder: Path, split: ImageSplit) -> None:
     """Write SPLIT/images.csv: name, label and noise index of each image."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "label", "noise_index"])
     labels = [""] * len(split) if split.labels is None else split.labels.tolist()
-    writer.writerows(zip(split.ids, labels, split.index.tolist(), strict=True))
-    write_bytes(folder / split.name / _IMAGES, text.getvalue().encode())
+    rows = zip(split.ids, labels, split.index.tolist(), strict=True)
+    text = csv_text([("image", "label", "noise_index"), *rows])
+    write_bytes(folder / split.name / _IMAGES, on_disk(text).encode())
 
 
 class StoredMaps:
@@ -199,7 +196,7 @@ class FeatureStore:
         if not file.is_file():
             raise DiffLensError(f"{self.path} is not a feature store: there is no {MANIFEST} in it")
         try:
-            self.manifest: dict[str, Any] = json.loads(file.read_text())
+            self.manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             if self.manifest["difflens_store"] != _VERSION:
                 raise DiffLensError(
                     f"{self.path} was written by another version of difflens: extract it again"
@@ -351,9 +348,8 @@ def layout_of(manifest: Mapping[str, Any]) -> Layout:
 
 def _read_images(path: Path) -> tuple[list[str], Tensor]:
     try:
-        with path.open(newline="") as file:
-            lines = list(csv.DictReader(file))
+        lines = csv_rows(path.read_bytes().decode())
         labels = torch.tensor([int(line["label"] or -1) for line in lines], dtype=torch.long)
         return [line["image"] for line in lines], labels
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise DiffLensError(f"{path} is damaged ({error}): extract the store again") from error

@@ -73,7 +73,7 @@ def _samples(config: FidelityConfig) -> tuple[ImageSplit, SampleSource | None]:
     folder, source = config.samples, None
     recorded_config = folder / "config.yaml"
     if recorded_config.is_file():
-        run = yaml.safe_load(recorded_config.read_text())
+        run = yaml.safe_load(recorded_config.read_text(encoding="utf-8"))
         if not isinstance(run, dict) or run.get("command") != "generate":
             raise DiffLensError(f"{folder} is a run directory, but not of `difflens generate`")
         if not (folder / FINISHED).is_file():

@@ -22,6 +22,8 @@ from difflens.heads.detection import DetectionHead
 from difflens.heads.make import make_head
 from difflens.heads.segmentation import SegmentationHead
 from difflens.models.probe import DenseProbe, Probe
+from difflens.run.files import write_text
+from difflens.run.text import markdown, markdown_code
 from difflens.version import __version__
 
 
@@ -76,8 +78,8 @@ class SavedModel(ABC):
             "head": asdict(self.head),
             "info": self.info,
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (folder / "README.md").write_text(self._card(config))
+        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        write_text(folder / "README.md", self._card(config))
 
     @classmethod
     def load(cls, folder: Path, backbone: str | None = None, device: torch.device | str = "cpu") -> Self:
@@ -98,7 +100,7 @@ class SavedModel(ABC):
         if task != cls.task:
             raise DiffLensError(f"{folder} is a model of {task}, not of {cls.task}")
         try:
-            config = json.loads(config_path.read_text())
+            config = json.loads(config_path.read_text(encoding="utf-8"))
             stored = dict(config["backbone"])
             fingerprint = stored.pop("fingerprint")
             kept = folder / CONDITION_FILE
@@ -141,12 +143,12 @@ class SavedModel(ABC):
     def _card(self, config: dict[str, Any]) -> str:
         """Return the model card, in Markdown."""
         rows = {
-            "backbone": f"`{self.backbone.spec}`",
+            "backbone": markdown_code(self.backbone.spec),
             "extractor": f"{self.extractor.name}, blocks {list(self.extractor.blocks)}, "
             f"noise steps {list(self.extractor.noise_steps)}",
             "head": f"{self.head.name}, {self.probe.trainable_parameters:,} trainable parameters",
             "classes": f"{len(self.classes)}",
-            **{key.replace("_", " "): value for key, value in self.info.items()},
+            **{key.replace("_", " "): markdown(value) for key, value in self.info.items()},
             "difflens": config["difflens"],
         }
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
@@ -242,7 +244,7 @@ def model_task(folder: Path) -> str:
     path = model_folder(folder) / "config.json"
     tasks = [kind.task for kind in (TrainedModel, SegmentationModel, DetectionModel)]
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         task = config.get("task", TrainedModel.task)
     except (ValueError, AttributeError) as error:
         raise DiffLensError(f"{path} is not a difflens model's configuration: {error!r}") from error

@@ -11,6 +11,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from difflens.backbones.load import BUNDLED
 from difflens.processes.variance_preserving import VariancePreserving
+from difflens.run.files import write_text
 
 _CARD = """\
 ---
@@ -86,14 +87,14 @@ def write_card(
     )
     if card.samples is not None:
         text += _SAMPLES.format(caption=card.samples)
-    (folder / "README.md").write_text(text)
+    write_text(folder / "README.md", text)
 
 
 def card_fact(backbone: str, name: str) -> str | None:
     """Return the row `name` in the model card of a bundled backbone or of a folder; None if there is none."""
     folder = Path(str(files("difflens") / "assets" / backbone)) if backbone in BUNDLED else Path(backbone)
     card = folder / "README.md"
-    lines = card.read_text().splitlines() if card.is_file() else []
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
     start = f"| {name} | "
     return next(
         (line.removeprefix(start).removesuffix(" |") for line in lines if line.startswith(start)), None

@@ -25,7 +25,7 @@ import yaml
 from accelerate import Accelerator
 
 from difflens.errors import DiffLensError
-from difflens.run.files import replace_with
+from difflens.run.files import replace_with, write_text, writing
 
 FINISHED = "metrics.json"
 """The file that a finished run has."""
@@ -146,7 +146,9 @@ class RunDirectory:
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file; return its path."""
-        return self.write_with(name, lambda path: path.write_text(text))
+        if self.main_process:
+            write_text(self.path / name, text)
+        return self.path / name
 
     def write_json(self, name: str, value: object) -> Path:
         """Write a JSON file; return its path."""
@@ -156,7 +158,6 @@ class RunDirectory:
         """Let `writer` write a temporary file, and rename it to `name`; return its path."""
         target = self.path / name
         if self.main_process:
-            target.parent.mkdir(parents=True, exist_ok=True)
             replace_with(target, writer)
         return target
 
@@ -167,17 +168,23 @@ class RunDirectory:
         if self.main_process:
             temporary = target.with_name(f".{target.name}.partial")
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            writer(temporary)
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.replace(target)
+            try:
+                with writing(target):
+                    temporary.mkdir(parents=True)
+                    writer(temporary)
+                    shutil.rmtree(target, ignore_errors=True)
+                    temporary.replace(target)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
         return target
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to log.jsonl."""
         if self.main_process:
             lines = self._lines_logged()
-            with (self.path / "log.jsonl").open("a") as file:
+            path = self.path / "log.jsonl"
+            with writing(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             self._log_lines = lines + 1
 
@@ -200,12 +207,16 @@ class RunDirectory:
         repeats no line."""
         if self.main_process:
             record = {**state, "log_lines": self._lines_logged()}
-            if record[
-                "log_lines"
-            ]:  # the log's lines must be on the disk before the checkpoint that counts them
-                with (self.path / "log.jsonl").open("a") as file:
+            log = self.path / "log.jsonl"
+            if record["log_lines"]:  # its lines must be on the disk before the checkpoint that counts them
+                with writing(log), log.open("ab") as file:
                     os.fsync(file.fileno())
-            self.write_with("checkpoints/last.pt", lambda path: torch.save(record, path))
+
+            def save(path: Path) -> None:
+                with path.open("wb") as file:  # through Python, whose errors say why a file is not written
+                    torch.save(record, file)
+
+            self.write_with("checkpoints/last.pt", save)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Return the last checkpoint, or None, and cut the log to its length at that time.
@@ -232,7 +243,7 @@ class RunDirectory:
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the dictionary in a JSON file; raise DiffLensError if it cannot be read."""
         try:
-            return dict(json.loads((self.path / name).read_text()))
+            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
         except (ValueError, OSError) as error:
             raise DiffLensError(f"{self.path / name} cannot be read: {error}") from error
 
@@ -244,7 +255,7 @@ class RunDirectory:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = yaml.safe_load(path.read_text())
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
         raise DiffLensError(f"{path} is not a run's configuration: it is damaged") from error
     if not isinstance(record, dict):
@@ -255,7 +266,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a run directory's log.jsonl, without a last line that is incomplete."""
     path = folder / "log.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 

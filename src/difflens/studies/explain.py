@@ -79,7 +79,7 @@ def _data_of(run: Path | None) -> str:
         return "fashion"
     for stored in (run / "config.yaml", run.parent / "config.yaml"):
         try:
-            return str(yaml.safe_load(stored.read_text())["data"])
+            return str(yaml.safe_load(stored.read_text(encoding="utf-8"))["data"])
         except (OSError, yaml.YAMLError, KeyError, TypeError):
             continue
     raise DiffLensError(f"{run} does not say what it was trained on: name the data with --data")

@@ -34,7 +34,7 @@ from difflens.results.fidelity import FidelityResult
 from difflens.results.probe import deviation_of, mean_of, read_seeds
 from difflens.results.report import HeadScore, ReportResult
 from difflens.run.directory import FINISHED, read_log
-from difflens.run.files import replace_with
+from difflens.run.files import write_text
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 
@@ -92,11 +92,7 @@ def report(config: ReportConfig) -> ReportResult:
     if config.features is not None:
         evidence.distances.append(_measure(config, evidence))
     page = _Page(config, evidence, backbone, fingerprint).render()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        replace_with(out, lambda path: path.write_text(page))
-    except OSError as error:
-        raise DiffLensError(f"{out} cannot be written: {error.strerror}") from error
+    write_text(out, page)
     return ReportResult(path=out, heads=tuple(evidence.heads), distances=tuple(evidence.distances))
 
 
@@ -339,7 +335,7 @@ def _splits(data: str) -> tuple[ImageSplit, ImageSplit | None]:
 def _read(path: Path) -> dict[str, Any]:
     """Read a YAML or JSON file of a run."""
     try:
-        content = (yaml.safe_load if path.suffix == ".yaml" else json.loads)(path.read_text())
+        content = (yaml.safe_load if path.suffix == ".yaml" else json.loads)(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DiffLensError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -1,7 +1,5 @@
 """`difflens sweep`: the accuracy of every block at every noise step, and the recommended place."""
 
-import csv
-import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -33,6 +31,7 @@ from difflens.reports.heat_maps import accuracy_map
 from difflens.reports.sweep import sweep_report
 from difflens.results.sweep import SweepResult
 from difflens.run.directory import FINISHED, RunDirectory
+from difflens.run.text import csv_text
 
 _LADDER = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)  # default noise steps, as shares of the schedule
 
@@ -277,15 +276,13 @@ def _table(
     backbone: Backbone, blocks: Sequence[int], steps: Sequence[int], accuracy: dict[str, Tensor], images: int
 ) -> str:
     """Return the text of table.csv, one line for each place and classifier."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = ("noise_step", "block", "part", "channels", "stride")
-    writer.writerow([*columns, "classifier", "accuracy", "low_95", "high_95"])
+    rows: list[list[object]] = [[*columns, "classifier", "accuracy", "low_95", "high_95"]]
     for name, values in accuracy.items():
         for k, t in enumerate(steps):
             for block, value in zip(blocks, values[k].tolist(), strict=True):
                 info = backbone.block(block)
                 shares = (value, *wilson(round(value * images), images))
                 place = (t, block, info.role, info.channels, info.stride)
-                writer.writerow([*place, name, *(f"{share:.4f}" for share in shares)])
-    return text.getvalue()
+                rows.append([*place, name, *(f"{share:.4f}" for share in shares)])
+    return csv_text(rows)

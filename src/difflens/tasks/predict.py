@@ -14,7 +14,7 @@ from difflens.data.files import list_images
 from difflens.data.images import BadImage, read_image
 from difflens.errors import DiffLensError
 from difflens.results.predict import DensePrediction, DensePredictResult
-from difflens.run.files import replace_with
+from difflens.run.files import replace_with, write_text
 
 _RECORD = "predictions.json"
 
@@ -73,7 +73,7 @@ def write_predictions(
         top=config.top,
     )
     text = json.dumps(result.records(), indent=2) + "\n"
-    replace_with(out / _RECORD, lambda target: target.write_text(text))
+    write_text(out / _RECORD, text)
     return result
 
 

@@ -83,7 +83,7 @@ class DenseData(Generic[S]):
     def fingerprint(self) -> str:
         """Return a hex digest, equal for equal classes, image names and annotations."""
         parts = (*self.classes, self.train.fingerprint(), self.val.fingerprint())
-        return sha256("\n".join(parts).encode()).hexdigest()
+        return sha256("\n".join(parts).encode(errors="backslashreplace")).hexdigest()
 
 
 def require_entries(split: str, ids: Iterable[object], where: object, problems: Problems) -> None:

@@ -1,7 +1,5 @@
 """predictions.csv: the prediction of a classifier for each test image."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import torch
 
 from difflens.errors import DiffLensError
 from difflens.metrics.classification import Evaluation
+from difflens.run.text import csv_rows, csv_text, on_disk
 
 
 def predictions_csv(evaluation: Evaluation, ids: Sequence[str]) -> str:
@@ -18,9 +17,7 @@ def predictions_csv(evaluation: Evaluation, ids: Sequence[str]) -> str:
     Args:
         ids: the names of the images of the whole split.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "class", "predicted", "probability"])
+    rows: list[list[str]] = [["image", "class", "predicted", "probability"]]
     names = evaluation.classes
     for row, label, ranked, confidence in zip(
         evaluation.rows.tolist(),
@@ -29,8 +26,8 @@ def predictions_csv(evaluation: Evaluation, ids: Sequence[str]) -> str:
         evaluation.confidence.tolist(),
         strict=True,
     ):
-        writer.writerow([ids[row], names[label], names[ranked], f"{confidence:.4f}"])
-    return text.getvalue()
+        rows.append([ids[row], names[label], names[ranked], f"{confidence:.4f}"])
+    return csv_text(rows)
 
 
 def read_predictions(path: Path, ids: Sequence[str], classes: tuple[str, ...]) -> Evaluation:
@@ -39,11 +36,10 @@ def read_predictions(path: Path, ids: Sequence[str], classes: tuple[str, ...]) -
     Raises:
         DiffLensError: the file is missing or damaged, or has other images or classes.
     """
-    row_of = {name: row for row, name in enumerate(ids)}
-    class_of = {name: k for k, name in enumerate(classes)}
+    row_of = {on_disk(name): row for row, name in enumerate(ids)}
+    class_of = {on_disk(name): k for k, name in enumerate(classes)}
     try:
-        with path.open(newline="") as file:
-            lines = list(csv.DictReader(file))
+        lines = csv_rows(path.read_bytes().decode())
         return Evaluation(
             torch.tensor([row_of[line["image"]] for line in lines]),
             torch.tensor([class_of[line["class"]] for line in lines]),
@@ -51,5 +47,5 @@ def read_predictions(path: Path, ids: Sequence[str], classes: tuple[str, ...]) -
             torch.tensor([float(line["probability"]) for line in lines]),
             classes,
         )
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise DiffLensError(f"{path} does not hold the run's predictions: {error!r}") from error
