@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import inf
+from pathlib import Path
 
 
 class DiffLensError(Exception):
@@ -30,3 +31,11 @@ def require(**ranges: tuple[float | None, float, float | None]) -> None:
         if value is not None and not (least <= value < inf and (most is None or value <= most)):
             span = f"at least {least:g}" if most is None else f"between {least:g} and {most:g}"
             raise DiffLensError(f"{name.replace('_', '-')} is {value:g}; it must be {span}")
+
+
+def expanded(path: Path | str) -> Path:
+    """Return a path with `~` as the user's home; raise DiffLensError for a user who does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DiffLensError(f"no such file or folder: {path}; there is no user of this name") from error

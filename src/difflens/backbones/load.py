@@ -24,7 +24,7 @@ from difflens.backbones.timm import TimmBackbone
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.choices import FamilyName, ScheduleName, TapName
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 from difflens.processes.base import NoiseProcess
 from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.schedulers import process_of
@@ -110,7 +110,7 @@ def _load(config: BackboneConfig, fresh: bool, meta: bool) -> Backbone:
     """Return the backbone of `config`, with fresh weights for `fresh`, and then without any for `meta`."""
     spec, size = config.spec, config.image_size
     kind, _, _ = spec.partition(":")
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if is_checkpoint(spec):
         backbone = _from_checkpoint(config, path)
         return _untrained(backbone) if fresh else backbone
@@ -139,11 +139,11 @@ def resolved(spec: str) -> str:
     """Return `spec` with an absolute path, if it has a path: it is valid in any working directory."""
     if spec.startswith(("timm:", "random:timm:")):
         name, at, file = spec.partition("@")
-        return f"{name}@{Path(file).expanduser().resolve()}" if at else spec
+        return f"{name}@{expanded(file).resolve()}" if at else spec
     kind, colon, name = spec.rpartition(":")
-    if name in BUNDLED or not Path(name).expanduser().exists():
+    if name in BUNDLED or not expanded(name).exists():
         return spec
-    return f"{kind}{colon}{Path(name).expanduser().resolve()}"
+    return f"{kind}{colon}{expanded(name).resolve()}"
 
 
 def _from_folder(
@@ -181,7 +181,7 @@ def _from_checkpoint(config: BackboneConfig, path: Path) -> Backbone:
             f"{source} takes {network.config.in_channels} channels, which are latents: name the folder of "
             "its autoencoder with --autoencoder (stabilityai/sd-vae-ft-ema for the released models)"
         )
-    autoencoder = Autoencoder.from_folder(Path(config.autoencoder).expanduser())
+    autoencoder = Autoencoder.from_folder(expanded(config.autoencoder))
     side = int(network.config.sample_size) * autoencoder.stride
     if config.image_size not in (None, side):
         raise DiffLensError(f"{source} has a table of positions for images of {side} pixels: no --image-size")

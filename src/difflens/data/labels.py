@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from difflens.data.split import ImageSplit, place_in_class
-from difflens.errors import DiffLensError, listing, require
+from difflens.errors import DiffLensError, expanded, listing, require
 from difflens.noise import Stream, random_order
 
 # the forms of an image's name that a list may contain, in the order in which they are tried
@@ -115,7 +115,7 @@ def label_list(split: ImageSplit, path: Path, classes: Sequence[str]) -> ImageSp
 def _lines(path: Path) -> dict[int, str]:
     """Return the names in a list by their line numbers, from 1."""
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = expanded(path).read_text(encoding="utf-8")
     except OSError as error:
         raise DiffLensError(f"cannot read the list of labelled images {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

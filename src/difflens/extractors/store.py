@@ -25,7 +25,7 @@ from torch import Tensor
 
 from difflens.backbones.maps import MapShape, Place, pool_to, pooled_shape
 from difflens.data.split import ImageSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, expanded, listing
 from difflens.extractors.cache import READ_BATCH, FeatureCache
 from difflens.run.files import write_bytes
 from difflens.run.text import csv_rows, csv_text, on_disk
@@ -191,7 +191,7 @@ class FeatureStore:
     """
 
     def __init__(self, path: Path | str):
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         file = self.path / MANIFEST
         if not file.is_file():
             raise DiffLensError(f"{self.path} is not a feature store: there is no {MANIFEST} in it")

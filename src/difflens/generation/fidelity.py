@@ -6,7 +6,6 @@ download. They have the name of that space and are never called FID: distances i
 compared.
 """
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from difflens.data.files import list_images
 from difflens.data.images import fit
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import FileSplit, ImageSplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 from difflens.extractors.cache import Reading
 from difflens.metrics.distances import Moments, frechet_distance, kernel_distance
 from difflens.models.feature_space import FeatureSpace
@@ -108,7 +107,7 @@ def _real(config: FidelityConfig, count: int) -> tuple[ImageSplit, ImageSplit | 
 
     A distance depends on the number of images, so the other split is as large as the samples.
     """
-    folder = Path(config.data.removeprefix("folder:")).expanduser()
+    folder = expanded(config.data.removeprefix("folder:"))
     if folder.is_dir() and not (folder / "train").is_dir():
         return at_random(load_unlabelled(config.data), config.limit, config.seed), None
     data = load_data(config.data, labels=False)
@@ -283,10 +282,15 @@ def _inception_weights(config: FidelityConfig) -> Path:
             ) from error
     if not path.is_file():
         raise DiffLensError(f"no such file: {path}; it should be a copy of {INCEPTION_URL}")
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     try:
         torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise DiffLensError(f"{path} does not hold Inception's weights: {error}") from error
+        with torch.device("meta"):  # names and shapes alone
+            FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
+    except Exception as error:  # torch raises many kinds for a damaged file, and for another one
+        reason = str(error).partition("\n")[0]
+        raise DiffLensError(f"{path} does not hold Inception's weights: {reason}") from error
     return path
 
 

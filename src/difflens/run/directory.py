@@ -24,7 +24,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 from difflens.run.files import replace_with, write_text, writing
 
 FINISHED = "metrics.json"
@@ -322,6 +322,6 @@ def _same(stored: object, value: object) -> bool:
         return stored == value
     (stored_prefix, _, stored_path), (prefix, _, path) = stored.rpartition(":"), value.rpartition(":")
     try:
-        return stored_prefix == prefix and Path(stored_path).expanduser().samefile(Path(path).expanduser())
+        return stored_prefix == prefix and expanded(stored_path).samefile(expanded(path))
     except OSError:
         return False

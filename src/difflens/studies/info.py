@@ -17,6 +17,7 @@ from difflens.backbones.config import BackboneConfig
 from difflens.backbones.load import BUNDLED
 from difflens.configs.info import InfoConfig
 from difflens.configs.options import resolve
+from difflens.errors import expanded
 from difflens.results.info import BlockInfo, InfoResult, NoiseInfo
 
 
@@ -99,7 +100,7 @@ def _noise(backbone: DiffusionBackbone) -> NoiseInfo:
 def _card(spec: str) -> tuple[str | None, str | None]:
     """Return the licence that the model card's header states, and the card's path."""
     name = spec.removeprefix("random:")
-    folder = Path(str(files("difflens") / "assets" / name)) if name in BUNDLED else Path(name).expanduser()
+    folder = Path(str(files("difflens") / "assets" / name)) if name in BUNDLED else expanded(name)
     card = folder / "README.md"
     if not card.is_file():
         return None, None

@@ -18,7 +18,7 @@ from difflens.configs.report import ReportConfig
 from difflens.data.images import fit, read_image, to_float, to_uint8
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit, MemorySplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, expanded, listing
 from difflens.extractors.cache import Reading
 from difflens.generation.fidelity import at_random, fidelity
 from difflens.generation.grid import image_grid
@@ -325,7 +325,7 @@ class _Page:
 
 def _splits(data: str) -> tuple[ImageSplit, ImageSplit | None]:
     """Return training images, and test images; None where there are none."""
-    folder = Path(data.removeprefix("folder:")).expanduser()
+    folder = expanded(data.removeprefix("folder:"))
     if folder.is_dir() and not any((folder / name).is_dir() for name in ("test", "val")):
         return load_unlabelled(data), None
     loaded = load_data(data, labels=False)
