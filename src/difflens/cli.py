@@ -35,7 +35,7 @@ from difflens.configs.segment import SegmentConfig
 from difflens.configs.sweep import SweepConfig
 from difflens.errors import DiffLensError
 from difflens.run.signals import raise_on_interrupt
-from difflens.run.text import on_terminal
+from difflens.run.text import visible
 
 # what torch says when a process that reads images was killed, for instance by a lack of memory
 _LOST = re.compile(r"DataLoader worker \(.*\) (is killed by signal: [\w ]+|exited unexpectedly)")
@@ -91,14 +91,14 @@ def _main(words: list[str]) -> None:
     except RuntimeError as error:
         if not (lost := _LOST.match(str(error))):
             raise
-        _fail(f"error: a process that reads images was lost: {lost[0]}. Try --workers 0", 2)
+        _fail(f"error: a process that reads images was lost: {lost[0]}; memory may be short", 2)
     except KeyboardInterrupt as stop:
         said = str(stop) or "interrupted; --resume continues a command that has this option"
         _fail(said, 128 + getattr(stop, "number", signal.SIGINT))
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(on_terminal(f"difflens: {message}"), file=sys.stderr)
+    print(visible(f"difflens: {message}"), file=sys.stderr)
     sys.exit(code)
 
 
@@ -117,15 +117,15 @@ def _run(config: Options) -> None:
     raise_on_interrupt()
     announce = {"announce": _say} if "announce" in signature(function).parameters else {}
     result = function(config, **announce)
-    print(on_terminal(result.summary()))
+    print(visible(result.summary()))
     left_out = result.left_out()
     if left_out and not _silent():
-        print(on_terminal(left_out), file=sys.stderr)
+        print(visible(left_out), file=sys.stderr)
     leave_together()
 
 
 def _say(line: str) -> None:
-    print(on_terminal(line), flush=True)
+    print(visible(line), flush=True)
 
 
 COMMANDS: dict[str, Callable[..., Options]] = {

@@ -278,7 +278,8 @@ class FeatureStore:
         self.check_places(places)
         self._check(split.name)
         number_of = {name: k for k, name in enumerate(self._images[split.name][0])}
-        absent = [name for name in split.ids if name not in number_of]
+        names = [on_disk(name) for name in split.ids]
+        absent = [name for name in names if name not in number_of]
         if absent:
             raise DiffLensError(
                 f"{self.path} lacks {len(absent):,} of the {len(split):,} {split.name} images, {absent[0]} "
@@ -288,7 +289,7 @@ class FeatureStore:
         entry = torch.full((len(number_of),), -1)
         rows = self.rows(split.name)
         entry[rows] = torch.arange(len(rows))
-        entries = entry[torch.tensor([number_of[name] for name in split.ids])]
+        entries = entry[torch.tensor([number_of[name] for name in names])]
         stored = (entries >= 0).nonzero()[:, 0]
         maps = {place: self.maps(split.name, *place).subset(entries[stored]) for place in places}
         shapes = [pooled_shape((*values.shape[1:],), side) for values in maps.values()]

@@ -51,7 +51,7 @@ def progress_bar(enabled: bool = True) -> Progress:
 
 def table_text(table: Table) -> str:
     """Return a table as standard output shows it, without the last end of line."""
-    output = _Plain()
+    output = _Plain(color_system=None)  # the command line escapes control characters, and so colours
     with output.capture() as captured:
         output.print(table)
     return captured.get().removesuffix("\n")

@@ -323,5 +323,5 @@ def _same(stored: object, value: object) -> bool:
     (stored_prefix, _, stored_path), (prefix, _, path) = stored.rpartition(":"), value.rpartition(":")
     try:
         return stored_prefix == prefix and expanded(stored_path).samefile(expanded(path))
-    except OSError:
+    except (OSError, DiffLensError):
         return False

@@ -11,7 +11,6 @@ from typing import Any
 
 # control characters, and halves of pairs, by which Python keeps the bytes of names that are not UTF-8
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_COLOUR = re.compile(r"(\x1b\[[\d;]*m)")
 
 # what a spreadsheet runs as a formula, with the quotation marks that already guard it
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -21,11 +20,6 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#])")
 def visible(text: str) -> str:
     """Return `text` with its invisible characters escaped; ends of lines and tabulators stay."""
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def on_terminal(text: str) -> str:
-    """Return `text` with its invisible characters escaped, but for colours."""
-    return "".join(part if k % 2 else visible(part) for k, part in enumerate(_COLOUR.split(text)))
 
 
 def one_line(text: object) -> str:
