@@ -286,8 +286,7 @@ def _inception_weights(config: FidelityConfig) -> Path:
 
     try:
         torch.load(path, weights_only=True, map_location="cpu")
-        with torch.device("meta"):  # names and shapes alone
-            FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
+        FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
     except Exception as error:  # torch raises many kinds for a damaged file, and for another one
         reason = str(error).partition("\n")[0]
         raise DiffLensError(f"{path} does not hold Inception's weights: {reason}") from error
