@@ -1,11 +1,11 @@
-"""Kill `extract` and `probe` at random moments, resume them, and compare with uninterrupted runs.
+"""Stop every resumable command at random moments, resume it, and compare with an uninterrupted run.
 
-Usage: python benchmarks/kill_resume.py OUTPUT_FOLDER [KILLS]
+Usage: python benchmarks/kill_resume.py OUTPUT_FOLDER [STOPS] [COMMAND ...]
 
-Each command is killed (SIGKILL) once, at a moment drawn uniformly from the time that the uninterrupted run
-took after its folder appeared, and then resumed to its end; that is done KILLS times (20). What is compared:
-all files of a store, byte for byte; of a probe its weights, its predictions and its metrics but the seconds
-of training.
+Each command is stopped STOPS times (3), by SIGKILL, SIGTERM and SIGINT in turn. The moment is drawn uniformly
+from the time that the uninterrupted run took after its folder appeared; seed 0. The run is then resumed to
+its end. Compared are all files but reports, checkpoints, TensorBoard's and model cards; in JSON, all values
+but measured times.
 """
 
 import json
@@ -16,103 +16,121 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
+
+from difflens.version import __version__
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+IGNORED = (".html", ".md", ".pt", ".npy")
+TIMES = ("seconds", "images_per_second", "speed", "minutes")
+SMALL = "--limit 120 --device cpu"
+DENSE = (
+    "--data SCENES --blocks 3 5 --iterations 20 --batch-size 4 --width 16 --side 28 --checkpoint-minutes 0 "
+    "--device cpu"
+)
 
 COMMANDS = {
-    "extract": [
-        "extract",
-        "--blocks",
-        "13",
-        "18",
-        "--noise-steps",
-        "5",
-        "20",
-        "--limit",
-        "500",
-        "--splits",
-        "train",
-        "--pool",
-        "4",
-        "--shard-megabytes",
-        "1",
-    ],
-    "probe": ["probe", "--head", "attention", "--limit", "500", "--epochs", "6", "--dropout", "0.1"],
+    "extract": f"--blocks 3 5 --noise-steps 5 20 --splits train --shard-megabytes 1 {SMALL}",
+    "probe": f"--head attention --blocks 5 --epochs 6 --dropout 0.1 {SMALL}",
+    "sweep": "--noise-steps 5 20 50 --blocks 3 5 --budget 120 --device cpu",
+    "compare": f"--backbones pixels:1x28 random:pixels:1x28 --protocols knn few --samples 0 {SMALL}",
+    "pretrain": "--data fashion --limit 128 --preset tiny --epochs 4 --batch-size 16 --device cpu",
+    "generate": "--backbone fashion --n 6 --steps 3 --batch-size 2 --device cpu",
+    "segment": DENSE,
+    "detect": DENSE,
 }
 
 
-def start(name: str, out: Path) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "difflens",
-        *COMMANDS[name],
-        "--device",
-        "cpu",
-        "--resume",
-        "--out",
-        str(out),
-    ]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def start(name: str, root: Path, out: Path) -> subprocess.Popen[str]:
+    words = COMMANDS[name].replace("SCENES", str(root / "scenes")).split()
+    return subprocess.Popen(
+        [sys.executable, "-m", "difflens", name, *words, "--resume", "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "DIFFLENS_QUIET": "1"},
+    )
 
 
-def finish(process: subprocess.Popen[bytes]) -> None:
+def finish(process: subprocess.Popen[str]) -> None:
     _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()[-2000:]
+    assert process.returncode == 0, errors[-2000:]
 
 
-def wait_for(folder: Path) -> float:
-    while not folder.exists():
+def wait_for(folder: Path, process: subprocess.Popen[str]) -> float:
+    while not folder.exists() and process.poll() is None:
         time.sleep(0.002)
     return time.monotonic()
 
 
-def store_result(folder: Path) -> object:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if not any(word in key for word in TIMES)}
+        return {key: timeless(item) for key, item in kept.items()}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
-def probe_result(folder: Path) -> object:
-    metrics = json.loads((folder / "metrics.json").read_text())
-    del metrics["train_seconds"]
-    files = "model/model.safetensors", "predictions.csv", "log.jsonl"
-    return metrics, [(folder / name).read_bytes() for name in files]
-
-
-RESULTS: dict[str, Callable[[Path], object]] = {"extract": store_result, "probe": probe_result}
-
-
-def main(out: Path, kills: int) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    random.seed(0)
-    for name, result in RESULTS.items():
-        whole = out / f"{name}-whole"
-        shutil.rmtree(whole, ignore_errors=True)
-        process = start(name, whole)
-        began = wait_for(whole)
-        finish(process)
-        duration = time.monotonic() - began
-        expected, equal = result(whole), 0
-        for number in range(kills):
-            folder = out / f"{name}-{number}"
-            shutil.rmtree(folder, ignore_errors=True)
-            process = start(name, folder)
-            wait_for(folder)
-            moment = random.uniform(0, duration)
-            time.sleep(moment)
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
-            left = sum(path.is_file() for path in folder.rglob("*"))
-            finish(start(name, folder))
-            same = result(folder) == expected
-            equal += same
-            print(
-                f"{name} {number}: killed after {moment:.2f} of {duration:.2f} s, {left} files; "
-                f"{'equal' if same else 'DIFFERENT'}",
-                flush=True,
+def result(folder: Path) -> dict[str, Any]:
+    """The content of a run, by file."""
+    found: dict[str, Any] = {}
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if path.suffix in IGNORED or "tensorboard" in name or path.name in ("config.yaml", "compare.png"):
+            continue
+        if path.suffix in (".json", ".jsonl"):
+            lines = (
+                [path.read_text("utf-8")] if path.suffix == ".json" else path.read_text("utf-8").splitlines()
             )
-            shutil.rmtree(folder)
-        print(f"{name}: {equal} of {kills} resumed runs equal the uninterrupted one", flush=True)
+            found[name] = [timeless(json.loads(line)) for line in lines]
+        else:
+            found[name] = sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def stopped(name: str, root: Path, number: int, duration: float) -> tuple[bool, str]:
+    """Stop and resume a run; return whether it equals the uninterrupted one, and a line about it."""
+    folder, sent = root / f"{name}-{number}", SIGNALS[number % len(SIGNALS)]
+    shutil.rmtree(folder, ignore_errors=True)
+    process = start(name, root, folder)
+    wait_for(folder, process)
+    moment = random.uniform(0, duration)
+    time.sleep(moment)
+    process.send_signal(sent)
+    _, errors = process.communicate()
+    code = process.returncode
+    clean = code in (0, -sent, 128 + sent) and "Traceback" not in errors
+    finish(start(name, root, folder))
+    expected, found = result(root / f"{name}-whole"), result(folder)
+    different = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+    shutil.rmtree(folder)
+    said = "equal" if not different else f"DIFFERENT in {', '.join(different)}"
+    said += "" if clean else f"; NOT CLEAN: {errors[-500:]}"
+    line = f"{name} {number}: {sent.name} after {moment:.2f} of {duration:.2f} s, exit {code}; {said}"
+    return clean and not different, line
+
+
+def main(root: Path, stops: int, names: list[str]) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    random.seed(0)
+    print(f"difflens {__version__}, Python {sys.version.split()[0]}, seed 0", flush=True)
+    if not (root / "scenes").exists():
+        scenes = ["scenes", "--train", "24", "--val", "6", "--size", "28", "--out", str(root / "scenes")]
+        subprocess.run([sys.executable, "-m", "difflens", *scenes], check=True, stdout=subprocess.DEVNULL)
+    for name in names or COMMANDS:
+        whole = root / f"{name}-whole"
+        shutil.rmtree(whole, ignore_errors=True)
+        process = start(name, root, whole)
+        began = wait_for(whole, process)
+        finish(process)
+        duration, equal = time.monotonic() - began, 0
+        for number in range(stops):
+            same, line = stopped(name, root, number, duration)
+            equal += same
+            print(line, flush=True)
+        print(f"{name}: {equal} of {stops} resumed runs equal the uninterrupted one", flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 20)
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 3, sys.argv[3:])

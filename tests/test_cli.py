@@ -184,6 +184,10 @@ def test_predict_skips_or_stops_at_a_bad_image(
         (["probe", "--label-list", "nowhere.txt", "--out", "OUT"], "nowhere.txt"),
         (["probe", "--label-fraction", "0.0001", "--out", "OUT"], "leaves no image of"),
         (["probe", "--store", "EMPTY", "--out", "OUT"], "not a feature store"),
+        (["probe", "--backbone", "~nosuch/net", "--out", "OUT"], "no user of this name"),
+        (["probe", "--data", "folder:~nosuch/images", "--out", "OUT"], "no user of this name"),
+        (["segment", "--data", "~nosuch/scenes", "--out", "OUT"], "no user of this name"),
+        (["predict", "MODEL", "IMAGES", "--format", "csv", "--out", "OUT"], "classes are printed"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -310,6 +314,18 @@ def test_scenes_segment_detect_and_predict(
     ]
     assert run("predict", "detected", image, "--out", "found", "--format", "json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads(Path("found/predictions.json").read_text())
+    # another model's pictures do not stay
+    assert run("predict", "detected", image, "--out", "predictions") == 0
+    assert sorted(path.name for path in Path("predictions").iterdir()) == [
+        "00000.overlay.png",
+        "predictions.json",
+    ]
+    assert run("predict", "segmented", "scenes/images/val/00001.png") == 0
+    assert sorted(path.name for path in Path("predictions").glob("*.png")) == [
+        "00001.mask.png",
+        "00001.overlay.png",
+    ]
+    capsys.readouterr()
     assert run("predict", "detected", image, "--format", "csv") == 2
     assert run("predict", "detected", image, "--out", "scenes") == 2
     assert "not a folder of predictions" in capsys.readouterr().err
@@ -339,3 +355,19 @@ def test_bad_annotations_stop_or_are_counted(
     assert "00002.png" in capsys.readouterr().err
     assert run(*command, "--on-bad-annotation", "skip") == 0
     assert "left out 1 bad annotation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("augment", ["none", "flip"], ids=["cached", "online"])
+def test_no_test_image_that_can_be_read(
+    backbone_folder: Path,
+    image_tree: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    augment: str,
+) -> None:
+    for path in (image_tree / "val").rglob("*.png"):
+        path.write_bytes(b"?")
+    words = ("--backbone", backbone_folder, "--data", image_tree, "--head", "linear", "--epochs", 1)
+    options = ("--augment", augment, "--on-bad-image", "skip", "--device", "cpu", "--out", tmp_path / "run")
+    assert run("probe", *words, *options) == 2
+    assert "no image of the val split could be read" in capsys.readouterr().err

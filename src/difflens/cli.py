@@ -1,13 +1,16 @@
 """The command line: one command a public function. It parses, calls the function and prints the summary of
 its result."""
 
-import errno
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from inspect import signature
+from io import TextIOWrapper
 from pathlib import Path
+from typing import NoReturn
 
 import tyro
 
@@ -31,11 +34,35 @@ from difflens.configs.scenes import ScenesConfig
 from difflens.configs.segment import SegmentConfig
 from difflens.configs.sweep import SweepConfig
 from difflens.errors import DiffLensError
+from difflens.run.signals import raise_on_interrupt
+from difflens.run.text import visible
+
+# what torch says when a process that reads images was killed, for instance by a lack of memory
+_LOST = re.compile(r"DataLoader worker \(.*\) (is killed by signal: [\w ]+|exited unexpectedly)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `difflens` and `python -m difflens`: exits 0, or 2 after a user's error."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Parse a command line and run its command.
+
+    It exits with 0, with 2 after a user's error, and with 128 + N where signal N ends a command: 130 after
+    Ctrl-C, 143 after SIGTERM, 141 if the reader of the output goes away.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
+    try:
+        try:
+            _main(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # as `| head` leaves it; nothing is left to flush at the exit
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _main(words: list[str]) -> None:
     former = words[0] if words else ""
     if former in FORMER_COMMANDS:
         words[0] = FORMER_COMMANDS[former]
@@ -49,21 +76,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     try:
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if _silent() else sys.stdout):
+        with (
+            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+            redirect_stdout(nowhere if _silent() else sys.stdout),
+        ):
             _run(config)
     except DiffLensError as error:
-        print(f"difflens: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(f"error: {error}", 2)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        if error.errno == errno.EPIPE:  # the reader of our output went away, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return
         where = f"{error.filename}: " if error.filename else ""
-        print(f"difflens: error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("difflens: interrupted; --resume continues a command that has this option", file=sys.stderr)
-        sys.exit(130)
+        _fail(f"error: {where}{error.strerror or error}", 2)
+    except RuntimeError as error:
+        if not (lost := _LOST.match(str(error))):
+            raise
+        _fail(f"error: a process that reads images was lost: {lost[0]}; memory may be short", 2)
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "interrupted; --resume continues a command that has this option"
+        _fail(said, 128 + getattr(stop, "number", signal.SIGINT))
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(visible(f"difflens: {message}"), file=sys.stderr)
+    sys.exit(code)
 
 
 def _silent() -> bool:
@@ -78,17 +114,18 @@ def _run(config: Options) -> None:
     from difflens.run.processes import leave_together
 
     function = getattr(difflens, config.command)
+    raise_on_interrupt()
     announce = {"announce": _say} if "announce" in signature(function).parameters else {}
     result = function(config, **announce)
-    print(result.summary())
+    print(visible(result.summary()))
     left_out = result.left_out()
     if left_out and not _silent():
-        print(left_out, file=sys.stderr)
+        print(visible(left_out), file=sys.stderr)
     leave_together()
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(visible(line), flush=True)
 
 
 COMMANDS: dict[str, Callable[..., Options]] = {

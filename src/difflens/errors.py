@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import inf
+from pathlib import Path
 
 
 class DiffLensError(Exception):
@@ -32,6 +33,14 @@ def require(**ranges: tuple[float | None, float, float | None]) -> None:
                 f"at least {_shown(least)}" if most is None else f"between {_shown(least)} and {_shown(most)}"
             )
             raise DiffLensError(f"{name.replace('_', '-')} is {_shown(value)}; it must be {span}")
+
+
+def expanded(path: Path | str) -> Path:
+    """Return a path with `~` as the user's home; raise DiffLensError for a user who does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DiffLensError(f"no such file or folder: {path}; there is no user of this name") from error
 
 
 def _shown(value: float) -> str:

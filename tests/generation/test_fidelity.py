@@ -19,6 +19,7 @@ from difflens import (
     probe,
 )
 from difflens.generation import fidelity as module
+from difflens.models.feature_space import FeatureSpace
 
 
 def config(samples: Path, images: Path, backbone: Path, /, **changes: object) -> FidelityConfig:
@@ -115,6 +116,25 @@ def test_inception_without_its_weights_says_where_to_place_them(
     (tmp_path / "page.pth").write_text("<html>")
     with pytest.raises(DiffLensError, match="does not hold Inception's weights"):
         fidelity(replace(run, inception_weights=tmp_path / "page.pth"))
+    for other in ({"fc.weight": torch.ones(2)}, [torch.ones(2)], 3):
+        torch.save(other, tmp_path / "other.pth")
+        with pytest.raises(DiffLensError, match=r"other\.pth does not hold Inception's weights"):
+            fidelity(replace(run, inception_weights=tmp_path / "other.pth"))
+
+
+def test_features_that_are_not_finite(
+    backbone_folder: Path, image_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = FeatureSpace._vectors
+
+    def spoiled(self: FeatureSpace, *given: torch.Tensor) -> tuple[torch.Tensor, None]:
+        found, _ = vectors(self, *given)
+        found[2, 0] = torch.nan
+        return found, None
+
+    monkeypatch.setattr(FeatureSpace, "_vectors", spoiled)
+    with pytest.raises(DiffLensError, match=r"features of .*\.png are not finite: .*block 6 at noise step 5"):
+        fidelity(config(image_tree / "train" / "red", image_tree, backbone_folder))
 
 
 @pytest.mark.parametrize(

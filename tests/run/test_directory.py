@@ -84,7 +84,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
         path.write_text("half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DiffLensError, match=r"cannot write .*metrics\.json: disk full"):
         run.write_with("metrics.json", fail)
     assert json.loads((run.path / "metrics.json").read_text()) == {"top1": 0.5}
 

@@ -1,10 +1,10 @@
 """The configuration of a backbone: its name and the options that loading it takes."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from difflens.choices import AttentionOrder, FamilyName, ScheduleName, TapName, WeightsName
+from difflens.errors import expanded
 from difflens.ranges import Pixels, Width
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class BackboneOptions(Protocol):
 
 def is_checkpoint(spec: str) -> bool:
     """Return whether `spec` names a file, as OpenAI's checkpoints are, or the same network untrained."""
-    return Path(spec.removeprefix("random:")).expanduser().is_file()
+    return expanded(spec.removeprefix("random:")).is_file()
 
 
 CONDITION_FILE = "condition.safetensors"

@@ -12,6 +12,7 @@ from torch import nn
 from difflens.backbones.timm import TimmBackbone
 from difflens.errors import DiffLensError
 from difflens.ranges import Pixels, Range, Width
+from difflens.run.files import write_text
 from difflens.run.reading import field_in, read_tensors, reason
 from difflens.version import __version__
 
@@ -115,7 +116,7 @@ class EncoderBackbone(TimmBackbone):
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors into an existing folder."""
-        (folder / "config.json").write_text(json.dumps(self.describe(), indent=2) + "\n")
+        write_text(folder / "config.json", json.dumps(self.describe(), indent=2) + "\n")
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(state, folder / "model.safetensors")
 

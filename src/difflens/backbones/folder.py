@@ -15,7 +15,7 @@ from difflens.backbones.pretrained import read_json, read_network
 from difflens.backbones.transformer import WALKED, TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.choices import WeightsName
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 from difflens.processes.base import NoiseProcess
 from difflens.processes.schedulers import process_of
 from difflens.run.console import warn
@@ -107,7 +107,7 @@ class _Pipeline:
             return None if own is None else Autoencoder.from_folder(own, meta=meta)
         if own is not None:
             raise DiffLensError(f"{self.folder} has an autoencoder, {own.name}/: leave out --autoencoder")
-        return Autoencoder.from_folder(Path(given).expanduser(), meta=meta)
+        return Autoencoder.from_folder(expanded(given), meta=meta)
 
 
 def from_folder(

@@ -26,7 +26,7 @@ from difflens.backbones.timm import TimmBackbone
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.choices import AttentionOrder, FamilyName, ScheduleName, TapName, WeightsName
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 from difflens.processes.base import NoiseProcess
 from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.schedulers import process_of
@@ -137,7 +137,7 @@ def _load(config: BackboneConfig, fresh: bool, meta: bool) -> Backbone:
     """Return the backbone of `config`, with fresh weights for `fresh`, and then without any for `meta`."""
     spec, size = config.spec, config.image_size
     kind, _, _ = spec.partition(":")
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if is_checkpoint(spec):
         network = _from_checkpoint(config, path, fresh and meta)
         if fresh:
@@ -171,11 +171,11 @@ def resolved(spec: str) -> str:
     """Return `spec` with an absolute path, if it has a path: it is valid in any working directory."""
     if spec.startswith(("timm:", "random:timm:")):
         name, at, file = spec.partition("@")
-        return f"{name}@{Path(file).expanduser().resolve()}" if at else spec
+        return f"{name}@{expanded(file).resolve()}" if at else spec
     kind, colon, name = spec.rpartition(":")
-    if name in BUNDLED or not Path(name).expanduser().exists():
+    if name in BUNDLED or not expanded(name).exists():
         return spec
-    return f"{kind}{colon}{Path(name).expanduser().resolve()}"
+    return f"{kind}{colon}{expanded(name).resolve()}"
 
 
 def _from_folder(
@@ -227,7 +227,7 @@ def _from_checkpoint(config: BackboneConfig, path: Path, meta: bool) -> Diffusio
             f"{source} takes {network.config.in_channels} channels, which are latents: name the folder of "
             "its autoencoder with --autoencoder (stabilityai/sd-vae-ft-ema for the released models)"
         )
-    autoencoder = Autoencoder.from_folder(Path(config.autoencoder).expanduser(), meta=meta)
+    autoencoder = Autoencoder.from_folder(expanded(config.autoencoder), meta=meta)
     condition = dit_condition(network, config.condition, spec)
     given = process, spec, config.image_size, None, autoencoder, condition
     return TransformerBackbone(network, *given, tap=config.tap or "raw")

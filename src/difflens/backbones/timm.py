@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from difflens.backbones.base import Block, CleanBackbone, Defaults
 from difflens.backbones.pretrained import digest_of
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, expanded, listing
 
 _SUGGESTIONS = 5  # most model names that an error message suggests
 
@@ -95,7 +95,7 @@ class TimmBackbone(CleanBackbone):
                 f"timm:{name}@FILE; random:timm:{name} is the untrained network"
             ) from error
         if at:
-            _load_file(network, Path(file).expanduser())
+            _load_file(network, expanded(file))
         return cls(network, spec, size)
 
     def features(

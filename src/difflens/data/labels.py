@@ -9,7 +9,7 @@ from torch import Tensor
 
 from difflens.data.files import read_lines
 from difflens.data.split import ImageSplit, place_in_class
-from difflens.errors import DiffLensError, listing, require
+from difflens.errors import DiffLensError, expanded, listing, require
 from difflens.noise import Stream, random_order
 from difflens.run.console import note
 
@@ -136,7 +136,7 @@ def label_list(split: ImageSplit, path: Path, classes: Sequence[str]) -> ImageSp
 
 def _lines(path: Path) -> dict[int, str]:
     """Return the names in a list by their line numbers, from 1."""
-    found = read_lines(path.expanduser(), "an image name a line", files=True)
+    found = read_lines(expanded(path), "an image name a line", files=True)
     lines = {number: line for number, line in enumerate(found, 1) if line}
     if not lines:
         raise DiffLensError(f"{path} is empty; expected an image name a line")

@@ -9,7 +9,7 @@ from difflens.data.sources.hub import load_hub, load_hub_unlabelled
 from difflens.data.sources.idx import load_fashion, load_full_fashion, load_idx, read_idx_split
 from difflens.data.sources.torchvision_sets import load_torchvision, load_torchvision_unlabelled
 from difflens.data.split import ImageData, ImageSplit, MemorySplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 
 _PREFIXES = ("idx", "folder", "torchvision", "hf")
 _ALONE = ("fashion", "fashion-full", *FINE_GRAINED)
@@ -48,11 +48,11 @@ def load_data(spec: str, labels: bool = True) -> ImageData:
     if kind == "hf":
         return load_hub(place, spec, labels)
     if kind == "folder":
-        return load_folder(Path(place).expanduser(), spec, labels)
+        return load_folder(expanded(place), spec, labels)
     if kind in FINE_GRAINED:
         return load_fine_grained(kind, Path(place) if place else None, spec, labels)
     if kind == "idx":
-        data = load_idx(Path(place).expanduser(), spec)
+        data = load_idx(expanded(place), spec)
     else:
         data = load_fashion() if kind == "fashion" else load_full_fashion()
     return data if labels else ImageData(spec, data.name, (), _unlabelled(data.train), _unlabelled(data.test))
@@ -72,11 +72,11 @@ def load_unlabelled(spec: str) -> ImageSplit:
     if kind == "hf":
         return load_hub_unlabelled(place)
     if kind == "folder":
-        return load_folder_unlabelled(Path(place).expanduser())
+        return load_folder_unlabelled(expanded(place))
     if kind in FINE_GRAINED:
         return load_fine_grained(kind, Path(place) if place else None, spec, labels=False).train
     if kind == "idx":
-        return MemorySplit("train", read_idx_split(Path(place).expanduser(), "train")[0])
+        return MemorySplit("train", read_idx_split(expanded(place), "train")[0])
     return _unlabelled(load_fashion().train if kind == "fashion" else load_full_fashion().train)
 
 
@@ -89,7 +89,7 @@ def _parse(spec: str) -> tuple[str, str]:
         if not place:
             raise DiffLensError(f"{spec!r} names no data set; known are {_KNOWN}")
         return prefix, place
-    if spec and Path(spec).expanduser().exists():
+    if spec and expanded(spec).exists():
         return "folder", spec
     near = difflib.get_close_matches(prefix, (*_ALONE, *_PREFIXES), n=1)
     hint = f"did you mean {near[0]}{colon}{place}? " if near else ""

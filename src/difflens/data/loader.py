@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from difflens.choices import Augmentation, OnBadImage
 from difflens.data import images as image_ops
 from difflens.data.images import BadImage
 from difflens.data.split import ImageSplit
+from difflens.errors import DiffLensError
 from difflens.noise import Stream, random_order
 
 _BAD_IN_A_ROW = 100
@@ -109,6 +110,7 @@ def read_batches(
 
     Raises:
         BadImage: the first that `batches` gives.
+        DiffLensError: there is too little shared memory.
     """
     if workers is None:
         workers = 0 if images < _FEW_IMAGES else min(8, os.cpu_count() or 1)
@@ -118,11 +120,11 @@ def read_batches(
         sampler=_Keys(keys),
         num_workers=workers,
         pin_memory=pin_memory,
-        collate_fn=_unchanged,
+        collate_fn=_shared,
         generator=torch.Generator(),  # else each epoch would draw a seed from the global generator
     )
     for batch in loader:
-        if isinstance(batch, BadImage):
+        if isinstance(batch, DiffLensError):
             raise batch
         yield batch
 
@@ -135,8 +137,27 @@ class _Keys(Sampler[Any]):
         return self.make()
 
 
-def _unchanged(item: object) -> object:
+def _shared(item: object) -> object:
+    """Put the tensors of a batch into shared memory, if a worker process read it.
+
+    What DataLoader does later, in a thread: a failure there would leave this process waiting.
+    """
+    if get_worker_info() is not None:
+        try:
+            for tensor in _tensors(item):
+                tensor.share_memory_()
+        except RuntimeError as error:
+            reason = "there is too little shared memory for the processes that read images"
+            return DiffLensError(f"{reason}: enlarge /dev/shm, or use --workers 0 ({error})")
     return item
+
+
+def _tensors(item: object) -> Iterator[Tensor]:
+    if isinstance(item, Tensor):
+        yield item
+    elif isinstance(item, list | tuple | dict):
+        for part in item.values() if isinstance(item, dict) else item:
+            yield from _tensors(part)
 
 
 def chunks(rows: Tensor, size: int) -> Iterator[list[int]]:

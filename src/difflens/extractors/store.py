@@ -11,9 +11,7 @@ A file is written atomically, and its bytes do not depend on the process that wr
 steps that are added later, which need neither the images nor the autoencoder.
 """
 
-import csv
 import hashlib
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,11 +27,12 @@ from torch import Tensor
 
 from difflens.backbones.maps import MapShape, Place, pool_to, pooled_shape
 from difflens.data.split import ImageSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, expanded, listing
 from difflens.extractors.cache import READ_BATCH, FeatureCache
 from difflens.extractors.latents import Latents
 from difflens.processes.base import Level, level_name
 from difflens.run.files import write_bytes
+from difflens.run.text import csv_rows, csv_text, on_disk
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "checksums.sha256"
@@ -156,12 +155,10 @@ def read_latents(path: Path, latents: Latents) -> None:
 
 def write_images(folder: Path, split: ImageSplit) -> None:
     """Write SPLIT/images.csv: name, label and noise index of each image."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "label", "noise_index"])
     labels = [""] * len(split) if split.labels is None else split.labels.tolist()
-    writer.writerows(zip(split.ids, labels, split.index.tolist(), strict=True))
-    write_bytes(folder / split.name / _IMAGES, text.getvalue().encode())
+    rows = zip(split.ids, labels, split.index.tolist(), strict=True)
+    text = csv_text([("image", "label", "noise_index"), *rows])
+    write_bytes(folder / split.name / _IMAGES, on_disk(text).encode())
 
 
 class StoredMaps:
@@ -221,12 +218,12 @@ class FeatureStore:
     """
 
     def __init__(self, path: Path | str):
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         file = self.path / MANIFEST
         if not file.is_file():
             raise DiffLensError(f"{self.path} is not a feature store: there is no {MANIFEST} in it")
         try:
-            self.manifest: dict[str, Any] = json.loads(file.read_text())
+            self.manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             if self.manifest["difflens_store"] != _VERSION:
                 raise DiffLensError(
                     f"{self.path} was written by another version of difflens: extract it again"
@@ -308,7 +305,8 @@ class FeatureStore:
         self.check_places(places)
         self._check(split.name)
         number_of = {name: k for k, name in enumerate(self._images[split.name][0])}
-        absent = [name for name in split.ids if name not in number_of]
+        names = [on_disk(name) for name in split.ids]
+        absent = [name for name in names if name not in number_of]
         if absent:
             raise DiffLensError(
                 f"{self.path} lacks {len(absent):,} of the {len(split):,} {split.name} images, {absent[0]} "
@@ -318,7 +316,7 @@ class FeatureStore:
         entry = torch.full((len(number_of),), -1)
         rows = self.rows(split.name)
         entry[rows] = torch.arange(len(rows))
-        entries = entry[torch.tensor([number_of[name] for name in split.ids])]
+        entries = entry[torch.tensor([number_of[name] for name in names])]
         stored = (entries >= 0).nonzero()[:, 0]
         maps = {place: self.maps(split.name, *place).subset(entries[stored]) for place in places}
         shapes = [pooled_shape((*values.shape[1:],), side) for values in maps.values()]
@@ -392,9 +390,8 @@ def layout_of(manifest: Mapping[str, Any]) -> Layout:
 
 def _read_images(path: Path) -> tuple[list[str], Tensor]:
     try:
-        with path.open(newline="") as file:
-            lines = list(csv.DictReader(file))
+        lines = csv_rows(path.read_bytes().decode())
         labels = torch.tensor([int(line["label"] or -1) for line in lines], dtype=torch.long)
         return [line["image"] for line in lines], labels
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise DiffLensError(f"{path} is damaged ({error}): extract the store again") from error

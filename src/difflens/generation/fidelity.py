@@ -22,7 +22,7 @@ from difflens.data.files import list_images
 from difflens.data.images import fit
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import FileSplit, ImageSplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 from difflens.extractors.cache import Reading
 from difflens.metrics.distances import Moments, frechet_distance, kernel_distance
 from difflens.models.feature_space import FeatureSpace
@@ -31,7 +31,7 @@ from difflens.opening import open_run
 from difflens.results.fidelity import Distance, FidelityResult, InceptionFigures, SampleSource
 from difflens.run.directory import FINISHED, read_record
 from difflens.run.processes import accelerator
-from difflens.run.reading import check_regular, read_yaml
+from difflens.run.reading import check_regular, read_yaml, reason
 
 NOISE_STRENGTHS = (0.01, 0.03, 0.1, 0.3)
 """Standard deviations of the noise for the reference distances, on images in [-1, 1]."""
@@ -106,7 +106,7 @@ def _real(config: FidelityConfig, count: int) -> tuple[ImageSplit, ImageSplit | 
 
     A distance depends on the number of images, so the other split is as large as the samples.
     """
-    folder = Path(config.data.removeprefix("folder:")).expanduser()
+    folder = expanded(config.data.removeprefix("folder:"))
     if folder.is_dir() and not (folder / "train").is_dir():
         return at_random(load_unlabelled(config.data), config.limit, config.seed), None
     data = load_data(config.data, labels=False)
@@ -285,10 +285,13 @@ def _inception_weights(config: FidelityConfig) -> Path:
     if not path.is_file():
         raise DiffLensError(f"no such file: {path}; it should be a copy of {INCEPTION_URL}")
     check_regular(path)
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     try:
         torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise DiffLensError(f"{path} does not hold Inception's weights: {error}") from error
+        FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
+    except Exception as error:  # torch raises many kinds for a damaged file, and for another one
+        raise DiffLensError(f"{path} does not hold Inception's weights: {reason(error)}") from error
     return path
 
 

@@ -114,7 +114,12 @@ class FeatureSpace:
                 if noise:
                     added = seeded_noise(tuple(images.shape[1:]), batch.index, Stream.PERTURBATION, seed)
                     images = (images + noise * added).clamp(-1, 1)
-                yield Vectors(batch, *self._vectors(images, batch.index))
+                vectors, logits = self._vectors(images, batch.index)
+                finite = vectors.isfinite().all(1)
+                if not finite.all():
+                    first = split.ids[int(batch.rows[(~finite).nonzero()[0, 0]])]
+                    raise DiffLensError(f"the features of {first} are not finite: {self.name}")
+                yield Vectors(batch, vectors, logits)
                 bar.update(task, advance=len(batch))
 
     def _vectors(self, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -23,6 +23,7 @@ from difflens.heads.detection import DetectionHead
 from difflens.heads.make import make_head
 from difflens.heads.segmentation import SegmentationHead
 from difflens.models.probe import DenseProbe, Probe
+from difflens.run.files import write_text
 from difflens.run.memory import built
 from difflens.run.reading import (
     FieldError,
@@ -34,6 +35,7 @@ from difflens.run.reading import (
     shapes_of,
     short,
 )
+from difflens.run.text import markdown, markdown_code
 from difflens.version import __version__
 
 H = TypeVar("H", bound=nn.Module)
@@ -90,8 +92,8 @@ class SavedModel(ABC):
             "head": asdict(self.head),
             "info": self.info,
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (folder / "README.md").write_text(self._card(config))
+        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        write_text(folder / "README.md", self._card(config))
 
     @classmethod
     def load(cls, folder: Path, backbone: str | None = None, device: torch.device | str = "cpu") -> Self:
@@ -154,12 +156,12 @@ class SavedModel(ABC):
     def _card(self, config: dict[str, Any]) -> str:
         """Return the model card, in Markdown."""
         rows = {
-            "backbone": f"`{self.backbone.spec}`",
+            "backbone": markdown_code(self.backbone.spec),
             "extractor": f"{self.extractor.name}, blocks {list(self.extractor.blocks)}, "
             f"noise steps {list(self.extractor.noise_steps)}",
             "head": f"{self.head.name}, {self.probe.trainable_parameters:,} trainable parameters",
             "classes": f"{len(self.classes)}",
-            **{key.replace("_", " "): value for key, value in self.info.items()},
+            **{key.replace("_", " "): markdown(value) for key, value in self.info.items()},
             "difflens": config["difflens"],
         }
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())

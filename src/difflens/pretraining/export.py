@@ -11,6 +11,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from difflens.backbones.load import BUNDLED
 from difflens.processes.variance_preserving import VariancePreserving
+from difflens.run.files import write_text
 from difflens.run.reading import read_text
 
 _CARD = """\
@@ -87,7 +88,7 @@ def write_card(
     )
     if card.samples is not None:
         text += _SAMPLES.format(caption=card.samples)
-    (folder / "README.md").write_text(text)
+    write_text(folder / "README.md", text)
 
 
 def card_fact(backbone: str, name: str) -> str | None:

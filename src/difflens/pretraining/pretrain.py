@@ -27,6 +27,7 @@ from difflens.pretraining.methods.make import make_method
 from difflens.results.pretrain import PretrainResult
 from difflens.run.board import Board
 from difflens.run.directory import RunDirectory
+from difflens.run.text import markdown_code
 from difflens.training.loop import TrainingLoop
 from difflens.training.objectives import Look
 
@@ -129,7 +130,7 @@ def _facts(method: PretrainingMethod, loop: TrainingLoop, command: str) -> dict[
     """Return the rows of the model card's table."""
     hardware = torch.cuda.get_device_name() if method.device.type == "cuda" else "CPU"
     return {
-        "command": f"`{command}`",
+        "command": markdown_code(command),
         "images": f"{len(method.images):,}",
         "epochs": f"{loop.iteration // method.epoch_iterations} of {method.config.epochs}",
         "steps": f"{loop.iteration:,}, batch {method.batch_size}",

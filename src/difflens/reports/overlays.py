@@ -63,7 +63,7 @@ def object_overlay(image: Tensor, objects: Objects, classes: Sequence[str]) -> I
         canvas = draw_segmentation_masks(
             canvas, _repeated(objects.masks.cpu(), factor), alpha=0.5, colors=colours
         )
-    names = [classes[label - 1] for label in objects.labels.tolist()]
+    names = [shortened(classes[label - 1]) for label in objects.labels.tolist()]
     if objects.scores is not None:
         names = [f"{name} {score:.2f}" for name, score in zip(names, objects.scores.tolist(), strict=True)]
     labelled = draw_bounding_boxes(
@@ -109,8 +109,13 @@ def examples(
     axes.spines[:].set_visible(False)
     if classes:
         colours = palette() / 255
-        patches = [Patch(color=colours[value], label=shortened(name)) for value, name in classes[:_NAMED]]
-        figure.legend(handles=patches, loc="lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
+        patches = [Patch(color=colours[value]) for value, _ in classes[:_NAMED]]
+        names = [shortened(name) for _, name in classes[:_NAMED]]
+        drawn = figure.legend(
+            patches, names, loc="lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK
+        )
+        for text in drawn.get_texts():
+            text.set_parse_math(False)
     return figure
 
 

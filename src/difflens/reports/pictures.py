@@ -226,13 +226,13 @@ def _tiles(
     figure = Figure(figsize=(side * len(columns), side * rows + 0.45), layout=layout)
     grid = figure.subplots(rows, len(columns), squeeze=False)
     for k, (title, images) in enumerate(zip(titles, columns, strict=True)):
-        grid[0, k].set_title(title, size=10, color=INK)
+        grid[0, k].set_title(title, size=10, color=INK, parse_math=False)
         for axes, image in zip(grid[:, k], images, strict=True):
             _show(axes, image, "nearest")
             axes.set_axis_off()
     for axes, name in zip(grid[:, 0], rows_named, strict=False):
         style = {"rotation": 90, "ha": "right", "va": "center", "size": 9, "color": INK}
-        axes.text(-0.08, 0.5, name, transform=axes.transAxes, **style)
+        axes.text(-0.08, 0.5, name, transform=axes.transAxes, parse_math=False, **style)
     return figure
 
 

@@ -2,6 +2,8 @@
 
 from matplotlib.axes import Axes
 
+from difflens.run.text import one_line
+
 ACCENT = "#2f5bd0"
 BASELINE = "#6f7680"
 INK = "#20242b"
@@ -17,7 +19,7 @@ TEXT_WIDTH = 7.3
 
 def shortened(name: str, length: int = 24) -> str:
     """Return a name as one line of at most `length` characters."""
-    line = " ".join(name.split())
+    line = one_line(name)
     return line if len(line) <= length else f"{line[: length - 1]}\u2026"
 
 

@@ -1,7 +1,5 @@
 """The result of `difflens predict`, for every kind of model."""
 
-import csv
-import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,6 +12,7 @@ from rich.table import Column, Table
 from difflens.errors import listing
 from difflens.results.base import Result, plain, skipped
 from difflens.run.console import table_text
+from difflens.run.text import csv_text
 
 
 @dataclass(frozen=True)
@@ -174,13 +173,11 @@ class ClassPredictResult(PredictResult):
 
     def _csv(self) -> str:
         classes = sorted(self.predictions[0].probabilities) if self.predictions else []
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["image", "label", "probability", *classes])
+        rows = [["image", "label", "probability", *classes]]
         for prediction in self.predictions:
             shares = [f"{prediction.probabilities[name]:.6f}" for name in (prediction.label, *classes)]
-            writer.writerow([prediction.image, prediction.label, *shares])
-        return text.getvalue().removesuffix("\n")
+            rows.append([prediction.image, prediction.label, *shares])
+        return csv_text(rows).removesuffix("\n")
 
 
 @dataclass(frozen=True, kw_only=True)

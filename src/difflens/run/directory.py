@@ -24,9 +24,9 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 from difflens.ranges import Natural
-from difflens.run.files import replace_with
+from difflens.run.files import replace_with, write_text, writing
 from difflens.run.reading import (
     MEBIBYTE,
     FieldError,
@@ -172,7 +172,9 @@ class RunDirectory:
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file; return its path."""
-        return self.write_with(name, lambda path: path.write_text(text))
+        if self.main_process:
+            write_text(self.path / name, text)
+        return self.path / name
 
     def write_json(self, name: str, value: object) -> Path:
         """Write a JSON file; return its path."""
@@ -182,7 +184,6 @@ class RunDirectory:
         """Let `writer` write a temporary file, and rename it to `name`; return its path."""
         target = self.path / name
         if self.main_process:
-            target.parent.mkdir(parents=True, exist_ok=True)
             replace_with(target, writer)
         return target
 
@@ -193,17 +194,23 @@ class RunDirectory:
         if self.main_process:
             temporary = target.with_name(f".{target.name}.partial")
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            writer(temporary)
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.replace(target)
+            try:
+                with writing(target):
+                    temporary.mkdir(parents=True)
+                    writer(temporary)
+                    shutil.rmtree(target, ignore_errors=True)
+                    temporary.replace(target)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
         return target
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to log.jsonl."""
         if self.main_process:
             lines = self._lines_logged()
-            with (self.path / "log.jsonl").open("a") as file:
+            path = self.path / "log.jsonl"
+            with writing(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             self._log_lines = lines + 1
 
@@ -226,12 +233,16 @@ class RunDirectory:
         repeats no line."""
         if self.main_process:
             record = {**state, "log_lines": self._lines_logged()}
-            if record[
-                "log_lines"
-            ]:  # the log's lines must be on the disk before the checkpoint that counts them
-                with (self.path / "log.jsonl").open("a") as file:
+            log = self.path / "log.jsonl"
+            if record["log_lines"]:  # its lines must be on the disk before the checkpoint that counts them
+                with writing(log), log.open("ab") as file:
                     os.fsync(file.fileno())
-            self.write_with("checkpoints/last.pt", lambda path: torch.save(record, path))
+
+            def save(path: Path) -> None:
+                with path.open("wb") as file:  # through Python, whose errors say why a file is not written
+                    torch.save(record, file)
+
+            self.write_with("checkpoints/last.pt", save)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Return the last checkpoint, or None.
@@ -371,6 +382,6 @@ def _same(stored: object, value: object) -> bool:
         return stored == value
     (stored_prefix, _, stored_path), (prefix, _, path) = stored.rpartition(":"), value.rpartition(":")
     try:
-        return stored_prefix == prefix and Path(stored_path).expanduser().samefile(Path(path).expanduser())
-    except (OSError, ValueError):
+        return stored_prefix == prefix and expanded(stored_path).samefile(expanded(path))
+    except (DiffLensError, OSError, ValueError):
         return False

@@ -1,20 +1,64 @@
-"""Atomic writing of files: a file is complete or does not exist."""
+"""Writing files: a file is complete or does not exist, text is UTF-8, and a failure names the file."""
 
 import hashlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from difflens.errors import DiffLensError
+
+_REASON = re.compile(r"I/O error: (.*?)(?: \(os error \d+\))?$")
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Return a context that writes `target`.
+
+    Raises:
+        DiffLensError: the disk is full, the file is too large for a limit, or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _failure(target, error.strerror or str(error)) from error
+    except SafetensorError as error:
+        found = _REASON.search(str(error))
+        raise _failure(target, found[1] if found else str(error)) from error
+    except RuntimeError as error:  # torch.save hides the error of its file
+        hidden = error.__context__
+        if not isinstance(hidden, OSError):
+            raise
+        raise _failure(target, hidden.strerror or str(hidden)) from error
+
+
+def _failure(target: Path, reason: str) -> DiffLensError:
+    return DiffLensError(f"cannot write {target}: {reason}")
 
 
 def replace_with(target: Path, writer: Callable[[Path], object]) -> None:
-    """Let `writer` write a temporary file, and rename it to `target`; remove it if `writer` fails."""
+    """Let `writer` write a temporary file, and rename it to `target`; remove it if `writer` fails.
+
+    Raises:
+        DiffLensError: the file cannot be written.
+    """
     temporary = target.with_name(f".{target.stem}.partial{target.suffix}")
     try:
-        writer(temporary)
-        temporary.replace(target)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            writer(temporary)
+            temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; bytes of names that are not UTF-8 are escaped."""
+    replace_with(path, lambda temporary: temporary.write_text(text, "utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -26,7 +70,6 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_with(path, fill)
 
 

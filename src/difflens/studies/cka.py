@@ -1,7 +1,5 @@
 """`difflens cka`: the similarity of blocks, noise steps, poolings and backbones by linear CKA."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -43,6 +41,7 @@ from difflens.results.cka import CkaResult, Comparison, Mirrors, Representation
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
+from difflens.run.text import csv_text
 
 _MOST_BLOCKS = 6  # blocks that have heat maps of noise steps or poolings
 _NEEDED = f"CKA needs at least {LEAST} images ({GROUPS} minibatches of {LEAST_IMAGES})"
@@ -312,10 +311,9 @@ def _mirrors(comparison: _Comparison, groups: Tensor, t: Level) -> Mirrors | Non
 
 def _table(comparison: _Comparison, result: CkaResult) -> str:
     """Return the text of table.csv, one line a pair."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = ("backbone", "block", "noise_step", "log_snr", "pool")
-    writer.writerow([*columns, *(f"other_{name}" for name in columns), "cka", "low_95", "high_95"])
+    header: list[object] = [*columns, *(f"other_{name}" for name in columns), "cka", "low_95", "high_95"]
+    rows = [header]
     names = (comparison.config.backbone, comparison.config.other)
 
     def cells(place: Representation) -> tuple[object, ...]:
@@ -326,5 +324,5 @@ def _table(comparison: _Comparison, result: CkaResult) -> str:
         for k, second in enumerate(result.representations[i + 1 :], start=i + 1):
             value, half = float(result.values[i, k]), float(result.half_widths[i, k])
             ends = (max(-1.0, value - half), min(1.0, value + half))
-            writer.writerow([*cells(first), *cells(second), *(f"{number:.4f}" for number in (value, *ends))])
-    return text.getvalue()
+            rows.append([*cells(first), *cells(second), *(f"{number:.4f}" for number in (value, *ends))])
+    return csv_text(rows)

@@ -1,7 +1,5 @@
 """`difflens compare`: several backbones on the same images by the same protocols."""
 
-import csv
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +33,7 @@ from difflens.results.compare import BackboneScores, CompareResult, Score
 from difflens.results.fidelity import FidelityResult, caution
 from difflens.results.probe import ProbeResult, deviation_of, mean_of
 from difflens.run.directory import FINISHED, RunDirectory
+from difflens.run.text import csv_text
 from difflens.studies.extract import extract
 from difflens.studies.sweep import sweep
 from difflens.tasks.classification.probe import probe
@@ -265,15 +264,13 @@ def _distances(config: CompareConfig, measured: FidelityResult | None) -> str:
 
 def _table(scored: tuple[BackboneScores, ...]) -> str:
     """Return the text of table.csv, one line for each backbone and protocol."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     trial, accuracy = ("backbone", "block", "noise_step", "log_snr", "protocol"), ("accuracy", "low", "high")
-    writer.writerow([*trial, *accuracy, "parameters", "relative_speed", "frechet_distance"])
+    rows: list[list[object]] = [[*trial, *accuracy, "parameters", "relative_speed", "frechet_distance"]]
     for backbone in scored:
         log_snr = "" if backbone.log_snr is None else f"{backbone.log_snr:.4f}"
         frechet = "" if backbone.frechet is None else f"{backbone.frechet:.4f}"
         last = (backbone.parameters, f"{backbone.relative_speed:.3f}", frechet)
         for key, score in backbone.scores.items():
             shares = [f"{share:.4f}" for share in (score.value, *score.interval)]
-            writer.writerow([backbone.name, *backbone.place, log_snr, key, *shares, *last])
-    return text.getvalue()
+            rows.append([backbone.name, *backbone.place, log_snr, key, *shares, *last])
+    return csv_text(rows)

@@ -25,7 +25,7 @@ from difflens.backbones.transformer import TransformerBackbone
 from difflens.choices import SamplerName
 from difflens.configs.info import InfoConfig
 from difflens.configs.options import resolve
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 from difflens.generation.one_pass import OnePassSampler
 from difflens.generation.samplers import make_sampler
 from difflens.processes.base import Level, NoiseProcess
@@ -214,7 +214,7 @@ def _card_file(name: str) -> Path | None:
     """Return where the model card of a backbone would be: in its folder, or in the hub's cache."""
     if name in BUNDLED:
         return Path(str(files("difflens") / "assets" / name)) / "README.md"
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.exists() or name.count("/") != 1:
         return folder / "README.md"
     from huggingface_hub import try_to_load_from_cache

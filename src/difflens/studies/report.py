@@ -17,7 +17,7 @@ from difflens.data.images import fit, read_image, to_float, to_uint8
 from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit, MemorySplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, expanded, listing
 from difflens.extractors.cache import Reading
 from difflens.generation.fidelity import at_random, fidelity
 from difflens.generation.grid import image_grid
@@ -36,7 +36,7 @@ from difflens.results.fidelity import FidelityResult, SampleSource
 from difflens.results.probe import deviation_of, mean_of, read_seeds
 from difflens.results.report import HeadScore, ReportResult
 from difflens.run.directory import FINISHED, read_log, read_record, read_results
-from difflens.run.files import replace_with
+from difflens.run.files import write_text
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 from difflens.run.reading import checked, field_in, read_yaml
@@ -111,11 +111,7 @@ def report(config: ReportConfig) -> ReportResult:
     if config.features is not None:
         evidence.distances.append(_measure(config, evidence))
     page = _Page(config, evidence, backbone, fingerprint).render()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        replace_with(out, lambda path: path.write_text(page))
-    except OSError as error:
-        raise DiffLensError(f"{out} cannot be written: {error.strerror}") from error
+    write_text(out, page)
     return ReportResult(path=out, heads=tuple(evidence.heads), distances=tuple(evidence.distances))
 
 
@@ -361,7 +357,7 @@ def _limited(train: ImageSplit, run: _DataRecord) -> ImageSplit:
 
 def _splits(data: str) -> tuple[ImageSplit, ImageSplit | None]:
     """Return training images, and test images; None where there are none."""
-    folder = Path(data.removeprefix("folder:")).expanduser()
+    folder = expanded(data.removeprefix("folder:"))
     if folder.is_dir() and not any((folder / name).is_dir() for name in ("test", "val")):
         return load_unlabelled(data), None
     loaded = load_data(data, labels=False)

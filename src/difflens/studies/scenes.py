@@ -7,13 +7,13 @@ classes.txt                             one name a line, in the order of the val
 """
 
 import json
-from pathlib import Path
 
 from difflens.configs.options import recorded, resolve
 from difflens.configs.scenes import ScenesConfig
 from difflens.data.dense.cutouts import fashion_cutouts, folder_cutouts
 from difflens.data.dense.masks import BACKGROUND
 from difflens.data.dense.scenes import ScenePainter, ScenePhotos
+from difflens.errors import expanded
 from difflens.results.scenes import ScenesResult, SplitCounts
 from difflens.run.directory import RunDirectory
 
@@ -25,7 +25,7 @@ def scenes(config: ScenesConfig) -> ScenesResult:
         DiffLensError: there are no cut-outs or too few photos, or the folder is not empty.
     """
     config = resolve(config)
-    folder = Path(config.source).expanduser()
+    folder = expanded(config.source)
     cutouts = fashion_cutouts() if config.source == "fashion" else folder_cutouts(folder)
     photos = ScenePhotos(config.photos) if config.photos else None
     counts: dict[str, SplitCounts] = {}

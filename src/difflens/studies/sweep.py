@@ -1,7 +1,5 @@
 """`difflens sweep`: the accuracy of every block at every noise step, and the recommended place."""
 
-import csv
-import io
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +35,7 @@ from difflens.reports.sweep import sweep_report
 from difflens.results.sweep import SweepResult
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.reading import read_tensors
+from difflens.run.text import csv_text
 
 _LADDER = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)  # default noise steps, as shares of the schedule
 
@@ -332,15 +331,13 @@ def _table(
     images: int,
 ) -> str:
     """Return the text of table.csv, one line for each place and classifier."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = ("noise_step", "log_snr", "block", "part", "channels", "stride")
-    writer.writerow([*columns, "classifier", "accuracy", "low_95", "high_95"])
+    rows: list[list[object]] = [[*columns, "classifier", "accuracy", "low_95", "high_95"]]
     for name, values in accuracy.items():
         for k, (t, snr) in enumerate(log_snr.items()):
             for block, value in zip(blocks, values[k].tolist(), strict=True):
                 info = backbone.block(block)
                 shares = (value, *wilson(round(value * images), images))
                 place = (t, f"{snr:.4f}", block, info.role, info.channels, info.stride)
-                writer.writerow([*place, name, *(f"{share:.4f}" for share in shares)])
-    return text.getvalue()
+                rows.append([*place, name, *(f"{share:.4f}" for share in shares)])
+    return csv_text(rows)

@@ -17,6 +17,7 @@ from difflens.data.dense.samples import Labels, Samples
 from difflens.data.images import to_float
 from difflens.errors import DiffLensError
 from difflens.models.probe import DenseProbe, FeatureModel
+from difflens.training.batch_norm import steady_batch_norms
 from difflens.training.objectives import Look, Objective
 from difflens.training.optimisers import check_moments, epoch_seed, make_optimizer, make_schedule
 
@@ -42,6 +43,7 @@ class ProbeObjective(Objective):
         self.optimizer, self.rates = optimizer, rates
         self.remedy = f"lower the learning rate (now {optimizer.param_groups[0]['initial_lr']:g})"
         probe.train()
+        steady_batch_norms(probe)
 
     def update(self, loss: Tensor) -> None:
         """Do one step of the optimiser along the gradient of `loss`, ()."""

@@ -17,7 +17,7 @@ from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError
 from difflens.models.saved import DetectionModel, SegmentationModel
 from difflens.results.predict import DensePrediction, DensePredictResult
-from difflens.run.files import replace_with
+from difflens.run.files import replace_with, write_text
 
 _RECORD = "predictions.json"
 
@@ -34,11 +34,23 @@ def check_dense(config: PredictConfig) -> None:
     out = _folder(config)
     if config.format == "csv":
         raise DiffLensError("csv is a format of classes; take --format json")
-    if out.exists() and not (out / _RECORD).is_file() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and _pictures(out) is None and (not out.is_dir() or any(out.iterdir())):
         raise DiffLensError(
             f"{out} is not a folder of predictions, and its files are not replaced: name another folder with "
             "--out"
         )
+
+
+def _pictures(out: Path) -> set[str] | None:
+    """Return the names of the overlays and masks in a folder of predictions; None for another folder."""
+    try:
+        records = json.loads((out / _RECORD).read_text(encoding="utf-8"))
+        names = {str(record[key]) for record in records for key in ("overlay", "mask") if key in record}
+    except (OSError, ValueError, TypeError):
+        return None
+    return {
+        name for name in names if name.endswith((".overlay.png", ".mask.png")) and Path(name).name == name
+    }
 
 
 def write_predictions(
@@ -63,7 +75,9 @@ def write_predictions(
     readable = list(_readable(paths, config, skipped))
     backbone = model.probe.extractor.backbone
     say_changes(FileSplit("images", [*map(str, paths)]), backbone.spec, backbone.in_channels, model.head.side)
-    out.mkdir(parents=True, exist_ok=True)
+    # nothing of another model or of other images stays
+    for earlier in _pictures(out) or ():
+        (out / earlier).unlink(missing_ok=True)
     predictions = []
     for path, name in zip(readable, _names(readable), strict=True):
         image = read_image(path)
@@ -82,7 +96,7 @@ def write_predictions(
         top=config.top,
     )
     text = json.dumps(result.records(), indent=2) + "\n"
-    replace_with(out / _RECORD, lambda target: target.write_text(text))
+    write_text(out / _RECORD, text)
     return result
 
 

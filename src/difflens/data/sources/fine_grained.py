@@ -15,7 +15,7 @@ from difflens.data.files import read_lines, require_regular
 from difflens.data.sources.idx import cache_folder
 from difflens.data.sources.torchvision_sets import class_names, instantiate
 from difflens.data.split import FileSplit, ImageData, ImageSplit, JoinedSplit, Metric
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, expanded, listing
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def load_fine_grained(name: str, root: Path | None, spec: str, labels: bool = Tr
     if name not in _SOURCES:
         raise DiffLensError(f"no fine-grained data set {name!r}; there are {', '.join(FINE_GRAINED)}")
     source = _SOURCES[name]
-    folder = cache_folder() / source.folder if root is None else root.expanduser()
+    folder = cache_folder() / source.folder if root is None else expanded(root)
     if root is not None and not folder.is_dir():
         raise DiffLensError(f"no such folder: {folder}; {_expected(name)}")
     try:

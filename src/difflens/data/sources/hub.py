@@ -1,13 +1,12 @@
 """Data sets of the Hugging Face hub, and folders that the library `datasets` reads."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from difflens.data.split import ImageData, ImageSplit, LibrarySplit, hold_out
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, expanded, listing
 
 
 def load_hub(name: str, spec: str, labels: bool = True) -> ImageData:
@@ -46,7 +45,7 @@ def _hub_splits(name: str) -> dict[str, Any]:
         import datasets
     except ImportError as error:
         raise DiffLensError("Hugging Face data sets need `pip install difflens[hub]`") from error
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
         if (path / "dataset_dict.json").is_file():
             return dict(datasets.load_from_disk(str(path)))

@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor
 
 from difflens.data.split import ImageData, MemorySplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -91,7 +91,7 @@ def load_full_fashion() -> ImageData:
     """
     named = os.environ.get("DIFFLENS_FASHION_MNIST")
     if named:
-        folder = Path(named).expanduser()
+        folder = expanded(named)
         if not folder.is_dir():
             raise DiffLensError(f"DIFFLENS_FASHION_MNIST names {folder}, which is not a folder")
     else:
@@ -102,7 +102,7 @@ def load_full_fashion() -> ImageData:
 
 def cache_folder() -> Path:
     """Return the folder of downloads: $DIFFLENS_CACHE, or ~/.cache/difflens."""
-    return Path(os.environ.get("DIFFLENS_CACHE") or "~/.cache/difflens").expanduser()
+    return expanded(os.environ.get("DIFFLENS_CACHE") or "~/.cache/difflens")
 
 
 def _download_fashion() -> Path:

@@ -28,6 +28,7 @@ from difflens.data.split import ImageSplit
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card
 from difflens.run.reading import checked
+from difflens.training.batch_norm import steady_batch_norms
 from difflens.training.objectives import Look, Objective
 from difflens.training.optimisers import ParameterGroup, check_moments, make_optimizer, make_schedule
 
@@ -205,6 +206,7 @@ class EncoderMethod(PretrainingMethod):
         self.encoder: Any = self.encoder_config.build()
         self.head: Any = self.make_head(images)
         self.network = nn.ModuleDict({"encoder": self.encoder, "head": self.head}).to(self.device).train()
+        steady_batch_norms(self.network)
         group = ParameterGroup(
             self.network.parameters(), given(config.learning_rate), given(config.weight_decay)
         )

@@ -27,6 +27,7 @@ from difflens.noise import Stream, seeded_noise
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card
 from difflens.pretraining.methods.base import PretrainingMethod, encoder_facts
+from difflens.training.batch_norm import steady_batch_norms
 
 LATENT = 64
 BETAS = (0.5, 0.999)
@@ -122,6 +123,7 @@ class BiGANMethod(PretrainingMethod):
             "discriminator": self.discriminator,
         }
         self.networks = nn.ModuleDict(networks_by_name).to(self.device).train()
+        steady_batch_norms(self.networks)
         self.encoder_generator = nn.ModuleList([self.encoder, self.latent, self.generator])
         self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
         settings: Any = {

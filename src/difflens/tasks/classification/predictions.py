@@ -1,7 +1,5 @@
 """predictions.csv: the prediction of a classifier for each test image."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import torch
 from difflens.errors import DiffLensError
 from difflens.metrics.classification import Evaluation
 from difflens.run.reading import read_table, short
+from difflens.run.text import csv_text, on_disk, unguarded
 
 
 def predictions_csv(evaluation: Evaluation, ids: Sequence[str]) -> str:
@@ -19,9 +18,7 @@ def predictions_csv(evaluation: Evaluation, ids: Sequence[str]) -> str:
     Args:
         ids: the names of the images of the whole split.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "class", "predicted", "probability"])
+    rows: list[list[str]] = [["image", "class", "predicted", "probability"]]
     names = evaluation.classes
     for row, label, ranked, confidence in zip(
         evaluation.rows.tolist(),
@@ -30,8 +27,8 @@ def predictions_csv(evaluation: Evaluation, ids: Sequence[str]) -> str:
         evaluation.confidence.tolist(),
         strict=True,
     ):
-        writer.writerow([ids[row], names[label], names[ranked], f"{confidence:.4f}"])
-    return text.getvalue()
+        rows.append([ids[row], names[label], names[ranked], f"{confidence:.4f}"])
+    return csv_text(rows)
 
 
 def read_predictions(path: Path, ids: Sequence[str], classes: tuple[str, ...]) -> Evaluation:
@@ -40,10 +37,10 @@ def read_predictions(path: Path, ids: Sequence[str], classes: tuple[str, ...]) -
     Raises:
         DiffLensError: the file is missing or damaged, or has other images or classes.
     """
-    row_of = {name: row for row, name in enumerate(ids)}
-    class_of = {name: k for k, name in enumerate(classes)}
+    row_of = {on_disk(name): row for row, name in enumerate(ids)}
+    class_of = {on_disk(name): k for k, name in enumerate(classes)}
     known = {"image": row_of, "class": class_of, "predicted": class_of}
-    lines = read_table(path, [*known, "probability"])
+    lines = [unguarded(line) for line in read_table(path, [*known, "probability"])]
     for number, line in enumerate(lines, start=2):
         unknown = [column for column, values in known.items() if line[column] not in values]
         column = unknown[0] if unknown else "" if _is_share(line["probability"]) else "probability"

@@ -17,6 +17,7 @@ from difflens.configs.train import TrainConfig
 from difflens.data.images import to_float
 from difflens.data.loader import epoch_order
 from difflens.data.split import ImageSplit
+from difflens.errors import DiffLensError
 from difflens.extractors.base import evaluating
 from difflens.extractors.cache import READ_BATCH, FeatureCache, Reading
 from difflens.metrics.classification import Evaluation
@@ -224,6 +225,8 @@ def evaluate(
                     bar.update(task, advance=len(batch))
     if process.num_processes > 1:
         parts = gather_object(parts)
+    if not parts:
+        raise DiffLensError(f"no image of the {split.name} split could be read")
     rows, labels, ranked, confidence = (torch.cat(column) for column in zip(*parts, strict=True))
     order = rows.argsort()
     return Evaluation(rows[order], labels[order], ranked[order], confidence[order], classes)

@@ -14,7 +14,7 @@ from difflens.configs.options import given, resolve
 from difflens.data.dense.base import DenseData, Objects
 from difflens.data.dense.coco import ObjectSplit, load_annotations, load_coco, mask_tools
 from difflens.data.dense.samples import Labels, Samples
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 from difflens.heads.config import DetectionHeadConfig
 from difflens.metrics.detection import coco_metrics
 from difflens.models.saved import DetectionModel
@@ -59,7 +59,7 @@ class Detection(DenseTask[DetectConfig, ObjectSplit, DetectionModel]):
         config = self.config
         reading = config.on_bad_annotation, config.exif
         if config.data is not None:
-            data = load_coco(config.data.expanduser(), *reading)
+            data = load_coco(expanded(config.data), *reading)
         else:
             data = load_annotations(given(config.train), given(config.val), *reading)
         for split in (data.train, data.val):

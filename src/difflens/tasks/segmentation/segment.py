@@ -13,7 +13,7 @@ from difflens.configs.segment import SegmentConfig
 from difflens.data.dense.base import IGNORED, DenseData
 from difflens.data.dense.masks import MaskSplit, load_masks, load_pairs
 from difflens.data.dense.samples import Labels, Samples
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 from difflens.heads.config import SegmentationHeadConfig
 from difflens.models.saved import SegmentationModel
 from difflens.reports.dense import segmentation_sections
@@ -61,7 +61,7 @@ class Segmentation(DenseTask[SegmentConfig, MaskSplit, SegmentationModel]):
         config = self.config
         reading = config.on_bad_annotation, config.ignore, config.exif
         if config.data is not None:
-            return load_masks(config.data.expanduser(), *reading)
+            return load_masks(expanded(config.data), *reading)
         return load_pairs(given(config.train), given(config.val), given(config.classes), *reading)
 
     def head(self, plan: Plan, data: DenseData[MaskSplit]) -> SegmentationHeadConfig:
