@@ -1,6 +1,7 @@
 """Image files in folders."""
 
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -26,6 +27,30 @@ def list_images(paths: Iterable[Path | str]) -> list[Path]:
     if not found:
         raise DiffLensError("no images given; give image files or folders of them")
     return list(found)
+
+
+def read_lines(path: Path) -> dict[int, str]:
+    """Return the lines of a text file by their numbers, from 1, without surrounding spaces and blank lines.
+
+    A byte order mark is no part of the first line.
+
+    Raises:
+        DiffLensError: the path is no regular file, or a line is not UTF-8.
+        OSError: the file cannot be read.
+    """
+    path = path.expanduser()
+    if path.exists() and not path.is_file():
+        raise DiffLensError(f"{path} is not a file")
+    found = {}
+    for number, line in enumerate(path.read_bytes().removeprefix(BOM_UTF8).split(b"\n"), 1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            reason = f"not a text file in UTF-8 ({error.reason})"
+            raise DiffLensError(f"{path}, line {number}: {reason}") from error
+        if text:
+            found[number] = text
+    return found
 
 
 def find_images(folder: Path) -> list[Path]:

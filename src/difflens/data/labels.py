@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from difflens.data.files import read_lines
 from difflens.data.split import ImageSplit, place_in_class
 from difflens.errors import DiffLensError, listing, require
 from difflens.noise import Stream, random_order
@@ -109,7 +110,12 @@ def label_list(split: ImageSplit, path: Path, classes: Sequence[str]) -> ImageSp
             images; an image is named twice; a class is left without images; or the split has no labels.
     """
     labels = _labels(split)
-    lines = _lines(path)
+    try:
+        lines = read_lines(path)
+    except OSError as error:
+        raise DiffLensError(f"cannot read the list of labelled images {path}: {error.strerror}") from error
+    if not lines:
+        raise DiffLensError(f"{path} is empty; expected an image name a line")
     rows_of = _find(split.ids, set(lines.values()))
     unknown = [name for name in lines.values() if name not in rows_of]
     if unknown:
@@ -131,20 +137,6 @@ def label_list(split: ImageSplit, path: Path, classes: Sequence[str]) -> ImageSp
     if left_out.any():
         raise DiffLensError(f"{path} names no image of {_named(left_out, classes)}; every class needs one")
     return split.subset(rows)
-
-
-def _lines(path: Path) -> dict[int, str]:
-    """Return the names in a list by their line numbers, from 1."""
-    try:
-        text = path.expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        raise DiffLensError(f"cannot read the list of labelled images {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DiffLensError(f"{path} is not a text file in UTF-8; expected an image name a line") from error
-    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
-    if not lines:
-        raise DiffLensError(f"{path} is empty; expected an image name a line")
-    return lines
 
 
 def _find(ids: Sequence[str], wanted: set[str]) -> dict[str, list[int]]:

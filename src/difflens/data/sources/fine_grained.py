@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torchvision
 
+from difflens.data.files import read_lines
 from difflens.data.sources.idx import cache_folder
 from difflens.data.sources.torchvision_sets import class_names, instantiate
 from difflens.data.split import FileSplit, ImageData, ImageSplit, JoinedSplit, Metric
@@ -255,17 +256,11 @@ def _table(path: Path, form: str, words: str) -> dict[str, str]:
         form: a regular expression of a line, with a group for the key and one for the value.
         words: the form of a line, for messages.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DiffLensError(f"{path} is not a text file in UTF-8: {error}") from error
     rows: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        match = re.fullmatch(form, line.strip())
+    for number, line in read_lines(path).items():
+        match = re.fullmatch(form, line)
         if match is None:
-            raise DiffLensError(f"{path}, line {number}: expected {words}, found {line.strip()[:80]!r}")
+            raise DiffLensError(f"{path}, line {number}: expected {words}, found {line[:80]!r}")
         key, value = match.groups()
         if key in rows:
             raise DiffLensError(f"{path}, line {number}: {key} has a line already")
