@@ -192,7 +192,7 @@ def test_bad_images_can_be_skipped_and_are_listed(
         ({"limit": 0}, "limit is 0"),
         ({"preset": "paper-attention"}, "is for the head attention, not linear"),
         ({"preset": "paper-nothing"}, "no preset 'paper-nothing'; there are diffeed, paper-linear"),
-        ({"learning_rate": 1e12, "optimizer": "sgd"}, "no longer finite in epoch"),
+        ({"learning_rate": 1e6, "optimizer": "sgd"}, "no longer finite in epoch"),
         ({"backbone": "nothing"}, "no backbone 'nothing'"),
         ({"data": "/nothing"}, "/nothing"),
         ({"width": 50, "head": "attention"}, "not a multiple of its 3"),
