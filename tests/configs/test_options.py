@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from difflens import DiffLensError
+from difflens import CompareConfig, DiffLensError, ExplainConfig, FidelityConfig, GenerateConfig
 from difflens.configs.earlier import upgraded
 from difflens.configs.options import LIMIT_KEEPS, Options, recorded, resolve
 from difflens.configs.pretrain import PretrainConfig
@@ -75,6 +75,26 @@ def test_what_cannot_be_right_is_named(config: Options, message: str) -> None:
         ),
         (probe(augment="flip", cache_gigabytes=1.0), "leave out --cache-gigabytes"),
         (pretrain(method="mae", min_snr_gamma=5.0), "leave out --min-snr-gamma"),
+        (
+            GenerateConfig(out=Path("x"), n=4, tap="norm"),
+            "the whole network, .*: leave out --tap",
+        ),
+        (
+            ExplainConfig(out=Path("x"), run=Path("y"), image_size=32, tap="norm"),
+            "a run says how its backbone is read: leave out --image-size, --tap",
+        ),
+        (
+            CompareConfig(out=Path("x"), backbones=("fashion",), condition="zero", num_head_channels=32),
+            "none of the backbones is a checkpoint file.*: leave out --num-head-channels, --condition",
+        ),
+        (
+            FidelityConfig(samples=Path("x"), features="inception", image_size=32, on_bad_image="skip"),
+            "inception has one feature space: leave out --image-size",
+        ),
+        (
+            FidelityConfig(samples=Path("x"), features="inception", on_bad_image="skip"),
+            "inception reads every image: leave out --on-bad-image",
+        ),
     ],
 )
 def test_options_without_effect_are_refused(config: Options, message: str) -> None:
@@ -157,3 +177,18 @@ def test_a_limited_run_of_version_0_1_kept_other_images() -> None:
     assert upgraded({"command": "probe", **record})["limit_keeps"] == LIMIT_KEEPS
     assert "limit_keeps" not in upgraded({"command": "probe", "limit": None})
     assert "limit_keeps" not in upgraded({"command": "cka", "limit": 500})
+
+
+def test_a_checkpoint_of_a_comparison_is_read_with_its_options(tmp_path: Path) -> None:
+    """Every run on it gets them, and no run on another backbone."""
+    file = tmp_path / "dit.pt"
+    file.touch()
+    backbones = (str(file), "fashion")
+    config = resolve(
+        CompareConfig(out=tmp_path, backbones=backbones, condition="zero", tap="norm", family="dit")
+    )
+    (trial, *_), place = config.trials, (3, 20)
+    for run in (config.probe(str(file), trial, place), config.extract(str(file), place)):
+        assert (run.condition, run.tap, run.family) == ("zero", "norm", "dit")
+    assert config.probe("fashion", trial, place).condition is None
+    assert resolve(config.generate(str(file), "ddim")).family == "dit"

@@ -1,3 +1,4 @@
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -222,10 +223,6 @@ def test_a_name_that_could_be_several_images(tmp_path: Path) -> None:
 def test_a_list_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DiffLensError, match=r"there is no .*none\.txt; expected an image name a line"):
         label_list(IMAGENET, tmp_path / "none.txt", NAMES)
-    path = tmp_path / "list.txt"
-    path.write_bytes("cat_0.JPEG".encode("utf-16"))
-    with pytest.raises(DiffLensError, match="not a text file"):
-        label_list(IMAGENET, path, NAMES)
 
 
 # --- joined splits ---
@@ -281,3 +278,35 @@ def test_a_limit_that_leaves_out_nothing_is_silent(
     split = make([0, 1, 1])
     assert limited(split, count, 0) is split
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"cat_0.JPEG\n\xff\n", "1 of the 2 names"),
+        (b"\n\ncat_0.JPEG \xed\xa0\x80\n", "1 of the 1 names"),  # a lone surrogate
+        (b"\xef\xbb\xbf\n\n", "is empty"),
+        (GOOD.encode() + b"dog\x0b_0.JPEG\n", "1 of the 4 names"),
+        (GOOD.encode() + b"99999999999999999999\n", "1 of the 4 names"),
+        (GOOD.encode() + b"\x00\n", "is not a text file in UTF-8"),
+    ],
+)
+def test_bytes_that_are_no_list_are_named(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    with pytest.raises(DiffLensError, match=expected):
+        label_list(IMAGENET, path, NAMES)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert rows(label_list(IMAGENET, path, NAMES)) == [0, 4, 8]
+
+
+def test_a_list_that_is_no_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(DiffLensError, match=f"{path} is not a regular file"):
+            label_list(IMAGENET, path, NAMES)

@@ -287,3 +287,8 @@ def test_feedback_changes_what_is_read_by_what_it_sends(backbone: UNetBackbone) 
 def test_places_that_do_not_exist(backbone: UNetBackbone, build: object, message: str) -> None:
     with pytest.raises(DiffLensError, match=message):
         build(backbone)
+
+
+def test_draws_of_a_network_without_noise_are_refused() -> None:
+    with pytest.raises(DiffLensError, match="pixels:1x16 reads images without noise: leave out --draws"):
+        FrozenExtractor(load_backbone("pixels:1x16"), (1,), (0,), draws=2)

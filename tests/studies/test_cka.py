@@ -146,7 +146,7 @@ def test_the_command(
         ({"limit": 79}, r"CKA needs at least 80 images \(20 minibatches of 4\), and --limit allows 79"),
         ({"blocks": (10,)}, "no block 10"),
         ({"noise_steps": (100,)}, "noise step 100 is outside"),
-        ({"pool": (-1,)}, "pool is -1; it must be "),
+        ({"pool": (-1,)}, "pool is -1; it must be between 0 and 16,384"),
         ({"other": "timm:resnet19"}, "did you mean"),
         ({"other_noise_step": 3}, "name it with --other"),
         ({"other": "pixels", "other_noise_step": 3}, "noise step 3 is outside"),

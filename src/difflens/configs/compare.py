@@ -114,6 +114,9 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
             yield "k-NN trains nothing", ("epochs",)
         if not self.samples:
             yield "no samples are drawn", ("features",)
+        if not any(map(is_checkpoint, (*self.backbones, self.space))):
+            settings = tuple(name for name in BACKBONE_OPTIONS if name != "image_size")
+            yield "none of the backbones is a checkpoint file, and others are compared as they are", settings
 
     def check(self) -> None:
         if not self.backbones or not self.protocols:
@@ -154,11 +157,8 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     def _common(self, spec: str) -> dict[str, Any]:
         """Return the options of all runs on the backbone `spec`."""
         backbone = self.backbone(spec)
-        return {
-            "seed": self.seed,
-            "device": self.device,
-            **{name: getattr(backbone, name) for name in BACKBONE_OPTIONS},
-        }
+        settings = {name: getattr(backbone, name) for name in BACKBONE_OPTIONS}
+        return {"seed": self.seed, "device": self.device, **settings}
 
     def _reading(self, spec: str) -> dict[str, Any]:
         """Return the options of all runs that read the data."""
@@ -178,7 +178,7 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     @property
     def space(self) -> str:
         """The feature space of the Fréchet distance."""
-        return self.features or self.backbones[0]
+        return self.features or next(iter(self.backbones), "")
 
     def folder(self, spec: str) -> Path:
         """Return the folder of a backbone's runs."""
@@ -196,7 +196,7 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
             backbone=spec,
             sampler=sampler,
             resume=True,
-            **self._common(spec),
+            **{**self._common(spec), "tap": None},  # images are drawn from the whole network
         )
 
     def fidelity(self, spec: str) -> FidelityConfig:

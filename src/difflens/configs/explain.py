@@ -1,9 +1,11 @@
 """Options of `difflens explain`."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from difflens.backbones.config import BACKBONE_OPTIONS
 from difflens.configs.options import (
     Block,
     CheckpointOptions,
@@ -50,3 +52,8 @@ class ExplainConfig(ReadingOptions, PlaceOptions, CheckpointOptions, RunOptions)
     limit: Count = 2000
     """The most training images among which neighbours are searched, and the most test images to measure heads
     on."""
+
+    def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
+        yield from super().without_effect()
+        if self.run is not None:
+            yield "a run says how its backbone is read", BACKBONE_OPTIONS

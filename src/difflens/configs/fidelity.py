@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from difflens.backbones.config import BACKBONE_OPTIONS
 from difflens.configs.options import (
     MAY_CHANGE,
     Block,
@@ -56,6 +57,7 @@ class FidelityConfig(ReadingOptions, CheckpointOptions, SeedOptions):
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
         yield from super().without_effect()
         if self.features == "inception":
-            yield "inception has one feature space", ("block", "noise_step")
+            yield "inception has one feature space", ("block", "noise_step", *BACKBONE_OPTIONS)
+            yield "inception reads every image", ("on_bad_image",)
         else:
             yield "only --features inception reads it", ("inception_weights",)

@@ -1,5 +1,6 @@
 """Options of `difflens generate`."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -42,3 +43,7 @@ class GenerateConfig(PrecisionOptions, BackboneOptions, ResumeOptions):
     batch_size: Batch | None = None
     """Images in a batch. Batches are always full, so fewer images take as long. None: 64, or fewer for images
     of more than 32 pixels."""
+
+    def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
+        yield from super().without_effect()
+        yield "images are drawn from the whole network, not from its blocks", ("tap",)

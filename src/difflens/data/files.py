@@ -110,7 +110,9 @@ def read_lines(path: Path, what: str, files: bool = False) -> list[str]:
     except FileNotFoundError:
         raise DiffLensError(f"there is no {path}; expected {what}") from None
     except UnicodeDecodeError as error:
-        raise DiffLensError(f"{path} is not a text file in UTF-8 ({error}); expected {what}") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        reason = f"not a text file in UTF-8 ({error.reason})"
+        raise DiffLensError(f"{path}, line {line}: {reason}; expected {what}") from error
     except OSError as error:
         raise DiffLensError(f"{path} cannot be read ({error.strerror}); expected {what}") from error
     if "\0" in text:

@@ -66,6 +66,8 @@ class Extractor(nn.Module, ABC):
         super().__init__()
         if draws < 1:
             raise DiffLensError(f"features are averaged over at least one noise sample, not {draws}")
+        if draws > 1 and isinstance(backbone.process, Clean):
+            raise DiffLensError(f"{backbone.spec} reads images without noise: leave out --draws")
         self.backbone = backbone
         self.blocks = backbone.check_blocks(blocks)
         self.noise_steps = backbone.check_noise_steps(noise_steps)

@@ -108,6 +108,8 @@ def _real(config: FidelityConfig, count: int) -> tuple[ImageSplit, ImageSplit | 
     """
     folder = expanded(config.data.removeprefix("folder:"))
     if folder.is_dir() and not (folder / "train").is_dir():
+        if config.split != "test":
+            raise DiffLensError(f"{folder} has no train/, so all of its images are read: leave out --split")
         return at_random(load_unlabelled(config.data), config.limit, config.seed), None
     data = load_data(config.data, labels=False)
     chosen, other = (data.test, data.train) if config.split == "test" else (data.train, data.test)

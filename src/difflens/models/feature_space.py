@@ -77,10 +77,10 @@ class FeatureSpace:
         """
         folder = Path(features.spec)
         if any((home / "model.safetensors").is_file() for home in (folder, folder / "model")):
-            if block is not None or noise_step is not None:
+            if (block, noise_step) != (None, None) or features != BackboneConfig(features.spec):
                 raise DiffLensError(
-                    f"{features.spec} is a trained model with a place of its own: leave out --block and "
-                    "--noise-step"
+                    f"{features.spec} is a trained model with a backbone and a place of its own: leave out "
+                    "--block, --noise-step and options of the backbone"
                 )
             model = TrainedModel.load(folder, device=device)
             return cls(f"input of the classifier of {features.spec}", model.probe.extractor, model)

@@ -67,7 +67,7 @@ def check_files(folder: Path) -> None:
 
 
 def read_text(path: Path, most: int = 4 * MEBIBYTE) -> str:
-    """Return the text of a regular file in UTF-8 of at most `most` bytes.
+    """Return the text of a regular file in UTF-8, with or without a byte order mark, of at most `most` bytes.
 
     Raises:
         DiffLensError: the file is missing, no regular file, larger, or not UTF-8.
@@ -78,7 +78,7 @@ def read_text(path: Path, most: int = 4 * MEBIBYTE) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(most + 1)
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DiffLensError(f"{path} is not UTF-8 text: byte {error.start} is wrong") from error
     except OSError as error:
@@ -138,8 +138,8 @@ def read_lines(path: Path, kind: Parse[T], most: int = 64 * MEBIBYTE) -> list[T]
     ]
 
 
-def read_table(path: Path, columns: Sequence[str], most: int = 256 * MEBIBYTE) -> list[dict[str, str]]:
-    """Return the rows of a CSV file that has at least these columns.
+def read_table(path: Path, columns: Sequence[str], most: int = 256 * MEBIBYTE) -> dict[int, dict[str, str]]:
+    """Return the rows of a CSV file that has at least these columns, by the number of their last line.
 
     Raises:
         DiffLensError: as in `read_text`; or a column or a cell is missing.
@@ -149,10 +149,10 @@ def read_table(path: Path, columns: Sequence[str], most: int = 256 * MEBIBYTE) -
         missing = [name for name in columns if name not in (reader.fieldnames or ())]
         if missing:
             raise DiffLensError(f"{path}: the column {missing[0]} is missing")
-        rows = list(reader)
+        rows = {reader.line_num: row for row in reader}
     except csv.Error as error:
         raise DiffLensError(f"{path} is damaged, and no table: {error}") from error
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows.items():
         if None in row or None in row.values():
             raise DiffLensError(f"{path}, line {number}: there are not {len(reader.fieldnames or ())} cells")
     return rows

@@ -87,13 +87,12 @@ class _Demo:
     def _common(self) -> dict[str, Any]:
         """Options of every command that the demo runs."""
         config = self.config
-        return {
-            "data": config.data,
-            "seed": config.seed,
-            "device": config.device,
-            "resume": config.resume,
-            **{name: getattr(config, name) for name in BACKBONE_OPTIONS},
-        }
+        return {name: getattr(config, name) for name in ("data", "seed", "device", "resume")}
+
+    @property
+    def _network(self) -> dict[str, Any]:
+        """Options of the backbone, which pixels do not read."""
+        return {name: getattr(self.config, name) for name in BACKBONE_OPTIONS}
 
     def run_all(self) -> DemoResult:
         started = time.monotonic()
@@ -139,6 +138,7 @@ class _Demo:
                 noise_steps=extractor.noise_steps,
                 pool=_LARGEST if exact else 0,
                 **self._common,
+                **self._network,
             ),
             data=self.data,
         )
@@ -162,6 +162,7 @@ class _Demo:
             store=store,
             limit=config.train_images,
             **self._common,
+            **({} if backbone.startswith("pixels") else self._network),
         )
         epochs = max(1, round(options.usual_epochs * config.effort))
         result = probe(replace(options, epochs=epochs), self.data)

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from difflens.backbones.base import Backbone
 from difflens.configs.predict import PredictConfig
 from difflens.data.changes import say_changes
 from difflens.data.files import list_images
@@ -16,6 +17,7 @@ from difflens.data.images import BadImage, read_image
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError
 from difflens.models.saved import DetectionModel, SegmentationModel
+from difflens.processes.clean import Clean
 from difflens.results.predict import DensePrediction, DensePredictResult
 from difflens.run.files import replace_with, write_text
 
@@ -51,6 +53,10 @@ def _pictures(out: Path) -> set[str] | None:
     return {
         name for name in names if name.endswith((".overlay.png", ".mask.png")) and Path(name).name == name
     }
+def check_draws(config: PredictConfig, backbone: Backbone) -> None:
+    """Raise DiffLensError if `draws` noise samples are asked for of a backbone that adds no noise."""
+    if config.draws > 1 and isinstance(backbone.process, Clean):
+        raise DiffLensError(f"{backbone.spec} reads images without noise: leave out --draws")
 
 
 def write_predictions(

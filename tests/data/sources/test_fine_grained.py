@@ -470,7 +470,7 @@ def test_wrong_lists_of_birds_are_explained(
 def test_a_list_that_is_not_text(tmp_path: Path) -> None:
     root = make_cub(tmp_path)
     (root / "classes.txt").write_bytes(b"1 \xff\xfe")
-    assert "classes.txt is not a text file in UTF-8" in message(f"cub:{root}")
+    assert "classes.txt, line 1: not a text file in UTF-8" in message(f"cub:{root}")
 
 
 TEST: dict[str, object] = {"file_list": DOGS[2:], "labels": [2]}

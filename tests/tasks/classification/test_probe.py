@@ -184,7 +184,7 @@ def test_bad_images_can_be_skipped_and_are_listed(
         ({"extractor": "finetuned", "precision": "bfloat16"}, "keeps float32 weights"),
         ({"extractor": "finetuned", "from_block": 8}, "nothing to fine-tune: block 8 comes after block 6"),
         ({"head": "diffeed", "blocks": (1,), "feedback_blocks": (6,)}, "block 1 comes before block 4"),
-        ({"epochs": 0}, "epochs is 0; it must be "),
+        ({"epochs": 0}, "epochs is 0; it must be between 1 and 1,000,000"),
         ({"batch_size": -3}, "batch-size is -3"),
         ({"learning_rate": -1.0}, "learning-rate is -1"),
         ({"label_smoothing": 3.0}, "label-smoothing is 3; it must be between 0 and 1"),

@@ -185,7 +185,7 @@ def test_pairs_of_folders_with_bad_masks(backbone_folder: Path, scene_folder: Pa
         ({"blocks": (99,)}, "no block 99"),
         ({"iterations": 0}, "iterations"),
         ({"classes": Path("x")}, "--classes"),
-        ({"step_at": (60_000, 80_000)}, "step-at is 60000; it must be between 0 and 1"),
+        ({"step_at": (60_000, 80_000)}, "step-at is 60,000; it must be between 0 and 1"),
         (
             {"layer_decay": 0.9, "from_block": 3},
             "does not read options of finetuned: leave out --from-block, --layer-decay",

@@ -12,6 +12,7 @@ from difflens.errors import DiffLensError
 from difflens.models.saved import TrainedModel
 from difflens.results.predict import ClassPredictResult, Prediction
 from difflens.run.processes import accelerator
+from difflens.tasks.predict import check_draws
 
 
 def predict_classes(config: PredictConfig) -> ClassPredictResult:
@@ -26,6 +27,7 @@ def predict_classes(config: PredictConfig) -> ClassPredictResult:
     model = TrainedModel.load(config.model, config.backbone, device)
     split = FileSplit("images", [str(path) for path in list_images(config.images)])
     backbone = model.probe.extractor.backbone
+    check_draws(config, backbone)
     say_changes(split, backbone.spec, backbone.in_channels, backbone.image_size)
     predictions, skipped = [], list[str]()
     for batch in iterate(

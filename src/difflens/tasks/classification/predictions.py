@@ -35,24 +35,29 @@ def read_predictions(path: Path, ids: Sequence[str], classes: tuple[str, ...]) -
     """Read a file that `predictions_csv` wrote; the ranking has only the most probable class.
 
     Raises:
-        DiffLensError: the file is missing or damaged, or has other images or classes.
+        DiffLensError: the file is missing or damaged, or has other images or classes; the message names the
+            line.
     """
     row_of = {on_disk(name): row for row, name in enumerate(ids)}
     class_of = {on_disk(name): k for k, name in enumerate(classes)}
     known = {"image": row_of, "class": class_of, "predicted": class_of}
-    lines = [unguarded(line) for line in read_table(path, [*known, "probability"])]
-    for number, line in enumerate(lines, start=2):
+    lines = {number: unguarded(row) for number, row in read_table(path, [*known, "probability"]).items()}
+    images: set[str] = set()
+    for number, line in lines.items():
         unknown = [column for column, values in known.items() if line[column] not in values]
         column = unknown[0] if unknown else "" if _is_share(line["probability"]) else "probability"
         if column:
             raise DiffLensError(f"{path}, line {number}: {column} is {short(line[column])}, not of this run")
-    if not lines or len({line["image"] for line in lines}) < len(lines):
-        raise DiffLensError(f"{path} does not hold the run's predictions, one for each image")
+        if line["image"] in images:
+            raise DiffLensError(f"{path}, line {number}: {short(line['image'])} is there twice")
+        images.add(line["image"])
+    if not lines:
+        raise DiffLensError(f"{path} holds no predictions")
     return Evaluation(
-        torch.tensor([row_of[line["image"]] for line in lines]),
-        torch.tensor([class_of[line["class"]] for line in lines]),
-        torch.tensor([[class_of[line["predicted"]]] for line in lines]),
-        torch.tensor([float(line["probability"]) for line in lines]),
+        torch.tensor([row_of[line["image"]] for line in lines.values()]),
+        torch.tensor([class_of[line["class"]] for line in lines.values()]),
+        torch.tensor([[class_of[line["predicted"]]] for line in lines.values()]),
+        torch.tensor([float(line["probability"]) for line in lines.values()]),
         classes,
     )
 

@@ -13,7 +13,7 @@ from difflens.models.saved import SegmentationModel
 from difflens.reports.overlays import mask_overlay
 from difflens.results.predict import DensePredictResult, SegmentedImage
 from difflens.run.processes import accelerator
-from difflens.tasks.predict import Answer, check_dense, write_predictions
+from difflens.tasks.predict import Answer, check_dense, check_draws, write_predictions
 from difflens.tasks.segmentation.inference import Sliding, class_probabilities
 
 
@@ -30,6 +30,7 @@ def predict_masks(config: PredictConfig) -> DensePredictResult:
     check_dense(config)
     device = accelerator(config.device).device
     model = SegmentationModel.load(config.model, config.backbone, device)
+    check_draws(config, model.probe.extractor.backbone)
     sliding, channels = Sliding(model.head.side), model.probe.extractor.backbone.in_channels
 
     def answer(image: Tensor) -> Answer:
