@@ -15,7 +15,7 @@ from difflens.backbones.text import save_condition
 from difflens.configs.earlier import upgraded
 from difflens.configs.options import Options, changeable, recorded
 from difflens.errors import DiffLensError
-from difflens.run.directory import RunDirectory
+from difflens.run.directory import CONFIG, RunDirectory, read_record
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 
@@ -28,6 +28,9 @@ class DataSet(Protocol):
 
     def fingerprint(self) -> str:
         """Return a hex digest that is equal for equal images and labels."""
+
+    def former_fingerprint(self) -> str:
+        """Return the fingerprint of version 0.1, for its runs."""
 
 
 D = TypeVar("D", bound=DataSet | None)
@@ -147,5 +150,15 @@ def open_run(
         loaded = source.load()
         fingerprints["backbone_fingerprint"] = loaded.fingerprint()
     if data is not None:
-        fingerprints["data_fingerprint"] = data.fingerprint()
+        fingerprints["data_fingerprint"] = _data_fingerprint(options, data)
     return OpenedRun(config, process, data, source, loaded, fingerprints)
+
+
+def _data_fingerprint(options: Any, data: DataSet) -> str:
+    """Return the fingerprint of the data; that of version 0.1, if the continued run has it and it matches."""
+    record = Path(getattr(options, "out", "")) / CONFIG
+    if getattr(options, "resume", None) and record.is_file():
+        former = data.former_fingerprint()
+        if read_record(record).get("data_fingerprint") == former:
+            return former
+    return data.fingerprint()

@@ -27,6 +27,8 @@ from accelerate import Accelerator
 from difflens.errors import DiffLensError
 from difflens.run.files import replace_with
 
+CONFIG = "config.yaml"
+"""The file of a run's configuration."""
 FINISHED = "metrics.json"
 """The file that a finished run has."""
 
@@ -76,7 +78,7 @@ class RunDirectory:
         self._lock: int | None = None
         self.created = not path.exists()
         self.fresh = self.created or (path.is_dir() and all(map(_is_partial, path.iterdir())))
-        stored = path / "config.yaml"
+        stored = path / CONFIG
         self._record = record = {"command": command, **config}
         self._log_lines: int | None = None
         if path.exists() and not path.is_dir():
@@ -85,7 +87,7 @@ class RunDirectory:
         if stored.exists():
             if not resume:
                 raise DiffLensError(f"{path} already holds a run: {hint}")
-            earlier = {k: v for k, v in upgrade(_read_record(stored)).items() if k not in changeable}
+            earlier = {k: v for k, v in upgrade(read_record(stored)).items() if k not in changeable}
             _check_same(earlier, record, path, growing)
         elif not self.fresh:
             raise DiffLensError(f"{path} is not empty and holds no run of difflens: choose another folder")
@@ -129,7 +131,7 @@ class RunDirectory:
         self._write_config()
 
     def _write_config(self) -> None:
-        self.write("config.yaml", yaml.safe_dump(self._record, sort_keys=False))
+        self.write(CONFIG, yaml.safe_dump(self._record, sort_keys=False))
 
     def keep(self) -> None:
         """Keep the folder's content if an error occurs from here on, so that the run can be resumed."""
@@ -242,7 +244,8 @@ class RunDirectory:
         return (self.path / FINISHED).exists()
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the configuration in a run's config.yaml; raise DiffLensError if it is damaged."""
     try:
         record = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, ValueError) as error:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torchvision
 
-from difflens.data.sources.idx import cache_folder
+from difflens.data.files import cache_folder
 from difflens.data.sources.torchvision_sets import class_names, instantiate
 from difflens.data.split import FileSplit, ImageData, ImageSplit, JoinedSplit, Metric
 from difflens.errors import DiffLensError, listing
