@@ -69,6 +69,8 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
     opened = open_run(config, whole, process=process)
     backbone, fingerprint = opened.backbone, opened.fingerprints["backbone_fingerprint"]
     store = None if config.store is None else FeatureStore(config.store)
+    if store is not None and config.verify:
+        store.verify()
     extractor_config, head_config = _plan(config, backbone.defaults, store)
     torch.manual_seed(config.seed)
     extractor = extractor_config.build(backbone)
