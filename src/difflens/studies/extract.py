@@ -217,34 +217,30 @@ class _Extraction:
         there = [name for name in (*files, *latents) if (self.out / name).exists()]
         recorded = read_checksums(self.out)
         own = there[self.process.process_index :: self.process.num_processes]
-        damaged = []
+        damaged: list[str] = []
         with progress_bar(self.process.is_main_process and bool(own)) as bar:
             task = bar.add_task("verifying", total=len(own), note="")
             for name, intact in verified(
                 self.out, {name: recorded[name] for name in own if name in recorded}
             ):
-                damaged += [] if intact else [(name, "it does not have its checksum")]
+                damaged += [] if intact else [name]
                 bar.update(task, advance=1)
-            for name in own:
-                if name not in recorded:
-                    try:
-                        _check_unrecorded(self.out / name, (files | latents)[name], self.layout)
-                    except DiffLensError as error:
-                        damaged.append((name, str(error)))
-                    bar.update(task, advance=1)
+        for name in own:
+            if name not in recorded and not _is_sound(self.out / name, (files | latents)[name], self.layout):
+                damaged.append(name)
         if self.process.num_processes > 1:
             damaged = gather_object(damaged)
         unknown = [name for name in there if name not in recorded]
         if self.process.is_main_process:
-            for name, reason in sorted(damaged):
-                self.announce(f"{name} is damaged and is made again: {reason}")
+            for name in sorted(damaged):
+                self.announce(f"{name} is damaged and is made again")
             if unknown:
-                kept = len({*unknown} - {name for name, _ in damaged})
+                kept = len({*unknown} - {*damaged})
                 self.announce(
                     f"{len(unknown)} of {len(there)} files have no checksum: {kept} of them have right sizes "
                     "and headers, and are kept"
                 )
-        self.lacking = {*files, *latents} - {*there} | {name for name, _ in damaged}
+        self.lacking = {*files, *latents} - {*there} | {*damaged}
         self.digests = {n: recorded[n] for n in there if n in recorded and n not in self.lacking}
 
     def _missing(self) -> list[tuple[Shard, list[Level]]]:
@@ -354,18 +350,15 @@ class _Extraction:
         return sorted(gather_object(skipped)) if self.process.num_processes > 1 else skipped
 
 
-def _check_unrecorded(path: Path, shard: Shard, layout: Layout) -> None:
-    """Raise DiffLensError if the size or the header of a file without a checksum is wrong."""
-    if path.suffix != ".parquet":
-        check_file(path, shard, layout, latents=path.name == shard.latents_path.name)
-        return
+def _is_sound(path: Path, shard: Shard, layout: Layout) -> bool:
+    """Return True if the size and the header of a shard's file are right."""
     try:
-        if _stored_images(path) <= len(shard.rows):
-            return
-        reason = "it has too many rows"
-    except Exception as error:  # pyarrow raises several kinds
-        reason = str(error)
-    raise DiffLensError(f"{path} is damaged: {reason}")
+        if path.suffix == ".parquet":
+            return _stored_images(path) <= len(shard.rows)
+        check_file(path, shard, layout, latents=path.name == shard.latents_path.name)
+    except Exception:  # pyarrow raises several kinds
+        return False
+    return True
 
 
 def _stored_images(path: Path) -> int:
