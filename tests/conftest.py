@@ -14,6 +14,12 @@ from tests.helpers.images import make_image_tree
 os.environ["DIFFLENS_QUIET"] = "1"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the user's cache."""
+    os.environ["DIFFLENS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An RGB network for 16-pixel images: encoder 1-4, middle 5, decoder 6-9."""

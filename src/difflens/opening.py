@@ -17,7 +17,7 @@ from difflens.configs.options import Options, changeable, recorded
 from difflens.data.changes import say_changes
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError
-from difflens.run.directory import RunDirectory
+from difflens.run.directory import CONFIG, RunDirectory, read_record
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 
@@ -30,6 +30,9 @@ class DataSet(Protocol):
 
     def fingerprint(self) -> str:
         """Return a hex digest that is equal for equal images and labels."""
+
+    def former_fingerprint(self) -> str:
+        """Return the fingerprint of version 0.1, for its runs."""
 
 
 D = TypeVar("D", bound=DataSet | None)
@@ -153,9 +156,19 @@ def open_run(
         loaded = source.load()
         fingerprints["backbone_fingerprint"] = loaded.fingerprint()
     if data is not None:
-        fingerprints["data_fingerprint"] = data.fingerprint()
+        fingerprints["data_fingerprint"] = _data_fingerprint(options, data)
     images = data.train if isinstance(data, ImageData) else data
     found = ""
     if loaded is not None and isinstance(images, ImageSplit) and len(images):
         found = say_changes(images, loaded.spec, loaded.in_channels, loaded.image_size)
     return OpenedRun(config, process, data, source, loaded, fingerprints, found)
+
+
+def _data_fingerprint(options: Any, data: DataSet) -> str:
+    """Return the fingerprint of the data; that of version 0.1, if the continued run has it and it matches."""
+    folder = Path(getattr(options, "out", ""))
+    if getattr(options, "resume", None) and (folder / CONFIG).exists():
+        former = data.former_fingerprint()
+        if read_record(folder).get("data_fingerprint") == former:
+            return former
+    return data.fingerprint()

@@ -120,7 +120,7 @@ def test_a_damaged_store(stored: tuple[Path, Path], tmp_path: Path, damage: str)
         "truncated": r"t00009-00000\.safetensors is damaged",
         "manifest": "not a feature store's manifest",
         "version": "another version of difflens",
-        "images": r"images\.csv is damaged",
+        "images": r"do not have their checksums: val/images\.csv",
     }[damage]
     with pytest.raises(DiffLensError, match=message):
         FeatureStore(path).maps("val", 4, 9)

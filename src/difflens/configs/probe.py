@@ -44,6 +44,8 @@ class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, 
     store: Annotated[Path | None, MAY_CHANGE] = None
     """A feature store of `difflens extract`, from which features are read. None: the backbone computes
     them."""
+    verify: Annotated[bool, MAY_CHANGE] = False
+    """Read all files of --store first, and compare them with their checksums."""
     preset: str | None = None
     """A recipe of `difflens.presets.PROBE`, such as paper-attention or diffeed. None: the recipe of the head
     and the extractor."""
@@ -117,6 +119,8 @@ class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, 
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
         yield from super().without_effect()
         yield from options_without_effect(self._head)
+        if self.store is None:
+            yield "without --store there is nothing to verify", ("verify",)
         if self._head == "knn":
             yield "k-NN trains nothing", _TRAINING
         if self.grid:

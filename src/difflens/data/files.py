@@ -15,6 +15,11 @@ _MOST_TEXT = 2**28
 _TREE = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE)"
 
 
+def cache_folder() -> Path:
+    """Return the folder of downloads and of known digests: $DIFFLENS_CACHE, or ~/.cache/difflens."""
+    return Path(os.environ.get("DIFFLENS_CACHE") or "~/.cache/difflens").expanduser()
+
+
 def list_images(paths: Iterable[Path | str]) -> list[Path]:
     """Return the image files that `paths` name: files as given, and the images in folders and subfolders,
     sorted.

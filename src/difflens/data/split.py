@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from difflens.choices import Exif
+from difflens.data.content import content_digest
 from difflens.data.images import BadImage, decode_image, from_pil, image_shape, read_image
 
 Metric = Literal["top1", "mean_per_class"]
@@ -78,13 +79,23 @@ class ImageSplit(ABC):
         return self._resident[device]
 
     def fingerprint(self) -> str:
-        """Return a hex digest of names, labels, positions, and pixels or file sizes; it is computed once."""
+        """Return a hex digest of names, labels, positions and the images' content; it is computed once.
+
+        Torchvision's images are the exception: those that are not in memory count by label alone.
+        """
         if self._fingerprint is None:
-            self._fingerprint = self._digest()
+            self._fingerprint = self.former_fingerprint()
+            content = self.content(range(len(self)))
+            if content is not None:
+                self._fingerprint = sha256(f"{self._fingerprint} {content}".encode()).hexdigest()
         return self._fingerprint
 
-    def _digest(self) -> str:
-        """Return the digest of names, labels, positions and, for a split in memory, pixels."""
+    def content(self, rows: Sequence[int]) -> str | None:
+        """Return a digest of the images at `rows`; None if they are in memory or only decoded."""
+        return None
+
+    def former_fingerprint(self) -> str:
+        """Return the fingerprint of version 0.1: of names, labels, positions, and pixels or file sizes."""
         digest = sha256("\n".join(self.ids).encode(errors="surrogateescape"))
         for tensor in (self.labels, self.index, self.pixels):
             digest.update(b"none" if tensor is None else tensor.numpy().tobytes())
@@ -126,10 +137,12 @@ class FileSplit(ImageSplit):
     def shape(self, i: int) -> tuple[int, int, int]:
         return image_shape(self.root / self.ids[i], self.exif)
 
-    def _digest(self) -> str:
-        """Return the digest of any split, with the sizes of the files."""
+    def content(self, rows: Sequence[int]) -> str | None:
+        return content_digest([self.root / self.ids[row] for row in rows])
+
+    def former_fingerprint(self) -> str:
         sizes = ",".join(str(_size(self.root / name)) for name in self.ids)
-        return sha256(f"{super()._digest()} {sizes}".encode()).hexdigest()
+        return sha256(f"{super().former_fingerprint()} {sizes}".encode()).hexdigest()
 
 
 class LibrarySplit(ImageSplit):
@@ -148,6 +161,21 @@ class LibrarySplit(ImageSplit):
             raise BadImage(self.ids[i], str(error) or type(error).__name__) from error
         source = Path(entry["path"]) if entry["bytes"] is None else BytesIO(entry["bytes"])
         return decode_image(source, f"{self.ids[i]} ({entry['path']})" if entry["path"] else self.ids[i])
+
+    def content(self, rows: Sequence[int]) -> str | None:
+        digest, paths = sha256(), []
+        for row in rows:
+            try:
+                entry = self.dataset[row][self.key]
+            except Exception:  # `image` raises BadImage for it
+                entry = {"bytes": b"", "path": None}
+            if not isinstance(entry, dict):
+                return None
+            if entry["bytes"] is None:
+                paths.append(Path(entry["path"] or ""))
+            else:
+                digest.update(sha256(entry["bytes"]).digest())
+        return sha256(f"{digest.hexdigest()} {content_digest(paths)}".encode()).hexdigest()
 
 
 class JoinedSplit(ImageSplit):
@@ -170,6 +198,14 @@ class JoinedSplit(ImageSplit):
         number = bisect_right(self._ends, i)
         return self.parts[number].image(i - self._ends[number] + len(self.parts[number]))
 
+    def content(self, rows: Sequence[int]) -> str | None:
+        start, digest = 0, sha256()
+        for part, end in zip(self.parts, self._ends, strict=True):
+            content = part.content([row - start for row in rows if start <= row < end])
+            digest.update((content or part.former_fingerprint()).encode())
+            start = end
+        return digest.hexdigest()
+
 
 class _Subset(ImageSplit):
     """Some images of another split."""
@@ -189,6 +225,9 @@ class _Subset(ImageSplit):
 
     def shape(self, i: int) -> tuple[int, int, int]:
         return self.full.shape(int(self.rows[i]))
+
+    def content(self, rows: Sequence[int]) -> str | None:
+        return self.full.content(self.rows[torch.tensor(rows, dtype=torch.long)].tolist())
 
 
 @dataclass(frozen=True)
@@ -214,9 +253,13 @@ class ImageData:
     metric: Metric = field(default="top1", kw_only=True)
 
     def fingerprint(self) -> str:
-        """Return a hex digest, equal for equal classes, labels and images (files by name and size, others by
-        content)."""
+        """Return a hex digest, equal for equal classes, labels, names and content of images."""
         parts = (*self.classes, self.train.fingerprint(), self.test.fingerprint())
+        return sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
+
+    def former_fingerprint(self) -> str:
+        """Return the fingerprint of version 0.1, which takes files by name and size."""
+        parts = (*self.classes, self.train.former_fingerprint(), self.test.former_fingerprint())
         return sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 

@@ -6,15 +6,20 @@
     SPLIT/t0.1-00003.safetensors   the same at a level that is no whole step
     SPLIT/latents-00003.safetensors float32 latents of these images and their rows; none for pixel networks
     checksums.sha256               checksums of the files above when all exist, for `sha256sum --check`
+    .checksums-0.partial           until then, checksums of the files that process 0 has written
 
 A file is written atomically, and its bytes do not depend on the process that writes it. Latents serve noise
-steps that are added later, which need neither the images nor the autoencoder.
+steps that are added later, which need neither the images nor the autoencoder. Opening a store reads sizes and
+headers; `FeatureStore.verify` and `difflens extract --resume` read all and compare checksums.
 """
 
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +36,7 @@ from difflens.errors import DiffLensError, expanded, listing
 from difflens.extractors.cache import READ_BATCH, FeatureCache
 from difflens.extractors.latents import Latents
 from difflens.processes.base import Level, level_name
-from difflens.run.files import write_bytes
+from difflens.run.files import checksum, write_bytes
 from difflens.run.text import csv_rows, csv_text, on_disk
 
 MANIFEST = "manifest.json"
@@ -39,6 +44,9 @@ CHECKSUMS = "checksums.sha256"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """The types of stored features, by name."""
 _IMAGES = "images.csv"
+_TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+_JOURNAL = ".checksums-{}.partial"
+_THREADS = 4
 _VERSION = 1
 
 
@@ -135,9 +143,7 @@ def write_shard(path: Path, rows: Tensor, maps: Mapping[int, Tensor]) -> str:
         rows: (N,) long: positions in the split.
         maps: (N, C, H, W) by block.
     """
-    return _write(
-        path, {"rows": rows, **{f"block{block:03d}": maps[block].contiguous() for block in sorted(maps)}}
-    )
+    return _write(path, {"rows": rows, **{_name(block): maps[block].contiguous() for block in sorted(maps)}})
 
 
 def write_latents(path: Path, latents: Latents) -> str:
@@ -151,6 +157,63 @@ def read_latents(path: Path, latents: Latents) -> None:
     tensors = _read(path, ["rows", "latents"])
     latents.keep(tensors["rows"], tensors["latents"])
     latents.complete = True
+
+
+def record_checksum(folder: Path, process: int, name: str, digest: str) -> None:
+    """Note the checksum of the file `name`, which the process number `process` has written."""
+    with (folder / _JOURNAL.format(process)).open("a", encoding="utf-8") as file:
+        file.write(f"{digest}  {name}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Return the recorded checksums of a store by file, also of an unfinished store."""
+    recorded = {}
+    for path in (folder / CHECKSUMS, *sorted(folder.glob(_JOURNAL.format("*")))):
+        with suppress(OSError):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                digest, _, name = line.partition("  ")
+                if len(digest) == 64:
+                    recorded[name] = digest
+    return recorded
+
+
+def write_checksums(folder: Path, digests: Mapping[str, str]) -> None:
+    """Write checksums.sha256 of a finished store."""
+    write_bytes(
+        folder / CHECKSUMS, "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()
+    )
+    for path in folder.glob(_JOURNAL.format("*")):
+        path.unlink()
+
+
+def verified(folder: Path, recorded: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
+    """Read files, and yield the name of each, and True if it has its recorded checksum."""
+
+    def is_intact(name: str) -> bool:
+        try:
+            return checksum(folder / name) == recorded[name]
+        except OSError:
+            return False
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from zip(recorded, pool.map(is_intact, recorded), strict=True)
+
+
+def check_file(path: Path, shard: Shard, layout: Layout, latents: bool = False) -> None:
+    """Raise DiffLensError if the size, the header or the rows of a shard's file are wrong; no map is read."""
+    shapes = {"latents": layout.latents} if latents else {_name(b): s for b, s in layout.shapes.items()}
+    dtype = "float32" if latents else layout.dtype
+    with _opened(path) as file:
+        rows = file.get_tensor("rows")
+        parts = {name: file.get_slice(name) for name in file.keys() if name != "rows"}  # noqa: SIM118
+        found = {name: (_TYPES.get(p.get_dtype()), tuple(p.get_shape())) for name, p in parts.items()}
+    if found != {name: (dtype, (len(rows), *(shape or ()))) for name, shape in shapes.items()}:
+        raise _damaged(path, "its tensors are not those of the store")
+    first, last = int(shard.rows[0]), int(shard.rows[-1])
+    if len(rows) and (rows[0] < first or rows[-1] > last or not (rows.diff() > 0).all()):
+        raise _damaged(path, f"its images are not the images {first} to {last} of the split")
 
 
 def write_images(folder: Path, split: ImageSplit) -> None:
@@ -239,14 +302,44 @@ class FeatureStore:
                 f"{self.path} holds {self.manifest['format']} files for other programs; difflens reads "
                 "stores that `difflens extract --format safetensors` wrote"
             )
-        files = [shard.path(t) for shard in self.layout.shards for t in self.noise_steps]
+        files = {shard.path(t): shard for shard in self.layout.shards for t in self.noise_steps}
         missing = [str(name) for name in files if not (self.path / name).is_file()]
         if missing:
             raise DiffLensError(
                 f"{self.path} is not finished: {len(missing)} of {len(files)} shards are missing, "
                 f"{missing[0]} for example; complete it with `difflens extract --resume`"
             )
+        for name, shard in files.items():
+            check_file(self.path / name, shard, self.layout)
+        recorded = read_checksums(self.path)
+        lists = [f"{split}/{_IMAGES}" for split in self.splits]
+        self._refuse_damaged({name: recorded[name] for name in lists if name in recorded})
         self._images = {split: _read_images(self.path / split / _IMAGES) for split in self.splits}
+
+    def verify(self) -> None:
+        """Read all files, and compare them with their checksums.
+
+        Raises:
+            DiffLensError: a file is damaged, which the message names, or has no checksum.
+        """
+        recorded = read_checksums(self.path)
+        shards = self.layout.shards
+        names = [MANIFEST, *(f"{split}/{_IMAGES}" for split in self.splits)]
+        names += [shard.path(t).as_posix() for shard in shards for t in self.noise_steps]
+        names += [shard.latents_path.as_posix() for shard in shards if self.layout.latents]
+        unknown = [name for name in names if name not in recorded]
+        if unknown:
+            raise DiffLensError(
+                f"{self.path} has no checksums of {len(unknown)} of its {len(names)} files, {unknown[0]} for "
+                "example: `difflens extract --resume` records them"
+            )
+        self._refuse_damaged({name: recorded[name] for name in names})
+
+    def _refuse_damaged(self, recorded: Mapping[str, str]) -> None:
+        """Raise DiffLensError that names the files which do not have their recorded checksums."""
+        damaged = [name for name, intact in verified(self.path, recorded) if not intact]
+        if damaged:
+            raise _damaged(self.path, f"these files do not have their checksums: {listing(damaged)}")
 
     def ids(self, split: str) -> list[str]:
         """Return the names of the stored images of a split, in the order of the maps."""
@@ -269,7 +362,7 @@ class FeatureStore:
         """
         self._check(split)
         self.check_places([(block, t)])
-        name = f"block{block:03d}"
+        name = _name(block)
         return StoredMaps([tensors[name] for tensors in self._files(split, t, [name])])
 
     def check_places(self, places: Sequence[Place]) -> None:
@@ -346,13 +439,27 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 def _read(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
     """Return tensors of a file of a store by name, memory-mapped; raise DiffLensError if it is damaged."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file of a store, and raise any error of its format as DiffLensError."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in names}
+            yield file
     except (SafetensorError, OSError) as error:
-        raise DiffLensError(
-            f"{path} is damaged ({error}): delete it and run `difflens extract --resume`"
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, reason: object) -> DiffLensError:
+    return DiffLensError(f"{path} is damaged ({reason}): `difflens extract --resume` makes it again")
+
+
+def _name(block: int) -> str:
+    """Return the name of a block's tensor in a file."""
+    return f"block{block:03d}"
 
 
 def _loaded(maps: StoredMaps, side: int | None) -> Tensor:

@@ -29,7 +29,7 @@ from difflens.models.feature_space import FeatureSpace
 from difflens.noise import Stream, random_order
 from difflens.opening import open_run
 from difflens.results.fidelity import Distance, FidelityResult, InceptionFigures, SampleSource
-from difflens.run.directory import FINISHED, read_record
+from difflens.run.directory import CONFIG, FINISHED, read_record
 from difflens.run.processes import accelerator
 from difflens.run.reading import check_regular, read_yaml, reason
 
@@ -71,12 +71,12 @@ def fidelity(config: FidelityConfig) -> FidelityResult:
 def _samples(config: FidelityConfig) -> tuple[ImageSplit, SampleSource | None]:
     """Return the generated images, and their source if `generate` made them."""
     folder, source = config.samples, None
-    if (folder / "config.yaml").exists():
+    if (folder / CONFIG).exists():
         if read_record(folder)["command"] != "generate":
             raise DiffLensError(f"{folder} is a run directory, but not of `difflens generate`")
         if not (folder / FINISHED).is_file():
             raise DiffLensError(f"{folder} is not finished: `difflens generate` goes on with --resume")
-        source = read_yaml(folder / "config.yaml", SampleSource)
+        source = read_yaml(folder / CONFIG, SampleSource)
         folder = folder / "images"
     paths = list_images([folder])
     split = at_random(FileSplit("samples", [str(path) for path in paths]), config.limit, config.seed)

@@ -41,6 +41,8 @@ from difflens.run.reading import (
 
 T = TypeVar("T")
 
+CONFIG = "config.yaml"
+"""The file of a run's configuration."""
 FINISHED = "metrics.json"
 """The file that a finished run has."""
 
@@ -101,7 +103,7 @@ class RunDirectory:
         self._lock: int | None = None
         self.created = not path.exists()
         self.fresh = self.created or (path.is_dir() and all(map(_is_partial, path.iterdir())))
-        stored = path / "config.yaml"
+        stored = path / CONFIG
         # plain values of their own, so that YAML needs no aliases
         self._record = record = json.loads(json.dumps({"command": command, **config}))
         self._log_lines: int | None = None
@@ -155,7 +157,7 @@ class RunDirectory:
         self._write_config()
 
     def _write_config(self) -> None:
-        self.write("config.yaml", yaml.safe_dump(self._record, sort_keys=False))
+        self.write(CONFIG, yaml.safe_dump(self._record, sort_keys=False))
 
     def keep(self) -> None:
         """Keep the folder's content if an error occurs from here on, so that the run can be resumed."""
@@ -296,7 +298,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         field_in(record, "command", str)
         return record
 
-    return read_yaml(folder / "config.yaml", parse)
+    return read_yaml(folder / CONFIG, parse)
 
 
 def read_results(folder: Path, kind: Parse[T]) -> T:

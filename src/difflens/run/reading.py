@@ -149,7 +149,9 @@ def read_table(path: Path, columns: Sequence[str], most: int = 256 * MEBIBYTE) -
         missing = [name for name in columns if name not in (reader.fieldnames or ())]
         if missing:
             raise DiffLensError(f"{path}: the column {missing[0]} is missing")
-        rows = {reader.line_num: row for row in reader}
+        rows = {}
+        for row in reader:
+            rows[reader.line_num] = row
     except csv.Error as error:
         raise DiffLensError(f"{path} is damaged, and no table: {error}") from error
     for number, row in rows.items():

@@ -33,8 +33,13 @@ from difflens.extractors.store import (
     MANIFEST,
     Layout,
     Shard,
+    check_file,
     manifest_of,
+    read_checksums,
     read_latents,
+    record_checksum,
+    verified,
+    write_checksums,
     write_images,
     write_latents,
     write_shard,
@@ -168,9 +173,11 @@ class _Extraction:
         self.sources = {split.name: split for split in sources}
         self.reading = Reading(config.workers, config.on_bad_image, [])
         self.digests: dict[str, str] = {}
+        self.lacking: set[str] = set()
 
     def run_all(self, manifest: dict[str, Any]) -> ExtractResult:
         """Write the missing shards of this process, the manifest, the checksums and the metrics."""
+        self._verify()
         missing = self._missing()
         left = sum(
             self.layout.bytes_of(shard, len(steps), latents=self._lacks_latents(shard))
@@ -205,16 +212,51 @@ class _Extraction:
         self.run.write_json(MANIFEST, manifest)
         return ExtractResult.from_metrics(self._finish(), self.out, rate, tuple(self._skipped()))
 
+    def _verify(self) -> None:
+        """Find the files that are missing or damaged; the processes share the reading of existing ones."""
+        files = {self._name(shard, t): shard for shard in self.layout.shards for t in self.layout.noise_steps}
+        latents = {
+            shard.latents_path.as_posix(): shard for shard in self.layout.shards if self.layout.latents
+        }
+        there = [name for name in (*files, *latents) if (self.out / name).exists()]
+        recorded = read_checksums(self.out)
+        own = there[self.process.process_index :: self.process.num_processes]
+        damaged: list[str] = []
+        with progress_bar(self.process.is_main_process and bool(own)) as bar:
+            task = bar.add_task("verifying", total=len(own), note="")
+            for name, intact in verified(
+                self.out, {name: recorded[name] for name in own if name in recorded}
+            ):
+                damaged += [] if intact else [name]
+                bar.update(task, advance=1)
+        for name in own:
+            if name not in recorded and not _is_sound(self.out / name, (files | latents)[name], self.layout):
+                damaged.append(name)
+        if self.process.num_processes > 1:
+            damaged = gather_object(damaged)
+        unknown = [name for name in there if name not in recorded]
+        if self.process.is_main_process:
+            for name in sorted(damaged):
+                self.announce(f"{name} is damaged and is made again")
+            if unknown:
+                kept = len({*unknown} - {*damaged})
+                self.announce(
+                    f"{len(unknown)} of {len(there)} files have no checksum: {kept} of them have right sizes "
+                    "and headers, and are kept"
+                )
+        self.lacking = {*files, *latents} - {*there} | {*damaged}
+        self.digests = {n: recorded[n] for n in there if n in recorded and n not in self.lacking}
+
     def _missing(self) -> list[tuple[Shard, list[Level]]]:
         """Return each incomplete shard with the noise steps that it lacks; it may lack latents alone."""
         lacking = [
-            (shard, [t for t in self.layout.noise_steps if not (self.out / self._name(shard, t)).exists()])
+            (shard, [t for t in self.layout.noise_steps if self._name(shard, t) in self.lacking])
             for shard in self.layout.shards
         ]
         return [(shard, steps) for shard, steps in lacking if steps or self._lacks_latents(shard)]
 
     def _lacks_latents(self, shard: Shard) -> bool:
-        return self.layout.latents is not None and not (self.out / shard.latents_path).exists()
+        return shard.latents_path.as_posix() in self.lacking
 
     def _announce(self, left: int) -> None:
         images = " + ".join(f"{count:,} {split}" for split, count in self.layout.images.items())
@@ -271,6 +313,7 @@ class _Extraction:
         """Let `write` write `content` to the file `name`, and keep the checksum that it returns."""
         try:
             self.digests[name] = write(self.out / name, *content)
+            record_checksum(self.out, self.process.process_index, name, self.digests[name])
         except OSError as error:
             raise DiffLensError(
                 f"{self.out / name} cannot be written: {error.strerror}. The shards before it are complete; "
@@ -292,8 +335,7 @@ class _Extraction:
             for name in [*described, *latents, *names]:
                 if name not in self.digests:
                     self.digests[name] = checksum(self.out / name)
-            lines = [f"{self.digests[name]}  {name}\n" for name in sorted([*described, *latents, *names])]
-            write_bytes(self.out / CHECKSUMS, "".join(lines).encode())
+            write_checksums(self.out, {name: self.digests[name] for name in [*described, *latents, *names]})
             stored = sum(_stored_images(self.out / name) for name in first)
             metrics = {
                 "images": dict(self.layout.images),
@@ -310,6 +352,17 @@ class _Extraction:
     def _skipped(self) -> list[str]:
         skipped = self.reading.skipped
         return sorted(gather_object(skipped)) if self.process.num_processes > 1 else skipped
+
+
+def _is_sound(path: Path, shard: Shard, layout: Layout) -> bool:
+    """Return True if the size and the header of a shard's file are right."""
+    try:
+        if path.suffix == ".parquet":
+            return _stored_images(path) <= len(shard.rows)
+        check_file(path, shard, layout, latents=path.name == shard.latents_path.name)
+    except Exception:  # pyarrow raises several kinds
+        return False
+    return True
 
 
 def _stored_images(path: Path) -> int:

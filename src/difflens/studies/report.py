@@ -35,7 +35,7 @@ from difflens.results.demo import DemoResult
 from difflens.results.fidelity import FidelityResult, SampleSource
 from difflens.results.probe import deviation_of, mean_of, read_seeds
 from difflens.results.report import HeadScore, ReportResult
-from difflens.run.directory import FINISHED, read_log, read_record, read_results
+from difflens.run.directory import CONFIG, FINISHED, read_log, read_record, read_results
 from difflens.run.files import write_text
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
@@ -124,7 +124,7 @@ def _with_noise_steps(head: HeadScore, process: NoiseProcess) -> HeadScore:
 def _out(config: ReportConfig) -> Path:
     """Return the path of the report; its default lies in the first run."""
     first = Path(config.runs[0])
-    if config.out is None and not (first / "config.yaml").exists():
+    if config.out is None and not (first / CONFIG).exists():
         raise DiffLensError(f"{first} is no run directory: name the report's file with --out")
     out = config.out or first / "backbone.html"
     if out.exists():
@@ -137,7 +137,7 @@ def _collect(config: ReportConfig) -> _Evidence:
     evidence = _Evidence()
     for name in config.runs:
         path = Path(name)
-        if not (path / "config.yaml").exists():
+        if not (path / CONFIG).exists():
             _load_backbone(name, BackboneConfig(name), evidence)
             continue
         run = read_record(path)
@@ -152,11 +152,11 @@ def _collect(config: ReportConfig) -> _Evidence:
 
 def _read_pretrain(name: str, path: Path, evidence: _Evidence) -> None:
     _load_backbone(name, BackboneConfig(str(path / "model")), evidence)
-    evidence.pretrained, evidence.trained_on = path, read_yaml(path / "config.yaml", _DataRecord)
+    evidence.pretrained, evidence.trained_on = path, read_yaml(path / CONFIG, _DataRecord)
 
 
 def _read_probe(name: str, path: Path, evidence: _Evidence) -> None:
-    data = read_yaml(path / "config.yaml", _DataRecord).data
+    data = read_yaml(path / CONFIG, _DataRecord).data
     model = stored_model(path / "model", TrainedModel)
     evidence.data = evidence.data or data
     _name_backbone(name, model.backbone, model.fingerprint, evidence)
@@ -181,7 +181,7 @@ def _read_probe(name: str, path: Path, evidence: _Evidence) -> None:
 
 
 def _read_demo(name: str, path: Path, evidence: _Evidence) -> None:
-    data = read_yaml(path / "config.yaml", _DataRecord).data
+    data = read_yaml(path / CONFIG, _DataRecord).data
     model = stored_model(path / "model", TrainedModel)
     evidence.data = evidence.data or data
     _name_backbone(name, model.backbone, model.fingerprint, evidence)
@@ -207,8 +207,8 @@ def _read_generate(name: str, path: Path, evidence: _Evidence) -> None:
         options = {option: run[option] for option in BACKBONE_OPTIONS if option in run}
         return checked(BackboneConfig, {"spec": field_in(run, "backbone", str), **options})
 
-    source = read_yaml(path / "config.yaml", backbone)
-    recorded = read_yaml(path / "config.yaml", SampleSource)
+    source = read_yaml(path / CONFIG, backbone)
+    recorded = read_yaml(path / CONFIG, SampleSource)
     _name_backbone(name, source, recorded.backbone_fingerprint, evidence)
     evidence.generated = path
 
@@ -304,7 +304,7 @@ class _Page:
         """Return samples (N, C, S, S) uint8, and their caption."""
         count, folder = self.config.samples, self.evidence.generated
         if folder is not None:
-            run = read_yaml(folder / "config.yaml", SampleSource)
+            run = read_yaml(folder / CONFIG, SampleSource)
             paths = sorted((folder / "images").glob("??????.png"))[:count]
             images, steps = "s" * (len(paths) != 1), "s" * (run.steps != 1)
             source = f"{folder}: {run.sampler}, {run.steps} step{steps}."

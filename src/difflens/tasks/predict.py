@@ -53,6 +53,8 @@ def _pictures(out: Path) -> set[str] | None:
     return {
         name for name in names if name.endswith((".overlay.png", ".mask.png")) and Path(name).name == name
     }
+
+
 def check_draws(config: PredictConfig, backbone: Backbone) -> None:
     """Raise DiffLensError if `draws` noise samples are asked for of a backbone that adds no noise."""
     if config.draws > 1 and isinstance(backbone.process, Clean):

@@ -86,8 +86,13 @@ class DenseData(Generic[S]):
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """Return a hex digest, equal for equal classes, image names and annotations."""
+        """Return a hex digest, equal for equal classes, images and annotations."""
         parts = (*self.classes, self.train.fingerprint(), self.val.fingerprint())
+        return sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
+
+    def former_fingerprint(self) -> str:
+        """Return the fingerprint of version 0.1, which takes images by name and size."""
+        parts = (*self.classes, self.train.former_fingerprint(), self.val.former_fingerprint())
         return sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 

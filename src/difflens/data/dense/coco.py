@@ -141,8 +141,8 @@ class ObjectSplit(FileSplit):
             target["masks"] = torch.from_numpy(np.stack(shapes) if shapes else none)
         return target
 
-    def _digest(self) -> str:
-        digest = sha256(super()._digest().encode())
+    def former_fingerprint(self) -> str:
+        digest = sha256(super().former_fingerprint().encode())
         for entry in (*self.record["images"], *self.record["annotations"], *self.record["categories"]):
             digest.update(repr(entry).encode())
         return digest.hexdigest()

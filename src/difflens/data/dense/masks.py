@@ -103,8 +103,8 @@ class MaskSplit(FileSplit):
         """Return the class of each pixel of image `i`, uint8 (H, W); `IGNORED` where there is none."""
         return torch.from_numpy(self.values[read_mask(self.masks[i], self.exif)])
 
-    def _digest(self) -> str:
-        return sha256(f"{super()._digest()}{self.digest}".encode()).hexdigest()
+    def former_fingerprint(self) -> str:
+        return sha256(f"{super().former_fingerprint()}{self.digest}".encode()).hexdigest()
 
 
 def load_masks(

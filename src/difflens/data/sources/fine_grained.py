@@ -11,8 +11,7 @@ import numpy as np
 import torch
 import torchvision
 
-from difflens.data.files import read_lines, require_regular
-from difflens.data.sources.idx import cache_folder
+from difflens.data.files import cache_folder, read_lines, require_regular
 from difflens.data.sources.torchvision_sets import class_names, instantiate
 from difflens.data.split import FileSplit, ImageData, ImageSplit, JoinedSplit, Metric
 from difflens.errors import DiffLensError, expanded, listing

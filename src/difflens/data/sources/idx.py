@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from difflens.data.files import cache_folder
 from difflens.data.split import ImageData, MemorySplit
 from difflens.errors import DiffLensError, expanded
 
@@ -98,11 +99,6 @@ def load_full_fashion() -> ImageData:
         folder = DEBIAN_FOLDER if DEBIAN_FOLDER.is_dir() else _download_fashion()
     data = load_idx(folder, "fashion-full", FASHION_CLASSES)
     return ImageData(data.spec, "Fashion-MNIST", data.classes, data.train, data.test)
-
-
-def cache_folder() -> Path:
-    """Return the folder of downloads: $DIFFLENS_CACHE, or ~/.cache/difflens."""
-    return expanded(os.environ.get("DIFFLENS_CACHE") or "~/.cache/difflens")
 
 
 def _download_fashion() -> Path:

@@ -11,8 +11,8 @@ import torch
 import torchvision
 from torch import Tensor
 
+from difflens.data.files import cache_folder
 from difflens.data.images import from_pil
-from difflens.data.sources.idx import cache_folder
 from difflens.data.split import ImageData, ImageSplit, LibrarySplit, MemorySplit, Metric, hold_out
 from difflens.errors import DiffLensError, listing
 

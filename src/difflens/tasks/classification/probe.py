@@ -3,7 +3,7 @@
 import math
 import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -65,6 +65,8 @@ def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
 
 def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> ProbeResult:
     store = None if config.store is None else FeatureStore(config.store)
+    if store is not None and config.verify:
+        store.verify()
     noise_seed = config.seed if store is None else store.manifest["seed"]
     train = limited(whole.train, config.limit, noise_seed)  # a store's images are drawn by its seed
     data = replace(whole, train=_labelled(config, train, whole.classes))
@@ -77,7 +79,7 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
     extractor = extractor_config.build(backbone)
     head = make_head(head_config, extractor.shapes(), len(data.classes))
     if store is not None:
-        _check_store(store, config, opened.fingerprints, head.pool, extractor)
+        _check_store(store, config, whole, fingerprint, head.pool, extractor)
     model = TrainedModel(
         Probe(extractor, head),
         data.classes,
@@ -91,7 +93,7 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
         "noise_steps": extractor.noise_steps,
         "noise_seed": extractor.seed,
         "draws": extractor.draws,
-        "labels_sha256": data.train.fingerprint() if config.label_list else None,
+        "labels_sha256": data.train.former_fingerprint() if config.label_list else None,
     }
     with opened.directory(identity) as run:
         if run.finished:
@@ -190,7 +192,8 @@ def _usual(usual: tuple[L, ...], stored: tuple[L, ...]) -> tuple[L, ...]:
 def _check_store(
     store: FeatureStore,
     config: ProbeConfig,
-    fingerprints: Mapping[str, str],
+    data: ImageData,
+    fingerprint: str,
     side: int | None,
     extractor: Extractor,
 ) -> None:
@@ -199,9 +202,9 @@ def _check_store(
     manifest = store.manifest
     stored, asked = manifest["backbone"], config
     different = []
-    if stored["fingerprint"] != fingerprints["backbone_fingerprint"]:
+    if stored["fingerprint"] != fingerprint:
         different.append(f"its backbone was {stored['spec']}, with other weights than {asked.backbone}")
-    if manifest["data"]["fingerprint"] != fingerprints["data_fingerprint"]:
+    if manifest["data"]["fingerprint"] not in (data.former_fingerprint(), data.fingerprint()):
         different.append(f"its data was {manifest['data']['spec']}, which is not what {asked.data} holds now")
     if stored["precision"] != asked.precision:
         different.append(f"its backbone ran in {stored['precision']}, not in {asked.precision}")
