@@ -107,7 +107,7 @@ def test_probe_and_its_resumption(probed: Path, hostile: Path, capsys: pytest.Ca
     again = (*source(hostile), "--blocks", 6, "--noise-steps", 5, "--epochs", 1, "--head", "linear")
     assert run("probe", *again, "--out", probed, "--resume") == 0
     classes = json.loads((probed / "model" / "config.json").read_text(encoding="utf-8"))["classes"]
-    assert sorted(classes) == sorted(CLASSES)
+    assert sorted(classes) == sorted(map(on_disk, CLASSES))
 
 
 @pytest.mark.parametrize("form", ["table", "json", "csv"])
@@ -123,7 +123,9 @@ def test_predict(
     if form == "csv":
         check_csv(printed)
     elif form == "json":
-        assert {label for each in json.loads(printed) for label in each["probabilities"]} == {*CLASSES}
+        assert {label for each in json.loads(printed) for label in each["probabilities"]} == {
+            *map(on_disk, CLASSES)
+        }
     else:
         assert ":smile:" in printed
 

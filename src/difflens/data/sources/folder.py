@@ -7,6 +7,7 @@ import torch
 from difflens.data.files import _TREE, Others, find_images, require_folder
 from difflens.data.split import FileSplit, ImageData
 from difflens.errors import DiffLensError, listing
+from difflens.run.text import on_disk
 
 
 def load_folder(root: Path, spec: str, labels: bool = True) -> ImageData:
@@ -44,7 +45,7 @@ def load_folder(root: Path, spec: str, labels: bool = True) -> ImageData:
         raise DiffLensError(f"{root} must have the same class folders in {both}; {'; '.join(one_sided)}")
     splits = [_labelled(root, where, classes, left_out) for where in (train, test)]
     left_out.tell()
-    return ImageData(spec, root.name, tuple(classes), *splits)
+    return ImageData(spec, root.name, tuple(map(on_disk, classes)), *splits)
 
 
 def load_folder_unlabelled(root: Path) -> FileSplit:
