@@ -1,7 +1,11 @@
 """Small real things that tests share: a network in diffusers format and a folder of images to tell apart."""
 
 import os
+import signal
 from pathlib import Path
+
+# float32 results on a CPU are equal bit for bit at equal numbers of threads; files of tests run side by side
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -12,6 +16,8 @@ from difflens import ScenesConfig, scenes
 from tests.helpers.images import make_image_tree
 
 os.environ["DIFFLENS_QUIET"] = "1"
+# a shell's background processes ignore Ctrl-C, and their children would
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

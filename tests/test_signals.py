@@ -120,16 +120,18 @@ def test_a_second_signal_acts_at_once() -> None:
     assert Stopped(15, "x").number == 15
 
 
-def test_an_interruption_of_the_imports_is_one_line() -> None:
+def test_an_interruption_of_the_imports_is_one_line(tmp_path: Path) -> None:
     program = (
         "import signal, os, threading, time\n"
         "threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "from difflens.__main__ import main\n"
-        "import sys; sys.argv = ['difflens', 'probe', '--out', '/nowhere/at/all']; main()"
+        "import sys; sys.argv[0] = 'difflens'; main()"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", program, "probe", "--out", tmp_path / "run"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 130
     assert result.stderr == "difflens: interrupted\n"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("words", [["--help"], ["predict", "--help"]])

@@ -255,8 +255,8 @@ def test_files_that_are_no_conditions_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not a tensor")
     with pytest.raises(DiffLensError, match=r"condition\.safetensors is damaged"):
         load_condition(path)
-    with pytest.raises(DiffLensError, match=r"nowhere.* cannot be written"):
-        save_condition(tmp_path / "nowhere" / "condition.safetensors", {"x": torch.ones(1)})
+    with pytest.raises(DiffLensError, match=r"cannot write .*safetensors/condition\.safetensors: "):
+        save_condition(path / "condition.safetensors", {"x": torch.ones(1)})
 
 
 def change(path: Path, **entries: Any) -> None:

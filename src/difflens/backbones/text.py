@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -210,10 +209,7 @@ def save_condition(path: Path, tensors: Mapping[str, Tensor]) -> None:
         DiffLensError: the file cannot be written.
     """
     content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    try:
-        replace_with(path, lambda temporary: save_file(content, temporary))
-    except (OSError, SafetensorError) as error:
-        raise DiffLensError(f"{path} cannot be written: {reason(error)}") from error
+    replace_with(path, lambda temporary: save_file(content, temporary))
 
 
 def load_condition(path: Path) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from difflens.data.files import cache_folder
+from difflens.errors import DiffLensError
 from difflens.run.files import checksum, write_bytes
 
 # the clock of a file system is coarse: a change soon after another may leave all times as they are
@@ -30,7 +31,7 @@ def content_digest(paths: Sequence[Path]) -> str:
         key.update(f"{str(path.absolute())!r} {state}\n".encode())
     kept = cache_folder() / "content" / key.hexdigest()
     with suppress(OSError, ValueError):
-        known = kept.read_text()
+        known = kept.read_text(encoding="utf-8")
         if len(bytes.fromhex(known)) == 32:
             return known
     digest = sha256()
@@ -40,7 +41,7 @@ def content_digest(paths: Sequence[Path]) -> str:
                 digest.update(each.encode())
     changes = (when / 1e9 for state in states if state for when in state[2:])
     if all(abs(now - when) > _SETTLED_SECONDS for when in changes):
-        with suppress(OSError):  # without a cache the files are read again
+        with suppress(DiffLensError):  # without a cache the files are read again
             write_bytes(kept, digest.hexdigest().encode())
     return digest.hexdigest()
 

@@ -8,7 +8,8 @@
     checksums.sha256               checksums of the files above when all exist, for `sha256sum --check`
     .checksums-0.partial           until then, checksums of the files that process 0 has written
 
-A file is written atomically, and its bytes do not depend on the process that writes it. Latents serve noise
+A file is written atomically, and its bytes do not depend on the process that writes it; on a CPU they can
+depend on the number of threads. Latents serve noise
 steps that are added later, which need neither the images nor the autoencoder. Opening a store reads sizes and
 headers; `FeatureStore.verify` and `difflens extract --resume` read all and compare checksums.
 """

@@ -1,0 +1,150 @@
+"""Networks and recipes for `photos`, compared at equal compute by the ridge accuracy of their best place.
+
+Usage: python benchmarks/photo_trials.py CIFAR10_FOLDER OUTPUT_FOLDER [MINUTES]
+
+CIFAR10_FOLDER has train/CLASS/*. A tenth of its training images, each tenth of a class, is held out. Each
+trial trains on the others without labels for as many images as take MINUTES (15) of processor time on one
+core, at the rate of its own training step. Ridge regression on 2x2 pooled maps learns 10,000 labels of the
+images trained on, and the 5,000 held-out images judge it. Test images are not read. Finished trials are
+kept, so a run that was stopped goes on. The table is printed, and written to OUTPUT_FOLDER/table.md.
+"""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DModel
+from torch.nn.functional import mse_loss
+
+from difflens import PretrainConfig, load_backbone, pretrain
+from difflens.data.labels import balanced
+from difflens.data.load import load_data
+from difflens.data.split import every_nth
+from difflens.extractors.cache import read_features
+from difflens.extractors.config import ExtractorConfig
+from difflens.metrics.classifiers import held_out_scores
+from difflens.metrics.statistics import wilson
+from difflens.presets import PRETRAIN, UNETS
+from difflens.pretraining.networks import unet_config
+
+BASE: dict[str, Any] = {"channels": (16, 32, 96, 160)}
+TRIALS: dict[str, dict[str, Any]] = {
+    "channels 16, 32, 96, 160": {},
+    "channels 16, 64, 128, 192": {"channels": (16, 64, 128, 192)},
+    "channels 32, 64, 128, 192": {"channels": (32, 64, 128, 192)},
+    "predicts v": {"prediction": "v_prediction"},
+    "cosine schedule": {"schedule": "squaredcos_cap_v2"},
+    "min-SNR, gamma 5": {"min_snr_gamma": 5.0},
+    "learning rate 2e-3": {"learning_rate": 2e-3},
+    "no flips": {"augment": "none"},
+    "EMA 0.999": {"ema_decay": 0.999},
+}
+NOISE_STEPS = (10, 30, 100)
+LABELS = 10_000
+
+
+def seconds_an_image() -> float:
+    """Return the processor time that a training step in bfloat16 takes for an image."""
+    network = UNet2DModel(**unet_config("trial"))
+    images, t = torch.randn(64, 3, 32, 32), torch.randint(1000, (64,))
+    began = 0.0
+    for step in range(11):
+        if step == 1:
+            began = time.process_time()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = mse_loss(network(images, t).sample.float(), images)
+        loss.backward()
+    return (time.process_time() - began) / 640
+
+
+def score(model: Path, data: Any, held_out: torch.Tensor) -> dict[str, Any]:
+    """Return the best place by ridge accuracy on the held-out images."""
+    trained = data.train.subset((~held_out).nonzero()[:, 0])
+    learned = trained.index[balanced(trained, LABELS, 0)]
+    rows = torch.cat([learned, held_out.nonzero()[:, 0]])
+    split, tested = data.train.subset(rows), torch.arange(len(rows)) >= LABELS
+    backbone = load_backbone(str(model))
+    blocks = tuple(block.index for block in backbone.blocks)
+    best: dict[str, Any] = {"accuracy": 0.0}
+    for t in NOISE_STEPS:
+        extractor = ExtractorConfig("frozen", blocks, (t,), 0).build(backbone)
+        cache = read_features(extractor, 2, split, Accelerator(cpu=True))
+        for block in blocks:
+            features = cache.maps[(block, t)][:].flatten(1).float()
+            scores = held_out_scores("ridge", features, split.labels, tested, tested[:0], len(data.classes))
+            hits = int((scores.argmax(1) == split.labels[tested]).sum())
+            if hits / int(tested.sum()) > best["accuracy"]:
+                low, high = wilson(hits, int(tested.sum()))
+                best = {"accuracy": hits / int(tested.sum()), "low": low, "high": high, "place": [block, t]}
+    return best
+
+
+def trial(name: str, options: dict[str, Any], cifar: Path, out: Path, minutes: float) -> dict[str, Any]:
+    """Train and score one trial."""
+    file = out / f"{name}.json"
+    if file.exists():
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+    data = load_data(f"folder:{cifar}")
+    held_out = every_nth(data.train.labels, 10)
+    kept = out / "images"
+    if not kept.exists():
+        for row in (~held_out).nonzero()[:, 0].tolist():
+            source = data.train.root / data.train.ids[row]
+            link = kept / source.parent.name / source.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(source.resolve())
+    recipe = dict(options)
+    UNETS["trial"] = {**UNETS["photos-32"], "channels": recipe.pop("channels", BASE["channels"])}
+    PRETRAIN["trial"] = {**PRETRAIN["photos-32"], "unet": "trial"}
+    plan = out / f"{name}.plan"
+    if not plan.exists():
+        plan.write_text(str(int(minutes * 60 / seconds_an_image())))
+    images = int(plan.read_text())
+    epochs = math.ceil(images / 45_000)
+    config = PretrainConfig(
+        data=f"folder:{kept}",
+        preset="trial",
+        out=out / name.replace(" ", "-"),
+        resume=True,
+        epochs=epochs,
+        limit=images // epochs,
+        precision="bfloat16",
+        workers=0,
+        **recipe,
+    )
+    model = pretrain(config).path / "model"
+    log = (config.out / "log.jsonl").read_text().splitlines()
+    parameters = sum(p.numel() for p in load_backbone(str(model)).parameters())
+    result = {"parameters": parameters, "images": images, "loss": json.loads(log[-1])["loss"]}
+    result |= score(model, data, held_out)
+    file.write_text(json.dumps(result))
+    return result
+
+
+def main(cifar: Path, out: Path, minutes: float) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    lines = [
+        "| trial | parameters | images | loss | ridge, % | 95 % interval | block, t |",
+        "|---|" + "---|" * 6,
+    ]
+    for name, options in TRIALS.items():
+        found = trial(name, options, cifar, out, minutes)
+        accuracy, low, high = (f"{100 * found[key]:.1f}" for key in ("accuracy", "low", "high"))
+        block, t = found["place"]
+        lines.append(
+            f"| {name} | {found['parameters'] / 1e6:.1f} M | {found['images']:,} | {found['loss']:.4f} "
+            f"| {accuracy} | {low} to {high} | {block}, {t} |"
+        )
+        print(lines[-1], flush=True)
+        (out / "table.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 15.0)
