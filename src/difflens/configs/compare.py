@@ -1,12 +1,12 @@
 """Options of `difflens compare`."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import quote
 
-from difflens.backbones.config import BACKBONE_OPTIONS, FILE_OPTIONS, BackboneConfig, is_checkpoint
+from difflens.backbones.config import BACKBONE_OPTIONS, BackboneConfig, is_checkpoint
 from difflens.choices import EvaluationProtocol, HeadChoice, SamplerName
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
@@ -148,11 +148,10 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
         return tuple(trials)
 
     def backbone(self, spec: str) -> BackboneConfig:
-        """Return the configuration of the backbone `spec`."""
+        """Return the configuration of the backbone `spec`; one that is no checkpoint file is read as is."""
         if is_checkpoint(spec):
             return BackboneConfig.of(self, spec)
-        usual = BackboneConfig(spec)
-        return replace(BackboneConfig.of(self, spec), **{name: getattr(usual, name) for name in FILE_OPTIONS})
+        return BackboneConfig(spec, image_size=self.image_size)
 
     def _common(self, spec: str) -> dict[str, Any]:
         """Return the options of all runs on the backbone `spec`."""
@@ -224,6 +223,8 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     def probe(self, spec: str, trial: Trial, place: tuple[int, int | float] | None) -> ProbeConfig:
         """Return the run of `probe` for a trial of a backbone, at a place; None: at the backbone's default
         place."""
+        # a store's features need no image
+        source = {"data": self.data, **self._common(spec)} if self.store else self._reading(spec)
         return ProbeConfig(
             out=self.folder(spec) / trial.key,
             backbone=spec,
@@ -239,5 +240,5 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
             limit=self.limit,
             seeds=self.seeds,
             resume=True,
-            **self._reading(spec),
+            **source,
         )
