@@ -202,6 +202,7 @@ TEXTS = (
 
 
 OTHERS = (
+    "annotations[",
     "weights",
     "difflens walks",
     "top1_interval_95 is missing",

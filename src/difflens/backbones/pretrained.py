@@ -3,10 +3,10 @@
 import hashlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -130,29 +130,29 @@ def _check_types(config: Mapping[str, Any], network: Any) -> None:
     construct = inspect.unwrap(network.__init__)
     hints, defaults = get_type_hints(construct), inspect.signature(construct).parameters
     for name in (name for name in hints if name in config):
-        leaves = {type(None), type(defaults[name].default), *_leaves(hints[name])}
+        leaves = {type(None), *_leaves(type(defaults[name].default)), *_leaves(hints[name])}
         for item in _items(config[name]):
             kind = float if type(item) is int and float in leaves else type(item)
             if kind not in leaves and not (kind is float and int in leaves):
-                known = listing(sorted(leaf.__name__ for leaf in leaves - {type(None), tuple, list, dict}))
+                known = listing(sorted(leaf.__name__ for leaf in leaves - {type(None)}))
                 raise FieldError(f"{name} is {short(config[name])}: it must be of the type {known}")
 
 
 def _leaves(hint: Any) -> Iterator[type]:
-    """Yield the types of the values in a type hint, without those of containers and annotations."""
-    if isinstance(hint, type) and not get_args(hint):
-        yield hint
+    """Yield the types in a type hint, `list` for any sequence."""
+    if get_origin(hint) in (tuple, list, Sequence):
+        yield list
+    elif isinstance(hint, type):
+        yield list if hint is tuple else hint
     for part in get_args(hint):
         yield from (type(part),) if isinstance(part, str) else _leaves(part)
 
 
 def _items(value: Any) -> Iterator[Any]:
-    """Yield a value, or the values in a list."""
-    if isinstance(value, list):
-        for item in value:
-            yield from _items(item)
-    else:
-        yield value
+    """Yield a value, and the values in a list."""
+    yield value
+    for item in value if isinstance(value, list) else ():
+        yield from _items(item)
 
 
 def _check_numbers(value: Any, name: str = "") -> None:
