@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def class_probabilities(
     """
     height, width = image.shape[-2:]
     copies = 1 + (sliding.flip or len(sliding.scales) > 1)
-    classes = int(probe.head.num_classes)
+    classes = cast(int, probe.head.num_classes)
     if image.device.type == "cpu":
         what = f"the probabilities of {classes} classes at {width} x {height} pixels"
         require_memory(4 * copies * classes * height * width, what, "give a smaller picture")
