@@ -91,7 +91,11 @@ class _Pipeline:
         if expected is not None and not isinstance(expected, str):
             raise DiffLensError(f"{self.folder / 'model_index.json'}: scheduler names no class")
         found = (self.scheduler or {}).get("_class_name")
-        if expected and found and process_of({"_class_name": expected}).name != process.name:
+        try:
+            named_process = process_of({"_class_name": expected}) if expected and found else process
+        except DiffLensError as error:
+            raise DiffLensError(f"{self.folder / 'model_index.json'}: scheduler: {error}") from error
+        if named_process.name != process.name:
             raise DiffLensError(
                 f"{self.folder} names a {expected} in model_index.json, and its scheduler is a {found}, "
                 "which noises images differently: it belongs to another pipeline"
