@@ -201,7 +201,7 @@ def test_a_store_is_opened_and_a_head_trained_on_it() -> None:
             epochs=2,
             batch_size=8,
             **places,
-            **COMMON,
+            **{**COMMON, "workers": None},
         )
     )
     difflens.probe(ProbeConfig(out=Path("read"), head="linear", epochs=2, batch_size=8, **places, **COMMON))

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 
+_LONGEST = 200  # characters of a word in a message
+
 
 class DiffLensError(Exception):
     """An error of the user; its message says what was wrong, where, and what would be right.
@@ -13,8 +15,10 @@ class DiffLensError(Exception):
 
 
 def listing(items: Sequence[object], limit: int = 8) -> str:
-    """Return `items` joined for a message: at most `limit` of them, then the number of the rest."""
-    text = ", ".join(str(item) for item in items[:limit])
+    """Return `items` joined for a message: at most `limit` of them, cut if long, then the number of the
+    rest."""
+    words = (str(item) for item in items[:limit])
+    text = ", ".join(word if len(word) <= _LONGEST else f"{word[:_LONGEST]}..." for word in words)
     return text if len(items) <= limit else f"{text} and {len(items) - limit} more"
 
 

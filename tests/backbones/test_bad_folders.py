@@ -228,10 +228,26 @@ def test_a_network_that_is_not_walked(tmp_path: Path) -> None:
     assert_refused(tmp_path / "motion", "holds a MotionAdapter; difflens walks UNet2DModel, UNet2DCond")
 
 
-@pytest.mark.parametrize("name", ["Transformer2DModel", "LuminaNextDiT2DModel", "NoSuchModel", None, 3])
+@pytest.mark.parametrize("name", ["Transformer2DModel", "LuminaNextDiT2DModel", "NoSuchModel", None])
 def test_transformers_that_are_refused_by_class_name(dit: Path, name: object) -> None:
     edit(dit / "transformer" / "config.json", _class_name=name, norm_type="layer_norm")
     assert_refused(dit, f"holds a {name}; difflens walks")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("_class_name", 3, "_class_name is 3: it should be a valid string"),
+        ("norm_eps", "small", "norm_eps is 'small': it must be of the type float"),
+        ("freq_shift", "0", "freq_shift is '0': it must be of the type int"),
+        ("down_block_types", ["DownBlock2D", 2], "down_block_types is .*: it must be of the type list, str"),
+        ("add_attention", 1.5, "add_attention is 1.5: it must be of the type bool"),
+    ],
+)
+def test_fields_of_another_type(tmp_path: Path, field: str, value: object, message: str) -> None:
+    folder = families.write_unet(tmp_path / "unet")
+    edit(folder / "config.json", **{field: value})
+    assert_refused(folder, rf"config\.json: {message}")
 
 
 def test_the_former_name_of_dit(dit: Path) -> None:

@@ -64,6 +64,10 @@ def test_what_cannot_be_right_is_named(config: Options, message: str) -> None:
             probe(head="linear", depth=2, dropout=0.5),
             "the linear head does not read them: leave out --depth, --dropout",
         ),
+        (
+            probe(store=Path("y"), workers=2, on_bad_image="skip"),
+            "read from --store, not from images: leave out --on-bad-image, --workers",
+        ),
         (probe(head="knn", epochs=3), "k-NN trains nothing: leave out --epochs"),
         (probe(head="linear", grid=True, weight_decay=0.1), "leave out --weight-decay"),
         (probe(step_epochs=3), "--lr-schedule step only: leave out --step-epochs"),

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difflens import DiffLensError, ExtractConfig, FeatureStore, extract, load_data
-from difflens.extractors.store import StoredMaps, layout_of, write_shard
+from difflens.extractors.manifest import Layout
+from difflens.extractors.store import StoredMaps, write_shard
 from tests.helpers.images import make_image_tree
 
 
@@ -118,8 +119,8 @@ def test_a_damaged_store(stored: tuple[Path, Path], tmp_path: Path, damage: str)
     message = {
         "missing": "1 of 4 shards are missing, val/t00009-00000.safetensors for example",
         "truncated": r"t00009-00000\.safetensors is damaged",
-        "manifest": "not a feature store's manifest",
-        "version": "another version of difflens",
+        "manifest": r"manifest\.json: blocks is missing",
+        "version": "difflens_store is 99, of another version of difflens",
         "images": r"do not have their checksums: val/images\.csv",
     }[damage]
     with pytest.raises(DiffLensError, match=message):
@@ -127,14 +128,8 @@ def test_a_damaged_store(stored: tuple[Path, Path], tmp_path: Path, damage: str)
 
 
 def test_shards_hold_whole_batches_and_the_size_is_predicted(tmp_path: Path) -> None:
-    manifest = {
-        "images": {"train": 1000, "test": 70},
-        "shapes": {"3": [8, 16, 16], "5": [4, 8, 8]},
-        "noise_steps": [1, 2],
-        "dtype": "float16",
-        "shard_megabytes": 1,
-    }
-    layout = layout_of(manifest)
+    shapes = {3: (8, 16, 16), 5: (4, 8, 8)}
+    layout = Layout({"train": 1000, "test": 70}, shapes, (1, 2), "float16", shard_megabytes=1)
     assert layout.shard_images % 64 == 0
     assert sum(len(shard.rows) for shard in layout.shards if shard.split == "train") == 1000
     total = 0

@@ -138,7 +138,6 @@ def test_shards_of_swapped_noise_steps_have_other_checksums(copy: Callable[[str]
         head="linear",
         verify=True,
         device="cpu",
-        workers=0,
     )
     with pytest.raises(DiffLensError, match=", ".join(names)):
         probe(options)

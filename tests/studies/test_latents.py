@@ -254,7 +254,7 @@ def test_a_probe_on_stored_levels(flow: Path, image_tree: Path, tmp_path: Path, 
         device="cpu",
         workers=0,
     )
-    stored = probe(replace(run, store=tmp_path / "store"))
+    stored = probe(replace(run, store=tmp_path / "store", workers=None))
     online = probe(replace(run, out=tmp_path / "online"))
     assert stored.evaluations[0].top1 == online.evaluations[0].top1
     assert stored.model.probe.extractor.noise_steps == run.noise_steps

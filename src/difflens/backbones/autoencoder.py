@@ -7,7 +7,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from difflens.backbones.pretrained import digest_of, read_json, read_network
+from difflens.backbones.pretrained import digest_of, read_config, read_network
 from difflens.errors import DiffLensError, listing
 
 KINDS = ("AutoencoderKL", "VQModel")
@@ -72,7 +72,7 @@ class Autoencoder(nn.Module):
         Raises:
             DiffLensError: the folder holds no known autoencoder, or its files are damaged.
         """
-        written = read_json(folder / "config.json", f"{folder} is not an autoencoder")
+        written = read_config(folder, f"{folder} is not an autoencoder")
         name = written.get("_class_name")
         if name not in KINDS:
             raise DiffLensError(

@@ -11,7 +11,7 @@ from difflens.backbones.autoencoder import Autoencoder
 from difflens.backbones.base import Backbone, Defaults
 from difflens.backbones.conditions import Condition, class_condition, dit_condition, text_condition
 from difflens.backbones.config import BackboneConfig
-from difflens.backbones.pretrained import read_json, read_network
+from difflens.backbones.pretrained import read_config, read_json, read_network
 from difflens.backbones.transformer import WALKED, TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.choices import WeightsName
@@ -19,6 +19,7 @@ from difflens.errors import DiffLensError, expanded
 from difflens.processes.base import NoiseProcess
 from difflens.processes.schedulers import process_of
 from difflens.run.console import warn
+from difflens.run.reading import short
 
 _NETWORKS = ("unet", "transformer")
 _AUTOENCODERS = ("vae", "vqvae")
@@ -61,7 +62,7 @@ class _Pipeline:
             folder, home = parent, folder
         else:
             home = _network_of(folder, weights)
-        written = read_json(home / "config.json", f"{folder} is not a diffusers model")
+        written = read_config(home, f"{folder} is not a diffusers model")
         path = folder / "model_index.json"
         index = read_json(path, f"{folder} is not a pipeline") if path.exists() else {}
         files = (each / "scheduler_config.json" for each in (folder / "scheduler", folder))
@@ -78,6 +79,9 @@ class _Pipeline:
         Raises:
             DiffLensError: the scheduler is not known, or it belongs to another pipeline.
         """
+        name = (self.scheduler or {}).get("_class_name", "")
+        if not isinstance(name, str):
+            raise DiffLensError(f"{self.scheduler_file}: _class_name is {short(name)}: it must be text")
         try:
             process = process_of(self.scheduler)
         except DiffLensError as error:
@@ -87,7 +91,11 @@ class _Pipeline:
         if expected is not None and not isinstance(expected, str):
             raise DiffLensError(f"{self.folder / 'model_index.json'}: scheduler names no class")
         found = (self.scheduler or {}).get("_class_name")
-        if expected and found and process_of({"_class_name": expected}).name != process.name:
+        try:
+            named_process = process_of({"_class_name": expected}) if expected and found else process
+        except DiffLensError as error:
+            raise DiffLensError(f"{self.folder / 'model_index.json'}: scheduler: {error}") from error
+        if named_process.name != process.name:
             raise DiffLensError(
                 f"{self.folder} names a {expected} in model_index.json, and its scheduler is a {found}, "
                 "which noises images differently: it belongs to another pipeline"

@@ -137,7 +137,11 @@ def _load(config: BackboneConfig, fresh: bool, meta: bool) -> Backbone:
     """Return the backbone of `config`, with fresh weights for `fresh`, and then without any for `meta`."""
     spec, size = config.spec, config.image_size
     kind, _, _ = spec.partition(":")
+    if not spec:
+        raise DiffLensError(f"no backbone is named: known are {_KNOWN}")
     path = expanded(spec)
+    if path.name in ("", ".."):  # a pipeline and its parts are known by their names
+        path = path.resolve()
     if is_checkpoint(spec):
         network = _from_checkpoint(config, path, fresh and meta)
         if fresh:

@@ -1,16 +1,17 @@
 """Networks in diffusers format: their files, read strictly, and their digest."""
 
 import hashlib
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
 
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, listing
 from difflens.ranges import Pixels, Range, Width
 from difflens.run import reading
 from difflens.run.console import warn
@@ -37,6 +38,24 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
         raise DiffLensError(f"{problem}: {error}") from error
 
 
+def read_config(folder: Path, problem: str) -> dict[str, Any]:
+    """Return the content of the config.json of a network of diffusers.
+
+    Args:
+        problem: as for `read_json`.
+
+    Raises:
+        DiffLensError: as for `read_json`, or a field that difflens reads itself, or a number, is wrong.
+    """
+    config = read_json(folder / "config.json", problem)
+    try:
+        checked(_NetworkFields, {name: config[name] for name in _NETWORK_FIELDS if name in config})
+        _check_numbers(config)
+    except FieldError as error:
+        raise DiffLensError(f"{folder / 'config.json'}: {error}") from error
+    return config
+
+
 def read_network(
     kind: Any, folder: Path, config: dict[str, Any], *, fresh: bool = False, meta: bool = False
 ) -> Any:
@@ -45,29 +64,28 @@ def read_network(
     Args:
         kind: its class.
         folder: holds config.json and the weights.
-        config: the content of config.json.
+        config: the result of `read_config`.
         fresh: use the weights of a new network (seed 0) instead of those of the folder.
         meta: make the network on the meta device, without weights.
 
     Raises:
         DiffLensError: the configuration makes no network, or the weights are damaged or do not belong to it.
     """
-    try:
-        checked(_NetworkFields, {name: config[name] for name in _NETWORK_FIELDS if name in config})
-        _check_numbers(config)
-    except FieldError as error:
-        raise DiffLensError(f"{folder / 'config.json'}: {error}") from error
     check_files(folder)
     try:
+        _check_types(config, kind)
         with torch.device("meta"):
             outline = kind.from_config(config)
-        if meta:
-            return outline
-        check_size(outline, folder, fresh)
-        if fresh:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                return kind.from_config(config)
+    except Exception as error:  # diffusers raises many types for configurations that cannot be right
+        raise DiffLensError(f"{folder / 'config.json'}: {reason(error)}") from error
+    if meta:
+        return outline
+    check_size(outline, folder, fresh)
+    if fresh:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return kind.from_config(config)
+    try:
         network, info = kind.from_pretrained(
             folder,
             variant=_variant(folder),
@@ -75,10 +93,8 @@ def read_network(
             output_loading_info=True,
             low_cpu_mem_usage=False,
         )
-    except DiffLensError:
-        raise
-    except Exception as error:  # diffusers raises many types for damaged weights and configurations
-        raise DiffLensError(f"{folder} cannot be loaded: {reason(error)}") from error
+    except Exception as error:  # and for damaged weights
+        raise DiffLensError(f"the weights in {folder} cannot be loaded: {reason(error)}") from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise DiffLensError(
@@ -107,6 +123,36 @@ class _NetworkFields:
 
 
 _NETWORK_FIELDS = [field.name for field in fields(_NetworkFields)]
+
+
+def _check_types(config: Mapping[str, Any], network: Any) -> None:
+    """Refuse text where a network's argument is a number, and the like; of lists, each item is checked."""
+    construct = inspect.unwrap(network.__init__)
+    hints, defaults = get_type_hints(construct), inspect.signature(construct).parameters
+    for name in (name for name in hints if name in config):
+        leaves = {type(None), *_leaves(type(defaults[name].default)), *_leaves(hints[name])}
+        for item in _items(config[name]):
+            kind = float if type(item) is int and float in leaves else type(item)
+            if kind not in leaves and not (kind is float and int in leaves):
+                known = listing(sorted(leaf.__name__ for leaf in leaves - {type(None)}))
+                raise FieldError(f"{name} is {short(config[name])}: it must be of the type {known}")
+
+
+def _leaves(hint: Any) -> Iterator[type]:
+    """Yield the types in a type hint, `list` for any sequence."""
+    if get_origin(hint) in (tuple, list, Sequence):
+        yield list
+    elif isinstance(hint, type):
+        yield list if hint is tuple else hint
+    for part in get_args(hint):
+        yield from (type(part),) if isinstance(part, str) else _leaves(part)
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """Yield a value, and the values in a list."""
+    yield value
+    for item in value if isinstance(value, list) else ():
+        yield from _items(item)
 
 
 def _check_numbers(value: Any, name: str = "") -> None:

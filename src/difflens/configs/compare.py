@@ -1,7 +1,7 @@
 """Options of `difflens compare`."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import quote
@@ -234,6 +234,8 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
     def probe(self, spec: str, trial: Trial, place: tuple[int, int | float] | None) -> ProbeConfig:
         """Return the run of `probe` for a trial of a backbone, at a place; None: at the backbone's default
         place."""
+        # a store's features need no image
+        source = {"data": self.data, **self._common(spec)} if self.store else self._reading(spec)
         return ProbeConfig(
             out=self.folder(spec) / trial.key,
             backbone=spec,
@@ -249,5 +251,5 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
             limit=self.limit,
             seeds=self.seeds,
             resume=True,
-            **self._reading(spec),
+            **source,
         )

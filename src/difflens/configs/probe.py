@@ -121,6 +121,8 @@ class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, 
         yield from options_without_effect(self._head)
         if self.store is None:
             yield "without --store there is nothing to verify", ("verify",)
+        else:
+            yield "features are read from --store, not from images", ("on_bad_image", "workers")
         if self._head == "knn":
             yield "k-NN trains nothing", _TRAINING
         if self.grid:

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from difflens.choices import ExtractorName, Precision
 from difflens.errors import DiffLensError
-from difflens.ranges import Count, Depth, Seed
+from difflens.ranges import Count, Depth, Range, Seed
 
 if TYPE_CHECKING:
     from difflens.backbones.base import Backbone
@@ -49,7 +49,7 @@ class ExtractorConfig:
 
     name: ExtractorName
     blocks: tuple[Count, ...]
-    noise_steps: tuple[int | float, ...]
+    noise_steps: tuple[Annotated[int | float, Range(0, 10**6)], ...]
     seed: Seed = 0
     feedback_blocks: tuple[Count, ...] | None = None
     from_block: Count = 1

@@ -15,14 +15,12 @@ headers; `FeatureStore.verify` and `difflens extract --resume` read all and comp
 """
 
 import hashlib
-import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,110 +29,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from difflens.backbones.maps import MapShape, Place, pool_to, pooled_shape
+from difflens.backbones.maps import Place, pool_to, pooled_shape
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError, expanded, listing
-from difflens.extractors.cache import READ_BATCH, FeatureCache
+from difflens.extractors.cache import FeatureCache
 from difflens.extractors.latents import Latents
-from difflens.processes.base import Level, level_name
+from difflens.extractors.manifest import DTYPES, MANIFEST, Layout, Shard, read_manifest
+from difflens.processes.base import Level
 from difflens.run.files import checksum, write_bytes
-from difflens.run.text import csv_rows, csv_text, on_disk
+from difflens.run.reading import check_regular, read_table, read_text, short
+from difflens.run.text import csv_text, on_disk, unguarded
 
-MANIFEST = "manifest.json"
 CHECKSUMS = "checksums.sha256"
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-"""The types of stored features, by name."""
 _IMAGES = "images.csv"
 _TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 _JOURNAL = ".checksums-{}.partial"
+_CHECKSUM = re.compile(r"([0-9a-f]{64})  (.+)")
+_LABEL = re.compile(r"|-1|[0-9]{1,9}")
 _THREADS = 4
-_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Consecutive rows of a split, stored in one file for each noise step, and one for latents.
-
-    Attributes:
-        split: the name of the split.
-        number: the number of the shard in its split, from 0.
-        rows: (N,) long: positions in the split.
-    """
-
-    split: str
-    number: int
-    rows: Tensor
-
-    def path(self, t: Level, suffix: str = "safetensors") -> Path:
-        """Return the file of the noise step `t`, relative to the store."""
-        return Path(self.split) / f"t{level_name(t)}-{self.number:05d}.{suffix}"
-
-    @property
-    def latents_path(self) -> Path:
-        """The file of the latents, relative to the store."""
-        return Path(self.split) / f"latents-{self.number:05d}.safetensors"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The layout of a store: its division into files, which depends only on the stored features.
-
-    Attributes:
-        images: the number of images by split.
-        shapes: (C, H, W) of the stored map of each block.
-        noise_steps: the noise steps of the stored maps.
-        dtype: the type of the maps, a key of `DTYPES`.
-        shard_megabytes: the approximate size of a file, in megabytes.
-        latents: (C, H, W) of the stored latents; None: none are stored.
-    """
-
-    images: Mapping[str, int]
-    shapes: Mapping[int, MapShape]
-    noise_steps: Sequence[Level]
-    dtype: str
-    shard_megabytes: int
-    latents: MapShape | None = None
-
-    @property
-    def image_bytes(self) -> int:
-        """The bytes of one image at one noise step: its maps and its row."""
-        values = sum(math.prod(shape) for shape in self.shapes.values())
-        return values * DTYPES[self.dtype].itemsize + 8
-
-    @property
-    def latent_bytes(self) -> int:
-        """The bytes of one image's latents and its row; 0 without latents."""
-        return 0 if self.latents is None else 4 * math.prod(self.latents) + 8
-
-    @property
-    def shard_images(self) -> int:
-        """The number of images in a full shard: whole batches, at least one."""
-        largest = max(self.image_bytes, self.latent_bytes)
-        batches = self.shard_megabytes * 10**6 // (largest * READ_BATCH)
-        return READ_BATCH * max(1, int(batches))
-
-    @cached_property
-    def shards(self) -> list[Shard]:
-        """The shards of all splits, in order."""
-        return [
-            Shard(split, number, rows)
-            for split, count in self.images.items()
-            for number, rows in enumerate(torch.arange(count).split(self.shard_images))
-        ]
-
-    def bytes_of(self, shard: Shard, noise_steps: int, latents: bool) -> int:
-        """Return the predicted size of a shard's files at so many noise steps, with or without latents.
-
-        A file's header takes about 90 bytes of JSON for each tensor.
-        """
-        maps = len(shard.rows) * self.image_bytes + 80 + 90 * len(self.shapes)
-        kept = len(shard.rows) * self.latent_bytes + 170 if latents and self.latents else 0
-        return noise_steps * maps + kept
-
-    @property
-    def total_bytes(self) -> int:
-        """The predicted size of all shards, in bytes."""
-        return sum(self.bytes_of(shard, len(self.noise_steps), latents=True) for shard in self.shards)
+_MOST = 2**28  # bytes; a line for each image of the largest data sets
 
 
 def write_shard(path: Path, rows: Tensor, maps: Mapping[int, Tensor]) -> str:
@@ -169,14 +82,20 @@ def record_checksum(folder: Path, process: int, name: str, digest: str) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """Return the recorded checksums of a store by file, also of an unfinished store."""
+    """Return the recorded checksums of a store by file, also of an unfinished store.
+
+    Raises:
+        DiffLensError: a file of checksums is damaged; the message names the line. In an unfinished store,
+            a stop can leave incomplete lines, which are left out.
+    """
     recorded = {}
     for path in (folder / CHECKSUMS, *sorted(folder.glob(_JOURNAL.format("*")))):
-        with suppress(OSError):
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                digest, _, name = line.partition("  ")
-                if len(digest) == 64:
-                    recorded[name] = digest
+        lines = read_text(path, _MOST).removesuffix("\n").split("\n") if path.exists() else []
+        for number, line in enumerate(lines, start=1):
+            if found := _CHECKSUM.fullmatch(line):
+                recorded[found[2]] = found[1]
+            elif path.name == CHECKSUMS:
+                raise DiffLensError(f"{path}, line {number}: {short(line)} is no SHA-256 and name of a file")
     return recorded
 
 
@@ -194,8 +113,9 @@ def verified(folder: Path, recorded: Mapping[str, str]) -> Iterator[tuple[str, b
 
     def is_intact(name: str) -> bool:
         try:
+            check_regular(folder / name)
             return checksum(folder / name) == recorded[name]
-        except OSError:
+        except (OSError, DiffLensError):
             return False
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -283,26 +203,23 @@ class FeatureStore:
 
     def __init__(self, path: Path | str):
         self.path = expanded(path)
-        file = self.path / MANIFEST
-        if not file.is_file():
+        if not (self.path / MANIFEST).exists():
             raise DiffLensError(f"{self.path} is not a feature store: there is no {MANIFEST} in it")
-        try:
-            self.manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if self.manifest["difflens_store"] != _VERSION:
-                raise DiffLensError(
-                    f"{self.path} was written by another version of difflens: extract it again"
-                )
-            self.blocks = tuple(self.manifest["blocks"])
-            self.noise_steps = tuple(self.manifest["noise_steps"])
-            self.layout = layout_of(self.manifest)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DiffLensError(f"{file} is not a feature store's manifest: {error!r}") from error
-        self.splits = tuple(self.layout.images)
-        if self.manifest["format"] != "safetensors":
+        self.manifest = read_manifest(self.path / MANIFEST)
+        self.blocks, self.noise_steps = self.manifest.blocks, self.manifest.noise_steps
+        self.layout, self.splits = self.manifest.layout, tuple(self.manifest.images)
+        if self.manifest.format != "safetensors":
             raise DiffLensError(
-                f"{self.path} holds {self.manifest['format']} files for other programs; difflens reads "
+                f"{self.path} holds {self.manifest.format} files for other programs; difflens reads "
                 "stores that `difflens extract --format safetensors` wrote"
             )
+        recorded = read_checksums(self.path)
+        lists = [f"{split}/{_IMAGES}" for split in self.splits]
+        self._refuse_damaged({name: recorded[name] for name in lists if name in recorded})
+        self._images = {
+            split: _read_images(self.path / split / _IMAGES, count)
+            for split, count in self.manifest.images.items()
+        }
         files = {shard.path(t): shard for shard in self.layout.shards for t in self.noise_steps}
         missing = [str(name) for name in files if not (self.path / name).is_file()]
         if missing:
@@ -312,10 +229,6 @@ class FeatureStore:
             )
         for name, shard in files.items():
             check_file(self.path / name, shard, self.layout)
-        recorded = read_checksums(self.path)
-        lists = [f"{split}/{_IMAGES}" for split in self.splits]
-        self._refuse_damaged({name: recorded[name] for name in lists if name in recorded})
-        self._images = {split: _read_images(self.path / split / _IMAGES) for split in self.splits}
 
     def verify(self) -> None:
         """Read all files, and compare them with their checksums.
@@ -469,37 +382,16 @@ def _loaded(maps: StoredMaps, side: int | None) -> Tensor:
     return torch.cat([pool_to(part.float(), side).to(maps.dtype) for part in parts])
 
 
-def manifest_of(layout: Layout, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of manifest.json: the layout, and `identity`, the source of the features."""
-    return {
-        "difflens_store": _VERSION,
-        "blocks": sorted(layout.shapes),
-        "noise_steps": sorted(layout.noise_steps),
-        "shapes": {str(block): list(shape) for block, shape in layout.shapes.items()},
-        "images": dict(layout.images),
-        "dtype": layout.dtype,
-        "shard_megabytes": layout.shard_megabytes,
-        **({} if layout.latents is None else {"latents": list(layout.latents)}),
-        **identity,
-    }
-
-
-def layout_of(manifest: Mapping[str, Any]) -> Layout:
-    """Return the layout that a manifest describes."""
-    return Layout(
-        images=dict(manifest["images"]),
-        shapes={int(block): tuple(shape) for block, shape in manifest["shapes"].items()},
-        noise_steps=manifest["noise_steps"],
-        dtype=manifest["dtype"],
-        shard_megabytes=manifest["shard_megabytes"],
-        latents=tuple(manifest["latents"]) if "latents" in manifest else None,
-    )
-
-
-def _read_images(path: Path) -> tuple[list[str], Tensor]:
-    try:
-        lines = csv_rows(path.read_bytes().decode())
-        labels = torch.tensor([int(line["label"] or -1) for line in lines], dtype=torch.long)
-        return [line["image"] for line in lines], labels
-    except (OSError, KeyError, ValueError) as error:
-        raise DiffLensError(f"{path} is damaged ({error}): extract the store again") from error
+def _read_images(path: Path, count: int) -> tuple[list[str], Tensor]:
+    """Return the names of the `count` images of a split, and their labels, (N,) long; -1 without a label."""
+    lines = read_table(path, ("image", "label"), _MOST)
+    if len(lines) != count:
+        raise DiffLensError(f"{path} has {len(lines):,} images, and {MANIFEST} counts {count:,}")
+    labels = []
+    for number, line in lines.items():
+        if not _LABEL.fullmatch(line["label"]):
+            raise DiffLensError(
+                f"{path}, line {number}: label is {short(line['label'])}, and no class number"
+            )
+        labels.append(int(line["label"] or -1))
+    return [unguarded(line)["image"] for line in lines.values()], torch.tensor(labels, dtype=torch.long)

@@ -31,7 +31,7 @@ from difflens.opening import open_run
 from difflens.results.fidelity import Distance, FidelityResult, InceptionFigures, SampleSource
 from difflens.run.directory import CONFIG, FINISHED, read_record
 from difflens.run.processes import accelerator
-from difflens.run.reading import check_regular, read_yaml, reason
+from difflens.run.reading import check_regular, read_yaml, reason, short
 
 NOISE_STRENGTHS = (0.01, 0.03, 0.1, 0.3)
 """Standard deviations of the noise for the reference distances, on images in [-1, 1]."""
@@ -72,8 +72,11 @@ def _samples(config: FidelityConfig) -> tuple[ImageSplit, SampleSource | None]:
     """Return the generated images, and their source if `generate` made them."""
     folder, source = config.samples, None
     if (folder / CONFIG).exists():
-        if read_record(folder)["command"] != "generate":
-            raise DiffLensError(f"{folder} is a run directory, but not of `difflens generate`")
+        command = read_record(folder)["command"]
+        if command != "generate":
+            raise DiffLensError(
+                f"{folder} is a run directory, but not of `difflens generate`: it is of {short(command)}"
+            )
         if not (folder / FINISHED).is_file():
             raise DiffLensError(f"{folder} is not finished: `difflens generate` goes on with --resume")
         source = read_yaml(folder / CONFIG, SampleSource)

@@ -265,7 +265,7 @@ def model_task(folder: Path) -> str:
     tasks = [kind.task for kind in (TrainedModel, SegmentationModel, DetectionModel)]
     task = read_json(path, lambda config: checked(str, config.get("task", TrainedModel.task), "task"))
     if task not in tasks:
-        raise DiffLensError(f"{path} is a model of {short(task)}; this version knows {', '.join(tasks)}")
+        raise DiffLensError(f"{path}: task is {short(task)}; this version knows {', '.join(tasks)}")
     return task
 
 

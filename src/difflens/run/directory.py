@@ -153,8 +153,9 @@ class RunDirectory:
             self.release()
 
     def grow(self) -> None:
-        """Store the configuration with the new entries of the list `growing`."""
-        self._write_config()
+        """Store the configuration with the new entries of the list `growing`, if it is not stored yet."""
+        if read_record(self.path) != self._record:
+            self._write_config()
 
     def _write_config(self) -> None:
         self.write(CONFIG, yaml.safe_dump(self._record, sort_keys=False))

@@ -15,7 +15,7 @@ from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from reprlib import Repr
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_origin
 
 from difflens.errors import DiffLensError
 
@@ -268,7 +268,7 @@ def _json(path: Path | str, text: str) -> Any:
 def _parsed(path: Path | str, content: Any, kind: Parse[T]) -> T:
     try:
         _check_plain(content, "", 0)
-        if isinstance(kind, type) or not callable(kind):
+        if isinstance(kind, type) or get_origin(kind) is not None or not callable(kind):
             return checked(cast(type[T], kind), content)
         return kind(checked(_TABLE, content))
     except FieldError as error:

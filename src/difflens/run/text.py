@@ -46,21 +46,6 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> str:
     return text.getvalue()
 
 
-def csv_rows(text: str) -> list[dict[str, str]]:
-    """Return the rows of `csv_text` by the names of the columns in the first row.
-
-    Raises:
-        ValueError: the text is damaged.
-    """
-    try:
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    except csv.Error as error:
-        raise ValueError(str(error)) from error
-    if any(None in row or None in row.values() for row in rows):
-        raise ValueError("a line has too few or too many cells")
-    return [unguarded(row) for row in rows]
-
-
 def unguarded(row: Mapping[str, str]) -> dict[str, str]:
     """Return a row of `csv_text` without the quotation marks that guard its words."""
     return {name: _unguarded(value) for name, value in row.items()}

@@ -27,14 +27,10 @@ from difflens.extractors.base import Extractor
 from difflens.extractors.cache import Reading
 from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.latents import Latents
+from difflens.extractors.manifest import DTYPES, MANIFEST, Layout, Shard, manifest_of
 from difflens.extractors.store import (
     CHECKSUMS,
-    DTYPES,
-    MANIFEST,
-    Layout,
-    Shard,
     check_file,
-    manifest_of,
     read_checksums,
     read_latents,
     record_checksum,

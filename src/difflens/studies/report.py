@@ -63,8 +63,8 @@ class _Evidence:
         heads: accuracies of heads, from probe and demo runs.
         distances: distances of samples from real images, from fidelity runs.
         generated: folder of a generate run; None without one.
-        pretrained: folder of a pretrain run; None without one.
         trained_on: data of the pretrain run; None without one.
+        log: the records of the pretrain run.
         data: data of the first probe or demo run; None without one.
     """
 
@@ -74,8 +74,8 @@ class _Evidence:
     heads: list[HeadScore] = field(default_factory=list)
     distances: list[FidelityResult] = field(default_factory=list)
     generated: Path | None = None
-    pretrained: Path | None = None
     trained_on: _DataRecord | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
     data: str | None = None
 
     @property
@@ -143,7 +143,9 @@ def _collect(config: ReportConfig) -> _Evidence:
         run = read_record(path)
         command = run["command"]
         if command not in _READERS:
-            raise DiffLensError(f"{name} is a run of {command}; a report reads {listing(list(_READERS))}")
+            raise DiffLensError(
+                f"{name} is a run of {command or 'no command'}; a report reads {listing(list(_READERS))}"
+            )
         if not (path / ("model" if command == "pretrain" else FINISHED)).exists():
             raise DiffLensError(f"{name} is not finished: `difflens {command}` goes on with --resume")
         _READERS[command](name, path, evidence)
@@ -152,7 +154,8 @@ def _collect(config: ReportConfig) -> _Evidence:
 
 def _read_pretrain(name: str, path: Path, evidence: _Evidence) -> None:
     _load_backbone(name, BackboneConfig(str(path / "model")), evidence)
-    evidence.pretrained, evidence.trained_on = path, read_yaml(path / CONFIG, _DataRecord)
+    evidence.trained_on = read_yaml(path / CONFIG, _DataRecord)
+    evidence.log = read_log(path, "epoch", "step", "loss")
 
 
 def _read_probe(name: str, path: Path, evidence: _Evidence) -> None:
@@ -290,7 +293,7 @@ class _Page:
             distances=evidence.distances,
             samples=samples_picture(image_grid(to_float(samples)), caption, backbone.image_size),
             memorisation=self._memorisation(samples),
-            log=[] if evidence.pretrained is None else read_log(evidence.pretrained, "epoch", "step", "loss"),
+            log=evidence.log,
             provenance={
                 "Command": shown_command(self.config),
                 "Backbone": f"{backbone.spec}, {sum(p.numel() for p in backbone.parameters()):,} parameters, "

@@ -64,7 +64,6 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
     blocks = backbone.check_blocks(config.blocks or [block.index for block in backbone.blocks])
     steps = backbone.check_noise_steps(config.noise_steps or _ladder(backbone))
     with opened.directory({"blocks": blocks, "noise_steps": steps}, growing="noise_steps") as run:
-        run.grow()
         backbone.to(opened.process.device)
         return _Sweep(opened, blocks, backbone.process.by_noise(steps), run, announce, began).run_all()
 
@@ -115,6 +114,7 @@ class _Sweep:
             if step is None:
                 if self.seconds is not None and measured and time.monotonic() - self.began > self.seconds:
                     break
+                self.run.grow()
                 step = self._measure(split, t)
                 self.run.write_with(_file(t), partial(save_file, step))
                 self.run.keep()

@@ -3,6 +3,7 @@ predictions."""
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from difflens.models.saved import DetectionModel, SegmentationModel
 from difflens.processes.clean import Clean
 from difflens.results.predict import DensePrediction, DensePredictResult
 from difflens.run.files import replace_with, write_text
+from difflens.run.reading import read_json
 
 _RECORD = "predictions.json"
+_MOST = 2**30  # bytes; the masks of many objects in many images
 
 Answer = tuple[dict[str, Any], dict[str, Image.Image]]
 """The fields of a prediction, and its pictures: "overlay" and, for a segmentation, "mask"."""
@@ -46,13 +49,21 @@ def check_dense(config: PredictConfig) -> None:
 def _pictures(out: Path) -> set[str] | None:
     """Return the names of the overlays and masks in a folder of predictions; None for another folder."""
     try:
-        records = json.loads((out / _RECORD).read_text(encoding="utf-8"))
-        names = {str(record[key]) for record in records for key in ("overlay", "mask") if key in record}
-    except (OSError, ValueError, TypeError):
+        records = read_json(out / _RECORD, tuple[_Pictures, ...], _MOST)
+    except DiffLensError:
         return None
+    names = {name for record in records for name in (record.overlay, record.mask) if name is not None}
     return {
         name for name in names if name.endswith((".overlay.png", ".mask.png")) and Path(name).name == name
     }
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """The pictures of an image in predictions.json."""
+
+    overlay: str | None = None
+    mask: str | None = None
 
 
 def check_draws(config: PredictConfig, backbone: Backbone) -> None:

@@ -1,3 +1,4 @@
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -128,3 +129,10 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DiffLensError, match=r"pip install difflens\[hub\]"):
         load_data("hf:mnist")
+
+
+def test_a_pipe_in_a_folder_is_refused_unopened(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    os.mkfifo(tmp_path / "train" / "data.parquet")
+    with pytest.raises(DiffLensError, match=r"data\.parquet is no regular file"):
+        load_data(f"hf:{tmp_path}")

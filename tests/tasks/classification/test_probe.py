@@ -415,7 +415,7 @@ def test_a_store_gives_what_the_backbone_gives(
             workers=0,
         )
     )
-    stored = replace(direct, out=tmp_path / "stored", store=tmp_path / "store")
+    stored = replace(direct, out=tmp_path / "stored", store=tmp_path / "store", workers=None)
     first, second = probe(direct), probe(stored)
     assert comparable(first.metrics()) == comparable(second.metrics())
     for name, value in first.model.probe.own_state().items():
@@ -455,6 +455,7 @@ def test_a_store_says_what_to_read(backbone_folder: Path, image_tree: Path, tmp_
         width=16,
         limit=30,
         store=tmp_path / "store",
+        workers=None,
     )
     result = probe(asked)
     assert (result.model.extractor.blocks, result.model.extractor.noise_steps) == ((3, 7), (2, 9))
@@ -505,7 +506,8 @@ def test_a_store_that_does_not_fit_is_refused(
     base = {"backbone": str(backbone_folder), "data": str(image_tree), "blocks": (6,), "noise_steps": (5,)}
     extract(ExtractConfig(**{**base, "out": tmp_path / "store", "device": "cpu", "workers": 0, **made}))
     with pytest.raises(DiffLensError, match=message):
-        probe(config(tmp_path / "run", backbone_folder, image_tree, store=tmp_path / "store", **asked))
+        run = config(tmp_path / "run", backbone_folder, image_tree, store=tmp_path / "store", workers=None)
+        probe(replace(run, **asked))
     assert not (tmp_path / "run").exists()
 
 
@@ -526,8 +528,11 @@ def test_a_store_that_does_not_fit_is_refused(
             "k-NN trains nothing: leave out --learning-rate, --mixup",
         ),
         ({"grid": True, "weight_decay": 0.1}, "learning rates and weight decays: leave out --weight-decay"),
-        ({"head": "diffeed", "store": Path("x")}, "a store holds features of a frozen backbone"),
-        ({"store": Path("/nowhere")}, "not a feature store"),
+        (
+            {"head": "diffeed", "store": Path("x"), "workers": None},
+            "a store holds features of a frozen backbone",
+        ),
+        ({"store": Path("/nowhere"), "workers": None}, "not a feature store"),
     ],
     ids=str,
 )

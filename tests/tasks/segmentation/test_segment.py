@@ -266,6 +266,13 @@ def test_the_linear_head_is_one_convolution_on_upsampled_maps() -> None:
     assert torch.allclose(head(maps, (16, 16)), expected, atol=1e-5)
 
 
+def test_an_image_whose_probabilities_do_not_fit_is_refused(trained: Path) -> None:
+    probe = SegmentationModel.load(trained).probe
+    image = torch.zeros(3, 1, 1, dtype=torch.uint8).expand(3, 400_000, 400_000)  # takes three bytes
+    with pytest.raises(DiffLensError, match=r"at 400000 x 400000 pixels takes at least .* smaller picture"):
+        class_probabilities(probe, image, 0, Sliding(32))
+
+
 def test_windows_cover_an_image_and_are_averaged(trained: Path) -> None:
     probe = SegmentationModel.load(trained).probe
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)

@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, and folders that the library `datasets` reads."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from difflens.data.split import ImageData, ImageSplit, LibrarySplit, hold_out
 from difflens.errors import DiffLensError, expanded, listing
+from difflens.run.reading import check_files
 
 
 def load_hub(name: str, spec: str, labels: bool = True) -> ImageData:
@@ -46,6 +48,9 @@ def _hub_splits(name: str) -> dict[str, Any]:
     except ImportError as error:
         raise DiffLensError("Hugging Face data sets need `pip install difflens[hub]`") from error
     path = expanded(name)
+    if path.is_dir():
+        for folder in (path, *filter(Path.is_dir, path.rglob("*"))):
+            check_files(folder)
     try:
         if (path / "dataset_dict.json").is_file():
             return dict(datasets.load_from_disk(str(path)))

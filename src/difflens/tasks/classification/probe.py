@@ -67,7 +67,7 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
     store = None if config.store is None else FeatureStore(config.store)
     if store is not None and config.verify:
         store.verify()
-    noise_seed = config.seed if store is None else store.manifest["seed"]
+    noise_seed = config.seed if store is None else store.manifest.seed
     train = limited(whole.train, config.limit, noise_seed)  # a store's images are drawn by its seed
     data = replace(whole, train=_labelled(config, train, whole.classes))
     if config.head != "knn":
@@ -156,7 +156,7 @@ def _plan(
         levels = defaults.fusion_noise_steps if several else (defaults.noise_step,)
         steps = levels if store is None else _usual(levels, store.noise_steps)
     seed, draws = (
-        (config.seed, config.draws) if store is None else (store.manifest["seed"], store.manifest["draws"])
+        (config.seed, config.draws) if store is None else (store.manifest.seed, store.manifest.draws)
     )
     extractor = ExtractorConfig(
         given(config.extractor),
@@ -178,7 +178,7 @@ def _plan(
         pool = 0  # pooling would leave little of the images to read
     if pool is None and head in ("attention", "difformer"):
         pool = defaults.token_side
-        kept = 0 if store is None else store.manifest["pool"]
+        kept = 0 if store is None else store.manifest.pool
         if config.pool is None and kept:
             pool = min(pool, kept)
     return extractor, HeadConfig(head, pool, config.width, config.depth, config.dropout or 0.0)
@@ -200,22 +200,21 @@ def _check_store(
     """Raise DiffLensError that names the difference if a store's features are not those that the run would
     read."""
     manifest = store.manifest
-    stored, asked = manifest["backbone"], config
+    stored, asked = manifest.backbone, config
     different = []
-    if stored["fingerprint"] != fingerprint:
-        different.append(f"its backbone was {stored['spec']}, with other weights than {asked.backbone}")
-    if manifest["data"]["fingerprint"] not in (data.former_fingerprint(), data.fingerprint()):
-        different.append(f"its data was {manifest['data']['spec']}, which is not what {asked.data} holds now")
-    if stored["precision"] != asked.precision:
-        different.append(f"its backbone ran in {stored['precision']}, not in {asked.precision}")
-    if manifest["preprocessing"]["side"] != extractor.backbone.image_size:
+    if stored.fingerprint != fingerprint:
+        different.append(f"its backbone was {stored.spec}, with other weights than {asked.backbone}")
+    if manifest.data.fingerprint not in (data.former_fingerprint(), data.fingerprint()):
+        different.append(f"its data was {manifest.data.spec}, which is not what {asked.data} holds now")
+    if stored.precision != asked.precision:
+        different.append(f"its backbone ran in {stored.precision}, not in {asked.precision}")
+    if manifest.preprocessing.side != extractor.backbone.image_size:
         different.append(
-            f"its images were {manifest['preprocessing']['side']} pixels wide, not "
-            f"{extractor.backbone.image_size}"
+            f"its images were {manifest.preprocessing.side} pixels wide, not {extractor.backbone.image_size}"
         )
-    if asked.draws not in (1, manifest["draws"]):
-        different.append(f"its maps are averages over {manifest['draws']} draws, not over {asked.draws}")
-    kept = manifest["pool"]
+    if asked.draws not in (1, manifest.draws):
+        different.append(f"its maps are averages over {manifest.draws} draws, not over {asked.draws}")
+    kept = manifest.pool
     widths = {max(shape[1:]) for shape in extractor.shapes().values()}
     if kept and any(not _pools_alike(width, kept, side) for width in widths):
         wanted = "whole maps" if side is None else f"maps of side {side}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from difflens.data.dense.samples import Samples, resize, scaled_size, to_square
 from difflens.data.images import to_float
 from difflens.metrics.segmentation import SegmentationEvaluation, confusion_matrix
 from difflens.models.probe import DenseProbe
+from difflens.run.memory import require_memory
 from difflens.tasks.dense import evaluation_batches
 
 _STEP = 2 / 3
@@ -48,8 +50,16 @@ def class_probabilities(
         image: uint8, (C, H, W), with the channels of the backbone.
         index: the position of the image in its data set, which decides the noise of all windows together with
             `draw`.
+
+    Raises:
+        DiffLensError: they do not fit into main memory, and the probe is there.
     """
     height, width = image.shape[-2:]
+    copies = 1 + (sliding.flip or len(sliding.scales) > 1)
+    classes = cast(int, probe.head.num_classes)
+    if image.device.type == "cpu":
+        what = f"the probabilities of {classes} classes at {width} x {height} pixels"
+        require_memory(4 * copies * classes * height * width, what, "give a smaller picture")
     total: Tensor | None = None
     for scale in sliding.scales:
         size = scaled_size((height, width), sliding.side * scale, whole=False)
