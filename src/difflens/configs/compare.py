@@ -1,7 +1,7 @@
 """Options of `difflens compare`."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import quote
