@@ -296,9 +296,10 @@ class CheckpointOptions(Options):
 class BackboneOptions(CheckpointOptions):
     """The backbone that is read."""
 
-    backbone: str = "fashion"
+    backbone: str | None = None
     """fashion, a diffusers folder, a folder that pretrain wrote, an OpenAI checkpoint, a hub id, timm:NAME or
-    pixels; with the prefix random: the same network untrained."""
+    pixels; with the prefix random: the same network untrained. None: the bundled network for the images'
+    channels."""
 
 
 @dataclass(frozen=True, kw_only=True)

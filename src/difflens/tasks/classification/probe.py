@@ -34,7 +34,7 @@ from difflens.heads.make import make_head
 from difflens.metrics.classification import Evaluation
 from difflens.models.probe import Probe
 from difflens.models.saved import TrainedModel
-from difflens.opening import OpenedRun, open_run
+from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import Level, in_words
 from difflens.reports.probe import probe_report
 from difflens.results.probe import GridTrial, NeighbourTrial, ProbeResult, SeedResult
@@ -59,8 +59,9 @@ def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
     """
     config = resolve(config)
     process = accelerator(config.device)
+    data = data or load_data(given(config.data))
     run = _probe_once if config.seeds == 1 else _probe_seeds
-    return run(config, data or load_data(given(config.data)), process)
+    return run(with_backbone(config, data.train), data, process)
 
 
 def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> ProbeResult:
@@ -174,7 +175,7 @@ def _plan(
     if head == "attention" and config.extractor == "feedback" and len(blocks) * len(steps) > 1:
         head = "difformer"  # DifFeed reads several places as DifFormer does
     pool = config.pool
-    if pool is None and config.backbone.startswith("pixels"):
+    if pool is None and given(config.backbone).startswith("pixels"):
         pool = 0  # pooling would leave little of the images to read
     if pool is None and head in ("attention", "difformer"):
         pool = defaults.token_side
