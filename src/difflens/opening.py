@@ -130,10 +130,8 @@ class OpenedRun(Generic[D]):
         return {**rows, **environment(self.process.device)}
 
 
-def bundled_backbone(images: ImageSplit | None) -> str:
-    """Return the bundled backbone for images in grey or in colour, and say which; for no images, the grey
-    one."""
-    channels = 1 if images is None or not len(images) else channels_of(images)
+def bundled_backbone(channels: int) -> str:
+    """Return the bundled backbone for images of 1 or 3 channels, and say which."""
     kind = "grey" if channels == 1 else "colour"
     name = bundled_for(channels)
     if name is not None:
@@ -145,9 +143,13 @@ def bundled_backbone(images: ImageSplit | None) -> str:
 
 
 def with_backbone(config: C, images: ImageSplit | None) -> C:
-    """Return `config` with the bundled backbone of `images` where --backbone is left out."""
+    """Return `config` with the bundled backbone for `images`, where --backbone is left out; for no images,
+    with the one for grey images."""
     options: Any = config
-    return config if options.backbone is not None else replace(options, backbone=bundled_backbone(images))
+    if options.backbone is not None:
+        return config
+    channels = channels_of(images) if images is not None and len(images) else 1
+    return replace(options, backbone=bundled_backbone(channels))
 
 
 def open_run(

@@ -12,6 +12,7 @@ from difflens.configs.options import (
     MAY_CHANGE,
     Block,
     CheckpointOptions,
+    DryRunOptions,
     NoiseStep,
     Range,
     ReadingOptions,
@@ -20,7 +21,7 @@ from difflens.configs.options import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelityConfig(ReadingOptions, CheckpointOptions, SeedOptions):
+class FidelityConfig(DryRunOptions, ReadingOptions, CheckpointOptions, SeedOptions):
     """Measure the distance of generated images to real ones in a feature space of your choice."""
 
     samples: Path

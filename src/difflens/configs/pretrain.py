@@ -10,6 +10,7 @@ from difflens.configs.options import (
     MAY_CHANGE,
     Batch,
     Count,
+    DryRunOptions,
     Epochs,
     Natural,
     NonNegative,
@@ -39,7 +40,7 @@ _RECIPE: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(ReadingOptions, ResumeOptions):
+class PretrainConfig(DryRunOptions, ReadingOptions, ResumeOptions):
     """Train a diffusion U-Net on images without labels, or an encoder by another method to compare it
     with."""
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from difflens.backbones.config import BackboneConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.options import given, resolve
-from difflens.data.changes import say_changes
+from difflens.data.changes import channels_of, say_changes
 from difflens.data.files import list_images
 from difflens.data.images import fit
 from difflens.data.load import load_data, load_unlabelled
@@ -57,7 +57,7 @@ def fidelity(config: FidelityConfig) -> FidelityResult:
     opened = open_run(config, None, one_process="; `difflens generate` runs in several")
     samples, source = _samples(config)
     real, other = _real(config, len(samples))
-    config = replace(config, features=config.features or bundled_backbone(real))
+    config = replace(config, features=config.features or bundled_backbone(channels_of(real)))
     opened.config = config
     for split in (samples, real):
         if len(split) < 2:

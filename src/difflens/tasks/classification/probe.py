@@ -70,12 +70,12 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
         store.verify()
     noise_seed = config.seed if store is None else store.manifest["seed"]
     train = limited(whole.train, config.limit, noise_seed)  # a store's images are drawn by its seed
-    data = replace(whole, train=_labelled(config, train, whole.classes))
+    data = replace(whole, train=labelled(config, train, whole.classes))
     if config.head != "knn":
-        config = replace(config, epochs=_epochs(config, len(data.train)))
+        config = replace(config, epochs=epochs_of(config, len(data.train)))
     opened = open_run(config, whole, process=process)
     backbone, fingerprint = opened.backbone, opened.fingerprints["backbone_fingerprint"]
-    extractor_config, head_config = _plan(config, backbone.defaults, store)
+    extractor_config, head_config = places_and_head(config, backbone.defaults, store)
     torch.manual_seed(config.seed)
     extractor = extractor_config.build(backbone)
     head = make_head(head_config, extractor.shapes(), len(data.classes))
@@ -124,7 +124,7 @@ def _probe_seeds(config: ProbeConfig, data: ImageData, process: Accelerator) -> 
     return result
 
 
-def _labelled(config: ProbeConfig, train: ImageSplit, classes: tuple[str, ...]) -> ImageSplit:
+def labelled(config: ProbeConfig, train: ImageSplit, classes: tuple[str, ...]) -> ImageSplit:
     """Return the training images whose labels are used."""
     if config.label_fraction is not None:
         return label_fraction(train, config.label_fraction, config.seed, classes)
@@ -133,7 +133,7 @@ def _labelled(config: ProbeConfig, train: ImageSplit, classes: tuple[str, ...]) 
     return train
 
 
-def _epochs(config: ProbeConfig, images: int) -> int:
+def epochs_of(config: ProbeConfig, images: int) -> int:
     """Return the epochs of the configuration, or else the recipe's, increased if few images would give few
     steps."""
     if config.epochs is not None:
@@ -143,7 +143,7 @@ def _epochs(config: ProbeConfig, images: int) -> int:
     return math.ceil(config.usual_epochs * max(1, enough / steps))
 
 
-def _plan(
+def places_and_head(
     config: ProbeConfig, defaults: Defaults, store: FeatureStore | None
 ) -> tuple[ExtractorConfig, HeadConfig]:
     """Return the extractor and the head of a resolved configuration on a backbone with these defaults."""
