@@ -1,5 +1,6 @@
 """Operations and memory of a computation, counted on the meta device: on shapes, without computing."""
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,22 +33,34 @@ class Cost:
 def counting() -> Iterator[Cost]:
     """Fill the yielded `Cost` with what is computed in the context, backward passes included.
 
-    Attention is counted as its matrix products, with all of its weights in memory.
+    Attention is counted as its matrix products, with all of its weights in memory. Tensors in reference
+    cycles are held to the end, so that the peak does not depend on when Python collects them.
     """
     cost, memory = Cost(), _Memory()
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, memory:
-        yield cost
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, memory:
+            yield cost
+    finally:
+        if collects:
+            gc.enable()
     cost.operations, cost.peak = float(counter.get_total_flops()), float(memory.peak)
 
 
-def cost_of_images(compute: Callable[[int], object], images: int) -> Cost:
-    """Return the cost of `compute(images)`, from its cost for two and four images.
+def cost_of_images(compute: Callable[[int], object], images: int, trains: bool = True) -> Cost:
+    """Return the cost of `compute(images)`, from its cost for two and, if it trains, four images.
 
     Costs grow linearly with the number of images; gradients of weights are the part that does not.
 
     Args:
         compute: does the computation for a number of images, on the meta device.
+        trains: False if it has no backward pass, so that all of its cost grows.
     """
+    if not trains:
+        with counting() as cost:
+            compute(2)
+        return Cost(cost.operations * images / 2, cost.peak * images / 2)
     costs = []
     for count in (2, 4):
         with counting() as cost:

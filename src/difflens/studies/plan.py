@@ -266,7 +266,7 @@ def _plan_generate(config: GenerateConfig) -> PlanResult:
         with torch.no_grad():
             backbone.denoise(x_t, backbone.defaults.noise_step)
 
-    cost = cost_of_images(call, batch)
+    cost = cost_of_images(call, batch, trains=False)
     return PlanResult(
         command="generate",
         backbone=_described(backbone, config.precision),
@@ -453,7 +453,8 @@ def _reading_cost(source: BackboneConfig, config: ExtractorConfig, side: int, ba
                 extractor.zero_grad()
 
     def of(train: bool) -> Cost:
-        cost = cost_of_images(lambda count: read(count, train), batch)
+        trains = train and extractor.trainable
+        cost = cost_of_images(lambda count: read(count, train), batch, trains)
         return Cost(cost.operations / batch, cost.peak)
 
     evaluation = of(train=False)
@@ -510,7 +511,7 @@ def _inception() -> tuple[str, str, Cost, float]:
         with torch.no_grad():
             network(torch.empty(count, 3, _INCEPTION_SIDE, _INCEPTION_SIDE, device=_META))
 
-    cost = cost_of_images(read, READ_BATCH)
+    cost = cost_of_images(read, READ_BATCH, trains=False)
     weights = 4.0 * sum(parameter.numel() for parameter in network.parameters())
     reads = f"its last features, images of {_INCEPTION_SIDE} pixels"
     return "Inception-v3", reads, Cost(cost.operations / READ_BATCH, cost.peak), weights

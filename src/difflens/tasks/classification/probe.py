@@ -19,7 +19,7 @@ from difflens.configs.options import given, resolve
 from difflens.configs.probe import ProbeConfig
 from difflens.data.changes import changes
 from difflens.data.images import fit as fit_images
-from difflens.data.labels import label_fraction, label_list, limited
+from difflens.data.labels import label_fraction, label_list, limited, say_few
 from difflens.data.load import load_data
 from difflens.data.loader import epoch_order
 from difflens.data.split import ImageData, ImageSplit
@@ -71,6 +71,7 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
     noise_seed = config.seed if store is None else store.manifest["seed"]
     train = limited(whole.train, config.limit, noise_seed)  # a store's images are drawn by its seed
     data = replace(whole, train=labelled(config, train, whole.classes))
+    say_few(data.train, data.classes)
     if config.head != "knn":
         config = replace(config, epochs=epochs_of(config, len(data.train)))
     opened = open_run(config, whole, process=process)
