@@ -4,10 +4,11 @@ Usage: python benchmarks/kill_resume.py OUTPUT_FOLDER [STOPS] [COMMAND ...]
 
 Each command is stopped STOPS times (3), by SIGKILL, SIGTERM and SIGINT in turn. The moment is drawn uniformly
 from the time that the uninterrupted run took after its folder appeared; seed 0. The run is then resumed to
-its end. Compared are all files but reports, checkpoints, TensorBoard's and model cards; in JSON, all values
-but measured times.
+its end. Compared are all files but reports, checkpoints, TensorBoard's and model cards; in JSON and CSV, all
+values but measured times.
 """
 
+import csv
 import json
 import os
 import random
@@ -27,7 +28,7 @@ IGNORED = (".html", ".md", ".pt", ".npy")
 TIMES = ("seconds", "images_per_second", "speed", "minutes")
 SMALL = "--limit 120 --device cpu"
 DENSE = (
-    "--data SCENES --blocks 3 5 --iterations 20 --batch-size 4 --width 16 --side 28 --checkpoint-minutes 0 "
+    "--data SCENES --blocks 3 5 --iterations 20 --batch-size 4 --width 16 --side 32 --checkpoint-minutes 0 "
     "--device cpu"
 )
 
@@ -84,6 +85,8 @@ def result(folder: Path) -> dict[str, Any]:
                 [path.read_text("utf-8")] if path.suffix == ".json" else path.read_text("utf-8").splitlines()
             )
             found[name] = [timeless(json.loads(line)) for line in lines]
+        elif path.suffix == ".csv":
+            found[name] = timeless(list(csv.DictReader(path.read_text("utf-8").splitlines())))
         else:
             found[name] = sha256(path.read_bytes()).hexdigest()
     return found
@@ -114,9 +117,11 @@ def stopped(name: str, root: Path, number: int, duration: float) -> tuple[bool, 
 def main(root: Path, stops: int, names: list[str]) -> None:
     root.mkdir(parents=True, exist_ok=True)
     random.seed(0)
+    # a shell's background processes ignore SIGINT, and their children would
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"difflens {__version__}, Python {sys.version.split()[0]}, seed 0", flush=True)
     if not (root / "scenes").exists():
-        scenes = ["scenes", "--train", "24", "--val", "6", "--size", "28", "--out", str(root / "scenes")]
+        scenes = ["scenes", "--train", "24", "--val", "6", "--size", "32", "--out", str(root / "scenes")]
         subprocess.run([sys.executable, "-m", "difflens", *scenes], check=True, stdout=subprocess.DEVNULL)
     for name in names or COMMANDS:
         whole = root / f"{name}-whole"

@@ -84,8 +84,12 @@ def test_what_cannot_be_right_is_named(config: Options, message: str) -> None:
             "a run says how its backbone is read: leave out --image-size, --tap",
         ),
         (
-            CompareConfig(out=Path("x"), backbones=("fashion",), condition="zero", num_head_channels=32),
-            "none of the backbones is a checkpoint file.*: leave out --num-head-channels, --condition",
+            CompareConfig(out=Path("x"), backbones=("fashion",), num_head_channels=32),
+            "none of the backbones is a checkpoint file: leave out --num-head-channels",
+        ),
+        (
+            CompareConfig(out=Path("x"), backbones=("fashion",), condition="zero"),
+            "none of the backbones is a file, a folder or a model of the hub: leave out --condition",
         ),
         (
             FidelityConfig(samples=Path("x"), features="inception", image_size=32, on_bad_image="skip"),
@@ -180,10 +184,11 @@ def test_a_limited_run_of_version_0_1_kept_other_images() -> None:
 
 
 def test_a_checkpoint_of_a_comparison_is_read_with_its_options(tmp_path: Path) -> None:
-    """Every run on it gets them, and no run on another backbone."""
+    """Every run on it gets them, a folder those that are not of files alone, and a bundled network none."""
     file = tmp_path / "dit.pt"
     file.touch()
-    backbones = (str(file), "fashion")
+    folder = str(tmp_path)
+    backbones = (str(file), "fashion", folder)
     config = resolve(
         CompareConfig(out=tmp_path, backbones=backbones, condition="zero", tap="norm", family="dit")
     )
@@ -191,4 +196,6 @@ def test_a_checkpoint_of_a_comparison_is_read_with_its_options(tmp_path: Path) -
     for run in (config.probe(str(file), trial, place), config.extract(str(file), place)):
         assert (run.condition, run.tap, run.family) == ("zero", "norm", "dit")
     assert config.probe("fashion", trial, place).condition is None
+    read = config.probe(folder, trial, place)
+    assert (read.condition, read.tap, read.family) == ("zero", "norm", None)
     assert resolve(config.generate(str(file), "ddim")).family == "dit"

@@ -12,6 +12,7 @@ from difflens.data.files import find_images, list_images, read_lines
 from difflens.data.load import load_data, load_unlabelled
 from difflens.errors import DiffLensError
 from difflens.run.console import note
+from difflens.run.text import on_disk
 
 
 def picture(path: Path, kind: str = "PNG") -> Path:
@@ -59,7 +60,7 @@ def test_names_that_are_not_utf_8_are_read(tmp_path: Path) -> None:
     for split in ("train", "test"):
         picture(tmp_path / split / odd / f"{odd}.png")
     data = load_data(str(tmp_path))
-    assert data.classes == (odd,)
+    assert data.classes == (on_disk(odd),)
     assert data.train.ids == [f"train/{odd}/{odd}.png"]
     assert data.train.image(0).shape == (3, 3, 4)
     assert len(data.fingerprint()) == 64
@@ -76,7 +77,7 @@ def test_lines_of_a_file(tmp_path: Path) -> None:
     assert read_lines(path, "names") == ["cat", "dog", "", "emu"]
     path.write_bytes(b"caf\xe9.png\n")
     assert read_lines(path, "names", files=True) == [os.fsdecode(b"caf\xe9.png"), ""]
-    with pytest.raises(DiffLensError, match=r"list\.txt is not a text file in UTF-8 .*; expected names"):
+    with pytest.raises(DiffLensError, match=r"line 1: not a text file in UTF-8 .*; expected names"):
         read_lines(path, "names")
     path.write_bytes("cat".encode("utf-16"))
     with pytest.raises(DiffLensError, match="not a text file"):

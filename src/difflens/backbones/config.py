@@ -54,6 +54,12 @@ class BackboneOptions(Protocol):
     def weights(self) -> WeightsName | None: ...
 
 
+def names_files(spec: str) -> bool:
+    """Return whether `spec` names a network in files or on the hub, or the same network untrained."""
+    name = spec.removeprefix("random:")
+    return not name.startswith("timm:") and ("/" in name or expanded(name).exists())
+
+
 def is_checkpoint(spec: str) -> bool:
     """Return whether `spec` names a file, as OpenAI's checkpoints are, or the same network untrained."""
     return expanded(spec.removeprefix("random:")).is_file()

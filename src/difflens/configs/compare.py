@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import quote
 
-from difflens.backbones.config import BACKBONE_OPTIONS, FILE_OPTIONS, BackboneConfig, is_checkpoint
+from difflens.backbones.config import (
+    BACKBONE_OPTIONS,
+    FILE_OPTIONS,
+    BackboneConfig,
+    is_checkpoint,
+    names_files,
+)
 from difflens.choices import EvaluationProtocol, HeadChoice, SamplerName
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
@@ -114,9 +120,12 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
             yield "k-NN trains nothing", ("epochs",)
         if not self.samples:
             yield "no samples are drawn", ("features",)
-        if not any(map(is_checkpoint, (*self.backbones, self.space))):
-            settings = tuple(name for name in BACKBONE_OPTIONS if name != "image_size")
-            yield "none of the backbones is a checkpoint file, and others are compared as they are", settings
+        specs = (*self.backbones, self.space)
+        if not any(map(is_checkpoint, specs)):
+            yield "none of the backbones is a checkpoint file", FILE_OPTIONS
+        if not any(map(names_files, specs)):
+            others = (name for name in BACKBONE_OPTIONS if name not in (*FILE_OPTIONS, "image_size"))
+            yield "none of the backbones is a file, a folder or a model of the hub", others
 
     def check(self) -> None:
         if not self.backbones or not self.protocols:
@@ -151,8 +160,9 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
         """Return the configuration of the backbone `spec`."""
         if is_checkpoint(spec):
             return BackboneConfig.of(self, spec)
+        unread = FILE_OPTIONS if names_files(spec) else set(BACKBONE_OPTIONS) - {"image_size"}
         usual = BackboneConfig(spec)
-        return replace(BackboneConfig.of(self, spec), **{name: getattr(usual, name) for name in FILE_OPTIONS})
+        return replace(BackboneConfig.of(self, spec), **{name: getattr(usual, name) for name in unread})
 
     def _common(self, spec: str) -> dict[str, Any]:
         """Return the options of all runs on the backbone `spec`."""
