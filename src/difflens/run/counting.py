@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+_COLLECT_EVERY = 100  # operations
+
 
 @dataclass
 class Cost:
@@ -34,15 +36,17 @@ def counting() -> Iterator[Cost]:
     """Fill the yielded `Cost` with what is computed in the context, backward passes included.
 
     Attention is counted as its matrix products, with all of its weights in memory. Tensors in reference
-    cycles are held to the end, so that the peak does not depend on when Python collects them.
+    cycles are collected after every so many operations, so that the peak is the same each time.
     """
     cost, memory = Cost(), _Memory()
     collects = gc.isenabled()
+    gc.freeze()  # what exists needs no search for cycles
     gc.disable()
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, memory:
             yield cost
     finally:
+        gc.unfreeze()
         if collects:
             gc.enable()
     cost.operations, cost.peak = float(counter.get_total_flops()), float(memory.peak)
@@ -80,9 +84,13 @@ class _Memory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.held: dict[int, int] = {}
+        self.operations = 0
         self.total = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        if self.operations % _COLLECT_EVERY == 0:
+            gc.collect()
         results = func(*args, **(kwargs or {}))
         before = {_key(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         for tensor in tree_leaves(results):
