@@ -102,10 +102,10 @@ def places(asked: argparse.Namespace) -> tuple[list[object], list[object]]:
 
 
 def options_of(
-    name: str, asked: argparse.Namespace, one: list[object], several: list[object]
+    name: str, asked: argparse.Namespace, epochs: int, one: list[object], several: list[object]
 ) -> list[object]:
     """Return the options of `difflens probe` for a row, without data, seed and labels."""
-    training = ["--epochs", asked.epochs, "--augment", asked.augment]
+    training = ["--epochs", epochs, "--augment", asked.augment]
     untrained = f"random:{asked.backbone}"
     if name == "pixels":
         return ["--backbone", f"pixels:3x{asked.side}", "--head", "linear", *training]
@@ -118,14 +118,8 @@ def options_of(
     if name == "scratch":
         free = ["--extractor", "finetuned", "--layer-decay", 1, "--no-fresh-noise"]
         return ["--backbone", untrained, "--head", "linear", *free, *one, *training]
-    return [
-        "--backbone",
-        asked.backbone,
-        "--head",
-        name,
-        *(several if name == "difformer" else one),
-        *training,
-    ]
+    read = several if name == "difformer" else one
+    return ["--backbone", asked.backbone, "--head", name, *read, *training]
 
 
 def main() -> None:
@@ -139,9 +133,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=28, help="of every row, with all labels")
     parser.add_argument("--few-epochs", type=int, default=100, help="of every row, with fewer labels")
     parser.add_argument("--augment", default="flip", choices=("none", "flip", "crop"))
-    parser.add_argument(
-        "--noise-steps", type=int, nargs="+", default=[5, 10, 20, 50, 100, 200], help="to sweep"
-    )
+    parser.add_argument("--noise-steps", type=int, nargs="+", default=[5, 10, 20, 50, 100], help="to sweep")
     parser.add_argument("--budget", default="10000", help="training images of the sweep, or minutes as 10m")
     parser.add_argument("--side", type=int, default=32, help="of the images, for the row of pixels")
     asked = parser.parse_args()
