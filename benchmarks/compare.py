@@ -71,6 +71,8 @@ def main() -> None:
                 seed,
                 "--epochs",
                 epochs,
+                "--precision",  # the same for all methods, at equal compute
+                "float32",
                 *options,
                 *(["--resume"] if folder.exists() else []),
                 "--out",

@@ -70,6 +70,7 @@ from .results.info import DefaultsInfo as DefaultsInfo
 from .results.info import InfoResult as InfoResult
 from .results.info import LatentsInfo as LatentsInfo
 from .results.info import NoiseInfo as NoiseInfo
+from .results.plan import PlanResult as PlanResult
 from .results.predict import ClassPredictResult as ClassPredictResult
 from .results.predict import DensePredictResult as DensePredictResult
 from .results.predict import DetectedImage as DetectedImage
@@ -94,6 +95,7 @@ from .studies.demo import demo as demo
 from .studies.explain import explain as explain
 from .studies.extract import extract as extract
 from .studies.info import info as info
+from .studies.plan import plan as plan
 from .studies.predict import predict as predict
 from .studies.report import report as report
 from .studies.scenes import scenes as scenes

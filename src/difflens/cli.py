@@ -113,7 +113,7 @@ def _run(config: Options) -> None:
     # imported now, because torch takes seconds that help should not take
     from difflens.run.processes import leave_together
 
-    function = getattr(difflens, config.command)
+    function = difflens.plan if getattr(config, "dry_run", False) else getattr(difflens, config.command)
     raise_on_interrupt()
     announce = {"announce": _say} if "announce" in signature(function).parameters else {}
     result = function(config, **announce)

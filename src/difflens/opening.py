@@ -11,12 +11,14 @@ from accelerate import Accelerator
 
 from difflens.backbones.base import Backbone
 from difflens.backbones.config import CONDITION_FILE, BackboneConfig
+from difflens.backbones.load import BUNDLED, bundled_for
 from difflens.backbones.text import save_condition
 from difflens.configs.earlier import upgraded
 from difflens.configs.options import Options, changeable, recorded
-from difflens.data.changes import say_changes
+from difflens.data.changes import channels_of, say_changes
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError
+from difflens.run.console import note
 from difflens.run.directory import CONFIG, RunDirectory, read_record
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
@@ -35,6 +37,7 @@ class DataSet(Protocol):
         """Return the fingerprint of version 0.1, for its runs."""
 
 
+C = TypeVar("C", bound=Options)
 D = TypeVar("D", bound=DataSet | None)
 
 
@@ -125,6 +128,28 @@ class OpenedRun(Generic[D]):
         if self.changes:
             rows["Images as read"] = self.changes
         return {**rows, **environment(self.process.device)}
+
+
+def bundled_backbone(channels: int) -> str:
+    """Return the bundled backbone for images of 1 or 3 channels, and say which."""
+    kind = "grey" if channels == 1 else "colour"
+    name = bundled_for(channels)
+    if name is not None:
+        note(f"backbone: {name}, the bundled network for images in {kind}")
+        return name
+    name = BUNDLED[0]
+    note(f"backbone: {name}; no network for images in {kind} is bundled, --backbone names one of your own")
+    return name
+
+
+def with_backbone(config: C, images: ImageSplit | None) -> C:
+    """Return `config` with the bundled backbone for `images`, where --backbone is left out; for no images,
+    with the one for grey images."""
+    options: Any = config
+    if options.backbone is not None:
+        return config
+    channels = channels_of(images) if images is not None and len(images) else 1
+    return replace(options, backbone=bundled_backbone(channels))
 
 
 def open_run(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difflens.data.labels import balanced, label_fraction, label_list, limited
+from difflens.data.labels import balanced, label_fraction, label_list, limited, say_few
 from difflens.data.split import FileSplit, ImageSplit, JoinedSplit, MemorySplit
 from difflens.errors import DiffLensError
 from difflens.run.console import note
@@ -310,3 +310,13 @@ def test_a_list_that_is_no_file(tmp_path: Path) -> None:
     for path in (pipe, tmp_path):
         with pytest.raises(DiffLensError, match=f"{path} is not a regular file"):
             label_list(IMAGENET, path, NAMES)
+
+
+def test_classes_with_too_few_images_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    note.cache_clear()
+    say_few(make([0, 0, 1, 3, 3]), NAMES)
+    said = capsys.readouterr().err
+    assert "train: no training image of emu, gnu" in said
+    assert "train: a single training image of dog" in said
+    say_few(make([0, 0, 1, 1]), NAMES[:2])
+    assert not capsys.readouterr().err

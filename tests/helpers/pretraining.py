@@ -21,6 +21,7 @@ def config(out: Path, data: Path, **changes: Any) -> PretrainConfig:
         batch_size=8,
         device="cpu",
         checkpoint_minutes=0.0,
+        precision="float32",
         workers=0,
     )
     return replace(base, **changes)

@@ -33,10 +33,13 @@ from difflens.processes.schedulers import process_of
 from difflens.run.console import warn
 from difflens.run.reading import reason
 
-BUNDLED = {
-    # chosen on a held-out part of the training images (benchmarks/RESULTS.md)
-    "fashion": Defaults(18, 5, (18, 20), (5, 20), (15, 18), token_side=4),
-}
+_ASSETS = Path(str(files("difflens") / "assets"))
+
+# chosen on a held-out part of the training images (benchmarks/RESULTS.md)
+_PLACES = {"fashion": Defaults(18, 5, (18, 20), (5, 20), (15, 18), token_side=4)}
+
+BUNDLED = tuple(sorted(card.parent.name for card in _ASSETS.glob("*/model_index.json")))
+"""The names of the backbones that the package holds."""
 
 # Whole names: repositories also hold variants (fp16, non_ema), other formats and parts that are never read.
 _DESCRIBED = ("*.json", "*.txt", "*.model", "README.md")
@@ -161,14 +164,26 @@ def _load(config: BackboneConfig, fresh: bool, meta: bool) -> Backbone:
             return PixelBackbone.from_spec(spec, size)
         return TimmBackbone.from_spec(spec, size, untrained=fresh)
     if spec in BUNDLED:
-        return _from_folder(
-            config, Path(str(files("difflens") / "assets" / spec)), BUNDLED[spec], fresh, meta
-        )
+        return _from_folder(config, bundled_folder(spec), _PLACES.get(spec), fresh, meta)
     if path.is_dir():
         return _from_folder(config, path, None, fresh, meta)
     if path.suffix in _CHECKPOINTS or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         raise DiffLensError(f"no backbone {spec!r}: no such file or folder, and known are {_KNOWN}")
     return _from_folder(config, _download(spec), None, fresh, meta)
+
+
+def bundled_folder(name: str) -> Path:
+    """Return the folder of the backbone `name`, one of `BUNDLED`."""
+    return _ASSETS / name
+
+
+def bundled_for(channels: int) -> str | None:
+    """Return the bundled backbone for images of 1 or 3 channels; None if there is none."""
+    for name in BUNDLED:
+        network = bundled_folder(name) / "unet" / "config.json"
+        if read_json(network, f"{network} is damaged")["in_channels"] == channels:
+            return name
+    return None
 
 
 def resolved(spec: str) -> str:

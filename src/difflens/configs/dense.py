@@ -10,6 +10,7 @@ from difflens.configs.options import (
     MAY_CHANGE,
     BackboneOptions,
     Count,
+    DryRunOptions,
     ExtractorOptions,
     NonNegative,
     OptimiserOptions,
@@ -24,7 +25,7 @@ from difflens.errors import DiffLensError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseConfig(OptimiserOptions, ExtractorOptions, BackboneOptions, ResumeOptions):
+class DenseConfig(DryRunOptions, OptimiserOptions, ExtractorOptions, BackboneOptions, ResumeOptions):
     """Train a head on the maps of a backbone's blocks, and evaluate it on the validation images."""
 
     data: Path | None = None

@@ -19,6 +19,8 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     """
     record = {_OPTIONS.get(key, key): value for key, value in stored.items()}
     record["command"] = command = FORMER_COMMANDS.get(record.get("command", ""), record.get("command"))
+    if command == "pretrain":
+        record["precision"] = record.get("precision") or "auto"
     if "flip" in record:
         record["augment"] = "flip" if record.pop("flip") else "none"
     if command in ("segment", "detect") and "label_fraction" in record:

@@ -30,7 +30,7 @@ class ExplainConfig(ReadingOptions, PlaceOptions, CheckpointOptions, RunOptions)
 
     backbone: str | None = None
     """fashion, a diffusers folder, an OpenAI checkpoint, a hub id or timm:NAME; with the prefix random: the
-    same network untrained. None: the run's, or fashion."""
+    same network untrained. None: the run's, or the bundled network for the images' channels."""
     run: Path | None = None
     """Run directory, or model/ folder, of a probe with a linear or attention head or DifFormer. None: show
     features alone."""

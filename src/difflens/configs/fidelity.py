@@ -12,6 +12,7 @@ from difflens.configs.options import (
     MAY_CHANGE,
     Block,
     CheckpointOptions,
+    DryRunOptions,
     NoiseStep,
     Range,
     ReadingOptions,
@@ -20,7 +21,7 @@ from difflens.configs.options import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelityConfig(ReadingOptions, CheckpointOptions, SeedOptions):
+class FidelityConfig(DryRunOptions, ReadingOptions, CheckpointOptions, SeedOptions):
     """Measure the distance of generated images to real ones in a feature space of your choice."""
 
     samples: Path
@@ -29,9 +30,10 @@ class FidelityConfig(ReadingOptions, CheckpointOptions, SeedOptions):
     """The real images: any data that `probe` takes, or a folder of images in any arrangement."""
     split: Literal["train", "test"] = "test"
     """Split of the real images, if the data has splits."""
-    features: str = "fashion"
+    features: str | None = None
     """The feature space: any backbone that `probe` takes; the folder of a trained model, for the input of its
-    classifier; or inception, Inception-v3 as in the standard FID."""
+    classifier; or inception, Inception-v3 as in the standard FID. None: the bundled network for the real
+    images' channels."""
     block: Block | None = None
     """Block of the backbone whose maps, averaged over all positions, are the features. None: chosen by the
     backbone."""

@@ -11,6 +11,7 @@ from difflens.configs.options import (
     MAY_CHANGE,
     BackboneOptions,
     Batch,
+    DryRunOptions,
     PrecisionOptions,
     Range,
     ResumeOptions,
@@ -20,7 +21,7 @@ from difflens.configs.options import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(PrecisionOptions, BackboneOptions, ResumeOptions):
+class GenerateConfig(DryRunOptions, PrecisionOptions, BackboneOptions, ResumeOptions):
     """Generate images with a backbone, as PNG files in a folder.
 
     Image k depends only on the seed and on k: the file is the same for any --n and any number of processes.

@@ -113,8 +113,10 @@ def resolve(config: C) -> C:
     """Fill in all options that are None and have a value in the recipe.
 
     Raises:
-        DiffLensError: for the reasons of `validate`, or options contradict each other.
+        DiffLensError: for the reasons of `validate`, options contradict each other, or it is a dry run.
     """
+    if getattr(config, "dry_run", False):
+        raise DiffLensError("dry_run is for `difflens.plan`, which --dry-run calls")
     config = config.expanded()
     validate(config)
     idle = {name for _, names in config.without_effect() for name in names}
@@ -254,6 +256,15 @@ class ResumeOptions(RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DryRunOptions(Options):
+    """A command that can say what it would run."""
+
+    dry_run: Annotated[bool, MAY_CHANGE] = False
+    """Print what would run: images, steps, places, memory, and hours on one H100 as an estimate. Nothing is
+    downloaded or written, and no weights are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadingOptions(Options):
     """The reading of images."""
 
@@ -296,9 +307,10 @@ class CheckpointOptions(Options):
 class BackboneOptions(CheckpointOptions):
     """The backbone that is read."""
 
-    backbone: str = "fashion"
+    backbone: str | None = None
     """fashion, a diffusers folder, a folder that pretrain wrote, an OpenAI checkpoint, a hub id, timm:NAME or
-    pixels; with the prefix random: the same network untrained."""
+    pixels; with the prefix random: the same network untrained. None: the bundled network for the images'
+    channels."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from difflens.configs.options import (
     BackboneOptions,
     CacheOptions,
     Count,
+    DryRunOptions,
     ExtractorOptions,
     Pool,
     Range,
@@ -32,7 +33,7 @@ _TRAINING = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, ResumeOptions):
+class ProbeConfig(DryRunOptions, CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, ResumeOptions):
     """Train a head on a backbone's features, and evaluate it once on the test split."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = presets.PROBE

@@ -19,12 +19,7 @@ def changes(split: ImageSplit, channels: int, side: int) -> str:
     Args:
         channels, side: the shape that the network takes.
     """
-    shapes = []
-    for row in torch.linspace(0, len(split) - 1, min(_LOOKED_AT, len(split))).long().tolist():
-        try:
-            shapes.append(split.shape(row))
-        except BadImage:
-            continue
+    shapes = _shapes(split)
     if not shapes:
         return ""
     found = []
@@ -37,6 +32,22 @@ def changes(split: ImageSplit, channels: int, side: int) -> str:
         verb = "shrink" if shorter > side else "grow"
         found.append(f"images {verb} from about {shorter} to {side} pixels on the shorter side")
     return "; ".join(found)
+
+
+def channels_of(split: ImageSplit) -> int:
+    """Return 3 if some of the images that are looked at are in colour, else 1."""
+    return max((shape[0] for shape in _shapes(split)), default=1)
+
+
+def _shapes(split: ImageSplit) -> list[tuple[int, int, int]]:
+    """Return (C, H, W) of a few images, evenly over the split, of those that can be read."""
+    shapes = []
+    for row in torch.linspace(0, len(split) - 1, min(_LOOKED_AT, len(split))).long().tolist():
+        try:
+            shapes.append(split.shape(row))
+        except BadImage:
+            continue
+    return shapes
 
 
 def say_changes(split: ImageSplit, backbone: str, channels: int, side: int) -> str:

@@ -39,6 +39,10 @@ def list_images(paths: Iterable[Path | str]) -> list[Path]:
     return list(found)
 
 
+# the files by which the archives for Python are known
+_CIFAR = {"CIFAR10": ("data_batch_1", "batches.meta"), "CIFAR100": ("train", "test", "meta")}
+
+
 class Others(Counter[str]):
     """The files of data folders that are no images: their number by suffix."""
 
@@ -132,6 +136,20 @@ def require_folder(path: Path) -> None:
         raise DiffLensError(f"no such folder: {path}")
     if not path.is_dir():
         raise DiffLensError(f"{path} is a file; expected a folder with {_TREE}")
+
+
+def refuse_batches(folder: Path) -> None:
+    """Raise DiffLensError for the folder that CIFAR's archive for Python unpacks to, or one that holds it.
+
+    Its files are pickles, which are not opened here: torchvision checks their digests first.
+    """
+    for where in (folder, folder / "cifar-10-batches-py", folder / "cifar-100-python"):
+        for name, files in _CIFAR.items():
+            if all((where / file).is_file() for file in files):
+                raise DiffLensError(
+                    f"{where} holds CIFAR's batches for Python ({listing(files)}), which are no images: "
+                    f"--data torchvision:{name} reads this data set"
+                )
 
 
 def _unreadable(error: OSError) -> NoReturn:

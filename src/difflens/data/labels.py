@@ -95,6 +95,17 @@ def limited(split: ImageSplit, count: int | None, seed: int) -> ImageSplit:
     return chosen
 
 
+def say_few(split: ImageSplit, classes: Sequence[str]) -> None:
+    """Name the classes of which there is one training image, or none: recipes need more.
+
+    A single image is trained on, and no held-out part, no grid and no choice of k can measure it.
+    """
+    counts = _labels(split).bincount(minlength=len(classes))
+    for count, kind in ((0, "no training image"), (1, "a single training image")):
+        if (counts == count).any():
+            note(f"{split.name}: {kind} of {_named(counts == count, classes)}")
+
+
 def label_list(split: ImageSplit, path: Path, classes: Sequence[str]) -> ImageSplit:
     """Return the images that a text file names, one a line.
 

@@ -7,6 +7,7 @@ compared.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ from torch.utils.data import Dataset
 
 from difflens.backbones.config import BackboneConfig
 from difflens.configs.fidelity import FidelityConfig
-from difflens.configs.options import resolve
-from difflens.data.changes import say_changes
+from difflens.configs.options import given, resolve
+from difflens.data.changes import channels_of, say_changes
 from difflens.data.files import list_images
 from difflens.data.images import fit
 from difflens.data.load import load_data, load_unlabelled
@@ -27,7 +28,7 @@ from difflens.extractors.cache import Reading
 from difflens.metrics.distances import Moments, frechet_distance, kernel_distance
 from difflens.models.feature_space import FeatureSpace
 from difflens.noise import Stream, random_order
-from difflens.opening import open_run
+from difflens.opening import bundled_backbone, open_run
 from difflens.results.fidelity import Distance, FidelityResult, InceptionFigures, SampleSource
 from difflens.run.directory import CONFIG, FINISHED, read_record
 from difflens.run.processes import accelerator
@@ -56,6 +57,8 @@ def fidelity(config: FidelityConfig) -> FidelityResult:
     opened = open_run(config, None, one_process="; `difflens generate` runs in several")
     samples, source = _samples(config)
     real, other = _real(config, len(samples))
+    config = replace(config, features=config.features or bundled_backbone(channels_of(real)))
+    opened.config = config
     for split in (samples, real):
         if len(split) < 2:
             raise DiffLensError(f"a distance needs at least two images, and there is one of the {split.name}")
@@ -167,7 +170,7 @@ def _in_space(
     other: ImageSplit | None,
     source: SampleSource | None,
 ) -> FidelityResult:
-    backbone = BackboneConfig.of(config, config.features)
+    backbone = BackboneConfig.of(config, given(config.features))
     device = accelerator(config.device).device
     space = FeatureSpace.load(backbone, config.block, config.noise_step, config.seed, device)
     reading = Reading(config.workers, config.on_bad_image, [])

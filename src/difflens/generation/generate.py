@@ -17,7 +17,7 @@ from difflens.errors import DiffLensError
 from difflens.generation.base import Sampler
 from difflens.generation.grid import image_grid, to_picture
 from difflens.generation.samplers import make_sampler
-from difflens.opening import open_run
+from difflens.opening import open_run, with_backbone
 from difflens.results.generate import GenerateResult
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
@@ -38,7 +38,7 @@ def generate(config: GenerateConfig) -> GenerateResult:
         DiffLensError: an option is wrong; the backbone cannot be loaded or cannot generate; the GPU has too
             little memory; the folder holds another run or more than `n` images; or writing fails.
     """
-    config = resolve(config)
+    config = with_backbone(resolve(config), None)
     opened = open_run(config, None)
     backbone, process = opened.backbone, opened.process
     compiled = process.device.type == "cuda"

@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -105,6 +105,29 @@ class DetectionHead(nn.Module):
             _in_original(objects, size, original)
             for objects, size, original in zip(detections, sizes or whole, originals or whole, strict=True)
         ]
+
+    def layers_on(self, maps: Mapping[Place, Tensor]) -> Iterator[Tensor]:
+        """Yield the outputs of all layers, with as many regions as training samples, without choosing any.
+
+        What a step costs does not depend on where the regions are.
+
+        Args:
+            maps: (B, C, H, W), keyed by (block, noise step).
+        """
+        levels = self.pyramid(maps)
+        features = self.fpn(OrderedDict((str(k), level) for k, level in enumerate(levels)))
+        for outputs in self.rpn.head([*features.values()]):
+            yield from outputs
+        sampler, first = self.roi_heads.fg_bg_sampler, levels[0]
+        regions = len(first) * sampler.batch_size_per_image
+        width, cells = features["0"].shape[1], _BOX_CELLS
+        yield from self.roi_heads.box_predictor(
+            self.roi_heads.box_head(first.new_empty(regions, width, cells, cells))
+        )
+        if self.roi_heads.has_mask():
+            objects = round(regions * sampler.positive_fraction)
+            inside = first.new_empty(objects, width, 2 * cells, 2 * cells)
+            yield self.roi_heads.mask_predictor(self.roi_heads.mask_head(inside))
 
 
 def _in_original(

@@ -5,6 +5,7 @@ of processes. A run that is stopped and resumed reads exactly the same batches a
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from accelerate.utils import gather_object
 from difflens.configs.command_line import shown_command
 from difflens.configs.options import given, resolve
 from difflens.configs.pretrain import PretrainConfig
+from difflens.data.changes import say_changes
 from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit
@@ -24,6 +26,7 @@ from difflens.opening import open_run
 from difflens.pretraining.export import write_card
 from difflens.pretraining.methods.base import PretrainingMethod
 from difflens.pretraining.methods.make import make_method
+from difflens.pretraining.precision import choose_precision
 from difflens.results.pretrain import PretrainResult
 from difflens.run.board import Board
 from difflens.run.directory import RunDirectory
@@ -56,6 +59,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             f"batch-size {config.batch_size} is not a multiple of {parts}: {process.num_processes} processes "
             f"times {config.accumulate} micro-batches (--accumulate)"
         )
+    opened.config = config = replace(config, precision=choose_precision(config, process))
     with opened.directory() as run:
         path, skipped = _train(config, images, run, process, command)
         return PretrainResult(path=path, skipped_images=skipped)
@@ -76,6 +80,7 @@ def _train(
     method = make_method(config, images, process)
     if process.device.type == "cpu":
         method.backbone().require_memory(method.batch_size // (process.num_processes * config.accumulate))
+    say_changes(images, f"the preset {config.preset}", method.channels, method.side)
     loop = TrainingLoop(
         method,
         process,

@@ -13,7 +13,7 @@ from difflens.backbones.config import BackboneConfig
 from difflens.backbones.maps import pool_to
 from difflens.configs.cka import CkaConfig
 from difflens.configs.command_line import shown_command
-from difflens.configs.options import resolve
+from difflens.configs.options import given, resolve
 from difflens.data.changes import say_changes
 from difflens.data.images import to_float
 from difflens.data.load import load_unlabelled
@@ -33,7 +33,7 @@ from difflens.metrics.cka import (
     hsic,
     with_interval,
 )
-from difflens.opening import open_run
+from difflens.opening import open_run, with_backbone
 from difflens.processes.base import Level, bracketed, finite, in_words
 from difflens.reports.cka import similarity_report
 from difflens.reports.heat_maps import similarity_map
@@ -62,6 +62,7 @@ def cka(config: CkaConfig) -> CkaResult:
     split = load_unlabelled(config.data)
     if len(split) < LEAST:
         raise DiffLensError(f"{_NEEDED}, and {config.data} has {len(split)}")
+    config = with_backbone(config, split)
     opened = open_run(config, split, one_process="")
     backbones = [opened.backbone]
     if config.other is not None:
@@ -203,7 +204,7 @@ def _write(
     for part in result.comparisons:
         figure = similarity_map(part.values, part.rows, part.columns, part.axes, part.roles, part.marks)
         run.write_with(f"{part.name}.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
-    names = [config.backbone, *([config.other] if config.other else [])]
+    names = [given(config.backbone), *([config.other] if config.other else [])]
     report = similarity_report(
         summary=f"The similarity of representations of {' and '.join(names)} on images of {config.data}, by "
         "linear CKA. 1 means equal up to rotation and scale, 0 means unrelated.",

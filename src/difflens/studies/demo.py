@@ -16,7 +16,7 @@ from difflens.choices import ExtractorName, HeadName
 from difflens.configs.command_line import shown_command
 from difflens.configs.demo import DemoConfig
 from difflens.configs.extract import ExtractConfig
-from difflens.configs.options import resolve
+from difflens.configs.options import given, resolve
 from difflens.configs.probe import ProbeConfig
 from difflens.data.images import fit, to_float, to_uint8
 from difflens.data.labels import limited
@@ -32,7 +32,7 @@ from difflens.generation.samplers import sample
 from difflens.metrics.classification import Evaluation
 from difflens.metrics.memorisation import Seen, find_nearest
 from difflens.models.feature_space import FeatureSpace
-from difflens.opening import OpenedRun, open_run
+from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.pretraining.export import card_fact
 from difflens.processes.base import in_words
 from difflens.reports.demo import BASELINES, demo_report
@@ -60,6 +60,7 @@ def demo(config: DemoConfig) -> DemoResult:
     """
     config = resolve(config)
     data = load_data(config.data)
+    config = with_backbone(config, data.train)
     data = replace(data, test=limited(data.test, config.test_images, config.seed))
     opened = open_run(config, data, one_process="; `difflens probe` runs in several")
     backbone = opened.backbone
@@ -96,7 +97,11 @@ class _Demo:
 
     def run_all(self) -> DemoResult:
         started = time.monotonic()
-        name, side, channels = self.config.backbone, self.backbone.image_size, self.backbone.in_channels
+        name, side, channels = (
+            given(self.config.backbone),
+            self.backbone.image_size,
+            self.backbone.in_channels,
+        )
         self._probe("pixels", "linear", f"pixels:{channels}x{side}")
         self._probe("random_backbone", "linear", f"random:{name}")
         self._extract()
@@ -200,11 +205,11 @@ class _Demo:
         reader = FrozenExtractor(backbone, blocks, (defaults.noise_step,), config.seed)
         reader.compiled = False  # reading one batch takes less time than compiling
         samples = sample(backbone, config.samples, config.sampling_steps, config.seed)
-        distance = card_fact(config.backbone, "Fréchet distance")
+        distance = card_fact(given(config.backbone), "Fréchet distance")
         # the model card's figure, because a distance of a few dozen samples would say nothing
         stated = "" if distance is None else f" The network's model card states: Fréchet distance {distance}."
         return demo_report(
-            backbone=config.backbone,
+            backbone=given(config.backbone),
             data=data.name,
             result=result,
             evaluations=self.evaluations,

@@ -28,7 +28,7 @@ from difflens.heads.difformer import DifFormerHead
 from difflens.heads.linear import LinearHead
 from difflens.metrics.attribution import logit_shares
 from difflens.models.saved import TrainedModel
-from difflens.opening import OpenedRun, open_run
+from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import bracketed, in_words
 from difflens.reports.explain import (
     Explained,
@@ -65,7 +65,7 @@ def explain(config: ExplainConfig) -> ExplainResult:
                 "backbone alone"
             )
         config = replace(config, backbone=model.backbone.spec)
-    config = replace(config, backbone=config.backbone or "fashion")
+    config = with_backbone(config, data.train)
     opened = open_run(config, data, one_process="")
     if model is not None:
         model.probe.to(opened.process.device)

@@ -40,7 +40,7 @@ from difflens.extractors.store import (
     write_latents,
     write_shard,
 )
-from difflens.opening import open_run
+from difflens.opening import open_run, with_backbone
 from difflens.processes.base import Level, finite
 from difflens.results.extract import ExtractResult
 from difflens.run.console import progress_bar
@@ -69,6 +69,7 @@ def extract(
         load_unlabelled(config.data) if config.unlabelled else load_data(config.data)
     )
     sources = _sources(config, images)
+    config = with_backbone(config, images.train if isinstance(images, ImageData) else images)
     opened = open_run(config, images)
     backbone = opened.backbone
     places = ExtractorConfig(

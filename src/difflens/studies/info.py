@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
-from importlib.resources import files
 from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +19,7 @@ from difflens.backbones.base import Backbone, DiffusionBackbone
 from difflens.backbones.bigan import BiGANBackbone
 from difflens.backbones.conditions import condition_choices
 from difflens.backbones.config import BackboneConfig
-from difflens.backbones.load import BUNDLED
+from difflens.backbones.load import BUNDLED, bundled_folder
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.choices import SamplerName
 from difflens.configs.info import InfoConfig
@@ -213,7 +212,7 @@ def _card(spec: str) -> tuple[str | None, str | None]:
 def _card_file(name: str) -> Path | None:
     """Return where the model card of a backbone would be: in its folder, or in the hub's cache."""
     if name in BUNDLED:
-        return Path(str(files("difflens") / "assets" / name)) / "README.md"
+        return bundled_folder(name) / "README.md"
     folder = expanded(name)
     if folder.exists() or name.count("/") != 1:
         return folder / "README.md"

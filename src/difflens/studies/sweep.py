@@ -27,7 +27,7 @@ from difflens.extractors.latents import Latents
 from difflens.metrics.classifiers import held_out_scores
 from difflens.metrics.recommendation import Recommendation, comparable, recommend
 from difflens.metrics.statistics import wilson
-from difflens.opening import OpenedRun, open_run
+from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import Level, finite, in_words, level_name
 from difflens.ranges import Count
 from difflens.reports.heat_maps import accuracy_map
@@ -59,6 +59,7 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
     data = load_data(config.data)
     if len(data.classes) < 2:
         raise DiffLensError(f"a sweep needs at least two classes, and {data.name} has {len(data.classes)}")
+    config = with_backbone(config, data.train)
     opened = open_run(config, data, one_process="; `difflens extract` runs in several")
     backbone = opened.backbone
     blocks = backbone.check_blocks(config.blocks or [block.index for block in backbone.blocks])

@@ -24,7 +24,7 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.heads.pyramid import usual_blocks, usual_strides
 from difflens.models.probe import DenseProbe
 from difflens.models.saved import DetectionModel, SegmentationModel
-from difflens.opening import open_run
+from difflens.opening import open_run, with_backbone
 from difflens.processes.base import in_words
 from difflens.reports.dense import dense_report
 from difflens.reports.html import Section
@@ -216,8 +216,8 @@ def run_dense(
         DiffLensError: bad data, a backbone that cannot take images of this size, or a folder that holds
             another run.
     """
-    config = task.config
     data = task.load()
+    task.config = config = with_backbone(task.config, data.train)
     for line in data.notes:
         note(line)
     opened = open_run(config, data, process=process)

@@ -158,3 +158,22 @@ def test_an_unreadable_folder_is_named(tree: Tree, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DiffLensError, match=r"cannot read the folder .*dog: Permission denied"):
         list_images([root])
+
+
+@pytest.mark.parametrize("inside", [".", "cifar-10-batches-py"])
+def test_cifars_batches_are_named(inside: str, tmp_path: Path) -> None:
+    folder = tmp_path / inside
+    folder.mkdir(exist_ok=True)
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        (folder / name).write_bytes(b"\x80\x02")
+    for load in (load_data, load_unlabelled):
+        with pytest.raises(DiffLensError, match=r"CIFAR's batches .* --data torchvision:CIFAR10 reads"):
+            load(f"folder:{tmp_path}")
+
+
+def test_cifar_100_is_told_from_a_class_tree(tree: Tree, tmp_path: Path) -> None:
+    for name in ("train", "test", "meta"):
+        (tmp_path / name).write_bytes(b"\x80\x02")
+    with pytest.raises(DiffLensError, match="torchvision:CIFAR100"):
+        load_data(str(tmp_path))
+    assert len(load_data(str(tree(PETS))).classes) == 2

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from difflens.data.files import _TREE, Others, find_images, require_folder
+from difflens.data.files import _TREE, Others, find_images, refuse_batches, require_folder
 from difflens.data.split import FileSplit, ImageData
 from difflens.errors import DiffLensError, listing
 from difflens.run.text import on_disk
@@ -23,6 +23,7 @@ def load_folder(root: Path, spec: str, labels: bool = True) -> ImageData:
         DiffLensError: a folder is missing or has no images, or a class is in one of the two folders only.
     """
     require_folder(root)
+    refuse_batches(root)
     train = root / "train"
     if not train.is_dir():
         raise DiffLensError(f"{root} has no train/ folder; expected {_TREE}")
@@ -55,6 +56,7 @@ def load_folder_unlabelled(root: Path) -> FileSplit:
         DiffLensError: there is no such folder, or no image in it.
     """
     require_folder(root)
+    refuse_batches(root)
     train = root / "train"
     paths = find_images(train if train.is_dir() else root)
     return FileSplit("train", _names(root, paths), root=root)

@@ -60,9 +60,8 @@ class PretrainingMethod(Objective):
 
     def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator):
         self.config, self.images, self.process, self.device = config, images, process, process.device
-        self.precision: Precision = config.precision or (
-            "bfloat16" if self.device.type == "cuda" else "float32"
-        )
+        usual: Precision = "bfloat16" if self.device.type == "cuda" else "float32"
+        self.precision: Precision = usual if config.precision == "auto" else config.precision
         self.batch_size = given(config.batch_size)
         self.epoch_iterations = math.ceil(len(images) / self.batch_size)
         self.iterations = given(config.epochs) * self.epoch_iterations

@@ -19,7 +19,7 @@ from difflens.configs.options import given, resolve
 from difflens.configs.probe import ProbeConfig
 from difflens.data.changes import changes
 from difflens.data.images import fit as fit_images
-from difflens.data.labels import label_fraction, label_list, limited
+from difflens.data.labels import label_fraction, label_list, limited, say_few
 from difflens.data.load import load_data
 from difflens.data.loader import epoch_order
 from difflens.data.split import ImageData, ImageSplit
@@ -34,7 +34,7 @@ from difflens.heads.make import make_head
 from difflens.metrics.classification import Evaluation
 from difflens.models.probe import Probe
 from difflens.models.saved import TrainedModel
-from difflens.opening import OpenedRun, open_run
+from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import Level, in_words
 from difflens.reports.probe import probe_report
 from difflens.results.probe import GridTrial, NeighbourTrial, ProbeResult, SeedResult
@@ -59,8 +59,9 @@ def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
     """
     config = resolve(config)
     process = accelerator(config.device)
+    data = data or load_data(given(config.data))
     run = _probe_once if config.seeds == 1 else _probe_seeds
-    return run(config, data or load_data(given(config.data)), process)
+    return run(with_backbone(config, data.train), data, process)
 
 
 def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> ProbeResult:
@@ -69,12 +70,13 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
         store.verify()
     noise_seed = config.seed if store is None else store.manifest.seed
     train = limited(whole.train, config.limit, noise_seed)  # a store's images are drawn by its seed
-    data = replace(whole, train=_labelled(config, train, whole.classes))
+    data = replace(whole, train=labelled(config, train, whole.classes))
+    say_few(data.train, data.classes)
     if config.head != "knn":
-        config = replace(config, epochs=_epochs(config, len(data.train)))
+        config = replace(config, epochs=epochs_of(config, len(data.train)))
     opened = open_run(config, whole, process=process)
     backbone, fingerprint = opened.backbone, opened.fingerprints["backbone_fingerprint"]
-    extractor_config, head_config = _plan(config, backbone.defaults, store)
+    extractor_config, head_config = places_and_head(config, backbone.defaults, store)
     torch.manual_seed(config.seed)
     extractor = extractor_config.build(backbone)
     head = make_head(head_config, extractor.shapes(), len(data.classes))
@@ -123,7 +125,7 @@ def _probe_seeds(config: ProbeConfig, data: ImageData, process: Accelerator) -> 
     return result
 
 
-def _labelled(config: ProbeConfig, train: ImageSplit, classes: tuple[str, ...]) -> ImageSplit:
+def labelled(config: ProbeConfig, train: ImageSplit, classes: tuple[str, ...]) -> ImageSplit:
     """Return the training images whose labels are used."""
     if config.label_fraction is not None:
         return label_fraction(train, config.label_fraction, config.seed, classes)
@@ -132,7 +134,7 @@ def _labelled(config: ProbeConfig, train: ImageSplit, classes: tuple[str, ...]) 
     return train
 
 
-def _epochs(config: ProbeConfig, images: int) -> int:
+def epochs_of(config: ProbeConfig, images: int) -> int:
     """Return the epochs of the configuration, or else the recipe's, increased if few images would give few
     steps."""
     if config.epochs is not None:
@@ -142,7 +144,7 @@ def _epochs(config: ProbeConfig, images: int) -> int:
     return math.ceil(config.usual_epochs * max(1, enough / steps))
 
 
-def _plan(
+def places_and_head(
     config: ProbeConfig, defaults: Defaults, store: FeatureStore | None
 ) -> tuple[ExtractorConfig, HeadConfig]:
     """Return the extractor and the head of a resolved configuration on a backbone with these defaults."""
@@ -174,7 +176,7 @@ def _plan(
     if head == "attention" and config.extractor == "feedback" and len(blocks) * len(steps) > 1:
         head = "difformer"  # DifFeed reads several places as DifFormer does
     pool = config.pool
-    if pool is None and config.backbone.startswith("pixels"):
+    if pool is None and given(config.backbone).startswith("pixels"):
         pool = 0  # pooling would leave little of the images to read
     if pool is None and head in ("attention", "difformer"):
         pool = defaults.token_side

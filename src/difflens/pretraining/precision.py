@@ -1,0 +1,90 @@
+"""The floating-point format of a pre-training that leaves it open: bfloat16 where it is faster."""
+
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DModel
+
+from difflens import presets
+from difflens.backbones.unet import UNetBackbone
+from difflens.choices import TrainingPrecision
+from difflens.configs.options import given
+from difflens.configs.pretrain import PretrainConfig
+from difflens.pretraining.networks import unet_config
+from difflens.processes.schedulers import process_of
+from difflens.run.console import note
+from difflens.run.directory import CONFIG, read_record
+
+_SECONDS = 1.6
+# below this factor, float32's digits are worth more
+_WORTH = 1.1
+# as many pixels as 16 images of side 32
+_PIXELS = 16 * 32**2
+
+
+def choose_precision(config: PretrainConfig, process: Accelerator) -> TrainingPrecision:
+    """Return the format of a run's arithmetic: what --precision names, or else what the resumed run has.
+
+    Without either, it is bfloat16 on a GPU. On a CPU it is measured for diffusion in one process, and float32
+    otherwise. A run of an earlier version that left it open keeps "auto", which is bfloat16 on a GPU and
+    float32 on a CPU.
+
+    Raises:
+        DiffLensError: the network does not fit into memory, or its size does not suit the images.
+    """
+    if config.precision != "auto":
+        return config.precision
+    if config.resume and (config.out / CONFIG).exists():
+        return _kept(config.out)
+    if process.device.type == "cuda":
+        return "bfloat16"
+    if config.method != "diffusion" or process.num_processes > 1:
+        return "float32"
+    return _measured(config)
+
+
+def _kept(out: Path) -> TrainingPrecision:
+    stored = read_record(out).get("precision")
+    return "auto" if stored not in ("float32", "bfloat16") else stored
+
+
+def _measured(config: PretrainConfig) -> TrainingPrecision:
+    """Return the format in which a training step of the network takes less time on this CPU, and say so.
+
+    Steps in both formats take turns for about two seconds. The fastest of each counts, so that other work on
+    the machine weighs little.
+    """
+    network = unet_config(
+        presets.PRETRAIN[config.preset]["unet"], given(config.learned_variance), config.image_size
+    )
+    side, channels = network["sample_size"], network["in_channels"]
+    count = max(1, min(given(config.batch_size) // config.accumulate, _PIXELS // side**2))
+    with torch.random.fork_rng(devices=[]):
+        unet = UNet2DModel(**network)
+        UNetBackbone(unet, process_of({}), config.preset).require_memory(count)
+        unet.requires_grad_(True)
+        x_t, t = torch.randn(count, channels, side, side), torch.zeros(count, dtype=torch.long)
+
+    def step(dtype: torch.dtype) -> float:
+        began = time.perf_counter()
+        cast = {name: weight.to(dtype) for name, weight in unet.named_parameters()}
+        torch.func.functional_call(unet, cast, (x_t.to(dtype), t)).sample.float().square().mean().backward()
+        unet.zero_grad()
+        return time.perf_counter() - began
+
+    formats = (torch.float32, torch.bfloat16)
+    for dtype in formats:  # libraries choose their algorithms in the first step
+        step(dtype)
+    fastest = dict.fromkeys(formats, float("inf"))
+    end = time.perf_counter() + _SECONDS
+    while time.perf_counter() < end or fastest[torch.bfloat16] == float("inf"):
+        for dtype in formats:
+            fastest[dtype] = min(fastest[dtype], step(dtype))
+    factor = fastest[torch.float32] / fastest[torch.bfloat16]
+    chosen: TrainingPrecision = "bfloat16" if factor > _WORTH else "float32"
+    note(
+        f"precision: {chosen}, since bfloat16 is {factor:.2f} times as fast as float32 on this CPU (measured)"
+    )
+    return chosen

@@ -1,0 +1,550 @@
+"""`difflens.plan`, which --dry-run calls: what a command would run, counted on shapes alone."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+from difflens.backbones.base import Backbone, DiffusionBackbone
+from difflens.backbones.config import BackboneConfig
+from difflens.backbones.load import BUNDLED, load_backbone
+from difflens.backbones.maps import MapShape, Place, pooled_shape
+from difflens.backbones.unet import UNetBackbone
+from difflens.choices import Precision
+from difflens.configs.cka import CkaConfig
+from difflens.configs.dense import DenseConfig
+from difflens.configs.detect import DetectConfig
+from difflens.configs.fidelity import FidelityConfig
+from difflens.configs.generate import GenerateConfig
+from difflens.configs.options import Options, given, resolve
+from difflens.configs.pretrain import PretrainConfig
+from difflens.configs.probe import ProbeConfig
+from difflens.configs.segment import SegmentConfig
+from difflens.data.changes import channels_of
+from difflens.data.files import list_images
+from difflens.data.labels import limited
+from difflens.data.load import load_data, load_unlabelled
+from difflens.data.published import LABEL_LISTS, PublishedSet, published_set
+from difflens.data.split import ImageData
+from difflens.errors import DiffLensError, expanded, listing
+from difflens.extractors.base import Extractor
+from difflens.extractors.cache import READ_BATCH
+from difflens.extractors.config import ExtractorConfig
+from difflens.extractors.store import FeatureStore
+from difflens.generation.samplers import make_sampler
+from difflens.heads.config import DetectionHeadConfig, SegmentationHeadConfig
+from difflens.heads.detection import DetectionHead
+from difflens.heads.knn import NeighbourHead
+from difflens.heads.make import make_head
+from difflens.heads.segmentation import SegmentationHead
+from difflens.opening import bundled_backbone
+from difflens.presets import PRETRAIN
+from difflens.pretraining.networks import unet_config
+from difflens.processes.base import in_words
+from difflens.processes.schedulers import process_of
+from difflens.results.plan import PlanResult
+from difflens.run.counting import Cost, cost_of_images
+from difflens.tasks.classification.probe import epochs_of, labelled, places_and_head
+from difflens.tasks.dense import chosen_rows, make_plan
+from difflens.tasks.detection.detect import Detection
+from difflens.tasks.segmentation.segment import Segmentation
+
+ADM_256 = "256x256_diffusion_uncond.pt"
+"""OpenAI's file of the paper's network, whose shapes are known without it."""
+
+FID_IMAGES = 50_000
+"""The usual number of generated images for FID, assumed where they do not exist yet."""
+
+_META = torch.device("meta")
+_INCEPTION_SIDE = 299
+_ONLINE = ("hf:", "torchvision:")
+# the folders in which these names lie are downloaded if they are not there
+_DOWNLOADED = ("fashion-full", "aircraft", "cars", "cub", "dogs", "flowers", "nabirds")
+
+
+def plan(config: Options) -> PlanResult:
+    """Return what the command of `config` would run, from shapes and numbers of images.
+
+    Nothing is downloaded or written, and no weights are read. The paper's network and data sets are planned
+    with their published sizes where they are not at hand.
+
+    Raises:
+        DiffLensError: the command has no dry run, or its options, data or backbone have an error.
+    """
+    for kind, planner in _PLANNERS.items():
+        if isinstance(config, kind):
+            options: Any = config
+            return planner(resolve(replace(options, dry_run=False)))
+    raise DiffLensError(f"{config.command} has no dry run")
+
+
+def _plan_probe(config: ProbeConfig) -> PlanResult:
+    data = _labelled_data(given(config.data))
+    train, test = _probed(config, data)
+    if config.head != "knn":
+        config = replace(config, epochs=epochs_of(config, train))
+    source, backbone = _backbone(config, data.channels)
+    store = None if config.store is None else FeatureStore(config.store)
+    extractor_config, head_config = places_and_head(
+        replace(config, backbone=source.spec), backbone.defaults, store
+    )
+    with _META:
+        extractor = extractor_config.build(backbone)
+        head: Any = make_head(head_config, extractor.shapes(), data.classes)
+    online = extractor.trainable or config.augment != "none"
+    trains = not isinstance(head, NeighbourHead)
+    epochs, batch = config.epochs or 0, min(config.batch_size or READ_BATCH, train)
+    read = _reading_cost(source, extractor_config, backbone.image_size, batch if online else READ_BATCH)
+    operations: dict[str, float] = {}
+    memory = {"weights": _bytes(backbone)}
+    stored: dict[str, float] = {}
+    if online:
+        operations["backbone"] = epochs * train * read.training.operations
+        operations["evaluation"] = test * read.evaluation.operations
+        memory["activations of the backbone"] = read.training.peak
+    elif store is None:
+        operations["backbone"] = (train + test) * read.evaluation.operations
+        memory["activations of the backbone"] = read.evaluation.peak
+        stored["cached features"] = 2.0 * (train + test) * _values(extractor.shapes(), head.pool)
+    if trains:
+        cost = _head_cost(head, extractor.shapes(), batch, extractor.trainable)
+        operations["head"] = epochs * train * cost.operations / batch
+        memory["activations of the head"] = cost.peak
+        memory |= _trained(head, extractor, config.optimizer == "sgd")
+    trained = sum(each.numel() for each in _trainable(head, extractor)) if trains else 0
+    return PlanResult(
+        command="probe",
+        backbone=_described(backbone, config.precision),
+        images={"train": train, "test": test},
+        data=data.source,
+        reads=_places(extractor, extractor_config.name, head_config.name),
+        steps=config.seeds * epochs * math.ceil(train / batch) if trains else 0,
+        schedule=_schedule(epochs, batch, config.seeds),
+        trainable_parameters=trained,
+        memory=memory,
+        stored=stored,
+        operations={name: config.seeds * count for name, count in operations.items()},
+        precision=config.precision,
+    )
+
+
+def _plan_dense(config: DenseConfig) -> PlanResult:
+    data = _dense_data(config)
+    source, backbone = _backbone(config, data.channels)
+    with _META:
+        made = make_plan(config, backbone)
+        extractor = made.extractor.build(backbone)
+        shapes = extractor.shapes(made.side)
+        head: nn.Module
+        name: str
+        if isinstance(config, SegmentConfig):
+            kind = SegmentationHeadConfig(config.head, made.side, made.strides, made.width)
+            head, name = SegmentationHead(kind, shapes, data.classes), config.head
+        else:
+            assert isinstance(config, DetectConfig)
+            detector = DetectionHeadConfig(
+                config.head or "mask-rcnn", made.side, made.strides, made.width, given(config.proposals)
+            )
+            name = detector.name
+            head = DetectionHead(detector, shapes, data.classes)
+    batch, iterations = given(config.batch_size), given(config.iterations)
+    read = _reading_cost(source, made.extractor, made.side, batch)
+    cost = _head_cost(head, shapes, batch, extractor.trainable, made.side)
+    windows = data.test * (
+        len(config.eval_scales) * (1 + config.eval_flip) if isinstance(config, SegmentConfig) else 1
+    )
+    return PlanResult(
+        command=config.command,
+        backbone=_described(backbone, config.precision),
+        images={"train": data.train, "validation": data.test},
+        data=data.source,
+        reads=f"{_places(extractor, made.extractor.name, name)}, squares of {made.side} pixels",
+        steps=iterations,
+        schedule=f"batch {batch}",
+        trainable_parameters=sum(each.numel() for each in _trainable(head, extractor)),
+        memory={
+            "weights": _bytes(backbone),
+            "activations of the backbone": read.training.peak,
+            "activations of the head": cost.peak,
+            **_trained(head, extractor, config.optimizer == "sgd"),
+        },
+        stored={},
+        operations={
+            "backbone": iterations * batch * read.training.operations,
+            "head": iterations * cost.operations,
+            "evaluation": windows * read.evaluation.operations,
+        },
+        precision=config.precision,
+    )
+
+
+def _plan_pretrain(config: PretrainConfig) -> PlanResult:
+    if config.method != "diffusion":
+        raise DiffLensError(f"only diffusion has a dry run of pretrain, not {config.method}")
+    data = _unlabelled_data(config.data)
+    images = min(data.train, config.limit or data.train)
+    preset, variance = PRETRAIN[config.preset]["unet"], given(config.learned_variance)
+    network = unet_config(preset, variance, config.image_size)
+    batch, epochs = given(config.batch_size), given(config.epochs)
+    precision: Precision = "float32" if config.precision == "float32" else "bfloat16"
+    dtype = getattr(torch, precision)
+    with _META:
+        unet = UNet2DModel(**network)
+
+    def step(count: int) -> None:
+        shape = count, network["in_channels"], network["sample_size"], network["sample_size"]
+        x_t, t = torch.empty(shape, device=_META, dtype=dtype), torch.zeros(count, device=_META)
+        cast = {name: weight.to(dtype) for name, weight in unet.named_parameters()}
+        torch.func.functional_call(unet, cast, (x_t, t)).sample.float().sum().backward()
+        unet.zero_grad()
+
+    cost = cost_of_images(step, batch // config.accumulate)
+    steps, weights = epochs * math.ceil(images / batch), 4.0 * unet.num_parameters()
+    return PlanResult(
+        command="pretrain",
+        backbone=f"{preset}, {unet.num_parameters() / 1e6:,.1f} M parameters, float32 weights, {precision}",
+        images={"train": images},
+        data=data.source,
+        reads=f"images of {network['in_channels']} x {network['sample_size']} x {network['sample_size']}",
+        steps=steps,
+        schedule=_schedule(epochs, batch),
+        trainable_parameters=unet.num_parameters(),
+        memory={"weights and average": 2 * weights, "moments": 2 * weights, "a step": cost.peak},
+        stored={},
+        operations={"training": steps * config.accumulate * cost.operations},
+        precision=precision,
+    )
+
+
+def _plan_cka(config: CkaConfig) -> PlanResult:
+    data = _unlabelled_data(config.data)
+    images = min(data.train, config.limit)
+    source, backbone = _backbone(config, data.channels)
+    steps = config.noise_steps or (backbone.defaults.noise_step,)
+    sources = [(source, config.blocks, steps)]
+    if config.other is not None:
+        other, network = _backbone(config, data.channels, config.other)
+        at = network.defaults.noise_step if config.other_noise_step is None else config.other_noise_step
+        sources.append((other, None, (at,)))
+    operations, peak, reads = {}, 0.0, []
+    for each, blocks, levels in sources:
+        network = _loaded(each)
+        read = blocks or tuple(block.index for block in network.blocks)
+        places = ExtractorConfig("frozen", read, levels, config.seed, precision=config.precision)
+        cost = _reading_cost(each, places, network.image_size, READ_BATCH).evaluation
+        operations[each.spec] = images * cost.operations
+        peak = max(peak, cost.peak)
+        reads.append(f"{each.spec}: {len(read)} blocks at t = {listing(levels)}")
+    return PlanResult(
+        command="cka",
+        backbone=_described(backbone, config.precision),
+        images={"train": images},
+        data=data.source,
+        reads="; ".join(reads),
+        memory={"weights": _bytes(backbone), "activations of the backbone": peak},
+        stored={},
+        operations=operations,
+        precision=config.precision,
+    )
+
+
+def _plan_generate(config: GenerateConfig) -> PlanResult:
+    _, backbone = _backbone(config, 1)
+    sampler = make_sampler(backbone, config.sampler, config.steps, config.eta, config.seed)
+    assert isinstance(backbone, DiffusionBackbone)
+    backbone.convert(getattr(torch, config.precision))
+    batch = config.batch_size or max(1, min(64, 64 * 32 // backbone.image_size))
+
+    def call(count: int) -> None:
+        x_t = torch.empty(count, *backbone.input_shape, device=_META, dtype=backbone.dtype)
+        with torch.no_grad():
+            backbone.denoise(x_t, backbone.defaults.noise_step)
+
+    cost = cost_of_images(call, batch, trains=False)
+    return PlanResult(
+        command="generate",
+        backbone=_described(backbone, config.precision),
+        images={"generated": config.n},
+        data="by the seed",
+        reads=f"{sampler.name}, {sampler.steps} steps, batch {batch}",
+        memory={"weights": _bytes(backbone), "activations of the backbone": cost.peak},
+        stored={},
+        operations={"sampling": math.ceil(config.n / batch) * sampler.calls * cost.operations},
+        precision=config.precision,
+    )
+
+
+def _plan_fidelity(config: FidelityConfig) -> PlanResult:
+    data = _labelled_data(config.data, labels=False)
+    real = data.train if config.split == "train" else data.test
+    made = expanded(config.samples)
+    generated = len(list_images([made])) if made.is_dir() else FID_IMAGES
+    sizes = {"generated": generated, f"real ({config.split})": real}
+    sizes = {name: min(count, config.limit or count) for name, count in sizes.items()}
+    if config.features == "inception":
+        described, reads, cost, weights = _inception()
+    else:
+        space, backbone = _backbone(config, data.channels, config.features)
+        block = config.block or backbone.defaults.block
+        step = backbone.defaults.noise_step if config.noise_step is None else config.noise_step
+        places = ExtractorConfig("frozen", (block,), (step,), config.seed)
+        cost = _reading_cost(space, places, backbone.image_size, READ_BATCH).evaluation
+        described, reads = _described(backbone, "float32"), f"block {block} at t = {step}"
+        weights = _bytes(backbone)
+    return PlanResult(
+        command="fidelity",
+        backbone=described,
+        images=sizes,
+        data=data.source + ("" if made.is_dir() else f"; {config.samples} does not exist yet"),
+        reads=reads,
+        memory={"weights": weights, "activations": cost.peak},
+        stored={},
+        operations={name: count * cost.operations for name, count in sizes.items()},
+        precision="float32",
+    )
+
+
+_PLANNERS: dict[type[Options], Callable[[Any], PlanResult]] = {
+    ProbeConfig: _plan_probe,
+    DenseConfig: _plan_dense,
+    PretrainConfig: _plan_pretrain,
+    CkaConfig: _plan_cka,
+    GenerateConfig: _plan_generate,
+    FidelityConfig: _plan_fidelity,
+}
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The data of a plan: numbers of images and classes, and where they are from; `loaded` if it is here."""
+
+    train: int
+    test: int
+    classes: int
+    channels: int
+    source: str
+    loaded: ImageData | None = None
+
+    @classmethod
+    def of(cls, published: PublishedSet, spec: str) -> "_Sizes":
+        source = f"{published.title} at its published size; {spec} was not read"
+        return cls(published.train, published.test, published.classes, published.channels, source)
+
+
+def _known(spec: str) -> _Sizes | None:
+    """Return the published size of data that is not on this machine, or would have to be looked for online.
+
+    Raises:
+        DiffLensError: it would have to be downloaded, and its size is not known.
+    """
+    published = published_set(spec)
+    online = spec.startswith(_ONLINE) or spec in _DOWNLOADED
+    if published is not None and (online or not expanded(spec.removeprefix("folder:")).exists()):
+        return _Sizes.of(published, spec)
+    if online:
+        raise DiffLensError(f"a dry run downloads nothing, and the size of {spec} is not known without it")
+    return None
+
+
+def _labelled_data(spec: str, labels: bool = True) -> _Sizes:
+    known = _known(spec)
+    if known is not None:
+        return known
+    data = load_data(spec, labels)
+    channels = channels_of(data.train)
+    return _Sizes(len(data.train), len(data.test), len(data.classes), channels, data.name, data)
+
+
+def _unlabelled_data(spec: str) -> _Sizes:
+    known = _known(spec)
+    if known is not None:
+        return known
+    split = load_unlabelled(spec)
+    return _Sizes(len(split), 0, 0, channels_of(split), spec)
+
+
+def _dense_data(config: DenseConfig) -> _Sizes:
+    known = None if config.data is None else _known(str(config.data))
+    if known is None:
+        task: Any = Segmentation(config) if isinstance(config, SegmentConfig) else Detection(config)  # type: ignore[arg-type]
+        data = task.load()
+        known = _Sizes(len(data.train), len(data.val), len(data.classes), channels_of(data.train), data.name)
+    rows = chosen_rows(config, known.train)
+    return known if rows is None else replace(known, train=len(rows))
+
+
+def _probed(config: ProbeConfig, data: _Sizes) -> tuple[int, int]:
+    """Return how many images a probe trains on and is tested on."""
+    if data.loaded is not None:
+        train = limited(data.loaded.train, config.limit, config.seed)
+        return len(labelled(config, train, data.loaded.classes)), data.test
+    count = min(data.train, config.limit or data.train)
+    if config.label_fraction is not None:
+        return round(config.label_fraction * count), data.test
+    if config.label_list is None:
+        return count, data.test
+    path = expanded(config.label_list)
+    if path.is_file():
+        return sum(bool(line.strip()) for line in path.read_text(encoding="utf-8").splitlines()), data.test
+    if path.name not in LABEL_LISTS:
+        raise DiffLensError(f"no such file: {path}")
+    return LABEL_LISTS[path.name], data.test
+
+
+def _backbone(options: Any, channels: int, spec: str | None = None) -> tuple[BackboneConfig, Backbone]:
+    """Return a backbone without weights: `spec`, else that of the options, else the bundled one for images of
+    so many channels."""
+    spec = spec or getattr(options, "backbone", None) or bundled_backbone(channels)
+    source = BackboneConfig.of(options, spec)
+    return source, _loaded(source)
+
+
+def _loaded(source: BackboneConfig) -> Backbone:
+    """Return a backbone on the meta device.
+
+    Raises:
+        DiffLensError: it is not on this machine, and its shapes are not known without it.
+    """
+    name = source.spec.removeprefix("random:")
+    path = expanded(name)
+    if path.name == ADM_256 and not path.exists():
+        with _META:
+            unet = UNet2DModel(**unet_config("adm-256", learned_variance=True)).eval()
+        return UNetBackbone(unet, process_of({"beta_schedule": "linear"}), source.spec, source.image_size)
+    here = name in BUNDLED or name.startswith(("timm:", "pixels")) or path.exists()
+    if not here:
+        raise DiffLensError(f"a dry run downloads nothing, and {name} is no file or folder here")
+    if name.startswith("pixels"):
+        return load_backbone(name, image_size=source.image_size)
+    # no weights are read, whichever file of weights is named
+    kind = name.partition("@")[0] if name.startswith("timm:") else name
+    return replace(source, spec=f"random:{kind}").load(_META)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The costs of an extractor: `training` of a batch in memory and of an image in operations, likewise
+    `evaluation`."""
+
+    training: Cost
+    evaluation: Cost
+
+
+@cache
+def _reading_cost(source: BackboneConfig, config: ExtractorConfig, side: int, batch: int) -> _Reading:
+    backbone = _loaded(source)
+    with _META:
+        extractor = config.build(backbone)
+
+    def read(count: int, train: bool) -> None:
+        images = torch.empty(count, backbone.in_channels, side, side, device=_META)
+        index = torch.zeros(count, dtype=torch.long, device=_META)
+        extractor.train(train)
+        with nullcontext() if train and extractor.trainable else torch.no_grad():
+            maps = extractor(images, index, int(train))
+            if train and extractor.trainable:
+                sum((each.sum() for each in maps.values()), start=torch.zeros((), device=_META)).backward()
+                extractor.zero_grad()
+
+    def of(train: bool) -> Cost:
+        trains = train and extractor.trainable
+        cost = cost_of_images(lambda count: read(count, train), batch, trains)
+        return Cost(cost.operations / batch, cost.peak)
+
+    evaluation = of(train=False)
+    return _Reading(of(train=True) if extractor.trainable else evaluation, evaluation)
+
+
+def _head_cost(
+    head: nn.Module, shapes: dict[Place, MapShape], batch: int, gradient: bool, side: int | None = None
+) -> Cost:
+    """Return the cost of a training step of a head.
+
+    Args:
+        gradient: True if the maps take a gradient, for an extractor that is trained too.
+        side: the side of the images, for a dense head.
+    """
+
+    def step(count: int) -> None:
+        maps = {
+            place: torch.empty(count, *shape, device=_META, requires_grad=gradient)
+            for place, shape in shapes.items()
+        }
+        with _META:
+            outputs = _outputs(head, maps, side)
+        sum((each.sum() for each in outputs), start=torch.zeros((), device=_META)).backward()
+        head.zero_grad()
+
+    head.train()
+    return cost_of_images(step, batch)
+
+
+def _outputs(head: nn.Module, maps: dict[Place, Tensor], side: int | None) -> Iterator[Tensor]:
+    """Yield all outputs of a head; of a detection head those of its layers on as many regions as it trains
+    on."""
+    if isinstance(head, SegmentationHead):
+        assert side is not None
+        yield head(maps, (side, side))
+    elif isinstance(head, DetectionHead):
+        yield from head.layers_on(maps)
+    else:
+        yield head(maps)
+
+
+def _inception() -> tuple[str, str, Cost, float]:
+    """Return Inception-v3 in words, what is read of it, its cost of a batch, and its bytes.
+
+    It has the layers of the FID network, which pools in other ways and multiplies as often.
+    """
+    from torchvision.models import inception_v3
+
+    with _META:
+        network = inception_v3(weights=None, init_weights=False).eval()
+
+    def read(count: int) -> None:
+        with torch.no_grad():
+            network(torch.empty(count, 3, _INCEPTION_SIDE, _INCEPTION_SIDE, device=_META))
+
+    cost = cost_of_images(read, READ_BATCH, trains=False)
+    weights = 4.0 * sum(parameter.numel() for parameter in network.parameters())
+    reads = f"its last features, images of {_INCEPTION_SIDE} pixels"
+    return "Inception-v3", reads, Cost(cost.operations / READ_BATCH, cost.peak), weights
+
+
+def _described(backbone: Backbone, precision: Precision) -> str:
+    count = sum(parameter.numel() for parameter in backbone.parameters())
+    return f"{backbone.spec.removeprefix('random:')}, {count / 1e6:,.1f} M parameters, {precision}"
+
+
+def _places(extractor: Extractor, kind: str, head: str) -> str:
+    levels = in_words(extractor.backbone.process.by_noise(extractor.noise_steps))
+    return f"{kind} extractor, blocks {listing(extractor.blocks)} at noise steps {levels}; {head} head"
+
+
+def _schedule(epochs: int, batch: int, seeds: int = 1) -> str:
+    return f"{epochs:,} epochs, batch {batch}" + (f", {seeds} seeds" if seeds > 1 else "")
+
+
+def _values(shapes: dict[Place, MapShape], side: int | None) -> int:
+    """Return the number of values that a cache keeps of an image."""
+    return sum(math.prod(pooled_shape(shape, side)) for shape in shapes.values())
+
+
+def _trainable(head: nn.Module, extractor: Extractor) -> list[nn.Parameter]:
+    return [each for part in (head, extractor) for each in part.parameters() if each.requires_grad]
+
+
+def _trained(head: nn.Module, extractor: Extractor, sgd: bool) -> dict[str, float]:
+    """Return the bytes of trained weights, their gradients and the optimiser's moments."""
+    size = 4.0 * sum(parameter.numel() for parameter in _trainable(head, extractor))
+    return {"trained weights, gradients, moments": size * (2 if sgd else 4)}
+
+
+def _bytes(module: nn.Module) -> float:
+    return float(sum(parameter.numel() * parameter.element_size() for parameter in module.parameters()))

@@ -1,0 +1,124 @@
+"""A dry run says what the command would do, and does nothing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from difflens import (
+    CkaConfig,
+    DetectConfig,
+    DiffLensError,
+    FidelityConfig,
+    GenerateConfig,
+    PretrainConfig,
+    ProbeConfig,
+    SegmentConfig,
+    SweepConfig,
+    plan,
+    probe,
+)
+from difflens.run.counting import cost_of_images, counting
+from tests.helpers.cli import run
+from tests.helpers.images import make_image_tree
+
+
+def config(backbone_folder: Path, tree: Path, out: Path) -> ProbeConfig:
+    return ProbeConfig(
+        backbone=str(backbone_folder), data=str(tree), out=out, blocks=(6,), noise_steps=(5,), batch_size=8
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head": "linear", "epochs": 2},
+        {"head": "attention", "label_fraction": 0.5, "epochs": 1},
+        {"head": "difformer", "noise_steps": (5, 9), "epochs": 1},
+        {"head": "diffeed", "epochs": 1},
+        {"head": "linear", "extractor": "finetuned", "epochs": 1, "limit": 9},
+        {"head": "knn", "batch_size": None},
+    ],
+    ids=str,
+)
+def test_a_plan_of_probe_is_what_probe_does(
+    changes: dict[str, object], backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    options = replace(config(backbone_folder, image_tree, tmp_path / "run"), **changes)
+    planned = plan(options)
+    assert not options.out.exists()
+    probe(options)
+    metrics = json.loads((options.out / "metrics.json").read_text())
+    assert planned.images == {"train": metrics["train_images"], "test": metrics["test_images"]}
+    if options.head == "knn":
+        assert (planned.steps, planned.trainable_parameters) == (0, 0)
+        return
+    assert planned.trainable_parameters == metrics["trainable_parameters"]
+    assert planned.steps == metrics["epochs"] * -(-metrics["train_images"] // min(8, metrics["train_images"]))
+
+
+def test_operations_of_a_layer() -> None:
+    with torch.device("meta"):
+        layer = torch.nn.Linear(30, 20, bias=False)
+
+    def train(images: int) -> None:
+        layer(torch.empty(images, 30, device="meta")).sum().backward()
+        layer.zero_grad()
+
+    # forward, and the gradient of the weights: 2 x 30 x 20 each; the input takes no gradient
+    assert cost_of_images(train, 100).operations == 100 * 2 * (2 * 30 * 20)
+    with counting() as cost, torch.no_grad():
+        layer(torch.empty(5, 30, device="meta"))
+    assert cost.peak == 4 * (5 * 30 + 5 * 20)
+
+
+def test_no_command_writes(
+    backbone_folder: Path, scene_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    out, backbone = tmp_path / "out", str(backbone_folder)
+    dense = {"backbone": backbone, "data": scene_folder, "side": 32, "out": out}
+    plans = [
+        plan(each)
+        for each in (
+            SegmentConfig(**dense),
+            DetectConfig(**dense),
+            PretrainConfig(data=str(image_tree), preset="photos-32", out=out),
+            CkaConfig(backbone=backbone, data=str(image_tree), out=out),
+            GenerateConfig(backbone=backbone, n=10, out=out),
+            FidelityConfig(samples=tmp_path / "none", features=backbone, data=str(image_tree), out=out),
+        )
+    ]
+    assert [each.images for each in plans] == [
+        {"train": 12, "validation": 5},
+        {"train": 12, "validation": 5},
+        {"train": 36},
+        {"train": 36},
+        {"generated": 10},
+        {"generated": 50_000, "real (test)": 15},
+    ]
+    assert all(each.hours > 0 and each.gigabytes > 0 for each in plans)
+    assert not out.exists()
+
+
+def test_the_command_line(backbone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = make_image_tree(tmp_path / "images")
+    words = ["probe", "--backbone", backbone_folder, "--data", tree, "--out", tmp_path / "run", "--dry-run"]
+    assert run(*words) == 0
+    shown = capsys.readouterr().out
+    assert "36 train, 15 test" in shown
+    assert "an estimate: counted operations" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_planned(tmp_path: Path) -> None:
+    options = ProbeConfig(out=tmp_path / "run", data="fashion")
+    with pytest.raises(DiffLensError, match="downloads nothing, and someone/network is no file or folder"):
+        plan(replace(options, backbone="someone/network"))
+    with pytest.raises(DiffLensError, match="downloads nothing, and the size of hf:some/data"):
+        plan(replace(options, data="hf:some/data"))
+    with pytest.raises(DiffLensError, match="sweep has no dry run"):
+        plan(SweepConfig(out=tmp_path / "run"))
+    with pytest.raises(DiffLensError, match=r"dry_run is for `difflens\.plan`"):
+        probe(replace(options, dry_run=True))
