@@ -12,7 +12,7 @@ demo: $(READY)
 	$(VENV)/bin/difflens demo --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -m "not slow" -n auto --dist loadfile
+	$(VENV)/bin/python -m pytest -m "not slow" -n auto --dist worksteal
 
 slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow

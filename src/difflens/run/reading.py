@@ -206,7 +206,7 @@ def checked(kind: type[T], value: object, name: str = "") -> T:
     from pydantic import ValidationError
 
     try:
-        if kind is not _TABLE:
+        if kind != _TABLE:
             _check_finite(value, name)
         return cast(T, _adapter(cast(Any, kind)).validate_json(json.dumps(value), strict=True))
     except ValidationError as error:
