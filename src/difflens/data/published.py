@@ -34,7 +34,7 @@ _SETS = {
     "coco": PublishedSet("COCO 2017", 118_287, 5_000, 80),
 }
 
-LABEL_LISTS = {"1percent.txt": 12_810, "10percent.txt": 128_115}
+LABEL_LISTS = {"1percent.txt": 12_811, "10percent.txt": 128_116}
 """The number of images in SimCLR's lists for ImageNet, by the name of the file."""
 
 
