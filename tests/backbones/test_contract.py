@@ -244,6 +244,23 @@ def test_a_probe_is_saved_and_loaded(config: BackboneConfig, tmp_path: Path, hea
     torch.testing.assert_close(TrainedModel.load(tmp_path).probabilities(images), model.probabilities(images))
 
 
+@pytest.mark.parametrize("config", ["EDM", "DiT", "DiT.pt"], indirect=True)
+def test_a_fine_tuned_network_is_saved_and_loaded(config: BackboneConfig, tmp_path: Path) -> None:
+    """The blocks of DiT.pt share one embedding, which is trained and saved once."""
+    backbone = config.load()
+    places = ExtractorConfig("finetuned", (2,), (backbone.defaults.noise_step,), from_block=1)
+    extractor = places.build(backbone)
+    head = HeadConfig("linear", pool=2)
+    probe = Probe(extractor, make_head(head, extractor.shapes(), 3))
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            parameter.add_(0.01 * parameter.requires_grad)
+    model = TrainedModel(probe, ("a", "b", "c"), config, places, head, config.load().fingerprint())
+    model.save(tmp_path)
+    images = images_for(backbone)
+    torch.testing.assert_close(TrainedModel.load(tmp_path).probabilities(images), model.probabilities(images))
+
+
 def test_fine_tuning_reaches_the_blocks_asked_for(backbone: Backbone) -> None:
     if not list(backbone.parameters()):
         pytest.skip("pixels have no parameters")
