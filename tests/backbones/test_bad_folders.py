@@ -181,6 +181,46 @@ def test_a_schedule_that_is_assumed_is_said(tmp_path: Path, capsys: pytest.Captu
     assert "no scheduler_config.json: DDPM's linear schedule is assumed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("prefix", ["", "random:"])
+def test_a_folder_of_an_autoencoder_is_one_error_and_no_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], prefix: str
+) -> None:
+    folder = families.write_autoencoder(tmp_path / "vae")
+    capsys.readouterr()
+    assert run("info", f"{prefix}{folder}") == 2
+    errors = capsys.readouterr().err
+    assert "holds a AutoencoderKL; difflens walks UNet2DModel" in errors
+    assert "warning" not in errors
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+def test_a_network_of_latents_without_its_pipeline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
+) -> None:
+    folder = families.write_unet(tmp_path / "unet", in_channels=channels, out_channels=channels)
+    (folder / "scheduler_config.json").unlink()
+    capsys.readouterr()
+    assert run("info", folder) == 2
+    errors = capsys.readouterr().err
+    assert f"takes {channels} channels, which are latents" in " ".join(errors.split())
+    assert "--autoencoder" in errors
+    assert "assumed" not in errors
+    vae = families.write_autoencoder(tmp_path / "vae", latent_channels=channels)
+    assert run("info", folder, "--autoencoder", vae) == 0
+    errors = capsys.readouterr().err
+    assert "assumed" in errors
+    assert "--autoencoder" not in errors
+
+
+def test_latents_of_three_channels_may_be_meant(
+    ldm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They look like pixels, so that only a line can say it."""
+    shutil.copytree(ldm / "unet", tmp_path / "alone")
+    load_backbone(str(tmp_path / "alone"))
+    assert "A network that reads latents also needs its --autoencoder" in capsys.readouterr().err
+
+
 def test_averaged_weights_of_a_training_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

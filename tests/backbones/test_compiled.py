@@ -13,7 +13,8 @@ from difflens import DiffusionBackbone, FeedbackExtractor, FrozenExtractor, load
 from difflens.backbones import compiled
 from difflens.backbones.compiled import CompiledGraphs
 from difflens.backbones.unet import UNetBackbone
-from tests.helpers import families, pipelines
+from tests.helpers import every, families, pipelines
+from tests.helpers.every import FAMILIES
 from tests.helpers.networks import make_backbone
 
 needs_compiler = pytest.mark.skipif(
@@ -131,6 +132,27 @@ def test_nothing_is_compiled_on_the_cpu_unless_asked_for(monkeypatch: pytest.Mon
     images, index = torch.rand(2, 1, 16, 16), torch.arange(2)
     FrozenExtractor(backbone, (6,), (5, 20)).train()(images, index)
     FeedbackExtractor(backbone, (6,), (5,)).train()(images, index)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_walk_of_every_family_is_one_graph(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Traced as for a compiler, and run without one."""
+    torch._dynamo.reset()  # families of one architecture would share a graph
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compile_(function, **{**options, "backend": "eager"})
+    )
+    backbone = every.write(name, tmp_path).load()
+    assert isinstance(backbone, DiffusionBackbone)
+    x, level = torch.randn(2, *backbone.input_shape), backbone.defaults.noise_step
+    last, graphs = backbone.defaults.block, counters["stats"]["unique_graphs"]
+    through = backbone.features(x, level, [last], compiled=True)[last]
+    assert counters["stats"]["unique_graphs"] == graphs + 1
+    assert "runs uncompiled" not in capfd.readouterr().err
+    torch.testing.assert_close(through, backbone.features(x, level, [last])[last], atol=1e-4, rtol=1e-4)
 
 
 @needs_compiler

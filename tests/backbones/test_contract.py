@@ -1,10 +1,10 @@
 """The contract that all kinds of backbones keep; heads, sweeps, stores and reports rely on it alone."""
 
-from collections.abc import Callable
+import json
 from dataclasses import replace
-from functools import partial
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 
 from difflens import (
     DiffLensError,
+    ExtractConfig,
     HeadConfig,
     Probe,
     SegmentationModel,
     SweepConfig,
     TrainedModel,
+    extract,
     make_head,
     sample,
     sweep,
@@ -30,22 +32,10 @@ from difflens.extractors.feedback import FeedbackExtractor
 from difflens.extractors.finetuned import FineTunedExtractor
 from difflens.heads.config import SegmentationHeadConfig
 from difflens.pretraining import networks
-from tests.helpers import families, pipelines
-
-FAMILIES: dict[str, Callable[[Path], Path]] = {
-    "EDM": families.write_edm,
-    "flow": families.write_flow,
-    "consistency model": families.write_consistency_model,
-    "NCSN++": families.write_ncsnpp,
-    "LDM": families.write_ldm,
-    "DiT": families.write_dit,
-    "SD": pipelines.write_stable_diffusion,
-    "SDXL": pipelines.write_stable_diffusion_xl,
-    "PixArt": pipelines.write_pixart_alpha,
-    "SD3": pipelines.write_stable_diffusion_3,
-    "Flux": pipelines.write_flux,
-    "CLASSES": partial(families.write_unet, num_class_embeds=5),
-}
+from tests.helpers.every import FAMILIES, TRANSFORMERS, write
+from tests.helpers.files import contents
+from tests.helpers.images import make_image_tree
+from tests.helpers.processes import run_two_of
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "adm_tiny.safetensors"
 
@@ -60,18 +50,14 @@ KINDS = {
     "BiGAN": BackboneConfig("BIGAN"),
     "pre-trained ViT": BackboneConfig("VIT"),
     "untrained ViT": BackboneConfig("random:VIT"),
-    **{name: BackboneConfig(name) for name in FAMILIES if name not in ("CLASSES", "Flux")},
-    "Flux": BackboneConfig("Flux", image_size=32),
+    **{name: BackboneConfig(name) for name in FAMILIES},
     "untrained LDM": BackboneConfig("random:LDM"),
     "untrained DiT": BackboneConfig("random:DiT"),
     "DiT, adaln": BackboneConfig("DiT", tap="adaln"),
-    "classes": BackboneConfig("CLASSES", condition="3"),
-    "mean class": BackboneConfig("CLASSES"),
+    "mean class": BackboneConfig("classes", condition="mean"),
 }
-OTHER_FAMILIES = [name for name in FAMILIES if name != "CLASSES"]
 ENCODERS = ("timm ResNet", "timm ViT", "BiGAN", "pre-trained ViT", "untrained ViT")
-TRANSFORMERS = ("DiT", "DiT, adaln", "untrained DiT", "PixArt", "SD3", "Flux")
-WITHOUT_DECODER = ("pixels", *ENCODERS, *TRANSFORMERS)
+WITHOUT_DECODER = ("pixels", *ENCODERS, *TRANSFORMERS, "DiT, adaln", "untrained DiT")
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +100,11 @@ def config(
 ) -> BackboneConfig:
     template = KINDS[request.param]
     kind, colon, name = template.spec.rpartition(":")
-    folders = {"FOLDER": backbone_folder, "ADM": adm_file, **encoder_folders}
     if name in FAMILIES:
-        folders[name] = family_root / name
-        if not folders[name].exists():
-            FAMILIES[name](folders[name])
+        written = write(name, family_root)
+        own = {"condition": template.condition or written.condition, "tap": template.tap}
+        return replace(written, spec=f"{kind}{colon}{written.spec}", **own)
+    folders = {"FOLDER": backbone_folder, "ADM": adm_file, **encoder_folders}
     return replace(template, spec=f"{kind}{colon}{folders.get(name, name)}")
 
 
@@ -258,6 +244,23 @@ def test_a_probe_is_saved_and_loaded(config: BackboneConfig, tmp_path: Path, hea
     torch.testing.assert_close(TrainedModel.load(tmp_path).probabilities(images), model.probabilities(images))
 
 
+@pytest.mark.parametrize("config", ["EDM", "DiT", "DiT.pt"], indirect=True)
+def test_a_fine_tuned_network_is_saved_and_loaded(config: BackboneConfig, tmp_path: Path) -> None:
+    """The blocks of DiT.pt share one embedding, which is trained and saved once."""
+    backbone = config.load()
+    places = ExtractorConfig("finetuned", (2,), (backbone.defaults.noise_step,), from_block=1)
+    extractor = places.build(backbone)
+    head = HeadConfig("linear", pool=2)
+    probe = Probe(extractor, make_head(head, extractor.shapes(), 3))
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            parameter.add_(0.01 * parameter.requires_grad)
+    model = TrainedModel(probe, ("a", "b", "c"), config, places, head, config.load().fingerprint())
+    model.save(tmp_path)
+    images = images_for(backbone)
+    torch.testing.assert_close(TrainedModel.load(tmp_path).probabilities(images), model.probabilities(images))
+
+
 def test_fine_tuning_reaches_the_blocks_asked_for(backbone: Backbone) -> None:
     if not list(backbone.parameters()):
         pytest.skip("pixels have no parameters")
@@ -272,11 +275,15 @@ def test_fine_tuning_reaches_the_blocks_asked_for(backbone: Backbone) -> None:
         assert parameter.grad is not None or not parameter.requires_grad
 
 
-@pytest.mark.parametrize("config", OTHER_FAMILIES, indirect=True)
+def options_of(config: BackboneConfig) -> dict[str, Any]:
+    """The options of any command that reads a backbone, without its name."""
+    return {name: getattr(config, name) for name in BACKBONE_OPTIONS}
+
+
+@pytest.mark.parametrize("config", FAMILIES, indirect=True)
 def test_a_sweep_measures_its_blocks(config: BackboneConfig, image_tree: Path, tmp_path: Path) -> None:
     backbone = config.load()
     blocks, level = (1, len(backbone.blocks)), backbone.defaults.noise_step
-    options = {name: getattr(config, name) for name in BACKBONE_OPTIONS}
     result = sweep(
         SweepConfig(
             out=tmp_path / "sweep",
@@ -286,7 +293,7 @@ def test_a_sweep_measures_its_blocks(config: BackboneConfig, image_tree: Path, t
             noise_steps=(level,),
             pool=1,
             workers=0,
-            **options,
+            **options_of(config),
         )
     )
     assert result.noise_steps == (level,)
@@ -307,3 +314,55 @@ def test_its_maps_make_a_pyramid(backbone: Backbone) -> None:
     logits = probe(images_for(backbone), torch.arange(2), 0, size=(side, side))
     assert logits.shape == (2, 3, side, side)
     assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("config", FAMILIES, indirect=True)
+def test_the_same_network_untrained(config: BackboneConfig) -> None:
+    """`random:` keeps structure, process and autoencoder, and draws the same weights each time."""
+    trained = config.load()
+    fresh, again = (replace(config, spec=f"random:{config.spec}").load() for _ in range(2))
+    assert isinstance(trained, DiffusionBackbone)
+    assert isinstance(fresh, DiffusionBackbone)
+    assert (fresh.blocks, fresh.defaults) == (trained.blocks, trained.defaults)
+    assert (fresh.input_shape, fresh.image_size) == (trained.input_shape, trained.image_size)
+    assert fresh.process.fingerprint() == trained.process.fingerprint()
+    assert fresh.fingerprint() == again.fingerprint() != trained.fingerprint()
+    images = images_for(trained)
+    assert torch.equal(fresh.encode(images), trained.encode(images))
+    maps = [read(each, images, [fresh.defaults.block])[fresh.defaults.block] for each in (fresh, trained)]
+    assert maps[0].isfinite().all()
+    assert not torch.allclose(*maps)
+
+
+@pytest.fixture(scope="module")
+def by_two(family_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Options of `extract` by family, whose stores one pair of processes has written."""
+    root = tmp_path_factory.mktemp("stores")
+    data = str(make_image_tree(root / "images", per_class=3))
+    wanted = {}
+    for name in FAMILIES:
+        config = write(name, family_root)
+        wanted[name] = {
+            "out": str(root / name),
+            "backbone": config.spec,
+            "data": data,
+            "noise_steps": (config.load().defaults.noise_step,),
+            "pool": 2,
+            "workers": 0,
+            "device": "cpu",
+            **options_of(config),
+        }
+    script = root / "stores.json"
+    script.write_text(json.dumps([*wanted.values()]))
+    run_two_of("tests.helpers.stores", script)
+    return wanted
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_processes_write_the_store_that_one_writes(
+    by_two: dict[str, dict[str, Any]], name: str, tmp_path: Path
+) -> None:
+    options = by_two[name]
+    result = extract(ExtractConfig(**{**options, "out": tmp_path / name}))
+    assert result.bytes > 0
+    assert contents(Path(options["out"])) == contents(tmp_path / name)

@@ -5,6 +5,7 @@ by the family's own pipeline.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difflens import DiffusionBackbone, load_backbone
+from difflens import DiffusionBackbone
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
-from tests.helpers import dit, families, pipelines
-
-TEXT = {
-    "SD": pipelines.write_stable_diffusion,
-    "SDXL": pipelines.write_stable_diffusion_xl,
-    "PixArt": pipelines.write_pixart_alpha,
-    "SD3": pipelines.write_stable_diffusion_3,
-    "Flux": pipelines.write_flux,
-}
-FOLDERS: dict[str, Callable[..., Path]] = {
-    "pixels": families.write_unet,
-    "EDM": families.write_edm,
-    "flow": families.write_flow,
-    "consistency model": families.write_consistency_model,
-    "NCSN++": families.write_ncsnpp,
-    "LDM": families.write_ldm,
-    "DiT": families.write_dit,
-    **TEXT,
-}
-FILES = ("DiT.pt", "SiT.pt", "REPA.pt")
+from tests.helpers.every import FAMILIES, TEXT, write
 
 
 @pytest.fixture(scope="module")
@@ -45,39 +27,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(root: Path) -> Callable[[str], Path]:
-    def write(name: str) -> Path:
-        path = root / name
-        return path if path.exists() else FOLDERS[name](path)
-
-    return write
+    return lambda name: Path(write(name, root).spec)
 
 
 @pytest.fixture(scope="module")
-def load(root: Path, folder: Callable[[str], Path]) -> Callable[..., DiffusionBackbone]:
-    def read(name: str, **options: Any) -> Any:
-        if name not in FILES:
-            size = {"image_size": 32} if name == "Flux" else {}
-            return load_backbone(str(folder(name)), **{**size, **options})
-        path, vae = root / name, root / "vae"
-        if not path.exists():
-            state = dit.Dit().random_state()
-            if name == "REPA.pt":
-                state |= {"projectors.0.0.weight": torch.zeros(3, 3)}
-            torch.save(state, path)
-        if not vae.exists():
-            families.write_autoencoder(vae)
-        family = {"family": name[:3].lower()} if name != "REPA.pt" else {}
-        return load_backbone(
-            str(path),
-            **{
-                **family,
-                "autoencoder": str(vae),
-                "num_head_channels": dit.Dit().width // dit.Dit().heads,
-                **options,
-            },
-        )
-
-    return read
+def load(root: Path) -> Callable[..., Any]:
+    return lambda name, **options: replace(write(name, root), **options).load()
 
 
 def x_t(backbone: DiffusionBackbone, count: int = 2) -> Tensor:
@@ -122,7 +77,7 @@ def own_maps(backbone: DiffusionBackbone, x: Tensor) -> dict[int, Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("name", [*FOLDERS, *FILES])
+@pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_every_map_is_that_of_the_networks_own_forward(
     load: Callable[..., DiffusionBackbone], name: str
@@ -137,7 +92,7 @@ def test_every_map_is_that_of_the_networks_own_forward(
         assert torch.equal(backbone.features(x, level, [index])[index], feature), f"block {index} alone"
 
 
-@pytest.mark.parametrize("name", [*FOLDERS, *FILES])
+@pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_early_exit_runs_no_later_block(load: Callable[..., DiffusionBackbone], name: str) -> None:
     backbone = load(name)
@@ -257,7 +212,7 @@ def backbone_network(pipeline: Any) -> nn.Module:
     return pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
 
 
-@pytest.mark.parametrize("name", list(TEXT))
+@pytest.mark.parametrize("name", TEXT)
 def test_a_text_network_is_fed_as_by_its_pipeline(
     folder: Callable[[str], Path], load: Callable[..., DiffusionBackbone], name: str
 ) -> None:
@@ -306,4 +261,4 @@ def test_directions_of_time_of_files_in_dits_layout(load: Callable[..., Diffusio
     assert float(load("SiT.pt").add_noise(x_0, 0.25, noise).mean()) == 0.25 * 2 + 0.75 * 5
     assert float(load("REPA.pt").add_noise(x_0, 0.25, noise).mean()) == 0.75 * 2 + 0.25 * 5
     assert load("DiT.pt").process.bounds == (0, 999)
-    assert len({load(name).fingerprint() for name in FILES}) == 3
+    assert len({load(name).fingerprint() for name in ("DiT.pt", "SiT.pt", "REPA.pt")}) == 3

@@ -3,7 +3,7 @@
 Known numbers of parameters come from the papers and model cards that the comments name.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.schedulers import process_of
 from difflens.studies.info import block_costs
 from tests.helpers import families, real_configs
-from tests.helpers.adm import Adm
+from tests.helpers.adm import ADM_256, Adm
 from tests.helpers.dit import XL_256, XL_512, Dit
 from tests.helpers.real_configs import Files, write_model
 
@@ -169,7 +169,7 @@ CONFIGURED: dict[str, tuple[Files, Facts]] = {
                 shape.numel()
                 for shape in map(
                     torch.Size,
-                    Adm(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), scale_shift=False).shapes().values(),
+                    replace(ADM_256, scale_shift=False).shapes().values(),
                 )
             )
             - 3 * (256 * 9 + 1),
@@ -282,6 +282,15 @@ def test_the_autoencoders_of_latent_models(tmp_path: Path) -> None:
         assert parameters(Autoencoder.from_folder(folder, meta=True).network) == expected
 
 
+ADM_256_BLOCKS = {
+    1: (256, 1),
+    12: (512, 8),
+    13: (512, 16),
+    18: (1024, 32),
+    19: (1024, 32),
+    24: (1024, 16),
+    37: (256, 1),
+}
 ADM = {
     # Dhariwal and Nichol (2021), appendix: 296, 422, 554 and 559 M. The unconditional network, without the
     # embeddings of 1,000 classes, has 552,814,086
@@ -320,19 +329,11 @@ ADM = {
         422,
     ),
     "256x256_diffusion.pt": (
-        Adm(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), head_channels=64),
+        ADM_256,
         True,
         Facts(
             (18, 1, 18),
-            {
-                1: (256, 1),
-                12: (512, 8),
-                13: (512, 16),
-                18: (1024, 32),
-                19: (1024, 32),
-                24: (1024, 16),
-                37: (256, 1),
-            },
+            ADM_256_BLOCKS,
             553_838_086,
             256,
             "variance preserving",
@@ -341,19 +342,11 @@ ADM = {
         554,
     ),
     "256x256_diffusion_uncond.pt": (
-        Adm(256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), head_channels=64),
+        ADM_256,
         False,
         Facts(
             (18, 1, 18),
-            {
-                1: (256, 1),
-                12: (512, 8),
-                13: (512, 16),
-                18: (1024, 32),
-                19: (1024, 32),
-                24: (1024, 16),
-                37: (256, 1),
-            },
+            ADM_256_BLOCKS,
             552_814_086,
             256,
             "variance preserving",

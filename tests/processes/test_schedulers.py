@@ -1,6 +1,8 @@
 """Every scheduler class of diffusers: its process is that of diffusers, or it is refused by name."""
 
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -12,13 +14,16 @@ from torch import Tensor
 
 from difflens import DiffLensError, process_of
 from difflens.processes.base import Level, NoiseProcess
+from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.schedulers import VARIANCE_PRESERVING, known_schedulers
 
+DOCS = Path(__file__).parents[2] / "docs" / "schedulers.md"
 SCHEDULERS = sorted(
     name
     for name, kind in inspect.getmembers(diffusers, inspect.isclass)
     if name.endswith("Scheduler") and not name.startswith("Flax")
 )
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
 PROBED = (0, 1, 10, 250, 700, 999)
 SIGMA_SPACE = ("Euler", "Heun", "LMS", "KDPM2")
 EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
@@ -150,9 +155,25 @@ def assert_sampler_of_ve() -> None:
     torch.testing.assert_close(process.to_images((images + 1) / 2), images)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
-def test_beta_schedules(schedule: str) -> None:
-    assert_preserving(*made("DDPMScheduler", beta_schedule=schedule))
+@pytest.mark.parametrize("name", VARIANCE_PRESERVING)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_beta_schedule_of_every_class(name: str, schedule: str) -> None:
+    """As diffusers computes it, or refused where diffusers' class has no such schedule."""
+    try:
+        scheduler, process = made(name, beta_schedule=schedule)
+    except NotImplementedError:
+        with pytest.raises(DiffLensError, match=f"unknown noise schedule '{schedule}': {name} has linear, "):
+            process_of({"_class_name": name, "beta_schedule": schedule})
+        return
+    torch.testing.assert_close(process.alphas_cumprod.float(), scheduler.alphas_cumprod, atol=2e-6, rtol=1e-4)
+    assert_preserving(scheduler, process)
+
+
+def test_the_schedules_of_single_classes_are_read() -> None:
+    for name, schedule in (("DDPMScheduler", "laplace"), ("HeunDiscreteScheduler", "exp")):
+        process = process_of({"_class_name": name, "beta_schedule": schedule})
+        assert process.log_snr(0) > 0
+        assert all(process.log_snr(t) > process.log_snr(t + 1) for t in range(0, 999, 37))
 
 
 def test_trained_betas() -> None:
@@ -279,3 +300,156 @@ def test_any_field_is_read_or_refused_by_name(data: st.DataObject) -> None:
 def test_sizes_and_extremes_are_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(DiffLensError, match=message):
         process_of(fields)
+
+
+# --- which fields matter ---
+
+
+def defaults_of(name: str) -> dict[str, Any]:
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+
+
+def changed(field: str, default: Any) -> Any:
+    """Another value for a field of a scheduler class, of the same kind."""
+    others = {
+        "beta_schedule": "squaredcos_cap_v2",
+        "trained_betas": [0.1, 0.2],
+        "prediction_type": "v_prediction",
+        "timestep_type": "continuous",
+    }
+    if field in others:
+        return others[field]
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int):
+        return default + 2
+    return default * 0.9 if isinstance(default, float) else "other"
+
+
+def seen(process: NoiseProcess) -> tuple[Any, ...]:
+    """What features and levels depend on."""
+    low, high = process.bounds
+    levels = process.level_tensor(torch.tensor([low, (low + high) / 2, high]), 3)
+    scale = process.input_scale(levels)
+    values = (*process.coefficients(levels), process.network_time(levels))
+    return process.bounds, [each.tolist() for each in (*values, *(() if scale is None else (scale,)))]
+
+
+@pytest.mark.parametrize("name", known_schedulers())
+def test_features_depend_on_the_fields_that_are_named_and_on_no_others(name: str) -> None:
+    before = process_of({"_class_name": name})
+    for field, default in defaults_of(name).items():
+        try:
+            process = process_of({"_class_name": name, field: changed(field, default)})
+        except DiffLensError:
+            assert field in ("use_flow_sigmas", "invert_sigmas")
+            continue
+        assert (seen(process) != seen(before)) == (field in process.fields), field
+        if seen(process) == seen(before):
+            assert process.fingerprint() == before.fingerprint()
+
+
+def test_the_table_of_the_documentation_names_the_same_fields() -> None:
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", DOCS.read_text(), re.MULTILINE)
+    by_answer: dict[bool, set[str]] = {True: set(), False: set()}
+    for names, answer in rows:
+        by_answer[answer != "no"] |= {*re.findall("`(.*?)`", names)}
+    given = [{}, {"trained_betas": [0.1, 0.2]}]
+    processes = [process_of({"_class_name": name}) for name in known_schedulers()] + [*map(process_of, given)]
+    assert by_answer[True] == {field for process in processes for field in process.fields}
+    existing = {field for name in known_schedulers() for field in defaults_of(name)}
+    assert by_answer[False] <= existing - by_answer[True]
+
+
+# --- what the network predicts ---
+
+
+def mixed(scheduler: Any, t: int) -> tuple[Tensor, Tensor]:
+    return scheduler.alphas_cumprod[t] ** 0.5, (1 - scheduler.alphas_cumprod[t]) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "target"),
+    [
+        ("epsilon", "epsilon, the noise", lambda x_0, noise, signal, scale: noise),
+        ("sample", "the clean image, x_0", lambda x_0, noise, signal, scale: x_0),
+        (
+            "v_prediction",
+            "v: sqrt(abar_t) noise - sqrt(1 - abar_t) x_0",
+            lambda x_0, noise, signal, scale: signal * noise - scale * x_0,
+        ),
+    ],
+)
+def test_the_prediction_of_variance_preserving_networks(kind: str, words: str, target: Any) -> None:
+    """diffusers' scheduler recovers the image from it; likewise below."""
+    scheduler, process = made("DDIMScheduler", prediction_type=kind, clip_sample=False)
+    scheduler.set_timesteps(10)
+    images, noise = images_and_noise()
+    signal, scale = mixed(scheduler, 300)
+    x_t = process.add_noise(images, 300, noise)
+    step = scheduler.step(target(images, noise, signal, scale), 300, x_t)
+    torch.testing.assert_close(step.pred_original_sample, images, atol=1e-5, rtol=1e-5)
+    assert (process.prediction, process.describe_prediction()) == (kind, words)
+
+
+@pytest.mark.parametrize("name", EDM)
+@pytest.mark.parametrize(
+    ("kind", "word", "sign"), [("epsilon", "F", 1), ("v_prediction", "v_prediction", -1)]
+)
+def test_the_prediction_of_edm_networks(name: str, kind: str, word: str, sign: int) -> None:
+    """Karras et al. (2022), table 1, and with unit data v of a variance-preserving process."""
+    scheduler, process = made(name, prediction_type=kind, sigma_data=1.0)
+    images, noise = images_and_noise()
+    sigma = 3.0
+    x_t = process.add_noise(images, sigma, noise)
+    c_skip, c_out = 1 / (sigma**2 + 1), sigma / (sigma**2 + 1) ** 0.5
+    target = sign * (images - c_skip * x_t) / c_out
+    recovered = scheduler.precondition_outputs(x_t, target, torch.tensor(sigma))
+    torch.testing.assert_close(recovered, images, atol=1e-5, rtol=1e-5)
+    v = (noise - sigma * images) / (sigma**2 + 1) ** 0.5
+    torch.testing.assert_close(target, -sign * v, atol=1e-5, rtol=1e-5)
+    assert process.prediction == word
+    assert f"c_skip x_t {'+' if sign > 0 else '-'} c_out" in process.describe_prediction()
+
+
+def test_the_prediction_of_consistency_models() -> None:
+    scheduler, process = made("CMStochasticIterativeScheduler", clip_denoised=False)
+    images, noise = images_and_noise()
+    scheduler.set_timesteps(1)
+    sigma = float(scheduler.sigmas[0])
+    x_t = process.add_noise(images, sigma, noise)
+    c_skip = 0.25 / ((sigma - 0.002) ** 2 + 0.25)
+    c_out = (sigma - 0.002) * 0.5 / (sigma**2 + 0.25) ** 0.5
+    scheduler.scale_model_input(x_t, scheduler.timesteps[0])
+    step = scheduler.step((images - c_skip * x_t) / c_out, scheduler.timesteps[0], x_t)
+    torch.testing.assert_close(step.prev_sample, images, atol=1e-4, rtol=1e-4)
+    assert process.prediction == "F"
+    assert "c_out = 0 at sigma_min" in process.describe_prediction()
+    assert float(scheduler.get_scalings_for_boundary_condition(torch.tensor(0.002))[1]) == 0
+
+
+def test_the_prediction_of_ncsnpp() -> None:
+    """From the smallest sigma, the reverse step of the SDE with the score ends at the image."""
+    scheduler, process = made("ScoreSdeVeScheduler")
+    images, noise = images_and_noise()
+    scheduler.set_timesteps(50)
+    scheduler.set_sigmas(50)
+    sigma = float(scheduler.discrete_sigmas[0])
+    x_t = process.add_noise(images, sigma, noise)
+    step = scheduler.step_pred(-noise / sigma, torch.tensor([0.0, 0.0]), x_t)
+    torch.testing.assert_close(process.to_images(step.prev_sample_mean), images, atol=1e-5, rtol=1e-5)
+    assert (process.prediction, process.describe_prediction()[-14:]) == ("score", "-noise / sigma")
+
+
+def test_the_prediction_of_flows() -> None:
+    scheduler, process = made("FlowMatchEulerDiscreteScheduler")
+    images, noise = images_and_noise()
+    scheduler.set_timesteps(5)
+    sigma = float(scheduler.sigmas[-2])
+    x_t = process.add_noise(images, sigma, noise)
+    step = scheduler.step(noise - images, scheduler.timesteps[-1], x_t)
+    torch.testing.assert_close(step.prev_sample, images, atol=1e-5, rtol=1e-5)
+    assert process.prediction == "velocity"
+    assert process.describe_prediction().endswith("noise - x_0")
+    assert LinearInterpolant(towards_noise=False).describe_prediction().endswith("x_0 - noise")

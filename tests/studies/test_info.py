@@ -1,6 +1,7 @@
 """`difflens info`: a backbone described without reading an image."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,13 +101,13 @@ def test_untrained_networks_are_described_without_weights(
 
 
 @pytest.mark.parametrize(
-    ("write", "unit", "bounds", "infinite", "formula"),
+    ("write", "unit", "bounds", "infinite", "formula", "prediction"),
     [
-        (families.write_edm, "sigma", (0.002, 80), (False, False), "ln(sigma) / 4 is told"),
-        (families.write_consistency_model, "sigma", (0.002, 80), (False, False), "250 ln(sigma) is told"),
-        (families.write_ncsnpp, "sigma", (0.01, 1348), (False, False), "sigma is told"),
-        (families.write_flow, "time", (0, 1), (True, True), "(1 - t) x_0 + t noise"),
-        (families.write_ldm, "step", (0, 999), (False, False), "sqrt(abar_t) x_0"),
+        (families.write_edm, "sigma", (0.002, 80), (False, False), "ln(sigma) / 4 is told", "F"),
+        (families.write_consistency_model, "sigma", (0.002, 80), (False, False), "250 ln(sigma)", "F"),
+        (families.write_ncsnpp, "sigma", (0.01, 1348), (False, False), "sigma is told", "score"),
+        (families.write_flow, "time", (0, 1), (True, True), "(1 - t) x_0 + t noise", "velocity"),
+        (families.write_ldm, "step", (0, 999), (False, False), "sqrt(abar_t) x_0", "epsilon"),
     ],
 )
 def test_noise_processes(
@@ -115,6 +116,7 @@ def test_noise_processes(
     bounds: tuple[float, float],
     infinite: tuple[bool, bool],
     formula: str,
+    prediction: str,
     tmp_path: Path,
 ) -> None:
     noise = info(InfoConfig(backbone=f"random:{write(tmp_path)}")).noise
@@ -122,6 +124,18 @@ def test_noise_processes(
     assert (noise.unit, noise.bounds, noise.rises) == (unit, bounds, True)
     assert tuple(value is None for value in noise.log_snr) == infinite
     assert formula in noise.formula
+    assert noise.prediction == prediction
+
+
+def test_fields_of_the_scheduler_that_are_used_and_those_that_are_not(tmp_path: Path) -> None:
+    result = info(InfoConfig(backbone=f"random:{families.write_edm(tmp_path)}"))
+    noise = result.noise
+    assert noise is not None
+    assert noise.used == {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
+    assert {"rho", "prediction_type", "sigma_schedule"} <= {*noise.unused}
+    lines = result.summary().splitlines()
+    assert any(re.fullmatch(r" *fields used +sigma_min 0.002, .*", line) for line in lines)
+    assert any(re.fullmatch(r" *features ignore +.*prediction_type, rho.*", line) for line in lines)
 
 
 def test_latents_of_an_ldm(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Latents and levels that are no whole steps in sweeps, in CKA and in stores."""
 
 import json
-import shlex
 import shutil
 import subprocess
 from dataclasses import replace
@@ -31,7 +30,6 @@ from difflens.studies import extract as extraction
 from tests.helpers.encoded import count_encoded
 from tests.helpers.families import write_edm, write_flow, write_ldm
 from tests.helpers.files import contents
-from tests.helpers.processes import run_two
 
 
 @pytest.fixture(scope="module")
@@ -166,15 +164,6 @@ def test_resuming_after_any_file_ends_with_the_same_bytes(
                 extract(stopped)
         extract(replace(stopped, resume=True))
         assert contents(stopped.out) == expected
-
-
-def test_two_processes_write_the_latents_that_one_writes(ldm: Path, image_tree: Path, tmp_path: Path) -> None:
-    one = config(tmp_path / "one", ldm, image_tree, noise_steps=(3,))
-    extract(one)
-    extract(replace(one, noise_steps=(3, 200), resume=True))
-    options = shlex.split("--blocks 2 6 --noise-steps 3 200 --workers 0 --device cpu")
-    run_two("extract", "--backbone", ldm, "--data", image_tree, *options, "--out", tmp_path / "two")
-    assert contents(tmp_path / "two") == contents(one.out)
 
 
 def test_latents_that_are_lost_or_damaged(

@@ -68,7 +68,6 @@ class _Pipeline:
         files = (each / "scheduler_config.json" for each in (folder / "scheduler", folder))
         path = next(filter(Path.exists, files), path)
         if path.name == "model_index.json":
-            warn(f"{folder} has no scheduler_config.json: DDPM's linear schedule is assumed")
             return cls(folder, home, written, index, None)
         scheduler = read_json(path, f"{path} is no scheduler's configuration")
         return cls(folder, home, written, index, scheduler, path)
@@ -145,6 +144,9 @@ def from_folder(
     _check_time(pipeline, process)
     autoencoder = pipeline.autoencoder(config.autoencoder, meta)
     _check_channels(pipeline, autoencoder)
+    if pipeline.scheduler is None:
+        latents = "" if autoencoder else ". A network that reads latents also needs its --autoencoder"
+        warn(f"{folder} has no scheduler_config.json: DDPM's linear schedule is assumed{latents}")
     network = read_network(kind, pipeline.home, pipeline.written, fresh=fresh, meta=meta)
     condition: Condition | None
     if issubclass(kind, UNet2DModel):

@@ -48,8 +48,8 @@ def _make(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int
         return CNNHead(shapes, num_classes, side, widths)
     if config.name == "attention" and len(shapes) > 1:
         raise DiffLensError(
-            f"the attention head reads one map, not {len(shapes)}; DifFormer reads several blocks and noise "
-            "steps"
+            f"the attention head reads one map, not {len(shapes)}: --head difformer reads several blocks and "
+            "noise steps"
         )
     heads = max(1, min(8, width // 16))  # the paper's 8, or fewer so that each has at least 16 channels
     return DifFormerHead(

@@ -48,10 +48,14 @@ class FeatureModel(nn.Module):
         return [ParameterGroup(others, learning_rate, weight_decay), *groups]
 
     def own_state(self) -> dict[str, Tensor]:
-        """Return the state that training changes: head, feedback layers and fine-tuned weights."""
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        """Return the state that training changes: head, feedback layers and fine-tuned weights.
+
+        A parameter that several modules share has one name, the first.
+        """
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        others = {name for name, _ in self.named_parameters(remove_duplicate=False)} - trained
         buffers = {name for name, _ in self.named_buffers() if name.startswith("extractor.backbone.")}
-        return {name: value for name, value in self.state_dict().items() if name not in frozen | buffers}
+        return {name: value for name, value in self.state_dict().items() if name not in others | buffers}
 
     def load_own_state(self, state: dict[str, Tensor]) -> None:
         """Load a result of `own_state`.

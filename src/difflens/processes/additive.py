@@ -22,7 +22,6 @@ class _Additive(NoiseProcess):
     config: Mapping[str, Any] = field(default_factory=dict)
 
     unit = "sigma"
-    prediction = "epsilon"
 
     def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(level), level
@@ -40,6 +39,8 @@ class VarianceExploding(_Additive):
     """
 
     name = "variance exploding"
+    prediction = "score"
+    fields = ("sigma_min", "sigma_max")
 
     def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
         return torch.full_like(level, 0.5), level
@@ -56,6 +57,9 @@ class VarianceExploding(_Additive):
     def describe(self) -> str:
         return f"{self.name}: x_t = (x_0 + 1) / 2 + sigma noise, and sigma is told"
 
+    def describe_prediction(self) -> str:
+        return "the score, the gradient of ln p(x_t): -noise / sigma"
+
 
 @dataclass(frozen=True)
 class EDM(_Additive):
@@ -68,10 +72,11 @@ class EDM(_Additive):
     sigma_data: float = 0.5
 
     name = "EDM"
+    fields = ("sigma_min", "sigma_max", "sigma_data")
 
     @property
     def prediction(self) -> str:  # type: ignore[override]
-        return str(self.config.get("prediction_type", "epsilon"))
+        return "v_prediction" if self.config.get("prediction_type") == "v_prediction" else "F"
 
     def input_scale(self, level: Tensor) -> Tensor:
         return 1 / (level**2 + self.sigma_data**2).sqrt()
@@ -85,14 +90,23 @@ class EDM(_Additive):
             f"{self.sigma_data:g}^2), and ln(sigma) / 4 is told"
         )
 
+    def describe_prediction(self) -> str:
+        if self.prediction == "F":
+            return "F of EDM's preconditioning: x_0 is c_skip x_t + c_out F"
+        return "v, which is -F of EDM's preconditioning: x_0 is c_skip x_t - c_out v"
+
 
 class ConsistencyModel(EDM):
     """Consistency models (Song et al., 2023): as EDM, and 250 ln(sigma) is told."""
 
     name = "consistency model"
+    prediction = "F"
 
     def network_time(self, level: Tensor) -> Tensor:
         return 250 * level.log()
 
     def describe(self) -> str:
         return super().describe().replace("ln(sigma) / 4", "250 ln(sigma)")
+
+    def describe_prediction(self) -> str:
+        return "F of the consistency function: x_0 is c_skip x_t + c_out F, with c_out = 0 at sigma_min"

@@ -25,7 +25,10 @@ class NoiseProcess(ABC):
         unit: what a level counts.
         bounds: lowest and highest level, both allowed.
         config: the diffusers scheduler configuration of the process; empty if no file describes it.
-        prediction: what the network predicts, by diffusers' names.
+        prediction: what the network predicts, in a word: diffusers' name for it, or `velocity`, `score` or
+            `F`, the output that preconditioning turns into the image.
+        fields: the fields of a diffusers scheduler that decide x_t, the network's input or its time, or the
+            bounds. All other fields leave features as they are.
     """
 
     name: ClassVar[str]
@@ -33,6 +36,7 @@ class NoiseProcess(ABC):
     bounds: tuple[Level, Level]
     config: Mapping[str, Any]
     prediction: str
+    fields: tuple[str, ...] = ()
 
     @abstractmethod
     def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,6 +57,10 @@ class NoiseProcess(ABC):
     def describe(self) -> str:
         """Return the process and its formula, in one line."""
         return self.name
+
+    def describe_prediction(self) -> str:
+        """Return what the network predicts, with its formula, in one line."""
+        return self.prediction
 
     def fingerprint(self) -> bytes:
         """Return bytes that differ between processes that noise images, or feed a network, differently."""

@@ -29,6 +29,7 @@ class LinearInterpolant(NoiseProcess):
     unit = "time"
     bounds = (0.0, 1.0)
     prediction = "velocity"
+    fields = ("num_train_timesteps",)
 
     def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
         return (1 - level, level) if self.towards_noise else (level, 1 - level)
@@ -46,3 +47,6 @@ class LinearInterpolant(NoiseProcess):
         told = "t" if self.time_scale == 1 else f"{self.time_scale:g} t"
         end = "pure noise" if self.towards_noise else "the image"
         return f"{self.name}: x_t = {formula}, and {told} is told; t = 1 is {end}"
+
+    def describe_prediction(self) -> str:
+        return f"the velocity dx_t / dt: {'noise - x_0' if self.towards_noise else 'x_0 - noise'}"

@@ -54,18 +54,8 @@ _OTHER_PROCESSES = {
 def process_of(config: Mapping[str, Any] | None = None) -> NoiseProcess:
     """Return the noise process of a diffusers scheduler configuration.
 
-    Fields that the file leaves out have the defaults of its scheduler class. These fields matter for
-    features:
-
-    - variance preserving: `num_train_timesteps`, `beta_schedule`, `beta_start`, `beta_end`, `trained_betas`
-      and `rescale_betas_zero_snr` decide abar_t;
-    - EDM and consistency models: `sigma_data` scales the input; `sigma_min` and `sigma_max` are the bounds,
-      as for VE;
-    - flow matching: `num_train_timesteps` scales the time that is told. `shift` only spaces a sampler's
-      steps.
-
-    `prediction_type` is what a sampler makes of the output, and `rho`, `use_karras_sigmas` and
-    `timestep_spacing` choose a sampler's steps. Features do not depend on them.
+    Fields that the file leaves out have the defaults of its scheduler class. The process' `fields` names
+    those on which features depend; docs/schedulers.md says why.
 
     Args:
         config: without `_class_name`, that of a DDPM scheduler; None or empty: DDPM's linear schedule of

@@ -1,6 +1,6 @@
 """Variance-preserving processes (Ho et al., 2020), with every beta schedule of diffusers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import pi
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, listing
 from difflens.processes.base import Level, NoiseProcess
 
 # These put abar_T of a schedule with zero terminal SNR at 2^-24, so that sigma_T is finite.
@@ -18,6 +18,15 @@ _FLOORED = (
     "EulerDiscreteScheduler",
     "UniPCMultistepScheduler",
 )
+
+_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+
+# Further schedules, of single classes.
+_OWN_SCHEDULES = {
+    "DDPMParallelScheduler": ("sigmoid", "laplace"),
+    "DDPMScheduler": ("sigmoid", "laplace"),
+    "HeunDiscreteScheduler": ("exp",),
+}
 
 MOST_STEPS = 10**6
 """The most noise steps of a schedule that is read."""
@@ -74,6 +83,13 @@ class VariancePreserving(NoiseProcess):
     def prediction(self) -> str:  # type: ignore[override]
         return str(self.config.get("prediction_type", "epsilon"))
 
+    @property
+    def fields(self) -> tuple[str, ...]:  # type: ignore[override]
+        if self.config.get("trained_betas") is not None:
+            return ("trained_betas", "rescale_betas_zero_snr")
+        ends = () if self.config.get("beta_schedule") in _ABAR else ("beta_start", "beta_end")
+        return ("num_train_timesteps", "beta_schedule", *ends, "rescale_betas_zero_snr")
+
     def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
         abar = self.alphas_cumprod[level.to(self.alphas_cumprod.device)]
         return abar.sqrt(), (1 - abar).sqrt()
@@ -94,13 +110,20 @@ class VariancePreserving(NoiseProcess):
         betas = named if self.config.get("trained_betas") is None else "its own"
         return f"{self.name}: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, and t is told; {betas} betas"
 
+    def describe_prediction(self) -> str:
+        return {
+            "epsilon": "epsilon, the noise",
+            "v_prediction": "v: sqrt(abar_t) noise - sqrt(1 - abar_t) x_0",
+            "sample": "the clean image, x_0",
+        }[self.prediction]
+
     def fingerprint(self) -> bytes:
         return self.alphas_cumprod.numpy().tobytes()
 
 
 def _betas(fields: Mapping[str, Any]) -> Tensor:
     """Return beta_t, (T,) float64, of a scheduler's fields."""
-    name, trained = fields["beta_schedule"], fields.get("trained_betas")
+    trained = fields.get("trained_betas")
     steps, start, end = (fields[key] for key in ("num_train_timesteps", "beta_start", "beta_end"))
     if trained is not None:
         if isinstance(trained, list | tuple) and len(trained) > MOST_STEPS:
@@ -119,28 +142,51 @@ def _betas(fields: Mapping[str, Any]) -> Tensor:
         for key, value in (("beta_start", start), ("beta_end", end)):
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise DiffLensError(f"{key} is {value!r}; it must be a number from 0 to below 1")
-        betas = _named_betas(name, steps, float(start), float(end))
+        betas = _named_betas(fields, steps, float(start), float(end))
     if not len(betas) or not bool(((betas >= 0) & (betas < 1)).all()):
         raise DiffLensError("trained_betas must be numbers from 0 to below 1")
     return betas
 
 
-def _named_betas(name: object, steps: int, start: float, end: float) -> Tensor:
+def _named_betas(fields: Mapping[str, Any], steps: int, start: float, end: float) -> Tensor:
+    name, scheduler = fields["beta_schedule"], str(fields.get("_class_name", "DDPMScheduler"))
+    known = (*_SCHEDULES, *_OWN_SCHEDULES.get(scheduler, ()))
+    if name not in known:
+        raise DiffLensError(f"unknown noise schedule {name!r}: {scheduler} has {listing(known)}")
     if name == "linear":
         return torch.linspace(start, end, steps, dtype=torch.float64)
     if name == "scaled_linear":
         return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-    if name == "squaredcos_cap_v2":
-        # Nichol and Dhariwal (2021), equation 17
-        edges = torch.arange(steps + 1, dtype=torch.float64) / steps
-        abar = torch.cos((edges + 0.008) / 1.008 * pi / 2) ** 2
-        return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
     if name == "sigmoid":
         # GeoDiff (Xu et al., 2022)
         return torch.linspace(-6, 6, steps, dtype=torch.float64).sigmoid() * (end - start) + start
-    raise DiffLensError(
-        f"unknown noise schedule {name!r}; known are linear, scaled_linear, squaredcos_cap_v2 and sigmoid"
-    )
+    return _betas_of(_ABAR[name], steps)
+
+
+def _betas_of(abar: Callable[[Tensor], Tensor], steps: int) -> Tensor:
+    """Return beta_t, (T,) float64 and at most 0.999, of abar as a function of the time from 0 to 1."""
+    values = abar(torch.arange(steps + 1, dtype=torch.float64) / steps)
+    return (1 - values[1:] / values[:-1]).clamp(0, 0.999)
+
+
+def _cosine(time: Tensor) -> Tensor:
+    """Nichol and Dhariwal (2021), equation 17."""
+    return torch.cos((time + 0.008) / 1.008 * pi / 2) ** 2
+
+
+def _laplace(time: Tensor) -> Tensor:
+    """The Laplace schedule of diffusers (Hang et al., 2024): abar is the root of snr / (1 + snr)."""
+    left = 0.5 - time
+    sign = torch.where(left < 0, -1.0, 1.0)
+    log_snr = -0.5 * sign * (1 - 2 * left.abs() + 1e-6).log()
+    return log_snr.sigmoid().sqrt()
+
+
+def _exponential(time: Tensor) -> Tensor:
+    return torch.exp(-12 * time)
+
+
+_ABAR = {"squaredcos_cap_v2": _cosine, "laplace": _laplace, "exp": _exponential}
 
 
 def _with_zero_terminal_snr(abar: Tensor, floor: float) -> Tensor:

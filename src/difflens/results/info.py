@@ -1,7 +1,7 @@
 """The result of `difflens info`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,9 +23,12 @@ class NoiseInfo:
         bounds: lowest and highest level.
         log_snr: natural logarithm of the signal-to-noise ratio at both bounds; None where it is infinite.
         rises: True if a higher level has more noise.
-        prediction: what the network predicts, by diffusers' names.
+        prediction: what the network predicts, in a word, as in `difflens.processes.base.NoiseProcess`.
+        target: what the network predicts, with its formula.
         scheduler: scheduler class of the backbone's files; None where there is no such file and the process
             is assumed, or an option named it.
+        used: the scheduler's fields that decide the process, with their values.
+        unused: names of its other fields, on which features do not depend.
     """
 
     process: str
@@ -35,7 +38,10 @@ class NoiseInfo:
     log_snr: tuple[float | None, float | None]
     rises: bool
     prediction: str
+    target: str
     scheduler: str | None
+    used: Mapping[str, Any]
+    unused: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -195,12 +201,16 @@ class InfoResult(Result):
         ]
         names = {"step": "steps t", "sigma": "sigma", "time": "times t"}
         source = noise.scheduler or "assumed, or named by an option: no scheduler file was read"
-        return {
+        facts = {
             "noise": noise.formula,
             "levels": f"{names[noise.unit]} from {low:g} to {high:g}, log-SNR from {ends[0]} to {ends[1]}",
+            "predicts": noise.target,
             "scheduler": source,
-            "predicts": noise.prediction,
         }
+        if noise.scheduler is not None:
+            facts["fields used"] = listing([f"{name} {_short(value)}" for name, value in noise.used.items()])
+            facts["features ignore"] = listing(noise.unused, len(noise.unused)) or "none"
+        return facts
 
     def _network_facts(self) -> dict[str, str]:
         facts = {}
@@ -237,6 +247,11 @@ def _either(names: Sequence[str]) -> str:
     """Return names joined by commas and "or"."""
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def _short(value: object) -> str:
+    """Return a field's value; the length of a list."""
+    return f"({len(value):,} numbers)" if isinstance(value, list | tuple) else str(value)
 
 
 def _numbers(values: Sequence[float]) -> str:

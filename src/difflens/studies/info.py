@@ -122,6 +122,7 @@ def _noise(process: NoiseProcess) -> NoiseInfo:
     low, high = process.bounds
     first, last = process.log_snr(low), process.log_snr(high)
     scheduler = process.config.get("_class_name")
+    written = {name: value for name, value in process.config.items() if not name.startswith("_")}
     return NoiseInfo(
         process=process.name,
         formula=process.describe(),
@@ -130,7 +131,10 @@ def _noise(process: NoiseProcess) -> NoiseInfo:
         log_snr=(_finite(first), _finite(last)),
         rises=first > last,
         prediction=process.prediction,
+        target=process.describe_prediction(),
         scheduler=None if scheduler is None else str(scheduler),
+        used={name: written[name] for name in process.fields if name in written},
+        unused=tuple(name for name in written if name not in process.fields),
     )
 
 

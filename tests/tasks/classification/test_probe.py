@@ -178,7 +178,7 @@ def test_bad_images_can_be_skipped_and_are_listed(
     [
         ({"blocks": (12,)}, "no block 12: the backbone has 9 blocks: encoder 1-4, middle 5, decoder 6-9"),
         ({"noise_steps": (100,)}, "noise step 100 is outside the schedule"),
-        ({"head": "attention", "blocks": (5, 6)}, "reads one map, not 2"),
+        ({"head": "attention", "blocks": (5, 6)}, "reads one map, not 2: --head difformer reads several"),
         ({"head": "diffeed", "extractor": "frozen"}, "on the feedback extractor, not on frozen"),
         ({"head": "diffeed", "feedback_blocks": (2,)}, "only decoder blocks"),
         ({"extractor": "finetuned", "precision": "bfloat16"}, "keeps float32 weights"),
