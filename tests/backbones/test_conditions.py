@@ -46,6 +46,13 @@ def test_a_class_is_the_networks_own(classes: Path) -> None:
     assert torch.equal(backbone.denoise(X, 150), expected)
 
 
+def test_the_default_is_stated_in_the_report(classes: Path, tmp_path: Path) -> None:
+    data = make_image_tree(tmp_path / "images")
+    place = ("--blocks", 2, "--noise-steps", 100, "--epochs", 1, "--device", "cpu")
+    assert run("probe", "--backbone", classes, "--data", data, *place, "--out", tmp_path / "run") == 0
+    assert "mean of 5 class embeddings" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("condition", "name"), [(None, "mean of 5 class embeddings"), ("zero", "zero")])
 @torch.no_grad()
 def test_mean_and_zero(classes: Path, condition: str | None, name: str) -> None:
