@@ -25,14 +25,16 @@ def test_a_sweep_of_a_dit_folder(tmp_path: Path) -> None:
 def test_a_probe_of_a_flow_folder_at_several_times(
     tmp_path: Path, image_tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """DifFormer reads several noise levels; the default head reads one map, and says who reads several."""
+    """DifFormer reads several noise levels, so it is the default then; attention refuses them."""
     line = ["probe", "--backbone", write("flow", tmp_path).spec, "--noise-steps", "0.1", "0.5"]
     common = ["--data", image_tree, "--workers", "0", *CPU]
-    assert run(*line, *common, "--out", tmp_path / "one") == 2
+    assert run(*line, *common, "--head", "attention", "--out", tmp_path / "one") == 2
     assert "the attention head reads one map, not 2: --head difformer reads" in capsys.readouterr().err
-    small = ["--head", "difformer", "--epochs", "1", "--width", "16"]
+    small = ["--epochs", "1", "--width", "16"]
     assert run(*line, *common, *small, "--out", tmp_path / "several") == 0
-    assert TrainedModel.load(tmp_path / "several" / "model").probe.extractor.noise_steps == (0.1, 0.5)
+    model = TrainedModel.load(tmp_path / "several" / "model")
+    assert model.head.name == "difformer"
+    assert model.probe.extractor.noise_steps == (0.1, 0.5)
 
 
 def test_images_of_an_ldm_folder(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ class ProbeConfig(DryRunOptions, CacheOptions, TrainConfig, ExtractorOptions, Ba
     and the extractor."""
     head: HeadChoice | None = None
     """linear, mlp, cnn, attention, difformer, or knn, which trains nothing; diffeed is the attention head on
-    the feedback extractor. None: the preset's, or attention."""
+    the feedback extractor. None: the preset's, or attention, or difformer for several blocks or noise
+    steps."""
     draws: Times = 1
     """Number of noise samples that the maps are averaged over."""
     pool: Pool | None = None
@@ -79,8 +80,9 @@ class ProbeConfig(DryRunOptions, CacheOptions, TrainConfig, ExtractorOptions, Ba
 
     @property
     def _head(self) -> HeadName:
-        """The head that the options and the preset choose."""
-        head: HeadName = self.chosen("head", "attention")
+        """The head that the options and the preset choose: several places need one that fuses them."""
+        several = len(self.blocks or ()) > 1 or len(self.noise_steps or ()) > 1
+        head: HeadName = self.chosen("head", "difformer" if several else "attention")
         return head
 
     @property
@@ -112,7 +114,7 @@ class ProbeConfig(DryRunOptions, CacheOptions, TrainConfig, ExtractorOptions, Ba
         return replace(self, extractor="feedback", head="attention")
 
     def recipe(self) -> Mapping[str, Any]:
-        recipe = {"data": "fashion", "head": "attention", "extractor": "frozen", **self._training}
+        recipe = {"data": "fashion", "head": self._head, "extractor": "frozen", **self._training}
         if "epochs" not in presets.PROBE.get(self.preset or "", {}):
             del recipe["epochs"]  # `usual_epochs` are increased for few images, which are counted later
         return recipe
