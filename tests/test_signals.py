@@ -38,7 +38,7 @@ def start(*words: object, **options: object) -> subprocess.Popen[str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[object, ...]]:
     """An uninterrupted run of pretrain, and its words."""
     root = tmp_path_factory.mktemp("whole")
-    words = ("pretrain", "--data", make_image_tree(root / "images"), *PRETRAIN)
+    words = ("pretrain", "--data", make_image_tree(root / "images"), *PRETRAIN, "--precision", "float32")
     assert start(*words, "--out", root / "run").wait() == 0
     return root / "run", words
 
@@ -144,7 +144,9 @@ def test_a_pipe_that_closes_early(words: list[str]) -> None:
     assert (process.returncode, errors) == (141, "")
 
 
-@pytest.mark.parametrize("words", [["probe", "--augment", "flip"], ["pretrain", "--preset", "tiny"]])
+@pytest.mark.parametrize(
+    "words", [["probe", "--augment", "flip"], ["pretrain", "--preset", "tiny", "--precision", "float32"]]
+)
 def test_a_process_that_reads_images_is_killed(
     words: list[object],
     image_tree: Path,

@@ -274,7 +274,7 @@ def test_paired_difference_counts_disagreements_only() -> None:
 
 def test_bundled_data_by_default() -> None:
     resolved = resolve(ProbeConfig(out=Path("x")))
-    assert (resolved.backbone, resolved.data, resolved.head) == ("fashion", "fashion", "attention")
+    assert (resolved.data, resolved.head) == ("fashion", "attention")
     assert len(load_data(resolved.data).classes) == 10
 
 
