@@ -65,6 +65,7 @@ def test_what_cannot_be_right_is_named(config: Options, message: str) -> None:
             "the linear head does not read them: leave out --depth, --dropout",
         ),
         (probe(head="knn", epochs=3), "k-NN trains nothing: leave out --epochs"),
+        (probe(head="difformer", mix="spatial"), "the difformer head does not read them: leave out --mix"),
         (probe(head="linear", grid=True, weight_decay=0.1), "leave out --weight-decay"),
         (probe(step_epochs=3), "--lr-schedule step only: leave out --step-epochs"),
         (segment(momentum=0.5), "only sgd has a momentum"),
@@ -165,6 +166,7 @@ def test_records_of_version_0_1() -> None:
         "image_fraction": 0.1,
         "warmup_steps": 3,
         "exif": "apply",
+        "mix": False,
     }
     assert upgraded({"command": "rivals", "label_fraction": [0.1]}) == {
         "command": "compare",

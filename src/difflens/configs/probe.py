@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from difflens import presets
-from difflens.choices import HeadChoice, HeadName
+from difflens.choices import HeadChoice, HeadName, MixName
 from difflens.configs.options import (
     MAY_CHANGE,
     BackboneOptions,
@@ -50,8 +50,11 @@ class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, 
     """A recipe of `difflens.presets.PROBE`, such as paper-attention or diffeed. None: the recipe of the head
     and the extractor."""
     head: HeadChoice | None = None
-    """linear, mlp, cnn, attention, difformer, or knn, which trains nothing; diffeed is the attention head on
-    the feedback extractor. None: the preset's, or attention."""
+    """linear, mlp, cnn, attention, difformer, mix, or knn, which trains nothing; diffeed is the attention
+    head on the feedback extractor. None: the preset's, or attention."""
+    mix: MixName | None = None
+    """mix: learned weights over blocks and noise steps, one set for the image, or spatial: one for each
+    position. None: image."""
     draws: Times = 1
     """Number of noise samples that the maps are averaged over."""
     pool: Pool | None = None
@@ -112,6 +115,8 @@ class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, 
 
     def recipe(self) -> Mapping[str, Any]:
         recipe = {"data": "fashion", "head": "attention", "extractor": "frozen", **self._training}
+        if self._head == "mix":
+            recipe["mix"] = "image"
         if "epochs" not in presets.PROBE.get(self.preset or "", {}):
             del recipe["epochs"]  # `usual_epochs` are increased for few images, which are counted later
         return recipe

@@ -147,7 +147,7 @@ def _plan(
 ) -> tuple[ExtractorConfig, HeadConfig]:
     """Return the extractor and the head of a resolved configuration on a backbone with these defaults."""
     assert config.head is not None
-    several = config.head == "difformer"
+    several = config.head in ("difformer", "mix")
     blocks, steps = config.blocks, config.noise_steps
     if blocks is None:
         usual = defaults.fusion_blocks if several else (defaults.block,)
@@ -176,12 +176,13 @@ def _plan(
     pool = config.pool
     if pool is None and config.backbone.startswith("pixels"):
         pool = 0  # pooling would leave little of the images to read
-    if pool is None and head in ("attention", "difformer"):
+    if pool is None and head in ("attention", "difformer", "mix"):
         pool = defaults.token_side
         kept = 0 if store is None else store.manifest["pool"]
         if config.pool is None and kept:
             pool = min(pool, kept)
-    return extractor, HeadConfig(head, pool, config.width, config.depth, config.dropout or 0.0)
+    mix = config.mix or "image"
+    return extractor, HeadConfig(head, pool, config.width, config.depth, config.dropout or 0.0, mix=mix)
 
 
 def _usual(usual: tuple[L, ...], stored: tuple[L, ...]) -> tuple[L, ...]:
