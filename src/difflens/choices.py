@@ -24,6 +24,7 @@ HeadChoice = Literal["linear", "mlp", "cnn", "attention", "difformer", "diffeed"
 DetectionHeadName = Literal["mask-rcnn", "faster-rcnn"]
 HeadName = Literal["linear", "mlp", "cnn", "attention", "difformer", "mix", "knn"]
 MixName = Literal["image", "spatial"]
+NormaliseName = Literal["none", "standard", "whiten"]
 SegmentationHeadName = Literal["upernet", "linear"]
 OnBadImage = Literal["error", "skip"]
 Augmentation = Literal["none", "flip", "crop"]

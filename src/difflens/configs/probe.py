@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from difflens import presets
-from difflens.choices import HeadChoice, HeadName, MixName
+from difflens.choices import HeadChoice, HeadName, MixName, NormaliseName
 from difflens.configs.options import (
     MAY_CHANGE,
     BackboneOptions,
@@ -66,6 +66,10 @@ class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, 
     """Layers of the head. None: 1 for mlp, 2 for the others."""
     dropout: Annotated[float, Range(0, 0.99)] | None = None
     """Dropout probability in the head. None: the preset's, or 0."""
+    normalise: NormaliseName = "none"
+    """linear, knn and mix: none; standard, each channel of a place with mean 0 and variance 1 over training
+    images and positions; or whiten, also without correlation between channels (ZCA, with a thousandth of the
+    mean variance added). It is folded into the saved head."""
     grid: bool = False
     """linear: choose learning rate and weight decay from a grid, by the accuracy on a held-out fifth of the
     training images."""
@@ -151,6 +155,11 @@ class ProbeConfig(CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, 
             raise DiffLensError(
                 "a store holds features of a frozen backbone and of images without augmentation: leave out "
                 "--store, or use a frozen extractor without --augment"
+            )
+        if self.normalise != "none":
+            raise DiffLensError(
+                "--normalise measures features of a frozen backbone and of images without augmentation: "
+                "leave out --normalise, or both --extractor and --augment"
             )
         if self.grid or self._head == "knn":
             raise DiffLensError(

@@ -4,16 +4,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from difflens.choices import DetectionHeadName, HeadName, MixName, SegmentationHeadName
+from difflens.choices import DetectionHeadName, HeadName, MixName, NormaliseName, SegmentationHeadName
 from difflens.ranges import Count, Depth, Natural, Pixels, Range, Share, Width
 
 _WITHOUT_EFFECT: dict[HeadName, tuple[str, ...]] = {
     "linear": ("width", "depth", "dropout", "mix"),
     "knn": ("width", "depth", "dropout", "mix"),
-    "mlp": ("mix",),
-    "cnn": ("dropout", "mix"),
-    "attention": ("mix",),
-    "difformer": ("mix",),
+    "mlp": ("mix", "normalise"),
+    "cnn": ("dropout", "mix", "normalise"),
+    "attention": ("mix", "normalise"),
+    "difformer": ("mix", "normalise"),
 }
 
 
@@ -63,6 +63,8 @@ class HeadConfig:
         neighbours: number of training images that vote (k-NN).
         bank: number of training images that are stored (k-NN).
         mix: one set of weights for the image, or spatial: one for each position (mix).
+        normalise: the affine map of the channels that is stored with the head (k-NN, mix, and linear while it
+            is trained).
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -75,6 +77,7 @@ class HeadConfig:
     neighbours: Count = 20
     bank: Natural = 0
     mix: MixName = "image"
+    normalise: NormaliseName = "none"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from difflens.heads.difformer import DifFormerHead
 from difflens.heads.knn import NeighbourHead
 from difflens.heads.linear import LinearHead, MLPHead
 from difflens.heads.mix import MixHead
+from difflens.heads.normalise import Normalisation
 from difflens.run.memory import built
 
 
@@ -22,12 +23,20 @@ def make_head(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes:
         DiffLensError: the attention head, which reads one map, is given several; or the head does not fit
             into memory.
     """
-    make = partial(_make, config, shapes, num_classes)
+    make = partial(_normalising, config, shapes, num_classes)
     # counting parameters takes seconds for a transformer, and one of this size takes less than about 1 GB
     transformer = config.name in ("attention", "difformer", "mix")
     if transformer and (config.width or 1024) ** 2 * (config.depth or 2) < 2**24:
         return make()
     return built(make, f"the {config.name} head", "lower --width or --depth")
+
+
+def _normalising(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int) -> Head:
+    head = _make(config, shapes, num_classes)
+    if config.normalise != "none":
+        channels = {place: shape[0] for place, shape in shapes.items()}
+        head.normalisation = Normalisation(channels, config.normalise)
+    return head
 
 
 def _make(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int) -> Head:

@@ -126,7 +126,8 @@ class MixHead(Head):
 
     def _before_last(self, features: Mapping[Place, Tensor]) -> Tensor:
         """Return the input of the last transformer block: CLS and the tokens, (B, 1 + H W, width)."""
-        maps = {place: pool_to(features[place].float(), self.pool) for place in self.mixture.places}
+        read = self.normalised(features)
+        maps = {place: pool_to(read[place].float(), self.pool) for place in self.mixture.places}
         normed = {place: F.layer_norm(each, each.shape[1:]) for place, each in maps.items()}
         tokens = (self.mixture(normed) + self.position).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difflens.backbones.base import Backbone, Block
-from difflens.backbones.maps import MapShape, Place
+from difflens.backbones.maps import MapShape, Place, module_name
 from difflens.heads.mix import Mixture
 
 LEVELS = 4
@@ -46,7 +46,7 @@ class FeaturePyramid(nn.Module):
         self.strides = tuple(sorted(strides or self.places_of))
         self.sources = {stride: _nearest(stride, self.places_of) for stride in self.strides}
         self.norms = nn.ModuleDict(
-            {_name(place): nn.BatchNorm2d(channels) for place, (channels, _, _) in shapes.items()}
+            {module_name(place): nn.BatchNorm2d(channels) for place, (channels, _, _) in shapes.items()}
         )
         channels = {
             stride: {place: shapes[place][0] for place in self.places_of[stride]}
@@ -72,7 +72,7 @@ class FeaturePyramid(nn.Module):
 
     def _source(self, maps: Mapping[Place, Tensor], stride: int) -> Tensor:
         """Return the normalised maps of a stride, concatenated or mixed, (B, channels, H, W)."""
-        normed = {place: self.norms[_name(place)](maps[place]) for place in self.places_of[stride]}
+        normed = {place: self.norms[module_name(place)](maps[place]) for place in self.places_of[stride]}
         if str(stride) in self.mixtures:
             return self.mixtures[str(stride)](normed)
         return torch.cat(list(normed.values()), dim=1)
@@ -125,8 +125,3 @@ def _resampled(level: Tensor, source: int, target: int) -> Tensor:
     if target > source:
         return F.adaptive_avg_pool2d(level, size)
     return F.interpolate(level, size, mode="bilinear", align_corners=False)
-
-
-def _name(place: Place) -> str:
-    """Return the name of a place's module, which must hold no dot."""
-    return f"block{place[0]}-t{place[1]}".replace(".", "_")

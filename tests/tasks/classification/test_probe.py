@@ -56,6 +56,7 @@ def config(out: Path, folder: Path, images: Path, /, **changes: object) -> Probe
         {"head": "linear", "extractor": "finetuned", "from_block": 3, "learning_rate": 0.01},
         {"head": "linear", "optimizer": "sgd", "lr_schedule": "step", "step_epochs": 2, "learning_rate": 0.1},
         {"head": "linear", "precision": "bfloat16"},
+        {"head": "linear", "normalise": "whiten", "grid": True},
         {"head": "linear", "cache_gigabytes": 0.0, "learning_rate": 0.03},
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()),
@@ -357,6 +358,39 @@ def test_nearest_neighbours(backbone_folder: Path, image_tree: Path, tmp_path: P
     )
 
 
+@pytest.mark.parametrize("kind", ["standard", "whiten"])
+@pytest.mark.parametrize("head", ["linear", "knn", "mix"])
+def test_normalisation_is_saved_with_the_head(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, head: str, kind: str
+) -> None:
+    """Read back, and trained on a store, the model is the same."""
+    from difflens import ExtractConfig, extract
+
+    blocks = (5, 6) if head == "mix" else (6,)
+    run = config(tmp_path / "run", backbone_folder, image_tree, head=head, normalise=kind, blocks=blocks)
+    result = probe(run)
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    expected = result.model.probabilities(images)
+    again = TrainedModel.load(run.out)
+    torch.testing.assert_close(again.probabilities(images), expected)
+    assert again.head.normalise == ("none" if head == "linear" else kind)
+    plain = probe(replace(run, out=tmp_path / "plain", normalise="none"))
+    assert not torch.allclose(plain.model.probabilities(images), expected, atol=1e-4)
+    store = ExtractConfig(
+        out=tmp_path / "store",
+        backbone=str(backbone_folder),
+        data=str(image_tree),
+        blocks=blocks,
+        noise_steps=(5,),
+        pool=0 if head == "mix" else 2,
+        device="cpu",
+        workers=0,
+    )
+    extract(store)
+    stored = probe(replace(run, out=tmp_path / "stored", store=store.out))
+    torch.testing.assert_close(stored.model.probabilities(images), expected)
+
+
 def test_the_grid_chooses_on_training_images_only(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,13 +424,13 @@ def test_the_grid_chooses_on_training_images_only(
     assert plain["confusion_matrix"] == metrics["confusion_matrix"]
 
 
-@pytest.mark.parametrize("head", ["linear", "attention", "difformer", "knn"])
+@pytest.mark.parametrize("head", ["linear", "attention", "difformer", "mix", "knn"])
 def test_a_store_gives_what_the_backbone_gives(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, head: str
 ) -> None:
     from difflens import ExtractConfig, extract
 
-    places = {"blocks": (5, 6), "noise_steps": (2, 5)} if head == "difformer" else {}
+    places = {"blocks": (5, 6), "noise_steps": (2, 5)} if head in ("difformer", "mix") else {}
     direct = config(
         tmp_path / "direct",
         backbone_folder,
@@ -531,6 +565,9 @@ def test_a_store_that_does_not_fit_is_refused(
         ({"grid": True, "weight_decay": 0.1}, "learning rates and weight decays: leave out --weight-decay"),
         ({"head": "diffeed", "store": Path("x")}, "a store holds features of a frozen backbone"),
         ({"store": Path("/nowhere")}, "not a feature store"),
+        ({"normalise": "whiten", "limit": 12}, "needs at least 16 training images, and there are 12"),
+        ({"normalise": "standard", "augment": "flip"}, "leave out --normalise"),
+        ({"normalise": "standard", "head": "mix", "extractor": "feedback"}, "leave out --normalise"),
     ],
     ids=str,
 )
