@@ -13,7 +13,9 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from difflens import DiffLensError, ProbeConfig, TrainedModel, load_data, presets, probe
 from difflens.configs.options import resolve
+from difflens.data.images import fit, to_float
 from difflens.data.labels import limited
+from difflens.metrics.calibration import expected_calibration_error
 from difflens.metrics.classification import Evaluation, paired_difference
 from difflens.metrics.statistics import wilson
 from difflens.run.directory import RunDirectory
@@ -254,6 +256,26 @@ def test_metrics_against_torchmetrics() -> None:
     per_class = multiclass_accuracy(logits, labels, 8, average=None).tolist()
     assert list(evaluation.per_class.values()) == pytest.approx(per_class)
     assert evaluation.metrics()["mean_per_class"] == pytest.approx(sum(per_class) / 8)
+
+
+def test_calibration_is_that_of_the_saved_model(image_tree: Path, tmp_path: Path) -> None:
+    """Without noise, the evaluation's probabilities are those of `predict`, but for float16 features."""
+    run = config(tmp_path / "run", Path("pixels:3x16"), image_tree, blocks=None, noise_steps=None)
+    result = probe(run)
+    test = load_data(str(image_tree)).test
+    images = torch.stack([fit(test.image(row), 3, 16) for row in range(len(test))])
+    probabilities = result.model.probabilities(to_float(images))
+    true = probabilities[torch.arange(len(test)), test.labels]
+    best = probabilities.max(1)
+    assert result.nll == pytest.approx(float(-true.log().mean()), abs=2e-3)
+    expected = expected_calibration_error(best.values, best.indices == test.labels)
+    assert result.ece == pytest.approx(expected, abs=2e-3)
+    metrics = json.loads((run.out / "metrics.json").read_text())
+    assert (metrics["ece"], metrics["nll"]) == (result.ece, result.nll)
+    assert probe(replace(run, resume=True)).nll == result.nll
+    page = (run.out / "report.html").read_text()
+    assert "ECE, %" in page
+    assert f"{result.nll:.3f}" in page
 
 
 def test_wilson_interval() -> None:

@@ -390,6 +390,8 @@ class _Run:
             skipped_images=tuple(skipped),
             grid=self.grid,
             neighbours=self.neighbours,
+            ece=evaluation.ece,
+            nll=evaluation.nll,
         )
         self.model.info = {
             "data": data.name,
