@@ -256,10 +256,12 @@ COMPARE = CompareResult(
             {"linear": (0.0, 0.0), "few-0.1": (-0.125, 0.0625)},
             frechet,
             log_snr,
+            rank,
+            ece,
         )
-        for name, top1, speed, frechet, log_snr in (
-            ("fashion", 0.75, 1.0, 12.345, 7.0),
-            ("pixels", 0.5, 8.0, None, None),
+        for name, top1, speed, frechet, log_snr, rank, ece in (
+            ("fashion", 0.75, 1.0, 12.345, 7.0, 9.25, {"linear": 0.0625, "few-0.1": 0.125}),
+            ("pixels", 0.5, 8.0, None, None, None, {}),
         )
     ),
 )
