@@ -22,6 +22,7 @@ from difflens.run.directory import RunDirectory
 from difflens.tasks.classification import probe as probing
 from difflens.tasks.classification import train as classification
 from tests.helpers.browser import open_in_browser
+from tests.helpers.cli import run as cli
 
 
 def config(out: Path, folder: Path, images: Path, /, **changes: object) -> ProbeConfig:
@@ -302,6 +303,16 @@ def test_bundled_data_by_default() -> None:
     resolved = resolve(ProbeConfig(out=Path("x")))
     assert (resolved.backbone, resolved.data, resolved.head) == ("fashion", "fashion", "attention")
     assert len(load_data(resolved.data).classes) == 10
+
+
+@pytest.mark.slow
+def test_the_mix_of_the_bundled_backbone(tmp_path: Path) -> None:
+    """The README's command, on few images for one epoch; the saved model is read back."""
+    words = "--head mix --blocks 13 18 20 --noise-steps 5 20 --normalise standard --limit 200 --epochs 1"
+    assert cli("probe", *words.split(), "--out", tmp_path / "run") == 0
+    model = TrainedModel.load(tmp_path / "run")
+    assert (model.head.name, model.head.mix, model.head.normalise) == ("mix", "image", "standard")
+    assert len(model.probe.head.mixture.places) == 6
 
 
 def comparable(metrics: dict) -> dict:
