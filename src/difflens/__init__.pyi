@@ -46,6 +46,7 @@ from .processes.schedulers import process_of as process_of
 from .results.base import Result as Result
 from .results.cka import CkaResult as CkaResult
 from .results.cka import Comparison as Comparison
+from .results.cka import EffectiveRank as EffectiveRank
 from .results.cka import Mirrors as Mirrors
 from .results.cka import Representation as Representation
 from .results.compare import BackboneScores as BackboneScores

@@ -98,6 +98,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "cnn": {"learning_rate": 1e-3, "epochs": 4, "mixup": 0.5},
     "attention": {"learning_rate": 3e-3, "epochs": 12, "mixup": 0.5},
     "difformer": {"learning_rate": 3e-3, "epochs": 6, "mixup": 0.5},
+    "mix": {"learning_rate": 3e-3, "epochs": 12, "mixup": 0.5},
     "knn": {},
 }
 

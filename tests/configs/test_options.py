@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from difflens import CompareConfig, DiffLensError, ExplainConfig, FidelityConfig, GenerateConfig
+from difflens import (
+    CompareConfig,
+    DiffLensError,
+    ExplainConfig,
+    FidelityConfig,
+    GenerateConfig,
+    SweepConfig,
+)
 from difflens.configs.earlier import upgraded
 from difflens.configs.options import LIMIT_KEEPS, Options, recorded, resolve
 from difflens.configs.pretrain import PretrainConfig
@@ -69,6 +76,15 @@ def test_what_cannot_be_right_is_named(config: Options, message: str) -> None:
             "read from --store, not from images: leave out --on-bad-image, --workers",
         ),
         (probe(head="knn", epochs=3), "k-NN trains nothing: leave out --epochs"),
+        (probe(head="difformer", mix="spatial"), "the difformer head does not read them: leave out --mix"),
+        (
+            probe(head="mlp", normalise="whiten"),
+            "the mlp head does not read them: leave out --normalise",
+        ),
+        (
+            SweepConfig(out=Path("x"), normalise="standard", classifiers=("ridge", "logistic")),
+            "ridge and logistic standardise each feature in any case: leave out --normalise",
+        ),
         (probe(head="linear", grid=True, weight_decay=0.1), "leave out --weight-decay"),
         (probe(step_epochs=3), "--lr-schedule step only: leave out --step-epochs"),
         (segment(momentum=0.5), "only sgd has a momentum"),
@@ -161,6 +177,7 @@ def test_records_of_version_0_1() -> None:
         "extractor": "feedback",
         "warmup_steps": None,
         "lr_schedule": "cosine",
+        "normalise": "none",
     }
     assert upgraded({"command": "pretrain", "flip": True})["augment"] == "flip"
     assert upgraded({"command": "detect", "flip": False, "label_fraction": 0.1, "warmup_iterations": 3}) == {
@@ -169,6 +186,7 @@ def test_records_of_version_0_1() -> None:
         "image_fraction": 0.1,
         "warmup_steps": 3,
         "exif": "apply",
+        "mix": False,
     }
     assert upgraded({"command": "rivals", "label_fraction": [0.1]}) == {
         "command": "compare",

@@ -70,19 +70,20 @@ def test_difformer_does_not_depend_on_the_order_of_its_inputs() -> None:
         ("linear", ADM_24, 4_097_000),
         ("attention", ADM_24, 27_786_216),
         ("difformer", ADM_FUSION, 31_802_344),
+        ("mix", ADM_FUSION, 345_073),
     ],
 )
-def test_parameter_counts_of_the_paper(name: str, shapes: dict, count: int) -> None:
+def test_parameter_counts(name: str, shapes: dict, count: int) -> None:
     with torch.device("meta"):
         head = make_head(HeadConfig(name), shapes, num_classes=1000)
     assert sum(parameter.numel() for parameter in head.parameters()) == count
 
 
-@pytest.mark.parametrize("name", ["linear", "mlp", "cnn", "attention", "difformer"])
+@pytest.mark.parametrize("name", ["linear", "mlp", "cnn", "attention", "difformer", "mix"])
 @pytest.mark.parametrize("pool", [None, 0, 1, 2, 4, 8])
 def test_every_head_gives_logits_and_gradients_to_all_its_parameters(name: str, pool: int | None) -> None:
     shapes = {(3, 10): (8, 8, 8)}
-    if name in ("linear", "difformer"):
+    if name in ("linear", "difformer", "mix"):
         shapes |= {(3, 20): (8, 8, 8), (5, 10): (4, 16, 16), (5, 20): (4, 16, 16)}
     head = make_head(HeadConfig(name, pool=pool, width=16), shapes, num_classes=6)
     logits = head({place: torch.randn(5, *shape) for place, shape in shapes.items()})
@@ -92,7 +93,7 @@ def test_every_head_gives_logits_and_gradients_to_all_its_parameters(name: str, 
     assert without == []
 
 
-@pytest.mark.parametrize("name", ["linear", "mlp", "cnn", "attention"])
+@pytest.mark.parametrize("name", ["linear", "mlp", "cnn", "attention", "mix"])
 def test_maps_pooled_beforehand_give_the_same_logits(name: str) -> None:
     """A cache relies on it."""
     from difflens.backbones.maps import pool_to

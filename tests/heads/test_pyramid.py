@@ -102,6 +102,23 @@ def test_noise_steps_and_blocks_of_one_stride_are_fused() -> None:
         assert torch.allclose(level.std((0, 2, 3)), torch.ones(level.shape[1]), atol=0.05)
 
 
+def test_maps_of_one_stride_can_be_mixed() -> None:
+    """Each level is the mixture of the normalised maps of its stride, which a pyramid without it gives."""
+    extractor = FrozenExtractor(load_backbone("fashion"), (16, 17, 20), (5, 20))
+    maps = extractor(torch.rand(2, 1, 32, 32) * 2 - 1, torch.arange(2))
+    plain = FeaturePyramid(extractor.shapes(32), 32)
+    pyramid = FeaturePyramid(extractor.shapes(32), 32, (2, 4, 8), mixed=12)
+    assert pyramid.channels == (12, 12, 12)
+    two, four = plain(maps)
+    fine, coarse, pooled = pyramid(maps)
+    places = [(20, 5), (20, 20)], [(16, 5), (16, 20), (17, 5), (17, 20)]
+    for stride, level, found, read in zip((2, 4), (two, four), (fine, coarse), places, strict=True):
+        split = level.split([extractor.shapes(32)[place][0] for place in read], dim=1)
+        expected = pyramid.mixtures[str(stride)](dict(zip(read, split, strict=True)))
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(pooled, torch.nn.functional.avg_pool2d(coarse, 2))
+
+
 def test_a_level_that_is_no_whole_step_has_a_place() -> None:
     pyramid = FeaturePyramid({(1, 0.5): (8, 16, 16), (1, 2): (8, 16, 16)}, 16)
     assert set(pyramid.norms) == {"block1-t0_5", "block1-t2"}

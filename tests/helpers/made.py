@@ -21,6 +21,7 @@ from difflens import (
     DetectedObject,
     DetectResult,
     Distance,
+    EffectiveRank,
     ExplainResult,
     ExtractResult,
     FidelityResult,
@@ -73,6 +74,9 @@ def seed(number: int = 0, **changes: object) -> SeedResult:
         "skipped_images": (),
     }
     return SeedResult(**{**values, **changes})
+
+
+CALIBRATED = {"ece": 0.0625, "nll": 0.5}
 
 
 def probed(*seeds: SeedResult) -> ProbeResult:
@@ -252,10 +256,12 @@ COMPARE = CompareResult(
             {"linear": (0.0, 0.0), "few-0.1": (-0.125, 0.0625)},
             frechet,
             log_snr,
+            rank,
+            ece,
         )
-        for name, top1, speed, frechet, log_snr in (
-            ("fashion", 0.75, 1.0, 12.345, 7.0),
-            ("pixels", 0.5, 8.0, None, None),
+        for name, top1, speed, frechet, log_snr, rank, ece in (
+            ("fashion", 0.75, 1.0, 12.345, 7.0, 9.25, {"linear": 0.0625, "few-0.1": 0.125}),
+            ("pixels", 0.5, 8.0, None, None, None, {}),
         )
     ),
 )
@@ -265,6 +271,10 @@ CKA = CkaResult(
     representations=(Representation(0, 1, 5, 4), Representation(0, 6, 5, 4)),
     values=torch.tensor([[1.0, 0.25], [0.25, 1.0]]),
     half_widths=torch.tensor([[0.0, 0.125], [0.125, torch.nan]]),
+    cknna=torch.tensor([[1.0, 0.125], [0.125, 1.0]]),
+    cknna_half_widths=torch.tensor([[0.0, 0.25], [0.25, 0.0]]),
+    neighbours=4,
+    effective_ranks=(EffectiveRank(0, 1, 5, 3.5, 8), EffectiveRank(0, 6, 5, 7.25, 16)),
     images=100,
     minibatches=20,
     blocks=(1, 6),
@@ -278,6 +288,7 @@ CKA = CkaResult(
             "blocks-t5",
             "t = 5",
             torch.tensor([[1.0, 0.25], [0.25, 1.0]]),
+            torch.tensor([[1.0, 0.125], [0.125, 1.0]]),
             ("1", "6"),
             ("1", "6"),
             ("block", "block"),

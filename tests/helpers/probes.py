@@ -39,7 +39,8 @@ def evaluation(seed: int, classes: tuple[str, ...] = CLASSES, skill: float = 1.0
     logits[torch.arange(60), labels] += skill
     probabilities = logits.softmax(1)
     ranked = probabilities.argsort(descending=True)[:, :5]
-    return Evaluation(2 * torch.arange(60), labels, ranked, probabilities.amax(1), classes)
+    likelihood = probabilities[torch.arange(60), labels].log()
+    return Evaluation(2 * torch.arange(60), labels, ranked, probabilities.amax(1), classes, likelihood)
 
 
 def report(evaluations: Sequence[Evaluation], epochs: int = 3, **extra: Any) -> tuple[str, list[list[int]]]:

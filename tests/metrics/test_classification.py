@@ -1,7 +1,13 @@
 """Metrics by class, from predictions."""
 
-import torch
+import math
+from dataclasses import replace
 
+import pytest
+import torch
+from torchmetrics.classification import MulticlassCalibrationError
+
+from difflens.metrics.calibration import expected_calibration_error
 from difflens.metrics.classification import Evaluation
 from difflens.metrics.statistics import wilson
 
@@ -11,6 +17,44 @@ def evaluation(labels: list[int], predictions: list[int], classes: tuple[str, ..
     return Evaluation(
         torch.arange(len(labels)), torch.tensor(labels), ranked, torch.ones(len(labels)), classes
     )
+
+
+def test_expected_calibration_error_is_that_of_a_direct_computation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    confidence = torch.rand(500, generator=generator)
+    confidence[:4] = torch.tensor([0.0, 1.0, 1 / 15, 2 / 15])  # the ends of bins
+    correct = torch.rand(500, generator=generator) < confidence**2
+    expected = 0.0
+    for m in range(1, 16):
+        inside = (confidence > (m - 1) / 15) & (confidence <= m / 15)
+        inside |= (confidence == 0) & (m == 1)
+        if inside.any():
+            gap = correct[inside].double().mean() - confidence[inside].double().mean()
+            expected += float(gap.abs() * inside.sum() / 500)
+    assert expected_calibration_error(confidence, correct) == pytest.approx(expected, abs=1e-6)
+    theirs = MulticlassCalibrationError(2, n_bins=10, norm="l1")
+    two = torch.stack([1 - confidence / 2, confidence / 2], dim=1)
+    found = expected_calibration_error(two[:, 0], correct, bins=10)
+    assert found == pytest.approx(float(theirs(two, (~correct).long())), abs=1e-5)
+
+
+def test_calibrated_and_overconfident_predictions() -> None:
+    right = torch.tensor([True, True, True, False])
+    assert expected_calibration_error(torch.full((4,), 0.75), right) == pytest.approx(0)
+    assert expected_calibration_error(torch.ones(4), right) == pytest.approx(0.25)
+
+
+def test_negative_log_likelihood() -> None:
+    labels = torch.tensor([0, 1])
+    likelihood = torch.tensor([0.5, 0.125]).log()
+    known = Evaluation(
+        torch.arange(2), labels, labels[:, None], torch.tensor([0.5, 0.5]), ("a", "b"), likelihood
+    )
+    assert known.nll == pytest.approx(2 * math.log(2))
+    assert known.metrics()["nll"] == known.nll
+    read = replace(known, log_likelihood=None)
+    assert read.nll is None
+    assert "nll" not in read.metrics()
 
 
 def test_most_confused() -> None:

@@ -136,6 +136,17 @@ def test_several_seeds_have_means_and_deviations() -> None:
     assert one.metrics() == made.seed().metrics()
 
 
+def test_calibration_is_kept_and_may_be_missing() -> None:
+    assert not {"ece", "nll"} & made.seed().metrics().keys()
+    measured = made.probed(*(made.seed(k, ece=0.0625 * (k + 1), nll=0.5) for k in (0, 1)))
+    assert (measured.ece, measured.nll) == (0.09375, 0.5)
+    metrics = json.loads(json.dumps(measured.metrics()))
+    assert (metrics["ece"], metrics["runs"][1]["ece"]) == (0.09375, 0.125)
+    assert read_seeds(metrics) == measured.seeds
+    mixed = made.probed(made.seed(0, **made.CALIBRATED), made.seed(1))
+    assert (mixed.ece, mixed.nll) == (None, None)
+
+
 def test_what_a_head_tried_is_kept_where_it_tried_something() -> None:
     assert not {"grid", "neighbours"} & made.seed().metrics().keys()
     tried = replace(made.seed(), grid=made.GRID, neighbours=made.NEIGHBOURS)

@@ -32,6 +32,12 @@ def test_every_command_has_a_result_with_a_summary() -> None:
             "Report: run/report.html\nModel: run/model",
         ),
         (
+            made.probed(made.seed(**made.CALIBRATED)),
+            "top-1 75.00 % (95 % interval 25.00 to 90.00), top-5 100.00 %, mean per class 75.00 %, ECE "
+            "6.25 %, NLL 0.500, 5,000 training and 4 test images, 1,234 trainable parameters\n"
+            "Report: run/report.html\nModel: run/model",
+        ),
+        (
             made.probed(*(made.seed(k, metric="mean_per_class") for k in (0, 1))),
             "top-1 62.50 ± 17.68 % (mean and standard deviation over 2 seeds), top-5 100.00 ± 0.00 %, mean "
             "per class 62.50 ± 17.68 % (the metric that papers report on this data set), 5,000 training and "

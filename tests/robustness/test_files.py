@@ -319,7 +319,7 @@ def test_the_field_is_named(file: str, old: str, new: str, message: str) -> None
         ("probe/config.yaml", ["explain", "--run", "probe", "--out", "new"]),
         ("pretrain/model/unet/config.json", ["info", BACKBONE]),
         ("store/manifest.json", ["probe", "--backbone", BACKBONE, "--store", "store", "--out", "new"]),
-        ("probe/config.yaml", ["probe", "--resume", "--out", "probe"]),
+        ("probe/config.yaml", ["probe", "--backbone", BACKBONE, "--resume", "--out", "probe"]),
         ("scenes/annotations/instances_val.json", ["detect", "--data", "scenes", "--out", "new"]),
     ],
 )

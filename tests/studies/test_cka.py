@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from PIL import Image
 
 from difflens import CkaConfig, DiffLensError, FrozenExtractor, cka, load_backbone
+from difflens.backbones.maps import pool_to
 from difflens.data.images import to_float
 from difflens.data.load import load_unlabelled
 from difflens.data.loader import epoch_order, iterate
-from difflens.metrics.cka import GROUPS
+from difflens.metrics.cka import GROUPS, gram
+from difflens.metrics.cknna import local_gram
 from difflens.results.cka import Representation
+from difflens.studies import cka as comparing
 from tests.helpers.browser import open_in_browser
 from tests.helpers.cka import direct_hsic
 from tests.helpers.cli import run as cli
@@ -57,7 +61,38 @@ def test_values_are_those_of_features_read_by_hand(
         ]
         total += torch.tensor([[direct_hsic(a, b) for a in vectors] for b in vectors], dtype=torch.float64)
     expected = total / total.diagonal().sqrt() / total.diagonal().sqrt()[:, None]
-    torch.testing.assert_close(result.between(places, places), expected, atol=1e-3, rtol=1e-3)
+    values, cknna = result.between(places, places)
+    torch.testing.assert_close(values, expected, atol=1e-3, rtol=1e-3)
+    # minibatches of five images: each has all others as neighbours
+    assert result.neighbours == 4
+    torch.testing.assert_close(cknna, values)
+
+
+def test_neighbours_and_ranks_are_those_of_features_read_by_hand(
+    backbone_folder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparing, "local_gram", partial(local_gram, neighbours=2))
+    result = cka(config(tmp_path / "run", backbone_folder, images, pool=(4,), blocks=(2, 8)))
+    backbone, split = load_backbone(str(backbone_folder)), load_unlabelled(str(images))
+    total, means = torch.zeros(2, 2, dtype=torch.float64), {2: [], 8: []}
+    for group in epoch_order(len(split), 0, 0)[:100].split(5):
+        batch = next(iter(iterate(split, channels=3, side=16, batch_size=64, rows=group, workers=0)))
+        maps = FrozenExtractor(backbone, (2, 8), (40,))(to_float(batch.images), batch.index)
+        near = []
+        for block in (2, 8):
+            means[block].append(maps[block, 40].mean((2, 3)))
+            pooled = pool_to(maps[block, 40], 4)
+            near.append(local_gram(pooled, gram(pooled), 2))
+        total += torch.tensor([[float((a * b).sum()) for a in near] for b in near], dtype=torch.float64)
+    expected = total / total.diagonal().sqrt() / total.diagonal().sqrt()[:, None]
+    places = [Representation(0, block, 40, 4) for block in (2, 8)]
+    torch.testing.assert_close(result.between(places, places)[1], expected, atol=1e-3, rtol=1e-3)
+    for block, parts in means.items():
+        shares = torch.linalg.svdvals(torch.cat(parts).double())
+        shares = shares / shares.sum() + 1e-7
+        (found,) = (r for r in result.effective_ranks if (r.block, r.noise_step) == (block, 40))
+        assert found.rank == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-3)
+        assert found.channels == backbone.block(block).channels
 
 
 def test_every_comparison_is_shown(backbone_folder: Path, images: Path, tmp_path: Path) -> None:
@@ -75,10 +110,13 @@ def test_every_comparison_is_shown(backbone_folder: Path, images: Path, tmp_path
     assert (metrics["images"], metrics["minibatches"]) == (100, GROUPS)
     assert torch.tensor(metrics["cka"]["blocks-t3"]).diagonal() == pytest.approx(torch.ones(3))
     assert torch.tensor(metrics["cka"]["models-t40"]).shape == (3, 5)
+    assert torch.tensor(metrics["cknna"]["models-t40"]).shape == (3, 5)
+    assert len(metrics["effective_ranks"]) == 2 * 3 + 5
     assert metrics["mirrors"]["3"]["decoder_blocks"] == 1
     rows = list(csv.DictReader((run.out / "table.csv").open()))
     assert len(rows) == 17 * 16 / 2
-    assert all(float(row["low_95"]) <= float(row["cka"]) <= float(row["high_95"]) for row in rows)
+    for low, value, high in (("low_95", "cka", "high_95"), ("cknna_low_95", "cknna", "cknna_high_95")):
+        assert all(float(row[low]) <= float(row[value]) <= float(row[high]) for row in rows)
     pictures = {path.name for path in run.out.glob("*.png")}
     assert {
         "blocks-t3.png",
@@ -86,6 +124,7 @@ def test_every_comparison_is_shown(backbone_folder: Path, images: Path, tmp_path
         "models-t3.png",
         "noise-steps-block6.png",
         "poolings-block6.png",
+        "blocks-t3-cknna.png",
     } <= pictures
     assert all(min(Image.open(run.out / name).size) > 200 for name in pictures)
     dom, console = open_in_browser(run.out / "report.html")
@@ -96,6 +135,8 @@ def test_every_comparison_is_shown(backbone_folder: Path, images: Path, tmp_path
         "Similarity of noise steps",
         "Similarity of poolings",
         "Similarity of two backbones",
+        "CKNNA",
+        "Effective rank",
         "100 training images in 20 minibatches",
     ):
         assert words in dom
@@ -110,8 +151,8 @@ def test_a_backbone_is_like_itself_and_unlike_its_untrained_copy(
     same = cka(replace(base, other=str(backbone_folder)))
     other = cka(replace(base, other=f"random:{backbone_folder}", out=tmp_path / "other"))
     mine, others = ([Representation(model, b, 40, 16) for b in (1, 6, 9)] for model in (0, 1))
-    torch.testing.assert_close(same.between(mine, others), same.between(mine, mine))
-    assert float(other.between(mine, others).diagonal().min()) < 0.9
+    torch.testing.assert_close(same.between(mine, others)[0], same.between(mine, mine)[0])
+    assert float(other.between(mine, others)[0].diagonal().min()) < 0.9
 
 
 def test_results_repeat(backbone_folder: Path, images: Path, tmp_path: Path) -> None:

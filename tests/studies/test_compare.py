@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -14,15 +15,19 @@ from difflens import (
     CompareConfig,
     DiffLensError,
     FidelityConfig,
+    FrozenExtractor,
     GenerateConfig,
     ProbeConfig,
     SweepConfig,
     compare,
     fidelity,
     generate,
+    load_backbone,
+    load_data,
     probe,
     sweep,
 )
+from difflens.data.images import fit, to_float
 from tests.helpers.browser import open_in_browser
 from tests.helpers.cli import run as cli
 from tests.helpers.networks import bigan
@@ -76,6 +81,15 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
         )
     )
     assert alone.top1 == second.scores["linear"].value
+    assert alone.ece == second.ece["linear"]
+    # the effective rank, by hand
+    train, place = load_data(str(image_tree)).train, second.place
+    images = to_float(torch.stack([fit(train.image(row), 3, 32) for row in range(len(train))]))
+    backbone = load_backbone("random:timm:test_resnet", image_size=32)
+    features = FrozenExtractor(backbone, place[:1], place[1:])(images, train.index)[place].mean((2, 3))
+    shares = torch.linalg.svdvals(features.double())
+    shares = shares / shares.sum() + 1e-7
+    assert second.effective_rank == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-3)
     few = json.loads((run.out / "random%3Atimm%3Atest_resnet" / "few-0.5" / "metrics.json").read_text())
     assert few["train_images"] == 18
     assert few["top1"] == second.scores["few-0.5"].value
@@ -83,7 +97,15 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
     assert min(Image.open(run.out / "compare.png").size) > 200
     dom, console = open_in_browser(run.out / "report.html")
     assert console == []
-    titles = ("50 % of labels", "random:timm:test_resnet", "Difference from", "372,688", "15 test images")
+    titles = (
+        "Calibration",
+        "Effective rank",
+        "50 % of labels",
+        "random:timm:test_resnet",
+        "Difference from",
+        "372,688",
+        "15 test images",
+    )
     for words in titles:
         assert words in dom
 

@@ -36,7 +36,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def probes(backbone_folder: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Train each head that reads several places, and one head that `explain` refuses."""
     folder, runs = tmp_path_factory.mktemp("probes"), {}
-    for head in ("difformer", "linear", "mlp"):
+    for head in ("difformer", "linear", "mlp", "mix"):
         runs[head] = folder / head
         probe(
             ProbeConfig(
@@ -50,6 +50,7 @@ def probes(backbone_folder: Path, images: Path, tmp_path_factory: pytest.TempPat
                 device="cpu",
                 workers=0,
                 width=None if head == "linear" else 16,
+                mix="spatial" if head == "mix" else None,
             )
         )
     return runs
@@ -117,6 +118,21 @@ def test_where_difformer_looks(
     assert sum(metrics["logit_shares"].values()) == pytest.approx(1)
     assert {"attention.png", "attention-shares.png"} <= {path.name for path in run.out.glob("*.png")}
     assert "if all tokens had the same" in (run.out / "report.html").read_text()
+
+
+def test_the_weights_of_the_mix(
+    probes: dict[str, Path], backbone_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    run = config(tmp_path / "run", backbone_folder, images, run=probes["mix"])
+    result = explain(run)
+    weights = result.metrics()["mix_weights"]
+    assert list(weights) == [f"block {b}, t = {t}" for b in (3, 6) for t in (3, 40)]
+    learned = TrainedModel.load(probes["mix"]).probe.head.mixture.weights.mean((1, 2))
+    assert list(weights.values()) == pytest.approx(learned.tolist())
+    assert len({*weights.values()}) == 4  # they are no longer equal
+    assert "block 6, t = 40: " in result.summary()
+    assert {"mix.png", "attention.png"} <= {path.name for path in run.out.glob("*.png")}
+    assert "Weights of the mix" in (run.out / "report.html").read_text()
 
 
 def test_which_blocks_a_linear_probe_uses(

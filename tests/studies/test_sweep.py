@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import load_file
 
-from difflens import DiffLensError, SweepConfig, sweep
+from difflens import DiffLensError, FrozenExtractor, SweepConfig, load_backbone, load_data, sweep
+from difflens.data.split import every_nth
+from difflens.extractors.cache import read_features
+from difflens.metrics.classifiers import held_out_scores
+from difflens.metrics.recommendation import comparable
 from difflens.studies.sweep import _Sweep
 from tests.helpers.browser import open_in_browser
 from tests.helpers.cli import run as cli
@@ -146,6 +152,43 @@ def test_small_classes_are_judged_and_single_images_named(
     assert "The sweep goes on with the 16 images that it began with" in lines
 
 
+def test_a_normalised_sweep_scores_features_that_are_normalised_beforehand(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    """Whitened by hand, the features of a place give k-NN and ridge the same accuracy."""
+    run = config(
+        tmp_path / "run", backbone_folder, image_tree, classifiers=("knn", "ridge"), noise_steps=(40,)
+    )
+    run = replace(run, blocks=(6,), normalise="whiten")
+    result = sweep(run)
+    data = load_data(str(image_tree))
+    extractor = FrozenExtractor(load_backbone(str(backbone_folder)), (6,), (40,))
+    cache = read_features(extractor, 2, data.train, Accelerator(cpu=True))
+    maps = cache.maps[6, 40].float()
+    held_out = every_nth(cache.labels, 5)
+    channels = maps[~held_out].movedim(1, -1).flatten(0, 2).double()
+    covariance = channels.T.cov(correction=0)
+    values, vectors = torch.linalg.eigh(covariance + 1e-3 * covariance.trace() / 16 * torch.eye(16))
+    matrix = vectors @ torch.diag(values**-0.5) @ vectors.T
+    centred = maps.double() - channels.mean(0)[:, None, None]
+    features = torch.einsum("dc,nchw->ndhw", matrix, centred).flatten(1).float()
+    for name in ("knn", "ridge"):
+        choosing = every_nth(cache.labels[~held_out], 5)
+        scores = held_out_scores(name, features, cache.labels, held_out, choosing, 3)
+        expected = (scores.argmax(1) == cache.labels[held_out]).double().mean()
+        assert float(result.accuracy[name]) == pytest.approx(float(expected))
+    scores = comparable(held_out_scores("knn", features, cache.labels, held_out, choosing, 3))
+    (step,) = (run.out / "steps").glob("*.safetensors")
+    found = load_file(step)["scores"][0]
+    torch.testing.assert_close(found.float(), scores, rtol=1e-2, atol=1e-2)
+
+
+def test_whitening_needs_images(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    run = config(tmp_path / "run", backbone_folder, image_tree, normalise="whiten", budget=("18",))
+    with pytest.raises(DiffLensError, match="needs at least 16 training images, and there are 15"):
+        sweep(run)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -156,6 +199,7 @@ def test_small_classes_are_judged_and_single_images_named(
         ({"noise_steps": (100,)}, "noise step 100 is outside"),
         ({"classifiers": ()}, "there is no classifier"),
         ({"pool": 0}, "pool is 0"),
+        ({"normalise": "standard"}, "leave out --normalise"),
     ],
     ids=str,
 )

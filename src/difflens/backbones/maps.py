@@ -9,6 +9,11 @@ MapShape = tuple[int, int, int]
 """(C, H, W) of a feature map."""
 
 
+def module_name(place: Place) -> str:
+    """Return the name of a place's module or buffer, which must hold no dot."""
+    return f"block{place[0]}-t{place[1]}".replace(".", "_")
+
+
 def pool_to(features: Tensor, side: int | None) -> Tensor:
     """Return maps (B, C, H, W) average-pooled to at most `side` x `side`; None: unchanged."""
     if side is None or max(features.shape[-2:]) <= side:

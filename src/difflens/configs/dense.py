@@ -44,6 +44,9 @@ class DenseConfig(DryRunOptions, OptimiserOptions, ExtractorOptions, BackboneOpt
     on."""
     width: Width | None = None
     """Channels of the head. None: 256 for maps of 512 channels and more, else 64."""
+    mix: bool = False
+    """Add the maps of a stride, of several blocks or noise steps, with learned weights, as the head mix of
+    `probe` does. Without it they are concatenated."""
     iterations: Count | None = None
     """Number of training steps. None: the preset's, or 2000 for segment and 3000 for detect."""
     momentum: Share = 0.9

@@ -24,16 +24,16 @@ class ExplainConfig(ReadingOptions, PlaceOptions, CheckpointOptions, RunOptions)
     """Show a backbone's features as pictures and, with --run, what the head of a probe uses.
 
     Shows principal components of maps over noise steps, and nearest neighbours, of a few test images or of
-    your own images. With --run also: the attention of an attention head or DifFormer, or the blocks that a
-    linear head's weights use.
+    your own images. With --run also: the attention of an attention head or DifFormer, the weights of mix, or
+    the blocks that a linear head's weights use.
     """
 
     backbone: str | None = None
     """fashion, a diffusers folder, an OpenAI checkpoint, a hub id or timm:NAME; with the prefix random: the
     same network untrained. None: the run's, or the bundled network for the images' channels."""
     run: Path | None = None
-    """Run directory, or model/ folder, of a probe with a linear or attention head or DifFormer. None: show
-    features alone."""
+    """Run directory, or model/ folder, of a probe with a linear head, an attention head, DifFormer or mix.
+    None: show features alone."""
     data: str | None = None
     """The images and labels: any data that `probe` takes. None: the run's, or fashion."""
     images: tuple[Path, ...] = ()

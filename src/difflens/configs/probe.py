@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from difflens import presets
-from difflens.choices import HeadChoice, HeadName
+from difflens.choices import HeadChoice, HeadName, MixName, NormaliseName
 from difflens.configs.options import (
     MAY_CHANGE,
     BackboneOptions,
@@ -51,9 +51,12 @@ class ProbeConfig(DryRunOptions, CacheOptions, TrainConfig, ExtractorOptions, Ba
     """A recipe of `difflens.presets.PROBE`, such as paper-attention or diffeed. None: the recipe of the head
     and the extractor."""
     head: HeadChoice | None = None
-    """linear, mlp, cnn, attention, difformer, or knn, which trains nothing; diffeed is the attention head on
-    the feedback extractor. None: the preset's, or attention, or difformer for several blocks or noise
-    steps."""
+    """linear, mlp, cnn, attention, difformer, mix, or knn, which trains nothing; diffeed is the attention
+    head on the feedback extractor. None: the preset's, or attention, or difformer for several blocks or
+    noise steps."""
+    mix: MixName | None = None
+    """mix: learned weights over blocks and noise steps, one set for the image, or spatial: one for each
+    position. None: image."""
     draws: Times = 1
     """Number of noise samples that the maps are averaged over."""
     pool: Pool | None = None
@@ -65,6 +68,10 @@ class ProbeConfig(DryRunOptions, CacheOptions, TrainConfig, ExtractorOptions, Ba
     """Layers of the head. None: 1 for mlp, 2 for the others."""
     dropout: Annotated[float, Range(0, 0.99)] | None = None
     """Dropout probability in the head. None: the preset's, or 0."""
+    normalise: NormaliseName = "none"
+    """linear, knn and mix: none; standard, each channel of a place with mean 0 and variance 1 over training
+    images and positions; or whiten, also without correlation between channels (ZCA, with a thousandth of the
+    mean variance added). It is folded into the saved head."""
     grid: bool = False
     """linear: choose learning rate and weight decay from a grid, by the accuracy on a held-out fifth of the
     training images."""
@@ -115,6 +122,8 @@ class ProbeConfig(DryRunOptions, CacheOptions, TrainConfig, ExtractorOptions, Ba
 
     def recipe(self) -> Mapping[str, Any]:
         recipe = {"data": "fashion", "head": self._head, "extractor": "frozen", **self._training}
+        if self._head == "mix":
+            recipe["mix"] = "image"
         if "epochs" not in presets.PROBE.get(self.preset or "", {}):
             del recipe["epochs"]  # `usual_epochs` are increased for few images, which are counted later
         return recipe
@@ -151,6 +160,11 @@ class ProbeConfig(DryRunOptions, CacheOptions, TrainConfig, ExtractorOptions, Ba
             raise DiffLensError(
                 "a store holds features of a frozen backbone and of images without augmentation: leave out "
                 "--store, or use a frozen extractor without --augment"
+            )
+        if self.normalise != "none":
+            raise DiffLensError(
+                "--normalise measures features of a frozen backbone and of images without augmentation: "
+                "leave out --normalise, or both --extractor and --augment"
             )
         if self.grid or self._head == "knn":
             raise DiffLensError(

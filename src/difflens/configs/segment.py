@@ -43,7 +43,7 @@ class SegmentConfig(DenseConfig):
 
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
         yield from super().without_effect()
-        if self.head == "linear":
+        if self.head == "linear" and not self.mix:
             yield "the linear head does not read this option", ("width",)
         if self.chosen("lr_schedule", "poly") != "step":
             yield "the learning rate falls in steps with --lr-schedule step only", ("step_at",)

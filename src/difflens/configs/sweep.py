@@ -1,9 +1,10 @@
 """Options of `difflens sweep`."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from difflens.choices import ClassifierName
+from difflens.choices import ClassifierName, NormaliseName
 from difflens.configs.options import (
     MAY_CHANGE,
     BackboneOptions,
@@ -37,6 +38,14 @@ class SweepConfig(
     """The most images, the most time, or both: 5000, 90s, 10m, 1h, or 5000 10m."""
     pool: Side = 2
     """Side, in cells, that maps are average-pooled to."""
+    normalise: NormaliseName = "none"
+    """none; standard, each channel with mean 0 and variance 1, for knn; or whiten, also without correlation
+    between channels, as for `probe`. Statistics are those of the images that classifiers train on."""
+
+    def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
+        yield from super().without_effect()
+        if self.normalise == "standard" and "knn" not in self.classifiers:
+            yield "ridge and logistic standardise each feature in any case", ("normalise",)
 
     def check(self) -> None:
         if not self.classifiers:

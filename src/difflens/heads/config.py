@@ -4,13 +4,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from difflens.choices import DetectionHeadName, HeadName, SegmentationHeadName
+from difflens.choices import DetectionHeadName, HeadName, MixName, NormaliseName, SegmentationHeadName
 from difflens.ranges import Count, Depth, Natural, Pixels, Range, Share, Width
 
 _WITHOUT_EFFECT: dict[HeadName, tuple[str, ...]] = {
-    "linear": ("width", "depth", "dropout"),
-    "knn": ("width", "depth", "dropout"),
-    "cnn": ("dropout",),
+    "linear": ("width", "depth", "dropout", "mix"),
+    "knn": ("width", "depth", "dropout", "mix"),
+    "mlp": ("mix", "normalise"),
+    "cnn": ("dropout", "mix", "normalise"),
+    "attention": ("mix", "normalise"),
+    "difformer": ("mix", "normalise"),
 }
 
 
@@ -32,6 +35,7 @@ class DetectionHeadConfig:
         width: channels of the feature pyramid network and of the mask head; the box head has four times as
             many.
         proposals: regions that are classified in an image; in training the loss samples half as many.
+        mix: the maps of a stride are added with learned weights, not concatenated.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -41,6 +45,7 @@ class DetectionHeadConfig:
     strides: tuple[Pixels, ...]
     width: Width = 256
     proposals: Width = 1000
+    mix: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,16 @@ class HeadConfig:
     Attributes:
         name: the kind of head.
         pool: side that larger maps are average-pooled to; None: 2 (linear, MLP, k-NN) or 16; 0: no pooling.
-        width: width of the tokens (attention, DifFormer), the hidden layers (MLP) or the first convolution
-            (CNN). None, for maps of 512 channels and more: the paper's 1024 (MLP 2048, CNN 512). None, for
-            smaller maps: half the channels, but at least 64 (MLP 512, CNN 128).
+        width: width of the tokens (attention, DifFormer, mix), the hidden layers (MLP) or the first
+            convolution (CNN). None, for maps of 512 channels and more: the paper's 1024 (MLP 2048, CNN 512).
+            None, for smaller maps: half the channels, but at least 64 (MLP 512, CNN 128). Mix: None is 64.
         depth: number of transformer blocks, hidden layers or convolutions; None: 2, but 1 for the MLP.
-        dropout: probability in [0, 1), for attention, DifFormer and MLP.
+        dropout: probability in [0, 1), for attention, DifFormer, mix and MLP.
         neighbours: number of training images that vote (k-NN).
         bank: number of training images that are stored (k-NN).
+        mix: one set of weights for the image, or spatial: one for each position (mix).
+        normalise: the affine map of the channels that is stored with the head (k-NN, mix, and linear while it
+            is trained).
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -68,6 +76,8 @@ class HeadConfig:
     dropout: Share = 0.0
     neighbours: Count = 20
     bank: Natural = 0
+    mix: MixName = "image"
+    normalise: NormaliseName = "none"
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ class SegmentationHeadConfig:
         strides: strides of the levels that UPerNet reads, ascending.
         width: channels of UPerNet.
         dropout: probability in [0, 1) that drops a channel before UPerNet's last layer.
+        mix: the maps of a stride are added with learned weights, not concatenated.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -89,3 +100,4 @@ class SegmentationHeadConfig:
     strides: tuple[Pixels, ...]
     width: Width = 256
     dropout: Share = 0.1
+    mix: bool = False

@@ -41,7 +41,9 @@ class DetectionHead(nn.Module):
     def __init__(self, config: DetectionHeadConfig, shapes: Mapping[Place, MapShape], num_classes: int):
         super().__init__()
         self.num_classes, self.side = num_classes, config.side
-        self.pyramid = FeaturePyramid(shapes, config.side, config.strides)
+        self.pyramid = FeaturePyramid(
+            shapes, config.side, config.strides, config.width if config.mix else None
+        )
         width, proposals = config.width, config.proposals
         self.fpn = FeaturePyramidNetwork(list(self.pyramid.channels), width, LastLevelMaxPool())
         strides = (*config.strides, 2 * config.strides[-1])

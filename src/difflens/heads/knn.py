@@ -48,7 +48,9 @@ class NeighbourHead(Head):
 
     def vectors(self, features: Mapping[Place, Tensor]) -> Tensor:
         """Return unit vectors (B, D) of maps (B, C, H, W)."""
-        return torch.nn.functional.normalize(flatten(features, self.places, self.pool), dim=1)
+        return torch.nn.functional.normalize(
+            flatten(self.normalised(features), self.places, self.pool), dim=1
+        )
 
     def remember(self, vectors: Tensor, labels: Tensor) -> None:
         """Store unit vectors (N, D) and their labels (N,) as the bank."""

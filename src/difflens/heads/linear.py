@@ -26,20 +26,37 @@ class LinearHead(Head):
         super().__init__()
         self.pool = pool
         self.places = sorted(shapes)
-        self.inputs = vector_size(shapes, pool)
+        self.sizes = [prod(pooled_shape(shapes[place], pool)) for place in self.places]
+        self.inputs = sum(self.sizes)
         self.classifier = nn.Linear(self.inputs, num_classes)
 
     def vectors(self, features: Mapping[Place, Tensor]) -> Tensor:
         """Return the input of the linear layer, (B, D)."""
-        return flatten(features, self.places, self.pool)
+        return flatten(self.normalised(features), self.places, self.pool)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Take the normalisation into weights and bias, so that the head reads maps as they are."""
+        if self.normalisation is None:
+            return
+        weight, bias = self.classifier.get_parameter("weight"), self.classifier.get_parameter("bias")
+        parts = []
+        for place, part in zip(self.places, weight.double().split(self.sizes, dim=1), strict=True):
+            matrix, shift = (each.double() for each in self.normalisation.affine(place))
+            by_channel = part.unflatten(1, (len(shift), -1))  # (K, C, positions)
+            bias.add_(by_channel.sum(2) @ shift)
+            matrix = matrix.diag() if matrix.ndim == 1 else matrix
+            parts.append(torch.einsum("kcp,cd->kdp", by_channel, matrix).flatten(1))
+        weight.copy_(torch.cat(parts, dim=1))
+        self.normalisation = None
 
     def logits_by_place(self, features: Mapping[Place, Tensor]) -> Tensor:
         """Return the summand of each place in `places`, (P, B, num_classes).
 
         The logits are the sum of the summands and the classifier's bias.
         """
-        vectors = [flatten(features, [place], self.pool) for place in self.places]
-        weights = self.classifier.get_parameter("weight").split([x.shape[1] for x in vectors], dim=1)
+        vectors = self.vectors(features).split(self.sizes, dim=1)
+        weights = self.classifier.get_parameter("weight").split(self.sizes, dim=1)
         return torch.stack([x @ weight.T for x, weight in zip(vectors, weights, strict=True)])
 
     def forward(self, features: Mapping[Place, Tensor]) -> Tensor:

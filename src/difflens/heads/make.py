@@ -11,6 +11,8 @@ from difflens.heads.config import HeadConfig
 from difflens.heads.difformer import DifFormerHead
 from difflens.heads.knn import NeighbourHead
 from difflens.heads.linear import LinearHead, MLPHead
+from difflens.heads.mix import MixHead
+from difflens.heads.normalise import Normalisation
 from difflens.run.memory import built
 
 
@@ -21,12 +23,20 @@ def make_head(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes:
         DiffLensError: the attention head, which reads one map, is given several; or the head does not fit
             into memory.
     """
-    make = partial(_make, config, shapes, num_classes)
+    make = partial(_normalising, config, shapes, num_classes)
     # counting parameters takes seconds for a transformer, and one of this size takes less than about 1 GB
-    transformer = config.name in ("attention", "difformer")
+    transformer = config.name in ("attention", "difformer", "mix")
     if transformer and (config.width or 1024) ** 2 * (config.depth or 2) < 2**24:
         return make()
     return built(make, f"the {config.name} head", "lower --width or --depth")
+
+
+def _normalising(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int) -> Head:
+    head = _make(config, shapes, num_classes)
+    if config.normalise != "none":
+        channels = {place: shape[0] for place, shape in shapes.items()}
+        head.normalisation = Normalisation(channels, config.normalise)
+    return head
 
 
 def _make(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int) -> Head:
@@ -49,9 +59,22 @@ def _make(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int
     if config.name == "attention" and len(shapes) > 1:
         raise DiffLensError(
             f"the attention head reads one map, not {len(shapes)}: --head difformer reads several blocks and "
-            "noise steps"
+            "noise steps, and so does mix"
         )
+    if config.name == "mix":
+        width = config.width or 64
     heads = max(1, min(8, width // 16))  # the paper's 8, or fewer so that each has at least 16 channels
+    if config.name == "mix":
+        return MixHead(
+            shapes,
+            num_classes,
+            width,
+            heads,
+            config.depth or 2,
+            config.mix == "spatial",
+            pool=side,
+            dropout=config.dropout,
+        )
     return DifFormerHead(
         shapes, num_classes, width, heads, config.depth or 2, pool=side, dropout=config.dropout
     )

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difflens.backbones.base import Backbone, Block
-from difflens.backbones.maps import MapShape, Place
+from difflens.backbones.maps import MapShape, Place, module_name
+from difflens.heads.mix import Mixture
 
 LEVELS = 4
 """The usual number of levels of UPerNet and Mask R-CNN; in the paper they have strides 2, 4, 8 and 16."""
@@ -18,19 +19,26 @@ class FeaturePyramid(nn.Module):
 
     Batch normalisation brings each channel to mean 0 and variance 1, because the maps of a U-Net differ in
     scale by orders of magnitude. Maps of the same stride, from several blocks or noise steps, are
-    concatenated; the next layer fuses them. A stride that no map has is pooled from the next finer level. If
-    there is none, it is upsampled from the next coarser level.
+    concatenated, and the next layer fuses them; or they are mixed, with learned weights. A stride that no map
+    has is pooled from the next finer level. If there is none, it is upsampled from the next coarser level.
 
     Args:
         shapes: (C, H, W) of the maps for images of `side` pixels, by place.
         side: side of the square images, in pixels.
         strides: strides of the levels; None: those of the maps.
+        mixed: channels of a mixture of the maps of each stride; None: they are concatenated.
 
     Attributes:
         strides, channels: stride and number of channels of each level, the finest first.
     """
 
-    def __init__(self, shapes: Mapping[Place, MapShape], side: int, strides: Collection[int] | None = None):
+    def __init__(
+        self,
+        shapes: Mapping[Place, MapShape],
+        side: int,
+        strides: Collection[int] | None = None,
+        mixed: int | None = None,
+    ):
         super().__init__()
         self.places_of: dict[int, list[Place]] = {}
         for place, (_, height, _) in sorted(shapes.items()):
@@ -38,10 +46,17 @@ class FeaturePyramid(nn.Module):
         self.strides = tuple(sorted(strides or self.places_of))
         self.sources = {stride: _nearest(stride, self.places_of) for stride in self.strides}
         self.norms = nn.ModuleDict(
-            {_name(place): nn.BatchNorm2d(channels) for place, (channels, _, _) in shapes.items()}
+            {module_name(place): nn.BatchNorm2d(channels) for place, (channels, _, _) in shapes.items()}
+        )
+        channels = {
+            stride: {place: shapes[place][0] for place in self.places_of[stride]}
+            for stride in sorted({*self.sources.values()})
+        }
+        self.mixtures = nn.ModuleDict(
+            {} if mixed is None else {str(stride): Mixture(each, mixed) for stride, each in channels.items()}
         )
         self.channels = tuple(
-            sum(shapes[place][0] for place in self.places_of[self.sources[stride]]) for stride in self.strides
+            mixed or sum(channels[self.sources[stride]].values()) for stride in self.strides
         )
 
     def forward(self, maps: Mapping[Place, Tensor]) -> list[Tensor]:
@@ -50,14 +65,17 @@ class FeaturePyramid(nn.Module):
         Args:
             maps: (B, C, H, W) by place, of images of any side.
         """
-        sources = {
-            stride: torch.cat([self.norms[_name(place)](maps[place]) for place in places], dim=1)
-            for stride, places in self.places_of.items()
-            if stride in self.sources.values()
-        }
+        sources = {stride: self._source(maps, stride) for stride in sorted({*self.sources.values()})}
         return [
             _resampled(sources[self.sources[stride]], self.sources[stride], stride) for stride in self.strides
         ]
+
+    def _source(self, maps: Mapping[Place, Tensor], stride: int) -> Tensor:
+        """Return the normalised maps of a stride, concatenated or mixed, (B, channels, H, W)."""
+        normed = {place: self.norms[module_name(place)](maps[place]) for place in self.places_of[stride]}
+        if str(stride) in self.mixtures:
+            return self.mixtures[str(stride)](normed)
+        return torch.cat(list(normed.values()), dim=1)
 
 
 def usual_strides(backbone: Backbone, read: Iterable[int] = ()) -> tuple[int, ...]:
@@ -107,8 +125,3 @@ def _resampled(level: Tensor, source: int, target: int) -> Tensor:
     if target > source:
         return F.adaptive_avg_pool2d(level, size)
     return F.interpolate(level, size, mode="bilinear", align_corners=False)
-
-
-def _name(place: Place) -> str:
-    """Return the name of a place's module, which must hold no dot."""
-    return f"block{place[0]}-t{place[1]}".replace(".", "_")

@@ -26,9 +26,8 @@ class SegmentationHead(nn.Module):
     def __init__(self, config: SegmentationHeadConfig, shapes: Mapping[Place, MapShape], num_classes: int):
         super().__init__()
         self.num_classes = num_classes
-        self.pyramid = FeaturePyramid(
-            shapes, config.side, config.strides if config.name == "upernet" else None
-        )
+        strides = config.strides if config.name == "upernet" else None
+        self.pyramid = FeaturePyramid(shapes, config.side, strides, config.width if config.mix else None)
         self.read = (
             _UPerNet(self.pyramid.channels, num_classes, config.width, config.dropout)
             if config.name == "upernet"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from difflens.metrics.calibration import expected_calibration_error
 from difflens.metrics.statistics import Z95, wilson
 
 
@@ -19,6 +20,8 @@ class Evaluation:
         ranked: (N, K) long, the five (or fewer) most probable classes, the best first.
         confidence: (N,) in [0, 1], probability of the best class.
         classes: names of the classes.
+        log_likelihood: (N,) up to 0, the natural logarithm of the probability of the true class; None where
+            it is not known, because the predictions were read from a file.
     """
 
     rows: Tensor
@@ -26,6 +29,7 @@ class Evaluation:
     ranked: Tensor
     confidence: Tensor
     classes: tuple[str, ...]
+    log_likelihood: Tensor | None = None
 
     @property
     def correct(self) -> Tensor:
@@ -46,6 +50,16 @@ class Evaluation:
     def top5(self) -> float:
         """The share of images whose true class is among the five most probable, in [0, 1]."""
         return float((self.ranked == self.labels[:, None]).any(1).double().mean())
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error of `confidence`, in [0, 1] (15 bins; Guo et al., 2017)."""
+        return expected_calibration_error(self.confidence, self.correct)
+
+    @property
+    def nll(self) -> float | None:
+        """The mean negative log-likelihood of the true class, in nats; None where it is not known."""
+        return None if self.log_likelihood is None else float(-self.log_likelihood.double().mean())
 
     @property
     def confusion(self) -> Tensor:
@@ -102,6 +116,8 @@ class Evaluation:
             "test_images": len(self.rows),
             "per_class": self.per_class,
             "confusion_matrix": self.confusion.tolist(),
+            "ece": self.ece,
+            **({} if self.nll is None else {"nll": self.nll}),
         }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from difflens.processes.base import bracketed
-from difflens.reports.html import Picture, Section, Table, render
+from difflens.reports.html import Picture, Section, Table, percent, render
 from difflens.results.compare import BackboneScores, Score
 
 _METRICS = {"top1": "Top-1 accuracy", "mean_per_class": "Mean accuracy per class"}
@@ -43,7 +43,8 @@ def compare_report(
         uncertainty = f"means over {seeds} seeds with their standard deviation"
     else:
         uncertainty = "with 95 % intervals of the test images" if metric == "top1" else "of one seed"
-    columns = ("Backbone", "Block, t (log-SNR)", *titles.values(), "Parameters", "Images/s, relative")
+    others = ("Parameters", "Images/s, relative", "Effective rank")
+    columns = ("Backbone", "Block, t (log-SNR)", *titles.values(), *others)
     rows: list[tuple[object, ...]] = []
     for backbone in backbones:
         cells = (_cell(backbone.scores[trial], seeds, metric) for trial in titles)
@@ -55,6 +56,7 @@ def compare_report(
                 *cells,
                 backbone.parameters,
                 speed,
+                None if backbone.effective_rank is None else f"{backbone.effective_rank:.1f}",
             )
         )
     if distances:
@@ -62,10 +64,13 @@ def compare_report(
         rows = [(*row, _distance(backbone.frechet)) for row, backbone in zip(rows, backbones, strict=True)]
     caption = (
         f"{_METRICS[metric]} in per cent on {test_images:,} test images, {uncertainty}. Speed is the speed "
-        f"of feature extraction, relative to the first backbone. {distances}"
+        f"of feature extraction, relative to the first backbone. The effective rank (RankMe) is that of the "
+        f"place's maps, averaged over positions. {distances}"
     )
     picture = Picture(figure, "The accuracies of the table.", "Accuracy of every backbone in every trial")
     sections = [Section("Result", parts=(picture, Table(columns, rows, caption.strip())))]
+    if any(backbone.ece for backbone in backbones):
+        sections.append(_calibration(backbones, titles))
     if len(backbones) > 1:
         sections.append(_differences(backbones, titles, seeds))
     places = (
@@ -78,6 +83,15 @@ def compare_report(
         f"images and labels. Each backbone is read {places}."
     )
     return render("Comparison of frozen backbones", lead, sections, provenance)
+
+
+def _calibration(backbones: Sequence[BackboneScores], titles: Mapping[str, str]) -> Section:
+    """Return the section on the expected calibration errors."""
+    rows: list[tuple[object, ...]] = [
+        (backbone.name, *(percent(backbone.ece.get(trial)) for trial in titles)) for backbone in backbones
+    ]
+    caption = "Expected calibration error in per cent, 15 bins, means over seeds; 0 is calibrated."
+    return Section("Calibration", parts=(Table(("Backbone", *titles.values()), rows, caption),))
 
 
 def _differences(backbones: Sequence[BackboneScores], titles: Mapping[str, str], seeds: int) -> Section:

@@ -109,6 +109,54 @@ def linear_section(shares: Mapping[str, float], images: int) -> Explained:
     return Section("Shares of the logits by block", text, (picture,)), {"weights": figure}
 
 
+def mix_section(
+    images: Tensor,
+    weights: Mapping[Place, Tensor],
+    attention: Tensor,
+    log_snr: Mapping[Level, float],
+) -> Explained:
+    """Return the section on the weights of the head mix, and on the positions that its CLS token reads.
+
+    Args:
+        images: (N, C, S, S) in [-1, 1], drawn under the weights.
+        weights: (H, W) by place, which sum to 1 at each position; (1, 1) for one set of weights.
+        attention: (N, H, W), the attention of CLS over the positions of `images`.
+        log_snr: by noise step, from the least to the most noise.
+    """
+    names = {
+        (block, t): f"block {block}, t = {bracketed(t, log_snr[t])}"
+        for t in log_snr
+        for block in sorted({block for block, _ in weights})
+    }
+    bars = share_bars({names[place]: float(weights[place].mean()) for place in names}, "weight in the mix")
+    text = (
+        "Each block's map is normalised and projected, and the maps are added with these weights, which are "
+        "the same for all images. Noise steps of one block share a projection, so their weights compare. "
+        "Weights of two blocks compare only roughly, since the projections differ in scale."
+    )
+    parts: list[Picture | Table] = [
+        Picture(
+            bars,
+            "The weights sum to 100 %. With --mix spatial, means over positions. The log-SNR is in brackets.",
+            "Weights of the mix by block and noise step",
+        )
+    ]
+    overlays = {"CLS's attention": attention}
+    if any(each.numel() > 1 for each in weights.values()) and len(weights) <= _OVERLAYS:
+        spread = {names[p].replace(", ", "\n"): weights[p].expand(len(images), -1, -1) for p in names}
+        overlays |= spread
+    overlay = attention_overlays(images, overlays)
+    parts.append(
+        Picture(
+            overlay,
+            "The attention of CLS over the mixed map, and the weights of each position where they differ. "
+            "Each overlay is scaled to its own maximum.",
+            "Attention of CLS over images",
+        )
+    )
+    return Section("Weights of the mix", text, tuple(parts)), {"mix": bars, "attention": overlay}
+
+
 def attention_section(
     images: Tensor,
     weights: Mapping[Place, Tensor],

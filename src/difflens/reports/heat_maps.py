@@ -94,6 +94,7 @@ def similarity_map(
     titles: tuple[str, str],
     roles: tuple[Sequence[str], Sequence[str]] = ((), ()),
     marks: Sequence[tuple[int, int]] = (),
+    measure: str = "CKA",
 ) -> Figure:
     """Draw the similarity of every pair of a row and a column, on one scale from 0 to 1.
 
@@ -105,6 +106,7 @@ def similarity_map(
         titles: titles of the rows and of the columns.
         roles: the part of the network of each row and column ("encoder", "middle", "decoder"), or empty.
         marks: (row, column) of cells to frame.
+        measure: name of the similarity.
     """
     height, width = len(rows), len(columns)
     values = values.detach().cpu().double()
@@ -130,7 +132,7 @@ def similarity_map(
         _write(picture, _numbers(values, "{:.2f}"), 8)
     for row, column in marks:
         _frame(axes, row, column, 0.42).set(edgecolor="#d1495b", linewidth=min(1.6, 5 * cell))
-    _colour_bar(picture, "CKA", shrink=0.7, aspect=25)
+    _colour_bar(picture, measure, shrink=0.7, aspect=25)
     return _figure(axes)
 
 

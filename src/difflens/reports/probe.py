@@ -12,10 +12,14 @@ from difflens.reports.html import Picture, Section, Table, percent, render
 
 _EXAMPLES = 6  # the most images of a pair of confused classes
 _SHARES = ("top1", "top5", "mean_per_class")
-_FIGURES = ("Top-1, %", "95 % interval of top-1", "Top-5, %", "Mean per class, %", "Training, s")
+_FIGURES = (
+    *("Top-1, %", "95 % interval of top-1", "Top-5, %", "Mean per class, %"),
+    *("ECE, %", "NLL, nats", "Training, s"),
+)
 _EXPLAINED = (
     "The interval is the uncertainty of one run that comes from its test images. The mean per class weights "
-    "all classes equally."
+    "all classes equally. ECE is the expected calibration error: the mean distance of confidence from "
+    "accuracy in 15 bins of confidence. NLL is the negative log-likelihood of the true class."
 )
 
 
@@ -36,9 +40,9 @@ def probe_report(
         summary: the head, the backbone and the data, in a sentence or two.
         evaluations: one a seed, at least one, with the same classes; the pictures show the first.
         metrics: one a seed, `Evaluation.metrics()` with "train_images", "trainable_parameters" and
-            "train_seconds". These keys are optional: "seed"; "grid", records with "learning_rate",
-            "weight_decay" and "validation_top1"; "neighbours", records with "k", "validation_top1" and
-            "top1". The chosen record has a true "chosen".
+            "train_seconds". These keys are optional: "seed"; "ece"; "nll"; "grid", records with
+            "learning_rate", "weight_decay" and "validation_top1"; "neighbours", records with "k",
+            "validation_top1" and "top1". The chosen record has a true "chosen".
         logs: one a seed, records with "epoch" and "loss"; empty where nothing was trained by epochs.
         examples: function from positions in the test split to their images, (N, C, S, S) uint8.
         provenance: further rows of the closing table (backbone, data, places, hardware, versions).
@@ -75,9 +79,8 @@ def _result(metrics: Sequence[Mapping[str, Any]]) -> Section:
         return Section("Result", parts=(Table(("Figure", "Value"), rows + counts, _EXPLAINED),))
     spreads = {key: f"{_mean_percent(metrics, key)} ± {_spread(metrics, key)}" for key in _SHARES}
     rows = [(_run(metrics, k), *_figures(one)) for k, one in enumerate(metrics)]
-    rows.append(
-        ("Mean ± standard deviation", spreads["top1"], None, spreads["top5"], spreads["mean_per_class"], None)
-    )
+    shares = (spreads["top1"], None, spreads["top5"], spreads["mean_per_class"])
+    rows.append(("Mean ± standard deviation", *shares, *(None,) * (len(_FIGURES) - len(shares))))
     text = (
         f"The probe classifies {spreads['top1']} % of the test images correctly (mean ± standard deviation "
         f"over {len(metrics)} runs that differ only in their seed)."
@@ -92,7 +95,10 @@ def _result(metrics: Sequence[Mapping[str, Any]]) -> Section:
 def _figures(one: Mapping[str, Any]) -> tuple[object, ...]:
     """Return the cells of the columns `_FIGURES`."""
     top1, top5, mean_per_class = (percent(one[share]) for share in _SHARES)
-    return top1, _interval(one["top1_interval_95"]), top5, mean_per_class, f"{one['train_seconds']:.1f}"
+    nll = None if one.get("nll") is None else f"{one['nll']:.3f}"
+    calibration = (percent(one.get("ece")), nll)
+    interval = _interval(one["top1_interval_95"])
+    return top1, interval, top5, mean_per_class, *calibration, f"{one['train_seconds']:.1f}"
 
 
 def _training(

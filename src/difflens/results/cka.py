@@ -36,6 +36,7 @@ class Comparison:
         name: name of its file without ending, and its key in metrics.json.
         title: the block or noise step that all its values share.
         values: (R, C) CKA in [-1, 1].
+        cknna: (R, C) CKNNA in [-1, 1].
         rows, columns: R and C names.
         axes: titles of the rows and of the columns.
         roles: the part of the network of each row and column; empty where they are not blocks.
@@ -46,11 +47,30 @@ class Comparison:
     name: str
     title: str
     values: Tensor
+    cknna: Tensor
     rows: Sequence[str]
     columns: Sequence[str]
     axes: tuple[str, str]
     roles: tuple[Sequence[str], Sequence[str]] = ((), ())
     marks: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
+class EffectiveRank:
+    """The effective rank of the features of one place (RankMe, Garrido et al., 2023).
+
+    Attributes:
+        model: 0 for the backbone, 1 for the other backbone.
+        block, noise_step: the place.
+        rank: effective rank of the maps' means over positions, from 1 to `channels`; NaN where all are 0.
+        channels: number of channels.
+    """
+
+    model: int
+    block: int
+    noise_step: Level
+    rank: float
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,9 @@ class CkaResult(Result):
         representations: the P representations.
         values: (P, P) CKA of every pair, in [-1, 1]; NaN where features do not vary.
         half_widths: (P, P) half-widths of their 95 % intervals.
+        cknna, cknna_half_widths: the same of CKNNA, the alignment of nearest neighbours (Huh et al., 2024).
+        neighbours: number of nearest neighbours of an image, within its minibatch.
+        effective_ranks: one for each place.
         images, minibatches: how many were read.
         blocks, noise_steps: the places of the backbone that were compared, from the least to the most noise.
         log_snr: natural logarithm of signal^2 / noise^2 at these noise steps; None where it is infinite.
@@ -115,6 +138,10 @@ class CkaResult(Result):
     representations: tuple[Representation, ...]
     values: Tensor
     half_widths: Tensor
+    cknna: Tensor
+    cknna_half_widths: Tensor
+    neighbours: int
+    effective_ranks: tuple[EffectiveRank, ...]
     images: int
     minibatches: int
     blocks: tuple[int, ...]
@@ -130,10 +157,13 @@ class CkaResult(Result):
         """Half the width of the widest 95 % interval."""
         return float(self.half_widths.nan_to_num(0).max())
 
-    def between(self, rows: Sequence[Representation], columns: Sequence[Representation]) -> Tensor:
-        """Return the CKA values of the given representations, (rows, columns)."""
+    def between(
+        self, rows: Sequence[Representation], columns: Sequence[Representation]
+    ) -> tuple[Tensor, Tensor]:
+        """Return CKA and CKNNA of the given representations, (rows, columns) each."""
         index = {representation: number for number, representation in enumerate(self.representations)}
-        return self.values[[index[row] for row in rows]][:, [index[column] for column in columns]]
+        down, across = [index[row] for row in rows], [index[column] for column in columns]
+        return self.values[down][:, across], self.cknna[down][:, across]
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
@@ -148,6 +178,9 @@ class CkaResult(Result):
                 str(t): mirrors.metrics() for t, mirrors in self.mirrors.items() if mirrors is not None
             },
             "cka": {comparison.name: plain(comparison.values) for comparison in self.comparisons},
+            "cknna": {comparison.name: plain(comparison.cknna) for comparison in self.comparisons},
+            "neighbours": self.neighbours,
+            "effective_ranks": plain(self.effective_ranks),
             "largest_half_width_95": self.largest_half_width,
             "skipped_images": plain(self.skipped_images),
         }

@@ -1,7 +1,7 @@
 """The result of `difflens compare`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -46,6 +46,10 @@ class BackboneScores:
         frechet: Fréchet distance of its samples to test images; None for a backbone that generates none.
         log_snr: natural logarithm of signal^2 / noise^2 at the place's noise step; None where it is infinite,
             or not known because the run is of an earlier version.
+        effective_rank: effective rank (RankMe, Garrido et al., 2023) of the place's maps, averaged over
+            positions, from 1 to the number of channels; None for a run of an earlier version.
+        ece: expected calibration errors by key of the trial, in [0, 1], means over seeds; empty for a run of
+            an earlier version.
     """
 
     name: str
@@ -56,6 +60,8 @@ class BackboneScores:
     differences: Mapping[str, tuple[float, float]]
     frechet: float | None = None
     log_snr: float | None = None
+    effective_rank: float | None = None
+    ece: Mapping[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
@@ -70,6 +76,8 @@ class BackboneScores:
             "accuracy": {key: score.value for key, score in self.scores.items()},
             "interval": {key: list(score.interval) for key, score in self.scores.items()},
             "difference_from_first": {key: list(pair) for key, pair in self.differences.items()},
+            **({} if self.effective_rank is None else {"effective_rank": self.effective_rank}),
+            **({"ece": dict(self.ece)} if self.ece else {}),
         }
 
     @classmethod
@@ -85,7 +93,8 @@ class BackboneScores:
             scores={key: Score(value, interval[key]) for key, value in accuracy.items()},
             differences=field_in(metrics, "difference_from_first", dict[str, tuple[float, float]]),
             frechet=field_in(metrics, "frechet_distance", float | None),
-            **fields_in(cls, metrics, "name", "place", "scores", "differences", "frechet"),
+            ece=field_in({"ece": {}, **metrics}, "ece", dict[str, Share]),
+            **fields_in(cls, metrics, "name", "place", "scores", "differences", "frechet", "ece"),
         )
 
 
@@ -133,7 +142,7 @@ class CompareResult(Result):
         return cls(out=out, backbones=backbones, titles=titles, **figures)
 
     def summary(self) -> str:
-        columns = (*self.titles.values(), "parameters", "speed", "Fréchet")
+        columns = (*self.titles.values(), "parameters", "speed", "rank", "Fréchet")
         table = Table(Column("backbone", overflow="fold"), *columns, title="accuracy, %")
         for backbone in self.backbones:
             table.add_row(
@@ -141,6 +150,7 @@ class CompareResult(Result):
                 *(f"{100 * score.value:.2f}" for score in backbone.scores.values()),
                 f"{backbone.parameters:,}",
                 f"{backbone.relative_speed:.2f}",
+                "" if backbone.effective_rank is None else f"{backbone.effective_rank:.1f}",
                 "" if backbone.frechet is None else f"{backbone.frechet:.4g}",
             )
         return f"{table_text(table)}\nReport: {self.out / 'report.html'}, plot: {self.out / 'compare.png'}"

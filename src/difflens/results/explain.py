@@ -32,17 +32,21 @@ class HeadShares:
     """Shares of places ("block 3, t = 40") or noise steps ("t = 40") in what a trained head computes.
 
     Attributes:
-        test_images: number of test images that were read.
+        test_images: number of test images that were read; 0 for the head mix, whose weights need none.
         logits: shares of the variance of the logits, which sum to 1, by place for a linear head, else by
-            noise step.
-        attention: shares of the attention of the CLS token, by place; None for a linear head.
-        on_cls: share of the attention of the CLS token on itself, by noise step; None for a linear head.
+            noise step; None for the head mix, whose logits are no sum over places.
+        attention: shares of the attention of the CLS token, by place; None for a linear head and mix.
+        on_cls: share of the attention of the CLS token on itself, by noise step; None for a linear head and
+            mix.
+        mix: the weights of the head mix, which sum to 1, by place, averaged over positions; None for the
+            others.
     """
 
-    test_images: int
-    logits: Mapping[str, float]
+    test_images: int = 0
+    logits: Mapping[str, float] | None = None
     attention: Mapping[str, float] | None = None
     on_cls: Mapping[str, float] | None = None
+    mix: Mapping[str, float] | None = None
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
@@ -50,7 +54,8 @@ class HeadShares:
         return {
             "test_images": self.test_images,
             **({} if self.attention is None else attention),
-            "logit_shares": plain(self.logits),
+            **({} if self.logits is None else {"logit_shares": plain(self.logits)}),
+            **({} if self.mix is None else {"mix_weights": plain(self.mix)}),
         }
 
 
@@ -82,7 +87,9 @@ class ExplainResult(Result):
         }
 
     def summary(self) -> str:
-        shares = {} if self.head is None else {**(self.head.attention or {}), **self.head.logits}
+        head = self.head
+        parts = () if head is None else (head.attention, head.logits, head.mix)
+        shares = {name: share for part in parts if part for name, share in part.items()}
         lines = [f"{name}: {100 * share:.1f} %" for name, share in shares.items()]
         return "\n".join([*lines, f"Report: {self.out / 'report.html'}, pictures beside it"])
 

@@ -18,6 +18,8 @@ Accuracy = Literal["top1", "top5", "mean_per_class"]
 """Name of an accuracy in [0, 1] that has a mean over seeds."""
 
 _SHARES: tuple[Accuracy, ...] = ("top1", "top5", "mean_per_class")
+# figures that metrics.json leaves out where there are none
+_OPTIONAL = ("grid", "neighbours", "ece", "nll")
 # figures that are the same for all seeds, in the order of metrics.json
 _COMMON = ("metric", "test_images", "train_images", "trainable_parameters")
 
@@ -70,6 +72,9 @@ class SeedResult:
         train_seconds: seconds of training, without reading features.
         skipped_images: a line for each image that could not be read.
         grid, neighbours: settings that were tried on training images; None where the head has no such choice.
+        ece: expected calibration error on the test split, in [0, 1] (15 bins; Guo et al., 2017); None for a
+            run of a version that did not measure it.
+        nll: mean negative log-likelihood of the true class, in nats; None as for `ece`.
     """
 
     top1: Share
@@ -88,15 +93,13 @@ class SeedResult:
     skipped_images: tuple[str, ...]
     grid: tuple[GridTrial, ...] | None = None
     neighbours: tuple[NeighbourTrial, ...] | None = None
+    ece: Share | None = None
+    nll: NonNegative | None = None
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
         values: dict[str, Any] = plain(self)
-        return {
-            key: value
-            for key, value in values.items()
-            if value is not None or key not in ("grid", "neighbours")
-        }
+        return {key: value for key, value in values.items() if value is not None or key not in _OPTIONAL}
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any]) -> Self:
@@ -122,6 +125,12 @@ def mean_of(seeds: Sequence[SeedResult], share: Accuracy) -> float:
 def deviation_of(seeds: Sequence[SeedResult], share: Accuracy) -> float | None:
     """Return the standard deviation between seeds, in [0, 1]; None for one seed."""
     return stdev(getattr(seed, share) for seed in seeds) if len(seeds) > 1 else None
+
+
+def _mean_measured(values: Sequence[float | None]) -> float | None:
+    """Return the mean of values that all seeds have; None if a seed has none."""
+    measured = [value for value in values if value is not None]
+    return mean(measured) if len(measured) == len(values) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +165,16 @@ class ProbeResult(Result):
         return mean_of(self.seeds, "mean_per_class")
 
     @property
+    def ece(self) -> float | None:
+        """Expected calibration error in [0, 1], the mean over seeds; None where it was not measured."""
+        return _mean_measured([seed.ece for seed in self.seeds])
+
+    @property
+    def nll(self) -> float | None:
+        """Negative log-likelihood in nats, the mean over seeds; None where it was not measured."""
+        return _mean_measured([seed.nll for seed in self.seeds])
+
+    @property
     def top1_std(self) -> float | None:
         """Standard deviation of `top1` between seeds; None for one seed."""
         return deviation_of(self.seeds, "top1")
@@ -185,6 +204,8 @@ class ProbeResult(Result):
         return {
             **{share: mean_of(self.seeds, share) for share in _SHARES},
             **{f"{share}_std": deviation_of(self.seeds, share) for share in _SHARES},
+            **({} if self.ece is None else {"ece": self.ece}),
+            **({} if self.nll is None else {"nll": self.nll}),
             **{key: runs[0][key] for key in _COMMON},
             "runs": runs,
         }
@@ -203,9 +224,12 @@ class ProbeResult(Result):
             top1, top5, per_class = (f"{100 * getattr(first, share):.2f} %" for share in _SHARES)
             top1 += f" (95 % interval {100 * low:.2f} to {100 * high:.2f})"
         note = " (the metric that papers report on this data set)" if first.metric == "mean_per_class" else ""
+        calibration = "" if self.ece is None else f", ECE {100 * self.ece:.2f} %"
+        calibration += "" if self.nll is None else f", NLL {self.nll:.3f}"
         return (
-            f"top-1 {top1}, top-5 {top5}, mean per class {per_class}{note}, {first.train_images:,} training "
-            f"and {first.test_images:,} test images, {first.trainable_parameters:,} trainable parameters\n"
+            f"top-1 {top1}, top-5 {top5}, mean per class {per_class}{note}{calibration}, "
+            f"{first.train_images:,} training and {first.test_images:,} test images, "
+            f"{first.trainable_parameters:,} trainable parameters\n"
             f"Report: {self.out / 'report.html'}\nModel: {self.out / 'model'}"
         )
 

@@ -1,7 +1,7 @@
 """`difflens cka`: the similarity of blocks, noise steps, poolings and backbones by linear CKA."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -33,11 +33,14 @@ from difflens.metrics.cka import (
     hsic,
     with_interval,
 )
+from difflens.metrics.cknna import NEIGHBOURS, local_gram
+from difflens.metrics.geometry import effective_rank
+from difflens.metrics.moments import Moments
 from difflens.opening import open_run, with_backbone
 from difflens.processes.base import Level, bracketed, finite, in_words
 from difflens.reports.cka import similarity_report
 from difflens.reports.heat_maps import similarity_map
-from difflens.results.cka import CkaResult, Comparison, Mirrors, Representation
+from difflens.results.cka import CkaResult, Comparison, EffectiveRank, Mirrors, Representation
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
@@ -51,6 +54,7 @@ def cka(config: CkaConfig) -> CkaResult:
     """Compare the representations of one backbone or two, and write figures, a table and a report.
 
     CKA is linear (Kornblith et al., 2019), with the unbiased HSIC over minibatches (Nguyen et al., 2021).
+    CKNNA (Huh et al., 2024) compares nearest neighbours within the same minibatches.
 
     Raises:
         DiffLensError: an option is out of range, the data or a backbone cannot be loaded, there are too few
@@ -97,6 +101,8 @@ class _Comparison:
             self.other_blocks = other.check_blocks([block.index for block in other.blocks])
             self.extractors.append([self._extractor(other, self.other_blocks, self.other_step)])
         self.reading = Reading(config.workers, config.on_bad_image, [])
+        # of the maps' means over positions, by model and place
+        self.moments: dict[tuple[int, int, Level], Moments] = {}
 
     def _extractor(self, backbone: Backbone, blocks: Sequence[int], t: Level) -> Extractor:
         config = self.config
@@ -126,69 +132,110 @@ class _Comparison:
         first = [place for t in self.steps for side in self.sides for place in self.of(t, side)]
         return (*first, *(self.of_other() if len(self.backbones) > 1 else ()))
 
-    def measure(self) -> tuple[Tensor, int, int]:
-        """Return HSIC (GROUPS, P, P), and the numbers of images and minibatches.
-
-        The P rows and columns are in the order of `representations`.
-        """
+    def measure(self) -> "_Measured":
+        """Read the images once, and measure every pair of representations."""
         limit = min(self.config.limit, len(self.split))
         batches_a_group = -(-limit // (GROUPS * READ_BATCH))
         size = limit // (GROUPS * batches_a_group)
         # the order is random, because the images of a folder are sorted by class
         rows = epoch_order(len(self.split), self.config.seed, 0)[: GROUPS * batches_a_group * size]
-        values, images = [], 0
+        values, local, images = list[Tensor](), list[Tensor](), 0
         with progress_bar() as bar:
             task = bar.add_task("comparing", total=len(rows), note="")
             readings = [
                 self.reading.batches(extractors[0], self.split, rows, size) for extractors in self.extractors
             ]
             for batches in zip(*readings, strict=True):
-                grams = self._grams(batches)
+                grams, near = self._grams(batches)
                 values.append(hsic(grams))
+                local.append(hsic(near))
                 images += grams.shape[-1]
                 bar.update(task, advance=size)
         if len(values) < GROUPS * batches_a_group:
             raise DiffLensError(
                 "CKA needs readable images in each minibatch, and one has none: give more images"
             )
-        return torch.stack(values).unflatten(0, (GROUPS, batches_a_group)).mean(1), images, len(values)
+        groups, near_groups = (
+            torch.stack(each).unflatten(0, (GROUPS, batches_a_group)).mean(1) for each in (values, local)
+        )
+        return _Measured(groups, near_groups, images, len(values), min(NEIGHBOURS, size - 1))
+
+    def effective_ranks(self) -> tuple[EffectiveRank, ...]:
+        """Return the effective rank of every place, of the maps' means over positions."""
+        return tuple(
+            EffectiveRank(*place, effective_rank(moments.second), len(moments.mean))
+            for place, moments in self.moments.items()
+        )
 
     @torch.no_grad()
-    def _grams(self, batches: Sequence[Batch]) -> Tensor:
-        """Return U-centred Gram matrices (P, n, n) of one minibatch, as each backbone reads it."""
+    def _grams(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Return U-centred Gram matrices of one minibatch, (P, n, n), of all pairs and of neighbours alone.
+
+        The minibatch is as each backbone reads it. Its features are added to the moments.
+        """
         if len(batches[0]) < LEAST_IMAGES:
             raise DiffLensError(
                 f"CKA needs at least {LEAST_IMAGES} readable images in each minibatch, and one has "
                 f"{len(batches[0])}: give more images"
             )
         grams: dict[Representation, Tensor] = {}
+        near: dict[Representation, Tensor] = {}
         for model, (batch, extractors) in enumerate(zip(batches, self.extractors, strict=True)):
             x_0 = extractors[0].backbone.encode(to_float(batch.images))
             for extractor in extractors:
                 with evaluating(extractor):
                     for (block, t), maps in extractor.read(x_0, batch.index).items():
                         for side in self.sides if model == 0 else self.sides[:1]:
-                            grams[Representation(model, block, t, side)] = gram(pool_to(maps, side or None))
+                            place, pooled = Representation(model, block, t, side), pool_to(maps, side or None)
+                            grams[place] = gram(pooled)
+                            near[place] = local_gram(pooled, grams[place])
+                        moments = self.moments.setdefault((model, block, t), Moments(maps.shape[1]))
+                        moments.add(maps.mean((2, 3)))
         for representation, matrix in grams.items():
             if not matrix.isfinite().all():
                 raise DiffLensError(
                     f"the features of block {representation.block} at noise step {representation.noise_step} "
                     "are not finite: leave the block out, or check the backbone and its image range"
                 )
-        return torch.stack([grams[representation] for representation in self.representations])
+        places = self.representations
+        return torch.stack([grams[place] for place in places]), torch.stack([near[place] for place in places])
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one reading of the images gives.
+
+    Attributes:
+        groups: HSIC (GROUPS, P, P); rows and columns are in the order of `representations`.
+        near_groups: the same of nearest neighbours alone, for CKNNA.
+        images, minibatches: how many were read.
+        neighbours: number of nearest neighbours of each image.
+    """
+
+    groups: Tensor
+    near_groups: Tensor
+    images: int
+    minibatches: int
+    neighbours: int
 
 
 def _write(
-    comparison: _Comparison, measured: tuple[Tensor, int, int], fingerprints: list[str], run: RunDirectory
+    comparison: _Comparison, measured: _Measured, fingerprints: list[str], run: RunDirectory
 ) -> CkaResult:
     """Write the table, the heat maps and the report of a measurement."""
-    config, (groups, images, batches) = comparison.config, measured
+    config, groups = comparison.config, measured.groups
+    images, batches = measured.images, measured.minibatches
     values, half_widths = with_interval(groups, alignment)
+    cknna, cknna_half_widths = with_interval(measured.near_groups, alignment)
     result = CkaResult(
         out=config.out,
         representations=comparison.representations,
         values=values,
         half_widths=half_widths,
+        cknna=cknna,
+        cknna_half_widths=cknna_half_widths,
+        neighbours=measured.neighbours,
+        effective_ranks=comparison.effective_ranks(),
         images=images,
         minibatches=batches,
         blocks=comparison.blocks,
@@ -202,16 +249,23 @@ def _write(
     result = replace(result, comparisons=_comparisons(comparison, result))
     run.write("table.csv", _table(comparison, result))
     for part in result.comparisons:
-        figure = similarity_map(part.values, part.rows, part.columns, part.axes, part.roles, part.marks)
-        run.write_with(f"{part.name}.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
+        for measure, values, ending in (("CKA", part.values, ""), ("CKNNA", part.cknna, "-cknna")):
+            figure = similarity_map(
+                values, part.rows, part.columns, part.axes, part.roles, part.marks, measure
+            )
+            name = f"{part.name}{ending}.png"
+            run.write_with(name, partial(figure.savefig, dpi=160, bbox_inches="tight"))
     names = [given(config.backbone), *([config.other] if config.other else [])]
     report = similarity_report(
         summary=f"The similarity of representations of {' and '.join(names)} on images of {config.data}, by "
-        "linear CKA. 1 means equal up to rotation and scale, 0 means unrelated.",
+        "linear CKA, and by CKNNA, which compares nearest neighbours alone. 1 means equal up to rotation and "
+        "scale, 0 means unrelated.",
         comparisons=result.comparisons,
         mirrors=result.mirrors,
         log_snr=comparison.log_snr,
         largest_half_width=result.largest_half_width,
+        effective_ranks=result.effective_ranks,
+        backbones=names,
         provenance={
             "Command": shown_command(config),
             **{
@@ -221,7 +275,8 @@ def _write(
             "Data": f"{config.data}, fingerprint {comparison.split.fingerprint()[:12]}",
             "Images": f"{images:,} training images in {batches} minibatches, in random order, without labels",
             "Estimator": "linear CKA of the unbiased HSIC, averaged over minibatches; 95 % intervals by the "
-            f"jackknife over {GROUPS} groups of images",
+            f"jackknife over {GROUPS} groups of images; CKNNA with {result.neighbours} neighbours in each "
+            "minibatch",
             "Seed": config.seed,
             **environment(comparison.process.device),
         },
@@ -243,13 +298,13 @@ def _comparisons(comparison: _Comparison, result: CkaResult) -> tuple[Comparison
     ]
     heat_maps = []
     for t in steps:
-        values, axes = result.between(comparison.of(t), comparison.of(t)), ("block", "block")
+        both, axes = result.between(comparison.of(t), comparison.of(t)), ("block", "block")
         heat_maps.append(
             Comparison(
                 "blocks",
                 f"blocks-t{t}",
                 comparison.at(t),
-                values,
+                *both,
                 names,
                 names,
                 axes,
@@ -262,25 +317,25 @@ def _comparisons(comparison: _Comparison, result: CkaResult) -> tuple[Comparison
         labels, axes = [bracketed(t, comparison.log_snr[t]) for t in steps], ("noise step t (log-SNR)",) * 2
         for block in chosen:
             by_step = [Representation(0, block, t, comparison.sides[0]) for t in steps]
-            values, name = result.between(by_step, by_step), f"noise-steps-block{block}"
-            heat_maps.append(Comparison("noise steps", name, f"Block {block}", values, labels, labels, axes))
+            both, name = result.between(by_step, by_step), f"noise-steps-block{block}"
+            heat_maps.append(Comparison("noise steps", name, f"Block {block}", *both, labels, labels, axes))
     if len(comparison.sides) > 1:
         labels, axes = [f"{k} x {k}" if k else "whole" for k in comparison.sides], ("pooled to", "pooled to")
         for block in chosen:
             by_side = [Representation(0, block, steps[0], side) for side in comparison.sides]
-            values, name = result.between(by_side, by_side), f"poolings-block{block}"
+            both, name = result.between(by_side, by_side), f"poolings-block{block}"
             title = f"Block {block} at {comparison.at(steps[0])}"
-            heat_maps.append(Comparison("poolings", name, title, values, labels, labels, axes))
+            heat_maps.append(Comparison("poolings", name, title, *both, labels, labels, axes))
     if len(comparison.backbones) > 1:
         other = comparison.of_other()
         axes = (f"block of {comparison.config.backbone}", f"block of {comparison.config.other}")
         other_names = [str(representation.block) for representation in other]
         other_roles = [comparison.backbones[1].block(representation.block).role for representation in other]
         for t in steps:
-            values, both = result.between(comparison.of(t), other), (roles, other_roles)
+            both, parts = result.between(comparison.of(t), other), (roles, other_roles)
             title = f"{comparison.at(t)}, and the other backbone at {comparison.at_other}"
             heat_maps.append(
-                Comparison("models", f"models-t{t}", title, values, names, other_names, axes, both)
+                Comparison("models", f"models-t{t}", title, *both, names, other_names, axes, parts)
             )
     return tuple(heat_maps)
 
@@ -313,7 +368,8 @@ def _mirrors(comparison: _Comparison, groups: Tensor, t: Level) -> Mirrors | Non
 def _table(comparison: _Comparison, result: CkaResult) -> str:
     """Return the text of table.csv, one line a pair."""
     columns = ("backbone", "block", "noise_step", "log_snr", "pool")
-    header: list[object] = [*columns, *(f"other_{name}" for name in columns), "cka", "low_95", "high_95"]
+    numbers = ("cka", "low_95", "high_95", "cknna", "cknna_low_95", "cknna_high_95")
+    header: list[object] = [*columns, *(f"other_{name}" for name in columns), *numbers]
     rows = [header]
     names = (comparison.config.backbone, comparison.config.other)
 
@@ -323,7 +379,12 @@ def _table(comparison: _Comparison, result: CkaResult) -> str:
 
     for i, first in enumerate(result.representations):
         for k, second in enumerate(result.representations[i + 1 :], start=i + 1):
-            value, half = float(result.values[i, k]), float(result.half_widths[i, k])
-            ends = (max(-1.0, value - half), min(1.0, value + half))
-            rows.append([*cells(first), *cells(second), *(f"{number:.4f}" for number in (value, *ends))])
+            found: list[str] = []
+            for values, halves in (
+                (result.values, result.half_widths),
+                (result.cknna, result.cknna_half_widths),
+            ):
+                value, half = float(values[i, k]), float(halves[i, k])
+                found += [f"{end:.4f}" for end in (value, max(-1.0, value - half), min(1.0, value + half))]
+            rows.append([*cells(first), *cells(second), *found])
     return csv_text(rows)

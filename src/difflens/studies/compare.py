@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from accelerate import Accelerator
 
 from difflens.backbones.base import Backbone, DiffusionBackbone
@@ -23,6 +24,8 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.generation.fidelity import fidelity
 from difflens.generation.generate import generate
 from difflens.metrics.classification import paired_difference
+from difflens.metrics.geometry import effective_rank
+from difflens.metrics.moments import Moments
 from difflens.models.feature_space import FeatureSpace
 from difflens.opening import OpenedRun, open_run
 from difflens.processes.base import NoiseProcess, finite, in_words
@@ -39,6 +42,7 @@ from difflens.studies.sweep import sweep
 from difflens.tasks.classification.probe import probe
 
 _TIMINGS = 3  # readings; the fastest one counts
+_RANKED = 2000  # training images that measure the effective rank, or all
 
 
 @dataclass
@@ -49,6 +53,7 @@ class _Candidate:
         sampler: the sampler of its samples; None for a backbone without samples to measure.
         process: its noise process.
         place: block and noise step that are read.
+        effective_rank: that of the place's features; None before it is measured.
         distance: the distance of its samples from test images; None before it is measured.
         results: by key of the trial.
     """
@@ -59,6 +64,7 @@ class _Candidate:
     sampler: SamplerName | None
     process: NoiseProcess
     place: Place
+    effective_rank: float | None = None
     distance: FidelityResult | None = None
     results: dict[str, ProbeResult] = field(default_factory=dict)
 
@@ -108,6 +114,8 @@ def compare(config: CompareConfig, announce: Callable[[str], object] = lambda li
                 candidate.distance = fidelity(config.fidelity(candidate.spec))
                 space, distance = candidate.distance.space, candidate.distance.sample_distance
                 announce(f"{candidate.spec}, Fréchet distance in {space}: {distance.frechet:.4g}")
+        for candidate in candidates:
+            candidate.effective_rank = _effective_rank(config, data, candidate, process)
         speeds = _images_per_second(config, data, candidates, process)
         return _write(opened, candidates, speeds, run)
 
@@ -153,6 +161,21 @@ def _score(result: ProbeResult, metric: Metric) -> Score:
     if spread is not None:
         return Score(value, (value - spread, value + spread))
     return Score(value, result.seeds[0].top1_interval_95 if metric == "top1" else (value, value))
+
+
+def _effective_rank(
+    config: CompareConfig, data: ImageData, candidate: _Candidate, process: Accelerator
+) -> float:
+    """Return the effective rank of a backbone's place, on at most `_RANKED` training images."""
+    split = data.train.subset(balanced(data.train, _RANKED, config.seed))
+    backbone = config.backbone(candidate.spec).load(process.device)
+    place = ExtractorConfig("frozen", candidate.place[:1], candidate.place[1:], config.seed)
+    extractor = place.build(backbone)
+    reading = Reading(config.workers, config.on_bad_image, [])
+    moments = Moments(backbone.block(candidate.place[0]).channels)
+    for _, maps in reading.features(extractor, split, torch.arange(len(split)), 1, torch.float32):
+        moments.add(maps[candidate.place])
+    return effective_rank(moments.second)
 
 
 def _images_per_second(
@@ -247,6 +270,8 @@ def _scores(candidate: _Candidate, first: _Candidate, speed: float, metric: Metr
         scores={key: _score(result, metric) for key, result in candidate.results.items()},
         differences=differences,
         frechet=None if candidate.distance is None else candidate.distance.sample_distance.frechet,
+        effective_rank=candidate.effective_rank,
+        ece={key: result.ece for key, result in candidate.results.items() if result.ece is not None},
     )
 
 
@@ -265,12 +290,15 @@ def _distances(config: CompareConfig, measured: FidelityResult | None) -> str:
 def _table(scored: tuple[BackboneScores, ...]) -> str:
     """Return the text of table.csv, one line for each backbone and protocol."""
     trial, accuracy = ("backbone", "block", "noise_step", "log_snr", "protocol"), ("accuracy", "low", "high")
-    rows: list[list[object]] = [[*trial, *accuracy, "parameters", "relative_speed", "frechet_distance"]]
+    others = ("parameters", "relative_speed", "frechet_distance", "effective_rank", "ece")
+    rows: list[list[object]] = [[*trial, *accuracy, *others]]
     for backbone in scored:
         log_snr = "" if backbone.log_snr is None else f"{backbone.log_snr:.4f}"
         frechet = "" if backbone.frechet is None else f"{backbone.frechet:.4f}"
-        last = (backbone.parameters, f"{backbone.relative_speed:.3f}", frechet)
+        rank = "" if backbone.effective_rank is None else f"{backbone.effective_rank:.2f}"
+        last = (backbone.parameters, f"{backbone.relative_speed:.3f}", frechet, rank)
         for key, score in backbone.scores.items():
             shares = [f"{share:.4f}" for share in (score.value, *score.interval)]
-            rows.append([backbone.name, *backbone.place, log_snr, key, *shares, *last])
+            ece = f"{backbone.ece[key]:.4f}" if key in backbone.ece else ""
+            rows.append([backbone.name, *backbone.place, log_snr, key, *shares, *last, ece])
     return csv_text(rows)

@@ -26,7 +26,9 @@ from difflens.extractors.cache import READ_BATCH, FeatureCache, Reading, read_fe
 from difflens.extractors.frozen import FrozenExtractor
 from difflens.heads.difformer import DifFormerHead
 from difflens.heads.linear import LinearHead
+from difflens.heads.mix import MixHead
 from difflens.metrics.attribution import logit_shares
+from difflens.models.probe import Probe
 from difflens.models.saved import TrainedModel
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import bracketed, in_words
@@ -36,6 +38,7 @@ from difflens.reports.explain import (
     components_section,
     explain_report,
     linear_section,
+    mix_section,
     neighbours_section,
 )
 from difflens.results.explain import ExplainResult, HeadShares, Neighbour
@@ -51,18 +54,18 @@ def explain(config: ExplainConfig) -> ExplainResult:
 
     Raises:
         DiffLensError: an option is out of range, the data, the backbone or the run cannot be loaded, or the
-            run's head has neither attention nor linear weights.
+            run's head has neither attention nor weights of places.
     """
     config = resolve(config)
     config = replace(config, data=config.data or _data_of(config.run))
     data = load_data(given(config.data))
     model = None if config.run is None else TrainedModel.load(config.run, config.backbone)
     if model is not None:
-        if not isinstance(model.probe.head, (LinearHead, DifFormerHead)):
+        if not isinstance(model.probe.head, (LinearHead, DifFormerHead, MixHead)):
             raise DiffLensError(
                 f"the head of {config.run} is {model.head.name}: explain shows the attention of attention "
-                "heads and DifFormer, and the weights of linear heads. Leave out --run to explain the "
-                "backbone alone"
+                "heads and DifFormer, and the weights of mix and of linear heads. Leave out --run to explain "
+                "the backbone alone"
             )
         config = replace(config, backbone=model.backbone.spec)
     config = with_backbone(config, data.train)
@@ -211,6 +214,8 @@ class _Explanation:
         """Return the section on the run's head, and its shares on test images."""
         assert self.model is not None
         probe, test = self.model.probe, self.data.test
+        if isinstance(probe.head, MixHead):
+            return self._mix(probe, probe.head, images, index)
         rows = epoch_order(len(test), self.config.seed, 0)[: self.config.limit]
         parts, own, shares, images_seen = [], [], dict[Place, list[Tensor]](), 0
         with evaluating(probe):
@@ -252,6 +257,17 @@ class _Explanation:
             attention={_words(place): share for place, share in attention.items()},
             on_cls={f"t = {t}": share for t, share in on_cls.items()},
         )
+
+    def _mix(
+        self, probe: Probe, head: MixHead, images: Tensor, index: Tensor
+    ) -> tuple[Explained, HeadShares]:
+        """Return the section on the weights of the head mix, and their means over positions."""
+        with evaluating(probe):
+            _, attention = head.attention(probe.extractor(images, index))
+        weights = dict(zip(head.mixture.places, head.mixture.weights.cpu(), strict=True))
+        log_snr = self.backbone.process.by_noise(probe.extractor.noise_steps)
+        section = mix_section(images, weights, attention, log_snr)
+        return section, HeadShares(mix={_words(place): float(each.mean()) for place, each in weights.items()})
 
 
 def _words(place: Place) -> str:

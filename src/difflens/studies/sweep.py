@@ -24,6 +24,7 @@ from difflens.extractors.base import Extractor
 from difflens.extractors.cache import FeatureCache, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.latents import Latents
+from difflens.heads.normalise import Normalisation
 from difflens.metrics.classifiers import held_out_scores
 from difflens.metrics.recommendation import Recommendation, comparable, recommend
 from difflens.metrics.statistics import wilson
@@ -145,6 +146,9 @@ class _Sweep:
         else:
             count = self._affordable()
             self.run.write_json("images.json", {"images": count})
+        if self.config.normalise != "none":  # four fifths train
+            channels = {(block, self.steps[0]): self.backbone.block(block).channels for block in self.blocks}
+            Normalisation(channels, self.config.normalise).check(count - count // 5)
         return self.data.train.subset(balanced(self.data.train, count, self.config.seed))
 
     def _affordable(self) -> int:
@@ -228,7 +232,7 @@ class _Sweep:
         choosing = every_nth(cache.labels[~held_out], 5)
         accuracy, scores = [], []
         for block in self.blocks:
-            features = self._matrix(cache, (block, t))
+            features = self._matrix(cache, (block, t), ~held_out)
             by_classifier = [
                 held_out_scores(name, features, labels, held_out, choosing, len(self.data.classes))
                 for name in self.config.classifiers
@@ -249,10 +253,19 @@ class _Sweep:
         places = ExtractorConfig("frozen", self.blocks, (t,), config.seed, precision=config.precision)
         return places.build(self.backbone)
 
-    def _matrix(self, cache: FeatureCache, place: Place) -> Tensor:
-        """Return the pooled maps of one place as vectors (N, D) float32."""
-        maps = cache.maps[place]
-        return maps[torch.arange(len(cache))].flatten(1).to(self.process.device).float()
+    def _matrix(self, cache: FeatureCache, place: Place, trained_on: Tensor) -> Tensor:
+        """Return the pooled, normalised maps of one place as vectors (N, D) float32.
+
+        Args:
+            trained_on: (N,) bool, True for the images whose statistics normalise.
+        """
+        maps = cache.maps[place][torch.arange(len(cache))].to(self.process.device).float()
+        if self.config.normalise != "none":
+            normalisation = Normalisation({place: maps.shape[1]}, self.config.normalise).to(maps.device)
+            training = maps[trained_on.to(maps.device)]
+            normalisation.fit(normalisation.moments([{place: training}]), len(training))
+            maps = normalisation({place: maps})[place]
+        return maps.flatten(1)
 
     def _conclude(self, split: ImageSplit, measured: dict[Level, dict[str, Tensor]]) -> SweepResult:
         """Recommend a place, and write the table, the heat map and the report."""
@@ -310,7 +323,7 @@ class _Sweep:
     def _commands(self, best: Recommendation) -> tuple[str, ...]:
         """Return command lines that probe the recommended place and the recommended fusion."""
         shared = {field.name for field in fields(ProbeConfig)} & {field.name for field in fields(SweepConfig)}
-        options = {name: getattr(self.config, name) for name in shared - {"pool", "resume"}}
+        options = {name: getattr(self.config, name) for name in shared - {"pool", "resume", "normalise"}}
         probe = ProbeConfig(**options)
         single = replace(probe, head="attention", blocks=(best.block,), noise_steps=(best.noise_step,))
         fused = replace(

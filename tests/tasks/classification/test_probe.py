@@ -13,13 +13,16 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from difflens import DiffLensError, ProbeConfig, TrainedModel, load_data, presets, probe
 from difflens.configs.options import resolve
+from difflens.data.images import fit, to_float
 from difflens.data.labels import limited
+from difflens.metrics.calibration import expected_calibration_error
 from difflens.metrics.classification import Evaluation, paired_difference
 from difflens.metrics.statistics import wilson
 from difflens.run.directory import RunDirectory
 from difflens.tasks.classification import probe as probing
 from difflens.tasks.classification import train as classification
 from tests.helpers.browser import open_in_browser
+from tests.helpers.cli import run as cli
 
 
 def config(out: Path, folder: Path, images: Path, /, **changes: object) -> ProbeConfig:
@@ -49,10 +52,14 @@ def config(out: Path, folder: Path, images: Path, /, **changes: object) -> Probe
         {"head": "attention", "width": 16},
         {"head": "difformer", "width": 16, "blocks": (5, 7), "noise_steps": (2, 9)},
         {"head": "diffeed", "width": 16},
+        {"head": "mix", "width": 16, "blocks": (5, 7), "noise_steps": (2, 9)},
+        {"head": "mix", "width": 16, "blocks": (5, 7), "extractor": "feedback", "mix": "spatial"},
+        {"head": "mix", "width": 16, "blocks": (5, 7), "extractor": "finetuned", "from_block": 3},
         {"head": "attention", "width": 16, "augment": "crop"},
         {"head": "linear", "extractor": "finetuned", "from_block": 3, "learning_rate": 0.01},
         {"head": "linear", "optimizer": "sgd", "lr_schedule": "step", "step_epochs": 2, "learning_rate": 0.1},
         {"head": "linear", "precision": "bfloat16"},
+        {"head": "linear", "normalise": "whiten", "grid": True},
         {"head": "linear", "cache_gigabytes": 0.0, "learning_rate": 0.03},
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()),
@@ -252,6 +259,26 @@ def test_metrics_against_torchmetrics() -> None:
     assert evaluation.metrics()["mean_per_class"] == pytest.approx(sum(per_class) / 8)
 
 
+def test_calibration_is_that_of_the_saved_model(image_tree: Path, tmp_path: Path) -> None:
+    """Without noise, the evaluation's probabilities are those of `predict`, but for float16 features."""
+    run = config(tmp_path / "run", Path("pixels:3x16"), image_tree, blocks=None, noise_steps=None)
+    result = probe(run)
+    test = load_data(str(image_tree)).test
+    images = torch.stack([fit(test.image(row), 3, 16) for row in range(len(test))])
+    probabilities = result.model.probabilities(to_float(images))
+    true = probabilities[torch.arange(len(test)), test.labels]
+    best = probabilities.max(1)
+    assert result.nll == pytest.approx(float(-true.log().mean()), abs=2e-3)
+    expected = expected_calibration_error(best.values, best.indices == test.labels)
+    assert result.ece == pytest.approx(expected, abs=2e-3)
+    metrics = json.loads((run.out / "metrics.json").read_text())
+    assert (metrics["ece"], metrics["nll"]) == (result.ece, result.nll)
+    assert probe(replace(run, resume=True)).nll == result.nll
+    page = (run.out / "report.html").read_text()
+    assert "ECE, %" in page
+    assert f"{result.nll:.3f}" in page
+
+
 def test_wilson_interval() -> None:
     low, high = wilson(81, 263)  # worked example in Newcombe (1998), method 3
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
@@ -276,6 +303,16 @@ def test_bundled_data_by_default() -> None:
     resolved = resolve(ProbeConfig(out=Path("x")))
     assert (resolved.data, resolved.head) == ("fashion", "attention")
     assert len(load_data(resolved.data).classes) == 10
+
+
+@pytest.mark.slow
+def test_the_mix_of_the_bundled_backbone(tmp_path: Path) -> None:
+    """The README's command, on few images for one epoch; the saved model is read back."""
+    words = "--head mix --blocks 13 18 20 --noise-steps 5 20 --normalise standard --limit 200 --epochs 1"
+    assert cli("probe", *words.split(), "--out", tmp_path / "run") == 0
+    model = TrainedModel.load(tmp_path / "run")
+    assert (model.head.name, model.head.mix, model.head.normalise) == ("mix", "image", "standard")
+    assert len(model.probe.head.mixture.places) == 6
 
 
 def comparable(metrics: dict) -> dict:
@@ -354,6 +391,39 @@ def test_nearest_neighbours(backbone_folder: Path, image_tree: Path, tmp_path: P
     )
 
 
+@pytest.mark.parametrize("kind", ["standard", "whiten"])
+@pytest.mark.parametrize("head", ["linear", "knn", "mix"])
+def test_normalisation_is_saved_with_the_head(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, head: str, kind: str
+) -> None:
+    """Read back, and trained on a store, the model is the same."""
+    from difflens import ExtractConfig, extract
+
+    blocks = (5, 6) if head == "mix" else (6,)
+    run = config(tmp_path / "run", backbone_folder, image_tree, head=head, normalise=kind, blocks=blocks)
+    result = probe(run)
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    expected = result.model.probabilities(images)
+    again = TrainedModel.load(run.out)
+    torch.testing.assert_close(again.probabilities(images), expected)
+    assert again.head.normalise == ("none" if head == "linear" else kind)
+    plain = probe(replace(run, out=tmp_path / "plain", normalise="none"))
+    assert not torch.allclose(plain.model.probabilities(images), expected, atol=1e-4)
+    store = ExtractConfig(
+        out=tmp_path / "store",
+        backbone=str(backbone_folder),
+        data=str(image_tree),
+        blocks=blocks,
+        noise_steps=(5,),
+        pool=0 if head == "mix" else 2,
+        device="cpu",
+        workers=0,
+    )
+    extract(store)
+    stored = probe(replace(run, out=tmp_path / "stored", store=store.out))
+    torch.testing.assert_close(stored.model.probabilities(images), expected)
+
+
 def test_the_grid_chooses_on_training_images_only(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,13 +457,13 @@ def test_the_grid_chooses_on_training_images_only(
     assert plain["confusion_matrix"] == metrics["confusion_matrix"]
 
 
-@pytest.mark.parametrize("head", ["linear", "attention", "difformer", "knn"])
+@pytest.mark.parametrize("head", ["linear", "attention", "difformer", "mix", "knn"])
 def test_a_store_gives_what_the_backbone_gives(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, head: str
 ) -> None:
     from difflens import ExtractConfig, extract
 
-    places = {"blocks": (5, 6), "noise_steps": (2, 5)} if head == "difformer" else {}
+    places = {"blocks": (5, 6), "noise_steps": (2, 5)} if head in ("difformer", "mix") else {}
     direct = config(
         tmp_path / "direct",
         backbone_folder,
@@ -533,6 +603,9 @@ def test_a_store_that_does_not_fit_is_refused(
             "a store holds features of a frozen backbone",
         ),
         ({"store": Path("/nowhere"), "workers": None}, "not a feature store"),
+        ({"normalise": "whiten", "limit": 12}, "needs at least 16 training images, and there are 12"),
+        ({"normalise": "standard", "augment": "flip"}, "leave out --normalise"),
+        ({"normalise": "standard", "head": "mix", "extractor": "feedback"}, "leave out --normalise"),
     ],
     ids=str,
 )

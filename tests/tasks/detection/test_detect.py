@@ -103,6 +103,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     "more",
     [
         {"head": "faster-rcnn", "extractor": "feedback"},
+        {"mix": True, "blocks": (6, 7, 9), "noise_steps": (3, 9)},
         {"extractor": "finetuned", "noise_steps": (3, 9), "optimizer": "sgd", "image_fraction": 0.5},
     ],
 )

@@ -131,6 +131,8 @@ def test_a_run_goes_on_with_the_same_data_and_weights_alone(
         {"head": "linear", "width": None, "batch_size": 1},
         {"extractor": "feedback", "optimizer": "sgd", "lr_schedule": "step"},
         {"extractor": "finetuned", "layer_decay": 0.9, "noise_steps": (3, 9), "lr_schedule": "cosine"},
+        {"mix": True, "blocks": (6, 7, 9), "noise_steps": (3, 9)},
+        {"mix": True, "head": "linear", "extractor": "feedback", "blocks": (6, 7, 9), "noise_steps": (3, 9)},
         {"blocks": (7,), "eval_scales": (0.75, 1.25), "eval_flip": True, "image_fraction": 0.25},
     ],
 )

@@ -30,6 +30,7 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.store import FeatureStore
 from difflens.heads.config import HeadConfig
 from difflens.heads.knn import NeighbourHead
+from difflens.heads.linear import LinearHead
 from difflens.heads.make import make_head
 from difflens.metrics.classification import Evaluation
 from difflens.models.probe import Probe
@@ -41,6 +42,7 @@ from difflens.results.probe import GridTrial, NeighbourTrial, ProbeResult, SeedR
 from difflens.run.directory import FINISHED, RunDirectory, read_log
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
+from difflens.tasks.classification.normalise import fit_normalisation
 from difflens.tasks.classification.predictions import predictions_csv, read_predictions
 from difflens.tasks.classification.selection import choose_linear, choose_neighbours
 from difflens.tasks.classification.train import evaluate, fit
@@ -80,6 +82,8 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
     torch.manual_seed(config.seed)
     extractor = extractor_config.build(backbone)
     head = make_head(head_config, extractor.shapes(), len(data.classes))
+    if head.normalisation is not None:
+        head.normalisation.check(len(data.train))  # before features are read
     if store is not None:
         _check_store(store, config, whole, fingerprint, head.pool, extractor)
     model = TrainedModel(
@@ -149,7 +153,7 @@ def places_and_head(
 ) -> tuple[ExtractorConfig, HeadConfig]:
     """Return the extractor and the head of a resolved configuration on a backbone with these defaults."""
     assert config.head is not None
-    several = config.head == "difformer"
+    several = config.head in ("difformer", "mix")
     blocks, steps = config.blocks, config.noise_steps
     if blocks is None:
         usual = defaults.fusion_blocks if several else (defaults.block,)
@@ -178,12 +182,16 @@ def places_and_head(
     pool = config.pool
     if pool is None and given(config.backbone).startswith("pixels"):
         pool = 0  # pooling would leave little of the images to read
-    if pool is None and head in ("attention", "difformer"):
+    if pool is None and head in ("attention", "difformer", "mix"):
         pool = defaults.token_side
         kept = 0 if store is None else store.manifest.pool
         if config.pool is None and kept:
             pool = min(pool, kept)
-    return extractor, HeadConfig(head, pool, config.width, config.depth, config.dropout or 0.0)
+    mix = config.mix or "image"
+    dropout = config.dropout or 0.0
+    return extractor, HeadConfig(
+        head, pool, config.width, config.depth, dropout, mix=mix, normalise=config.normalise
+    )
 
 
 def _usual(usual: tuple[L, ...], stored: tuple[L, ...]) -> tuple[L, ...]:
@@ -275,6 +283,9 @@ class _Run:
 
     def run_all(self) -> ProbeResult:
         head, caches, seconds = self.probe.head, self.caches, 0.0
+        if head.normalisation is not None:
+            assert caches is not None
+            fit_normalisation(head.normalisation, caches[0], self.process)
         if isinstance(head, NeighbourHead):
             assert caches is not None
             self._remember(head, caches[0])
@@ -291,6 +302,9 @@ class _Run:
                 caches and caches[0],
                 self.skipped,
             )
+        if isinstance(head, LinearHead):
+            head.fold()
+            self.model.head = replace(self.model.head, normalise="none")
         evaluation = self._evaluate()
         if isinstance(head, NeighbourHead):
             self._evaluate_others(head, evaluation)
@@ -377,6 +391,8 @@ class _Run:
             skipped_images=tuple(skipped),
             grid=self.grid,
             neighbours=self.neighbours,
+            ece=evaluation.ece,
+            nll=evaluation.nll,
         )
         self.model.info = {
             "data": data.name,

@@ -209,7 +209,9 @@ def evaluate(
     def keep(logits: Tensor, labels: Tensor, rows: Tensor) -> None:
         probability = logits.float().softmax(1)
         best = probability.topk(min(5, len(classes)))
-        parts.append((rows.cpu(), labels.cpu(), best.indices.cpu(), best.values[:, 0].cpu()))
+        likelihood = logits.float().log_softmax(1).gather(1, labels.to(logits.device)[:, None])[:, 0]
+        part = (rows, labels, best.indices, best.values[:, 0], likelihood)
+        parts.append(tuple(column.cpu() for column in part))
 
     with evaluating(probe):
         if cache is not None:
@@ -227,9 +229,11 @@ def evaluate(
         parts = gather_object(parts)
     if not parts:
         raise DiffLensError(f"no image of the {split.name} split could be read")
-    rows, labels, ranked, confidence = (torch.cat(column) for column in zip(*parts, strict=True))
+    rows, labels, ranked, confidence, likelihood = map(torch.cat, zip(*parts, strict=True))
     order = rows.argsort()
-    return Evaluation(rows[order], labels[order], ranked[order], confidence[order], classes)
+    return Evaluation(
+        rows[order], labels[order], ranked[order], confidence[order], classes, likelihood[order]
+    )
 
 
 def cached_batches(

@@ -80,7 +80,8 @@ class Detection(DenseTask[DetectConfig, ObjectSplit, DetectionModel]):
                 "Mask R-CNN learns from masks, and the objects have none: take --head faster-rcnn"
             )
         name: DetectionHeadName = self.config.head or ("mask-rcnn" if both else "faster-rcnn")
-        return DetectionHeadConfig(name, plan.side, plan.strides, plan.width, given(self.config.proposals))
+        proposals = given(self.config.proposals)
+        return DetectionHeadConfig(name, plan.side, plan.strides, plan.width, proposals, self.config.mix)
 
     def labels(self, model: DetectionModel, split: ObjectSplit, train: bool) -> Callable[[int], Labels]:
         return partial(split.target, masks=_masks(model)) if train else _nothing

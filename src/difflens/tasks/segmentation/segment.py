@@ -65,7 +65,9 @@ class Segmentation(DenseTask[SegmentConfig, MaskSplit, SegmentationModel]):
         return load_pairs(given(config.train), given(config.val), given(config.classes), *reading)
 
     def head(self, plan: Plan, data: DenseData[MaskSplit]) -> SegmentationHeadConfig:
-        return SegmentationHeadConfig(self.config.head, plan.side, plan.strides, plan.width)
+        return SegmentationHeadConfig(
+            self.config.head, plan.side, plan.strides, plan.width, mix=self.config.mix
+        )
 
     def labels(self, model: SegmentationModel, split: MaskSplit, train: bool) -> Callable[[int], Labels]:
         return partial(_mask, split)

@@ -1,0 +1,30 @@
+"""Measures the statistics that a head's normalisation needs on the training features."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from difflens.extractors.cache import READ_BATCH, FeatureCache
+from difflens.heads.normalise import Normalisation
+from difflens.tasks.classification.train import cached_batches
+
+
+def fit_normalisation(normalisation: Normalisation, cache: FeatureCache, process: Accelerator) -> None:
+    """Fit `normalisation` to cached training features, in one pass.
+
+    Args:
+        cache: the maps of the training images, or of this process's share of them.
+
+    Raises:
+        DiffLensError: there are fewer images than a whitening needs.
+    """
+    batches = cached_batches(cache, torch.arange(len(cache)), READ_BATCH, process.device)
+    moments, images = normalisation.moments(maps for maps, _ in batches), len(cache)
+    if process.num_processes > 1:
+        first, *others = gather_object([(moments, images)])
+        moments, images = first
+        for other, count in others:
+            images += count
+            for place, each in moments.items():
+                each.merge([other[place]])
+    normalisation.fit(moments, images)
