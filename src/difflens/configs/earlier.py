@@ -25,6 +25,8 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
         record["image_fraction"] = record.pop("label_fraction")
     if command in ("segment", "detect"):
         record.setdefault("exif", "apply")
+    if command == "sweep":
+        record.setdefault("halve", False)
     if record.get("warmup_epochs") in (0.0, 0.5):
         record["warmup_steps"] = None if record.pop("warmup_epochs") else 0  # None means half an epoch
     if record.get("head") == "diffeed":
