@@ -10,6 +10,7 @@ from difflens.metrics.label_free import (
     draw_agreement,
     effective_rank,
     high_frequency_share,
+    level_statistics,
     neighbour_alignment,
 )
 
@@ -85,3 +86,23 @@ def test_neighbours_are_the_blocks_before_and_after() -> None:
     expected = [before, (before + after) / 2, after]
     assert neighbour_alignment(grams).tolist() == pytest.approx(expected)
     assert neighbour_alignment(grams[:1]).isnan().all()
+
+
+def test_the_statistics_of_a_level_are_those_of_its_blocks() -> None:
+    first, second = ([random(12, 5, seed=seed), 7 + 3 * random(12, 4, seed=seed + 1)] for seed in (0, 2))
+    shares = random(2, 12).square()
+    shares[0, 3] = torch.nan
+    found = level_statistics(first, second, shares)
+    standard = []
+    for one, other in zip(first, second, strict=True):
+        both = torch.cat([one, other])
+        standard.append([(x - both.mean(0)) / both.std(0, correction=0) for x in (one, other)])
+    expected = {
+        "high_frequency_share": [float(row[~row.isnan()].mean()) for row in shares],
+        "effective_rank": [effective_rank(one) for one, _ in standard],
+        "draw_agreement": [draw_agreement(*pair) for pair in standard],
+        "neighbour_alignment": neighbour_alignment(torch.stack([gram(one) for one, _ in standard])).tolist(),
+    }
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name].tolist() == pytest.approx(values, rel=1e-5), name

@@ -1,10 +1,13 @@
 """Statistics of features that need no labels: detail, rank, agreement between noise draws, and similarity of
 neighbouring blocks."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from difflens.metrics.cka import LEAST_IMAGES, alignment, hsic
+from difflens.metrics.cka import LEAST_IMAGES, alignment, gram, hsic
+from difflens.metrics.classifiers import Standardiser
 
 LEAST = 2 * LEAST_IMAGES
 """The smallest number of images: half of them must still have an unbiased HSIC."""
@@ -72,3 +75,27 @@ def neighbour_alignment(grams: Tensor) -> Tensor:
     similar = alignment(hsic(grams)).diagonal(1)
     edge = similar.new_full((1,), torch.nan)
     return torch.stack([torch.cat([edge, similar]), torch.cat([similar, edge])]).nanmean(0)
+
+
+def level_statistics(first: Sequence[Tensor], second: Sequence[Tensor], shares: Tensor) -> dict[str, Tensor]:
+    """Return the statistics of every block at one noise level, (B,) float64 each, by name.
+
+    Features are standardised first, over images and both draws, because a sweep's classifiers read them so.
+
+    Args:
+        first, second: for each of B blocks, features (N, D) of the same images with two noise draws.
+        shares: (B, N), the high-frequency share of each image.
+    """
+    ranks, agreements, grams = [], [], []
+    for one, other in zip(first, second, strict=True):
+        standardise = Standardiser(torch.cat([one, other]))
+        one, other = standardise(one), standardise(other)
+        ranks.append(effective_rank(one))
+        agreements.append(draw_agreement(one, other))
+        grams.append(gram(one))
+    return {
+        "high_frequency_share": shares.double().nanmean(1),
+        "effective_rank": torch.tensor(ranks, dtype=torch.float64),
+        "draw_agreement": torch.tensor(agreements, dtype=torch.float64),
+        "neighbour_alignment": neighbour_alignment(torch.stack(grams)),
+    }
