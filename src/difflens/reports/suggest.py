@@ -69,8 +69,8 @@ def suggest_report(
         ),
         Section(
             "Score by block and noise step",
-            f"The mean rank of a place among all places, by {decisive}. 1 is first by each of them. The score "
-            "is no accuracy.",
+            f"The mean rank of a place among all places, by {decisive}. 1 is first by each of them. The "
+            "score is no accuracy.",
             (Picture(figure, "The score of every place.", "Heat map of the score by block and noise step"),),
         ),
     ]
