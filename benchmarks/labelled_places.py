@@ -10,9 +10,8 @@ from torch import Tensor
 
 from difflens import FeatureStore, load_backbone
 from difflens.data.split import place_in_class
-from difflens.metrics.classifiers import held_out_scores
+from difflens.metrics.classifiers import RIDGE_STRENGTHS, Standardiser, ridge
 
-FOLDS = 5
 SHARES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)  # of the schedule, the noise levels of a sweep
 
 
@@ -22,18 +21,17 @@ def difflens(*words: object) -> None:
 
 
 class LabelledPlaces:
-    """The maps of labelled training images at every place, and whether each is classified correctly there.
+    """The maps of labelled training images at every place, and the accuracy of ridge regression there.
 
-    What is there is not made again: `difflens extract` writes store/, and correct.pt is the full sweep. It is
-    ridge regression at each place in five folds, so that a model that did not see an image judges it.
+    What is there is not made again: `difflens extract` writes store/, and accuracy.pt is the full sweep. Each
+    image is judged by the model of all others, in closed form, so that all of them measure.
 
     Args:
         out, name: the folder is out/name.
         backbone, data: as for `difflens sweep`.
-        images: the number of labelled images.
+        images: the number of labelled images: the most that the store holds, and that measure.
 
     Attributes:
-        correct: (T, B, N) bool.
         accuracy: (T, B) in per cent.
     """
 
@@ -51,27 +49,24 @@ class LabelledPlaces:
         self.store = FeatureStore(folder / "store")
         self.labels = self.store.labels("train")
         self.classes = int(self.labels.max()) + 1
-        if not (folder / "correct.pt").exists():
-            torch.save(self._correct(images), folder / "correct.pt")
-        self.correct: Tensor = torch.load(folder / "correct.pt")
-        self.accuracy = 100 * self.correct.double().mean(-1)
+        if not (folder / "accuracy.pt").exists():
+            torch.save(self._left_out_accuracy(images), folder / "accuracy.pt")
+        self.accuracy: Tensor = 100 * torch.load(folder / "accuracy.pt")
 
     def features(self, t: float, block: int, rows: Tensor) -> Tensor:
         return self.store.maps("train", block, t)[rows].flatten(1).float()
 
-    def _correct(self, images: int) -> Tensor:
-        """Return (T, B, N) bool: whether each image is classified correctly by a model of the other folds."""
-        place = place_in_class(self.labels)
-        rows = (place < max(1, images // self.classes)).nonzero()[:, 0]
-        labels, fold = self.labels[rows], place[rows] % FOLDS
-        correct = torch.zeros(len(self.steps), len(self.blocks), len(rows), dtype=torch.bool)
+    def _left_out_accuracy(self, images: int) -> Tensor:
+        """Return the leave-one-out accuracy of ridge regression at each place, (T, B) in [0, 1]."""
+        rows = (place_in_class(self.labels) < max(1, images // self.classes)).nonzero()[:, 0]
+        labels = self.labels[rows]
+        strengths = [len(rows) * strength for strength in RIDGE_STRENGTHS]
+        accuracy = torch.zeros(len(self.steps), len(self.blocks), dtype=torch.float64)
         for (i, t), (j, block) in product(enumerate(self.steps), enumerate(self.blocks)):
             features = self.features(t, block, rows)
-            for number in range(FOLDS):
-                out = fold == number
-                scores = held_out_scores("ridge", features, labels, out, out[~out], self.classes)
-                correct[i, j, out] = scores.argmax(1) == labels[out]
-        return correct
+            models = ridge(Standardiser(features)(features), labels, self.classes, strengths)
+            accuracy[i, j] = max(model.left_out_top1 for model in models)
+        return accuracy
 
 
 def row(cells: list[str]) -> str:

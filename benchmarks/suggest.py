@@ -106,7 +106,6 @@ def table(pairs: list[Pair]) -> str:
         t, b = divmod(int(pair.accuracy.argmax()), len(pair.blocks))
         best_cells.append(f"{pair.accuracy.max():.1f} % at {pair.blocks[b]}, t = {pair.steps[t]}")
     lines.append(row(["best place of the full sweep", *best_cells, "", ""]))
-    lines.append(row(["images judged", *(str(pair.correct.shape[-1]) for pair in pairs), "", ""]))
     lines.append(row(["passes of `suggest`", *(f"{pair.passes:,}" for pair in pairs), "", ""]))
     for name, values in rows.items():
         cells = [*values, statistics.mean(values), max(values)]

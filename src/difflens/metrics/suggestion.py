@@ -80,6 +80,6 @@ def _ranks(values: Tensor) -> Tensor:
     ranks = torch.full_like(flat, 0.5)
     if (others := int(known.sum()) - 1) > 0:
         there = flat[known]
-        lower = (there[:, None] > there).sum(1) + 0.5 * ((there[:, None] == there).sum(1) - 1)
-        ranks[known] = lower / others
+        lower = (there[:, None] > there).double() + 0.5 * (there[:, None] == there).double()
+        ranks[known] = (lower.sum(1) - 0.5) / others
     return ranks.unflatten(0, values.shape)
