@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="labelled images of a full sweep")
     parser.add_argument("--seeds", type=int, default=1, help="of suggest")
     asked = parser.parse_args()
+    if len(asked.pair) < 2:
+        parser.error("a rule is judged on a pair that did not choose it: name at least two")
     print(table([Pair(asked.out, *words, asked.images, asked.seeds) for words in asked.pair]))
 
 
@@ -92,7 +94,7 @@ def table(pairs: list[Pair]) -> str:
     best = min(every, key=lambda rule: statistics.mean(regret[rule]))
     rows[f"best of all rules, on these pairs: {in_words(best)}"] = regret[best]
     rows["chosen on all other pairs"] = []
-    for held_out in range(len(pairs)):
+    for held_out in range(len(pairs)):  # honest: the pair that judges a rule has not chosen it
         others = [k for k in range(len(pairs)) if k != held_out]
         chosen = min(every, key=lambda rule: statistics.mean(regret[rule][k] for k in others))
         rows["chosen on all other pairs"].append(regret[chosen][held_out])

@@ -113,6 +113,15 @@ def test_every_family_is_read_at_its_own_levels(
     assert found["suggested"]["noise_step"] in levels
 
 
+def test_the_bundled_network_suggests_on_the_bundled_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--backbone", "fashion", "--data", "fashion", "--noise-steps", 5, 20, 80, 200)
+    assert cli("suggest", *words, "--limit", 8, "--device", "cpu", "--out", tmp_path / "run") == 0
+    assert "Suggested: Block " in capsys.readouterr().out
+    assert len((tmp_path / "run" / "table.csv").read_text().splitlines()) == 1 + 4 * 25
+
+
 def test_a_network_of_clean_images_has_one_draw(pictures: Path, tmp_path: Path) -> None:
     result = suggest(config(tmp_path / "run", "pixels:3x16", pictures, limit=10, noise_steps=None))
     assert result.passes == 10

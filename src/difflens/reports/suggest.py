@@ -52,13 +52,13 @@ def suggest_report(
         provenance: rows of the closing table.
     """
     place = best.block, best.noise_step
-    decisive = ", ".join(
+    decisive = " and ".join(
         f"{'high' if sign > 0 else 'low'} values of \u201c{_TITLES[name]}\u201d"
         for name, sign in DIRECTIONS.items()
     )
     figure = place_map(score, blocks, log_snr, roles, place, "score", "{:.2f}", _limits(score))
     rows: list[tuple[object, ...]] = [
-        (f"block {block}", bracketed(t, log_snr[t]), str(count)) for block, t, count in best.places
+        (str(block), bracketed(t, log_snr[t]), str(count)) for block, t, count in best.places
     ]
     caption = f"What each of {best.halves} random halves of the images suggests."
     sections = [
