@@ -19,6 +19,7 @@ from .configs.probe import ProbeConfig as ProbeConfig
 from .configs.report import ReportConfig as ReportConfig
 from .configs.scenes import ScenesConfig as ScenesConfig
 from .configs.segment import SegmentConfig as SegmentConfig
+from .configs.suggest import SuggestConfig as SuggestConfig
 from .configs.sweep import SweepConfig as SweepConfig
 from .configs.train import TrainConfig as TrainConfig
 from .data.load import load_data as load_data
@@ -35,6 +36,7 @@ from .heads.base import Head as Head
 from .heads.config import HeadConfig as HeadConfig
 from .heads.make import make_head as make_head
 from .metrics.recommendation import Recommendation as Recommendation
+from .metrics.suggestion import Suggestion as Suggestion
 from .models.probe import Probe as Probe
 from .models.saved import DetectionModel as DetectionModel
 from .models.saved import SegmentationModel as SegmentationModel
@@ -89,6 +91,7 @@ from .results.report import ReportResult as ReportResult
 from .results.scenes import ScenesResult as ScenesResult
 from .results.scenes import SplitCounts as SplitCounts
 from .results.segment import SegmentResult as SegmentResult
+from .results.suggest import SuggestResult as SuggestResult
 from .results.sweep import SweepResult as SweepResult
 from .studies.cka import cka as cka
 from .studies.compare import compare as compare
@@ -100,6 +103,7 @@ from .studies.plan import plan as plan
 from .studies.predict import predict as predict
 from .studies.report import report as report
 from .studies.scenes import scenes as scenes
+from .studies.suggest import suggest as suggest
 from .studies.sweep import sweep as sweep
 from .tasks.classification.probe import probe as probe
 from .tasks.classification.train import evaluate as evaluate

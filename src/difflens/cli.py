@@ -32,6 +32,7 @@ from difflens.configs.probe import ProbeConfig
 from difflens.configs.report import ReportConfig
 from difflens.configs.scenes import ScenesConfig
 from difflens.configs.segment import SegmentConfig
+from difflens.configs.suggest import SuggestConfig
 from difflens.configs.sweep import SweepConfig
 from difflens.errors import DiffLensError
 from difflens.run.signals import raise_on_interrupt
@@ -132,6 +133,7 @@ COMMANDS: dict[str, Callable[..., Options]] = {
     "demo": DemoConfig,
     "info": InfoConfig,
     "extract": ExtractConfig,
+    "suggest": SuggestConfig,
     "sweep": SweepConfig,
     "probe": ProbeConfig,
     "predict": PredictConfig,

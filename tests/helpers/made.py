@@ -48,6 +48,8 @@ from difflens import (
     SegmentedImage,
     SegmentResult,
     SplitCounts,
+    Suggestion,
+    SuggestResult,
     SweepResult,
 )
 
@@ -111,6 +113,23 @@ SWEEP = SweepResult(
     images=5000,
     validation_images=1000,
     recommendation=RECOMMENDATION,
+    commands=("difflens probe --out DIR",),
+    skipped_images=("a.png: broken",),
+)
+
+SUGGEST = SuggestResult(
+    out=OUT,
+    statistics={
+        "effective_rank": torch.tensor([[10.5, 30.25], [8.0, 20.0]], dtype=torch.float64),
+        "neighbour_alignment": torch.tensor([[torch.nan, 0.5], [0.75, 0.25]], dtype=torch.float64),
+    },
+    score=torch.tensor([[0.25, 1.0], [0.0, 0.5]], dtype=torch.float64),
+    blocks=(3, 6),
+    noise_steps=(5, 20),
+    log_snr=(7.0, None),
+    images=125,
+    passes=500,
+    suggestion=Suggestion(6, 5, 1.0, 10, ((6, 5, 8), (3, 20, 2))),
     commands=("difflens probe --out DIR",),
     skipped_images=("a.png: broken",),
 )
@@ -355,6 +374,7 @@ OBJECTS = DensePredictResult(
 
 EVERY = {
     "probe": probed(),
+    "suggest": SUGGEST,
     "sweep": SWEEP,
     "segment": SEGMENT,
     "detect": DETECT,

@@ -56,3 +56,24 @@ def test_one_place_alone_can_be_recommended() -> None:
     labels = torch.zeros(10, dtype=torch.long)
     best = recommend(scores_of(torch.ones(1, 1, 10, dtype=torch.bool)), labels, (5,), (0,))
     assert (best.block, best.noise_step, best.fusion_blocks, best.cheaper) == (5, 0, (5,), None)
+
+
+def test_a_place_without_scores_is_not_recommended() -> None:
+    """The best places have no scores; of the others, the best one and those beside it are recommended."""
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.tensor([[0.9, 0.6, 0.99], [0.99, 0.8, 0.7]])
+    right = torch.rand(2, 3, 400, generator=generator) < shares[..., None]
+    scores = scores_of(right)
+    for t, b in ((0, 2), (1, 0)):
+        scores[t, b] = torch.nan
+    labels = torch.zeros(400, dtype=torch.long)
+    best = recommend(scores, labels, (2, 4, 6), (10, 50))
+    assert (best.block, best.noise_step, best.cheaper) == (2, 10, None)
+    assert (best.fusion_blocks, best.fusion_noise_steps) == ((2, 4), (10,))
+    wrong = recommend(
+        scores_of(right).fill_(torch.nan).index_fill_(1, torch.tensor([1]), 0),
+        labels + 1,
+        (2, 4, 6),
+        (10, 50),
+    )
+    assert (wrong.block, wrong.top1, wrong.cross_validated) == (4, 0, 0)

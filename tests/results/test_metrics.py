@@ -19,6 +19,7 @@ from difflens import (
     ProbeResult,
     ScenesResult,
     SegmentResult,
+    SuggestResult,
     SweepResult,
 )
 from difflens.results.probe import read_seeds
@@ -27,6 +28,7 @@ from tests.helpers import made
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "version-0.1.tar.xz"
 
 READERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "suggest": lambda metrics: SuggestResult.from_metrics(metrics, made.OUT),
     "sweep": lambda metrics: SweepResult.from_metrics(metrics, made.OUT),
     "segment": lambda metrics: SegmentResult.from_metrics(metrics, made.OUT, None),
     "detect": lambda metrics: DetectResult.from_metrics(metrics, made.OUT, None),

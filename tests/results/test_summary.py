@@ -54,6 +54,12 @@ def test_every_command_has_a_result_with_a_summary() -> None:
             "run/report.html, heat map: run/heatmap.png\nNext:\n  difflens probe --out DIR",
         ),
         (
+            made.SUGGEST,
+            "Suggested: Block 6 at noise step 5 (log-SNR 7.0). Of 10 random halves of the images, 8 suggest "
+            "the same place; others suggest block 3 at noise step 20 (2). Without labels, from 125 images.\n"
+            "Report: run/report.html, heat map: run/heatmap.png\nNext:\n  difflens probe --out DIR",
+        ),
+        (
             made.SEGMENT,
             "mIoU 50.00 %, pixel accuracy 75.00 %, 1,200 training and 50 validation images, 4,321 trainable "
             "parameters\nReport: run/report.html\nModel: run/model",
@@ -151,6 +157,7 @@ def test_tables(result: Result, shown: list[str]) -> None:
 @pytest.mark.parametrize(
     ("result", "line"),
     [
+        (made.SUGGEST, "skipped 1 unreadable image: a.png: broken"),
         (made.SWEEP, "skipped 1 unreadable image: a.png: broken"),
         (made.CLASSES, "skipped 1 unreadable image: c.png: broken"),
         (made.FIDELITY, "skipped 1 unreadable image: c.png: broken"),

@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,24 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from difflens import DiffLensError, FrozenExtractor, SweepConfig, load_backbone, load_data, sweep
+from difflens import (
+    DiffLensError,
+    FrozenExtractor,
+    SweepConfig,
+    SweepResult,
+    load_backbone,
+    load_data,
+    sweep,
+)
 from difflens.data.split import every_nth
 from difflens.extractors.cache import read_features
 from difflens.metrics.classifiers import held_out_scores
 from difflens.metrics.recommendation import comparable
-from difflens.studies.sweep import _Sweep
+from difflens.studies.halving import HalvingMeasurement
+from difflens.studies.measurement import Measurement
 from tests.helpers.browser import open_in_browser
 from tests.helpers.cli import run as cli
+from tests.helpers.images import make_image_tree
 
 
 def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> SweepConfig:
@@ -91,9 +102,9 @@ def test_adding_noise_steps_measures_only_the_new_ones(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[int] = []
-    real = _Sweep._measure
+    real = Measurement._measure
     monkeypatch.setattr(
-        _Sweep,
+        Measurement,
         "_measure",
         lambda self, split, t: (measured.append(t), real(self, split, t))[1],
     )
@@ -126,7 +137,7 @@ def test_the_budget_bounds_images_and_time(
         sweep(config(tmp_path / "none", backbone_folder, image_tree, budget=("0.0001s",)))
     assert not (tmp_path / "none").exists()
     # time runs out after the first noise step
-    monkeypatch.setattr(_Sweep, "_affordable", lambda self: 24)
+    monkeypatch.setattr(Measurement, "_affordable", lambda self: 24)
     short = config(tmp_path / "short", backbone_folder, image_tree, budget=("0.0001s",))
     result = sweep(short)
     assert result.noise_steps == (3,)
@@ -187,6 +198,99 @@ def test_whitening_needs_images(backbone_folder: Path, image_tree: Path, tmp_pat
     run = config(tmp_path / "run", backbone_folder, image_tree, normalise="whiten", budget=("18",))
     with pytest.raises(DiffLensError, match="needs at least 16 training images, and there are 15"):
         sweep(run)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def halved(out: Path, backbone: Path, tmp_path: Path) -> SweepConfig:
+    images = tmp_path / "many"
+    if not images.exists():
+        make_image_tree(images, per_class=60)
+    return config(out, backbone, images, halve=True, budget=("60",), blocks=None)
+
+
+def test_a_sweep_that_halves_reads_more_images_at_the_better_places(
+    backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[tuple[int, float, int]] = []
+    real = Measurement.read
+    monkeypatch.setattr(
+        Measurement,
+        "read",
+        lambda self, split, t, blocks: (
+            passes.append((len(split), t, len(blocks))),
+            real(self, split, t, blocks),
+        )[1],
+    )
+    run = halved(tmp_path / "run", backbone_folder, tmp_path)
+    lines: list[str] = []
+    result = sweep(run, lines.append)
+    assert passes[:2] == [(15, 3, 9), (15, 40, 9)]
+    assert sum(images for images, *_ in passes) <= 60 * 2
+    assert any(line.startswith("18 places on 15 images: best block ") for line in lines)
+    assert any(line.startswith("9 places on 30 images: best block ") for line in lines)
+    counts = result.images_by_place
+    assert counts is not None
+    assert counts.unique().tolist() == [15, 30, 60]
+    assert [int((counts >= images).sum()) for images in (15, 30, 60)] == [18, 9, 5]
+    best = result.recommendation
+    place = (result.noise_steps.index(best.noise_step), result.blocks.index(best.block))
+    assert counts[place] == result.images == 60
+    assert result.validation_images == 15  # half of the images that the last rung read first
+    assert best.top1 == pytest.approx(float(result.accuracy["ridge"][place]))
+    assert SweepResult.from_metrics(result.metrics(), run.out).metrics() == result.metrics()
+    rows = list(csv.DictReader((run.out / "table.csv").open()))
+    assert [int(row["images"]) for row in rows] == counts.flatten().tolist()
+    dom, console = open_in_browser(run.out / "report.html")
+    assert console == []
+    assert "Table of images" in dom
+    assert not (run.out / "cache").exists()
+
+
+def test_a_stopped_sweep_that_halves_ends_with_the_same_files(
+    backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = halved(tmp_path / "whole", backbone_folder, tmp_path)
+    sweep(whole)
+    expected = files(whole.out)
+    sweep(replace(whole, resume=True))
+    assert files(whole.out) == expected
+    real = HalvingMeasurement.judge
+    for stop in range(len(list(whole.out.glob("rungs/*")))):
+        run = replace(whole, out=tmp_path / f"stopped-{stop}")
+        judged: list[float] = []
+
+        def judge(
+            self: Any, cache: Any, t: float, held_out: Any, stop: int = stop, judged: Any = judged
+        ) -> Any:
+            judged.append(t)
+            if len(judged) > stop:
+                raise KeyboardInterrupt
+            return real(self, cache, t, held_out)
+
+        monkeypatch.setattr(HalvingMeasurement, "judge", judge)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(run)
+        monkeypatch.setattr(HalvingMeasurement, "judge", real)
+        sweep(replace(run, resume=True))
+        found = files(run.out)
+        assert found.keys() == expected.keys()
+        different = {name for name in expected if found[name] != expected[name]}
+        assert different <= {"config.yaml", "report.html", "metrics.json"}  # these name the folder
+        assert found["table.csv"] == expected["table.csv"]
+        metrics, wanted = (json.loads(each["metrics.json"]) for each in (found, expected))
+        assert {**metrics, "next": None} == {**wanted, "next": None}
+
+
+def test_noise_steps_are_not_added_to_a_sweep_that_halves(backbone_folder: Path, tmp_path: Path) -> None:
+    run = halved(tmp_path / "run", backbone_folder, tmp_path)
+    sweep(run)
+    with pytest.raises(DiffLensError, match=r"noise_steps was \[3, 40\], now \[3, 20, 40\]"):
+        sweep(replace(run, noise_steps=(3, 20, 40), resume=True))
+    with pytest.raises(DiffLensError, match="halve was True, now False"):
+        sweep(replace(run, halve=False, resume=True))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
         record.setdefault("mix", False)
     if command in ("probe", "sweep"):
         record.setdefault("normalise", "none")
+    if command == "sweep":
+        record.setdefault("halve", False)
     if record.get("warmup_epochs") in (0.0, 0.5):
         record["warmup_steps"] = None if record.pop("warmup_epochs") else 0  # None means half an epoch
     if record.get("head") == "diffeed":

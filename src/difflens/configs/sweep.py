@@ -36,6 +36,9 @@ class SweepConfig(
     """ridge (least squares in closed form), logistic or knn. The first one decides the recommendation."""
     budget: Annotated[tuple[str, ...], MAY_CHANGE] = ("5000",)
     """The most images, the most time, or both: 5000, 90s, 10m, 1h, or 5000 10m."""
+    halve: bool = False
+    """Successive halving: read all places on few images, the better half of them on twice as many, and so on.
+    It costs no more than the budget's images at each noise step; noise steps cannot be added later."""
     pool: Side = 2
     """Side, in cells, that maps are average-pooled to."""
     normalise: NormaliseName = "none"

@@ -129,6 +129,7 @@ class Reading:
         side: int | None,
         dtype: torch.dtype,
         latents: Latents | None = None,
+        draw: int = 0,
     ) -> Iterator[tuple[Tensor, dict[Place, Tensor]]]:
         """Yield the rows of each batch, (B,) long, and its maps, (B, C, H, W) by place, on the CPU.
 
@@ -136,6 +137,7 @@ class Reading:
             side: larger maps are average-pooled to this side; None: whole maps.
             dtype: the type of the maps.
             rows, latents: as for `inputs`.
+            draw: number of the noise draw.
 
         Raises:
             DiffLensError: a latent or a feature is not finite, or a feature overflows `dtype`.
@@ -144,7 +146,7 @@ class Reading:
             for known, x_0 in self.inputs(extractor, split, rows, latents):
                 size = len(known)
                 index = split.index[known[_filled(size)]].to(x_0.device)
-                features = extractor.read(x_0, index)
+                features = extractor.read(x_0, index, draw)
                 yield known, {p: _converted(maps[:size], p, side, dtype) for p, maps in features.items()}
 
 

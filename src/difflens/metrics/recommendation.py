@@ -48,23 +48,25 @@ def recommend(
     """Recommend a place and a fusion, from the scores of every place on validation images.
 
     Args:
-        scores: (T, B, V, K) class scores, made `comparable` between places.
+        scores: (T, B, V, K) class scores, made `comparable` between places; NaN at places that are not to
+            be recommended.
         labels: (V,) long.
         blocks, noise_steps: the B blocks and T noise steps.
     """
+    left_out = scores[:, :, 0, 0].isnan()
     correct = scores.argmax(-1) == labels
-    t, b = _best_cell(correct)
+    t, b = _best_cell(correct, left_out)
     count = len(labels)
     hits = int(correct[t, b].sum())
     # two-fold cross-validation: one half of the images chooses, the other half measures
     cross_hits = fused_cross_hits = 0
     for measuring in (torch.arange(count) % 2 == 0, torch.arange(count) % 2 == 1):
-        cell = _best_cell(correct[..., ~measuring])
+        cell = _best_cell(correct[..., ~measuring], left_out)
         cross_hits += int(correct[cell][measuring].sum())
         fusion = _fusion(scores[:, :, ~measuring], labels[~measuring], cell)
         fused_cross_hits += _fused_hits(scores[:, :, measuring], labels[measuring], *fusion)
     ts, bs = _fusion(scores, labels, (t, b))
-    cheap_t, cheap_b = _cheapest(correct, (t, b))
+    cheap_t, cheap_b = _cheapest(correct, left_out, (t, b))
     return Recommendation(
         block=blocks[b],
         noise_step=noise_steps[t],
@@ -86,21 +88,24 @@ def comparable(scores: Tensor) -> Tensor:
     return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True).clamp(min=1e-6).mean()
 
 
-def _best_cell(correct: Tensor) -> tuple[int, int]:
-    """Return the indices (t, b) with the most hits in (T, B, V) bool.
+def _best_cell(correct: Tensor, left_out: Tensor) -> tuple[int, int]:
+    """Return the indices (t, b) with the most hits in (T, B, V) bool, without those of `left_out`, (T, B).
 
     Among equal cells, the earliest block wins, then the first noise step.
     """
-    hits = correct.sum(-1).T.flatten()
+    hits = correct.sum(-1).masked_fill(left_out, -1).T.flatten()
     b, t = divmod(int(hits.argmax()), correct.shape[0])
     return t, b
 
 
-def _cheapest(correct: Tensor, best: tuple[int, int]) -> tuple[int, int]:
-    """Return (t, b) of the earliest block with a place whose paired 95 % interval to the best includes 0."""
+def _cheapest(correct: Tensor, left_out: Tensor, best: tuple[int, int]) -> tuple[int, int]:
+    """Return (t, b) of the earliest block with a place whose paired 95 % interval to the best includes 0.
+
+    Places of `left_out`, (T, B), do not count.
+    """
     difference = correct.double() - correct[best].double()
     half_width = Z95 * difference.std(-1) / correct.shape[-1] ** 0.5
-    equal = difference.mean(-1) + half_width >= 0
+    equal = (difference.mean(-1) + half_width >= 0) & ~left_out
     equal[best] = True
     b = int(equal.any(0).nonzero()[0])
     t = int(torch.where(equal[:, b], correct[:, b].sum(-1), -1).argmax())
@@ -112,12 +117,15 @@ def _fusion(scores: Tensor, labels: Tensor, best: tuple[int, int]) -> tuple[set[
 
     The search starts at the best place. Each round adds the block or noise step with the most hits, up to
     three of each. The first addition is made even if it does not help, because one place is not a fusion.
+    Places whose scores are NaN are not added.
     """
+    left_out = scores[:, :, 0, 0].isnan()
     ts, bs = {best[0]}, {best[1]}
     hits = _fused_hits(scores, labels, ts, bs)
     while True:
         options = [(ts | {t}, bs) for t in range(scores.shape[0]) if t not in ts and len(ts) < _MOST_FUSED]
         options += [(ts, bs | {b}) for b in range(scores.shape[1]) if b not in bs and len(bs) < _MOST_FUSED]
+        options = [(t, b) for t, b in options if not left_out[list(t)][:, list(b)].any()]
         if not options:
             return ts, bs
         option_hits = [_fused_hits(scores, labels, *option) for option in options]

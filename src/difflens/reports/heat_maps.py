@@ -48,22 +48,44 @@ def accuracy_map(
         roles: the part of the network of each column ("encoder", "middle", "decoder").
         best: (block, noise step) of the cell to outline; None outlines nothing.
     """
+    values = 100 * accuracy.detach().cpu().double()
+    return place_map(values, blocks, log_snr, roles, best, "top-1 accuracy, %", "{:.1f}", _range(values))
+
+
+def place_map(
+    values: Tensor,
+    blocks: Sequence[int],
+    log_snr: Mapping[Level, float],
+    roles: Sequence[str],
+    best: tuple[int, Level] | None,
+    label: str,
+    form: str,
+    limits: tuple[float, float],
+) -> Figure:
+    """Draw a value of every block at every noise step: one row a noise step, one column a block.
+
+    Args:
+        values: (T, B); NaN is grey.
+        blocks, log_snr, roles, best: as for `accuracy_map`.
+        label: label of the colours.
+        form: format of the numbers in the cells, as of `str.format`.
+        limits: the values of the lowest and of the highest colour.
+    """
     count, width = len(log_snr), len(blocks)
     shape = (count, width)
-    assert accuracy.shape == shape, f"{shape} noise steps and blocks, but accuracies {tuple(accuracy.shape)}"
+    assert values.shape == shape, f"{shape} noise steps and blocks, but values {tuple(values.shape)}"
     assert len(roles) == width, f"{width} blocks, but {len(roles)} roles"
-    values = 100 * accuracy.detach().cpu().double()
     cell_width = min(0.62, (WIDTH - 2.2) / width)
     cell_height = min(0.36, 8 / count)
     tall = cell_height * count > 1.5
-    low, high = _range(values)
+    low, _ = limits
     axes, picture = _heat_map(
         values,
         [bracketed(t, value) for t, value in log_snr.items()],
         list(map(str, blocks)),
         ("noise step t (log-SNR)", "block"),
         size=(max(3.2, cell_width * width + 2.2), cell_height * count + (1.0 if tall else 1.6)),
-        limits=(low, high),
+        limits=limits,
         most_labels=(30, 40),
         letters=(9, 8 if width > 15 else 9),
         aspect="auto",
@@ -72,7 +94,7 @@ def accuracy_map(
         axes.set_ylabel("noise step t\n(log-SNR)", color=INK)
     _cell_borders(axes, count, width)
     if count <= _ACCURACY_NUMBERS[0] and width <= _ACCURACY_NUMBERS[1]:
-        _write(picture, _numbers(values, "{:.1f}"), 9 if cell_width > 0.45 else 7)
+        _write(picture, _numbers(values, form), 9 if cell_width > 0.45 else 7)
     _role_brackets(axes, roles, cell_width)
     if best is not None:
         outline = _frame(axes, list(log_snr).index(best[1]), blocks.index(best[0]), 0.5)
@@ -81,7 +103,7 @@ def accuracy_map(
     extend = "min" if values.lt(low).any() else "neither"
     right, bottom = {"location": "right", "aspect": 25}, {"location": "bottom", "shrink": 0.8, "aspect": 40}
     placing: dict[str, Any] = right if tall else bottom
-    bar = _colour_bar(picture, "top-1 accuracy, %", extend=extend, **placing)
+    bar = _colour_bar(picture, label, extend=extend, **placing)
     bar.locator = MaxNLocator(5)
     bar.update_ticks()
     return _figure(axes)

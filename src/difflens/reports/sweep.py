@@ -14,6 +14,11 @@ from difflens.results.sweep import describe
 
 _TITLES = {"ridge": "ridge regression", "logistic": "logistic regression", "knn": "nearest neighbours"}
 
+_HALVED = (
+    "Successive halving: the better half of the places was measured again on twice as many images, and so "
+    "on. Accuracies of places with fewer images are lower, because their classifiers learnt from fewer."
+)
+
 
 def sweep_report(
     *,
@@ -27,6 +32,7 @@ def sweep_report(
     images: int,
     commands: Sequence[str],
     provenance: Mapping[str, object],
+    images_by_place: Tensor | None = None,
 ) -> str:
     """Return the report as one self-contained HTML document.
 
@@ -41,6 +47,7 @@ def sweep_report(
         images: number of validation images.
         commands: the command lines to run next.
         provenance: rows of the closing table.
+        images_by_place: (T, B) numbers of images behind the accuracies of a sweep that halves; None: all.
     """
     recommended = describe(best, log_snr, images)
     sections = [
@@ -57,25 +64,34 @@ def sweep_report(
         _heat_map(first, accuracy_map(decisive, blocks, log_snr, roles, place)),
         Picture(curves, "The same accuracies as curves.", "Accuracy by block, and by noise step"),
     )
-    sections.append(Section(f"Accuracy by block and noise step: {_TITLES[first]}", "", pictures))
+    halved = "" if images_by_place is None else _HALVED
+    sections.append(Section(f"Accuracy by block and noise step: {_TITLES[first]}", halved, pictures))
     for name, values in others:
         picture = _heat_map(name, accuracy_map(values, blocks, log_snr, roles, None))
         sections.append(
             Section(f"Accuracy by block and noise step: {_TITLES[name]}", "For comparison.", (picture,))
         )
-    rows: list[tuple[object, ...]] = [
-        (str(block), role, *(f"{100 * value:.2f}" for value in column))
-        for block, role, column in zip(blocks, roles, decisive.T.tolist(), strict=True)
-    ]
     columns = ("Block", "Part", *(bracketed(t, value) for t, value in log_snr.items()))
     caption = (
         f"{_TITLES[first].capitalize()}, validation accuracy in per cent. Columns are noise steps t, with "
         "their log-SNR in brackets."
     )
-    table = Table(columns, rows, caption, list(blocks).index(best.block))
-    sections.append(Section("Table of accuracies", "", (table,)))
+    marked = list(blocks).index(best.block)
+    rows = _by_block(blocks, roles, [[f"{100 * value:.2f}" for value in row] for row in decisive.T.tolist()])
+    sections.append(Section("Table of accuracies", "", (Table(columns, rows, caption, marked),)))
+    if images_by_place is not None:
+        counts = _by_block(blocks, roles, [[f"{n:,}" for n in row] for row in images_by_place.T.tolist()])
+        caption = "The training images that stand behind each accuracy. Columns are as above."
+        sections.append(Section("Table of images", "", (Table(columns, counts, caption, marked),)))
     sections.append(Section("Next commands", "\n\n".join(commands)))
     return render("Sweep: accuracy by block and noise step", summary, sections, provenance)
+
+
+def _by_block(
+    blocks: Sequence[int], roles: Sequence[str], cells: Sequence[Sequence[str]]
+) -> list[tuple[object, ...]]:
+    """Return the rows of a table, one a block, that begin with its index and its part of the network."""
+    return [(str(block), role, *row) for block, role, row in zip(blocks, roles, cells, strict=True)]
 
 
 def _recommendation(best: Recommendation, log_snr: Mapping[Level, float]) -> Table:

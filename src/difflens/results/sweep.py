@@ -74,6 +74,8 @@ class SweepResult(Result):
         recommendation: the place and the fusion that the first classifier recommends.
         commands: the command lines to run next.
         skipped_images: a line for each image that could not be read.
+        images_by_place: (T, B) numbers of images behind each accuracy of a sweep that halves; None: `images`
+            everywhere.
     """
 
     out: Path
@@ -87,9 +89,11 @@ class SweepResult(Result):
     recommendation: Recommendation
     commands: tuple[str, ...]
     skipped_images: tuple[str, ...]
+    images_by_place: Tensor | None = None
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
+        halved = {} if self.images_by_place is None else {"images_by_place": plain(self.images_by_place)}
         return {
             "accuracy": plain(self.accuracy),
             "blocks": plain(self.blocks),
@@ -101,6 +105,7 @@ class SweepResult(Result):
             "recommended": plain(self.recommendation),
             "next": plain(self.commands),
             "skipped_images": plain(self.skipped_images),
+            **halved,
         }
 
     @classmethod
@@ -108,12 +113,17 @@ class SweepResult(Result):
         """Read what `metrics` wrote into the run directory `out`, in this version or in an earlier one."""
         rows = field_in(metrics, "accuracy", dict[str, list[list[Share]]])
         unknown = {"log_snr": [None] * len(field_in(metrics, "noise_steps", list[Level]))}
+        known = ("out", "accuracy", "recommendation", "commands", "images_by_place")
+        images = None
+        if "images_by_place" in metrics:
+            images = torch.tensor(field_in(metrics, "images_by_place", list[list[Natural]]))
         return cls(
-            **fields_in(cls, unknown | {**metrics}, "out", "accuracy", "recommendation", "commands"),
+            **fields_in(cls, unknown | {**metrics}, *known),
             out=out,
             accuracy={name: torch.tensor(table, dtype=torch.float64) for name, table in rows.items()},
             recommendation=read_recommendation(field_in(metrics, "recommended", dict[str, Any])),
             commands=field_in(metrics, "next", tuple[str, ...]),
+            images_by_place=images,
         )
 
     def summary(self) -> str:
