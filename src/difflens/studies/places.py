@@ -37,7 +37,7 @@ def place_rows(
 def probe_like(config: Options) -> ProbeConfig:
     """Return a configuration of `probe` with the options that it shares with `config`.
 
-    Not shared are how maps are pooled, the number of images, and whether a run is continued.
+    Not shared are how maps are pooled and normalised, the number of images, and whether a run is continued.
     """
     names = {field.name for field in fields(ProbeConfig)} & {field.name for field in fields(config)}
     return ProbeConfig(

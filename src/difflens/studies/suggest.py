@@ -20,7 +20,7 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.latents import Latents
 from difflens.metrics.label_free import LEAST, high_frequency_share, level_statistics
 from difflens.metrics.suggestion import combined_score, suggest_place
-from difflens.opening import OpenedRun, open_run
+from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import Level, finite, in_words
 from difflens.processes.clean import Clean
 from difflens.reports.heat_maps import place_map
@@ -53,6 +53,7 @@ def suggest(config: SuggestConfig, announce: Callable[[str], object] = lambda li
         raise DiffLensError(f"{needed}, and --limit allows {config.limit}")
     if len(split) < LEAST:
         raise DiffLensError(f"{needed}, and {config.data} has {len(split)}")
+    config = with_backbone(config, split)
     opened = open_run(config, split, one_process="")
     backbone = opened.backbone
     blocks = backbone.check_blocks(config.blocks or [block.index for block in backbone.blocks])
