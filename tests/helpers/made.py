@@ -201,7 +201,17 @@ INFO = InfoResult(
     channels=1,
     image_size=32,
     noise=NoiseInfo(
-        "variance preserving", "x_t = ...", "step", (0, 999), (9.21, None), True, "epsilon", None
+        "variance preserving",
+        "x_t = ...",
+        "step",
+        (0, 999),
+        (9.21, None),
+        True,
+        "epsilon",
+        "epsilon = ...",
+        "DDPMScheduler",
+        {"beta_schedule": "linear"},
+        ("timestep_spacing",),
     ),
     latents=LatentsInfo("AutoencoderKL", 5678, 4, 8, 4, (0.5,), (0.0625,)),
     condition=ConditionInfo("class 3", "mean, zero or a class from 0 to 9"),
