@@ -110,7 +110,7 @@ def test_only_needed_outputs_equal_all_outputs() -> None:
 
 
 def test_attention_refuses_several_maps() -> None:
-    with pytest.raises(DiffLensError, match="DifFormer reads several"):
+    with pytest.raises(DiffLensError, match="difformer reads several"):
         make_head(HeadConfig("attention"), ADM_FUSION, 10)
 
 

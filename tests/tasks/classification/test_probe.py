@@ -420,7 +420,7 @@ def test_normalisation_is_saved_with_the_head(
         workers=0,
     )
     extract(store)
-    stored = probe(replace(run, out=tmp_path / "stored", store=store.out))
+    stored = probe(replace(run, out=tmp_path / "stored", store=store.out, workers=None))
     torch.testing.assert_close(stored.model.probabilities(images), expected)
 
 
