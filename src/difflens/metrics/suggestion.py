@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DIRECTIONS = {"effective_rank": 1, "neighbour_alignment": -1}
+DIRECTIONS = {"effective_rank": 1, "draw_agreement": 1}
 """The statistics that decide, and 1 or -1 where high or low values suggest a place."""
 
 
