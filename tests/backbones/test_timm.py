@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from difflens import DiffLensError, load_backbone
 from difflens.backbones.load import resolved
+from difflens.backbones.timm import TimmBackbone
 
 NAMES = ("test_resnet", "test_vit")
 
@@ -83,6 +84,18 @@ def test_another_image_size() -> None:
     assert load_backbone("random:timm:test_vit", image_size=64).block(1).stride == 16
     with pytest.raises(DiffLensError, match=r"timm does not give|does not take images of 50 pixels"):
         load_backbone("random:timm:test_vit", image_size=50)
+
+
+@torch.no_grad()
+def test_a_family_without_a_norm_of_maps_gives_them_raw() -> None:
+    backbone = load_backbone("random:timm:hiera_tiny_224")
+    assert isinstance(backbone, TimmBackbone)
+    assert [block.stride for block in backbone.blocks] == [4, 8, 16, 32]
+    pixels = torch.rand(1, 3, 224, 224)
+    mean, deviation = (torch.tensor(backbone.network.pretrained_cfg[name]) for name in ("mean", "std"))
+    images = (pixels - mean[:, None, None]) / deviation[:, None, None]
+    (expected,) = backbone.network.forward_intermediates(images, indices=[1], intermediates_only=True)
+    torch.testing.assert_close(backbone.features(2 * pixels - 1, 0, [2])[2], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_untrained_weights_are_always_the_same_and_need_no_hub() -> None:

@@ -2,7 +2,7 @@
 
 The maps come from timm's `forward_intermediates`, which reads all families alike. Spatial tokens become a
 map; class and register tokens are left out. A ViT's maps go through its last normalisation, as in the
-evaluation of DINOv2 (Oquab et al., 2023).
+evaluation of DINOv2 (Oquab et al., 2023). Families that have none for maps, such as Hiera, give them raw.
 """
 
 import difflib
@@ -51,6 +51,7 @@ class TimmBackbone(CleanBackbone):
         mean, deviation = [2 * m - 1 for m in settings["mean"]], [2 * d for d in settings["std"]]
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, -1, 1, 1), persistent=False)
+        self._has_norm = True
         self.blocks = self._describe()
         self.check_side(image_size)
         depth = len(self.blocks)
@@ -138,7 +139,7 @@ class TimmBackbone(CleanBackbone):
         maps: list[Tensor] = self.network.forward_intermediates(
             normalised,
             indices=indices,
-            norm=True,
+            norm=self._has_norm,
             stop_early=True,
             output_fmt="NCHW",
             intermediates_only=True,
@@ -153,8 +154,15 @@ class TimmBackbone(CleanBackbone):
                 f"timm does not read {self.spec} block by block (it has no forward_intermediates)"
             )
         side = self.image_size
+        blank = torch.zeros(1, self.in_channels, side, side)
         try:
-            maps = self._maps(torch.zeros(1, self.in_channels, side, side), None)
+            try:
+                maps = self._maps(blank, None)
+            except AssertionError as error:
+                if "norm" not in str(error):
+                    raise
+                self._has_norm = False
+                maps = self._maps(blank, None)
         except Exception as error:  # each family of models refuses sizes and formats in its own way
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DiffLensError(f"{self.spec} does not take images of {side} pixels: {reason}") from error
