@@ -179,7 +179,7 @@ def test_what_cannot_work_says_so_and_leaves_nothing(
     [
         (2, 2, 0.0, "takes 2 channels, which are latents"),
         (1, 3, 0.0, "makes 3 channels out of 1"),
-        (1, 1, torch.nan, "images that are not finite"),
+        (1, 1, torch.nan, "images that are not finite: check its weights"),
     ],
 )
 def test_networks_that_make_no_images(

@@ -11,6 +11,12 @@ from difflens.errors import DiffLensError
 from difflens.noise import Stream, seeded_noise
 
 
+def not_finite(backbone: Backbone) -> DiffLensError:
+    """Return the error of a backbone whose images have NaN or infinity, with the likely remedy."""
+    remedy = "check its weights" if backbone.dtype == torch.float32 else "use --precision float32"
+    return DiffLensError(f"{backbone.spec} gives images that are not finite: {remedy}")
+
+
 class Sampler(ABC):
     """What draws images from a backbone.
 
@@ -68,9 +74,7 @@ class DiffusionSampler(Sampler):
         images = self.backbone.decode(x_0)
         # a quantising autoencoder makes finite images of any latents
         if not (x_0.isfinite().all() and images.isfinite().all()):
-            raise DiffLensError(
-                f"{self.backbone.spec} gives images that are not finite: use --precision float32 or bfloat16"
-            )
+            raise not_finite(self.backbone)
         return images.clamp(-1, 1)
 
     @abstractmethod

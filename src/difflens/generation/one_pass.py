@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from difflens.backbones.bigan import BiGANBackbone
-from difflens.errors import DiffLensError
-from difflens.generation.base import Sampler
+from difflens.generation.base import Sampler, not_finite
 from difflens.noise import Stream, seeded_noise
 
 
@@ -33,7 +32,5 @@ class OnePassSampler(Sampler):
         images = self.backbone.generator(latents.to(dtype)).float()
         watch()
         if not images.isfinite().all():
-            raise DiffLensError(
-                f"{self.backbone.spec} gives images that are not finite: use --precision float32"
-            )
+            raise not_finite(self.backbone)
         return images
