@@ -36,7 +36,8 @@ COMMANDS = {
     "extract": f"--blocks 3 5 --noise-steps 5 20 --splits train --shard-megabytes 1 {SMALL}",
     "probe": f"--head attention --blocks 5 --epochs 6 --dropout 0.1 {SMALL}",
     "sweep": "--noise-steps 5 20 50 --blocks 3 5 --budget 120 --device cpu",
-    "compare": "--backbones pixels:1x28 random:pixels:1x28 --protocols knn few --samples 0 --limit 400 --device cpu",
+    "compare": "--backbones pixels:1x28 random:pixels:1x28 --protocols knn few --samples 0 --limit 400 "
+    "--device cpu",
     "pretrain": "--data fashion --limit 128 --preset tiny --epochs 4 --batch-size 16 --device cpu",
     "generate": "--backbone fashion --n 6 --steps 3 --batch-size 2 --device cpu",
     "segment": DENSE,
