@@ -22,6 +22,7 @@ from diffusers import UNet2DModel
 from torch.nn.functional import mse_loss
 
 from difflens import PretrainConfig, load_backbone, pretrain
+from difflens.backbones.base import Backbone
 from difflens.data.labels import balanced
 from difflens.data.load import load_data
 from difflens.data.split import every_nth
@@ -32,7 +33,6 @@ from difflens.metrics.statistics import wilson
 from difflens.presets import PRETRAIN, UNETS
 from difflens.pretraining.networks import unet_config
 
-BASE: dict[str, Any] = {"channels": (16, 32, 96, 160)}
 TRIALS: dict[str, dict[str, Any]] = {
     "channels 16, 32, 96, 160": {},
     "channels 16, 64, 128, 192": {"channels": (16, 64, 128, 192)},
@@ -62,13 +62,12 @@ def seconds_an_image() -> float:
     return (time.process_time() - began) / 640
 
 
-def score(model: Path, data: Any, held_out: torch.Tensor) -> dict[str, Any]:
+def score(backbone: Backbone, data: Any, held_out: torch.Tensor) -> dict[str, Any]:
     """Return the best place by ridge accuracy on the held-out images."""
     trained = data.train.subset((~held_out).nonzero()[:, 0])
     learned = trained.index[balanced(trained, LABELS, 0)]
     rows = torch.cat([learned, held_out.nonzero()[:, 0]])
     split, tested = data.train.subset(rows), torch.arange(len(rows)) >= LABELS
-    backbone = load_backbone(str(model))
     blocks = tuple(block.index for block in backbone.blocks)
     best: dict[str, Any] = {"accuracy": 0.0}
     for t in NOISE_STEPS:
@@ -99,8 +98,8 @@ def trial(name: str, options: dict[str, Any], cifar: Path, out: Path, minutes: f
             link = kept / source.parent.name / source.name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(source.resolve())
-    recipe = dict(options)
-    UNETS["trial"] = {**UNETS["photos-32"], "channels": recipe.pop("channels", BASE["channels"])}
+    recipe, preset = dict(options), UNETS["photos-32"]
+    UNETS["trial"] = {**preset, "channels": recipe.pop("channels", preset["channels"])}
     PRETRAIN["trial"] = {**PRETRAIN["photos-32"], "unet": "trial"}
     plan = out / f"{name}.plan"
     if not plan.exists():
@@ -120,9 +119,10 @@ def trial(name: str, options: dict[str, Any], cifar: Path, out: Path, minutes: f
     )
     model = pretrain(config).path / "model"
     log = (config.out / "log.jsonl").read_text().splitlines()
-    parameters = sum(p.numel() for p in load_backbone(str(model)).parameters())
+    backbone = load_backbone(str(model))
+    parameters = sum(p.numel() for p in backbone.parameters())
     result = {"parameters": parameters, "images": images, "loss": json.loads(log[-1])["loss"]}
-    result |= score(model, data, held_out)
+    result |= score(backbone, data, held_out)
     file.write_text(json.dumps(result))
     return result
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from difflens.extractors.store import FeatureStore
@@ -23,7 +22,7 @@ IMAGE = "-{}[i]|$x$<x-bad>\udcfe.png"
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hostile(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Path:
     """data[i]$x$/, a folder of images, and net[i]|$x$/, a backbone."""
     root = tmp_path_factory.mktemp("hostile")
     generator = torch.Generator().manual_seed(0)
@@ -35,17 +34,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = torch.randint(0, 90, (16, 16, 3), generator=generator)
                 pixels[..., channel] += 120
                 Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / IMAGE.format(number), "PNG")
-    torch.manual_seed(7)
-    UNet2DModel(
-        sample_size=16,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        attention_head_dim=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    ).save_pretrained(root / "net[i]|$x$")
-    DDPMScheduler(num_train_timesteps=100).save_pretrained(root / "net[i]|$x$")
+    shutil.copytree(backbone_folder, root / "net[i]|$x$")
     return root
 
 

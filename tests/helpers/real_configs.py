@@ -32,6 +32,17 @@ def _library(kind: str) -> str:
     return "transformers" if kind.startswith(("CLIP", "T5")) else "diffusers"
 
 
+# what the autoencoders of Stable Diffusion 3 and Flux have in common
+_SIXTEEN_CHANNELS: dict[str, Any] = {
+    "force_upcast": True,
+    "latent_channels": 16,
+    "latents_mean": None,
+    "latents_std": None,
+    "use_post_quant_conv": False,
+    "use_quant_conv": False,
+}
+
+
 def _autoencoder(side: int, **changes: Any) -> dict[str, Any]:
     """The autoencoder of Stable Diffusion 1 and 2 and of DiT, whose published files state no scale."""
     return {
@@ -403,14 +414,9 @@ STABLE_DIFFUSION_3: Files = {
     },
     "vae/config.json": _autoencoder(
         1024,
-        force_upcast=True,
-        latent_channels=16,
-        latents_mean=None,
-        latents_std=None,
+        **_SIXTEEN_CHANNELS,
         scaling_factor=1.5305,
         shift_factor=0.0609,
-        use_post_quant_conv=False,
-        use_quant_conv=False,
     ),
 }
 
@@ -449,14 +455,9 @@ FLUX_DEV: Files = {
     },
     "vae/config.json": _autoencoder(
         1024,
-        force_upcast=True,
-        latent_channels=16,
-        latents_mean=None,
-        latents_std=None,
+        **_SIXTEEN_CHANNELS,
         mid_block_add_attention=True,
         scaling_factor=0.3611,
         shift_factor=0.1159,
-        use_post_quant_conv=False,
-        use_quant_conv=False,
     ),
 }

@@ -51,8 +51,6 @@ class DifFormerHead(Head):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if width % heads:
-            raise DiffLensError(f"head width {width} is not a multiple of its {heads} attention heads")
         self.pool = pool
         self.blocks = sorted({block for block, _ in shapes})
         self.noise_steps = sorted({t for _, t in shapes})
@@ -115,18 +113,33 @@ class DifFormerHead(Head):
         for block in self.blocks:
             entered = self.entry[str(block)](pool_to(features[block, t].float(), self.pool))
             tokens.append(entered.flatten(2).transpose(1, 2))
-        cls = self.cls_token.expand(len(tokens[0]), -1, -1)
-        x = torch.cat([cls, *tokens], dim=1)
-        for layer in self.transformer[:-1]:
-            x = layer(x)
-        return x
+        return before_last(self.transformer, self.cls_token, *tokens)
+
+
+def before_last(blocks: nn.ModuleList, cls_token: Tensor, *tokens: Tensor) -> Tensor:
+    """Return the input of the last of some transformer blocks: CLS and the tokens, (B, 1 + N, width).
+
+    Args:
+        cls_token: (1, 1, width).
+        tokens: (B, N_i, width) each, together the N tokens that enter the first block with CLS.
+    """
+    x = torch.cat([cls_token.expand(len(tokens[0]), -1, -1), *tokens], dim=1)
+    for block in blocks[:-1]:
+        x = block(x)
+    return x
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm self-attention (no qkv bias) and a GELU MLP, each with a residual connection."""
+    """Pre-norm self-attention (no qkv bias) and a GELU MLP, each with a residual connection.
+
+    Raises:
+        DiffLensError: `heads` does not divide `width`.
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: int = 4, dropout: float = 0.0):
         super().__init__()
+        if width % heads:
+            raise DiffLensError(f"head width {width} is not a multiple of its {heads} attention heads")
         self.heads = heads
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)

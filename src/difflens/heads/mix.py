@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difflens.backbones.maps import MapShape, Place, pool_to, pooled_shape
-from difflens.errors import DiffLensError
 from difflens.heads.base import Head
-from difflens.heads.difformer import TransformerBlock
+from difflens.heads.difformer import TransformerBlock, before_last
 
 
 class Mixture(nn.Module):
@@ -95,8 +94,6 @@ class MixHead(Head):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if width % heads:
-            raise DiffLensError(f"head width {width} is not a multiple of its {heads} attention heads")
         self.pool = pool
         pooled = {place: pooled_shape(shape, pool) for place, shape in shapes.items()}
         _, height, across = max(pooled.values(), key=lambda shape: shape[1:])
@@ -130,7 +127,4 @@ class MixHead(Head):
         maps = {place: pool_to(read[place].float(), self.pool) for place in self.mixture.places}
         normed = {place: F.layer_norm(each, each.shape[1:]) for place, each in maps.items()}
         tokens = (self.mixture(normed) + self.position).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        for layer in self.transformer[:-1]:
-            x = layer(x)
-        return x
+        return before_last(self.transformer, self.cls_token, tokens)
