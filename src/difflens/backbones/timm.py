@@ -146,6 +146,16 @@ class TimmBackbone(CleanBackbone):
         )
         return maps
 
+    def _maps_of_blank(self, blank: Tensor) -> list[Tensor]:
+        """Return all maps of a blank image, and note whether the family has a norm for them."""
+        try:
+            return self._maps(blank, None)
+        except AssertionError as error:
+            if "norm" not in str(error):
+                raise
+        self._has_norm = False
+        return self._maps(blank, None)
+
     @torch.no_grad()
     def _describe(self) -> tuple[Block, ...]:
         """Return the blocks, whose shapes are measured on a blank image."""
@@ -154,15 +164,8 @@ class TimmBackbone(CleanBackbone):
                 f"timm does not read {self.spec} block by block (it has no forward_intermediates)"
             )
         side = self.image_size
-        blank = torch.zeros(1, self.in_channels, side, side)
         try:
-            try:
-                maps = self._maps(blank, None)
-            except AssertionError as error:
-                if "norm" not in str(error):
-                    raise
-                self._has_norm = False
-                maps = self._maps(blank, None)
+            maps = self._maps_of_blank(torch.zeros(1, self.in_channels, side, side))
         except Exception as error:  # each family of models refuses sizes and formats in its own way
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DiffLensError(f"{self.spec} does not take images of {side} pixels: {reason}") from error
