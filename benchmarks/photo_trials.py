@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DModel
-from torch.nn.functional import mse_loss
 
 from difflens import PretrainConfig, load_backbone, pretrain
 from difflens.backbones.base import Backbone
@@ -31,7 +30,11 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.metrics.classifiers import held_out_scores
 from difflens.metrics.statistics import wilson
 from difflens.presets import PRETRAIN, UNETS
+from difflens.pretraining.gradients import Gradients
+from difflens.pretraining.loss import DiffusionLoss
 from difflens.pretraining.networks import unet_config
+from difflens.processes.schedulers import process_of
+from difflens.processes.variance_preserving import VariancePreserving
 
 TRIALS: dict[str, dict[str, Any]] = {
     "channels 16, 32, 96, 160": {},
@@ -43,6 +46,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "learning rate 2e-3": {"learning_rate": 2e-3},
     "no flips": {"augment": "none"},
     "EMA 0.999": {"ema_decay": 0.999},
+    "batches of 32": {"batch_size": 32},
 }
 NOISE_STEPS = (10, 30, 100)
 LABELS = 10_000
@@ -51,14 +55,15 @@ LABELS = 10_000
 def seconds_an_image() -> float:
     """Return the processor time that a training step in bfloat16 takes for an image."""
     network = UNet2DModel(**unet_config("trial"))
-    images, t = torch.randn(64, 3, 32, 32), torch.randint(1000, (64,))
+    process, schedule = Accelerator(cpu=True), process_of({})
+    assert isinstance(schedule, VariancePreserving)
+    gradients = Gradients(network, DiffusionLoss(schedule), process, "bfloat16")
+    images, t = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8), torch.randint(1000, (64,))
     began = 0.0
     for step in range(11):
         if step == 1:
             began = time.process_time()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = mse_loss(network(images, t).sample.float(), images)
-        loss.backward()
+        gradients(images, torch.arange(64), t, torch.tensor(0))
     return (time.process_time() - began) / 640
 
 
