@@ -19,6 +19,7 @@ from hypothesis import Phase, given, settings
 import difflens
 from difflens import (
     CompareConfig,
+    DemoConfig,
     DetectConfig,
     DiffLensError,
     ExplainConfig,
@@ -33,8 +34,11 @@ from difflens import (
     SweepConfig,
     load_backbone,
 )
+from tests.data.sources.test_fine_grained import make_flowers
 from tests.helpers import damage
+from tests.helpers.adm import Adm
 from tests.helpers.cli import run
+from tests.helpers.pipelines import write_stable_diffusion
 from tests.test_earlier_versions import ARCHIVE, ATTENTION, BACKBONE, COMMON, HERE, PRETRAIN, SEGMENT
 
 Read = Callable[[], object]
@@ -54,8 +58,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             config["backbone"]["spec"] = str(folder / BACKBONE)
             path.write_text(json.dumps(config))
     (folder / "labels.txt").write_text("train/dark/0.png\ntrain/light/0.png\n")
+    write_stable_diffusion(folder / "text")
+    torch.save(Adm(head_channels=16).random_state(), folder / "adm.pt")
+    flags = {
+        "num_head_channels": 16,
+        "num_heads": 4,
+        "use_new_attention_order": False,
+        "noise_schedule": "cosine",
+    }
+    (folder / "adm.json").write_text(json.dumps(flags))
+    make_flowers(folder / "flowers")
     with contextlib.chdir(folder):
         compare()  # version 0.1 wrote other names, which a resumed comparison replaces
+        demo()
     return folder
 
 
@@ -140,9 +155,16 @@ def pretrain() -> object:
     return difflens.pretrain(PretrainConfig(out=Path("pretrain-stopped"), resume=True, **PRETRAIN))
 
 
-def load(name: str) -> Read:
+def demo() -> object:
+    short: dict[str, Any] = {"effort": 0.01, "samples": 1, "sampling_steps": 1}
+    return difflens.demo(
+        DemoConfig(out=Path("demo"), data="data", backbone=BACKBONE, device="cpu", resume=True, **short)
+    )
+
+
+def load(name: str, **options: Any) -> Read:
     """What `info` and every command with a backbone do first."""
-    return lambda: load_backbone(name)
+    return lambda: load_backbone(name, **options)
 
 
 class Reader(NamedTuple):
@@ -189,6 +211,11 @@ READERS = (
     Reader("pretrain/model/model_index.json", "load", load(BACKBONE)),
     Reader("pretrain/model/scheduler/scheduler_config.json", "load", load(BACKBONE)),
     Reader("supervised/model/config.json", "load", load("supervised/model")),
+    Reader("adm.json", "load", load("adm.pt", image_size=16)),
+    Reader("text/text_encoder/config.json", "load", load("text", condition="null")),
+    Reader("text/tokenizer/tokenizer_config.json", "load", load("text", condition="null")),
+    Reader("demo/metrics.json", "resume", demo),
+    Reader("demo/config.yaml", "resume", demo),
 )
 TEXTS = (
     Reader("store/train/images.csv", "store", on_store, DRAWS),

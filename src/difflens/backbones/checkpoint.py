@@ -74,7 +74,7 @@ def with_flags(config: BackboneConfig, path: Path) -> BackboneConfig:
         DiffLensError: the file cannot be read, or it contradicts an option that was given.
     """
     files = [path.with_suffix(ending) for ending in (".json", ".yaml", ".yml")]
-    file = next((each for each in files if each.is_file()), None)
+    file = next((each for each in files if each.exists()), None)
     if file is None:
         return config
     flags = read_yaml(file, _Flags)  # JSON is YAML

@@ -50,7 +50,7 @@ def read_config(folder: Path, problem: str) -> dict[str, Any]:
     config = read_json(folder / "config.json", problem)
     try:
         checked(_NetworkFields, {name: config[name] for name in _NETWORK_FIELDS if name in config})
-        _check_numbers(config)
+        check_numbers(config)
     except FieldError as error:
         raise DiffLensError(f"{folder / 'config.json'}: {error}") from error
     return config
@@ -155,14 +155,18 @@ def _items(value: Any) -> Iterator[Any]:
         yield from _items(item)
 
 
-def _check_numbers(value: Any, name: str = "") -> None:
-    """Refuse numbers of layers, and other whole numbers, beyond those of any network."""
+def check_numbers(value: Any, name: str = "") -> None:
+    """Refuse numbers of layers, and other whole numbers, beyond those of any network.
+
+    Raises:
+        FieldError: names the field.
+    """
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _check_numbers(item, f"{name}.{key}" if name else str(key))
+            check_numbers(item, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            _check_numbers(item, f"{name}[{number}]")
+            check_numbers(item, f"{name}[{number}]")
     elif isinstance(value, int):
         many = "layers" in name and "dim" not in name
         most = _MOST_LAYERS if many else _MOST_POSITIONS if name in _POSITIONS else _MOST

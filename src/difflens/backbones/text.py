@@ -10,19 +10,29 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from difflens.backbones.pretrained import check_numbers, check_size
 from difflens.errors import DiffLensError
+from difflens.ranges import Range
 from difflens.run.files import replace_with
-from difflens.run.reading import check_files, read_json, read_tensors, reason
+from difflens.run.reading import FieldError, check_files, checked, read_json, read_tensors, reason
 
 _TABLE = dict[str, Any]
+_LONGEST_PROMPT = 2**16  # tokens
 _INSTALL = 'pip install "difflens[text]"'
 _FLUX_LATENT_SIDE = 128  # FluxPipeline's own, whatever its network is
+
+
+@dataclass(frozen=True)
+class _TokenizerFields:
+    """The field of tokenizer_config.json that memory depends on; transformers writes 10**30 for no limit."""
+
+    model_max_length: Annotated[int, Range(1, 10**31)] | None = None
 
 
 @dataclass(frozen=True)
@@ -265,13 +275,35 @@ def _tokenizer(home: Path, loader: Any, name: str) -> Any:
         missing = [module for module in ("sentencepiece", "google.protobuf") if not _installed(module)]
         if missing:
             raise DiffLensError(f"{home / 'spiece.model'} needs {' and '.join(missing)}: {_INSTALL}")
+    file = home / "tokenizer_config.json"
+    content = read_json(file, _TABLE) if file.exists() else {}
     try:
-        return loader.from_pretrained(home, local_files_only=True)
+        checked(_TokenizerFields, {"model_max_length": content.get("model_max_length")})
+        tokenizer = loader.from_pretrained(home, local_files_only=True)
+    except FieldError as error:
+        raise DiffLensError(f"{file}: {error}") from error
     except Exception as error:  # transformers and tokenizers raise many types for damaged files
-        raise DiffLensError(f"{home} cannot be loaded: {reason(error)}") from error
+        raise DiffLensError(
+            f"{home}, {file.name} or another file, cannot be loaded: {reason(error)}"
+        ) from error
+    # CLIP's prompts are padded to it; transformers has a huge number where it is missing
+    if name.startswith("CLIP") and tokenizer.model_max_length > _LONGEST_PROMPT:
+        raise DiffLensError(
+            f"{file}: model_max_length is missing or too large: it must be at most {_LONGEST_PROMPT:,}"
+        )
+    return tokenizer
 
 
 def _encoder(home: Path, loader: Any) -> nn.Module:
+    file = home / "config.json"
+    content = read_json(file, _TABLE)
+    try:
+        check_numbers(content)
+        with torch.device("meta"):
+            outline = loader(loader.config_class.from_dict(content))
+    except Exception as error:  # transformers raises many types for configurations that cannot be right
+        raise DiffLensError(f"{file}: {reason(error)}") from error
+    check_size(outline, home, fresh=False)
     try:
         encoder, info = loader.from_pretrained(home, local_files_only=True, output_loading_info=True)
     except Exception as error:  # transformers raises many types for damaged weights and configurations

@@ -77,6 +77,7 @@ def write_predictions(
     kind: type[DensePrediction],
     answer: Callable[[Tensor], Answer],
     model: SegmentationModel | DetectionModel,
+    check: Callable[[int, int], object] = lambda height, width: None,
 ) -> DensePredictResult:
     """Apply a model to each image, and write overlays, masks and predictions.json to `config.out`.
 
@@ -84,14 +85,16 @@ def write_predictions(
         kind: the class of the predictions.
         answer: gives the model's answer for an image, uint8 (C, H, W).
         model: the model that answers.
+        check: called with height and width of each image before any file is written; it raises for an image
+            that is too large.
 
     Raises:
-        DiffLensError: an image cannot be read, or there are no images.
+        DiffLensError: an image cannot be read or is too large, or there are no images.
     """
     out, skipped = _folder(config), list[str]()
     paths = list_images(config.images)
     # an unreadable image is an error before any file is written
-    readable = list(_readable(paths, config, skipped))
+    readable = list(_readable(paths, config, skipped, check))
     backbone = model.probe.extractor.backbone
     say_changes(FileSplit("images", [*map(str, paths)]), backbone.spec, backbone.in_channels, model.head.side)
     # nothing of another model or of other images stays
@@ -123,15 +126,18 @@ def _folder(config: PredictConfig) -> Path:
     return config.out or Path("predictions")
 
 
-def _readable(paths: list[Path], config: PredictConfig, skipped: list[str]) -> Iterator[Path]:
+def _readable(
+    paths: list[Path], config: PredictConfig, skipped: list[str], check: Callable[[int, int], object]
+) -> Iterator[Path]:
     for path in paths:
         try:
-            read_image(path)
+            height, width = read_image(path).shape[-2:]
         except BadImage as error:
             if config.on_bad_image == "error":
                 raise
             skipped.append(f"{path}: {error.reason}")
         else:
+            check(height, width)
             yield path
 
 

@@ -55,11 +55,8 @@ def class_probabilities(
         DiffLensError: they do not fit into main memory, and the probe is there.
     """
     height, width = image.shape[-2:]
-    copies = 1 + (sliding.flip or len(sliding.scales) > 1)
-    classes = cast(int, probe.head.num_classes)
     if image.device.type == "cpu":
-        what = f"the probabilities of {classes} classes at {width} x {height} pixels"
-        require_memory(4 * copies * classes * height * width, what, "give a smaller picture")
+        require_probabilities(cast(int, probe.head.num_classes), height, width, sliding)
     total: Tensor | None = None
     for scale in sliding.scales:
         size = scaled_size((height, width), sliding.side * scale, whole=False)
@@ -74,6 +71,13 @@ def class_probabilities(
             total = scores if total is None else total.add_(scores)
     assert total is not None
     return total.div_(len(sliding.scales) * (2 if sliding.flip else 1))
+
+
+def require_probabilities(classes: int, height: int, width: int, sliding: Sliding) -> None:
+    """Raise DiffLensError if the probabilities of `class_probabilities` do not fit into main memory."""
+    copies = 1 + (sliding.flip or len(sliding.scales) > 1)
+    what = f"the probabilities of {classes} classes at {width} x {height} pixels"
+    require_memory(4 * copies * classes * height * width, what, "give a smaller picture")
 
 
 def evaluate_segmentation(

@@ -14,7 +14,7 @@ from difflens.reports.overlays import mask_overlay
 from difflens.results.predict import DensePredictResult, SegmentedImage
 from difflens.run.processes import accelerator
 from difflens.tasks.predict import Answer, check_dense, check_draws, write_predictions
-from difflens.tasks.segmentation.inference import Sliding, class_probabilities
+from difflens.tasks.segmentation.inference import Sliding, class_probabilities, require_probabilities
 
 
 def predict_masks(config: PredictConfig) -> DensePredictResult:
@@ -47,4 +47,8 @@ def predict_masks(config: PredictConfig) -> DensePredictResult:
         }
         return {"classes": shares}, pictures
 
-    return write_predictions(config, SegmentedImage, answer, model)
+    def check(height: int, width: int) -> None:
+        if device.type == "cpu":
+            require_probabilities(len(model.classes), height, width, sliding)
+
+    return write_predictions(config, SegmentedImage, answer, model, check)
