@@ -122,7 +122,7 @@ def trial(name: str, options: dict[str, Any], cifar: Path, out: Path, minutes: f
         workers=0,
         **recipe,
     )
-    model = pretrain(config).path / "model"
+    model = pretrain(config).path
     log = (config.out / "log.jsonl").read_text().splitlines()
     backbone = load_backbone(str(model))
     parameters = sum(p.numel() for p in backbone.parameters())

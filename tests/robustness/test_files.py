@@ -3,6 +3,7 @@ it: one line that names file and field, nothing written, bounded time and memory
 
 import contextlib
 import json
+import math
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 import torch
 import yaml
 from hypothesis import Phase, given, settings
+from scipy.io import loadmat, savemat
 
 import difflens
 from difflens import (
@@ -33,8 +35,9 @@ from difflens import (
     SegmentConfig,
     SweepConfig,
     load_backbone,
+    load_data,
 )
-from tests.data.sources.test_fine_grained import make_flowers
+from tests.data.sources.test_fine_grained import make_dogs
 from tests.helpers import damage
 from tests.helpers.adm import Adm
 from tests.helpers.cli import run
@@ -67,7 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "noise_schedule": "cosine",
     }
     (folder / "adm.json").write_text(json.dumps(flags))
-    make_flowers(folder / "flowers")
+    make_dogs(folder / "dogs")
     with contextlib.chdir(folder):
         compare()  # version 0.1 wrote other names, which a resumed comparison replaces
         demo()
@@ -532,3 +535,26 @@ def test_a_model_card_that_is_damaged_is_no_obstacle(
     (tmp_path / "model" / "README.md").write_text("---\nlicense: &a mit\nother: *a\n---\n")
     assert run("info", tmp_path / "model") == 0
     assert "the licence is not known" in capfd.readouterr().err
+
+
+def test_matlab_lists() -> None:
+    path = Path("dogs/train_list.mat")
+    content = {key: value for key, value in loadmat(path).items() if not key.startswith("__")}
+    read = partial(load_data, "dogs:dogs")
+    assert damage.refusal(read) is None
+    for name, damaged in damage.whole(path.read_bytes()).items():
+        with damage.replaced(path, damaged):
+            message = damage.refusal(read)
+        assert message is not None, name
+        assert path.name in message, (name, message)
+    wrong = ("text", -1, 0, 2**40, 1.5, math.nan, [], [[1, 2], [3, 4]], {"a": 1}, 1j, [[1, 1, 1]])
+    for key in content:
+        for value in (damage.REMOVED, *wrong):
+            changed = {name: item for name, item in content.items() if name != key}
+            savemat("other.mat", changed if value is damage.REMOVED else {**changed, key: value})
+            damaged = Path("other.mat").read_bytes()
+            Path("other.mat").unlink()
+            with damage.replaced(path, damaged):
+                message = damage.refusal(read)
+            assert message is not None, (key, value)
+            assert path.name in message, (key, value, message)
