@@ -23,7 +23,7 @@ from difflens.configs.options import (
 
 # options that diffusion alone reads
 _DIFFUSION = (
-    *("schedule", "prediction", "learned_variance", "min_snr_gamma"),
+    *("init_from", "schedule", "prediction", "learned_variance", "min_snr_gamma"),
     *("accumulate", "checkpoint_activations", "compile"),
 )
 
@@ -56,6 +56,9 @@ class PretrainConfig(DryRunOptions, ReadingOptions, ResumeOptions):
     supervised, which alone uses labels. All but diffusion train encoders of the preset's size."""
     image_size: Side | None = None
     """Side of the images in pixels, a multiple of the network's largest stride. None: the preset's."""
+    init_from: str | None = None
+    """diffusion: a backbone whose weights the network and their average start from, such as RUN/model. Its
+    architecture, schedule and prediction must be those of this training. None: fresh weights."""
     epochs: Epochs | None = None
     """Epochs of training. None: the preset's."""
     batch_size: Batch | None = None

@@ -1,7 +1,9 @@
 """Writes the results of pre-training: the loss curve, the model card and, for diffusion, a diffusers
 pipeline."""
 
-from dataclasses import dataclass
+import json
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from difflens.backbones.load import BUNDLED, bundled_folder
+from difflens.errors import expanded
 from difflens.processes.variance_preserving import VariancePreserving
+from difflens.ranges import Natural
 from difflens.run.files import write_text
-from difflens.run.reading import read_text
+from difflens.run.reading import read_json, read_text
 
 _CARD = """\
 ---
@@ -33,6 +37,22 @@ Samples ({caption}, not selected):
 
 ![samples](samples.png)
 """
+
+
+RECORD = "pretraining.json"
+"""The file beside a model card that programs read."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What later trainings need to know of one that has ended.
+
+    Attributes:
+        images_seen: images of all steps, with those of the trainings that it continued; None if one of these
+            is not known.
+    """
+
+    images_seen: Natural | None
 
 
 @dataclass(frozen=True)
@@ -90,15 +110,39 @@ def write_card(
     write_text(folder / "README.md", text)
 
 
+def write_record(folder: Path, record: Record) -> None:
+    """Add pretraining.json to a folder."""
+    write_text(folder / RECORD, json.dumps(asdict(record), indent=2) + "\n")
+
+
+def images_seen(backbone: str) -> int | None:
+    """Return how many images the training of a bundled backbone or of a folder saw; None if it does not say.
+
+    Folders of earlier versions have no pretraining.json. Their model cards state steps and batch size.
+
+    Raises:
+        DiffLensError: pretraining.json is damaged.
+    """
+    record = _folder(backbone) / RECORD
+    if record.is_file():
+        return read_json(record, Record).images_seen
+    steps = re.fullmatch(r"([\d,]+), batch (\d+)", card_fact(backbone, "steps") or "")
+    return int(steps[1].replace(",", "")) * int(steps[2]) if steps else None
+
+
 def card_fact(backbone: str, name: str) -> str | None:
     """Return the row `name` in the model card of a bundled backbone or of a folder; None if there is none."""
-    folder = bundled_folder(backbone) if backbone in BUNDLED else Path(backbone)
-    card = folder / "README.md"
+    card = _folder(backbone) / "README.md"
     lines = read_text(card).splitlines() if card.is_file() else []
     start = f"| {name} | "
     return next(
         (line.removeprefix(start).removesuffix(" |") for line in lines if line.startswith(start)), None
     )
+
+
+def _folder(backbone: str) -> Path:
+    """Return the folder of a bundled backbone, or the folder that is named."""
+    return bundled_folder(backbone) if backbone in BUNDLED else expanded(backbone)
 
 
 def plot_loss(log: list[dict[str, Any]], path: Path) -> None:

@@ -23,7 +23,7 @@ from difflens.errors import DiffLensError
 from difflens.generation.grid import image_grid
 from difflens.generation.samplers import sample
 from difflens.opening import open_run
-from difflens.pretraining.export import write_card
+from difflens.pretraining.export import Record, write_card, write_record
 from difflens.pretraining.methods.base import PretrainingMethod
 from difflens.pretraining.methods.make import make_method
 from difflens.pretraining.precision import choose_precision
@@ -129,6 +129,8 @@ def _export(
     method.write(folder, backbone)
     shape = method.channels, method.side
     write_card(folder, method.card(), shape, run.read_log(), _facts(method, loop, command))
+    before = method.images_before
+    write_record(folder, Record(None if before is None else before + loop.iteration * method.batch_size))
 
 
 def _facts(method: PretrainingMethod, loop: TrainingLoop, command: str) -> dict[str, str]:
@@ -141,7 +143,16 @@ def _facts(method: PretrainingMethod, loop: TrainingLoop, command: str) -> dict[
         "steps": f"{loop.iteration:,}, batch {method.batch_size}",
         "images seen": f"{loop.iteration * method.batch_size:,}",
         "minutes of training": f"{loop.seconds / 60:.1f}",
+        **_initial(method),
         **method.facts(),
         "hardware": f"{hardware} x {method.process.num_processes}, {method.precision}",
         "loss": method.description,
     }
+
+
+def _initial(method: PretrainingMethod) -> dict[str, str]:
+    """Return the row of the model card on the weights that the training started from."""
+    if method.config.init_from is None:
+        return {}
+    seen = "an unknown number of" if method.images_before is None else f"{method.images_before:,}"
+    return {"initial weights": f"{markdown_code(method.config.init_from)}, which had seen {seen} images"}

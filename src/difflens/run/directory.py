@@ -229,7 +229,7 @@ class RunDirectory:
     @property
     def checkpoint_path(self) -> Path:
         """The file of the last checkpoint."""
-        return self.path / "checkpoints" / "last.pt"
+        return checkpoint_of(self.path)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Write a checkpoint of tensors and plain values, with the length of the log, so that resuming
@@ -286,6 +286,11 @@ class RunDirectory:
     def finished(self) -> bool:
         """True if the run has its results."""
         return (self.path / FINISHED).exists()
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """Return the file of the last checkpoint of a run directory."""
+    return folder / "checkpoints" / "last.pt"
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -50,8 +50,10 @@ class PretrainingMethod(Objective):
         epoch: the current epoch, from 0.
         losses: the losses of the current epoch's steps up to the last look, over all processes.
         skipped: a line for each image that this process could not read.
+        images_before: the images that the initial weights had seen; None if it is not known.
     """
 
+    images_before: int | None = 0
     description: str
     channels: int
     side: int

@@ -18,10 +18,14 @@ from difflens.data.split import ImageSplit
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card, write_pipeline
 from difflens.pretraining.gradients import Gradients
+from difflens.pretraining.initial import load_initial
 from difflens.pretraining.loss import DiffusionLoss
 from difflens.pretraining.methods.base import PretrainingMethod
 from difflens.processes.schedulers import process_of
 from difflens.processes.variance_preserving import VariancePreserving
+from difflens.ranges import Natural
+from difflens.run.directory import checkpoint_of
+from difflens.run.reading import field_in
 from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer
 
 
@@ -35,13 +39,16 @@ class DiffusionMethod(PretrainingMethod):
         )
         self.unet = UNet2DModel(**network).to(self.device)
         self.channels, self.side = int(self.unet.config.in_channels), int(self.unet.config.sample_size)
-        self.ema = [parameter.detach().clone() for parameter in self.unet.parameters()]
         variance = {"variance_type": "learned_range"} if config.learned_variance else {}
         schedule = process_of(
             {"beta_schedule": config.schedule, "prediction_type": config.prediction, **variance}
         )
         assert isinstance(schedule, VariancePreserving), "beta schedules are variance preserving"
         self.schedule = schedule
+        # the checkpoint of a resumed run has the weights
+        if config.init_from is not None and not (config.resume and checkpoint_of(config.out).exists()):
+            self.images_before = load_initial(config.init_from, self.unet, schedule)
+        self.ema = [parameter.detach().clone() for parameter in self.unet.parameters()]
         group = ParameterGroup(
             self.unet.parameters(), given(config.learning_rate), given(config.weight_decay)
         )
@@ -90,7 +97,9 @@ class DiffusionMethod(PretrainingMethod):
         self.optimizer.step()
         self.rates.step()
         steps = self.rates.last_epoch
-        decay = min(given(self.config.ema_decay), (1 + steps) / (10 + steps))
+        decay = given(self.config.ema_decay)
+        if self.config.init_from is None:  # forget random weights sooner
+            decay = min(decay, (1 + steps) / (10 + steps))
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.unet.parameters()], 1 - decay)
         return loss
 
@@ -101,12 +110,16 @@ class DiffusionMethod(PretrainingMethod):
         return {"unet": self.unet, "optimizer": self.optimizer, "rates": self.rates}
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"ema": self.ema}
+        state = super().state() | {"ema": self.ema}
+        # earlier versions have no such name in their checkpoints
+        return state if self.config.init_from is None else state | {"images_before": self.images_before}
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
         for average, stored in zip(self.ema, state["ema"], strict=True):
             average.copy_(stored)
+        if self.config.init_from is not None:
+            self.images_before = field_in(state, "images_before", Natural | None)
 
     def backbone(self) -> UNetBackbone:
         averaged = UNet2DModel.from_config(self.unet.config)
