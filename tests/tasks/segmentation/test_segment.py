@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from difflens.heads.segmentation import SegmentationHead
 from difflens.metrics.segmentation import SegmentationEvaluation, confusion_matrix
 from difflens.processes.schedulers import process_of
 from difflens.reports.overlays import mask_overlay
+from difflens.run import memory
 from difflens.run.console import note
 from difflens.tasks.classification.predict import predict_classes
 from difflens.tasks.dense import make_plan
@@ -338,6 +340,22 @@ def test_a_first_class_that_is_no_background_is_painted() -> None:
     assert (background == 100).all()
     assert (wall[:, :200] != 100).any(-1).all()
     assert (wall[:, 200:] == 100).all()
+
+
+def test_a_picture_that_is_too_large_is_refused_before_any_file_is_written(
+    trained: Path, scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = scene_folder / "images" / "val" / "00000.png"
+    Image.new("L", (1600, 1200)).save(tmp_path / "large.png")
+    # more than the probabilities at 32 x 32 pixels take, less than those at 1600 x 1200
+    free = SimpleNamespace(available=2 * 10**7)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: free)
+    asked = PredictConfig(
+        model=trained, images=(small, tmp_path / "large.png"), out=tmp_path / "out", device="cpu"
+    )
+    with pytest.raises(DiffLensError, match="classes at 1600 x 1200 pixels takes at least"):
+        predict(asked)
+    assert not (tmp_path / "out").exists()
 
 
 def test_prediction_skips_or_stops_at_a_bad_image(trained: Path, scene_folder: Path, tmp_path: Path) -> None:
