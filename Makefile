@@ -1,14 +1,16 @@
-# make demo   set up and run the main job on what the package bundles
-# make test   set up and run the tests
+# make demo   install what the demo needs, and run the main job on what the package bundles
+# make test   install what the tests need besides, and run them
 # make check  lint, formatting, types, who imports whom
 
 PYTHON ?= python3
 VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --editable
+INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 
 .PHONY: demo test slow check format clean
 
-demo: $(READY)
+demo: $(INSTALLED)
 	$(VENV)/bin/difflens demo --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(READY)
@@ -30,7 +32,11 @@ format: $(READY)
 clean:
 	rm -rf $(VENV)
 
-$(READY): pyproject.toml
+$(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --editable ".[dev]"
+	$(PIP) .
+	touch $@
+
+$(READY): $(INSTALLED)
+	$(PIP) ".[dev]"
 	touch $@

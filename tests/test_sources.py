@@ -1,6 +1,9 @@
-"""Text files are UTF-8, whatever the locale: no call that reads or writes text leaves the encoding open."""
+"""Text files are UTF-8, whatever the locale; libraries are those that pyproject.toml names."""
 
 import ast
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,55 @@ def test_text_files_are_utf_8() -> None:
 @pytest.mark.parametrize("call", ["open('a')", "path.open('w')", "path.read_text()", "path.write_text(x)"])
 def test_a_missing_encoding_is_found(call: str) -> None:
     assert open_encodings(ast.parse(call)) == [1]
+
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MODULES = {
+    "faster-coco-eval": "faster_coco_eval",
+    "lazy-loader": "lazy_loader",
+    "pillow": "PIL",
+    "pydantic": "pydantic pydantic_core",
+    "pyyaml": "yaml",
+    "segmentation-models-pytorch": "segmentation_models_pytorch",
+    "torch-fidelity": "torch_fidelity",
+}
+"""The modules of libraries whose names differ."""
+INDIRECT = {
+    "pyarrow": "datasets",
+    "sentencepiece": "transformers",
+    "protobuf": "transformers",
+    "tensorboard": "torch.utils.tensorboard",
+}
+"""Libraries that come with, or are imported by, another one."""
+
+
+def modules(requirements: list[str]) -> set[str]:
+    names = [re.split(r"[<>=\[]", requirement)[0] for requirement in requirements]
+    return {module for name in names for module in MODULES.get(name, name).split()}
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """The libraries that a module imports when it is imported itself, without those in `try`."""
+    found = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).partition(".")[0])
+        elif isinstance(node, ast.ClassDef):
+            found |= imports(node)
+    return found - {*sys.stdlib_module_names, "difflens"}
+
+
+def test_what_is_installed_alone_is_enough() -> None:
+    """Libraries of extras are imported in functions or in `try`, so the rest works without them."""
+    needed = set().union(*(imports(ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES))
+    assert needed == modules(PROJECT["dependencies"])
+
+
+def test_every_extra_is_imported() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    extras = {name: needs for name, needs in PROJECT["optional-dependencies"].items() if name != "dev"}
+    for module in modules([need for needs in extras.values() for need in needs]):
+        pattern = rf"^ +(import|from) {re.escape(INDIRECT.get(module, module))}\b"
+        assert re.search(pattern, text, re.MULTILINE), module

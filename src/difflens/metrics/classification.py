@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from difflens.metrics.calibration import expected_calibration_error
+from difflens.metrics.confusion import confusion_matrix
 from difflens.metrics.statistics import Z95, wilson
 
 
@@ -64,10 +63,7 @@ class Evaluation:
     @property
     def confusion(self) -> Tensor:
         """(K, K) long: number of images by true class (rows) and predicted class (columns)."""
-        count = len(self.classes)
-        if count == 1:
-            return torch.tensor([[len(self.labels)]])
-        return multiclass_confusion_matrix(self.ranked[:, 0], self.labels, count)
+        return confusion_matrix(self.ranked[:, 0], self.labels, len(self.classes))
 
     @property
     def per_class(self) -> dict[str, float | None]:

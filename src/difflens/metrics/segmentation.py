@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from difflens.errors import DiffLensError
 
@@ -63,14 +62,3 @@ class SegmentationEvaluation:
             "absent_classes": [name for name, here in zip(self.classes, present, strict=True) if not here],
             "pixels": int(counts.sum()),
         }
-
-
-def confusion_matrix(predicted: Tensor, true: Tensor, classes: int, ignored: int = 255) -> Tensor:
-    """Return the number of pixels by true class (rows) and predicted class (columns), (K, K) long.
-
-    Args:
-        predicted, true: classes of pixels, of the same shape.
-        classes: K.
-        ignored: the value in `true` of pixels without a class, which are not counted.
-    """
-    return multiclass_confusion_matrix(predicted.long(), true.long(), classes, ignore_index=ignored)

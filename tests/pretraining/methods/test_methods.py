@@ -136,15 +136,13 @@ def test_what_cannot_be_trained_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("method", ["simclr", "mae"])
-def test_without_lightly(
-    method: Any, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(sys.modules, f"difflens.pretraining.methods.{method}")
-    for name in [*sys.modules]:
-        if name.partition(".")[0] == "lightly":
+@pytest.mark.parametrize("method", ["simclr", "mae", "supervised"])
+def test_without_timm(method: Any, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, f"difflens.pretraining.methods.{method}", raising=False)
+    for name in [*sys.modules, "timm"]:
+        if name.partition(".")[0] == "timm":
             monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(DiffLensError, match=r'needs lightly: pip install "difflens\[compare\]"'):
+    with pytest.raises(DiffLensError, match=r'needs? timm: pip install "difflens\[compare\]"'):
         pretrain(config(tmp_path / "run", image_tree, method=method))
     assert not (tmp_path / "run").exists()
 
@@ -208,8 +206,8 @@ def test_the_masked_loss_is_of_normalised_masked_patches() -> None:
     variance v."""
     mine = method_of("mae")
     with torch.no_grad():
-        mine.head["predict"].weight.zero_()
-        mine.head["predict"].bias.zero_()
+        mine.head.predict.weight.zero_()
+        mine.head.predict.bias.zero_()
     some = batch([0, 1])
     some.images[:, :, :, :8] = 77  # flat patches have nothing to guess
     _, masked = mine._split(some.index)
@@ -230,7 +228,7 @@ def test_the_encoder_sees_no_masked_patch() -> None:
     for place in (masked[0] - 1).tolist():
         top, left = place // 4 * 4, place % 4 * 4
         other[..., top : top + 4, left : left + 4] = 0
-    codes = [mine.masked.encode(images / 127.5 - 1, idx_keep=visible) for images in (one.images, other)]
+    codes = [mine.encode(images / 127.5 - 1, visible) for images in (one.images, other)]
     assert codes[0].shape == (1, 5, 64)
     assert torch.equal(*codes)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torchmetrics.functional.classification import multiclass_accuracy
+from sklearn.metrics import confusion_matrix, recall_score, top_k_accuracy_score
 
 from difflens import DiffLensError, ProbeConfig, TrainedModel, load_data, presets, probe
 from difflens.configs.options import resolve
@@ -245,16 +245,15 @@ def test_every_recipe_names_existing_fields() -> None:
         assert set(recipe) <= fields
 
 
-def test_metrics_against_torchmetrics() -> None:
+def test_metrics_against_scikit_learn() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(200, 8), torch.randint(0, 8, (200,))
     ranked = logits.topk(5).indices
     evaluation = Evaluation(torch.arange(200), labels, ranked, torch.rand(200), tuple("abcdefgh"))
-    assert evaluation.top1 == pytest.approx(float(multiclass_accuracy(logits, labels, 8, average="micro")))
-    assert evaluation.top5 == pytest.approx(
-        float(multiclass_accuracy(logits, labels, 8, average="micro", top_k=5))
-    )
-    per_class = multiclass_accuracy(logits, labels, 8, average=None).tolist()
+    assert evaluation.top1 == pytest.approx(top_k_accuracy_score(labels, logits, k=1))
+    assert evaluation.top5 == pytest.approx(top_k_accuracy_score(labels, logits, k=5))
+    assert (evaluation.confusion.numpy() == confusion_matrix(labels, ranked[:, 0])).all()
+    per_class = recall_score(labels, ranked[:, 0], average=None)
     assert list(evaluation.per_class.values()) == pytest.approx(per_class)
     assert evaluation.metrics()["mean_per_class"] == pytest.approx(sum(per_class) / 8)
 

@@ -35,7 +35,8 @@ from difflens.data.images import to_float
 from difflens.extractors.base import evaluating
 from difflens.heads.config import SegmentationHeadConfig
 from difflens.heads.segmentation import SegmentationHead
-from difflens.metrics.segmentation import SegmentationEvaluation, confusion_matrix
+from difflens.metrics.confusion import confusion_matrix
+from difflens.metrics.segmentation import SegmentationEvaluation
 from difflens.processes.schedulers import process_of
 from difflens.reports.overlays import mask_overlay
 from difflens.run import memory
@@ -213,7 +214,7 @@ def test_miou_is_what_it_is_defined_to_be() -> None:
     predicted = np.where(generator.random(true.shape) < 0.5, true % 4, generator.integers(0, 4, true.shape))
     counts = sum(
         (
-            confusion_matrix(torch.from_numpy(p), torch.from_numpy(t), 5)
+            confusion_matrix(torch.from_numpy(p), torch.from_numpy(t), 5, IGNORED)
             for p, t in zip(predicted, true, strict=True)
         ),
         torch.zeros(5, 5, dtype=torch.long),

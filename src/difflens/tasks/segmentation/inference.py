@@ -12,7 +12,8 @@ from torch import Tensor
 from difflens.data.dense.base import IGNORED
 from difflens.data.dense.samples import Samples, resize, scaled_size, to_square
 from difflens.data.images import to_float
-from difflens.metrics.segmentation import SegmentationEvaluation, confusion_matrix
+from difflens.metrics.confusion import confusion_matrix
+from difflens.metrics.segmentation import SegmentationEvaluation
 from difflens.models.probe import DenseProbe
 from difflens.run.memory import require_memory
 from difflens.tasks.dense import evaluation_batches
