@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from difflens.backbones.load import BUNDLED, bundled_folder
+from difflens.backbones.runs import network_folder
 from difflens.processes.variance_preserving import VariancePreserving
 from difflens.run.files import write_text
 from difflens.run.reading import read_text
@@ -92,7 +93,7 @@ def write_card(
 
 def card_fact(backbone: str, name: str) -> str | None:
     """Return the row `name` in the model card of a bundled backbone or of a folder; None if there is none."""
-    folder = bundled_folder(backbone) if backbone in BUNDLED else Path(backbone)
+    folder = bundled_folder(backbone) if backbone in BUNDLED else network_folder(Path(backbone))
     card = folder / "README.md"
     lines = read_text(card).splitlines() if card.is_file() else []
     start = f"| {name} | "
