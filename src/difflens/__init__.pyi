@@ -25,6 +25,7 @@ from .configs.train import TrainConfig as TrainConfig
 from .data.load import load_data as load_data
 from .errors import DiffLensError as DiffLensError
 from .extractors.base import Extractor as Extractor
+from .extractors.feature_extractor import FeatureExtractor as FeatureExtractor
 from .extractors.feedback import FeedbackExtractor as FeedbackExtractor
 from .extractors.finetuned import FineTunedExtractor as FineTunedExtractor
 from .extractors.frozen import FrozenExtractor as FrozenExtractor

@@ -15,6 +15,7 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_PRIME = 2**31 - 1
 
 
 class Stream(IntEnum):
@@ -33,6 +34,7 @@ class Stream(IntEnum):
     FIDELITY_IMAGES = 0xFFFFFFFB  # the real images that generated ones are compared with
     KERNEL_IMAGES = 0xFFFFFFFA  # the images that the kernel distance reads
     SAMPLER_SEEDS = 0xFFFFFFF9  # the seeds of the generators that a scheduler of diffusers draws from
+    CONTENT = 0xFFFFFFF8  # the weights of pixels in `content_index`
 
     # instead of the noise step: `seeded_noise`
     PERTURBATION = -1  # noise on the images of the reference distances
@@ -95,6 +97,23 @@ def random_order(stream: Stream, index: Tensor, seed: int, epoch: int = 0) -> Te
     """Return the rows of `index`, (N,) long, in a random order; arguments as in `draws`."""
     keys = draws(stream, index, seed, epoch)
     return (keys[:, 0] << 31 | keys[:, 1] >> 1).argsort(stable=True)
+
+
+def content_index(images: Tensor) -> Tensor:
+    """Return a number for each image that its content decides, (B,) long in [0, 2**31 - 1).
+
+    It takes the place of a position in a data set for images that have none. Pixels are rounded to 256
+    levels, so that rounding errors change nothing. Their weighted sum modulo a prime is a universal hash
+    (Carter and Wegman, 1979): two different images have one number with probability 2**-31.
+
+    Args:
+        images: (B, C, H, W) in [-1, 1].
+    """
+    levels = ((images.detach().float() + 1) * 127.5).round().long().flatten(1)
+    words = torch.arange((levels.shape[1] + 3) // 4, device=images.device)
+    weights = draws(Stream.CONTENT, words, seed=0).flatten()[: levels.shape[1]] % _PRIME
+    # each product is below 2**39, and the sum of 2**24 of them is exact in 64 bits
+    return (levels * weights).sum(1) % _PRIME
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> Tensor:

@@ -447,6 +447,10 @@ class DiffusionBackbone(Backbone):
             described += [self.autoencoder.fingerprint().encode()]
         return digest_of(network, *described)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle holds: all but compiled graphs, which are made again."""
+        return {**self.__dict__, "_graphs": None}
+
     def train(self, mode: bool = True) -> "DiffusionBackbone":
         """Stay in evaluation mode: a frozen network has no dropout while the head is trained."""
         return super().train(False)

@@ -22,6 +22,7 @@ from difflens.backbones.folder import from_folder
 from difflens.backbones.pixels import PixelBackbone
 from difflens.backbones.plausible import warn_if_implausible
 from difflens.backbones.pretrained import check_size, read_json
+from difflens.backbones.runs import backbone_beneath, network_folder
 from difflens.backbones.timm import TimmBackbone
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
@@ -30,7 +31,7 @@ from difflens.errors import DiffLensError, expanded
 from difflens.processes.base import NoiseProcess
 from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.schedulers import process_of
-from difflens.run.console import warn
+from difflens.run.console import note, warn
 from difflens.run.reading import reason
 
 _ASSETS = Path(str(files("difflens") / "assets"))
@@ -56,14 +57,14 @@ _PICKLED = (
 )
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
 _KNOWN = (
-    "fashion, a diffusers folder or another that pretrain wrote, a checkpoint of guided-diffusion, DiT, "
-    "SiT or REPA (.pt, .safetensors), a hub id (OWNER/NAME), timm:NAME, pixels, or random: before any of "
-    "them for the same network untrained"
+    "fashion, a diffusers folder, a run directory of pretrain or probe, a checkpoint of guided-diffusion, "
+    "DiT, SiT or REPA (.pt, .safetensors), a hub id (OWNER/NAME), timm:NAME, pixels, or random: before any "
+    "of them for the same network untrained"
 )
 
 
 def load_backbone(
-    spec: str,
+    spec: str | Path,
     *,
     num_head_channels: int = 64,
     num_heads: int | None = None,
@@ -85,7 +86,8 @@ def load_backbone(
 
             - `fashion`: bundled with the package, 1x32x32, trained on Fashion-MNIST's training images;
             - a folder in diffusers format, of a network or of a pipeline with `unet/` or `transformer/`;
-            - a folder of an encoder that `difflens pretrain` trained by another method than diffusion;
+            - a run directory, or its `model/`: of `difflens pretrain` the network that it trained; of
+              `probe`, `segment` or `detect` the frozen backbone that its head reads;
             - an OpenAI guided-diffusion checkpoint, or one in the layout of DiT, SiT and REPA, `.pt` or
               `.safetensors`;
             - the id of a model on the Hugging Face hub;
@@ -114,6 +116,7 @@ def load_backbone(
         DiffLensError: there is no such backbone, its files are damaged or of another kind, or an option has
             no meaning for it.
     """
+    spec = str(spec)
     config = BackboneConfig(
         spec=spec,
         num_head_channels=num_head_channels,
@@ -166,7 +169,7 @@ def _load(config: BackboneConfig, fresh: bool, meta: bool) -> Backbone:
     if spec in BUNDLED:
         return _from_folder(config, bundled_folder(spec), _PLACES.get(spec), fresh, meta)
     if path.is_dir():
-        return _from_folder(config, path, None, fresh, meta)
+        return _from_directory(config, path, fresh, meta)
     if path.suffix in _CHECKPOINTS or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         raise DiffLensError(f"no backbone {spec!r}: no such file or folder, and known are {_KNOWN}")
     return _from_folder(config, _download(spec), None, fresh, meta)
@@ -195,6 +198,37 @@ def resolved(spec: str) -> str:
     if name in BUNDLED or not expanded(name).exists():
         return spec
     return f"{kind}{colon}{expanded(name).resolve()}"
+
+
+def _from_directory(config: BackboneConfig, path: Path, fresh: bool, meta: bool) -> Backbone:
+    """Return the backbone of a folder: of a network, or of a run directory.
+
+    Raises:
+        DiffLensError: options are given beside those of a run, or the backbone of a run has changed.
+    """
+    home = network_folder(path)
+    read = backbone_beneath(home)
+    if read is None:
+        return _from_folder(config, home, None, fresh, meta)
+    if config != BackboneConfig(config.spec, condition_file=config.condition_file):
+        raise DiffLensError(
+            f"{config.spec} reads {read.config.spec} with options of its own: leave out options of the "
+            "backbone, or name that backbone"
+        )
+    note(f"backbone: {read.config.spec}, which {config.spec} reads")
+    spec = read.config.spec.removeprefix("random:")
+    untrained = fresh or spec != read.config.spec
+    try:
+        backbone = _load(replace(read.config, spec=spec), untrained, meta)
+    except RecursionError:
+        raise DiffLensError(f"{path} names itself as the backbone that it reads") from None
+    if not fresh and backbone.fingerprint() != read.fingerprint:
+        raise DiffLensError(
+            f"the backbone {read.config.spec} has changed since {path} was trained on it: name the backbone "
+            "itself if the new weights are meant"
+        )
+    backbone.spec = config.spec
+    return backbone
 
 
 def _from_folder(

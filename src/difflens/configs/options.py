@@ -11,6 +11,7 @@ flags stay flat and each option is declared once.
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
@@ -25,7 +26,7 @@ from difflens.choices import (
     TapName,
     WeightsName,
 )
-from difflens.errors import DiffLensError, listing, require
+from difflens.errors import DiffLensError, expanded, listing, require
 from difflens.extractors.config import options_without_effect
 
 # the ranges are part of the language of options
@@ -64,7 +65,10 @@ NoiseStep = Annotated[int | float, Range(0, 10**6)]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of the configuration of a command."""
+    """Base of the configuration of a command.
+
+    In Python, a string may stand for a path and a path for a string; a list, or one value, for a tuple.
+    """
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """The recipes of the command, by name."""
@@ -75,6 +79,10 @@ class Options:
 
     LIMITS: ClassVar[tuple[str, ...]] = ()
     """The options that limit the number of images, of which `data.labels.limited` draws."""
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            object.__setattr__(self, name, _converted(getattr(self, name), hint))
 
     @property
     def command(self) -> str:
@@ -191,6 +199,18 @@ def _check_value(name: str, value: object, hint: Any) -> None:
         require(**{f"--{name}": (value, range_.least, range_.most)})
 
 
+def _converted(value: Any, hint: Any) -> Any:
+    """Return a value with strings as paths, paths as strings, and lists and single values as tuples, where
+    its type hint says so."""
+    kinds = [get_origin(part) or part for part in _parts(hint)]
+    if tuple in kinds and isinstance(value, list | tuple | str | Path | int | float):
+        items = value if isinstance(value, list | tuple) else (value,)
+        return tuple(_converted(item, _element(hint, number)) for number, item in enumerate(items))
+    if isinstance(value, str) and Path in kinds:
+        return expanded(value)
+    return str(value) if isinstance(value, Path) and str in kinds and Path not in kinds else value
+
+
 def _parts(hint: Any) -> Iterator[Any]:
     """Yield a type hint and the members of its unions, without `Annotated`."""
     if get_origin(hint) is Annotated:
@@ -213,9 +233,10 @@ def _metadata(hint: Any) -> list[object]:
 def _element(hint: Any, number: int) -> Any:
     """Return the type hint of one element of a tuple."""
     kinds = next(get_args(part) for part in _parts(hint) if get_origin(part) is tuple)
-    return kinds[0] if kinds[-1] is Ellipsis else kinds[number]
+    return kinds[0] if kinds[-1] is Ellipsis else kinds[min(number, len(kinds) - 1)]
 
 
+@cache
 def _hints(kind: type[Options]) -> dict[str, Any]:
     """Return the type hints of a configuration's options, by name."""
     hints = get_type_hints(kind, include_extras=True)
@@ -308,9 +329,9 @@ class BackboneOptions(CheckpointOptions):
     """The backbone that is read."""
 
     backbone: str | None = None
-    """fashion, a diffusers folder, a folder that pretrain wrote, an OpenAI checkpoint, a hub id, timm:NAME or
-    pixels; with the prefix random: the same network untrained. None: the bundled network for the images'
-    channels."""
+    """fashion, a diffusers folder, a run directory of pretrain or probe, an OpenAI checkpoint, a hub id,
+    timm:NAME or pixels; with the prefix random: the same network untrained. None: the bundled network for the
+    images' channels."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ device.
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from difflens.choices import Augmentation, Exif
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 from difflens.noise import Stream, draws
 
 EXTENSIONS = (
@@ -190,6 +191,80 @@ def from_pil(image: Image.Image, exif: Exif = "apply") -> Tensor:
     _check_shape(image)
     pixels = torch.from_numpy(np.array(_plain(image, exif)))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+def pixels_of(image: Image.Image | Path | str | Tensor) -> Tensor:
+    """Return one image, uint8 (C, H, W) with C 1 or 3.
+
+    Args:
+        image: a Pillow image or the path of a file, which are read by the rules of `read_image`; or a tensor,
+            (C, H, W): uint8, or floating-point in [-1, 1].
+
+    Raises:
+        BadImage: for the reasons of `read_image`.
+        DiffLensError: it is none of these, or a tensor of another shape or range.
+    """
+    if isinstance(image, str | Path):
+        return read_image(expanded(image))
+    if isinstance(image, Image.Image):
+        try:
+            return from_pil(image)
+        except Exception as error:  # an image that is decoded here fails as a file does
+            raise BadImage(getattr(image, "filename", "") or "in memory", str(error)) from error
+    if not isinstance(image, Tensor):
+        raise DiffLensError(
+            f"an image is a Pillow image, a path or a tensor, not {type(image).__name__}: "
+            "PIL.Image.fromarray takes arrays"
+        )
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
+        raise DiffLensError(f"an image of shape {tuple(image.shape)} is not (C, H, W) with C 1 or 3")
+    return image if image.dtype == torch.uint8 else to_uint8(in_range(image))
+
+
+def in_range(images: Tensor) -> Tensor:
+    """Return `images` if they are floating-point in [-1, 1].
+
+    Raises:
+        DiffLensError: they are not; the message says what they are.
+    """
+    if not images.is_floating_point():
+        raise DiffLensError(f"images of {_type(images)}: they must be floating-point in [-1, 1]")
+    # a little more than 1 for rounding errors; a comparison with NaN is False
+    if not bool((images.detach().abs() <= 1 + 1e-3).all()):
+        least, most = (float(end) for end in images.detach().aminmax())
+        raise DiffLensError(f"images lie in [{least:.3g}, {most:.3g}], and must lie in [-1, 1]")
+    return images
+
+
+def _type(images: Tensor) -> str:
+    return str(images.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Brings images to the shape and range that a network takes, as commands do.
+
+    Attributes:
+        channels, side: the channels and the side of the result, see `fit`.
+    """
+
+    channels: int
+    side: int
+
+    def __call__(self, image: Image.Image | Path | str | Tensor) -> Tensor:
+        """Return one image, float32 (channels, side, side) in [-1, 1].
+
+        Args:
+            image: as for `pixels_of`, whose errors are those of this method.
+        """
+        return to_float(fit(pixels_of(image), self.channels, self.side))
+
+    def describe(self) -> str:
+        """Return the steps in words."""
+        colour = "grey" if self.channels == 1 else "RGB"
+        return (
+            f"EXIF orientation, {colour}, shorter side to {self.side} pixels, centre crop, values / 127.5 - 1"
+        )
 
 
 def eight_bit(image: Image.Image) -> Image.Image:

@@ -19,7 +19,7 @@ _KNOWN = (
 )
 
 
-def load_data(spec: str, labels: bool = True) -> ImageData:
+def load_data(spec: str | Path, labels: bool = True) -> ImageData:
     """Load the data set that `spec` describes.
 
     Args:
@@ -42,6 +42,7 @@ def load_data(spec: str, labels: bool = True) -> ImageData:
     Raises:
         DiffLensError: there is no such data set, or it is damaged or incomplete.
     """
+    spec = str(spec)
     kind, place = _parse(spec)
     if kind == "torchvision":
         return load_torchvision(place, spec, labels)
@@ -58,7 +59,7 @@ def load_data(spec: str, labels: bool = True) -> ImageData:
     return data if labels else ImageData(spec, data.name, (), _unlabelled(data.train), _unlabelled(data.test))
 
 
-def load_unlabelled(spec: str) -> ImageSplit:
+def load_unlabelled(spec: str | Path) -> ImageSplit:
     """Load images for pre-training: the training split of any data set of `load_data`, without labels.
 
     A folder without train/ gives all images in it and its subfolders.
@@ -66,7 +67,7 @@ def load_unlabelled(spec: str) -> ImageSplit:
     Raises:
         DiffLensError: there is no such data set, or it is damaged or incomplete.
     """
-    kind, place = _parse(spec)
+    kind, place = _parse(str(spec))
     if kind == "torchvision":
         return load_torchvision_unlabelled(place)
     if kind == "hf":

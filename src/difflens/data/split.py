@@ -26,6 +26,8 @@ _RESIDENT_BYTES = 2**31
 class ImageSplit(ABC):
     """Images in a fixed order, decoded one at a time or already in memory.
 
+    It is a data set as torch's loaders take it: `split[i]` is an image and its label.
+
     Attributes:
         name: "train", "test" or the source's own name.
         ids: a readable name for each image: its file relative to the root, or "train/00012".
@@ -50,6 +52,18 @@ class ImageSplit(ABC):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        """Return the image at position `i`, uint8 (C, H, W) with C 1 or 3, and its label; -1 without labels.
+
+        Negative positions count from the end.
+
+        Raises:
+            IndexError: there is no such position.
+            BadImage: the image cannot be decoded.
+        """
+        row = range(len(self))[i]
+        return self.image(row), -1 if self.labels is None else int(self.labels[row])
 
     @abstractmethod
     def image(self, i: int) -> Tensor:

@@ -154,7 +154,9 @@ class Extractor(nn.Module, ABC):
         }
 
     def _default(self, choice: bool | None) -> bool:
-        """Return `choice`, or, if it is None, True on a CUDA device."""
+        """Return `choice`, or, if it is None, True on a CUDA device, unless torch.compile traces the call."""
+        if choice is None and torch.compiler.is_compiling():
+            return False
         return self.backbone.device.type == "cuda" if choice is None else choice
 
     @property

@@ -110,11 +110,11 @@ class Reading:
         backbone = extractor.backbone
         if latents is not None and latents.complete:
             for known, x_0 in latents.batches(READ_BATCH):
-                yield known, x_0[_filled(len(known))].to(backbone.device)
+                yield known, x_0[filled(len(known))].to(backbone.device)
             return
         for batch in self.batches(extractor, split, rows):
-            filled = _filled(len(batch)).to(backbone.device)
-            x_0 = backbone.encode(to_float(batch.images[filled]))
+            positions = filled(len(batch)).to(backbone.device)
+            x_0 = backbone.encode(to_float(batch.images[positions]))
             if latents is not None:
                 latents.keep(batch.rows.cpu(), x_0[: len(batch)])
             yield batch.rows.cpu(), x_0
@@ -145,7 +145,7 @@ class Reading:
         with evaluating(extractor):
             for known, x_0 in self.inputs(extractor, split, rows, latents):
                 size = len(known)
-                index = split.index[known[_filled(size)]].to(x_0.device)
+                index = split.index[known[filled(size)]].to(x_0.device)
                 features = extractor.read(x_0, index, draw)
                 yield known, {p: _converted(maps[:size], p, side, dtype) for p, maps in features.items()}
 
@@ -234,7 +234,7 @@ def read_features(
     )
 
 
-def _filled(size: int) -> Tensor:
+def filled(size: int) -> Tensor:
     """Return (READ_BATCH,) long: the positions of a batch of `size`, and its last one again and again."""
     return torch.arange(READ_BATCH).clamp(max=size - 1)
 

@@ -46,6 +46,7 @@ _TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 _JOURNAL = ".checksums-{}.partial"
 _CHECKSUM = re.compile(r"([0-9a-f]{64})  (.+)")
 _LABEL = re.compile(r"|-1|[0-9]{1,9}")
+_INDEX = re.compile(r"[0-9]{1,10}")
 _THREADS = 4
 _MOST = 2**28  # bytes; a line for each image of the largest data sets
 
@@ -263,6 +264,10 @@ class FeatureStore:
         """Return (N,) long: the labels of the stored images; -1 for images without a label."""
         return self._images[split][1][self.rows(split)]
 
+    def index(self, split: str) -> Tensor:
+        """Return (N,) long: the numbers of the stored images, which with the seed decide their noise."""
+        return self._images[split][2][self.rows(split)]
+
     def rows(self, split: str) -> Tensor:
         """Return (N,) long: positions in the extracted split, without the images that were skipped."""
         self._check(split)
@@ -382,16 +387,23 @@ def _loaded(maps: StoredMaps, side: int | None) -> Tensor:
     return torch.cat([pool_to(part.float(), side).to(maps.dtype) for part in parts])
 
 
-def _read_images(path: Path, count: int) -> tuple[list[str], Tensor]:
-    """Return the names of the `count` images of a split, and their labels, (N,) long; -1 without a label."""
-    lines = read_table(path, ("image", "label"), _MOST)
+def _read_images(path: Path, count: int) -> tuple[list[str], Tensor, Tensor]:
+    """Return the names of the `count` images of a split, their labels, (N,) long, -1 without a label, and
+    their noise indices, (N,) long."""
+    lines = read_table(path, ("image", "label", "noise_index"), _MOST)
     if len(lines) != count:
         raise DiffLensError(f"{path} has {len(lines):,} images, and {MANIFEST} counts {count:,}")
-    labels = []
+    labels, index = [], []
     for number, line in lines.items():
         if not _LABEL.fullmatch(line["label"]):
             raise DiffLensError(
                 f"{path}, line {number}: label is {short(line['label'])}, and no class number"
             )
+        if not _INDEX.fullmatch(line["noise_index"]):
+            raise DiffLensError(
+                f"{path}, line {number}: noise_index is {short(line['noise_index'])}, and no whole number"
+            )
         labels.append(int(line["label"] or -1))
-    return [unguarded(line)["image"] for line in lines.values()], torch.tensor(labels, dtype=torch.long)
+        index.append(int(line["noise_index"]))
+    names = [unguarded(line)["image"] for line in lines.values()]
+    return names, torch.tensor(labels, dtype=torch.long), torch.tensor(index, dtype=torch.long)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +11,13 @@ from difflens.backbones.config import BackboneConfig
 from difflens.data.images import to_float
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.cache import Reading
 from difflens.extractors.frozen import FrozenExtractor
 from difflens.heads.knn import NeighbourHead
 from difflens.models.probe import Probe
-from difflens.models.saved import TrainedModel
+from difflens.models.saved import TrainedModel, is_model
 from difflens.noise import Stream, seeded_noise
 from difflens.processes.base import Level
 from difflens.run.console import progress_bar
@@ -75,8 +74,8 @@ class FeatureSpace:
             DiffLensError: there is no such model or backbone, or the backbone has no such block or noise
                 step.
         """
-        folder = Path(features.spec)
-        if any((home / "model.safetensors").is_file() for home in (folder, folder / "model")):
+        folder = expanded(features.spec)
+        if folder.is_dir() and is_model(folder):
             if (block, noise_step) != (None, None) or features != BackboneConfig(features.spec):
                 raise DiffLensError(
                     f"{features.spec} is a trained model with a backbone and a place of its own: leave out "

@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from difflens.backbones.config import CONDITION_FILE, BackboneConfig
+from difflens.backbones.encoder import TASK as ENCODER_TASK
 from difflens.backbones.load import resolved
+from difflens.backbones.runs import read_backbone
 from difflens.backbones.text import save_condition
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, expanded
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.config import ExtractorConfig
 from difflens.heads.config import DetectionHeadConfig, HeadConfig, SegmentationHeadConfig
@@ -74,8 +76,9 @@ class SavedModel(ABC):
     def make(cls, extractor: Extractor, head: Any, num_classes: int) -> Any:
         """Return an untrained probe with the head of a configuration."""
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write model.safetensors, config.json and README.md into an existing folder."""
+        folder = expanded(folder)
         state = {name: value.detach().cpu().contiguous() for name, value in self.probe.own_state().items()}
         save_file(state, folder / "model.safetensors")
         # an absolute path, so that the model can be used from any working directory
@@ -96,7 +99,9 @@ class SavedModel(ABC):
         write_text(folder / "README.md", self._card(config))
 
     @classmethod
-    def load(cls, folder: Path, backbone: str | None = None, device: torch.device | str = "cpu") -> Self:
+    def load(
+        cls, folder: Path | str, backbone: str | None = None, device: torch.device | str = "cpu"
+    ) -> Self:
         """Load a model that `save` wrote.
 
         Args:
@@ -242,12 +247,13 @@ def _dense(make: Callable[[], H]) -> H:
     return built(make, "the head", "lower --width")
 
 
-def model_folder(folder: Path) -> Path:
+def model_folder(folder: Path | str) -> Path:
     """Return the folder of a model: `folder` itself, or its `model/` if `folder` is a run directory.
 
     Raises:
         DiffLensError: the folder holds no model.
     """
+    folder = expanded(folder)
     folder = folder / "model" if (folder / "model").is_dir() else folder
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
@@ -255,7 +261,19 @@ def model_folder(folder: Path) -> Path:
     return folder
 
 
-def model_task(folder: Path) -> str:
+def is_model(folder: Path) -> bool:
+    """Return True if a folder, or its `model/`, holds a model with a head. An encoder is a backbone."""
+    home = folder / "model" if (folder / "model" / "model.safetensors").is_file() else folder
+    if not (home / "model.safetensors").is_file():
+        return False
+    try:
+        description = read_json(home / "config.json", dict[str, Any])
+    except DiffLensError:
+        return True  # loading it says what is wrong
+    return description.get("task") != ENCODER_TASK
+
+
+def model_task(folder: Path | str) -> str:
     """Return the task of a saved model: "classification", "segmentation" or "detection".
 
     Raises:
@@ -290,13 +308,13 @@ def stored_model(folder: Path, kind: type[SavedModel]) -> StoredModel:
     """
 
     def parse(config: dict[str, Any]) -> StoredModel:
-        backbone = field_in(config, "backbone", dict[str, Any])
+        backbone = read_backbone(config)
         classes = field_in(config, "classes", tuple[str, ...])
         if not classes:
             raise FieldError("classes is empty")
         return StoredModel(
-            fingerprint=checked(str, backbone.pop("fingerprint", None), "backbone.fingerprint"),
-            backbone=checked(BackboneConfig, backbone, "backbone"),
+            fingerprint=backbone.fingerprint,
+            backbone=backbone.config,
             extractor=field_in(config, "extractor", ExtractorConfig),
             head=field_in(config, "head", kind.head_kind),
             classes=classes,

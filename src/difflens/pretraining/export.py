@@ -11,6 +11,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from difflens.backbones.load import BUNDLED, bundled_folder
+from difflens.backbones.runs import network_folder
 from difflens.errors import expanded
 from difflens.processes.variance_preserving import VariancePreserving
 from difflens.ranges import Natural
@@ -142,7 +143,7 @@ def card_fact(backbone: str, name: str) -> str | None:
 
 def _folder(backbone: str) -> Path:
     """Return the folder of a bundled backbone, or the folder that is named."""
-    return bundled_folder(backbone) if backbone in BUNDLED else expanded(backbone)
+    return bundled_folder(backbone) if backbone in BUNDLED else network_folder(expanded(backbone))
 
 
 def plot_loss(log: list[dict[str, Any]], path: Path) -> None:

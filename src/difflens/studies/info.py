@@ -20,6 +20,7 @@ from difflens.backbones.bigan import BiGANBackbone
 from difflens.backbones.conditions import condition_choices
 from difflens.backbones.config import BackboneConfig
 from difflens.backbones.load import BUNDLED, bundled_folder
+from difflens.backbones.runs import network_folder
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.choices import SamplerName
 from difflens.configs.info import InfoConfig
@@ -218,6 +219,8 @@ def _card_file(name: str) -> Path | None:
     if name in BUNDLED:
         return bundled_folder(name) / "README.md"
     folder = expanded(name)
+    if folder.is_dir():
+        return network_folder(folder) / "README.md"
     if folder.exists() or name.count("/") != 1:
         return folder / "README.md"
     from huggingface_hub import try_to_load_from_cache

@@ -1,0 +1,81 @@
+"""Run directories as backbones: the network that a run has trained, or the frozen one that its head reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from difflens.backbones.config import CONDITION_FILE, BackboneConfig
+from difflens.choices import ExtractorName
+from difflens.errors import DiffLensError
+from difflens.run.directory import CONFIG, read_record
+from difflens.run.reading import checked, field_in, read_json
+
+_DESCRIBED = ("model_index.json", "config.json")
+_TRAIN = ("pretrain", "probe", "segment", "detect")
+
+
+@dataclass(frozen=True)
+class ReadBackbone:
+    """The backbone that a saved model reads.
+
+    Attributes:
+        config: how it is loaded.
+        fingerprint: its fingerprint when the model was trained.
+    """
+
+    config: BackboneConfig
+    fingerprint: str
+
+
+def read_backbone(description: dict[str, Any]) -> ReadBackbone:
+    """Return the backbone in a saved model's config.json; raise FieldError if a field is wrong."""
+    backbone = dict(field_in(description, "backbone", dict[str, Any]))
+    fingerprint = checked(str, backbone.pop("fingerprint", None), "backbone.fingerprint")
+    return ReadBackbone(checked(BackboneConfig, backbone, "backbone"), fingerprint)
+
+
+def network_folder(folder: Path) -> Path:
+    """Return the folder of the network in `folder`: model/ of a run directory, else `folder` itself.
+
+    Raises:
+        DiffLensError: it is a run directory without a model.
+    """
+    if not (folder / CONFIG).is_file() or any((folder / name).is_file() for name in _DESCRIBED):
+        return folder
+    if (folder / "model").is_dir():
+        return folder / "model"
+    record = read_record(folder)
+    command, read = str(record["command"]), record.get("backbone")
+    if command in _TRAIN:
+        raise DiffLensError(f"{folder} is a run of {command} without a model: --resume finishes it")
+    remedy = f"name its backbone, {read}" if isinstance(read, str) else "name a backbone"
+    raise DiffLensError(f"{folder} is a run of {command}, which trains no network: {remedy}")
+
+
+def backbone_beneath(folder: Path) -> ReadBackbone | None:
+    """Return the frozen backbone that the model in `folder` reads; None if the folder holds no such model.
+
+    Raises:
+        DiffLensError: the model changes what its backbone computes, or config.json is damaged.
+    """
+    path = folder / "config.json"
+    description = read_json(path, dict[str, Any]) if path.is_file() else {}
+    if "difflens" not in description or "backbone" not in description:
+        return None
+
+    def parse(description: dict[str, Any]) -> tuple[ReadBackbone, ExtractorName]:
+        extractor = field_in(description, "extractor", dict[str, Any])
+        return read_backbone(description), checked(ExtractorName, extractor.get("name"), "extractor.name")
+
+    read, extractor = read_json(path, parse)
+    if extractor != "frozen":
+        how = "fine-tuned it" if extractor == "finetuned" else "added feedback layers to it"
+        raise DiffLensError(
+            f"{folder} holds no frozen backbone: training {how}. Name the backbone that it began with, "
+            f"{read.config.spec}"
+        )
+    kept = folder / CONDITION_FILE
+    condition = str(kept) if kept.is_file() else None
+    return ReadBackbone(
+        BackboneConfig(**{**vars(read.config), "condition_file": condition}), read.fingerprint
+    )
