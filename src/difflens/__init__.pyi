@@ -13,6 +13,7 @@ from .configs.extract import ExtractConfig as ExtractConfig
 from .configs.fidelity import FidelityConfig as FidelityConfig
 from .configs.generate import GenerateConfig as GenerateConfig
 from .configs.info import InfoConfig as InfoConfig
+from .configs.match import MatchConfig as MatchConfig
 from .configs.predict import PredictConfig as PredictConfig
 from .configs.pretrain import PretrainConfig as PretrainConfig
 from .configs.probe import ProbeConfig as ProbeConfig
@@ -73,6 +74,10 @@ from .results.info import DefaultsInfo as DefaultsInfo
 from .results.info import InfoResult as InfoResult
 from .results.info import LatentsInfo as LatentsInfo
 from .results.info import NoiseInfo as NoiseInfo
+from .results.match import KeypointResult as KeypointResult
+from .results.match import KeypointScore as KeypointScore
+from .results.match import MatchedPoint as MatchedPoint
+from .results.match import MatchResult as MatchResult
 from .results.plan import PlanResult as PlanResult
 from .results.predict import ClassPredictResult as ClassPredictResult
 from .results.predict import DensePredictResult as DensePredictResult
@@ -99,6 +104,7 @@ from .studies.demo import demo as demo
 from .studies.explain import explain as explain
 from .studies.extract import extract as extract
 from .studies.info import info as info
+from .studies.match import match as match
 from .studies.plan import plan as plan
 from .studies.predict import predict as predict
 from .studies.report import report as report

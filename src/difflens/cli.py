@@ -25,6 +25,7 @@ from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.generate import GenerateConfig
 from difflens.configs.info import InfoConfig
+from difflens.configs.match import MatchConfig
 from difflens.configs.options import Options
 from difflens.configs.predict import PredictConfig
 from difflens.configs.pretrain import PretrainConfig
@@ -140,6 +141,7 @@ COMMANDS: dict[str, Callable[..., Options]] = {
     "cka": CkaConfig,
     "compare": CompareConfig,
     "explain": ExplainConfig,
+    "match": MatchConfig,
     "pretrain": PretrainConfig,
     "generate": GenerateConfig,
     "fidelity": FidelityConfig,
