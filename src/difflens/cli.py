@@ -21,6 +21,7 @@ from difflens.configs.demo import DemoConfig
 from difflens.configs.detect import DetectConfig
 from difflens.configs.earlier import FORMER_COMMANDS
 from difflens.configs.explain import ExplainConfig
+from difflens.configs.explore import ExploreConfig
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.generate import GenerateConfig
@@ -141,6 +142,7 @@ COMMANDS: dict[str, Callable[..., Options]] = {
     "cka": CkaConfig,
     "compare": CompareConfig,
     "explain": ExplainConfig,
+    "explore": ExploreConfig,
     "match": MatchConfig,
     "pretrain": PretrainConfig,
     "generate": GenerateConfig,
