@@ -9,10 +9,12 @@ from .configs.compare import CompareConfig as CompareConfig
 from .configs.demo import DemoConfig as DemoConfig
 from .configs.detect import DetectConfig as DetectConfig
 from .configs.explain import ExplainConfig as ExplainConfig
+from .configs.explore import ExploreConfig as ExploreConfig
 from .configs.extract import ExtractConfig as ExtractConfig
 from .configs.fidelity import FidelityConfig as FidelityConfig
 from .configs.generate import GenerateConfig as GenerateConfig
 from .configs.info import InfoConfig as InfoConfig
+from .configs.match import MatchConfig as MatchConfig
 from .configs.predict import PredictConfig as PredictConfig
 from .configs.pretrain import PretrainConfig as PretrainConfig
 from .configs.probe import ProbeConfig as ProbeConfig
@@ -62,6 +64,7 @@ from .results.detect import DetectResult as DetectResult
 from .results.explain import ExplainResult as ExplainResult
 from .results.explain import HeadShares as HeadShares
 from .results.explain import Neighbour as Neighbour
+from .results.explore import ExploreResult as ExploreResult
 from .results.extract import ExtractResult as ExtractResult
 from .results.fidelity import Distance as Distance
 from .results.fidelity import FidelityResult as FidelityResult
@@ -74,6 +77,10 @@ from .results.info import DefaultsInfo as DefaultsInfo
 from .results.info import InfoResult as InfoResult
 from .results.info import LatentsInfo as LatentsInfo
 from .results.info import NoiseInfo as NoiseInfo
+from .results.match import KeypointResult as KeypointResult
+from .results.match import KeypointScore as KeypointScore
+from .results.match import MatchedPoint as MatchedPoint
+from .results.match import MatchResult as MatchResult
 from .results.plan import PlanResult as PlanResult
 from .results.predict import ClassPredictResult as ClassPredictResult
 from .results.predict import DensePredictResult as DensePredictResult
@@ -98,8 +105,10 @@ from .studies.cka import cka as cka
 from .studies.compare import compare as compare
 from .studies.demo import demo as demo
 from .studies.explain import explain as explain
+from .studies.explore import explore as explore
 from .studies.extract import extract as extract
 from .studies.info import info as info
+from .studies.match import match as match
 from .studies.plan import plan as plan
 from .studies.predict import predict as predict
 from .studies.report import report as report

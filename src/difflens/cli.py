@@ -21,10 +21,12 @@ from difflens.configs.demo import DemoConfig
 from difflens.configs.detect import DetectConfig
 from difflens.configs.earlier import FORMER_COMMANDS
 from difflens.configs.explain import ExplainConfig
+from difflens.configs.explore import ExploreConfig
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.generate import GenerateConfig
 from difflens.configs.info import InfoConfig
+from difflens.configs.match import MatchConfig
 from difflens.configs.options import Options
 from difflens.configs.predict import PredictConfig
 from difflens.configs.pretrain import PretrainConfig
@@ -140,6 +142,8 @@ COMMANDS: dict[str, Callable[..., Options]] = {
     "cka": CkaConfig,
     "compare": CompareConfig,
     "explain": ExplainConfig,
+    "explore": ExploreConfig,
+    "match": MatchConfig,
     "pretrain": PretrainConfig,
     "generate": GenerateConfig,
     "fidelity": FidelityConfig,

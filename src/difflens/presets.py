@@ -187,3 +187,12 @@ DETECT: dict[str, dict[str, Any]] = {
         "proposals": 1000, "blocks": (24, 27, 30, 33), "noise_steps": (90,),
     },
 }  # fmt: skip
+
+# DIFT (Tang et al., 2023) on ADM-256: semantic matching as on SPair-71k, geometric as on HPatches, temporal as
+# on DAVIS. Its "up block" k, counted from 0, is our block 20 + k.
+_TEMPORAL: dict[str, Any] = {"block": 27, "noise_step": 51, "draws": 4}
+MATCH: dict[str, dict[str, Any]] = {
+    "dift-semantic": {"block": 24, "noise_step": 101, "draws": 8, "side": 512},
+    "dift-geometric": {"block": 31, "noise_step": 41, "draws": 4, "side": 768},
+    "dift-temporal": _TEMPORAL,
+}

@@ -341,6 +341,25 @@ def fit(images: Tensor, channels: int, side: int) -> Tensor:
     return images[..., top : top + side, left : left + side]
 
 
+def stretch(images: Tensor, channels: int, side: int) -> Tensor:
+    """Resize images, all of them, to a square (antialiased bicubic): no border is cropped, and proportions
+    change.
+
+    Correspondence needs every position of a picture, and DIFT (Tang et al., 2023) reads pictures so.
+
+    Args:
+        images: uint8, (..., C, H, W), C 1 or 3.
+        channels, side: the channels and the side of the result, see `fit`.
+
+    Returns:
+        uint8, (..., channels, side, side).
+
+    Raises:
+        DiffLensError: images of C channels cannot become images of `channels` channels.
+    """
+    return _resize_to(with_channels(images, channels), (side, side))
+
+
 def augment(images: Tensor, kind: Augmentation, channels: int, side: int, draws: Tensor) -> Tensor:
     """Bring images to the shape that a network takes, with the random changes of training.
 
@@ -421,8 +440,12 @@ def _resize(images: Tensor, shorter: int) -> Tensor:
     """Resize images so that the shorter side is `shorter` (antialiased bicubic)."""
     height, width = images.shape[-2:]
     scale = shorter / min(height, width)
-    size = (max(shorter, round(height * scale)), max(shorter, round(width * scale)))
-    if size == (height, width):
+    return _resize_to(images, (max(shorter, round(height * scale)), max(shorter, round(width * scale))))
+
+
+def _resize_to(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize images to (height, width) (antialiased bicubic)."""
+    if images.shape[-2:] == size:
         return images
     flat = images.reshape(-1, *images.shape[-3:]).float()
     resized = F.interpolate(flat, size, mode="bicubic", antialias=True).round().clamp(0, 255).to(torch.uint8)

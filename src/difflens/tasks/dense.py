@@ -44,7 +44,7 @@ M = TypeVar("M", SegmentationModel, DetectionModel)
 R = TypeVar("R")
 
 
-def _check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
+def check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
     """Raise DiffLensError if a network that is no U-Net, such as a transformer, cannot read images of
     `side`."""
     if backbone.of_role("decoder") or side == backbone.image_size:
@@ -108,7 +108,7 @@ def make_plan(config: DenseConfig, backbone: Backbone) -> Plan:
     )
     side = config.side or backbone.image_size
     backbone.check_side(side)
-    _check_maps(backbone, blocks, side)
+    check_maps(backbone, blocks, side)
     strides = usual_strides(backbone, blocks)
     wide = max(backbone.block(index).channels for index in blocks) >= 512
     return Plan(extractor, side, strides, config.width or (256 if wide else 64))
