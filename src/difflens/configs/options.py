@@ -275,6 +275,15 @@ class ReadingOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    """The split of the data."""
+
+    val_fraction: Annotated[float, Range(0.0001, 0.9999)] | None = None
+    """For folders CLASS/IMAGE and CSV files without a split: the share of each class, 0 to 1, that is held
+    out for testing, the same images for all commands and seeds. None: the data has a split."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointOptions(Options):
     """The settings of an OpenAI checkpoint that its weights do not show, and the size of the images."""
 
