@@ -14,6 +14,7 @@ from .configs.fidelity import FidelityConfig as FidelityConfig
 from .configs.generate import GenerateConfig as GenerateConfig
 from .configs.info import InfoConfig as InfoConfig
 from .configs.predict import PredictConfig as PredictConfig
+from .configs.presets import PresetsConfig as PresetsConfig
 from .configs.pretrain import PretrainConfig as PretrainConfig
 from .configs.probe import ProbeConfig as ProbeConfig
 from .configs.report import ReportConfig as ReportConfig
@@ -81,6 +82,7 @@ from .results.predict import DetectedObject as DetectedObject
 from .results.predict import Prediction as Prediction
 from .results.predict import PredictResult as PredictResult
 from .results.predict import SegmentedImage as SegmentedImage
+from .results.presets import PresetsResult as PresetsResult
 from .results.pretrain import PretrainResult as PretrainResult
 from .results.probe import GridTrial as GridTrial
 from .results.probe import NeighbourTrial as NeighbourTrial
@@ -101,6 +103,7 @@ from .studies.extract import extract as extract
 from .studies.info import info as info
 from .studies.plan import plan as plan
 from .studies.predict import predict as predict
+from .studies.presets import list_presets as list_presets
 from .studies.report import report as report
 from .studies.scenes import scenes as scenes
 from .studies.suggest import suggest as suggest

@@ -25,7 +25,7 @@ from difflens.choices import (
     TapName,
     WeightsName,
 )
-from difflens.errors import DiffLensError, listing, require
+from difflens.errors import DiffLensError, did_you_mean, listing, require
 from difflens.extractors.config import options_without_effect
 
 # the ranges are part of the language of options
@@ -80,6 +80,11 @@ class Options:
     def command(self) -> str:
         """The name of the command: `ProbeConfig` gives "probe"."""
         return type(self).__name__.removesuffix("Config").lower()
+
+    @property
+    def function(self) -> str:
+        """The name of the command's function in the package."""
+        return self.command
 
     @property
     def memory_advice(self) -> str:
@@ -137,11 +142,12 @@ def validate(config: Options) -> None:
         DiffLensError: a number is out of its range, a word is not among the choices, there is no such preset,
             or an option has no effect.
     """
-    for name, hint in _hints(type(config)).items():
+    for name, hint in hints_of(type(config)).items():
         _check_value(name, getattr(config, name), hint)
     preset = getattr(config, "preset", None)
     if preset is not None and preset not in config.PRESETS:
-        raise DiffLensError(f"no preset {preset!r}; there are {listing(list(config.PRESETS))}")
+        hint = did_you_mean(preset, config.PRESETS)
+        raise DiffLensError(f"no preset {preset!r}; {hint}there are {listing(list(config.PRESETS))}")
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for reason, names in config.without_effect():
         given = {name: getattr(config, name) for name in names if getattr(config, name) != defaults[name]}
@@ -153,7 +159,7 @@ def validate(config: Options) -> None:
 
 def recorded(config: Options) -> dict[str, Any]:
     """Return the options that identify a run, as plain values: all but those that --resume may change."""
-    hints = _hints(type(config))
+    hints = hints_of(type(config))
     options = {
         name: _plain(value)
         for name, value in dataclasses.asdict(config).items()
@@ -165,7 +171,13 @@ def recorded(config: Options) -> dict[str, Any]:
 
 def changeable(kind: type[Options]) -> set[str]:
     """Return the names of the options that may differ between a run and its continuation."""
-    return {name for name, hint in _hints(kind).items() if MAY_CHANGE in _metadata(hint)}
+    return {name for name, hint in hints_of(kind).items() if MAY_CHANGE in _metadata(hint)}
+
+
+def changeable_values(config: Options) -> dict[str, Any]:
+    """Return the options that --resume may change, as plain values, but for those of the run's own place."""
+    names = changeable(type(config)) - {"out", "resume", "dry_run", "device"}
+    return {name: _plain(value) for name, value in dataclasses.asdict(config).items() if name in names}
 
 
 def given(value: T | None) -> T:
@@ -216,7 +228,7 @@ def _element(hint: Any, number: int) -> Any:
     return kinds[0] if kinds[-1] is Ellipsis else kinds[number]
 
 
-def _hints(kind: type[Options]) -> dict[str, Any]:
+def hints_of(kind: type[Options]) -> dict[str, Any]:
     """Return the type hints of a configuration's options, by name."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

@@ -1,6 +1,5 @@
 """`load_data`: loads the data set that an option such as --data names."""
 
-import difflib
 from pathlib import Path
 
 from difflens.data.sources.fine_grained import FINE_GRAINED, load_fine_grained
@@ -10,7 +9,7 @@ from difflens.data.sources.idx import load_fashion, load_full_fashion, load_idx,
 from difflens.data.sources.table import load_table, load_table_unlabelled
 from difflens.data.sources.torchvision_sets import load_torchvision, load_torchvision_unlabelled
 from difflens.data.split import ImageData, ImageSplit, MemorySplit
-from difflens.errors import DiffLensError, expanded
+from difflens.errors import DiffLensError, did_you_mean, expanded, nearby
 
 _PREFIXES = ("idx", "folder", "csv", "torchvision", "hf")
 _WITHOUT_SPLIT = ("folder", "csv")
@@ -115,8 +114,8 @@ def _parse(spec: str) -> tuple[str, str]:
         return prefix, place
     if spec and expanded(spec).exists():
         return "csv" if spec.lower().endswith(".csv") and expanded(spec).is_file() else "folder", spec
-    near = difflib.get_close_matches(prefix, (*_ALONE, *_PREFIXES), n=1)
-    hint = f"did you mean {near[0]}{colon}{place}? " if near else ""
+    names = [f"{name}{colon}{place}" for name in (*_ALONE, *_PREFIXES)]
+    hint = did_you_mean(spec, (*names, *nearby(Path(spec))))
     raise DiffLensError(
         f"{spec!r} is neither a known data set nor a folder or file; {hint}known are {_KNOWN}"
     )

@@ -57,7 +57,9 @@ class Gradients:
         self.dtype: torch.dtype = getattr(torch, precision)
         self.accumulate = accumulate
         self.explicit = (
-            process.device.type == "cpu" and self.dtype == torch.bfloat16 and _most_tokens(unet) <= _FEW_TOKENS
+            process.device.type == "cpu"
+            and self.dtype == torch.bfloat16
+            and _most_tokens(unet) <= _FEW_TOKENS
         )
         self._part: Callable[..., Tensor] = (
             torch.compile(self._loss, dynamic=False) if compile else self._loss
