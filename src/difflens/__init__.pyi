@@ -16,6 +16,7 @@ from .configs.generate import GenerateConfig as GenerateConfig
 from .configs.info import InfoConfig as InfoConfig
 from .configs.match import MatchConfig as MatchConfig
 from .configs.predict import PredictConfig as PredictConfig
+from .configs.presets import PresetsConfig as PresetsConfig
 from .configs.pretrain import PretrainConfig as PretrainConfig
 from .configs.probe import ProbeConfig as ProbeConfig
 from .configs.report import ReportConfig as ReportConfig
@@ -89,6 +90,7 @@ from .results.predict import DetectedObject as DetectedObject
 from .results.predict import Prediction as Prediction
 from .results.predict import PredictResult as PredictResult
 from .results.predict import SegmentedImage as SegmentedImage
+from .results.presets import PresetsResult as PresetsResult
 from .results.pretrain import PretrainResult as PretrainResult
 from .results.probe import GridTrial as GridTrial
 from .results.probe import NeighbourTrial as NeighbourTrial
@@ -111,6 +113,7 @@ from .studies.info import info as info
 from .studies.match import match as match
 from .studies.plan import plan as plan
 from .studies.predict import predict as predict
+from .studies.presets import list_presets as list_presets
 from .studies.report import report as report
 from .studies.scenes import scenes as scenes
 from .studies.suggest import suggest as suggest

@@ -5,14 +5,12 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from inspect import signature
 from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
-
-import tyro
 
 import difflens
 from difflens.configs.cka import CkaConfig
@@ -29,6 +27,7 @@ from difflens.configs.info import InfoConfig
 from difflens.configs.match import MatchConfig
 from difflens.configs.options import Options
 from difflens.configs.predict import PredictConfig
+from difflens.configs.presets import PresetsConfig
 from difflens.configs.pretrain import PretrainConfig
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.report import ReportConfig
@@ -37,6 +36,7 @@ from difflens.configs.segment import SegmentConfig
 from difflens.configs.suggest import SuggestConfig
 from difflens.configs.sweep import SweepConfig
 from difflens.errors import DiffLensError
+from difflens.parsing import parse
 from difflens.run.signals import raise_on_interrupt
 from difflens.run.text import visible
 
@@ -67,18 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _main(words: list[str]) -> None:
     former = words[0] if words else ""
-    if former in FORMER_COMMANDS:
-        words[0] = FORMER_COMMANDS[former]
-        if not _silent():
-            print(f"difflens: `{former}` is now `{words[0]}`", file=sys.stderr)
-    config = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="difflens",
-        description="See what a frozen diffusion model already knows.",
-        args=words,
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
+    if former in FORMER_COMMANDS and not _silent():
+        print(f"difflens: `{former}` is now `{FORMER_COMMANDS[former]}`", file=sys.stderr)
     try:
+        config = parse(words, COMMANDS)
         with (
             Path(os.devnull).open("w", encoding="utf-8") as nowhere,
             redirect_stdout(nowhere if _silent() else sys.stdout),
@@ -116,7 +108,7 @@ def _run(config: Options) -> None:
     # imported now, because torch takes seconds that help should not take
     from difflens.run.processes import leave_together
 
-    function = difflens.plan if getattr(config, "dry_run", False) else getattr(difflens, config.command)
+    function = difflens.plan if getattr(config, "dry_run", False) else getattr(difflens, config.function)
     raise_on_interrupt()
     announce = {"announce": _say} if "announce" in signature(function).parameters else {}
     result = function(config, **announce)
@@ -131,10 +123,11 @@ def _say(line: str) -> None:
     print(visible(line), flush=True)
 
 
-COMMANDS: dict[str, Callable[..., Options]] = {
+COMMANDS: dict[str, type[Options]] = {
     "demo": DemoConfig,
     "info": InfoConfig,
     "extract": ExtractConfig,
+    "presets": PresetsConfig,
     "suggest": SuggestConfig,
     "sweep": SweepConfig,
     "probe": ProbeConfig,

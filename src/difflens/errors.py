@@ -1,6 +1,7 @@
 """The exception for all errors of a user, and helpers for its messages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 
@@ -20,6 +21,20 @@ def listing(items: Sequence[object], limit: int = 8) -> str:
     words = (str(item) for item in items[:limit])
     text = ", ".join(word if len(word) <= _LONGEST else f"{word[:_LONGEST]}..." for word in words)
     return text if len(items) <= limit else f"{text} and {len(items) - limit} more"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "did you mean X? " for the nearest of the known words, or nothing if none is near."""
+    near = get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
+def nearby(path: Path) -> list[str]:
+    """Return the paths of all that lies in the folder of `path`, for `did_you_mean`; none without one."""
+    try:
+        return [str(path.with_name(other.name)) for other in path.parent.iterdir()] if path.name else []
+    except OSError:
+        return []
 
 
 def require(**ranges: tuple[float | None, float, float | None]) -> None:

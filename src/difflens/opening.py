@@ -14,7 +14,7 @@ from difflens.backbones.config import CONDITION_FILE, BackboneConfig
 from difflens.backbones.load import BUNDLED, bundled_for
 from difflens.backbones.text import save_condition
 from difflens.configs.earlier import upgraded
-from difflens.configs.options import Options, changeable, recorded
+from difflens.configs.options import Options, changeable, changeable_values, recorded
 from difflens.data.changes import channels_of, say_changes
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError
@@ -94,7 +94,7 @@ class OpenedRun(Generic[D]):
         run = RunDirectory(
             config.out,
             config.command,
-            record,
+            {**record, **changeable_values(config)},
             getattr(config, "resume", None),
             self.process,
             growing,

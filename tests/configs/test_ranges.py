@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 import pytest
 
 from difflens import DiffLensError, SweepConfig, cli
-from difflens.configs.options import Range, _element, _hints, _metadata, _parts, resolve
+from difflens.configs.options import Range, _element, _metadata, _parts, hints_of, resolve
 
 NEEDED: dict[str, list[str]] = {
     "info": ["fashion"],
@@ -37,7 +37,7 @@ def numbers(hint: Any) -> Iterator[Any]:
 OPTIONS = [
     (command, name, len(list(numbers(hint))))
     for command, kind in cli.COMMANDS.items()
-    for name, hint in _hints(kind).items()  # type: ignore[arg-type]
+    for name, hint in hints_of(kind).items()  # type: ignore[arg-type]
     if list(numbers(hint))
 ]
 
@@ -45,7 +45,7 @@ OPTIONS = [
 def test_every_number_has_a_range() -> None:
     assert len(OPTIONS) > 100
     for command, name, _ in OPTIONS:
-        for number in numbers(_hints(cli.COMMANDS[command])[name]):  # type: ignore[arg-type]
+        for number in numbers(hints_of(cli.COMMANDS[command])[name]):  # type: ignore[arg-type]
             (range_,) = (mark for mark in _metadata(number) if isinstance(mark, Range))
             assert 0 <= range_.least < range_.most <= 2**31, (command, name)
 

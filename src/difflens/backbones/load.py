@@ -27,7 +27,7 @@ from difflens.backbones.timm import TimmBackbone
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.choices import AttentionOrder, FamilyName, ScheduleName, TapName, WeightsName
-from difflens.errors import DiffLensError, expanded
+from difflens.errors import DiffLensError, did_you_mean, expanded, nearby
 from difflens.processes.base import NoiseProcess
 from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.schedulers import process_of
@@ -171,7 +171,8 @@ def _load(config: BackboneConfig, fresh: bool, meta: bool) -> Backbone:
     if path.is_dir():
         return _from_directory(config, path, fresh, meta)
     if path.suffix in _CHECKPOINTS or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
-        raise DiffLensError(f"no backbone {spec!r}: no such file or folder, and known are {_KNOWN}")
+        hint = did_you_mean(spec, (*BUNDLED, "pixels", *nearby(path)))
+        raise DiffLensError(f"no backbone {spec!r}: no such file or folder; {hint}known are {_KNOWN}")
     return _from_folder(config, _download(spec), None, fresh, meta)
 
 
@@ -340,7 +341,7 @@ def _download(spec: str) -> Path:
         reason = str(error).strip().splitlines()[0]
         raise DiffLensError(
             f"no backbone {spec!r}: it is no file or folder here, and the hub does not give it ({reason}); "
-            f"known are {_KNOWN}"
+            f"{did_you_mean(spec, nearby(Path(spec)))}known are {_KNOWN}"
         ) from error
 
 

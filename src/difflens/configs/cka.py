@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from difflens.configs.options import (
     BackboneOptions,
     Count,
+    DataOptions,
     DryRunOptions,
     NoiseStep,
     PlaceOptions,
@@ -17,7 +18,9 @@ from difflens.errors import DiffLensError
 
 
 @dataclass(frozen=True, kw_only=True)
-class CkaConfig(DryRunOptions, ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions, RunOptions):
+class CkaConfig(
+    DataOptions, DryRunOptions, ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions, RunOptions
+):
     """Compare representations by linear CKA (Kornblith et al., 2019): across blocks, noise steps, poolings
     and models.
 

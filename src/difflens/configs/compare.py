@@ -20,6 +20,7 @@ from difflens.configs.generate import GenerateConfig
 from difflens.configs.options import (
     CheckpointOptions,
     Count,
+    DataOptions,
     Epochs,
     Range,
     ReadingOptions,
@@ -65,7 +66,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
+class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, ResumeOptions):
     """Compare backbones by the same protocols on the same data.
 
     Each protocol is a run of `probe` for each backbone. --resume skips finished runs, and backbones may be
@@ -172,7 +173,12 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
 
     def _reading(self, spec: str) -> dict[str, Any]:
         """Return the options of all runs that read the data."""
-        reading = {"data": self.data, "on_bad_image": self.on_bad_image, "workers": self.workers}
+        reading = {
+            "data": self.data,
+            "val_fraction": self.val_fraction,
+            "on_bad_image": self.on_bad_image,
+            "workers": self.workers,
+        }
         return {**reading, **self._common(spec)}
 
     def places(self, spec: str) -> SweepConfig:
@@ -235,7 +241,11 @@ class CompareConfig(ReadingOptions, CheckpointOptions, ResumeOptions):
         """Return the run of `probe` for a trial of a backbone, at a place; None: at the backbone's default
         place."""
         # a store's features need no image
-        source = {"data": self.data, **self._common(spec)} if self.store else self._reading(spec)
+        source = (
+            {"data": self.data, "val_fraction": self.val_fraction, **self._common(spec)}
+            if self.store
+            else self._reading(spec)
+        )
         return ProbeConfig(
             out=self.folder(spec) / trial.key,
             backbone=spec,

@@ -10,6 +10,7 @@ from difflens.configs.options import (
     Block,
     CheckpointOptions,
     Count,
+    DataOptions,
     NoiseStep,
     PlaceOptions,
     Range,
@@ -20,7 +21,7 @@ from difflens.configs.options import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainConfig(ReadingOptions, PlaceOptions, CheckpointOptions, RunOptions):
+class ExplainConfig(DataOptions, ReadingOptions, PlaceOptions, CheckpointOptions, RunOptions):
     """Show a backbone's features as pictures and, with --run, what the head of a probe uses.
 
     Shows principal components of maps over noise steps, and nearest neighbours, of a few test images or of

@@ -7,6 +7,7 @@ from difflens.choices import SplitName, StoreFormat, StoreType
 from difflens.configs.options import (
     BackboneOptions,
     Count,
+    DataOptions,
     PlaceOptions,
     Pool,
     PrecisionOptions,
@@ -21,7 +22,9 @@ _SPLITS: tuple[SplitName, ...] = ("train", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig(ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions, ResumeOptions):
+class ExtractConfig(
+    DataOptions, ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions, ResumeOptions
+):
     """Write the features of a data set at chosen blocks and noise steps into a folder.
 
     --resume continues a stopped extraction, which ends with the same bytes. It can also add noise steps to a

@@ -12,6 +12,7 @@ from difflens.configs.options import (
     MAY_CHANGE,
     Block,
     CheckpointOptions,
+    DataOptions,
     DryRunOptions,
     NoiseStep,
     Range,
@@ -21,7 +22,7 @@ from difflens.configs.options import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelityConfig(DryRunOptions, ReadingOptions, CheckpointOptions, SeedOptions):
+class FidelityConfig(DataOptions, DryRunOptions, ReadingOptions, CheckpointOptions, SeedOptions):
     """Measure the distance of generated images to real ones in a feature space of your choice."""
 
     samples: Path

@@ -26,7 +26,7 @@ from difflens.choices import (
     TapName,
     WeightsName,
 )
-from difflens.errors import DiffLensError, expanded, listing, require
+from difflens.errors import DiffLensError, did_you_mean, expanded, listing, require
 from difflens.extractors.config import options_without_effect
 
 # the ranges are part of the language of options
@@ -81,13 +81,18 @@ class Options:
     """The options that limit the number of images, of which `data.labels.limited` draws."""
 
     def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
+        for name, hint in hints_of(type(self)).items():
             object.__setattr__(self, name, _converted(getattr(self, name), hint))
 
     @property
     def command(self) -> str:
         """The name of the command: `ProbeConfig` gives "probe"."""
         return type(self).__name__.removesuffix("Config").lower()
+
+    @property
+    def function(self) -> str:
+        """The name of the command's function in the package."""
+        return self.command
 
     @property
     def memory_advice(self) -> str:
@@ -145,11 +150,12 @@ def validate(config: Options) -> None:
         DiffLensError: a number is out of its range, a word is not among the choices, there is no such preset,
             or an option has no effect.
     """
-    for name, hint in _hints(type(config)).items():
+    for name, hint in hints_of(type(config)).items():
         _check_value(name, getattr(config, name), hint)
     preset = getattr(config, "preset", None)
     if preset is not None and preset not in config.PRESETS:
-        raise DiffLensError(f"no preset {preset!r}; there are {listing(list(config.PRESETS))}")
+        hint = did_you_mean(preset, config.PRESETS)
+        raise DiffLensError(f"no preset {preset!r}; {hint}there are {listing(list(config.PRESETS))}")
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for reason, names in config.without_effect():
         given = {name: getattr(config, name) for name in names if getattr(config, name) != defaults[name]}
@@ -161,7 +167,7 @@ def validate(config: Options) -> None:
 
 def recorded(config: Options) -> dict[str, Any]:
     """Return the options that identify a run, as plain values: all but those that --resume may change."""
-    hints = _hints(type(config))
+    hints = hints_of(type(config))
     options = {
         name: _plain(value)
         for name, value in dataclasses.asdict(config).items()
@@ -173,7 +179,13 @@ def recorded(config: Options) -> dict[str, Any]:
 
 def changeable(kind: type[Options]) -> set[str]:
     """Return the names of the options that may differ between a run and its continuation."""
-    return {name for name, hint in _hints(kind).items() if MAY_CHANGE in _metadata(hint)}
+    return {name for name, hint in hints_of(kind).items() if MAY_CHANGE in _metadata(hint)}
+
+
+def changeable_values(config: Options) -> dict[str, Any]:
+    """Return the options that --resume may change, as plain values, but for those of the run's own place."""
+    names = changeable(type(config)) - {"out", "resume", "dry_run", "device"}
+    return {name: _plain(value) for name, value in dataclasses.asdict(config).items() if name in names}
 
 
 def given(value: T | None) -> T:
@@ -237,7 +249,7 @@ def _element(hint: Any, number: int) -> Any:
 
 
 @cache
-def _hints(kind: type[Options]) -> dict[str, Any]:
+def hints_of(kind: type[Options]) -> dict[str, Any]:
     """Return the type hints of a configuration's options, by name."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
@@ -293,6 +305,15 @@ class ReadingOptions(Options):
     """error stops at the first image that cannot be read; skip leaves such images out and lists them."""
     workers: Annotated[Workers | None, MAY_CHANGE] = None
     """Processes that decode images. None: chosen by the machine and the number of images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    """The split of the data."""
+
+    val_fraction: Annotated[float, Range(0.0001, 0.9999)] | None = None
+    """For folders CLASS/IMAGE and CSV files without a split: the share of each class, 0 to 1, that is held
+    out for testing, the same images for all commands and seeds. None: the data has a split."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from difflens.configs.options import (
     MAY_CHANGE,
     Batch,
     Count,
+    DataOptions,
     DryRunOptions,
     Epochs,
     Natural,
@@ -40,7 +41,7 @@ _RECIPE: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(DryRunOptions, ReadingOptions, ResumeOptions):
+class PretrainConfig(DataOptions, DryRunOptions, ReadingOptions, ResumeOptions):
     """Train a diffusion U-Net on images without labels, or an encoder by another method to compare it
     with."""
 

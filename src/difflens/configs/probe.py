@@ -12,6 +12,7 @@ from difflens.configs.options import (
     BackboneOptions,
     CacheOptions,
     Count,
+    DataOptions,
     DryRunOptions,
     ExtractorOptions,
     Pool,
@@ -33,15 +34,17 @@ _TRAINING = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig(DryRunOptions, CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, ResumeOptions):
+class ProbeConfig(
+    DataOptions, DryRunOptions, CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, ResumeOptions
+):
     """Train a head on a backbone's features, and evaluate it once on the test split."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = presets.PROBE
     LIMITS: ClassVar[tuple[str, ...]] = ("limit",)
 
     data: str | None = None
-    """fashion, fashion-full, aircraft, cars, cub, dogs, flowers, nabirds, idx:FOLDER, folder:PATH (or the
-    path alone), torchvision:NAME or hf:ID. None: the preset's, or fashion."""
+    """fashion, fashion-full, aircraft, cars, cub, dogs, flowers, nabirds, idx:FOLDER, folder:PATH or
+    csv:FILE (or the path alone), torchvision:NAME or hf:ID. None: the preset's, or fashion."""
     store: Annotated[Path | None, MAY_CHANGE] = None
     """A feature store of `difflens extract`, from which features are read. None: the backbone computes
     them."""

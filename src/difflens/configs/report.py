@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from difflens.configs.options import Range, ReadingOptions, SeedOptions
+from difflens.configs.options import DataOptions, Range, ReadingOptions, SeedOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig(ReadingOptions, SeedOptions):
+class ReportConfig(DataOptions, ReadingOptions, SeedOptions):
     """Write an HTML report of one backbone: top-1 by head, Fréchet distance, generated samples, memorisation
     check.
 

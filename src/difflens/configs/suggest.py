@@ -6,6 +6,7 @@ from difflens.configs.options import (
     BackboneOptions,
     CacheOptions,
     Count,
+    DataOptions,
     PlaceOptions,
     PrecisionOptions,
     ReadingOptions,
@@ -16,7 +17,7 @@ from difflens.configs.options import (
 
 @dataclass(frozen=True, kw_only=True)
 class SuggestConfig(
-    CacheOptions, ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions, RunOptions
+    DataOptions, CacheOptions, ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions, RunOptions
 ):
     """Suggest a block and a noise step to read, without labels.
 

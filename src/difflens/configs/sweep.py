@@ -9,6 +9,7 @@ from difflens.configs.options import (
     MAY_CHANGE,
     BackboneOptions,
     CacheOptions,
+    DataOptions,
     PlaceOptions,
     PrecisionOptions,
     ReadingOptions,
@@ -22,7 +23,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(
-    CacheOptions, ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions, ResumeOptions
+    DataOptions, CacheOptions, ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions, ResumeOptions
 ):
     """Measure the accuracy of each block at each noise step, and recommend a place to read.
 

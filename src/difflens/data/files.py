@@ -12,7 +12,7 @@ from difflens.run.console import note
 
 _MOST_TEXT = 2**28
 """The largest size of a list in bytes: a line for each image of the largest data sets."""
-_TREE = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE)"
+_TREE = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE), or CLASS/IMAGE with --val-fraction"
 
 
 def cache_folder() -> Path:

@@ -1,25 +1,26 @@
 """`load_data`: loads the data set that an option such as --data names."""
 
-import difflib
 from pathlib import Path
 
 from difflens.data.sources.fine_grained import FINE_GRAINED, load_fine_grained
 from difflens.data.sources.folder import load_folder, load_folder_unlabelled
 from difflens.data.sources.hub import load_hub, load_hub_unlabelled
 from difflens.data.sources.idx import load_fashion, load_full_fashion, load_idx, read_idx_split
+from difflens.data.sources.table import load_table, load_table_unlabelled
 from difflens.data.sources.torchvision_sets import load_torchvision, load_torchvision_unlabelled
 from difflens.data.split import ImageData, ImageSplit, MemorySplit
-from difflens.errors import DiffLensError, expanded
+from difflens.errors import DiffLensError, did_you_mean, expanded, nearby
 
-_PREFIXES = ("idx", "folder", "torchvision", "hf")
+_PREFIXES = ("idx", "folder", "csv", "torchvision", "hf")
+_WITHOUT_SPLIT = ("folder", "csv")
 _ALONE = ("fashion", "fashion-full", *FINE_GRAINED)
 _KNOWN = (
-    "fashion, fashion-full, idx:FOLDER, folder:PATH (or the path alone), torchvision:NAME, hf:ID, and "
-    f"{', '.join(FINE_GRAINED)} (or NAME:FOLDER)"
+    "fashion, fashion-full, idx:FOLDER, folder:PATH, csv:FILE (or the path alone), torchvision:NAME, hf:ID, "
+    f"and {', '.join(FINE_GRAINED)} (or NAME:FOLDER)"
 )
 
 
-def load_data(spec: str | Path, labels: bool = True) -> ImageData:
+def load_data(spec: str | Path, labels: bool = True, val_fraction: float | None = None) -> ImageData:
     """Load the data set that `spec` describes.
 
     Args:
@@ -29,6 +30,7 @@ def load_data(spec: str | Path, labels: bool = True) -> ImageData:
             - `fashion-full`: all of Fashion-MNIST, local or downloaded (`idx.load_full_fashion`);
             - `idx:FOLDER`: MNIST-style IDX files, gzipped or not;
             - `folder:PATH` or a path alone: train/CLASS/IMAGE and test/ or val/ (`folder.load_folder`);
+            - `csv:FILE` or a path that ends in .csv: columns path, label and split (`table.load_table`);
             - `torchvision:NAME`: a torchvision classification data set;
             - `hf:ID`: a Hugging Face data set, `hf:ID:CONFIG` for one of its configurations;
             - `aircraft`, `cars`, `cub`, `dogs`, `flowers`, `nabirds`: a fine-grained data set from the
@@ -38,18 +40,24 @@ def load_data(spec: str | Path, labels: bool = True) -> ImageData:
             folder.
 
         labels: False loads images without labels and classes, so data without labels can be used.
+        val_fraction: for folders and CSV files without a split: the share of each class, in (0, 1), that is
+            held out for testing. The draw has a seed of its own, so all commands share the split.
 
     Raises:
-        DiffLensError: there is no such data set, or it is damaged or incomplete.
+        DiffLensError: there is no such data set, it is damaged or incomplete, or it has a split and a
+            fraction.
     """
     spec = str(spec)
     kind, place = _parse(spec)
+    _check_fraction(kind, spec, val_fraction)
     if kind == "torchvision":
         return load_torchvision(place, spec, labels)
     if kind == "hf":
         return load_hub(place, spec, labels)
     if kind == "folder":
-        return load_folder(expanded(place), spec, labels)
+        return load_folder(expanded(place), spec, labels, val_fraction)
+    if kind == "csv":
+        return load_table(expanded(place), spec, labels, val_fraction)
     if kind in FINE_GRAINED:
         return load_fine_grained(kind, Path(place) if place else None, spec, labels)
     if kind == "idx":
@@ -59,26 +67,42 @@ def load_data(spec: str | Path, labels: bool = True) -> ImageData:
     return data if labels else ImageData(spec, data.name, (), _unlabelled(data.train), _unlabelled(data.test))
 
 
-def load_unlabelled(spec: str | Path) -> ImageSplit:
+def load_unlabelled(spec: str | Path, val_fraction: float | None = None) -> ImageSplit:
     """Load images for pre-training: the training split of any data set of `load_data`, without labels.
 
-    A folder without train/ gives all images in it and its subfolders.
+    A folder without train/ gives all images in it and its subfolders, and a CSV file without a split all of
+    its images, but for those that `val_fraction` holds out.
 
     Raises:
-        DiffLensError: there is no such data set, or it is damaged or incomplete.
+        DiffLensError: there is no such data set, it is damaged or incomplete, or it has a split and a
+            fraction.
     """
-    kind, place = _parse(str(spec))
+    spec = str(spec)
+    kind, place = _parse(spec)
+    _check_fraction(kind, spec, val_fraction)
     if kind == "torchvision":
         return load_torchvision_unlabelled(place)
     if kind == "hf":
         return load_hub_unlabelled(place)
     if kind == "folder":
-        return load_folder_unlabelled(expanded(place))
+        return load_folder_unlabelled(expanded(place), val_fraction)
+    if kind == "csv":
+        return load_table_unlabelled(expanded(place), val_fraction)
     if kind in FINE_GRAINED:
         return load_fine_grained(kind, Path(place) if place else None, spec, labels=False).train
     if kind == "idx":
         return MemorySplit("train", read_idx_split(expanded(place), "train")[0])
     return _unlabelled(load_fashion().train if kind == "fashion" else load_full_fashion().train)
+
+
+def _check_fraction(kind: str, spec: str, fraction: float | None) -> None:
+    """Raise DiffLensError if there is a fraction out of (0, 1), or for data that has a split of its own."""
+    if fraction is None:
+        return
+    if kind not in _WITHOUT_SPLIT:
+        raise DiffLensError(f"{spec} has a split of its own: leave out --val-fraction")
+    if not 0 < fraction < 1:
+        raise DiffLensError(f"the fraction that is held out is {fraction:g}; it must be between 0 and 1")
 
 
 def _parse(spec: str) -> tuple[str, str]:
@@ -91,10 +115,12 @@ def _parse(spec: str) -> tuple[str, str]:
             raise DiffLensError(f"{spec!r} names no data set; known are {_KNOWN}")
         return prefix, place
     if spec and expanded(spec).exists():
-        return "folder", spec
-    near = difflib.get_close_matches(prefix, (*_ALONE, *_PREFIXES), n=1)
-    hint = f"did you mean {near[0]}{colon}{place}? " if near else ""
-    raise DiffLensError(f"{spec!r} is neither a known data set nor a folder; {hint}known are {_KNOWN}")
+        return "csv" if spec.lower().endswith(".csv") and expanded(spec).is_file() else "folder", spec
+    names = [f"{name}{colon}{place}" for name in (*_ALONE, *_PREFIXES)]
+    hint = did_you_mean(spec, (*names, *nearby(Path(spec))))
+    raise DiffLensError(
+        f"{spec!r} is neither a known data set nor a folder or file; {hint}known are {_KNOWN}"
+    )
 
 
 def _unlabelled(split: ImageSplit) -> ImageSplit:

@@ -16,6 +16,9 @@ from torch import Tensor
 from difflens.choices import Exif
 from difflens.data.content import content_digest
 from difflens.data.images import BadImage, decode_image, from_pil, image_shape, read_image
+from difflens.errors import DiffLensError
+from difflens.noise import Stream, random_order
+from difflens.run.console import note
 
 Metric = Literal["top1", "mean_per_class"]
 
@@ -297,6 +300,49 @@ def hold_out(split: ImageSplit, every: int = 5) -> tuple[ImageSplit, ImageSplit]
     train, test = split.subset((~held_out).nonzero()[:, 0]), split.subset(held_out.nonzero()[:, 0])
     train.name, test.name = "train", "held-out"
     return train, test
+
+
+def split_off(whole: FileSplit, fraction: float, labels: bool = True) -> tuple[ImageSplit, ImageSplit]:
+    """Split files without a split of their own into (train, val), by `held_out`.
+
+    Args:
+        labels: False gives splits without labels, of the same images.
+
+    Raises:
+        DiffLensError: no image would be left to train on, or to hold out.
+    """
+    out = held_out(whole.labels, len(whole), fraction)
+    if not out.any() or out.all():
+        raise DiffLensError(
+            f"a fraction of {fraction:g} of {len(whole):,} image{'s' * (len(whole) > 1)} leaves one side "
+            "empty: there must be a class of two images or more"
+        )
+    whole = whole if labels else FileSplit(whole.name, whole.ids, None, whole.root, whole.exif)
+    train, val = whole.subset((~out).nonzero()[:, 0]), whole.subset(out.nonzero()[:, 0])
+    train.name, val.name = "train", "val"
+    note(f"split: {len(train):,} images to train on and {len(val):,} held out, by class; all runs share it")
+    return train, val
+
+
+def held_out(labels: Tensor | None, count: int, fraction: float) -> Tensor:
+    """Draw the same fraction of each class: round(fraction * n) of n images, at least one and not all.
+
+    A class with a single image gives none. The draw has a seed of its own, so all commands and all seeds
+    share the split.
+
+    Args:
+        labels: (count,) long; None: all images are of one class.
+
+    Returns:
+        (count,) bool: True for images that are held out.
+    """
+    labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
+    sizes = labels.bincount()
+    wanted = (fraction * sizes.double() + 0.5).floor().long().clamp(min=1).minimum(sizes - 1)
+    order = random_order(Stream.HELD_OUT, torch.arange(count), 0)
+    chosen = torch.zeros(count, dtype=torch.bool)
+    chosen[order[place_in_class(labels[order]) < wanted[labels[order]]]] = True
+    return chosen
 
 
 def every_nth(labels: Tensor, every: int) -> Tensor:

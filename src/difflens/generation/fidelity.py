@@ -113,11 +113,13 @@ def _real(config: FidelityConfig, count: int) -> tuple[ImageSplit, ImageSplit | 
     A distance depends on the number of images, so the other split is as large as the samples.
     """
     folder = expanded(config.data.removeprefix("folder:"))
-    if folder.is_dir() and not (folder / "train").is_dir():
+    if config.val_fraction is None and folder.is_dir() and not (folder / "train").is_dir():
         if config.split != "test":
             raise DiffLensError(f"{folder} has no train/, so all of its images are read: leave out --split")
-        return at_random(load_unlabelled(config.data), config.limit, config.seed), None
-    data = load_data(config.data, labels=False)
+        return at_random(
+            load_unlabelled(config.data, val_fraction=config.val_fraction), config.limit, config.seed
+        ), None
+    data = load_data(config.data, labels=False, val_fraction=config.val_fraction)
     chosen, other = (data.test, data.train) if config.split == "test" else (data.train, data.test)
     return at_random(chosen, config.limit, config.seed), at_random(other, count, config.seed)
 

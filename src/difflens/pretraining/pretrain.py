@@ -68,8 +68,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
 def _images(config: PretrainConfig) -> ImageSplit:
     """Return the images to train on, without the test split; only supervised training gets labels."""
     if config.method != "supervised":
-        return load_unlabelled(config.data)
-    return load_data(config.data).train
+        return load_unlabelled(config.data, val_fraction=config.val_fraction)
+    return load_data(config.data, val_fraction=config.val_fraction).train
 
 
 def _train(

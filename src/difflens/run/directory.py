@@ -114,7 +114,8 @@ class RunDirectory:
             if not resume:
                 raise DiffLensError(f"{path} already holds a run: {hint}")
             earlier = {k: v for k, v in upgrade(read_record(path)).items() if k not in changeable}
-            _check_same(earlier, record, path, growing)
+            now = {k: v for k, v in record.items() if k not in changeable}
+            _check_same(earlier, now, path, growing)
         elif not self.fresh:
             raise DiffLensError(f"{path} is not empty and holds no run of difflens: choose another folder")
         if process is not None:  # no process writes before all have checked the folder

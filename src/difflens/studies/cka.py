@@ -63,7 +63,7 @@ def cka(config: CkaConfig) -> CkaResult:
     config = resolve(config)
     if config.limit < LEAST:
         raise DiffLensError(f"{_NEEDED}, and --limit allows {config.limit}")
-    split = load_unlabelled(config.data)
+    split = load_unlabelled(config.data, val_fraction=config.val_fraction)
     if len(split) < LEAST:
         raise DiffLensError(f"{_NEEDED}, and {config.data} has {len(split)}")
     config = with_backbone(config, split)

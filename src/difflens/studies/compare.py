@@ -80,7 +80,7 @@ def compare(config: CompareConfig, announce: Callable[[str], object] = lambda li
             loaded. Most errors are raised before anything is written.
     """
     config = resolve(config)
-    data = load_data(config.data)
+    data = load_data(config.data, val_fraction=config.val_fraction)
     for trial in config.trials:
         _check_labels(config, data, trial)  # before hours of other trials
     opened = open_run(config, data, one_process="; each of its probes can be run in several")

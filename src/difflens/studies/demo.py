@@ -59,7 +59,7 @@ def demo(config: DemoConfig) -> DemoResult:
             data cannot be loaded.
     """
     config = resolve(config)
-    data = load_data(config.data)
+    data = load_data(config.data, val_fraction=config.val_fraction)
     config = with_backbone(config, data.train)
     data = replace(data, test=limited(data.test, config.test_images, config.seed))
     opened = open_run(config, data, one_process="; `difflens probe` runs in several")
@@ -88,7 +88,7 @@ class _Demo:
     def _common(self) -> dict[str, Any]:
         """Options of every command that the demo runs."""
         config = self.config
-        return {name: getattr(config, name) for name in ("data", "seed", "device", "resume")}
+        return {name: getattr(config, name) for name in ("data", "val_fraction", "seed", "device", "resume")}
 
     @property
     def _network(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """`difflens explain`: feature maps and nearest neighbours of a backbone, and what a trained head reads."""
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from difflens.models.probe import Probe
 from difflens.models.saved import TrainedModel
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import bracketed, in_words
+from difflens.ranges import Share
 from difflens.reports.explain import (
     Explained,
     attention_section,
@@ -43,7 +45,7 @@ from difflens.reports.explain import (
 )
 from difflens.results.explain import ExplainResult, HeadShares, Neighbour
 from difflens.run.directory import FINISHED, RunDirectory
-from difflens.run.reading import field_in, read_yaml
+from difflens.run.reading import read_yaml
 
 _BLOCKS = 7  # the most blocks beside each other
 _STEPS = (0.005, 0.05, 0.1, 0.2, 0.4)  # default noise steps, as shares of the schedule
@@ -57,8 +59,9 @@ def explain(config: ExplainConfig) -> ExplainResult:
             run's head has neither attention nor weights of places.
     """
     config = resolve(config)
-    config = replace(config, data=config.data or _data_of(config.run))
-    data = load_data(given(config.data))
+    if config.data is None:
+        config = replace(config, **_data_of(config.run))
+    data = load_data(given(config.data), val_fraction=config.val_fraction)
     model = None if config.run is None else TrainedModel.load(config.run, config.backbone)
     if model is not None:
         if not isinstance(model.probe.head, (LinearHead, DifFormerHead, MixHead)):
@@ -78,14 +81,22 @@ def explain(config: ExplainConfig) -> ExplainResult:
         return explanation.write(run)
 
 
-def _data_of(run: Path | None) -> str:
-    """Return the data that a run was trained on, from its configuration; "fashion" without a run."""
+def _data_of(run: Path | None) -> dict[str, Any]:
+    """Return the options of the data that a run was trained on; the bundled data without a run."""
     if run is None:
-        return "fashion"
+        return {"data": "fashion"}
     for folder in (run, run.parent):
         if (folder / "config.yaml").exists():
-            return read_yaml(folder / "config.yaml", lambda record: field_in(record, "data", str))
+            return asdict(read_yaml(folder / "config.yaml", _DataRecord))
     raise DiffLensError(f"{run} does not say what it was trained on: name the data with --data")
+
+
+@dataclass(frozen=True)
+class _DataRecord:
+    """What the configuration of a run says about its data."""
+
+    data: str
+    val_fraction: Share | None = None
 
 
 class _Explanation:

@@ -66,7 +66,9 @@ def extract(
     """
     config = resolve(config)
     images: ImageData | ImageSplit = data or (
-        load_unlabelled(config.data) if config.unlabelled else load_data(config.data)
+        load_unlabelled(config.data, val_fraction=config.val_fraction)
+        if config.unlabelled
+        else load_data(config.data, val_fraction=config.val_fraction)
     )
     sources = _sources(config, images)
     config = with_backbone(config, images.train if isinstance(images, ImageData) else images)

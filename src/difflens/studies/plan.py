@@ -85,7 +85,7 @@ def plan(config: Options) -> PlanResult:
 
 
 def _plan_probe(config: ProbeConfig) -> PlanResult:
-    data = _labelled_data(given(config.data))
+    data = _labelled_data(given(config.data), config.val_fraction)
     train, test = _probed(config, data)
     if config.head != "knn":
         config = replace(config, epochs=epochs_of(config, train))
@@ -187,7 +187,7 @@ def _plan_dense(config: DenseConfig) -> PlanResult:
 def _plan_pretrain(config: PretrainConfig) -> PlanResult:
     if config.method != "diffusion":
         raise DiffLensError(f"only diffusion has a dry run of pretrain, not {config.method}")
-    data = _unlabelled_data(config.data)
+    data = _unlabelled_data(config.data, config.val_fraction)
     images = min(data.train, config.limit or data.train)
     preset, variance = PRETRAIN[config.preset]["unet"], given(config.learned_variance)
     network = unet_config(preset, variance, config.image_size)
@@ -223,7 +223,7 @@ def _plan_pretrain(config: PretrainConfig) -> PlanResult:
 
 
 def _plan_cka(config: CkaConfig) -> PlanResult:
-    data = _unlabelled_data(config.data)
+    data = _unlabelled_data(config.data, config.val_fraction)
     images = min(data.train, config.limit)
     source, backbone = _backbone(config, data.channels)
     steps = config.noise_steps or (backbone.defaults.noise_step,)
@@ -281,7 +281,7 @@ def _plan_generate(config: GenerateConfig) -> PlanResult:
 
 
 def _plan_fidelity(config: FidelityConfig) -> PlanResult:
-    data = _labelled_data(config.data, labels=False)
+    data = _labelled_data(config.data, config.val_fraction, labels=False)
     real = data.train if config.split == "train" else data.test
     made = expanded(config.samples)
     generated = len(list_images([made])) if made.is_dir() else FID_IMAGES
@@ -352,20 +352,20 @@ def _known(spec: str) -> _Sizes | None:
     return None
 
 
-def _labelled_data(spec: str, labels: bool = True) -> _Sizes:
+def _labelled_data(spec: str, val_fraction: float | None, labels: bool = True) -> _Sizes:
     known = _known(spec)
     if known is not None:
         return known
-    data = load_data(spec, labels)
+    data = load_data(spec, labels, val_fraction)
     channels = channels_of(data.train)
     return _Sizes(len(data.train), len(data.test), len(data.classes), channels, data.name, data)
 
 
-def _unlabelled_data(spec: str) -> _Sizes:
+def _unlabelled_data(spec: str, val_fraction: float | None) -> _Sizes:
     known = _known(spec)
     if known is not None:
         return known
-    split = load_unlabelled(spec)
+    split = load_unlabelled(spec, val_fraction)
     return _Sizes(len(split), 0, 0, channels_of(split), spec)
 
 

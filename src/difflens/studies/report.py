@@ -26,7 +26,7 @@ from difflens.metrics.memorisation import UNSEEN, Seen, find_nearest
 from difflens.models.feature_space import FeatureSpace
 from difflens.models.saved import TrainedModel, stored_model
 from difflens.processes.base import NoiseProcess, in_words
-from difflens.ranges import Count, Natural
+from difflens.ranges import Count, Natural, Share
 from difflens.reports.demo import BASELINES
 from difflens.reports.html import Section
 from difflens.reports.memorisation import copying_section
@@ -47,6 +47,7 @@ class _DataRecord:
     """What the configuration of a run says about its data."""
 
     data: str
+    val_fraction: Share | None = None
     limit: Count | None = None
     limit_keeps: str | None = None
     seed: Natural = 0
@@ -66,6 +67,7 @@ class _Evidence:
         trained_on: data of the pretrain run; None without one.
         log: the records of the pretrain run.
         data: data of the first probe or demo run; None without one.
+        val_fraction: the share of `data` that this run holds out; None if it has a split.
     """
 
     backbone: Backbone | None = None
@@ -77,6 +79,7 @@ class _Evidence:
     trained_on: _DataRecord | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
     data: str | None = None
+    val_fraction: float | None = None
 
     @property
     def trained_data(self) -> str | None:
@@ -159,9 +162,11 @@ def _read_pretrain(name: str, path: Path, evidence: _Evidence) -> None:
 
 
 def _read_probe(name: str, path: Path, evidence: _Evidence) -> None:
-    data = read_yaml(path / CONFIG, _DataRecord).data
+    record = read_yaml(path / CONFIG, _DataRecord)
+    data = record.data
     model = stored_model(path / "model", TrainedModel)
-    evidence.data = evidence.data or data
+    if evidence.data is None:
+        evidence.data, evidence.val_fraction = data, record.val_fraction
     _name_backbone(name, model.backbone, model.fingerprint, evidence)
     seeds = read_results(path, read_seeds)
     extractor = model.extractor
@@ -184,9 +189,11 @@ def _read_probe(name: str, path: Path, evidence: _Evidence) -> None:
 
 
 def _read_demo(name: str, path: Path, evidence: _Evidence) -> None:
-    data = read_yaml(path / CONFIG, _DataRecord).data
+    record = read_yaml(path / CONFIG, _DataRecord)
+    data = record.data
     model = stored_model(path / "model", TrainedModel)
-    evidence.data = evidence.data or data
+    if evidence.data is None:
+        evidence.data, evidence.val_fraction = data, record.val_fraction
     _name_backbone(name, model.backbone, model.fingerprint, evidence)
     result = read_results(path, lambda metrics: DemoResult.from_metrics(metrics, path))
     for head, row in result.results.items():
@@ -256,6 +263,15 @@ def _backbone(evidence: _Evidence) -> Backbone:
     return backbone
 
 
+def _fraction(config: ReportConfig, evidence: _Evidence, data: str) -> float | None:
+    """Return the share of `data` that is held out: that of the option, or of the run that read the data."""
+    if config.val_fraction is not None:
+        return config.val_fraction
+    if evidence.trained_on is not None and data == evidence.trained_on.data:
+        return evidence.trained_on.val_fraction
+    return evidence.val_fraction if data == evidence.data else None
+
+
 def _measure(config: ReportConfig, evidence: _Evidence) -> FidelityResult:
     """Measure the distance of the generated images from test images in the features of the configuration."""
     assert config.features is not None
@@ -267,6 +283,7 @@ def _measure(config: ReportConfig, evidence: _Evidence) -> FidelityResult:
         FidelityConfig(
             samples=evidence.generated,
             data=data,
+            val_fraction=_fraction(config, evidence, data),
             features=config.features,
             seed=config.seed,
             workers=config.workers,
@@ -325,7 +342,7 @@ class _Page:
         data = config.data or trained_on or evidence.data
         if data is None:
             return None
-        train, test = _splits(data)
+        train, test = _splits(data, _fraction(config, evidence, data))
         if data == trained_on and evidence.trained_on is not None:
             train = _limited(train, evidence.trained_on)
         backbone = self.backbone
@@ -358,10 +375,11 @@ def _limited(train: ImageSplit, run: _DataRecord) -> ImageSplit:
     return train.subset(torch.arange(min(run.limit, len(train))))
 
 
-def _splits(data: str) -> tuple[ImageSplit, ImageSplit | None]:
+def _splits(data: str, val_fraction: float | None) -> tuple[ImageSplit, ImageSplit | None]:
     """Return training images, and test images; None where there are none."""
     folder = expanded(data.removeprefix("folder:"))
-    if folder.is_dir() and not any((folder / name).is_dir() for name in ("test", "val")):
+    splits = any((folder / name).is_dir() for name in ("test", "val"))
+    if val_fraction is None and folder.is_dir() and not splits:
         return load_unlabelled(data), None
-    loaded = load_data(data, labels=False)
+    loaded = load_data(data, labels=False, val_fraction=val_fraction)
     return loaded.train, loaded.test

@@ -47,7 +47,7 @@ def suggest(config: SuggestConfig, announce: Callable[[str], object] = lambda li
             fewer images than the statistics need.
     """
     config = resolve(config)
-    split = load_unlabelled(config.data)
+    split = load_unlabelled(config.data, val_fraction=config.val_fraction)
     needed = f"the statistics need at least {LEAST} images"
     if config.limit < LEAST:
         raise DiffLensError(f"{needed}, and --limit allows {config.limit}")

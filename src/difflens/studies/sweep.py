@@ -37,7 +37,7 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
     """
     config = resolve(config)
     began = time.monotonic()
-    data = load_data(config.data)
+    data = load_data(config.data, val_fraction=config.val_fraction)
     if len(data.classes) < 2:
         raise DiffLensError(f"a sweep needs at least two classes, and {data.name} has {len(data.classes)}")
     config = with_backbone(config, data.train)

@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 
 from difflens.data.files import _TREE, Others, find_images, refuse_batches, require_folder
-from difflens.data.split import FileSplit, ImageData
+from difflens.data.split import FileSplit, ImageData, ImageSplit, split_off
 from difflens.errors import DiffLensError, listing
+from difflens.run.console import note
 from difflens.run.text import on_disk
 
 
-def load_folder(root: Path, spec: str, labels: bool = True) -> ImageData:
+def load_folder(root: Path, spec: str, labels: bool = True, val_fraction: float | None = None) -> ImageData:
     """Load an ImageFolder tree: train/CLASS/IMAGE, and test/ or val/ of the same classes.
 
     If both exist, test/ is used, unless it has no class folders: ImageNet's test labels are secret. Images
@@ -18,15 +19,21 @@ def load_folder(root: Path, spec: str, labels: bool = True) -> ImageData:
 
     Args:
         labels: False loads all images of both folders, which then need no class folders.
+        val_fraction: for a tree CLASS/IMAGE, or train/CLASS/IMAGE alone: the share of each class, in (0, 1),
+            that is held out for testing (`split.held_out`).
 
     Raises:
-        DiffLensError: a folder is missing or has no images, or a class is in one of the two folders only.
+        DiffLensError: a folder is missing or has no images, a class is in one of the two folders only, or
+            there is a split and a fraction.
     """
     require_folder(root)
     refuse_batches(root)
+    if val_fraction is not None:
+        return _held_out(root, spec, labels, val_fraction)
     train = root / "train"
     if not train.is_dir():
-        raise DiffLensError(f"{root} has no train/ folder; expected {_TREE}")
+        advice = "; --val-fraction 0.2 holds out a fifth of each class" if _subfolders(root) else ""
+        raise DiffLensError(f"{root} has no train/ folder; expected {_TREE}{advice}")
     test = _test_folder(root)
     left_out = Others()
     if not labels:
@@ -49,17 +56,42 @@ def load_folder(root: Path, spec: str, labels: bool = True) -> ImageData:
     return ImageData(spec, root.name, tuple(map(on_disk, classes)), *splits)
 
 
-def load_folder_unlabelled(root: Path) -> FileSplit:
+def load_folder_unlabelled(root: Path, val_fraction: float | None = None) -> ImageSplit:
     """Load all images of `root`/train if this folder exists, else of `root`, without labels.
+
+    Args:
+        val_fraction: leave out the images that `load_folder` holds out.
 
     Raises:
         DiffLensError: there is no such folder, or no image in it.
     """
     require_folder(root)
     refuse_batches(root)
+    if val_fraction is not None:
+        return _held_out(root, "", False, val_fraction).train
     train = root / "train"
     paths = find_images(train if train.is_dir() else root)
     return FileSplit("train", _names(root, paths), root=root)
+
+
+def _held_out(root: Path, spec: str, labels: bool, fraction: float) -> ImageData:
+    """Hold out a fraction of each class of a folder without test/ and val/; without class folders, of all."""
+    there = [f"{name}/" for name in ("test", "val") if (root / name).is_dir()]
+    if there:
+        raise DiffLensError(f"{root} has a split of its own, {listing(there)}: leave out --val-fraction")
+    where = root / "train" if (root / "train").is_dir() else root
+    left_out = Others()
+    classes = _class_folders(where) if labels else _subfolders(where)
+    if classes:
+        whole = _labelled(root, where, classes, left_out)
+        loose = sum(path.is_file() and not path.name.startswith(".") for path in where.iterdir())
+        if loose:
+            note(f"{loose:,} file{'s' * (loose > 1)} beside the class folders of {where} left out")
+    else:
+        whole = FileSplit("train", _names(root, find_images(where, left_out)), root=root)
+    left_out.tell()
+    splits = split_off(whole, fraction, labels)
+    return ImageData(spec, root.name, tuple(map(on_disk, classes)) if labels else (), *splits)
 
 
 def _test_folder(root: Path) -> Path:

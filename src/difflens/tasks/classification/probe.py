@@ -61,7 +61,7 @@ def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
     """
     config = resolve(config)
     process = accelerator(config.device)
-    data = data or load_data(given(config.data))
+    data = data or load_data(given(config.data), val_fraction=config.val_fraction)
     run = _probe_once if config.seeds == 1 else _probe_seeds
     return run(with_backbone(config, data.train), data, process)
 
