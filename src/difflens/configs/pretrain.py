@@ -37,6 +37,7 @@ _RECIPE: dict[str, Any] = {
     "prediction": "epsilon",
     "learned_variance": False,
     "checkpoint_minutes": 1.0,
+    "probe_every": 5,
 }
 
 
@@ -101,6 +102,12 @@ class PretrainConfig(DataOptions, DryRunOptions, ReadingOptions, ResumeOptions):
     GPU."""
     limit: Count | None = None
     """Train on so many images, drawn by the seed; supervised: equally many of each class. None: all."""
+    probe_data: str | None = None
+    """Labelled images, as `probe` takes them, on which recognition is measured during the training. 1,000 of
+    its training images are read, or 10 of each class if that is more. None: nothing is measured."""
+    probe_every: Annotated[Count | None, MAY_CHANGE] = None
+    """Epochs between two measurements on --probe-data: ridge and k-NN accuracy, and effective rank, at a few
+    places. The last epoch is always measured. None: 5."""
     snapshot_epochs: Annotated[Count | None, MAY_CHANGE] = None
     """Epochs between two snapshots of the model, with generated samples, in `snapshots/`. None: no
     snapshots."""
@@ -122,6 +129,8 @@ class PretrainConfig(DataOptions, DryRunOptions, ReadingOptions, ResumeOptions):
 
     def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
         yield from super().without_effect()
+        if self.probe_data is None:
+            yield "without --probe-data nothing is measured", ("probe_every",)
         if self.method != "diffusion":
             averaged = () if self.method == "bigan" else ("ema_decay",)
             yield f"the method {self.method} does not read options of diffusion", (*_DIFFUSION, *averaged)

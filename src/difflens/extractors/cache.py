@@ -190,6 +190,7 @@ def read_features(
     memory_gigabytes: float = 4.0,
     spill: Path | None = None,
     latents: Latents | None = None,
+    show: bool = True,
 ) -> FeatureCache:
     """Read the features of each image of `split` once, as float16; each process reads its share.
 
@@ -198,6 +199,7 @@ def read_features(
         memory_gigabytes: a larger cache is kept in files in the folder `spill`, in gigabytes.
         spill: None keeps any cache in memory.
         latents: latents of this process's share, which the first reading fills and later ones read.
+        show: show a progress bar.
 
     Raises:
         DiffLensError: a feature is not finite or overflows float16, or no image can be read.
@@ -207,7 +209,7 @@ def read_features(
     rows = epoch_order(len(split), 0, 0, process.process_index, process.num_processes, shuffle=False)
     maps: dict[Place, Tensor] = {}
     rows_read, done = [], 0
-    with progress_bar(process.is_main_process) as bar:
+    with progress_bar(process.is_main_process and show) as bar:
         task = bar.add_task(f"features of {split.name}", total=len(rows), note="")
         for known, features in reading.features(extractor, split, rows, side, torch.float16, latents):
             entries = slice(done, done + len(known))

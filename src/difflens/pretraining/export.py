@@ -15,6 +15,7 @@ from difflens.backbones.runs import network_folder
 from difflens.errors import expanded
 from difflens.processes.variance_preserving import VariancePreserving
 from difflens.ranges import Natural
+from difflens.reports.charts import probe_curves
 from difflens.run.files import write_text
 from difflens.run.reading import read_json, read_text
 
@@ -32,6 +33,11 @@ tags: [{tags}]
 {rows}
 
 ![loss per epoch](loss.png)
+"""
+_PROBE = """
+Recognition per epoch, by simple classifiers on labelled images:
+
+![accuracy per epoch](probe.png)
 """
 _SAMPLES = """
 Samples ({caption}, not selected):
@@ -90,6 +96,8 @@ def write_card(
 ) -> None:
     """Add `loss.png` and README.md to a folder, which has `samples.png` if the card names a sampler.
 
+    A log with a probe also gives `probe.png`.
+
     Args:
         shape: channels and side of the images.
         log: one record for each epoch.
@@ -106,6 +114,9 @@ def write_card(
         introduction=card.introduction,
         rows="\n".join(f"| {name} | {fact} |" for name, fact in facts.items()),
     )
+    if any("probe" in record for record in log):
+        probe_curves(log).savefig(folder / "probe.png", dpi=120)
+        text += _PROBE
     if card.samples is not None:
         text += _SAMPLES.format(caption=card.samples)
     write_text(folder / "README.md", text)

@@ -7,6 +7,7 @@ of processes. A run that is stopped and resumed reads exactly the same batches a
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +27,7 @@ from difflens.opening import open_run
 from difflens.pretraining.export import Record, write_card, write_record
 from difflens.pretraining.methods.base import PretrainingMethod
 from difflens.pretraining.methods.make import make_method
+from difflens.pretraining.online_probe import OnlineProbe, scalars
 from difflens.pretraining.precision import choose_precision
 from difflens.results.pretrain import PretrainResult
 from difflens.run.board import Board
@@ -61,7 +63,14 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         )
     opened.config = config = replace(config, precision=choose_precision(config, process))
     with opened.directory() as run:
-        path, skipped = _train(config, images, run, process, command)
+        torch.manual_seed(config.seed)
+        method = make_method(config, images, process)
+        if process.device.type == "cpu":
+            method.backbone().require_memory(method.batch_size // parts)
+        say_changes(images, f"the preset {config.preset}", method.channels, method.side)
+        if config.probe_data is not None:
+            method.probe = OnlineProbe(config, method.channels, method.side, process)
+        path, skipped = train_method(method, run, process, command, "pre-training", config.snapshot_epochs)
         return PretrainResult(path=path, skipped_images=skipped)
 
 
@@ -72,20 +81,27 @@ def _images(config: PretrainConfig) -> ImageSplit:
     return load_data(config.data, val_fraction=config.val_fraction).train
 
 
-def _train(
-    config: PretrainConfig, images: ImageSplit, run: RunDirectory, process: Accelerator, command: str
+def train_method(
+    method: PretrainingMethod,
+    run: RunDirectory,
+    process: Accelerator,
+    command: str,
+    title: str,
+    snapshot_epochs: int | None = None,
 ) -> tuple[Path, tuple[str, ...]]:
-    """Train from the start or the last checkpoint; return the folder of the model, and the bad images."""
-    torch.manual_seed(config.seed)
-    method = make_method(config, images, process)
-    if process.device.type == "cpu":
-        method.backbone().require_memory(method.batch_size // (process.num_processes * config.accumulate))
-    say_changes(images, f"the preset {config.preset}", method.channels, method.side)
+    """Train from the start or the last checkpoint; return the folder of the model, and the bad images.
+
+    Args:
+        command: the command line, for the model card.
+        title: of the progress bar.
+        snapshot_epochs: epochs between two snapshots; None: no snapshots.
+    """
+    config = method.config
     loop = TrainingLoop(
         method,
         process,
         run,
-        "pre-training",
+        title,
         LOOK_EVERY,
         checkpoint_seconds=60 * given(config.checkpoint_minutes),
         max_seconds=math.inf if config.max_minutes is None else 60 * config.max_minutes,
@@ -96,14 +112,17 @@ def _train(
         return run.write_folder(name, lambda folder: _export(folder, method, loop, run, board, command))
 
     def on_look(look: Look) -> None:
+        at_end = look.iteration % method.epoch_iterations == 0
+        probed = scalars(run.read_log()[-1]) if at_end and method.probe and process.is_main_process else {}
         board.scalars(
             look.iteration,
+            **probed,
             loss=look.loss,
             learning_rate=method.learning_rate,
             images_per_second=look.images_per_second,
         )
         # snapshots, at ends of epochs
-        every = config.snapshot_epochs
+        every = snapshot_epochs
         if every and look.iteration % (every * method.epoch_iterations) == 0:
             export(f"snapshots/epoch-{look.iteration // method.epoch_iterations:04d}")
 
@@ -128,12 +147,15 @@ def _export(
         samples.save(folder / "samples.png")
     method.write(folder, backbone)
     shape = method.channels, method.side
-    write_card(folder, method.card(), shape, run.read_log(), _facts(method, loop, command))
+    log = run.read_log()
+    write_card(folder, method.card(), shape, log, _facts(method, loop, log, command))
     before = method.images_before
     write_record(folder, Record(None if before is None else before + loop.iteration * method.batch_size))
 
 
-def _facts(method: PretrainingMethod, loop: TrainingLoop, command: str) -> dict[str, str]:
+def _facts(
+    method: PretrainingMethod, loop: TrainingLoop, log: list[dict[str, Any]], command: str
+) -> dict[str, str]:
     """Return the rows of the model card's table."""
     hardware = torch.cuda.get_device_name() if method.device.type == "cuda" else "CPU"
     return {
@@ -143,16 +165,8 @@ def _facts(method: PretrainingMethod, loop: TrainingLoop, command: str) -> dict[
         "steps": f"{loop.iteration:,}, batch {method.batch_size}",
         "images seen": f"{loop.iteration * method.batch_size:,}",
         "minutes of training": f"{loop.seconds / 60:.1f}",
-        **_initial(method),
+        **({} if method.probe is None else {"probe": method.probe.fact(log, loop.seconds)}),
         **method.facts(),
         "hardware": f"{hardware} x {method.process.num_processes}, {method.precision}",
         "loss": method.description,
     }
-
-
-def _initial(method: PretrainingMethod) -> dict[str, str]:
-    """Return the row of the model card on the weights that the training started from."""
-    if method.config.init_from is None:
-        return {}
-    seen = "an unknown number of" if method.images_before is None else f"{method.images_before:,}"
-    return {"initial weights": f"{markdown_code(method.config.init_from)}, which had seen {seen} images"}

@@ -4,7 +4,7 @@ Every function returns a matplotlib figure of its own, outside pyplot's global s
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from math import ceil, isfinite
+from math import ceil, isfinite, nan
 from typing import Any
 
 import matplotlib
@@ -224,6 +224,46 @@ def loss_curve(logs: Sequence[Sequence[Mapping[str, Any]]], by: str = "epoch") -
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.margins(x=0.02)
     quiet(axes)
+    return figure
+
+
+def probe_curves(log: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw what was measured during a pre-training by epoch: accuracies and effective rank, a line a place.
+
+    Args:
+        log: the records of a pre-training; those with "probe" are drawn, and there is at least one.
+    """
+    records = [record for record in log if "probe" in record]
+    epochs = [record["epoch"] for record in records]
+    series: dict[tuple[int, Level], dict[str, list[float]]] = {}
+    for number, record in enumerate(records):
+        for place in record["probe"]:
+            lines = series.setdefault((place["block"], place["noise_step"]), {})
+            for measure in ("ridge", "knn", "effective_rank"):
+                line = lines.setdefault(measure, [nan] * len(records))
+                factor = 1 if measure == "effective_rank" else 100
+                line[number] = nan if place[measure] is None else factor * place[measure]
+    panels = {"ridge": "ridge, %", "knn": "k-NN, %", "effective_rank": "effective rank"}
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    colours = _dark_to_light(len(series))
+    drawn = figure.subplots(1, len(panels))
+    for axes, (measure, title) in zip(drawn, panels.items(), strict=True):
+        for colour, (place, values) in zip(colours, series.items(), strict=True):
+            label = f"block {place[0]}, t = {place[1]}"
+            size = 3 if len(epochs) <= 30 else 1.5
+            axes.plot(
+                epochs, values[measure], "o-", color=colour, linewidth=1.4, markersize=size, label=label
+            )
+        axes.set_xlabel("epoch", color=INK)
+        axes.set_ylabel(title, color=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(axis="y", color=LINE, linewidth=0.8)
+        quiet(axes)
+    handles, labels = drawn[0].get_legend_handles_labels()
+    columns = min(4, len(labels))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8, labelcolor=INK
+    )
     return figure
 
 

@@ -101,4 +101,12 @@ def _pretraining(log: Sequence[Mapping[str, Any]]) -> list[Section]:
     curve = Picture(charts.loss_curve([log]), "Mean loss by epoch.", "Pre-training loss by epoch")
     epochs, steps = log[-1]["epoch"], log[-1]["step"]
     text = f"{epochs:,} epoch{'s' * (epochs != 1)}, {steps:,} step{'s' * (steps != 1)}."
-    return [Section("Pre-training loss", text, (curve,))]
+    sections = [Section("Pre-training loss", text, (curve,))]
+    if any("probe" in record for record in log):
+        curves = Picture(charts.probe_curves(log), "Accuracy and effective rank by epoch.", "Probe by epoch")
+        text = (
+            "Measured during the training, on a fixed subset of labelled images. Training images of the data "
+            "judge, so the figures compare epochs, and no test image was read."
+        )
+        sections.append(Section("Recognition while it was learnt", text, (curves,)))
+    return sections

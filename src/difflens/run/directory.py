@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +49,18 @@ FINISHED = "metrics.json"
 
 _RESULTS = 128 * MEBIBYTE  # a confusion matrix of a thousand classes takes 10 for each seed
 
+
+@dataclass(frozen=True)
+class _Probed:
+    """What a pre-training measured at one place."""
+
+    block: Natural
+    noise_step: float
+    ridge: float
+    knn: float
+    effective_rank: float | None
+
+
 # the fields of log records that difflens reads again
 _LOGGED: dict[str, Any] = {
     "epoch": Natural,
@@ -55,6 +68,7 @@ _LOGGED: dict[str, Any] = {
     "iteration": Natural,
     "loss": float,
     "head": str,
+    "probe": tuple[_Probed, ...],
 }
 
 # one attempt a second: decoding workers of a killed process hold the lock for a moment longer

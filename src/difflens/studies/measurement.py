@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from difflens.backbones.maps import Place
 from difflens.configs.sweep import SweepConfig
 from difflens.data.labels import balanced
 from difflens.data.split import ImageData, ImageSplit, every_nth
@@ -20,8 +19,7 @@ from difflens.extractors.cache import FeatureCache, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.latents import Latents
 from difflens.heads.normalise import Normalisation
-from difflens.metrics.classifiers import held_out_scores
-from difflens.metrics.recommendation import comparable
+from difflens.models.simple import measure_places
 from difflens.opening import OpenedRun
 from difflens.processes.base import Level, in_words, level_name
 from difflens.ranges import Count
@@ -180,38 +178,10 @@ class Measurement:
             "accuracy" (classifiers, B) float64 in [0, 1]; "scores" (B, V, K) float16 of the first classifier
             on the validation images; "labels" (V,) long.
         """
-        labels = cache.labels.to(self.process.device)
-        # a fifth of the remaining images chooses the classifiers' hyperparameters
-        choosing = every_nth(cache.labels[~held_out], 5)
-        accuracy, scores = [], []
-        for block in sorted(block for block, level in cache.maps if level == t):
-            features = self._matrix(cache, (block, t), ~held_out)
-            by_classifier = [
-                held_out_scores(name, features, labels, held_out, choosing, len(self.data.classes))
-                for name in self.config.classifiers
-            ]
-            correct = (values.argmax(1) == labels[held_out] for values in by_classifier)
-            accuracy.append([float(hits.double().mean()) for hits in correct])
-            scores.append(comparable(by_classifier[0]).half().cpu())
-        return {
-            "accuracy": torch.tensor(accuracy, dtype=torch.float64).T.contiguous(),
-            "scores": torch.stack(scores),
-            "labels": cache.labels[held_out].contiguous(),
-        }
-
-    def _matrix(self, cache: FeatureCache, place: Place, trained_on: Tensor) -> Tensor:
-        """Return the pooled, normalised maps of one place as vectors (N, D) float32.
-
-        Args:
-            trained_on: (N,) bool, True for the images whose statistics normalise.
-        """
-        maps = cache.maps[place][torch.arange(len(cache))].to(self.process.device).float()
-        if self.config.normalise != "none":
-            normalisation = Normalisation({place: maps.shape[1]}, self.config.normalise).to(maps.device)
-            training = maps[trained_on.to(maps.device)]
-            normalisation.fit(normalisation.moments([{place: training}]), len(training))
-            maps = normalisation({place: maps})[place]
-        return maps.flatten(1)
+        places = sorted(place for place in cache.maps if place[1] == t)
+        config, classes = self.config, len(self.data.classes)
+        device = self.process.device
+        return measure_places(cache, places, held_out, config.classifiers, classes, device, config.normalise)
 
     def _grid(self) -> str:
         plural = "s" * (len(self.blocks) != 1)

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from difflens import presets
 from difflens.backbones.base import Backbone
 from difflens.backbones.encoder import EncoderBackbone, EncoderConfig
-from difflens.choices import Precision
+from difflens.choices import OnBadImage, Precision, TrainingPrecision
 from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.images import BadImage
@@ -27,10 +27,45 @@ from difflens.data.loader import Batch, epoch_order, iterate
 from difflens.data.split import ImageSplit
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card
+from difflens.pretraining.online_probe import OnlineProbe
 from difflens.run.reading import checked
 from difflens.training.batch_norm import steady_batch_norms
 from difflens.training.objectives import Look, Objective
 from difflens.training.optimisers import ParameterGroup, check_moments, make_optimizer, make_schedule
+
+
+class TrainingOptions(Protocol):
+    """The options of a command that trains a network on images without a task."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def epochs(self) -> int | None: ...
+
+    @property
+    def batch_size(self) -> int | None: ...
+
+    @property
+    def augment(self) -> Literal["none", "flip"] | None: ...
+
+    @property
+    def warmup_steps(self) -> int: ...
+
+    @property
+    def precision(self) -> TrainingPrecision: ...
+
+    @property
+    def workers(self) -> int | None: ...
+
+    @property
+    def on_bad_image(self) -> OnBadImage: ...
+
+    @property
+    def checkpoint_minutes(self) -> float | None: ...
+
+    @property
+    def max_minutes(self) -> float | None: ...
 
 
 class PretrainingMethod(Objective):
@@ -50,6 +85,7 @@ class PretrainingMethod(Objective):
         epoch: the current epoch, from 0.
         losses: the losses of the current epoch's steps up to the last look, over all processes.
         skipped: a line for each image that this process could not read.
+        probe: measures the network at the end of some epochs; None: nothing does.
         images_before: the images that the initial weights had seen; None if it is not known.
     """
 
@@ -60,7 +96,7 @@ class PretrainingMethod(Objective):
     remedy = "lower --learning-rate, or use --precision float32"
     counter = "step"
 
-    def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator):
+    def __init__(self, config: TrainingOptions, images: ImageSplit, process: Accelerator):
         self.config, self.images, self.process, self.device = config, images, process, process.device
         usual: Precision = "bfloat16" if self.device.type == "cuda" else "float32"
         self.precision: Precision = usual if config.precision == "auto" else config.precision
@@ -70,6 +106,7 @@ class PretrainingMethod(Objective):
         self.epoch = 0
         self.losses: list[float] = []
         self.skipped: list[str] = []
+        self.probe: OnlineProbe | None = None
 
     def start_epoch(self, epoch: int) -> None:
         """Set the epoch of the next steps."""
@@ -133,18 +170,27 @@ class PretrainingMethod(Objective):
             return None
         loss, self.losses = fmean(self.losses), []
         rate = (look.iteration - self.first) * self.batch_size / (time.monotonic() - self.began)
+        epoch = look.iteration // self.epoch_iterations
+        probed = self.probe is not None and self.probe.due(epoch)
         return {
-            "epoch": look.iteration // self.epoch_iterations,
+            "epoch": epoch,
             "step": look.iteration,
             "loss": loss,
             "images_per_second": round(rate, 1),
             "learning_rate": self.learning_rate,
             "seconds": round(look.seconds, 1),
+            **(self._probed() if probed else {}),
         }
+
+    def _probed(self) -> dict[str, Any]:
+        """Measure a copy of the network, and leave the random state as it is."""
+        assert self.probe is not None
+        with torch.random.fork_rng():
+            return self.probe.measure(self.backbone())
 
     @abstractmethod
     def backbone(self) -> Backbone:
-        """Return a frozen copy of the trained network, on the device."""
+        """Return a frozen copy of the trained network, on the device, with the weights that `write` saves."""
 
     @abstractmethod
     def write(self, folder: Path, backbone: Any) -> None:
@@ -196,6 +242,7 @@ class EncoderMethod(PretrainingMethod):
 
     method: str
     labels = "without labels"
+    config: PretrainConfig
 
     architecture: Literal["resnet", "vit"] = "resnet"
 

@@ -101,6 +101,7 @@ class BiGANMethod(PretrainingMethod):
     mirror the encoder's widths.
     """
 
+    config: PretrainConfig
     description = "BigBiGAN's hinge losses, joint and unary; what is logged is the discriminator's"
 
     def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator):

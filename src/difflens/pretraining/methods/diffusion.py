@@ -26,11 +26,14 @@ from difflens.processes.variance_preserving import VariancePreserving
 from difflens.ranges import Natural
 from difflens.run.directory import checkpoint_of
 from difflens.run.reading import field_in
+from difflens.run.text import markdown_code
 from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer
 
 
 class DiffusionMethod(PretrainingMethod):
     """A `UNet2DModel` trained with `DiffusionLoss`; the running average of its weights is saved."""
+
+    config: PretrainConfig
 
     def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator):
         super().__init__(config, images, process)
@@ -72,6 +75,14 @@ class DiffusionMethod(PretrainingMethod):
             config.compile,
             config.seed,
         )
+
+    def facts(self) -> dict[str, str]:
+        """Return the row on the weights that the training started from."""
+        initial = self.config.init_from
+        if initial is None:
+            return {}
+        seen = "an unknown number of" if self.images_before is None else f"{self.images_before:,}"
+        return {"initial weights": f"{markdown_code(initial)}, which had seen {seen} images"}
 
     def card(self) -> Card:
         return Card(
@@ -124,7 +135,8 @@ class DiffusionMethod(PretrainingMethod):
     def backbone(self) -> UNetBackbone:
         averaged = UNet2DModel.from_config(self.unet.config)
         names = (name for name, _ in self.unet.named_parameters())
-        averaged.load_state_dict({name: value.cpu() for name, value in zip(names, self.ema, strict=True)})
+        saved = (value.cpu().half() for value in self.ema)
+        averaged.load_state_dict(dict(zip(names, saved, strict=True)))
         return UNetBackbone(averaged, self.schedule, "pre-trained").to(self.device)
 
     def write(self, folder: Path, backbone: UNetBackbone) -> None:

@@ -1,0 +1,175 @@
+"""The probe of a network in training: what it measures, and that the training does not notice it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from difflens import (
+    DiffLensError,
+    FrozenExtractor,
+    PretrainConfig,
+    SweepConfig,
+    load_backbone,
+    load_data,
+    pretrain,
+    sweep,
+)
+from difflens.pretraining import pretrain as pretraining
+from tests.helpers.images import make_image_tree
+from tests.helpers.pretraining import checkpoint, config, curve
+from tests.helpers.processes import run_two
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_samples() -> Iterator[None]:
+    """Grey squares instead of samples, which take longer than all else."""
+
+    def squares(backbone: Any, count: int, **options: object) -> torch.Tensor:
+        return torch.zeros(count, backbone.in_channels, backbone.image_size, backbone.image_size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "sample", squares)
+        yield
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    """A finished run of three epochs that was measured after the second and the third."""
+    root = tmp_path_factory.mktemp("probed")
+    images = make_image_tree(root / "images")
+    run = config(root / "run", images, probe_data=str(images), probe_every=2)
+    pretrain(run)
+    return run
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def probes(run: Path) -> dict[int, list[dict[str, Any]]]:
+    return {record["epoch"]: record["probe"] for record in records(run) if "probe" in record}
+
+
+@pytest.mark.parametrize("method", ["diffusion", "simclr"])
+def test_it_measures_what_sweep_measures_on_the_saved_weights(
+    probed: PretrainConfig, tmp_path: Path, method: Any
+) -> None:
+    run = replace(probed, out=tmp_path / "run", method=method, epochs=2)
+    folder = pretrain(run).path
+    places = probes(run.out)[2]
+    assert len(places) == 3
+    result = sweep(
+        SweepConfig(
+            out=tmp_path / "sweep",
+            backbone=str(folder),
+            data=run.data,
+            blocks=tuple(place["block"] for place in places),
+            noise_steps=(places[0]["noise_step"],),
+            classifiers=("ridge", "knn"),
+            device="cpu",
+            workers=0,
+        )
+    )
+    for name in ("ridge", "knn"):
+        assert [place[name] for place in places] == result.accuracy[name][0].tolist()
+    # effective rank against its definition: the entropy of singular values
+    images = load_data(run.data).train
+    place = places[1]
+    extractor = FrozenExtractor(load_backbone(str(folder)), (place["block"],), (place["noise_step"],))
+    pixels = torch.stack([images.image(i) for i in range(len(images))]) / 127.5 - 1
+    with torch.no_grad():
+        (maps,) = extractor(pixels, images.index).values()
+    values = torch.linalg.svdvals(maps.mean((2, 3)).double())
+    shares = values / values.sum() + 1e-7
+    expected = float((-(shares * shares.log()).sum()).exp())
+    assert place["effective_rank"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_training_does_not_notice_it(probed: PretrainConfig, tmp_path: Path) -> None:
+    plain = replace(probed, out=tmp_path / "plain", probe_data=None, probe_every=None)
+    pretrain(plain)
+    assert curve(plain.out) == curve(probed.out)
+    torch.testing.assert_close(checkpoint(plain.out)["unet"], checkpoint(probed.out)["unet"], atol=0, rtol=0)
+    assert probes(plain.out) == {}
+    assert sorted(probes(probed.out)) == [2, 3]
+
+
+def test_random_numbers_of_a_training_go_on_after_it(probed: PretrainConfig, tmp_path: Path) -> None:
+    """A copy of the network draws weights before it gets those of the training."""
+    states = []
+
+    def watch(self: Any, look: Any) -> Any:
+        before = torch.get_rng_state()
+        record = real(self, look)
+        states.append((before, torch.get_rng_state(), record))
+        return record
+
+    from difflens.pretraining.methods.base import PretrainingMethod
+
+    real = PretrainingMethod.record
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PretrainingMethod, "record", watch)
+        pretrain(replace(probed, out=tmp_path / "run", epochs=1))
+    (before, after, record) = states[-1]
+    assert "probe" in record
+    assert torch.equal(before, after)
+
+
+def test_a_stopped_run_measures_the_same(probed: PretrainConfig, tmp_path: Path) -> None:
+    run = replace(probed, out=tmp_path / "run")
+    pretrain(replace(run, max_minutes=1e-9))
+    assert not (run.out / "log.jsonl").exists()
+    pretrain(replace(run, resume=True))
+    assert probes(run.out) == probes(probed.out)
+    assert curve(run.out) == curve(probed.out)
+
+
+def test_it_is_seen_in_the_board_and_the_model_card(probed: PretrainConfig) -> None:
+    board = EventAccumulator(str(probed.out / "tensorboard")).Reload()
+    place = probes(probed.out)[2][0]
+    points = board.Scalars(f"probe/ridge/block{place['block']}-t{place['noise_step']}")
+    assert [point.step for point in points] == [10, 15]
+    assert points[0].value == pytest.approx(place["ridge"])
+    assert f"probe/effective_rank/block{place['block']}-t{place['noise_step']}" in board.Tags()["scalars"]
+    card = (probed.out / "model" / "README.md").read_text()
+    assert "| probe | 36 training images of" in card
+    assert "of which 6 validate; " in card
+    assert "![accuracy per epoch](probe.png)" in card
+    assert (probed.out / "model" / "probe.png").stat().st_size > 0
+
+
+def test_two_processes_measure_the_same(probed: PretrainConfig, tmp_path: Path) -> None:
+    """Each reads half of the images; gradients differ in their last bits."""
+    options = {"data": probed.data, "probe-data": probed.data, "epochs": 1, "batch-size": 8, "device": "cpu"}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    run_two("pretrain", "--preset", "tiny", *words, "--learning-rate", 0, "--out", tmp_path / "two")
+    one = replace(probed, out=tmp_path / "one", epochs=1, learning_rate=0.0)
+    pretrain(one)
+    assert probes(tmp_path / "two") == probes(one.out)
+
+
+def test_data_without_labels_or_with_too_few_images_is_refused(
+    probed: PretrainConfig, tmp_path: Path
+) -> None:
+    flat = Path(probed.data) / "train" / "red"
+    single = make_image_tree(tmp_path / "single", per_class=1)
+    broken = make_image_tree(tmp_path / "broken")
+    (broken / "train" / "red" / "3.png").write_bytes(b"no image")
+    for changes, message in (
+        ({"probe_data": str(flat)}, "red"),
+        ({"probe_data": str(single)}, "holds out a fifth of each class, and no class has two images"),
+        ({"probe_data": str(broken)}, r"3\.png"),
+        ({"probe_data": None}, "without --probe-data nothing is measured: leave out --probe-every"),
+    ):
+        with pytest.raises(DiffLensError, match=message):
+            pretrain(replace(probed, out=tmp_path / "run", **changes))
+        assert not (tmp_path / "run").exists()
+    run = replace(probed, out=tmp_path / "run", probe_data=str(broken), epochs=1, on_bad_image="skip")
+    pretrain(run)
+    assert "35 training images" in (run.out / "model" / "README.md").read_text()
