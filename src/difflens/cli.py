@@ -19,6 +19,7 @@ from difflens.configs.cka import CkaConfig
 from difflens.configs.compare import CompareConfig
 from difflens.configs.demo import DemoConfig
 from difflens.configs.detect import DetectConfig
+from difflens.configs.distill import DistillConfig
 from difflens.configs.earlier import FORMER_COMMANDS
 from difflens.configs.explain import ExplainConfig
 from difflens.configs.extract import ExtractConfig
@@ -141,6 +142,7 @@ COMMANDS: dict[str, Callable[..., Options]] = {
     "compare": CompareConfig,
     "explain": ExplainConfig,
     "pretrain": PretrainConfig,
+    "distill": DistillConfig,
     "generate": GenerateConfig,
     "fidelity": FidelityConfig,
     "report": ReportConfig,
