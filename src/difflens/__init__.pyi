@@ -8,6 +8,7 @@ from .configs.cka import CkaConfig as CkaConfig
 from .configs.compare import CompareConfig as CompareConfig
 from .configs.demo import DemoConfig as DemoConfig
 from .configs.detect import DetectConfig as DetectConfig
+from .configs.distill import DistillConfig as DistillConfig
 from .configs.explain import ExplainConfig as ExplainConfig
 from .configs.explore import ExploreConfig as ExploreConfig
 from .configs.extract import ExtractConfig as ExtractConfig
@@ -46,14 +47,15 @@ from .models.saved import DetectionModel as DetectionModel
 from .models.saved import SegmentationModel as SegmentationModel
 from .models.saved import TrainedModel as TrainedModel
 from .noise import seeded_noise as seeded_noise
+from .pretraining.distill import distill as distill
 from .pretraining.pretrain import pretrain as pretrain
 from .processes.base import NoiseProcess as NoiseProcess
 from .processes.schedulers import process_of as process_of
 from .results.base import Result as Result
 from .results.cka import CkaResult as CkaResult
 from .results.cka import Comparison as Comparison
-from .results.cka import EffectiveRank as EffectiveRank
 from .results.cka import Mirrors as Mirrors
+from .results.cka import PlaceGeometry as PlaceGeometry
 from .results.cka import Representation as Representation
 from .results.compare import BackboneScores as BackboneScores
 from .results.compare import CompareResult as CompareResult
@@ -62,6 +64,7 @@ from .results.demo import DemoResult as DemoResult
 from .results.demo import DemoScore as DemoScore
 from .results.detect import AveragePrecision as AveragePrecision
 from .results.detect import DetectResult as DetectResult
+from .results.distill import DistillResult as DistillResult
 from .results.explain import ExplainResult as ExplainResult
 from .results.explain import HeadShares as HeadShares
 from .results.explain import Neighbour as Neighbour

@@ -17,6 +17,7 @@ from difflens.configs.cka import CkaConfig
 from difflens.configs.compare import CompareConfig
 from difflens.configs.demo import DemoConfig
 from difflens.configs.detect import DetectConfig
+from difflens.configs.distill import DistillConfig
 from difflens.configs.earlier import FORMER_COMMANDS
 from difflens.configs.explain import ExplainConfig
 from difflens.configs.explore import ExploreConfig
@@ -138,6 +139,7 @@ COMMANDS: dict[str, type[Options]] = {
     "explore": ExploreConfig,
     "match": MatchConfig,
     "pretrain": PretrainConfig,
+    "distill": DistillConfig,
     "generate": GenerateConfig,
     "fidelity": FidelityConfig,
     "report": ReportConfig,

@@ -360,6 +360,8 @@ class DiffusionBackbone(Backbone):
     @property
     def generates(self) -> bool:
         channels = self.input_shape[0]
+        if isinstance(self.process, Clean):
+            return False
         return self.out_channels in (channels, 2 * channels) and self.in_channels in (1, 3)
 
     @property
@@ -405,7 +407,7 @@ class DiffusionBackbone(Backbone):
         time = self.process.network_time(level)
         if time.is_floating_point():
             time = time.float()
-        return self.process.network_input(x_t, level), time, self.given(len(x_t), x_t.dtype)
+        return self.process.network_input(x_t, level).to(self.dtype), time, self.given(len(x_t), x_t.dtype)
 
     def given(self, count: int, dtype: torch.dtype) -> dict[str, Any]:
         """Return the conditions of `count` images by argument, floats in `dtype`."""

@@ -11,12 +11,14 @@ from difflens.backbones.autoencoder import Autoencoder
 from difflens.backbones.base import Backbone, Defaults
 from difflens.backbones.conditions import Condition, class_condition, dit_condition, text_condition
 from difflens.backbones.config import BackboneConfig
+from difflens.backbones.distilled import DISTILLED, distilled_process
 from difflens.backbones.pretrained import read_config, read_json, read_network
 from difflens.backbones.transformer import WALKED, TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.choices import WeightsName
 from difflens.errors import DiffLensError, expanded
 from difflens.processes.base import NoiseProcess
+from difflens.processes.clean import Clean
 from difflens.processes.schedulers import process_of
 from difflens.run.console import warn
 from difflens.run.reading import short
@@ -56,7 +58,7 @@ class _Pipeline:
         """
         parts = [f"{name}{end}" for name in _NETWORKS for end in ("", "_ema")]
         parent = folder.parent
-        belongs = (parent / "model_index.json").is_file() or (parent / "scheduler").is_dir()
+        belongs = any((parent / name).exists() for name in ("model_index.json", "scheduler", DISTILLED))
         if folder.name in parts and belongs:
             warn(f"{folder} is part of the pipeline in {parent}, which is read as a whole")
             folder, home = parent, folder
@@ -78,6 +80,9 @@ class _Pipeline:
         Raises:
             DiffLensError: the scheduler is not known, or it belongs to another pipeline.
         """
+        student = distilled_process(self.folder)
+        if student is not None:
+            return student
         name = (self.scheduler or {}).get("_class_name", "")
         if not isinstance(name, str):
             raise DiffLensError(f"{self.scheduler_file}: _class_name is {short(name)}: it must be text")
@@ -144,7 +149,7 @@ def from_folder(
     _check_time(pipeline, process)
     autoencoder = pipeline.autoencoder(config.autoencoder, meta)
     _check_channels(pipeline, autoencoder)
-    if pipeline.scheduler is None:
+    if pipeline.scheduler is None and not isinstance(process, Clean):
         latents = "" if autoencoder else ". A network that reads latents also needs its --autoencoder"
         warn(f"{folder} has no scheduler_config.json: DDPM's linear schedule is assumed{latents}")
     network = read_network(kind, pipeline.home, pipeline.written, fresh=fresh, meta=meta)

@@ -14,6 +14,7 @@ from difflens.generation.ode import OdeSampler
 from difflens.generation.one_pass import OnePassSampler
 from difflens.generation.respaced import RespacedSampler
 from difflens.generation.scheduler import SchedulerSampler
+from difflens.processes.clean import Clean
 from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.variance_preserving import VariancePreserving
 
@@ -52,6 +53,8 @@ def make_sampler(
     if not isinstance(backbone, DiffusionBackbone):
         raise DiffLensError(f"{backbone.spec} cannot generate: it is no diffusion network")
     process = backbone.process
+    if isinstance(process, Clean):
+        raise DiffLensError(f"{backbone.spec} cannot generate: it was distilled to read clean images")
     chosen = name or ("ddim" if isinstance(process, VariancePreserving) else "own")
     if chosen not in get_args(SamplerName):
         raise DiffLensError(f"no sampler {chosen!r}; there are {', '.join(get_args(SamplerName))}")

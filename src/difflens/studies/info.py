@@ -29,6 +29,7 @@ from difflens.errors import DiffLensError, expanded
 from difflens.generation.one_pass import OnePassSampler
 from difflens.generation.samplers import make_sampler
 from difflens.processes.base import Level, NoiseProcess
+from difflens.processes.clean import Clean
 from difflens.results.info import BlockInfo, ConditionInfo, DefaultsInfo, InfoResult, LatentsInfo, NoiseInfo
 from difflens.run.console import warn
 from difflens.run.reading import read_text, yaml_of
@@ -55,7 +56,7 @@ def info(config: InfoConfig) -> InfoResult:
         parameters=_parameters(network if diffusion else backbone),
         channels=backbone.in_channels,
         image_size=backbone.image_size,
-        noise=_noise(backbone.process) if diffusion else None,
+        noise=None if isinstance(backbone.process, Clean) else _noise(backbone.process),
         latents=_latents(backbone) if isinstance(backbone, DiffusionBackbone) else None,
         condition=_condition(backbone) if isinstance(backbone, DiffusionBackbone) else None,
         tap=backbone.tap if isinstance(backbone, TransformerBackbone) else None,
