@@ -7,14 +7,16 @@ from difflens.data.sources.fine_grained import FINE_GRAINED, load_fine_grained
 from difflens.data.sources.folder import load_folder, load_folder_unlabelled
 from difflens.data.sources.hub import load_hub, load_hub_unlabelled
 from difflens.data.sources.idx import load_fashion, load_full_fashion, load_idx, read_idx_split
+from difflens.data.sources.shards import load_shards, load_shards_unlabelled
 from difflens.data.sources.torchvision_sets import load_torchvision, load_torchvision_unlabelled
 from difflens.data.split import ImageData, ImageSplit, MemorySplit
 from difflens.errors import DiffLensError, expanded
 
-_PREFIXES = ("idx", "folder", "torchvision", "hf")
+_PREFIXES = ("idx", "folder", "torchvision", "hf", "wds")
 _ALONE = ("fashion", "fashion-full", *FINE_GRAINED)
 _KNOWN = (
-    "fashion, fashion-full, idx:FOLDER, folder:PATH (or the path alone), torchvision:NAME, hf:ID, and "
+    "fashion, fashion-full, idx:FOLDER, folder:PATH (or the path alone), torchvision:NAME, hf:ID, "
+    "wds:PATTERN, and "
     f"{', '.join(FINE_GRAINED)} (or NAME:FOLDER)"
 )
 
@@ -31,6 +33,7 @@ def load_data(spec: str, labels: bool = True) -> ImageData:
             - `folder:PATH` or a path alone: train/CLASS/IMAGE and test/ or val/ (`folder.load_folder`);
             - `torchvision:NAME`: a torchvision classification data set;
             - `hf:ID`: a Hugging Face data set, `hf:ID:CONFIG` for one of its configurations;
+            - `wds:PATTERN`: WebDataset shards, local tar files (`shards.load_shards`);
             - `aircraft`, `cars`, `cub`, `dogs`, `flowers`, `nabirds`: a fine-grained data set from the
               download cache, or with `:FOLDER` from a folder (`fine_grained.load_fine_grained`).
 
@@ -47,6 +50,8 @@ def load_data(spec: str, labels: bool = True) -> ImageData:
         return load_torchvision(place, spec, labels)
     if kind == "hf":
         return load_hub(place, spec, labels)
+    if kind == "wds":
+        return load_shards(place, spec, labels)
     if kind == "folder":
         return load_folder(expanded(place), spec, labels)
     if kind in FINE_GRAINED:
@@ -71,6 +76,8 @@ def load_unlabelled(spec: str) -> ImageSplit:
         return load_torchvision_unlabelled(place)
     if kind == "hf":
         return load_hub_unlabelled(place)
+    if kind == "wds":
+        return load_shards_unlabelled(place)
     if kind == "folder":
         return load_folder_unlabelled(expanded(place))
     if kind in FINE_GRAINED:
