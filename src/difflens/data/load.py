@@ -6,17 +6,18 @@ from difflens.data.sources.fine_grained import FINE_GRAINED, load_fine_grained
 from difflens.data.sources.folder import load_folder, load_folder_unlabelled
 from difflens.data.sources.hub import load_hub, load_hub_unlabelled
 from difflens.data.sources.idx import load_fashion, load_full_fashion, load_idx, read_idx_split
+from difflens.data.sources.shards import load_shards, load_shards_unlabelled
 from difflens.data.sources.table import load_table, load_table_unlabelled
 from difflens.data.sources.torchvision_sets import load_torchvision, load_torchvision_unlabelled
 from difflens.data.split import ImageData, ImageSplit, MemorySplit
 from difflens.errors import DiffLensError, did_you_mean, expanded, nearby
 
-_PREFIXES = ("idx", "folder", "csv", "torchvision", "hf")
+_PREFIXES = ("idx", "folder", "csv", "torchvision", "hf", "wds")
 _WITHOUT_SPLIT = ("folder", "csv")
 _ALONE = ("fashion", "fashion-full", *FINE_GRAINED)
 _KNOWN = (
     "fashion, fashion-full, idx:FOLDER, folder:PATH, csv:FILE (or the path alone), torchvision:NAME, hf:ID, "
-    f"and {', '.join(FINE_GRAINED)} (or NAME:FOLDER)"
+    f"wds:PATTERN, and {', '.join(FINE_GRAINED)} (or NAME:FOLDER)"
 )
 
 
@@ -33,6 +34,7 @@ def load_data(spec: str | Path, labels: bool = True, val_fraction: float | None 
             - `csv:FILE` or a path that ends in .csv: columns path, label and split (`table.load_table`);
             - `torchvision:NAME`: a torchvision classification data set;
             - `hf:ID`: a Hugging Face data set, `hf:ID:CONFIG` for one of its configurations;
+            - `wds:PATTERN`: WebDataset shards, local tar files (`shards.load_shards`);
             - `aircraft`, `cars`, `cub`, `dogs`, `flowers`, `nabirds`: a fine-grained data set from the
               download cache, or with `:FOLDER` from a folder (`fine_grained.load_fine_grained`).
 
@@ -54,6 +56,8 @@ def load_data(spec: str | Path, labels: bool = True, val_fraction: float | None 
         return load_torchvision(place, spec, labels)
     if kind == "hf":
         return load_hub(place, spec, labels)
+    if kind == "wds":
+        return load_shards(place, spec, labels)
     if kind == "folder":
         return load_folder(expanded(place), spec, labels, val_fraction)
     if kind == "csv":
@@ -84,6 +88,8 @@ def load_unlabelled(spec: str | Path, val_fraction: float | None = None) -> Imag
         return load_torchvision_unlabelled(place)
     if kind == "hf":
         return load_hub_unlabelled(place)
+    if kind == "wds":
+        return load_shards_unlabelled(place)
     if kind == "folder":
         return load_folder_unlabelled(expanded(place), val_fraction)
     if kind == "csv":
