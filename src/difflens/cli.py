@@ -31,6 +31,7 @@ from difflens.configs.options import Options
 from difflens.configs.predict import PredictConfig
 from difflens.configs.pretrain import PretrainConfig
 from difflens.configs.probe import ProbeConfig
+from difflens.configs.propagate import PropagateConfig
 from difflens.configs.report import ReportConfig
 from difflens.configs.scenes import ScenesConfig
 from difflens.configs.segment import SegmentConfig
@@ -144,6 +145,7 @@ COMMANDS: dict[str, Callable[..., Options]] = {
     "explain": ExplainConfig,
     "explore": ExploreConfig,
     "match": MatchConfig,
+    "propagate": PropagateConfig,
     "pretrain": PretrainConfig,
     "generate": GenerateConfig,
     "fidelity": FidelityConfig,
