@@ -20,6 +20,7 @@ from .configs.predict import PredictConfig as PredictConfig
 from .configs.presets import PresetsConfig as PresetsConfig
 from .configs.pretrain import PretrainConfig as PretrainConfig
 from .configs.probe import ProbeConfig as ProbeConfig
+from .configs.propagate import PropagateConfig as PropagateConfig
 from .configs.report import ReportConfig as ReportConfig
 from .configs.scenes import ScenesConfig as ScenesConfig
 from .configs.segment import SegmentConfig as SegmentConfig
@@ -99,6 +100,9 @@ from .results.probe import GridTrial as GridTrial
 from .results.probe import NeighbourTrial as NeighbourTrial
 from .results.probe import ProbeResult as ProbeResult
 from .results.probe import SeedResult as SeedResult
+from .results.propagate import ObjectScore as ObjectScore
+from .results.propagate import PropagatedSequence as PropagatedSequence
+from .results.propagate import PropagateResult as PropagateResult
 from .results.report import HeadScore as HeadScore
 from .results.report import ReportResult as ReportResult
 from .results.scenes import ScenesResult as ScenesResult
@@ -117,6 +121,7 @@ from .studies.match import match as match
 from .studies.plan import plan as plan
 from .studies.predict import predict as predict
 from .studies.presets import list_presets as list_presets
+from .studies.propagate import propagate as propagate
 from .studies.report import report as report
 from .studies.scenes import scenes as scenes
 from .studies.suggest import suggest as suggest

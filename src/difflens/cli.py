@@ -31,6 +31,7 @@ from difflens.configs.predict import PredictConfig
 from difflens.configs.presets import PresetsConfig
 from difflens.configs.pretrain import PretrainConfig
 from difflens.configs.probe import ProbeConfig
+from difflens.configs.propagate import PropagateConfig
 from difflens.configs.report import ReportConfig
 from difflens.configs.scenes import ScenesConfig
 from difflens.configs.segment import SegmentConfig
@@ -138,6 +139,7 @@ COMMANDS: dict[str, type[Options]] = {
     "explain": ExplainConfig,
     "explore": ExploreConfig,
     "match": MatchConfig,
+    "propagate": PropagateConfig,
     "pretrain": PretrainConfig,
     "distill": DistillConfig,
     "generate": GenerateConfig,

@@ -196,3 +196,6 @@ MATCH: dict[str, dict[str, Any]] = {
     "dift-geometric": {"block": 31, "noise_step": 41, "draws": 4, "side": 768},
     "dift-temporal": _TEMPORAL,
 }
+PROPAGATE: dict[str, dict[str, Any]] = {
+    "dift-temporal": {**_TEMPORAL, "context": 28, "neighbours": 10, "radius": 15, "temperature": 0.1},
+}
