@@ -71,6 +71,7 @@ from .results.explain import HeadShares as HeadShares
 from .results.explain import Neighbour as Neighbour
 from .results.explore import ExploreResult as ExploreResult
 from .results.extract import ExtractResult as ExtractResult
+from .results.extract import VectorsResult as VectorsResult
 from .results.fidelity import Distance as Distance
 from .results.fidelity import FidelityResult as FidelityResult
 from .results.fidelity import InceptionFigures as InceptionFigures
@@ -117,6 +118,9 @@ from .studies.explain import explain as explain
 from .studies.explore import explore as explore
 from .studies.extract import extract as extract
 from .studies.info import info as info
+from .studies.load_model import Detections as Detections
+from .studies.load_model import LoadedModel as LoadedModel
+from .studies.load_model import load_model as load_model
 from .studies.match import match as match
 from .studies.plan import plan as plan
 from .studies.predict import predict as predict

@@ -354,3 +354,96 @@ def test_a_limited_store_of_version_0_1_is_refused_by_name(
     file.write_text("".join(line for line in file.read_text().splitlines(True) if "limit_keeps" not in line))
     with pytest.raises(DiffLensError, match="limit_keeps was 'the first images', now"):
         extract(replace(stored, resume=True))
+
+
+class Stopped(Exception):
+    """A stop in the middle of a shard."""
+
+
+@pytest.mark.parametrize("damage", [None, "cut", "steps"])
+def test_a_stop_within_a_shard_loses_only_what_was_read_since_it_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str | None
+) -> None:
+    """Every batch is kept at --checkpoint-minutes 0; --resume reads the rest, and ends with equal bytes."""
+    whole = ExtractConfig(
+        out=tmp_path / "whole",
+        backbone="random:fashion",
+        data="fashion",
+        splits=("train",),
+        blocks=(1, 2),
+        noise_steps=(3,),
+        pool=4,
+        limit=200,
+        device="cpu",
+        checkpoint_minutes=0,
+    )
+    extract(whole)
+    expected = contents(whole.out)
+    assert not [name for name in expected if "partial" in name]
+    stopped = replace(whole, out=tmp_path / "stopped")
+    real = extraction.Reading.features
+    read: list[int] = []
+
+    def features(*arguments: object) -> object:
+        for number, (rows, maps) in enumerate(real(*arguments)):
+            if stop and number == 2:
+                raise Stopped
+            read.append(len(rows))
+            yield rows, maps
+
+    monkeypatch.setattr(extraction.Reading, "features", features)
+    stop = True
+    with pytest.raises(Stopped):
+        extract(stopped)
+    (kept,) = (stopped.out / "train").glob(".shard-*")
+    lines: list[str] = []
+    if damage == "cut":
+        kept.write_bytes(kept.read_bytes()[:-100])
+    stop = False
+    del read[:]
+    again = replace(stopped, resume=True)
+    if damage == "steps":
+        again = replace(again, noise_steps=(3, 9))
+    extract(again, lines.append)
+    assert read == ([64, 8] if damage is None else [64, 64, 64, 8])
+    assert any("does not fit and is read again" in line for line in lines) == (damage is not None)
+    if damage != "steps":
+        assert contents(stopped.out) == expected
+    assert not kept.exists()
+
+
+def test_a_stop_within_a_shard_keeps_latents_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from difflens.extractors import cache, partial
+    from tests.helpers.families import write_dit
+    from tests.helpers.images import make_image_tree
+
+    monkeypatch.setattr(partial, "READ_BATCH", 8)
+    monkeypatch.setattr(cache, "READ_BATCH", 8)
+    monkeypatch.setattr(cache.Reading.batches, "__defaults__", (8, 0, 0, "none"))
+    network = write_dit(tmp_path / "dit")
+    tree = make_image_tree(tmp_path / "images", per_class=7)
+    (tree / "train" / "green" / "2.png").write_bytes(b"?")
+    whole = config(
+        tmp_path / "whole",
+        network,
+        tree,
+        blocks=(1, 2),
+        splits=("train",),
+        on_bad_image="skip",
+        checkpoint_minutes=0,
+    )
+    extract(whole)
+    stopped = replace(whole, out=tmp_path / "stopped")
+    real = extraction._Extraction._write_partial
+
+    def stop(self: extraction._Extraction, part: partial.PartialShard) -> None:
+        real(self, part)
+        if part.seen == 16:
+            raise Stopped
+
+    monkeypatch.setattr(extraction._Extraction, "_write_partial", stop)
+    with pytest.raises(Stopped):
+        extract(stopped)
+    monkeypatch.setattr(extraction._Extraction, "_write_partial", real)
+    extract(replace(stopped, resume=True))
+    assert contents(stopped.out) == contents(whole.out)

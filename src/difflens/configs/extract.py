@@ -1,13 +1,19 @@
 """Options of `difflens extract`."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import tyro
 
 from difflens.choices import SplitName, StoreFormat, StoreType
 from difflens.configs.options import (
+    MAY_CHANGE,
     BackboneOptions,
     Count,
     DataOptions,
+    NonNegative,
     PlaceOptions,
     Pool,
     PrecisionOptions,
@@ -15,50 +21,89 @@ from difflens.configs.options import (
     ReadingOptions,
     ResumeOptions,
     Times,
+    given,
 )
 from difflens.errors import DiffLensError
 
 _SPLITS: tuple[SplitName, ...] = ("train", "test")
 
 
+VECTOR_FILES = (".npy", ".pt", ".csv", ".parquet")
+"""The suffixes of files that hold a vector for each image."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig(
     DataOptions, ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions, ResumeOptions
 ):
-    """Write the features of a data set at chosen blocks and noise steps into a folder.
+    """Write features: a vector for each image into a file, or maps into a store, for `probe --store`.
 
-    --resume continues a stopped extraction, which ends with the same bytes. It can also add noise steps to a
-    finished one. `difflens probe --store` trains heads on the result.
+    `extract PHOTOS --out features.npy` writes the mean of a map over its positions for each image, float32,
+    and names and settings into features.json. With .pt, .csv or .parquet, the names are in the file itself.
+
+    With a folder as --out, it is a store. --resume continues a stopped extraction, which ends with the same
+    bytes. It can also add noise steps to a finished one.
     """
 
     LIMITS: ClassVar[tuple[str, ...]] = ("limit",)
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("photos",)
 
-    data: str = "fashion"
-    """The images: any data that `probe` takes."""
+    photos: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="[PHOTOS]")]] = None
+    """A folder of images, which are read with those of subfolders, without labels. None: those of --data."""
+    out: Annotated[Path, MAY_CHANGE]
+    """FILE.npy, .pt, .csv or .parquet for a vector for each image, or a folder for a store of maps. It must
+    be new, unless --resume continues a store."""
+    data: str | None = None
+    """The images: any data that `probe` takes. None: PHOTOS, or fashion."""
     unlabelled: bool = False
     """Read all images of --data as one split without labels. The data may be any folder of images."""
     splits: tuple[SplitName, ...] = _SPLITS
     """Splits to read: train, test or both."""
     pool: Pool = 0
-    """Side, in cells, that larger maps are average-pooled to; 0: no pooling."""
-    dtype: StoreType = "float16"
-    """Type of the stored numbers."""
+    """Store: side, in cells, that larger maps are average-pooled to; 0: no pooling."""
+    dtype: StoreType | None = None
+    """Type of the written numbers. None: float16 in a store, float32 in a file."""
     draws: Times = 1
     """Number of noise samples that the maps are averaged over."""
     limit: Count | None = None
     """Read so many training images, or so many images of the split if a single one is read. The seed draws
     them: equally many of each class. None: all."""
     format: StoreFormat = "safetensors"
-    """safetensors, which `probe --store` reads; or parquet, a table for other programs, which difflens does
-    not read."""
+    """Store: safetensors, which `probe --store` reads; or parquet, a table for other programs, which difflens
+    does not read."""
     shard_megabytes: Annotated[int, Range(1, 10**5)] = 128
-    """Approximate size of each file in megabytes. A stop loses at most one file; a larger file takes more
-    memory."""
+    """Store: approximate size of each shard in megabytes. A larger shard takes more memory."""
+    checkpoint_minutes: Annotated[NonNegative, MAY_CHANGE] = 5.0
+    """Store: an unfinished shard is kept every so many minutes, from where --resume goes on."""
+
+    @property
+    def vectors(self) -> bool:
+        """True if --out is a file of vectors, not a store."""
+        return self.out.suffix.lower() in VECTOR_FILES
+
+    @property
+    def spec(self) -> str:
+        """The images of a resolved configuration: the folder of photos, or the data."""
+        return str(self.photos) if self.photos is not None else given(self.data)
+
+    def recipe(self) -> Mapping[str, Any]:
+        dtype: StoreType = "float32" if self.vectors else "float16"
+        return {"dtype": dtype} if self.photos is not None else {"dtype": dtype, "data": "fashion"}
+
+    def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
+        yield from super().without_effect()
+        if self.photos is not None:
+            yield "PHOTOS are the images to read", ("data", "unlabelled", "splits", "val_fraction")
+        if self.vectors:
+            yield "a file of vectors is written at once", ("resume", "shard_megabytes", "checkpoint_minutes")
+            yield "a vector is the mean of a map over its positions", ("pool",)
+            yield "the suffix of --out is the format of a file", ("format",)
 
     def check(self) -> None:
         if not self.splits:
             raise DiffLensError("there is no split to read: --splits takes train, test or both")
         if self.unlabelled and self.splits != _SPLITS:
             raise DiffLensError("--unlabelled reads all images as one split: leave out --splits")
-        if self.format == "parquet" and self.dtype == "bfloat16":
-            raise DiffLensError("parquet has no type bfloat16: use --dtype float16 or float32")
+        kind = self.out.suffix.lower().removeprefix(".") if self.vectors else self.format
+        if kind in ("parquet", "npy") and self.dtype == "bfloat16":
+            raise DiffLensError(f"{kind} has no type bfloat16: use --dtype float16 or float32")

@@ -44,10 +44,11 @@ class ProbeConfig(
 
     data: str | None = None
     """fashion, fashion-full, aircraft, cars, cub, dogs, flowers, nabirds, idx:FOLDER, folder:PATH or
-    csv:FILE (or the path alone), torchvision:NAME or hf:ID. None: the preset's, or fashion."""
+    csv:FILE (or the path alone), torchvision:NAME or hf:ID. None: the preset's, or that of --store, or
+    fashion."""
     store: Annotated[Path | None, MAY_CHANGE] = None
-    """A feature store of `difflens extract`, from which features are read. None: the backbone computes
-    them."""
+    """A feature store of `difflens extract`, from which features are read. It also names the data and the
+    backbone, and without --head all its places are read. None: the backbone computes features."""
     verify: Annotated[bool, MAY_CHANGE] = False
     """Read all files of --store first, and compare them with their checksums."""
     preset: str | None = None

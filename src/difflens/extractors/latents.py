@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -58,6 +59,14 @@ class Latents:
             return None
         large = 4 * len(split) * math.prod(shape) > memory_gigabytes * 1e9
         return cls(torch.arange(len(split)), shape, spill / f"{split.name}.latents" if large else None)
+
+    def tail(self, start: int) -> "Latents":
+        """Return the latents from the entry `start` on, in the same memory."""
+        rest = copy(self)
+        rest.rows, rest.values, rest.readable = (
+            values[start:] for values in (self.rows, self.values, self.readable)
+        )
+        return rest
 
     def keep(self, rows: Tensor, latents: Tensor) -> None:
         """Keep the latents, (B, C, H, W) on any device, of the images at `rows`, (B,) long."""

@@ -11,6 +11,7 @@ import torch
 from pydantic import StringConstraints
 from torch import Tensor
 
+from difflens.backbones.config import BackboneConfig
 from difflens.backbones.maps import MapShape
 from difflens.choices import Precision, StoreFormat, StoreType
 from difflens.extractors.cache import READ_BATCH
@@ -118,11 +119,10 @@ class Layout:
         return sum(self.bytes_of(shard, len(self.noise_steps), latents=True) for shard in self.shards)
 
 
-@dataclass(frozen=True)
-class StoredBackbone:
-    """The backbone that a store was read from: its name, arithmetic and fingerprint."""
+@dataclass(frozen=True, kw_only=True)
+class StoredBackbone(BackboneConfig):
+    """The backbone that a store was read from: its name and options, arithmetic and fingerprint."""
 
-    spec: str
     precision: Precision
     fingerprint: str
 

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -75,6 +76,12 @@ class SavedModel(ABC):
     @abstractmethod
     def make(cls, extractor: Extractor, head: Any, num_classes: int) -> Any:
         """Return an untrained probe with the head of a configuration."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        tensors = chain(self.probe.head.parameters(), self.probe.head.buffers())
+        return next((tensor.device for tensor in tensors), self.probe.extractor.backbone.device)
 
     def save(self, folder: Path | str) -> None:
         """Write model.safetensors, config.json and README.md into an existing folder."""

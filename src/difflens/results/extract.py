@@ -1,4 +1,4 @@
-"""The result of `difflens extract`."""
+"""The results of `difflens extract`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,6 +55,39 @@ class ExtractResult(Result):
         return (
             f"{self.bytes:,} bytes in {self.shards:,} shards, {self.images_per_second:.0f} images/s, "
             f"SHA-256 of all {self.sha256[:16]}…\nStore: {self.out}"
+        )
+
+    def left_out(self) -> str:
+        return skipped(self.skipped_images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorsResult(Result):
+    """The result of `extract` where it writes a file of vectors.
+
+    Attributes:
+        out: the file.
+        names: the file with the names of the images: `out` itself, or the one beside an .npy file.
+        images: the number of vectors.
+        features: the size of a vector.
+        places: in words, the blocks and noise steps whose means it joins.
+        images_per_second: the speed of the reading.
+        skipped_images: a line for each image that could not be read.
+    """
+
+    out: Path
+    names: Path
+    images: Natural
+    features: Natural
+    places: str
+    images_per_second: float
+    skipped_images: tuple[str, ...]
+
+    def summary(self) -> str:
+        beside = "" if self.names == self.out else f", names in {self.names}"
+        return (
+            f"{self.images:,} vectors of {self.features:,} numbers, {self.places}, "
+            f"{self.images_per_second:.0f} images/s\nVectors: {self.out}{beside}"
         )
 
     def left_out(self) -> str:

@@ -5,11 +5,11 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import safe_open
@@ -18,16 +18,18 @@ from torch import Tensor
 from difflens.backbones.base import Backbone
 from difflens.backbones.maps import pooled_shape
 from difflens.configs.extract import ExtractConfig
-from difflens.configs.options import resolve
+from difflens.configs.options import given, resolve
 from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
+from difflens.data.sources.folder import load_photos
 from difflens.data.split import ImageData, ImageSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, expanded, listing
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import Reading
 from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.latents import Latents
 from difflens.extractors.manifest import DTYPES, MANIFEST, Layout, Shard, manifest_of
+from difflens.extractors.partial import PartialShard, remove_partial
 from difflens.extractors.store import (
     CHECKSUMS,
     check_file,
@@ -42,19 +44,22 @@ from difflens.extractors.store import (
 )
 from difflens.opening import open_run, with_backbone
 from difflens.processes.base import Level, finite
-from difflens.results.extract import ExtractResult
+from difflens.results.extract import ExtractResult, VectorsResult
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.files import checksum, write_bytes
 from difflens.run.memory import require_memory
+from difflens.studies.vectors import check_file_of_vectors, extract_vectors, preprocessing
 
 
 def extract(
     config: ExtractConfig,
     announce: Callable[[str], object] = lambda line: None,
     data: ImageData | None = None,
-) -> ExtractResult:
-    """Extract frozen features into a store; several processes share the work, shard by shard.
+) -> ExtractResult | VectorsResult:
+    """Extract frozen features: a vector for each image into a file, or maps into a store.
+
+    Several processes share the work of a store, shard by shard.
 
     Args:
         announce: receives a line on the content and the size of the store before anything is written.
@@ -62,16 +67,16 @@ def extract(
 
     Raises:
         DiffLensError: an option is out of range, the data or the backbone cannot be loaded, the folder holds
-            another store, or the disk has too little room.
+            another store, the file exists, or the disk has too little room.
     """
     config = resolve(config)
-    images: ImageData | ImageSplit = data or (
-        load_unlabelled(config.data, val_fraction=config.val_fraction)
-        if config.unlabelled
-        else load_data(config.data, val_fraction=config.val_fraction)
-    )
+    if config.vectors:
+        check_file_of_vectors(config)
+    images: ImageData | ImageSplit = data or _images(config)
     sources = _sources(config, images)
     config = with_backbone(config, images.train if isinstance(images, ImageData) else images)
+    if config.vectors:
+        return extract_vectors(config, images, sources)
     opened = open_run(config, images)
     backbone = opened.backbone
     places = ExtractorConfig(
@@ -89,7 +94,7 @@ def extract(
         {split.name: len(split) for split in sources},
         shapes,
         extractor.noise_steps,
-        config.dtype,
+        given(config.dtype),
         config.shard_megabytes,
         backbone.latent_shape,
     )
@@ -105,15 +110,10 @@ def extract(
                 "precision": config.precision,
                 "fingerprint": opened.fingerprints["backbone_fingerprint"],
             },
-            "preprocessing": {
-                "channels": backbone.in_channels,
-                "side": backbone.image_size,
-                "range": [-1, 1],
-                "steps": "EXIF orientation, RGB or grey, shorter side resized with antialiasing, centre crop",
-            },
+            "preprocessing": preprocessing(backbone),
             "data": {
-                "spec": config.data,
-                "name": config.data if config.unlabelled else images.name,
+                "spec": config.spec,
+                "name": images.name if isinstance(images, ImageData) else config.spec,
                 "classes": list(images.classes) if isinstance(images, ImageData) else [],
                 "fingerprint": opened.fingerprints["data_fingerprint"],
             },
@@ -124,6 +124,14 @@ def extract(
     with opened.directory(identity, growing="noise_steps") as run:
         extraction = _Extraction(config, extractor, layout, sources, run, opened.process, announce)
         return extraction.run_all(manifest)
+
+
+def _images(config: ExtractConfig) -> ImageData | ImageSplit:
+    """Return the images that the options name."""
+    if config.photos is not None:
+        return load_photos(expanded(config.photos))
+    load = load_unlabelled if config.unlabelled else load_data
+    return load(config.spec, val_fraction=config.val_fraction)
 
 
 def _sources(config: ExtractConfig, data: ImageData | ImageSplit) -> list[ImageSplit]:
@@ -172,6 +180,7 @@ class _Extraction:
         self.sources = {split.name: split for split in sources}
         self.reading = Reading(config.workers, config.on_bad_image, [])
         self.digests: dict[str, str] = {}
+        self.recorded: dict[str, str] = {}
         self.lacking: set[str] = set()
 
     def run_all(self, manifest: dict[str, Any]) -> ExtractResult:
@@ -203,9 +212,8 @@ class _Extraction:
         with progress_bar(self.process.is_main_process) as bar:
             task = bar.add_task("extracting", total=sum(len(shard.rows) for shard, _ in own), note="")
             for shard, steps in own:
-                self._write(shard, steps)
+                self._write(shard, steps, partial(bar.advance, task))
                 self.run.keep()
-                bar.update(task, advance=len(shard.rows))
         self.process.wait_for_everyone()
         rate = count / max(time.monotonic() - began, 1e-9)
         self.run.write_json(MANIFEST, manifest)
@@ -218,7 +226,7 @@ class _Extraction:
             shard.latents_path.as_posix(): shard for shard in self.layout.shards if self.layout.latents
         }
         there = [name for name in (*files, *latents) if (self.out / name).exists()]
-        recorded = read_checksums(self.out)
+        self.recorded = recorded = read_checksums(self.out)
         own = there[self.process.process_index :: self.process.num_processes]
         damaged: list[str] = []
         with progress_bar(self.process.is_main_process and bool(own)) as bar:
@@ -276,37 +284,60 @@ class _Extraction:
                 "blocks or noise steps, pool their maps (--pool 4), or choose another disk"
             )
 
-    def _write(self, shard: Shard, steps: list[Level]) -> None:
-        """Read the shard's images or stored latents once, and write one file for each of `steps`."""
+    def _write(self, shard: Shard, steps: list[Level], advance: Callable[[int], object]) -> None:
+        """Read the shard's images or stored latents once, and write one file for each of `steps`.
+
+        Args:
+            advance: receives the number of images that are read, after each batch.
+        """
         self.extractor.noise_steps = tuple(steps)
-        rows: list[Tensor] = []
-        parts: dict[Level, dict[int, list[Tensor]]] = {
-            t: {block: [] for block in self.extractor.blocks} for t in steps
-        }
         split, latents = self.sources[shard.split], None
-        dtype, pool = DTYPES[self.config.dtype], self.config.pool or None
+        dtype, pool = DTYPES[given(self.config.dtype)], self.config.pool or None
         lacks_latents = self._lacks_latents(shard)
         if self.layout.latents is not None:
             latents = Latents(shard.rows, self.layout.latents)
             if not lacks_latents:
                 read_latents(self.out / shard.latents_path, latents)
-        for known, features in self.reading.features(self.extractor, split, shard.rows, pool, dtype, latents):
-            rows.append(known)
-            for (block, t), maps in features.items():
-                parts[t][block].append(maps)
+        part = PartialShard(shard, steps, self.layout.shapes, dtype, latents if lacks_latents else None)
+        self._read_partial(part)
+        advance(part.seen)
+        rest, later = shard.rows[part.seen :], None if latents is None else latents.tail(part.seen)
+        kept = time.monotonic()
+        for known, features in self.reading.features(self.extractor, split, rest, pool, dtype, later):
+            before = part.seen
+            part.add(known, features)
+            advance(part.seen - before)
+            if time.monotonic() - kept >= 60 * self.config.checkpoint_minutes:
+                self._write_partial(part)
+                kept = time.monotonic()
+        advance(len(shard.rows) - part.seen)
         if latents is not None and lacks_latents:
             self._write_file(shard.latents_path.as_posix(), write_latents, latents)
-        # rows of the images that could be read; a shard may have none
-        readable = torch.cat([torch.empty(0, dtype=torch.long), *rows])
+        readable = part.rows  # a shard may have none
         for t in steps:
-            joined = {
-                block: torch.cat([torch.empty(0, *self.layout.shapes[block], dtype=dtype), *blocks])
-                for block, blocks in parts.pop(t).items()
-            }
+            maps = part.maps(t)
             if self.config.format == "parquet":
-                self._write_file(self._name(shard, t), _write_table, split, readable, joined)
+                self._write_file(self._name(shard, t), _write_table, split, readable, maps)
             else:
-                self._write_file(self._name(shard, t), write_shard, readable, joined)
+                self._write_file(self._name(shard, t), write_shard, readable, maps)
+        (self.out / part.path).unlink(missing_ok=True)
+
+    def _read_partial(self, part: PartialShard) -> None:
+        """Take what a stopped reading kept of a shard, if it is undamaged and of the same noise steps."""
+        path, name = self.out / part.path, part.path.as_posix()
+        if not path.is_file():
+            return
+        content = path.read_bytes()
+        if sha256(content).hexdigest() != self.recorded.get(name) or not part.read(content):
+            self.announce(f"{name} does not fit and is read again")
+
+    def _write_partial(self, part: PartialShard) -> None:
+        """Keep what is read of a shard, from where --resume goes on."""
+        if part.seen == len(part.shard.rows):
+            return
+        digest = sha256(part.write(self.out)).hexdigest()
+        record_checksum(self.out, self.process.process_index, part.path.as_posix(), digest)
+        self.run.keep()
 
     def _write_file(self, name: str, write: Callable[..., str], *content: object) -> None:
         """Let `write` write `content` to the file `name`, and keep the checksum that it returns."""
@@ -334,6 +365,7 @@ class _Extraction:
             for name in [*described, *latents, *names]:
                 if name not in self.digests:
                     self.digests[name] = checksum(self.out / name)
+            remove_partial(self.out)
             write_checksums(self.out, {name: self.digests[name] for name in [*described, *latents, *names]})
             stored = sum(_stored_images(self.out / name) for name in first)
             metrics = {

@@ -50,7 +50,7 @@ from difflens.processes.base import in_words
 from difflens.processes.schedulers import process_of
 from difflens.results.plan import PlanResult
 from difflens.run.counting import Cost, cost_of_images
-from difflens.tasks.classification.probe import epochs_of, labelled, places_and_head
+from difflens.tasks.classification.probe import epochs_of, labelled, places_and_head, with_store
 from difflens.tasks.dense import chosen_rows, make_plan
 from difflens.tasks.detection.detect import Detection
 from difflens.tasks.segmentation.segment import Segmentation
@@ -79,7 +79,7 @@ def plan(config: Options) -> PlanResult:
     """
     for kind, planner in _PLANNERS.items():
         if isinstance(config, kind):
-            options: Any = config
+            options: Any = with_store(config) if isinstance(config, ProbeConfig) else config
             return planner(resolve(replace(options, dry_run=False)))
     raise DiffLensError(f"{config.command} has no dry run")
 

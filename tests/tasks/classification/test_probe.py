@@ -642,3 +642,60 @@ def test_the_report_opens_in_a_browser(backbone_folder: Path, image_tree: Path, 
         assert heading in dom
     assert "--grid" in dom
     assert "--seeds 2" in dom
+
+
+def test_a_store_alone_is_enough(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data, backbone with its options, images and places are the store's; without --head all are read."""
+    from difflens import ExtractConfig, extract
+
+    stored = ExtractConfig(
+        out=tmp_path / "store",
+        backbone=str(backbone_folder),
+        data=str(image_tree),
+        image_size=24,
+        precision="bfloat16",
+        blocks=(5, 6),
+        noise_steps=(2, 5),
+        pool=4,
+        limit=30,
+        device="cpu",
+        workers=0,
+    )
+    extract(stored)
+    alone = ProbeConfig(out=tmp_path / "alone", store=stored.out, epochs=1, width=16, device="cpu")
+    model = probe(alone).model
+    assert (model.extractor.blocks, model.extractor.noise_steps) == ((5, 6), (2, 5))
+    assert (model.head.name, model.extractor.precision) == ("difformer", "bfloat16")
+    assert (model.backbone.spec, model.backbone.image_size) == (str(backbone_folder), 24)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"was read from: data {image_tree}, backbone {backbone_folder}" in said
+    assert "holds 30 of 36 training images, which are read" in said
+    linear = probe(replace(alone, out=tmp_path / "linear", head="linear", width=None)).model
+    assert linear.extractor.noise_steps == (2, 5)  # the default step is not among them
+    one = replace(alone, out=tmp_path / "one", head="linear", width=None, noise_steps=(5,))
+    assert probe(replace(one, blocks=(6,))).model.extractor.blocks == (6,)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "blocks 6 at noise steps 5 are read, of blocks 5, 6 at noise steps 2, 5" in said
+
+
+def test_a_store_whose_data_is_gone_names_it(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    from difflens import ExtractConfig, extract
+
+    stored = ExtractConfig(
+        out=tmp_path / "store",
+        backbone=str(backbone_folder),
+        data=str(image_tree),
+        blocks=(5,),
+        noise_steps=(2,),
+        device="cpu",
+        workers=0,
+    )
+    extract(stored)
+    image_tree.rename(tmp_path / "moved")
+    alone = ProbeConfig(out=tmp_path / "alone", store=stored.out, epochs=1, width=16, device="cpu")
+    with pytest.raises(DiffLensError, match=rf"--store .*store is of --data {image_tree}: .* is neither"):
+        probe(alone)
+    assert not alone.out.exists()
+    probe(replace(alone, data=str(tmp_path / "moved")))

@@ -94,6 +94,19 @@ def _held_out(root: Path, spec: str, labels: bool, fraction: float) -> ImageData
     return ImageData(spec, root.name, tuple(map(on_disk, classes)) if labels else (), *splits)
 
 
+def load_photos(root: Path) -> FileSplit:
+    """Load all images of a folder and its subfolders, without labels, as the split "images".
+
+    Raises:
+        DiffLensError: there is no such folder, or no image in it.
+    """
+    if not root.is_dir():
+        problem = f"{root} is a file" if root.exists() else f"no such folder: {root}"
+        raise DiffLensError(f"{problem}; expected a folder of images")
+    refuse_batches(root)
+    return FileSplit("images", _names(root, find_images(root)), root=root)
+
+
 def _test_folder(root: Path) -> Path:
     candidates = [root / name for name in ("test", "val") if (root / name).is_dir()]
     if not candidates:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from difflens import presets
 from difflens.backbones.base import Defaults
+from difflens.backbones.config import BACKBONE_OPTIONS, BackboneConfig
 from difflens.configs.command_line import shown_command
 from difflens.configs.options import given, resolve
 from difflens.configs.probe import ProbeConfig
@@ -39,6 +40,7 @@ from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import Level, in_words
 from difflens.reports.probe import probe_report
 from difflens.results.probe import GridTrial, NeighbourTrial, ProbeResult, SeedResult
+from difflens.run.console import note
 from difflens.run.directory import FINISHED, RunDirectory, read_log
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
@@ -59,11 +61,54 @@ def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
     Raises:
         DiffLensError: the configuration, the data or the backbone has an error, which the message names.
     """
-    config = resolve(config)
+    config = resolve(with_store(config))
     process = accelerator(config.device)
-    data = data or load_data(given(config.data), val_fraction=config.val_fraction)
+    data = data or _load(config)
     run = _probe_once if config.seeds == 1 else _probe_seeds
     return run(with_backbone(config, data.train), data, process)
+
+
+def with_store(config: ProbeConfig) -> ProbeConfig:
+    """Return `config` with what its store was read from, where data, backbone, blocks, noise steps or head
+    are left out. Without a head, all places of the store are read.
+
+    Raises:
+        DiffLensError: the store is damaged or unfinished.
+    """
+    if config.store is None:
+        return config
+    store = FeatureStore(config.store)
+    stored, changes, said = store.manifest.backbone, dict[str, Any](), []
+    if config.chosen("data") is None:
+        changes["data"] = store.manifest.data.spec
+        said.append(f"data {changes['data']}")
+    if config.backbone is None:
+        usual = BackboneConfig(stored.spec)
+        options = {name: getattr(stored, name) for name in BACKBONE_OPTIONS}
+        changes |= {
+            name: value for name, value in options.items() if getattr(config, name) == getattr(usual, name)
+        }
+        changes |= {"backbone": stored.spec}
+        if config.precision == "float32":
+            changes["precision"] = stored.precision
+        said.append(f"backbone {stored.spec}")
+    if config.chosen("head") is None:
+        for name, levels in (("blocks", store.blocks), ("noise_steps", store.noise_steps)):
+            if config.chosen(name) is None:
+                changes[name] = levels
+    if said:
+        note(f"{store.path} was read from: {', '.join(said)}")
+    return replace(config, **changes)
+
+
+def _load(config: ProbeConfig) -> ImageData:
+    """Return the data of a resolved configuration; an error names the store that it is from."""
+    try:
+        return load_data(given(config.data), val_fraction=config.val_fraction)
+    except DiffLensError as error:
+        if config.store is None:
+            raise
+        raise DiffLensError(f"--store {config.store} is of --data {config.data}: {error}") from error
 
 
 def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> ProbeResult:
@@ -71,6 +116,11 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
     if store is not None and config.verify:
         store.verify()
     noise_seed = config.seed if store is None else store.manifest.seed
+    if store is not None and config.limit is None:
+        kept = store.manifest.images.get(whole.train.name)
+        if kept is not None and kept < len(whole.train):
+            config = replace(config, limit=kept)
+            note(f"{store.path} holds {kept:,} of {len(whole.train):,} training images, which are read")
     train = limited(whole.train, config.limit, noise_seed)  # a store's images are drawn by its seed
     data = replace(whole, train=labelled(config, train, whole.classes))
     say_few(data.train, data.classes)
@@ -86,6 +136,12 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
         head.normalisation.check(len(data.train))  # before features are read
     if store is not None:
         _check_store(store, config, whole, fingerprint, head.pool, extractor)
+        if len(extractor.places) < len(store.blocks) * len(store.noise_steps):
+            note(
+                f"{store.path}: blocks {listing(extractor.blocks)} at noise steps "
+                f"{listing(extractor.noise_steps)} are read, of blocks {listing(store.blocks)} at noise "
+                f"steps {listing(store.noise_steps)}; --blocks and --noise-steps choose others"
+            )
     model = TrainedModel(
         Probe(extractor, head),
         data.classes,

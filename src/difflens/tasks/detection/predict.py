@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from difflens.configs.predict import PredictConfig
+from difflens.data.dense.base import Objects
 from difflens.data.images import with_channels
 from difflens.errors import DiffLensError
 from difflens.extractors.base import evaluating
@@ -14,6 +15,19 @@ from difflens.run.processes import accelerator
 from difflens.tasks.detection.detect import sure
 from difflens.tasks.detection.inference import coco_results, detect_objects
 from difflens.tasks.predict import Answer, check_dense, write_predictions
+
+
+def objects_in(model: DetectionModel, image: Tensor) -> Objects:
+    """Return the objects in an image, the highest score first, in its pixels, on the CPU.
+
+    Args:
+        image: uint8, (C, H, W) of any size, C 1 or 3. It gets the noise of index 0.
+    """
+    seen = with_channels(image, model.probe.extractor.backbone.in_channels).to(model.device)
+    index = torch.zeros(1, dtype=torch.long, device=seen.device)
+    with evaluating(model.probe):
+        (found,) = detect_objects(model.probe, [seen], index, model.head.side)
+    return found
 
 
 def predict_objects(config: PredictConfig) -> DensePredictResult:
@@ -30,15 +44,9 @@ def predict_objects(config: PredictConfig) -> DensePredictResult:
         raise DiffLensError("--draws averages probabilities, which objects do not have: leave it out")
     device = accelerator(config.device).device
     model = DetectionModel.load(config.model, config.backbone, device)
-    channels = model.probe.extractor.backbone.in_channels
 
     def answer(image: Tensor) -> Answer:
-        seen, index = (
-            with_channels(image, channels).to(device),
-            torch.zeros(1, dtype=torch.long, device=device),
-        )
-        with evaluating(model.probe):
-            (found,) = detect_objects(model.probe, [seen], index, model.head.side)
+        found = objects_in(model, image)
         objects = tuple(
             DetectedObject(
                 label=model.classes[each["category_id"]],

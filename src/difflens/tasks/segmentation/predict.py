@@ -17,6 +17,20 @@ from difflens.tasks.predict import Answer, check_dense, check_draws, write_predi
 from difflens.tasks.segmentation.inference import Sliding, class_probabilities, require_probabilities
 
 
+def mask_of(model: SegmentationModel, image: Tensor, draws: int = 1) -> Tensor:
+    """Return the class at each pixel, (H, W) uint8, on the CPU.
+
+    Args:
+        image: uint8, (C, H, W) of any size, C 1 or 3. It gets the noise of index 0.
+        draws: the number of noise samples that the probabilities are averaged over.
+    """
+    seen = with_channels(image, model.probe.extractor.backbone.in_channels).to(model.device)
+    sliding = Sliding(model.head.side)
+    with evaluating(model.probe):
+        each = (class_probabilities(model.probe, seen, 0, sliding, draw) for draw in range(draws))
+        return reduce(torch.Tensor.add_, each).argmax(0).to(torch.uint8).cpu()
+
+
 def predict_masks(config: PredictConfig) -> DensePredictResult:
     """Segment images, and write NAME.overlay.png, NAME.mask.png with the classes as values, and
     predictions.json.
@@ -31,13 +45,9 @@ def predict_masks(config: PredictConfig) -> DensePredictResult:
     device = accelerator(config.device).device
     model = SegmentationModel.load(config.model, config.backbone, device)
     check_draws(config, model.probe.extractor.backbone)
-    sliding, channels = Sliding(model.head.side), model.probe.extractor.backbone.in_channels
 
     def answer(image: Tensor) -> Answer:
-        seen = with_channels(image, channels).to(device)
-        with evaluating(model.probe):
-            draws = (class_probabilities(model.probe, seen, 0, sliding, draw) for draw in range(config.draws))
-            mask = reduce(torch.Tensor.add_, draws).argmax(0).to(torch.uint8).cpu()
+        mask = mask_of(model, image, config.draws)
         counts = mask.flatten().long().bincount(minlength=len(model.classes)) / mask.numel()
         order = counts.argsort(descending=True, stable=True).tolist()
         shares = {model.classes[k]: round(float(counts[k]), 6) for k in order if counts[k]}

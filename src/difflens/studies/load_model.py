@@ -1,0 +1,158 @@
+"""`load_model`: a trained model of any task, called on images."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from difflens.data.images import fit, pixels_of, to_float
+from difflens.errors import DiffLensError, expanded
+from difflens.models.saved import (
+    DetectionModel,
+    SavedModel,
+    SegmentationModel,
+    TrainedModel,
+    model_folder,
+    model_task,
+)
+from difflens.processes.clean import Clean
+from difflens.tasks.detection.predict import objects_in
+from difflens.tasks.segmentation.predict import mask_of
+
+_BATCH = 32
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
+
+Picture = Image.Image | Path | str | Tensor
+"""An image: as Pillow reads it, the path of a file, or a tensor (C, H, W), C 1 or 3: uint8, or floating-point
+in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The objects in an image, the surest first, on the CPU.
+
+    Attributes:
+        boxes: (N, 4) float32: left, top, right, bottom in pixels of the image.
+        labels: (N,) long: positions in the model's `classes`.
+        scores: (N,) confidence in [0, 1].
+        masks: (N, H, W) bool; None of Faster R-CNN.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    masks: Tensor | None
+
+
+class LoadedModel:
+    """A trained model that is called on images. What it says of one does not depend on the others.
+
+    Attributes:
+        saved: the model with its configuration; `saved.probe` is its network.
+        task: classification, segmentation or detection.
+        classes: the names of the classes.
+    """
+
+    def __init__(self, saved: SavedModel):
+        self.saved, self.task, self.classes = saved, saved.task, saved.classes
+
+    def __call__(self, images: Picture | Iterable[Picture], draws: int = 1) -> Any:
+        """Return what the model says of images of any sizes, as `difflens predict` does.
+
+        Args:
+            images: one image or several; a tensor (B, C, H, W) is several. See `Picture`.
+            draws: the number of noise samples over which probabilities are averaged.
+
+        Returns:
+            On the CPU, of classification the probabilities, (B, K) float32, in the order of `classes`; of
+            segmentation a mask for each image, (H, W) uint8 with positions in `classes`; of detection
+            `Detections` for each image.
+
+        Raises:
+            BadImage: an image cannot be read.
+            DiffLensError: a tensor has another shape or range, or `draws` has no effect.
+        """
+        if draws < 1:
+            raise DiffLensError(f"draws is {draws}; it must be at least 1")
+        model, pixels = self.saved, [pixels_of(image) for image in _several(images)]
+        backbone = model.probe.extractor.backbone
+        if draws > 1 and isinstance(backbone.process, Clean):
+            raise DiffLensError(f"{backbone.spec} reads images without noise: leave out draws")
+        if isinstance(model, DetectionModel):
+            if draws > 1:
+                raise DiffLensError("draws average probabilities, which objects do not have: leave it out")
+            return [_detections(model, image) for image in pixels]
+        if isinstance(model, SegmentationModel):
+            return [mask_of(model, image, draws) for image in pixels]
+        assert isinstance(model, TrainedModel)
+        parts = [torch.empty(0, len(self.classes))]
+        for start in range(0, len(pixels), _BATCH):
+            fitted = [
+                fit(image, backbone.in_channels, backbone.image_size)
+                for image in pixels[start : start + _BATCH]
+            ]
+            batch = to_float(torch.stack(fitted).to(model.device))
+            parts.append(model.probabilities(batch, draws).float().cpu())
+        return torch.cat(parts)
+
+    def __repr__(self) -> str:
+        return f"LoadedModel({self.task}, {len(self.classes)} classes, {self.saved.backbone.spec!r})"
+
+
+def load_model(
+    spec: str | Path, *, backbone: str | Path | None = None, device: torch.device | str = "cpu"
+) -> LoadedModel:
+    """Load a model of `probe`, `segment` or `detect`, to be called on images.
+
+    Args:
+        spec: a run directory or its `model/`; or OWNER/NAME on the Hugging Face hub.
+        backbone: the backbone's new location, if it has moved.
+        device: the device for the network.
+
+    Raises:
+        DiffLensError: there is no such model, it is damaged, or its backbone is missing or has changed.
+    """
+    folder = _folder(str(spec))
+    kinds: dict[str, type[SavedModel]] = {
+        kind.task: kind for kind in (TrainedModel, SegmentationModel, DetectionModel)
+    }
+    kind = kinds[model_task(folder)]
+    return LoadedModel(kind.load(folder, None if backbone is None else str(backbone), device))
+
+
+def _folder(spec: str) -> Path:
+    """Return the folder of a model, downloaded if it is on the hub."""
+    path = expanded(spec)
+    if path.exists():
+        return model_folder(path)
+    if spec.startswith((".", "/", "~")) or spec.count("/") != 1:
+        raise DiffLensError(f"no model {spec!r}: it is no run directory here, and no OWNER/NAME on the hub")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return model_folder(snapshot_download(spec, allow_patterns=[*_FILES]))
+    except DiffLensError:
+        raise
+    except Exception as error:  # no network, no such repository, no permission
+        reason = str(error).strip().splitlines()[0]
+        raise DiffLensError(
+            f"no model {spec!r}: it is no folder here, and the hub does not give it ({reason})"
+        ) from error
+
+
+def _several(images: Picture | Iterable[Picture]) -> list[Any]:
+    """Return a list of images, also of one."""
+    one = isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor) and images.ndim < 4)
+    if not one and not isinstance(images, Iterable):
+        raise DiffLensError(f"images are Pillow images, paths or tensors, not {type(images).__name__}")
+    return [images] if one else list(images)  # type: ignore[arg-type]
+
+
+def _detections(model: DetectionModel, image: Tensor) -> Detections:
+    found = objects_in(model, image)
+    assert found.scores is not None
+    return Detections(found.boxes, found.labels - 1, found.scores, found.masks)
