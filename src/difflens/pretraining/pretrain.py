@@ -85,7 +85,7 @@ def _train(
         method,
         process,
         run,
-        "pre-training",
+        f"pre-training {config.preset}, seed {config.seed}",
         LOOK_EVERY,
         checkpoint_seconds=60 * given(config.checkpoint_minutes),
         max_seconds=math.inf if config.max_minutes is None else 60 * config.max_minutes,
