@@ -15,7 +15,7 @@ from difflens.choices import Augmentation, OnBadImage
 from difflens.data.images import BadImage, to_float
 from difflens.data.loader import Batch, epoch_order, iterate
 from difflens.data.split import ImageSplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, listing
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.latents import Latents, allocate
 from difflens.run.console import progress_bar
@@ -209,8 +209,10 @@ def read_features(
     rows = epoch_order(len(split), 0, 0, process.process_index, process.num_processes, shuffle=False)
     maps: dict[Place, Tensor] = {}
     rows_read, done = [], 0
+    levels = listing(extractor.noise_steps)
+    title = f"features of {split.name} by {extractor.backbone.spec} at t = {levels}"
     with progress_bar(process.is_main_process and show) as bar:
-        task = bar.add_task(f"features of {split.name}", total=len(rows), note="")
+        task = bar.add_task(title, total=len(rows), note="")
         for known, features in reading.features(extractor, split, rows, side, torch.float16, latents):
             entries = slice(done, done + len(known))
             for place, feature in features.items():

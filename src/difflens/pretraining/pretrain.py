@@ -70,7 +70,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         say_changes(images, f"the preset {config.preset}", method.channels, method.side)
         if config.probe_data is not None:
             method.probe = OnlineProbe(config, method.channels, method.side, process)
-        path, skipped = train_method(method, run, process, command, "pre-training", config.snapshot_epochs)
+        title = f"pre-training {config.preset}, seed {config.seed}"
+        path, skipped = train_method(method, run, process, command, title, config.snapshot_epochs)
         return PretrainResult(path=path, skipped_images=skipped)
 
 

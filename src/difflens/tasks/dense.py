@@ -266,7 +266,8 @@ def _train_and_evaluate(
     )
     objective = DenseObjective(probe, training, task.loss, config, process)
     minutes = config.checkpoint_minutes
-    seconds = TrainingLoop(objective, process, run, checkpoint_seconds=60 * minutes).train()
+    title = f"{model.head.name} on {config.backbone}, seed {config.seed}"
+    seconds = TrainingLoop(objective, process, run, title, checkpoint_seconds=60 * minutes).train()
     # evaluate
     labels = task.labels(model, data.val, train=False)
     validation = Samples(data.val, labels, channels, workers=config.workers)

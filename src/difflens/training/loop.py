@@ -134,8 +134,8 @@ class TrainingLoop:
                 if looks:
                     rate = (self.iteration - looked[1]) * objective.batch_size / (now - looked[0])
                     look = Look(self.iteration, self._recent, rate, self.seconds)
-                    where = objective.where(self.iteration)
-                    bar.update(task, note=f"loss {look.loss:.4f} {where}, {rate:,.1f} images/s")
+                    where = objective.where(self.iteration).removeprefix("in ")
+                    bar.update(task, note=f"{where}, loss {look.loss:.4f}, {rate:,.1f} images/s")
                     record = objective.record(look)
                     if self.run and record is not None:
                         self.run.log(record)

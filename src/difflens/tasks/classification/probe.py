@@ -357,6 +357,7 @@ class _Run:
                 self.run,
                 caches and caches[0],
                 self.skipped,
+                f"{self.config.head} on {self.config.backbone}, seed {self.config.seed}",
             )
         if isinstance(head, LinearHead):
             head.fold()

@@ -59,6 +59,6 @@ def predict_masks(config: PredictConfig) -> DensePredictResult:
 
     def check(height: int, width: int) -> None:
         if device.type == "cpu":
-            require_probabilities(len(model.classes), height, width, sliding)
+            require_probabilities(len(model.classes), height, width, Sliding(model.head.side))
 
     return write_predictions(config, SegmentedImage, answer, model, check)
