@@ -33,7 +33,8 @@ ARCHIVE = Path(__file__).parent / "fixtures" / "version-0.1.tar.xz"
 BACKBONE = "pretrain/model"
 HERE: dict[str, Any] = {"device": "cpu", "workers": 0}
 COMMON: dict[str, Any] = {"backbone": BACKBONE, "data": "data", **HERE}
-LATER = ("log_snr", "ece", "nll", "effective_rank")  # figures that version 0.1 did not measure
+# figures that version 0.1 did not measure
+LATER = ("log_snr", "ece", "nll", "effective_rank", "alignment", "uniformity")
 TIMES = ("train_seconds", "images_per_second", "seconds", "relative_speed")
 
 PRETRAIN: dict[str, Any] = {

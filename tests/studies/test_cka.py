@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import normalize
 
 from difflens import CkaConfig, DiffLensError, FrozenExtractor, cka, load_backbone
 from difflens.backbones.maps import pool_to
@@ -74,13 +75,16 @@ def test_neighbours_and_ranks_are_those_of_features_read_by_hand(
     monkeypatch.setattr(comparing, "local_gram", partial(local_gram, neighbours=2))
     result = cka(config(tmp_path / "run", backbone_folder, images, pool=(4,), blocks=(2, 8)))
     backbone, split = load_backbone(str(backbone_folder)), load_unlabelled(str(images))
-    total, means = torch.zeros(2, 2, dtype=torch.float64), {2: [], 8: []}
+    total, means, mirrored = torch.zeros(2, 2, dtype=torch.float64), {2: [], 8: []}, {2: [], 8: []}
     for group in epoch_order(len(split), 0, 0)[:100].split(5):
         batch = next(iter(iterate(split, channels=3, side=16, batch_size=64, rows=group, workers=0)))
-        maps = FrozenExtractor(backbone, (2, 8), (40,))(to_float(batch.images), batch.index)
+        extractor = FrozenExtractor(backbone, (2, 8), (40,))
+        maps = extractor(to_float(batch.images), batch.index)
+        flipped = extractor(to_float(batch.images.flip(-1)), batch.index, draw=1)
         near = []
         for block in (2, 8):
             means[block].append(maps[block, 40].mean((2, 3)))
+            mirrored[block].append(flipped[block, 40].mean((2, 3)))
             pooled = pool_to(maps[block, 40], 4)
             near.append(local_gram(pooled, gram(pooled), 2))
         total += torch.tensor([[float((a * b).sum()) for a in near] for b in near], dtype=torch.float64)
@@ -90,9 +94,13 @@ def test_neighbours_and_ranks_are_those_of_features_read_by_hand(
     for block, parts in means.items():
         shares = torch.linalg.svdvals(torch.cat(parts).double())
         shares = shares / shares.sum() + 1e-7
-        (found,) = (r for r in result.effective_ranks if (r.block, r.noise_step) == (block, 40))
+        (found,) = (r for r in result.geometry if (r.block, r.noise_step) == (block, 40))
         assert found.rank == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-3)
         assert found.channels == backbone.block(block).channels
+        x, y = (normalize(torch.cat(views[block]).double()) for views in (means, mirrored))
+        assert found.alignment == pytest.approx(float((x - y).square().sum(1).mean()), rel=1e-3)
+        distances = torch.cdist(x, x).square()[~torch.eye(len(x), dtype=torch.bool)]
+        assert found.uniformity == pytest.approx(float((-2 * distances).exp().mean().log()), abs=1e-3)
 
 
 def test_every_comparison_is_shown(backbone_folder: Path, images: Path, tmp_path: Path) -> None:
@@ -111,7 +119,7 @@ def test_every_comparison_is_shown(backbone_folder: Path, images: Path, tmp_path
     assert torch.tensor(metrics["cka"]["blocks-t3"]).diagonal() == pytest.approx(torch.ones(3))
     assert torch.tensor(metrics["cka"]["models-t40"]).shape == (3, 5)
     assert torch.tensor(metrics["cknna"]["models-t40"]).shape == (3, 5)
-    assert len(metrics["effective_ranks"]) == 2 * 3 + 5
+    assert len(metrics["geometry"]) == 2 * 3 + 5
     assert metrics["mirrors"]["3"]["decoder_blocks"] == 1
     rows = list(csv.DictReader((run.out / "table.csv").open()))
     assert len(rows) == 17 * 16 / 2

@@ -86,10 +86,16 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
     train, place = load_data(str(image_tree)).train, second.place
     images = to_float(torch.stack([fit(train.image(row), 3, 32) for row in range(len(train))]))
     backbone = load_backbone("random:timm:test_resnet", image_size=32)
-    features = FrozenExtractor(backbone, place[:1], place[1:])(images, train.index)[place].mean((2, 3))
+    extractor = FrozenExtractor(backbone, place[:1], place[1:])
+    features = extractor(images, train.index)[place].mean((2, 3))
     shares = torch.linalg.svdvals(features.double())
     shares = shares / shares.sum() + 1e-7
     assert second.effective_rank == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-3)
+    mirrored = extractor(images.flip(-1), train.index)[place].mean((2, 3))
+    x, y = (torch.nn.functional.normalize(each.double()) for each in (features, mirrored))
+    assert second.alignment == pytest.approx(float((x - y).square().sum(1).mean()), rel=1e-3)
+    distances = torch.cdist(x, x).square()[~torch.eye(len(x), dtype=torch.bool)]
+    assert second.uniformity == pytest.approx(float((-2 * distances).exp().mean().log()), abs=1e-4)
     few = json.loads((run.out / "random%3Atimm%3Atest_resnet" / "few-0.5" / "metrics.json").read_text())
     assert few["train_images"] == 18
     assert few["top1"] == second.scores["few-0.5"].value

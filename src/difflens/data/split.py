@@ -85,6 +85,10 @@ class ImageSplit(ABC):
         """Return the images at positions `rows`, (M,) long, with the noise that they have in this split."""
         return _Subset(self, rows)
 
+    def mirrored(self) -> "ImageSplit":
+        """Return the mirror images, left for right, with the noise that the images have in this split."""
+        return _Mirrored(self)
+
     def pixels_on(self, device: torch.device) -> Tensor:
         """Return `pixels` on `device`, copied once, so that no batch is copied; in main memory if they are
         too large."""
@@ -245,6 +249,24 @@ class _Subset(ImageSplit):
 
     def content(self, rows: Sequence[int]) -> str | None:
         return self.full.content(self.rows[torch.tensor(rows, dtype=torch.long)].tolist())
+
+
+class _Mirrored(ImageSplit):
+    """The mirror images of another split."""
+
+    def __init__(self, plain: ImageSplit) -> None:
+        pixels = None if plain.pixels is None else plain.pixels.flip(-1)
+        super().__init__(plain.name, plain.ids, plain.labels, plain.index, pixels)
+        self.plain = plain
+
+    def image(self, i: int) -> Tensor:
+        return self.plain.image(i).flip(-1)
+
+    def shape(self, i: int) -> tuple[int, int, int]:
+        return self.plain.shape(i)
+
+    def content(self, rows: Sequence[int]) -> str | None:
+        return self.plain.content(rows)
 
 
 @dataclass(frozen=True)

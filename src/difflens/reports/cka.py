@@ -1,11 +1,11 @@
 """The report of `difflens cka`: heat maps of similarity, and the similarity of mirrors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from difflens.processes.base import Level, bracketed, in_words
 from difflens.reports.heat_maps import similarity_map
 from difflens.reports.html import Picture, Section, Table, render
-from difflens.results.cka import Comparison, EffectiveRank, Mirrors
+from difflens.results.cka import Comparison, Mirrors, PlaceGeometry
 
 _EXPLAINED = {
     "blocks": (
@@ -36,8 +36,9 @@ def similarity_report(
     mirrors: Mapping[Level, Mirrors | None],
     log_snr: Mapping[Level, float],
     largest_half_width: float,
-    effective_ranks: Sequence[EffectiveRank],
+    geometry: Sequence[PlaceGeometry],
     backbones: Sequence[str],
+    viewed: int,
     provenance: Mapping[str, object],
 ) -> str:
     """Return the report as one self-contained HTML document.
@@ -48,8 +49,9 @@ def similarity_report(
         mirrors: by noise step; None for a network without pairs of encoder and decoder blocks.
         log_snr: by noise step.
         largest_half_width: half the width of the widest 95 % interval of CKA.
-        effective_ranks: one for each place.
+        geometry: one for each place.
         backbones: names of the backbones, in the order of the places' models.
+        viewed: number of images that measured alignment and uniformity.
         provenance: rows of the closing table.
     """
     sections = []
@@ -61,7 +63,7 @@ def similarity_report(
     measured = {t: similarity for t, similarity in mirrors.items() if similarity is not None}
     if measured:
         sections.insert(1, _mirror_section(measured, log_snr))
-    sections.append(_rank_section(effective_ranks, backbones))
+    sections.append(_geometry_section(geometry, backbones, viewed))
     text = (
         f"The widest 95 % interval of any pair's CKA is ± {largest_half_width:.3f}; table.csv has those of "
         "every pair. The intervals describe other samples of images, not networks with other weights."
@@ -88,22 +90,32 @@ def _pictures(comparison: Comparison) -> list[Picture]:
     return pictures
 
 
-def _rank_section(ranks: Sequence[EffectiveRank], backbones: Sequence[str]) -> Section:
-    steps = list(dict.fromkeys((rank.model, rank.noise_step) for rank in ranks))
-    found = {(rank.model, rank.block, rank.noise_step): rank for rank in ranks}
+def _geometry_section(geometry: Sequence[PlaceGeometry], backbones: Sequence[str], viewed: int) -> Section:
+    measures: dict[str, Callable[[PlaceGeometry], str]] = {
+        "effective rank": lambda place: f"{place.rank:.1f}",
+        "alignment": lambda place: f"{place.alignment:.3f}",
+        "uniformity": lambda place: f"{place.uniformity:.3f}",
+    }
+    found = {(place.model, place.block, place.noise_step): place for place in geometry}
     tables = []
     for model, name in enumerate(backbones):
-        levels = [t for owner, t in steps if owner == model]
-        rows: list[tuple[object, ...]] = []
-        for block in dict.fromkeys(rank.block for rank in ranks if rank.model == model):
-            places = [found[model, block, t] for t in levels]
-            rows.append((f"block {block}", places[0].channels, *(f"{place.rank:.1f}" for place in places)))
-        tables.append(Table(("Block", "Channels", *(f"t = {t}" for t in levels)), rows, f"{name}."))
-    text = (
-        "The effective rank (RankMe) of each place: how many directions its features use, from 1 to the "
-        "number of channels. Maps are averaged over positions. It cannot exceed the number of images."
+        blocks = dict.fromkeys(place.block for place in geometry if place.model == model)
+        levels = dict.fromkeys(place.noise_step for place in geometry if place.model == model)
+        for measure, text in measures.items():
+            rows: list[tuple[object, ...]] = []
+            for block in blocks:
+                places = [found[model, block, t] for t in levels]
+                rows.append((f"block {block}", places[0].channels, *map(text, places)))
+            columns = ("Block", "Channels", *(f"t = {t}" for t in levels))
+            tables.append(Table(columns, rows, f"{name}: {measure}."))
+    explained = (
+        "Measures of each place alone; maps are averaged over positions. The effective rank (RankMe) says "
+        "how many directions features use, from 1 to the number of channels. It cannot exceed the number of "
+        "images. Alignment is the mean squared distance of an image and its mirror image, each with noise "
+        "of its own, as unit vectors: 0 is best. Uniformity is lower, down to -8, the more evenly images are "
+        f"spread over the sphere. {viewed:,} images measure these two (Wang and Isola, 2020)."
     )
-    return Section("Effective rank", text, tuple(tables))
+    return Section("Effective rank, alignment, uniformity", explained, tuple(tables))
 
 
 def _mirror_section(mirrors: Mapping[Level, Mirrors], log_snr: Mapping[Level, float]) -> Section:

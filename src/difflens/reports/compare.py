@@ -71,6 +71,8 @@ def compare_report(
     sections = [Section("Result", parts=(picture, Table(columns, rows, caption.strip())))]
     if any(backbone.ece for backbone in backbones):
         sections.append(_calibration(backbones, titles))
+    if any(backbone.alignment is not None for backbone in backbones):
+        sections.append(_geometry(backbones))
     if len(backbones) > 1:
         sections.append(_differences(backbones, titles, seeds))
     places = (
@@ -92,6 +94,29 @@ def _calibration(backbones: Sequence[BackboneScores], titles: Mapping[str, str])
     ]
     caption = "Expected calibration error in per cent, 15 bins, means over seeds; 0 is calibrated."
     return Section("Calibration", parts=(Table(("Backbone", *titles.values()), rows, caption),))
+
+
+def _geometry(backbones: Sequence[BackboneScores]) -> Section:
+    """Return the section on measures of the features alone."""
+
+    def cell(value: float | None, digits: int) -> str | None:
+        return None if value is None else f"{value:.{digits}f}"
+
+    rows: list[tuple[object, ...]] = [
+        (
+            backbone.name,
+            cell(backbone.effective_rank, 1),
+            cell(backbone.alignment, 3),
+            cell(backbone.uniformity, 3),
+        )
+        for backbone in backbones
+    ]
+    caption = (
+        "Of the place's maps, averaged over positions. Alignment: mean squared distance of an image and its "
+        "mirror image as unit vectors, 0 is best. Uniformity: from -8, the best, to 0 (Wang and Isola, 2020)."
+    )
+    table = Table(("Backbone", "Effective rank", "Alignment", "Uniformity"), rows, caption)
+    return Section("Features without labels", parts=(table,))
 
 
 def _differences(backbones: Sequence[BackboneScores], titles: Mapping[str, str], seeds: int) -> Section:

@@ -56,14 +56,18 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class EffectiveRank:
-    """The effective rank of the features of one place (RankMe, Garrido et al., 2023).
+class PlaceGeometry:
+    """Measures of the features of one place alone; maps are averaged over positions.
 
     Attributes:
         model: 0 for the backbone, 1 for the other backbone.
         block, noise_step: the place.
-        rank: effective rank of the maps' means over positions, from 1 to `channels`; NaN where all are 0.
+        rank: effective rank (RankMe, Garrido et al., 2023), from 1 to `channels`; NaN where all maps are 0.
         channels: number of channels.
+        alignment: mean squared distance of the unit vectors of an image and its mirror image, each with noise
+            of its own, from 0 to 4 (Wang and Isola, 2020).
+        uniformity: logarithm of the mean Gaussian potential of pairs of images, from -8, the best, to 0 (Wang
+            and Isola, 2020).
     """
 
     model: int
@@ -71,6 +75,8 @@ class EffectiveRank:
     noise_step: Level
     rank: float
     channels: int
+    alignment: float
+    uniformity: float
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ class CkaResult(Result):
         half_widths: (P, P) half-widths of their 95 % intervals.
         cknna, cknna_half_widths: the same of CKNNA, the alignment of nearest neighbours (Huh et al., 2024).
         neighbours: number of nearest neighbours of an image, within its minibatch.
-        effective_ranks: one for each place.
+        geometry: one for each place.
         images, minibatches: how many were read.
         blocks, noise_steps: the places of the backbone that were compared, from the least to the most noise.
         log_snr: natural logarithm of signal^2 / noise^2 at these noise steps; None where it is infinite.
@@ -141,7 +147,7 @@ class CkaResult(Result):
     cknna: Tensor
     cknna_half_widths: Tensor
     neighbours: int
-    effective_ranks: tuple[EffectiveRank, ...]
+    geometry: tuple[PlaceGeometry, ...]
     images: int
     minibatches: int
     blocks: tuple[int, ...]
@@ -180,7 +186,7 @@ class CkaResult(Result):
             "cka": {comparison.name: plain(comparison.values) for comparison in self.comparisons},
             "cknna": {comparison.name: plain(comparison.cknna) for comparison in self.comparisons},
             "neighbours": self.neighbours,
-            "effective_ranks": plain(self.effective_ranks),
+            "geometry": plain(self.geometry),
             "largest_half_width_95": self.largest_half_width,
             "skipped_images": plain(self.skipped_images),
         }

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from difflens.backbones.maps import Place
 
 
+GEOMETRY = ("effective_rank", "alignment", "uniformity")
+"""The measures of a backbone's features that need no labels."""
+
+
 @dataclass(frozen=True)
 class Score:
     """An accuracy with its uncertainty.
@@ -48,6 +52,8 @@ class BackboneScores:
             or not known because the run is of an earlier version.
         effective_rank: effective rank (RankMe, Garrido et al., 2023) of the place's maps, averaged over
             positions, from 1 to the number of channels; None for a run of an earlier version.
+        alignment, uniformity: of the same maps (Wang and Isola, 2020); lower is better. None for a run of an
+            earlier version.
         ece: expected calibration errors by key of the trial, in [0, 1], means over seeds; empty for a run of
             an earlier version.
     """
@@ -62,9 +68,12 @@ class BackboneScores:
     log_snr: float | None = None
     effective_rank: float | None = None
     ece: Mapping[str, float] = field(default_factory=dict)
+    alignment: float | None = None
+    uniformity: float | None = None
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""
+        geometry = {name: getattr(self, name) for name in GEOMETRY}
         return {
             "backbone": self.name,
             "block": self.place[0],
@@ -76,7 +85,7 @@ class BackboneScores:
             "accuracy": {key: score.value for key, score in self.scores.items()},
             "interval": {key: list(score.interval) for key, score in self.scores.items()},
             "difference_from_first": {key: list(pair) for key, pair in self.differences.items()},
-            **({} if self.effective_rank is None else {"effective_rank": self.effective_rank}),
+            **{name: value for name, value in geometry.items() if value is not None},
             **({"ece": dict(self.ece)} if self.ece else {}),
         }
 

@@ -36,11 +36,12 @@ from difflens.metrics.cka import (
 from difflens.metrics.cknna import NEIGHBOURS, local_gram
 from difflens.metrics.geometry import effective_rank
 from difflens.metrics.moments import Moments
+from difflens.models.views import MOST_VIEWED, measure_views
 from difflens.opening import open_run, with_backbone
 from difflens.processes.base import Level, bracketed, finite, in_words
 from difflens.reports.cka import similarity_report
 from difflens.reports.heat_maps import similarity_map
-from difflens.results.cka import CkaResult, Comparison, EffectiveRank, Mirrors, Representation
+from difflens.results.cka import CkaResult, Comparison, Mirrors, PlaceGeometry, Representation
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
@@ -101,6 +102,7 @@ class _Comparison:
             self.other_blocks = other.check_blocks([block.index for block in other.blocks])
             self.extractors.append([self._extractor(other, self.other_blocks, self.other_step)])
         self.reading = Reading(config.workers, config.on_bad_image, [])
+        self.rows = torch.empty(0, dtype=torch.long)  # the images that are read
         # of the maps' means over positions, by model and place
         self.moments: dict[tuple[int, int, Level], Moments] = {}
 
@@ -139,6 +141,7 @@ class _Comparison:
         size = limit // (GROUPS * batches_a_group)
         # the order is random, because the images of a folder are sorted by class
         rows = epoch_order(len(self.split), self.config.seed, 0)[: GROUPS * batches_a_group * size]
+        self.rows = rows
         values, local, images = list[Tensor](), list[Tensor](), 0
         with progress_bar() as bar:
             task = bar.add_task("comparing", total=len(rows), note="")
@@ -160,10 +163,22 @@ class _Comparison:
         )
         return _Measured(groups, near_groups, images, len(values), min(NEIGHBOURS, size - 1))
 
-    def effective_ranks(self) -> tuple[EffectiveRank, ...]:
-        """Return the effective rank of every place, of the maps' means over positions."""
+    def geometry(self) -> tuple[PlaceGeometry, ...]:
+        """Return the effective rank, the alignment and the uniformity of every place."""
+        views = {
+            (model, *place): found
+            for model, extractors in enumerate(self.extractors)
+            for extractor in extractors
+            for place, found in measure_views(self.reading, extractor, self.split, self.rows).items()
+        }
         return tuple(
-            EffectiveRank(*place, effective_rank(moments.second), len(moments.mean))
+            PlaceGeometry(
+                *place,
+                effective_rank(moments.second),
+                len(moments.mean),
+                views[place].alignment,
+                views[place].uniformity,
+            )
             for place, moments in self.moments.items()
         )
 
@@ -235,7 +250,7 @@ def _write(
         cknna=cknna,
         cknna_half_widths=cknna_half_widths,
         neighbours=measured.neighbours,
-        effective_ranks=comparison.effective_ranks(),
+        geometry=comparison.geometry(),
         images=images,
         minibatches=batches,
         blocks=comparison.blocks,
@@ -264,8 +279,9 @@ def _write(
         mirrors=result.mirrors,
         log_snr=comparison.log_snr,
         largest_half_width=result.largest_half_width,
-        effective_ranks=result.effective_ranks,
+        geometry=result.geometry,
         backbones=names,
+        viewed=min(MOST_VIEWED, images),
         provenance={
             "Command": shown_command(config),
             **{

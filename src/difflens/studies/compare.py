@@ -1,7 +1,7 @@
 """`difflens compare`: several backbones on the same images by the same protocols."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,12 +27,13 @@ from difflens.metrics.classification import paired_difference
 from difflens.metrics.geometry import effective_rank
 from difflens.metrics.moments import Moments
 from difflens.models.feature_space import FeatureSpace
+from difflens.models.views import MOST_VIEWED, measure_views
 from difflens.opening import OpenedRun, open_run
 from difflens.processes.base import NoiseProcess, finite, in_words
 from difflens.processes.variance_preserving import VariancePreserving
 from difflens.reports.charts import protocol_dots
 from difflens.reports.compare import compare_report
-from difflens.results.compare import BackboneScores, CompareResult, Score
+from difflens.results.compare import GEOMETRY, BackboneScores, CompareResult, Score
 from difflens.results.fidelity import FidelityResult, caution
 from difflens.results.probe import ProbeResult, deviation_of, mean_of
 from difflens.run.directory import FINISHED, RunDirectory
@@ -53,7 +54,7 @@ class _Candidate:
         sampler: the sampler of its samples; None for a backbone without samples to measure.
         process: its noise process.
         place: block and noise step that are read.
-        effective_rank: that of the place's features; None before it is measured.
+        geometry: measures of the place's features, by name; empty before they are measured.
         distance: the distance of its samples from test images; None before it is measured.
         results: by key of the trial.
     """
@@ -64,7 +65,7 @@ class _Candidate:
     sampler: SamplerName | None
     process: NoiseProcess
     place: Place
-    effective_rank: float | None = None
+    geometry: Mapping[str, float] = field(default_factory=dict)
     distance: FidelityResult | None = None
     results: dict[str, ProbeResult] = field(default_factory=dict)
 
@@ -115,7 +116,7 @@ def compare(config: CompareConfig, announce: Callable[[str], object] = lambda li
                 space, distance = candidate.distance.space, candidate.distance.sample_distance
                 announce(f"{candidate.spec}, Fréchet distance in {space}: {distance.frechet:.4g}")
         for candidate in candidates:
-            candidate.effective_rank = _effective_rank(config, data, candidate, process)
+            candidate.geometry = _geometry(config, data, candidate, process)
         speeds = _images_per_second(config, data, candidates, process)
         return _write(opened, candidates, speeds, run)
 
@@ -163,19 +164,24 @@ def _score(result: ProbeResult, metric: Metric) -> Score:
     return Score(value, result.seeds[0].top1_interval_95 if metric == "top1" else (value, value))
 
 
-def _effective_rank(
+def _geometry(
     config: CompareConfig, data: ImageData, candidate: _Candidate, process: Accelerator
-) -> float:
-    """Return the effective rank of a backbone's place, on at most `_RANKED` training images."""
+) -> dict[str, float]:
+    """Return the measures of `GEOMETRY` at a backbone's place, on at most `_RANKED` training images."""
     split = data.train.subset(balanced(data.train, _RANKED, config.seed))
     backbone = config.backbone(candidate.spec).load(process.device)
     place = ExtractorConfig("frozen", candidate.place[:1], candidate.place[1:], config.seed)
     extractor = place.build(backbone)
     reading = Reading(config.workers, config.on_bad_image, [])
+    rows = torch.arange(len(split))
     moments = Moments(backbone.block(candidate.place[0]).channels)
-    for _, maps in reading.features(extractor, split, torch.arange(len(split)), 1, torch.float32):
+    for _, maps in reading.features(extractor, split, rows, 1, torch.float32):
         moments.add(maps[candidate.place])
-    return effective_rank(moments.second)
+    # a part of the images, of all classes
+    some = rows[:: max(1, len(rows) // MOST_VIEWED)]
+    views = measure_views(reading, extractor, split, some)[candidate.place]
+    measured = effective_rank(moments.second), views.alignment, views.uniformity
+    return dict(zip(GEOMETRY, measured, strict=True))
 
 
 def _images_per_second(
@@ -270,7 +276,7 @@ def _scores(candidate: _Candidate, first: _Candidate, speed: float, metric: Metr
         scores={key: _score(result, metric) for key, result in candidate.results.items()},
         differences=differences,
         frechet=None if candidate.distance is None else candidate.distance.sample_distance.frechet,
-        effective_rank=candidate.effective_rank,
+        **candidate.geometry,
         ece={key: result.ece for key, result in candidate.results.items() if result.ece is not None},
     )
 
@@ -290,13 +296,14 @@ def _distances(config: CompareConfig, measured: FidelityResult | None) -> str:
 def _table(scored: tuple[BackboneScores, ...]) -> str:
     """Return the text of table.csv, one line for each backbone and protocol."""
     trial, accuracy = ("backbone", "block", "noise_step", "log_snr", "protocol"), ("accuracy", "low", "high")
-    others = ("parameters", "relative_speed", "frechet_distance", "effective_rank", "ece")
+    others = ("parameters", "relative_speed", "frechet_distance", *GEOMETRY, "ece")
     rows: list[list[object]] = [[*trial, *accuracy, *others]]
     for backbone in scored:
         log_snr = "" if backbone.log_snr is None else f"{backbone.log_snr:.4f}"
         frechet = "" if backbone.frechet is None else f"{backbone.frechet:.4f}"
-        rank = "" if backbone.effective_rank is None else f"{backbone.effective_rank:.2f}"
-        last = (backbone.parameters, f"{backbone.relative_speed:.3f}", frechet, rank)
+        measures = (getattr(backbone, name) for name in GEOMETRY)
+        geometry = ("" if value is None else f"{value:.4f}" for value in measures)
+        last = (backbone.parameters, f"{backbone.relative_speed:.3f}", frechet, *geometry)
         for key, score in backbone.scores.items():
             shares = [f"{share:.4f}" for share in (score.value, *score.interval)]
             ece = f"{backbone.ece[key]:.4f}" if key in backbone.ece else ""
