@@ -1,10 +1,12 @@
 """Options of `difflens extract`."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar
 
 from difflens.choices import SplitName, StoreFormat, StoreType
 from difflens.configs.options import (
+    MAY_CHANGE,
     BackboneOptions,
     Count,
     PlaceOptions,
@@ -25,7 +27,8 @@ class ExtractConfig(ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOpti
     """Write the features of a data set at chosen blocks and noise steps into a folder.
 
     --resume continues a stopped extraction, which ends with the same bytes. It can also add noise steps to a
-    finished one. `difflens probe --store` trains heads on the result.
+    finished one. `difflens probe --store` trains heads on the result. Parts of one store, extracted by runs
+    that never meet, are put together by --merge.
     """
 
     LIMITS: ClassVar[tuple[str, ...]] = ("limit",)
@@ -52,7 +55,21 @@ class ExtractConfig(ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOpti
     """Approximate size of each file in megabytes. A stop loses at most one file; a larger file takes more
     memory."""
 
+    part: tuple[Count, Count] | None = None
+    """Part of the store to extract, as in `--part 1 2` and `--part 2 2`, which need not run side by side. --merge
+    makes one store of all parts. None: all."""
+    merge: Annotated[tuple[str, ...] | None, MAY_CHANGE] = None
+    """Make one store, --out, of these parts. Nothing is read but the parts."""
+
+    def without_effect(self) -> Iterator[tuple[str, Iterable[str]]]:
+        yield from super().without_effect()
+        if self.merge is not None:
+            others = {field.name for field in fields(self)} - {"merge", "out"}
+            yield "--merge copies what was extracted and reads no images", sorted(others)
+
     def check(self) -> None:
+        if self.part and self.part[0] > self.part[1]:
+            raise DiffLensError(f"--part {self.part[0]} {self.part[1]}: there are only {self.part[1]} parts")
         if not self.splits:
             raise DiffLensError("there is no split to read: --splits takes train, test or both")
         if self.unlabelled and self.splits != _SPLITS:
