@@ -1,7 +1,7 @@
 """Options of `difflens extract`."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -42,7 +42,8 @@ class ExtractConfig(
     and names and settings into features.json. With .pt, .csv or .parquet, the names are in the file itself.
 
     With a folder as --out, it is a store. --resume continues a stopped extraction, which ends with the same
-    bytes. It can also add noise steps to a finished one.
+    bytes. It can also add noise steps to a finished one. Parts of one store, extracted by runs that never
+    meet, are put together by --merge.
     """
 
     LIMITS: ClassVar[tuple[str, ...]] = ("limit",)
@@ -76,6 +77,12 @@ class ExtractConfig(
     checkpoint_minutes: Annotated[NonNegative, MAY_CHANGE] = 5.0
     """Store: an unfinished shard is kept every so many minutes, from where --resume goes on."""
 
+    part: tuple[Count, Count] | None = None
+    """Store: the part to extract, as in `--part 1 2` and `--part 2 2`, which need not run side by side. --merge
+    makes one store of all parts. None: all."""
+    merge: Annotated[tuple[str, ...] | None, MAY_CHANGE] = None
+    """Store: make one, --out, of these parts. Nothing is read but the parts."""
+
     @property
     def vectors(self) -> bool:
         """True if --out is a file of vectors, not a store."""
@@ -98,8 +105,14 @@ class ExtractConfig(
             yield "a file of vectors is written at once", ("resume", "shard_megabytes", "checkpoint_minutes")
             yield "a vector is the mean of a map over its positions", ("pool",)
             yield "the suffix of --out is the format of a file", ("format",)
+            yield "parts are those of a store", ("part", "merge")
+        if self.merge is not None:
+            others = {field.name for field in fields(self)} - {"merge", "out"}
+            yield "--merge copies what was extracted and reads no images", sorted(others)
 
     def check(self) -> None:
+        if self.part and self.part[0] > self.part[1]:
+            raise DiffLensError(f"--part {self.part[0]} {self.part[1]}: there are only {self.part[1]} parts")
         if not self.splits:
             raise DiffLensError("there is no split to read: --splits takes train, test or both")
         if self.unlabelled and self.splits != _SPLITS:

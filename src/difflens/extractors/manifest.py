@@ -113,10 +113,9 @@ class Layout:
         kept = len(shard.rows) * self.latent_bytes + 170 if latents and self.latents else 0
         return noise_steps * maps + kept
 
-    @property
-    def total_bytes(self) -> int:
-        """The predicted size of all shards, in bytes."""
-        return sum(self.bytes_of(shard, len(self.noise_steps), latents=True) for shard in self.shards)
+    def bytes_in(self, shards: Sequence[Shard]) -> int:
+        """Return the predicted size of all files of `shards`, in bytes."""
+        return sum(self.bytes_of(shard, len(self.noise_steps), latents=True) for shard in shards)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ from difflens.run.reading import check_regular, read_table, read_text, short
 from difflens.run.text import csv_text, on_disk, unguarded
 
 CHECKSUMS = "checksums.sha256"
-_IMAGES = "images.csv"
+IMAGES = "images.csv"
+"""The list of a split's images, in the folder of the split."""
 _TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 _JOURNAL = ".checksums-{}.partial"
 _CHECKSUM = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -143,7 +144,7 @@ def write_images(folder: Path, split: ImageSplit) -> None:
     labels = [""] * len(split) if split.labels is None else split.labels.tolist()
     rows = zip(split.ids, labels, split.index.tolist(), strict=True)
     text = csv_text([("image", "label", "noise_index"), *rows])
-    write_bytes(folder / split.name / _IMAGES, on_disk(text).encode())
+    write_bytes(folder / split.name / IMAGES, on_disk(text).encode())
 
 
 class StoredMaps:
@@ -215,10 +216,10 @@ class FeatureStore:
                 "stores that `difflens extract --format safetensors` wrote"
             )
         recorded = read_checksums(self.path)
-        lists = [f"{split}/{_IMAGES}" for split in self.splits]
+        lists = [f"{split}/{IMAGES}" for split in self.splits]
         self._refuse_damaged({name: recorded[name] for name in lists if name in recorded})
         self._images = {
-            split: _read_images(self.path / split / _IMAGES, count)
+            split: _read_images(self.path / split / IMAGES, count)
             for split, count in self.manifest.images.items()
         }
         files = {shard.path(t): shard for shard in self.layout.shards for t in self.noise_steps}
@@ -226,7 +227,8 @@ class FeatureStore:
         if missing:
             raise DiffLensError(
                 f"{self.path} is not finished: {len(missing)} of {len(files)} shards are missing, "
-                f"{missing[0]} for example; complete it with `difflens extract --resume`"
+                f"{missing[0]} for example; complete it with `difflens extract --resume`, or put its parts "
+                "together with `difflens extract --merge`"
             )
         for name, shard in files.items():
             check_file(self.path / name, shard, self.layout)
@@ -239,7 +241,7 @@ class FeatureStore:
         """
         recorded = read_checksums(self.path)
         shards = self.layout.shards
-        names = [MANIFEST, *(f"{split}/{_IMAGES}" for split in self.splits)]
+        names = [MANIFEST, *(f"{split}/{IMAGES}" for split in self.splits)]
         names += [shard.path(t).as_posix() for shard in shards for t in self.noise_steps]
         names += [shard.latents_path.as_posix() for shard in shards if self.layout.latents]
         unknown = [name for name in names if name not in recorded]

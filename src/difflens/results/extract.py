@@ -52,8 +52,9 @@ class ExtractResult(Result):
         return cls(**values, out=out, images_per_second=images_per_second, skipped_images=skipped_images)
 
     def summary(self) -> str:
+        rate = f"{self.images_per_second:.0f} images/s, " if self.images_per_second else ""
         return (
-            f"{self.bytes:,} bytes in {self.shards:,} shards, {self.images_per_second:.0f} images/s, "
+            f"{self.bytes:,} bytes in {self.shards:,} shards, {rate}"
             f"SHA-256 of all {self.sha256[:16]}…\nStore: {self.out}"
         )
 

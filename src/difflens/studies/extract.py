@@ -12,7 +12,6 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import safe_open
 from torch import Tensor
 
 from difflens.backbones.base import Backbone
@@ -31,13 +30,11 @@ from difflens.extractors.latents import Latents
 from difflens.extractors.manifest import DTYPES, MANIFEST, Layout, Shard, manifest_of
 from difflens.extractors.partial import PartialShard, remove_partial
 from difflens.extractors.store import (
-    CHECKSUMS,
     check_file,
     read_checksums,
     read_latents,
     record_checksum,
     verified,
-    write_checksums,
     write_images,
     write_latents,
     write_shard,
@@ -47,8 +44,10 @@ from difflens.processes.base import Level, finite
 from difflens.results.extract import ExtractResult, VectorsResult
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
-from difflens.run.files import checksum, write_bytes
+from difflens.run.files import write_bytes
 from difflens.run.memory import require_memory
+from difflens.studies.closing import close_store, files_of, stored_images
+from difflens.studies.merge import merge
 from difflens.studies.vectors import check_file_of_vectors, extract_vectors, preprocessing
 
 
@@ -67,9 +66,12 @@ def extract(
 
     Raises:
         DiffLensError: an option is out of range, the data or the backbone cannot be loaded, the folder holds
-            another store, the file exists, or the disk has too little room.
+            another store, the file exists, or the disk has too little room; with `merge`, for the reasons of
+            `merge.merge`.
     """
     config = resolve(config)
+    if config.merge:
+        return merge(config, announce)
     if config.vectors:
         check_file_of_vectors(config)
     images: ImageData | ImageSplit = data or _images(config)
@@ -121,6 +123,7 @@ def extract(
         },
     )
     identity = {"blocks": extractor.blocks, "noise_steps": extractor.noise_steps}
+    part_of(layout.shards, config.part)
     with opened.directory(identity, growing="noise_steps") as run:
         extraction = _Extraction(config, extractor, layout, sources, run, opened.process, announce)
         return extraction.run_all(manifest)
@@ -162,6 +165,21 @@ def _noise(backbone: Backbone, levels: Sequence[Level]) -> dict[str, Any]:
     }
 
 
+def part_of(shards: Sequence[Shard], part: tuple[int, int] | None) -> list[Shard]:
+    """Return the shards of part k of n, every n-th from the k-th on; None: all.
+
+    Raises:
+        DiffLensError: there are fewer shards than parts.
+    """
+    number, parts = part or (1, 1)
+    if parts > len(shards):
+        raise DiffLensError(
+            f"--part {number} {parts}: the store has {len(shards)} shards; make fewer parts, or lower "
+            "--shard-megabytes"
+        )
+    return [*shards[number - 1 :: parts]]
+
+
 class _Extraction:
     """The shards of a store, and the steps that write them."""
 
@@ -176,6 +194,7 @@ class _Extraction:
         announce: Callable[[str], object],
     ):
         self.config, self.extractor, self.layout, self.run = config, extractor, layout, run
+        self.shards = part_of(layout.shards, config.part)
         self.process, self.announce, self.out = process, announce, config.out
         self.sources = {split.name: split for split in sources}
         self.reading = Reading(config.workers, config.on_bad_image, [])
@@ -221,11 +240,8 @@ class _Extraction:
 
     def _verify(self) -> None:
         """Find the files that are missing or damaged; the processes share the reading of existing ones."""
-        files = {self._name(shard, t): shard for shard in self.layout.shards for t in self.layout.noise_steps}
-        latents = {
-            shard.latents_path.as_posix(): shard for shard in self.layout.shards if self.layout.latents
-        }
-        there = [name for name in (*files, *latents) if (self.out / name).exists()]
+        files = files_of(self.layout, self.shards, self.config.format)
+        there = [name for name in files if (self.out / name).exists()]
         self.recorded = recorded = read_checksums(self.out)
         own = there[self.process.process_index :: self.process.num_processes]
         damaged: list[str] = []
@@ -237,7 +253,7 @@ class _Extraction:
                 damaged += [] if intact else [name]
                 bar.update(task, advance=1)
         for name in own:
-            if name not in recorded and not _is_sound(self.out / name, (files | latents)[name], self.layout):
+            if name not in recorded and not _is_sound(self.out / name, files[name], self.layout):
                 damaged.append(name)
         if self.process.num_processes > 1:
             damaged = gather_object(damaged)
@@ -251,14 +267,14 @@ class _Extraction:
                     f"{len(unknown)} of {len(there)} files have no checksum: {kept} of them have right sizes "
                     "and headers, and are kept"
                 )
-        self.lacking = {*files, *latents} - {*there} | {*damaged}
+        self.lacking = {*files} - {*there} | {*damaged}
         self.digests = {n: recorded[n] for n in there if n in recorded and n not in self.lacking}
 
     def _missing(self) -> list[tuple[Shard, list[Level]]]:
         """Return each incomplete shard with the noise steps that it lacks; it may lack latents alone."""
         lacking = [
             (shard, [t for t in self.layout.noise_steps if self._name(shard, t) in self.lacking])
-            for shard in self.layout.shards
+            for shard in self.shards
         ]
         return [(shard, steps) for shard, steps in lacking if steps or self._lacks_latents(shard)]
 
@@ -267,12 +283,13 @@ class _Extraction:
 
     def _announce(self, left: int) -> None:
         images = " + ".join(f"{count:,} {split}" for split, count in self.layout.images.items())
-        total = self.layout.total_bytes
+        part = "part {} of {}: ".format(*self.config.part) if self.config.part else ""
+        total = self.layout.bytes_in(self.shards)
         written = "" if left == total else f"; {(total - left) / 1e9:.3g} GB of them are written already"
-        shards = len(self.layout.shards) * len(self.layout.noise_steps)
+        shards = len(self.shards) * len(self.layout.noise_steps)
         self.announce(
             f"Writing {images} images, blocks {listing(sorted(self.layout.shapes))} at noise steps "
-            f"{listing(self.layout.noise_steps)}: {total:,} bytes ({total / 1e9:.3g} GB) in "
+            f"{listing(self.layout.noise_steps)}: {part}{total:,} bytes ({total / 1e9:.3g} GB) in "
             f"{shards:,} shard{'s' * (shards != 1)}{written}"
         )
 
@@ -357,25 +374,9 @@ class _Extraction:
         """Write checksums and metrics, and return the metrics on every process."""
         if self.process.num_processes > 1:
             self.digests = dict(gather_object([*self.digests.items()]))
-        names = [self._name(shard, t) for shard in self.layout.shards for t in self.layout.noise_steps]
-        first = [self._name(shard, self.layout.noise_steps[0]) for shard in self.layout.shards]
-        described = [MANIFEST, *(f"{split}/images.csv" for split in self.sources)]
-        latents = [shard.latents_path.as_posix() for shard in self.layout.shards if self.layout.latents]
         if self.process.is_main_process:
-            for name in [*described, *latents, *names]:
-                if name not in self.digests:
-                    self.digests[name] = checksum(self.out / name)
             remove_partial(self.out)
-            write_checksums(self.out, {name: self.digests[name] for name in [*described, *latents, *names]})
-            stored = sum(_stored_images(self.out / name) for name in first)
-            metrics = {
-                "images": dict(self.layout.images),
-                "predicted_bytes": self.layout.total_bytes,
-                "bytes": sum((self.out / name).stat().st_size for name in [*latents, *names]),
-                "shards": len(names),
-                "skipped": sum(self.layout.images.values()) - stored,
-                "sha256": checksum(self.out / CHECKSUMS),
-            }
+            metrics = close_store(self.out, self.layout, self.shards, self.config.format, self.digests)
             self.run.write_json(FINISHED, metrics)
         self.process.wait_for_everyone()
         return self.run.read_json(FINISHED, dict[str, Any])
@@ -389,21 +390,11 @@ def _is_sound(path: Path, shard: Shard, layout: Layout) -> bool:
     """Return True if the size and the header of a shard's file are right."""
     try:
         if path.suffix == ".parquet":
-            return _stored_images(path) <= len(shard.rows)
+            return stored_images(path) <= len(shard.rows)
         check_file(path, shard, layout, latents=path.name == shard.latents_path.name)
     except Exception:  # pyarrow raises several kinds
         return False
     return True
-
-
-def _stored_images(path: Path) -> int:
-    """Return the number of images in a file of a store."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        return int(pyarrow.parquet.read_metadata(path).num_rows)
-    with safe_open(path, framework="pt") as file:
-        return int(file.get_slice("rows").get_shape()[0])
 
 
 def _write_table(path: Path, split: ImageSplit, rows: Tensor, maps: Mapping[int, Tensor]) -> str:
