@@ -22,6 +22,7 @@ from difflens import (
     DetectResult,
     Distance,
     ExplainResult,
+    ExploreResult,
     ExtractResult,
     FidelityResult,
     GenerateResult,
@@ -29,16 +30,23 @@ from difflens import (
     HeadShares,
     InceptionFigures,
     InfoResult,
+    KeypointResult,
+    KeypointScore,
     LatentsInfo,
+    MatchedPoint,
+    MatchResult,
     Mirrors,
     Neighbour,
     NeighbourTrial,
     NoiseInfo,
+    ObjectScore,
     PlaceGeometry,
     Prediction,
     PresetsResult,
     PretrainResult,
     ProbeResult,
+    PropagatedSequence,
+    PropagateResult,
     Recommendation,
     ReportResult,
     Representation,
@@ -383,6 +391,50 @@ OBJECTS = DensePredictResult(
     out=Path("predictions"),
 )
 
+MATCH = MatchResult(
+    out=OUT,
+    pictures=("a.jpg", "b.jpg"),
+    sizes=((640, 480), (320, 240)),
+    block=18,
+    noise_step=5,
+    matches=(
+        MatchedPoint((120.0, 80.0), (61.5, 40.25), 0.8754, (121.0, 79.5), True),
+        MatchedPoint((9.0, 9.0), (300.0, 200.0), 0.5, (400.0, 300.0), False),
+    ),
+)
+
+KEYPOINTS = KeypointResult(
+    out=OUT,
+    alpha=0.1,
+    block=24,
+    noise_step=101,
+    overall=KeypointScore(3, 1500, 0.5, 0.75, 0.4, 0.8),
+    classes={
+        "cat": KeypointScore(2, 1000, 0.6, 0.8, 0.5, 0.9),
+        "dog": KeypointScore(1, 500, 0.3, 0.65, 0.2, 0.6),
+    },
+)
+
+PROPAGATED = PropagateResult(
+    out=OUT,
+    block=27,
+    noise_step=51,
+    sequences={
+        "bear": PropagatedSequence(82, 80, {"1": ObjectScore(0.75, 0.5), "2": ObjectScore(0.25, 0.5)}),
+        "own": PropagatedSequence(5, 0, {}),
+    },
+)
+
+EXPLORED = ExploreResult(
+    out=OUT,
+    images=("a.png", "b.png"),
+    blocks=(3, 6),
+    noise_steps=(5, 20, 40),
+    bytes=2_100_000,
+    agreement=0.9871,
+    skipped_images=("c.png: broken",),
+)
+
 EVERY = {
     "probe": probed(),
     "suggest": SUGGEST,
@@ -399,6 +451,9 @@ EVERY = {
     "compare": COMPARE,
     "cka": CKA,
     "explain": EXPLAIN,
+    "explore": EXPLORED,
+    "match": MATCH,
+    "propagate": PROPAGATED,
     "predict": CLASSES,
     "pretrain": PretrainResult(path=OUT / "model"),
     "report": ReportResult(path=OUT / "backbone.html", heads=(), distances=(FIDELITY,)),

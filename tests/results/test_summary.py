@@ -96,6 +96,11 @@ def test_every_command_has_a_result_with_a_summary() -> None:
             "Report: run/report.html, pictures beside it",
         ),
         (replace(made.EXPLAIN, head=None), "Report: run/report.html, pictures beside it"),
+        (
+            made.EXPLORED,
+            "2 pictures, 2 x 3 places. Similarities agree with exact cosines: rank correlation 0.987 or more "
+            "at nearly all positions.\nPage (2.1 MB): run/explore.html",
+        ),
         (made.EVERY["pretrain"], "Model: run/model"),
         (made.EVERY["report"], "Report: run/backbone.html"),
         (
@@ -112,6 +117,18 @@ def test_lines(result: Result, summary: str) -> None:
 @pytest.mark.parametrize(
     ("result", "shown"),
     [
+        (
+            made.MATCH,
+            ["120, 80", "62, 40", "0.875", "yes", "no", "Picture: run/match.png, points: run/metrics.json"],
+        ),
+        (
+            made.KEYPOINTS,
+            ["PCK@0.1 in per cent, of the object's box and of the image", "dog", "all", "1,500", "50.0"],
+        ),
+        (
+            made.PROPAGATED,
+            ["bear", "82", "50.0", "-", "all objects", "87", "Masks: run/masks, report: run/report.html"],
+        ),
         (made.DEMO, ["attention", "75.0 %", "1,234", "2", "Report: run/report.html"]),
         (
             made.COMPARE,

@@ -78,8 +78,8 @@ class ExtractConfig(
     """Store: an unfinished shard is kept every so many minutes, from where --resume goes on."""
 
     part: tuple[Count, Count] | None = None
-    """Store: the part to extract, as in `--part 1 2` and `--part 2 2`, which need not run side by side. --merge
-    makes one store of all parts. None: all."""
+    """Store: the part to extract, as in `--part 1 2` and `--part 2 2`, which need not run side by side;
+    --merge makes one store of all parts. None: all."""
     merge: Annotated[tuple[str, ...] | None, MAY_CHANGE] = None
     """Store: make one, --out, of these parts. Nothing is read but the parts."""
 
