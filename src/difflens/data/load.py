@@ -67,7 +67,8 @@ def load_unlabelled(spec: str | Path) -> ImageSplit:
     Raises:
         DiffLensError: there is no such data set, or it is damaged or incomplete.
     """
-    kind, place = _parse(str(spec))
+    spec = str(spec)
+    kind, place = _parse(spec)
     if kind == "torchvision":
         return load_torchvision_unlabelled(place)
     if kind == "hf":
