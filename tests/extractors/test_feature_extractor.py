@@ -89,7 +89,7 @@ def test_an_image_is_anything_that_shows_one(tmp_path: Path, backbone: Backbone)
         (torch.full((1, 4, 4), 255.0), r"lie in \[255, 255\]"),
         (torch.zeros(1, 4, 4, dtype=torch.long), "images of int64: they must be floating-point"),
     ],
-    ids=str,
+    ids=["path", "mode", "array", "channels", "range", "type"],
 )
 def test_what_is_no_image_is_refused_by_name(backbone: Backbone, image: Any, message: str) -> None:
     with pytest.raises(DiffLensError, match=message):

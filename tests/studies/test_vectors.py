@@ -27,7 +27,7 @@ def test_npy_and_the_names_beside_it(
     options: list[object],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """All images of all subfolders, each with the noise of its position, as `FeatureExtractor` gives them."""
+    """All images of all subfolders, each with the noise of its position, as `FeatureExtractor`."""
     out = tmp_path / "deep" / "features.npy"
     assert run(*options, "--out", out) == 0
     assert f"Vectors: {out}, names in {out.with_suffix('.json')}" in "".join(

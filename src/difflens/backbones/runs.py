@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from difflens.backbones.config import CONDITION_FILE, BackboneConfig
-from difflens.choices import ExtractorName
 from difflens.errors import DiffLensError
 from difflens.run.directory import CONFIG, read_record
 from difflens.run.reading import checked, field_in, read_json
@@ -63,9 +62,9 @@ def backbone_beneath(folder: Path) -> ReadBackbone | None:
     if "difflens" not in description or "backbone" not in description:
         return None
 
-    def parse(description: dict[str, Any]) -> tuple[ReadBackbone, ExtractorName]:
+    def parse(description: dict[str, Any]) -> tuple[ReadBackbone, str]:
         extractor = field_in(description, "extractor", dict[str, Any])
-        return read_backbone(description), checked(ExtractorName, extractor.get("name"), "extractor.name")
+        return read_backbone(description), checked(str, extractor.get("name"), "extractor.name")
 
     read, extractor = read_json(path, parse)
     if extractor != "frozen":

@@ -11,7 +11,6 @@ flags stay flat and each option is declared once.
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
@@ -249,7 +248,7 @@ def _element(hint: Any, number: int) -> Any:
 
 
 @cache
-def hints_of(kind: type[Options]) -> dict[str, Any]:
+def hints_of(kind: type) -> dict[str, Any]:
     """Return the type hints of a configuration's options, by name."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

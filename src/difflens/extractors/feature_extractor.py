@@ -177,7 +177,7 @@ class FeatureExtractor(nn.Module):
             parts.append({place: each[: len(some)] for place, each in maps.items()})
         return {place: torch.cat([part[place] for part in parts]) for place in self.places}
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _check(self, images: Tensor) -> None:
         """Raise DiffLensError if the images are not such as `transform` gives."""
         channels = self.backbone.in_channels

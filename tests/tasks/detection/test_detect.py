@@ -21,6 +21,7 @@ from difflens import (
     PredictConfig,
     ScenesConfig,
     detect,
+    load_model,
     predict,
     scenes,
 )
@@ -329,6 +330,17 @@ def test_prediction_writes_overlays_and_json(trained: Path, scene_folder: Path, 
             assert each["label"] in ("bar", "disc")
             assert len(each["bbox"]) == 4
             assert each["segmentation"]["size"] == [32, 32]
+    model = load_model(trained)
+    found = model([record["image"] for record in records])
+    for each, record in zip(found, records, strict=True):
+        assert [model.classes[k] for k in each.labels.tolist()] == [o["label"] for o in record["objects"]]
+        assert [round(score, 5) for score in each.scores.tolist()] == [o["score"] for o in record["objects"]]
+        corners = torch.tensor([o["bbox"] for o in record["objects"]]).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        torch.testing.assert_close(each.boxes, corners, atol=2e-3, rtol=0)
+        assert each.masks.shape == (len(each.scores), 32, 32)
+    with pytest.raises(DiffLensError, match="draws average probabilities"):
+        model(records[0]["image"], draws=2)
     with pytest.raises(DiffLensError, match="--draws"):
         predict(PredictConfig(model=trained, images=(scene_folder,), out=tmp_path / "x", draws=2))
 

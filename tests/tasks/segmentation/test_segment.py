@@ -22,6 +22,7 @@ from difflens import (
     SegmentationModel,
     SegmentConfig,
     detect,
+    load_model,
     predict,
     presets,
     segment,
@@ -319,6 +320,8 @@ def test_prediction_writes_overlays_masks_and_json(trained: Path, scene_folder: 
             {name: share for name, share in counts.items() if share}, abs=1e-6
         )
         assert Image.open(out / record["overlay"]).size == (320, 320)
+        (loaded,) = load_model(trained)(record["image"])
+        assert np.array_equal(loaded.numpy(), mask)
     alone = predict(PredictConfig(model=trained, images=(images / "00002.png",), out=tmp_path / "one"))
     assert alone.predictions[0].classes == records[2]["classes"]  # the same noise, whatever else is asked
     # again into the same folder; a folder of something else is left alone
