@@ -248,9 +248,13 @@ def _element(hint: Any, number: int) -> Any:
     return kinds[0] if kinds[-1] is Ellipsis else kinds[min(number, len(kinds) - 1)]
 
 
-@cache
 def hints_of(kind: type) -> dict[str, Any]:
     """Return the type hints of a configuration's options, by name."""
+    return _hints(kind)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 

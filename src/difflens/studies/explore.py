@@ -1,6 +1,7 @@
 """`difflens explore`: a page on which positions of pictures are compared."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from difflens.studies.places import default_levels
 PAGE = "explore.html"
 """The file of the page."""
 
+V = TypeVar("V", bound=Level)
+
 _PLACES = 6  # blocks, and noise steps, by default
 _BYTES = 280_000  # of codes at a place: 36 places stay under 15 MB in base64
 _SHOWN = 256  # pixels along a side of a picture on the page
@@ -51,9 +54,9 @@ def explore(config: ExploreConfig) -> ExploreResult:
     sweep = None if config.sweep is None else _read_sweep(config, opened.fingerprints["backbone_fingerprint"])
     default = (backbone.defaults.block, backbone.defaults.noise_step)
     if sweep is None:
-        blocks, steps = [block.index for block in backbone.blocks], default_levels(backbone)
+        blocks, steps = tuple(block.index for block in backbone.blocks), default_levels(backbone)
     else:
-        blocks, steps = list(sweep.blocks), sorted(sweep.noise_steps)
+        blocks, steps = tuple(sweep.blocks), sorted(sweep.noise_steps)
         default = (sweep.recommendation.block, sweep.recommendation.noise_step)
     chosen = backbone.check_blocks(config.blocks or spread(blocks, default[0]))
     levels = backbone.check_noise_steps(config.noise_steps or spread(steps, default[1]))
@@ -62,7 +65,7 @@ def explore(config: ExploreConfig) -> ExploreResult:
         return _write(opened, chosen, levels, default, sweep, run)
 
 
-def spread(values: Sequence[Level], wanted: Level, count: int = _PLACES) -> list[Level]:
+def spread(values: Sequence[V], wanted: Level, count: int = _PLACES) -> list[V]:
     """Return `count` of some sorted values, evenly over them, among them the one nearest to `wanted`."""
     if len(values) <= count:
         return list(values)

@@ -227,7 +227,7 @@ def _match_data(opened: OpenedRun[PairSet], matcher: Matcher, run: RunDirectory)
 
 
 def _score(right: Sequence[tuple[Pair, Tensor, Tensor]]) -> KeypointScore:
-    box, image = ([each[k].double() for each in right] for k in (1, 2))
+    box, image = [by_box.double() for _, by_box, _ in right], [by_image.double() for _, _, by_image in right]
     return KeypointScore(
         pairs=len(right),
         points=sum(map(len, box)),
