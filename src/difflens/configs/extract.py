@@ -56,8 +56,8 @@ class ExtractConfig(ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOpti
     memory."""
 
     part: tuple[Count, Count] | None = None
-    """Part of the store to extract, as in `--part 1 2` and `--part 2 2`, which need not run side by side. --merge
-    makes one store of all parts. None: all."""
+    """Part of the store to extract, as in `--part 1 2` and `--part 2 2`, which need not run side by side.
+    --merge makes one store of all parts. None: all."""
     merge: Annotated[tuple[str, ...] | None, MAY_CHANGE] = None
     """Make one store, --out, of these parts. Nothing is read but the parts."""
 
