@@ -1,14 +1,17 @@
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from difflens.data.files import list_images
 from difflens.data.images import BadImage, fit, read_image
-from difflens.data.loader import Batch, epoch_order, iterate
+from difflens.data.loader import Batch, epoch_order, iterate, read_batches
 from difflens.data.split import FileSplit, ImageSplit, MemorySplit
+from difflens.errors import DiffLensError
 
 Tree = Callable[..., Path]
 OPTIONS = {"channels": 1, "side": 16, "batch_size": 4}
@@ -192,3 +195,21 @@ def test_the_order_follows_seed_and_epoch(change: dict[str, int]) -> None:
 def test_an_image_in_a_split_of_absolute_paths(tree: Tree) -> None:
     path: Path = tree({"a": 1}) / "a/0.png"
     assert torch.equal(FileSplit("images", [str(path)]).image(0), read_image(path))
+
+
+class LargeBatches(Dataset[list[Tensor]]):
+    """Batches of 64 KiB, whose worker may make files, and so shared memory, of `limit` bytes."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+
+    def __getitem__(self, key: int) -> list[Tensor]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
+        return [torch.full((2**16,), key, dtype=torch.uint8)]
+
+
+def test_too_little_shared_memory_is_said() -> None:
+    read = read_batches(LargeBatches(2**20), lambda: iter([3]), 1, workers=1)
+    assert [int(batch[0].sum()) for batch in read] == [3 * 2**16]
+    with pytest.raises(DiffLensError, match=r"too little shared memory .*use --workers 0"):
+        next(read_batches(LargeBatches(2**12), lambda: iter([3]), 1, workers=1))
