@@ -41,6 +41,7 @@ COMMANDS = {
     "pretrain": "--data fashion --limit 128 --preset tiny --epochs 4 --batch-size 16 --device cpu",
     "generate": "--backbone fashion --n 6 --steps 3 --batch-size 2 --device cpu",
     "demo": "--train-images 120 --test-images 60 --effort 0.1 --samples 4 --sampling-steps 2 --device cpu",
+    "distill": "--backbone fashion --data fashion --limit 64 --epochs 4 --batch-size 16 --device cpu",
     "segment": DENSE,
     "detect": DENSE,
 }

@@ -37,6 +37,8 @@ from difflens import (
     load_backbone,
     load_data,
 )
+from difflens.data.pairs import load_pairs_of_points
+from difflens.pretraining.export import images_seen
 from tests.data.sources.test_fine_grained import make_dogs
 from tests.helpers import damage
 from tests.helpers.adm import Adm
@@ -45,6 +47,16 @@ from tests.helpers.pipelines import write_stable_diffusion
 from tests.test_earlier_versions import ARCHIVE, ATTENTION, BACKBONE, COMMON, HERE, PRETRAIN, SEGMENT
 
 Read = Callable[[], object]
+PAIR = {
+    "src_imname": "a.png",
+    "trg_imname": "b.png",
+    "category": "cat",
+    "src_imsize": [16, 16],
+    "trg_imsize": [16, 16],
+    "trg_bndbox": [1, 1, 9, 9],
+    "src_kps": [[2, 3]],
+    "trg_kps": [[4, 5]],
+}
 IMAGE = Path("data/test/dark/0.png")
 PROBE: dict[str, Any] = {"head": "linear", "epochs": 2, "batch_size": 8, **COMMON}
 
@@ -71,6 +83,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "adm.json").write_text(json.dumps(flags))
     make_dogs(folder / "dogs")
+    (folder / BACKBONE / "pretraining.json").write_text('{"images_seen": 96}')
+    shutil.copytree(folder / BACKBONE, folder / "student", ignore=shutil.ignore_patterns("scheduler"))
+    (folder / "student" / "distilled.json").write_text('{"time": 0, "difflens": "0.1.0"}')
+    pictures, pairs = folder / "spair/JPEGImages/cat", folder / "spair/PairAnnotation/test"
+    pictures.mkdir(parents=True)
+    pairs.mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        shutil.copy(folder / IMAGE, pictures / name)
+    (pairs / "1.json").write_text(json.dumps(PAIR))
     with contextlib.chdir(folder):
         compare()  # version 0.1 wrote other names, which a resumed comparison replaces
         demo()
@@ -214,6 +235,9 @@ READERS = (
     Reader("pretrain/model/model_index.json", "load", load(BACKBONE)),
     Reader("pretrain/model/scheduler/scheduler_config.json", "load", load(BACKBONE)),
     Reader("supervised/model/config.json", "load", load("supervised/model")),
+    Reader("pretrain/model/pretraining.json", "initial", partial(images_seen, BACKBONE)),
+    Reader("student/distilled.json", "load", load("student")),
+    Reader("spair/PairAnnotation/test/1.json", "match", partial(load_pairs_of_points, Path("spair"), "test")),
     Reader("adm.json", "load", load("adm.pt", image_size=16)),
     Reader("text/text_encoder/config.json", "load", load("text", condition="null")),
     Reader("text/tokenizer/tokenizer_config.json", "load", load("text", condition="null")),

@@ -136,7 +136,7 @@ def images_seen(backbone: str) -> int | None:
         DiffLensError: pretraining.json is damaged.
     """
     record = _folder(backbone) / RECORD
-    if record.is_file():
+    if record.exists():
         return read_json(record, Record).images_seen
     steps = re.fullmatch(r"([\d,]+), batch (\d+)", card_fact(backbone, "steps") or "")
     return int(steps[1].replace(",", "")) * int(steps[2]) if steps else None
