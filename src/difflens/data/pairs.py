@@ -148,9 +148,18 @@ def load_pairs_of_points(root: Path, split: PairSplit, limit: int | None = None,
             outside = [point for point in points if not (point[0] <= width and point[1] <= height)]
             if outside:
                 raise DiffLensError(f"{path}: the point {outside[0]} lies outside {picture}")
-        points = found.src_kps, found.trg_kps
-        size = sizes[target][1], sizes[target][0]
-        pairs.append(Pair(path.stem, found.category, source, target, *points, found.trg_bndbox, size))
+        pairs.append(
+            Pair(
+                path.stem,
+                found.category,
+                source,
+                target,
+                found.src_kps,
+                found.trg_kps,
+                found.trg_bndbox,
+                (sizes[target][1], sizes[target][0]),
+            )
+        )
     return PairSet(f"{root.name} ({split})", tuple(pairs), digest.hexdigest())
 
 

@@ -52,8 +52,15 @@ def match_figure(source: Tensor, target: Tensor, matches: Sequence[MatchedPoint]
             each.plot([x], [y], "o", color=colour, markersize=6, markeredgecolor="white", markeredgewidth=1)
             if len(matches) <= _NUMBERED:
                 box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-                style = {"xytext": (6, 5), "textcoords": "offset points", "size": 8, "bbox": box}
-                each.annotate(str(number + 1), (x, y), annotation_clip=False, **style)
+                each.annotate(
+                    str(number + 1),
+                    (x, y),
+                    xytext=(6, 5),
+                    textcoords="offset points",
+                    annotation_clip=False,
+                    size=8,
+                    bbox=box,
+                )
     return figure
 
 

@@ -1,6 +1,7 @@
 """`difflens explore`: a page on which positions of pictures are compared."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from difflens.results.sweep import SweepResult
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory, read_record, read_results
 from difflens.studies.places import default_levels
+
+L = TypeVar("L", bound=Level)
 
 PAGE = "explore.html"
 """The file of the page."""
@@ -62,7 +65,7 @@ def explore(config: ExploreConfig) -> ExploreResult:
         return _write(opened, chosen, levels, default, sweep, run)
 
 
-def spread(values: Sequence[Level], wanted: Level, count: int = _PLACES) -> list[Level]:
+def spread(values: Sequence[L], wanted: Level, count: int = _PLACES) -> list[L]:
     """Return `count` of some sorted values, evenly over them, among them the one nearest to `wanted`."""
     if len(values) <= count:
         return list(values)
