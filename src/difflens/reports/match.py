@@ -57,9 +57,9 @@ def match_figure(source: Tensor, target: Tensor, matches: Sequence[MatchedPoint]
                     (x, y),
                     xytext=(6, 5),
                     textcoords="offset points",
+                    annotation_clip=False,
                     size=8,
                     bbox=box,
-                    annotation_clip=False,
                 )
     return figure
 

@@ -28,10 +28,10 @@ from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory, read_record, read_results
 from difflens.studies.places import default_levels
 
+L = TypeVar("L", bound=Level)
+
 PAGE = "explore.html"
 """The file of the page."""
-
-V = TypeVar("V", bound=Level)
 
 _PLACES = 6  # blocks, and noise steps, by default
 _BYTES = 280_000  # of codes at a place: 36 places stay under 15 MB in base64
@@ -54,9 +54,9 @@ def explore(config: ExploreConfig) -> ExploreResult:
     sweep = None if config.sweep is None else _read_sweep(config, opened.fingerprints["backbone_fingerprint"])
     default = (backbone.defaults.block, backbone.defaults.noise_step)
     if sweep is None:
-        blocks, steps = tuple(block.index for block in backbone.blocks), default_levels(backbone)
+        blocks, steps = [block.index for block in backbone.blocks], default_levels(backbone)
     else:
-        blocks, steps = tuple(sweep.blocks), sorted(sweep.noise_steps)
+        blocks, steps = list(sweep.blocks), sorted(sweep.noise_steps)
         default = (sweep.recommendation.block, sweep.recommendation.noise_step)
     chosen = backbone.check_blocks(config.blocks or spread(blocks, default[0]))
     levels = backbone.check_noise_steps(config.noise_steps or spread(steps, default[1]))
@@ -65,7 +65,7 @@ def explore(config: ExploreConfig) -> ExploreResult:
         return _write(opened, chosen, levels, default, sweep, run)
 
 
-def spread(values: Sequence[V], wanted: Level, count: int = _PLACES) -> list[V]:
+def spread(values: Sequence[L], wanted: Level, count: int = _PLACES) -> list[L]:
     """Return `count` of some sorted values, evenly over them, among them the one nearest to `wanted`."""
     if len(values) <= count:
         return list(values)

@@ -194,7 +194,9 @@ def _match_data(opened: OpenedRun[PairSet], matcher: Matcher, run: RunDirectory)
             for path in (pair.source, pair.target):
                 if path not in maps:
                     image = read_image(path)
-                    maps[path] = reader.map(image, numbers[path]).half()
+                    features = reader.map(image, numbers[path])
+                    # cosines do not change with the length, and float16 does not hold all lengths
+                    maps[path] = (features / features.abs().max().clamp(min=1e-12)).half()
                     sizes[path] = int(image.shape[-1]), int(image.shape[-2])
             source, target = maps[pair.source].float(), maps[pair.target].float()
             found, _ = matcher.find(source, target, to_shares(pair.source_points, sizes[pair.source]))
@@ -227,7 +229,8 @@ def _match_data(opened: OpenedRun[PairSet], matcher: Matcher, run: RunDirectory)
 
 
 def _score(right: Sequence[tuple[Pair, Tensor, Tensor]]) -> KeypointScore:
-    box, image = [by_box.double() for _, by_box, _ in right], [by_image.double() for _, _, by_image in right]
+    box = [each.double() for _, each, _ in right]
+    image = [each.double() for _, _, each in right]
     return KeypointScore(
         pairs=len(right),
         points=sum(map(len, box)),
