@@ -1,6 +1,8 @@
 """The contract that all kinds of backbones keep; heads, sweeps, stores and reports rely on it alone."""
 
+import copy
 import json
+import pickle
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -153,6 +155,19 @@ def test_an_image_has_its_maps_whatever_it_is_read_with(backbone: Backbone) -> N
     x_0 = backbone.encode(images)
     together, alone = (backbone.features(each, t, [last])[last] for each in (x_0, x_0[1:2]))
     torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=1e-3)
+
+
+def test_a_copy_and_a_pickle_walk_their_own_weights(backbone: Backbone) -> None:
+    images, last = images_for(backbone), [len(backbone.blocks)]
+    expected = read(backbone, images, last)[last[0]]
+    copied, pickled = copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))
+    for other in (copied, pickled):
+        assert torch.equal(read(other, images, last)[last[0]], expected)
+    parameters = list(copied.parameters())
+    for parameter in parameters:
+        parameter.data.zero_()
+    assert not parameters or not torch.equal(read(copied, images, last)[last[0]], expected)
+    assert torch.equal(read(backbone, images, last)[last[0]], expected)
 
 
 def test_it_is_frozen_and_stays_in_evaluation_mode(backbone: Backbone) -> None:

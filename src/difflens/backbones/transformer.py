@@ -96,6 +96,23 @@ WALKED = tuple(_FAMILIES)
 """Classes of transformers whose blocks diffusers registers and whose conditions difflens can give."""
 
 
+@dataclass(eq=False)
+class _Collector:
+    """The hook that keeps the image tokens of a block's output, and the arguments of its call.
+
+    It is an object, not a function, so that a copy of the backbone has hooks that collect for the copy.
+    """
+
+    backbone: "TransformerBackbone"
+    index: int
+
+    def __call__(self, module: nn.Module, given: Any, call: Mapping[str, Any], output: Any) -> None:
+        seen = self.backbone._seen
+        if seen is not None:
+            place = TransformerBlockRegistry.get(type(module)).return_hidden_states_index
+            seen[self.index] = (output[place] if isinstance(output, tuple) else output, call)
+
+
 class TransformerBackbone(DiffusionBackbone):
     """A frozen diffusion transformer of diffusers with its noise process.
 
@@ -154,7 +171,7 @@ class TransformerBackbone(DiffusionBackbone):
         self._cuts: dict[int, dict[str, nn.Module]] = {}
         self._seen: dict[int, tuple[Tensor, Mapping[str, Any]]] | None = None
         for index, module in enumerate(self._walked, start=1):
-            module.register_forward_hook(self._collector(index, type(module)), with_kwargs=True)
+            module.register_forward_hook(_Collector(self, index), with_kwargs=True)
         self.check_side(self.image_size)
         self.defaults = defaults or self._paper_defaults()
 
@@ -216,16 +233,6 @@ class TransformerBackbone(DiffusionBackbone):
             return modules[:1]
         following: Any = modules[1]
         return [modules[0], following.norm1 if hasattr(following, "norm1") else following.norm]
-
-    def _collector(self, index: int, kind: type) -> Callable[..., None]:
-        """Return the hook that keeps the image tokens of a block's output, and the arguments of its call."""
-        place = TransformerBlockRegistry.get(kind).return_hidden_states_index
-
-        def keep(module: nn.Module, given: Any, call: Mapping[str, Any], output: Any) -> None:
-            if self._seen is not None:
-                self._seen[index] = (output[place] if isinstance(output, tuple) else output, call)
-
-        return keep
 
     def _tapped(self, index: int, tokens: Tensor, call: Mapping[str, Any], fed: Fed) -> Tensor:
         """Return the tokens of a block, (B, N, D), as `tap` says."""

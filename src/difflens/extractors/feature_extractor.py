@@ -132,11 +132,10 @@ class FeatureExtractor(nn.Module):
         return self.extractor.shapes(side)
 
     def forward(self, images: Tensor, index: Tensor | None = None, draw: int = 0) -> dict[Place, Tensor]:
-        """Return the maps, (B, C, H / stride, W / stride) float32, by place.
+        """Return the maps, (B, C, S / stride, S / stride) float32, by place.
 
         Args:
-            images: (B, C, H, W) in [-1, 1], as `transform` gives them; H and W are multiples of the largest
-                stride.
+            images: (B, C, S, S) in [-1, 1], as `transform` gives them; S is a multiple of the largest stride.
             index: (B,) long: numbers that take the place of the images' content in their noise, such as
                 `FeatureStore.index`. With the seed and the draws of a store, a frozen extractor in evaluation
                 mode then gives the features that `difflens extract` stored, to the last bit. For this it
@@ -184,10 +183,12 @@ class FeatureExtractor(nn.Module):
         try:
             if images.ndim != 4 or images.shape[1] != channels:
                 raise DiffLensError(
-                    f"images of shape {tuple(images.shape)}: {self.backbone.spec} takes (B, {channels}, H, W)"
+                    f"images of shape {tuple(images.shape)}: {self.backbone.spec} takes (B, {channels}, S, S)"
                 )
-            for side in {*images.shape[2:]}:
-                self.backbone.check_side(side)
+            height, width = images.shape[2:]
+            if height != width:
+                raise DiffLensError(f"images of {width} x {height} pixels: they must be square")
+            self.backbone.check_side(width)
             in_range(images)
         except DiffLensError as error:
             raise DiffLensError(
