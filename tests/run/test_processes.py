@@ -2,11 +2,13 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.helpers.processes import run_two
+from tests.helpers.processes import run_two, start_two_of
 
 
 @pytest.mark.parametrize("head", ["linear", "diffeed"])
@@ -43,8 +45,9 @@ def test_probe_scores_every_test_image_once(
     assert len((out / "log.jsonl").read_text().splitlines()) == 2
 
 
-def test_pretrain(image_tree: Path, tmp_path: Path) -> None:
-    run_two(
+def test_pretrain_with_torchs_launcher(image_tree: Path, tmp_path: Path) -> None:
+    launcher = start_two_of(
+        "difflens",
         "pretrain",
         "--preset",
         "tiny",
@@ -59,6 +62,8 @@ def test_pretrain(image_tree: Path, tmp_path: Path) -> None:
         "--out",
         tmp_path / "run",
     )
+    _, errors = launcher.communicate(timeout=240)
+    assert launcher.returncode == 0, errors[-8000:]
     assert (tmp_path / "run" / "model" / "unet" / "config.json").is_file()
 
 
@@ -93,3 +98,32 @@ def test_dense_tasks_evaluate_every_image_once(
         assert metrics["pixels"] == 5 * 32 * 32
     assert len((out / "log.jsonl").read_text().splitlines()) == 2
     assert (out / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("cause", ["killed", "error"])
+def test_a_process_that_dies_ends_the_other_with_its_reason(
+    image_tree: Path, tmp_path: Path, cause: str
+) -> None:
+    """The process of rank 1 is killed in the middle of training, or one of the two meets a damaged image."""
+    out, damaged = tmp_path / "run", image_tree / "train" / "red" / "0.png"
+    if cause == "error":
+        damaged.write_bytes(b"not an image")
+    words = ["--preset", "tiny", "--data", image_tree, "--batch-size", 8, "--device", "cpu", "--workers", 0]
+    launcher = start_two_of("difflens", "pretrain", *words, "--epochs", 100_000, "--out", out)
+    members = []
+    if cause == "killed":
+        while not (out / "log.jsonl").exists():
+            assert launcher.poll() is None
+            time.sleep(0.05)
+        members = psutil.Process(launcher.pid).children(recursive=True)
+        (last,) = (process for process in members if process.environ().get("RANK") == "1")
+        last.kill()
+    died = time.monotonic()
+    _, errors = launcher.communicate(timeout=60 if cause == "killed" else 240)
+    assert launcher.returncode != 0
+    if cause == "killed":
+        assert time.monotonic() - died < 60
+        assert f"Signal 9 (SIGKILL) received by PID {last.pid}" in errors
+        assert not any(process.is_running() for process in members)
+    else:
+        assert f"difflens: error: cannot read image {damaged}: not an image" in errors

@@ -305,8 +305,11 @@ def test_bundled_data_by_default() -> None:
 
 
 @pytest.mark.slow
-def test_the_mix_of_the_bundled_backbone(tmp_path: Path) -> None:
+def test_the_mix_of_the_bundled_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's command, on few images for one epoch; the saved model is read back."""
+    data = load_data("fashion")
+    few = replace(data, test=data.test.subset(torch.arange(100)))
+    monkeypatch.setattr("difflens.data.load.load_fashion", lambda: few)
     words = "--head mix --blocks 13 18 20 --noise-steps 5 20 --normalise standard --limit 200 --epochs 1"
     assert cli("probe", *words.split(), "--out", tmp_path / "run") == 0
     model = TrainedModel.load(tmp_path / "run")
