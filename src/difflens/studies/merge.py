@@ -16,6 +16,7 @@ from difflens.results.extract import ExtractResult
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory, read_record
 from difflens.run.files import checksum
+from difflens.run.processes import accelerator
 from difflens.run.reading import read_json, short
 from difflens.studies.closing import close_store, files_of
 
@@ -62,8 +63,11 @@ def merge(config: ExtractConfig, announce: Callable[[str], object]) -> ExtractRe
 
     Raises:
         DiffLensError: a part is no finished store or damaged; backbone, places, seed or another setting
-            differ; the parts list other images; or a shard is in two parts, or in none.
+            differ; the parts list other images; a shard is in two parts, or in none; or several processes
+            run.
     """
+    if accelerator("cpu").num_processes > 1:
+        raise DiffLensError("extract --merge runs in one process")
     paths = [expanded(path) for path in config.merge or ()]
     if len({path.absolute() for path in paths}) < max(2, len(paths)):
         raise DiffLensError("--merge takes two or more different stores")
