@@ -20,6 +20,9 @@ NEEDED: dict[str, list[str]] = {
     "pretrain": ["--data", "fashion"],
     "segment": ["--data", "scenes"],
     "detect": ["--data", "scenes"],
+    "explore": ["--images", "photos"],
+    "match": ["a.png", "b.png"],
+    "propagate": ["--frames", "frames", "--masks", "masks"],
 }
 WRONG = ("nan", "inf", "-1", "1000000000000", "9" * 400)
 
