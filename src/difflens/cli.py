@@ -110,7 +110,9 @@ def _run(config: Options) -> None:
     raise_on_interrupt()
     announce = {"announce": _say} if "announce" in signature(function).parameters else {}
     result = function(config, **announce)
-    print(visible(result.summary()))
+    closing = result.closing() if announce else result.summary()
+    if closing:
+        print(visible(closing))
     left_out = result.left_out()
     if left_out and not _silent():
         print(visible(left_out), file=sys.stderr)

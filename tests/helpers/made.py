@@ -1,6 +1,8 @@
 """One result of every command, with figures that are made up."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -82,8 +84,11 @@ def seed(number: int = 0, **changes: object) -> SeedResult:
 CALIBRATED = {"ece": 0.0625, "nll": 0.5}
 
 
+_MODEL: Any = SimpleNamespace(head=SimpleNamespace(name="mlp"))
+
+
 def probed(*seeds: SeedResult) -> ProbeResult:
-    return ProbeResult(out=OUT, model=None, seeds=seeds or (seed(),), evaluations=())
+    return ProbeResult(out=OUT, model=_MODEL, seeds=seeds or (seed(),), evaluations=())
 
 
 GRID = (GridTrial(0.1, 0.0, 0.5, False), GridTrial(0.01, 0.0, 0.75, True))
@@ -400,6 +405,8 @@ EVERY = {
     "cka": CKA,
     "explain": EXPLAIN,
     "predict": CLASSES,
-    "pretrain": PretrainResult(path=OUT / "model"),
+    "pretrain": PretrainResult(
+        path=OUT / "model", commands=("difflens probe --backbone run/model --out run-probe",)
+    ),
     "report": ReportResult(path=OUT / "backbone.html", heads=(), distances=(FIDELITY,)),
 }

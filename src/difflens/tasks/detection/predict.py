@@ -11,12 +11,12 @@ from difflens.models.saved import DetectionModel
 from difflens.reports.overlays import object_overlay
 from difflens.results.predict import DensePredictResult, DetectedImage, DetectedObject
 from difflens.run.processes import accelerator
-from difflens.tasks.detection.detect import sure
+from difflens.tasks.detection.detect import above, sure
 from difflens.tasks.detection.inference import coco_results, detect_objects
-from difflens.tasks.predict import Answer, check_dense, write_predictions
+from difflens.tasks.predict import Announce, Answer, check_dense, write_predictions
 
 
-def predict_objects(config: PredictConfig) -> DensePredictResult:
+def predict_objects(config: PredictConfig, announce: Announce | None = None) -> DensePredictResult:
     """Detect objects in images, and write NAME.overlay.png and predictions.json.
 
     The prediction for an image does not depend on the other images.
@@ -39,6 +39,9 @@ def predict_objects(config: PredictConfig) -> DensePredictResult:
         )
         with evaluating(model.probe):
             (found,) = detect_objects(model.probe, [seen], index, model.head.side)
+        if config.threshold is not None:
+            found = above(found, config.threshold)
+        shown = found if config.threshold is not None else sure(found)
         objects = tuple(
             DetectedObject(
                 label=model.classes[each["category_id"]],
@@ -48,6 +51,6 @@ def predict_objects(config: PredictConfig) -> DensePredictResult:
             )
             for each in coco_results(found, 0, range(len(model.classes)))
         )
-        return {"objects": objects}, {"overlay": object_overlay(image, sure(found), model.classes)}
+        return {"objects": objects}, {"overlay": object_overlay(image, shown, model.classes)}
 
-    return write_predictions(config, DetectedImage, answer, model)
+    return write_predictions(config, DetectedImage, answer, model, announce)

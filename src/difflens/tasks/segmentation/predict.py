@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from difflens.configs.predict import PredictConfig
+from difflens.data.dense.base import IGNORED
 from difflens.data.dense.masks import to_palette_image
 from difflens.data.images import with_channels
 from difflens.extractors.base import evaluating
@@ -13,11 +14,11 @@ from difflens.models.saved import SegmentationModel
 from difflens.reports.overlays import mask_overlay
 from difflens.results.predict import DensePredictResult, SegmentedImage
 from difflens.run.processes import accelerator
-from difflens.tasks.predict import Answer, check_dense, check_draws, write_predictions
+from difflens.tasks.predict import Announce, Answer, check_dense, check_draws, write_predictions
 from difflens.tasks.segmentation.inference import Sliding, class_probabilities
 
 
-def predict_masks(config: PredictConfig) -> DensePredictResult:
+def predict_masks(config: PredictConfig, announce: Announce | None = None) -> DensePredictResult:
     """Segment images, and write NAME.overlay.png, NAME.mask.png with the classes as values, and
     predictions.json.
 
@@ -37,14 +38,16 @@ def predict_masks(config: PredictConfig) -> DensePredictResult:
         seen = with_channels(image, channels).to(device)
         with evaluating(model.probe):
             draws = (class_probabilities(model.probe, seen, 0, sliding, draw) for draw in range(config.draws))
-            mask = reduce(torch.Tensor.add_, draws).argmax(0).to(torch.uint8).cpu()
-        counts = mask.flatten().long().bincount(minlength=len(model.classes)) / mask.numel()
+            share, best = (reduce(torch.Tensor.add_, draws) / config.draws).max(0)
+        mask = best.masked_fill(share < (config.threshold or 0.0), IGNORED).to(torch.uint8).cpu()
+        known = mask[mask != IGNORED].long()
+        counts = known.bincount(minlength=len(model.classes)) / mask.numel()
         order = counts.argsort(descending=True, stable=True).tolist()
         shares = {model.classes[k]: round(float(counts[k]), 6) for k in order if counts[k]}
         pictures = {
             "overlay": mask_overlay(image, mask, model.classes),
-            "mask": to_palette_image(mask.numpy()),
+            "mask": to_palette_image(mask.numpy(), model.classes),
         }
         return {"classes": shares}, pictures
 
-    return write_predictions(config, SegmentedImage, answer, model)
+    return write_predictions(config, SegmentedImage, answer, model, announce)
