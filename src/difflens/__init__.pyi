@@ -17,6 +17,7 @@ from .configs.predict import PredictConfig as PredictConfig
 from .configs.presets import PresetsConfig as PresetsConfig
 from .configs.pretrain import PretrainConfig as PretrainConfig
 from .configs.probe import ProbeConfig as ProbeConfig
+from .configs.push import PushConfig as PushConfig
 from .configs.report import ReportConfig as ReportConfig
 from .configs.scenes import ScenesConfig as ScenesConfig
 from .configs.segment import SegmentConfig as SegmentConfig
@@ -88,6 +89,7 @@ from .results.probe import GridTrial as GridTrial
 from .results.probe import NeighbourTrial as NeighbourTrial
 from .results.probe import ProbeResult as ProbeResult
 from .results.probe import SeedResult as SeedResult
+from .results.push import PushResult as PushResult
 from .results.report import HeadScore as HeadScore
 from .results.report import ReportResult as ReportResult
 from .results.scenes import ScenesResult as ScenesResult
@@ -104,6 +106,7 @@ from .studies.info import info as info
 from .studies.plan import plan as plan
 from .studies.predict import predict as predict
 from .studies.presets import list_presets as list_presets
+from .studies.push import push as push
 from .studies.report import report as report
 from .studies.scenes import scenes as scenes
 from .studies.suggest import suggest as suggest

@@ -28,6 +28,7 @@ from difflens.configs.predict import PredictConfig
 from difflens.configs.presets import PresetsConfig
 from difflens.configs.pretrain import PretrainConfig
 from difflens.configs.probe import ProbeConfig
+from difflens.configs.push import PushConfig
 from difflens.configs.report import ReportConfig
 from difflens.configs.scenes import ScenesConfig
 from difflens.configs.segment import SegmentConfig
@@ -132,6 +133,7 @@ COMMANDS: dict[str, type[Options]] = {
     "sweep": SweepConfig,
     "probe": ProbeConfig,
     "predict": PredictConfig,
+    "push": PushConfig,
     "cka": CkaConfig,
     "compare": CompareConfig,
     "explain": ExplainConfig,
