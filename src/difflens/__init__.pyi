@@ -9,6 +9,7 @@ from .configs.compare import CompareConfig as CompareConfig
 from .configs.demo import DemoConfig as DemoConfig
 from .configs.detect import DetectConfig as DetectConfig
 from .configs.explain import ExplainConfig as ExplainConfig
+from .configs.export import ExportConfig as ExportConfig
 from .configs.extract import ExtractConfig as ExtractConfig
 from .configs.fidelity import FidelityConfig as FidelityConfig
 from .configs.generate import GenerateConfig as GenerateConfig
@@ -63,6 +64,7 @@ from .results.detect import DetectResult as DetectResult
 from .results.explain import ExplainResult as ExplainResult
 from .results.explain import HeadShares as HeadShares
 from .results.explain import Neighbour as Neighbour
+from .results.export import ExportResult as ExportResult
 from .results.extract import ExtractResult as ExtractResult
 from .results.fidelity import Distance as Distance
 from .results.fidelity import FidelityResult as FidelityResult
@@ -101,6 +103,7 @@ from .studies.cka import cka as cka
 from .studies.compare import compare as compare
 from .studies.demo import demo as demo
 from .studies.explain import explain as explain
+from .studies.export import export as export
 from .studies.extract import extract as extract
 from .studies.info import info as info
 from .studies.plan import plan as plan

@@ -19,6 +19,7 @@ from difflens.configs.demo import DemoConfig
 from difflens.configs.detect import DetectConfig
 from difflens.configs.earlier import FORMER_COMMANDS
 from difflens.configs.explain import ExplainConfig
+from difflens.configs.export import ExportConfig
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.generate import GenerateConfig
@@ -133,6 +134,7 @@ COMMANDS: dict[str, type[Options]] = {
     "sweep": SweepConfig,
     "probe": ProbeConfig,
     "predict": PredictConfig,
+    "export": ExportConfig,
     "push": PushConfig,
     "cka": CkaConfig,
     "compare": CompareConfig,
