@@ -5,13 +5,15 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from difflens import TrainedModel
+from difflens import PredictConfig, TrainedModel, predict
 from difflens.backbones.load import load_backbone
 from tests.helpers.cli import run
 from tests.helpers.images import make_image_tree
@@ -129,6 +131,45 @@ def test_predict_as_a_table(trained: tuple[Path, Path], capsys: pytest.CaptureFi
     assert "%" in out
 
 
+def test_predictions_stream_and_are_written(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is announced one by one is the text of the whole result, on standard output and in a file."""
+    model, images = trained
+    result = predict(PredictConfig(model=model, images=(images / "val",), device="cpu"))
+    for form in ("json", "csv"):
+        words = ["predict", model, images / "val", "--format", form, "--device", "cpu"]
+        assert run(*words) == 0
+        printed = capsys.readouterr().out
+        text = replace(result, format=form).summary()
+        assert json.loads(printed) == json.loads(text) if form == "json" else printed == text + "\n"
+        out = tmp_path / f"predictions.{form}"
+        assert run(*words, "--out", out) == 0
+        assert out.read_text() == text + "\n"
+        assert capsys.readouterr().out == f"Predictions: {out}\n"
+        assert run(*words, "--out", out) == 2
+        assert "exists" in capsys.readouterr().err
+    assert run("predict", model, images / "val", "--out", tmp_path / "x", "--device", "cpu") == 2
+    assert "add --format csv or json" in capsys.readouterr().err
+
+
+def test_below_the_threshold_there_is_no_class(
+    trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, images = trained
+    result = predict(PredictConfig(model=model, images=(images / "val",), device="cpu"))
+    middle = sorted(each.probability for each in result.predictions)[7]
+    words = ["predict", model, images / "val", "--threshold", middle, "--device", "cpu"]
+    assert run(*words, "--format", "json") == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [answer["label"] is None for answer in answers] == [
+        answer["probability"] < middle for answer in answers
+    ]
+    assert sum(answer["label"] is None for answer in answers) == 7
+    assert run(*words) == 0
+    assert capsys.readouterr().out.count(": no class ") == 7
+
+
 def test_predict_skips_or_stops_at_a_bad_image(
     trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,7 +228,7 @@ def test_predict_skips_or_stops_at_a_bad_image(
         (["probe", "--backbone", "~nosuch/net", "--out", "OUT"], "no user of this name"),
         (["probe", "--data", "folder:~nosuch/images", "--out", "OUT"], "no user of this name"),
         (["segment", "--data", "~nosuch/scenes", "--out", "OUT"], "no user of this name"),
-        (["predict", "MODEL", "IMAGES", "--format", "csv", "--out", "OUT"], "classes are printed"),
+        (["predict", "MODEL", "IMAGES", "--out", "OUT"], "add --format csv or json"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -325,6 +366,11 @@ def test_scenes_segment_detect_and_predict(
         "00001.mask.png",
         "00001.overlay.png",
     ]
+    # one palette for the mask and the overlay; nothing reaches a threshold of 1
+    assert run("predict", "segmented", image, "--threshold", 1, "--out", "unsure") == 0
+    assert {*np.asarray(Image.open("unsure/00000.mask.png")).flat} == {255}
+    assert run("predict", "detected", image, "--threshold", 1, "--out", "none") == 0
+    assert json.loads(Path("none/predictions.json").read_text())[0]["objects"] == []
     capsys.readouterr()
     assert run("predict", "detected", image, "--format", "csv") == 2
     assert run("predict", "detected", image, "--out", "scenes") == 2

@@ -11,6 +11,7 @@ from .configs.detect import DetectConfig as DetectConfig
 from .configs.distill import DistillConfig as DistillConfig
 from .configs.explain import ExplainConfig as ExplainConfig
 from .configs.explore import ExploreConfig as ExploreConfig
+from .configs.export import ExportConfig as ExportConfig
 from .configs.extract import ExtractConfig as ExtractConfig
 from .configs.fidelity import FidelityConfig as FidelityConfig
 from .configs.generate import GenerateConfig as GenerateConfig
@@ -21,6 +22,7 @@ from .configs.presets import PresetsConfig as PresetsConfig
 from .configs.pretrain import PretrainConfig as PretrainConfig
 from .configs.probe import ProbeConfig as ProbeConfig
 from .configs.propagate import PropagateConfig as PropagateConfig
+from .configs.push import PushConfig as PushConfig
 from .configs.report import ReportConfig as ReportConfig
 from .configs.scenes import ScenesConfig as ScenesConfig
 from .configs.segment import SegmentConfig as SegmentConfig
@@ -70,6 +72,7 @@ from .results.explain import ExplainResult as ExplainResult
 from .results.explain import HeadShares as HeadShares
 from .results.explain import Neighbour as Neighbour
 from .results.explore import ExploreResult as ExploreResult
+from .results.export import ExportResult as ExportResult
 from .results.extract import ExtractResult as ExtractResult
 from .results.extract import VectorsResult as VectorsResult
 from .results.fidelity import Distance as Distance
@@ -104,6 +107,7 @@ from .results.probe import SeedResult as SeedResult
 from .results.propagate import ObjectScore as ObjectScore
 from .results.propagate import PropagatedSequence as PropagatedSequence
 from .results.propagate import PropagateResult as PropagateResult
+from .results.push import PushResult as PushResult
 from .results.report import HeadScore as HeadScore
 from .results.report import ReportResult as ReportResult
 from .results.scenes import ScenesResult as ScenesResult
@@ -116,6 +120,7 @@ from .studies.compare import compare as compare
 from .studies.demo import demo as demo
 from .studies.explain import explain as explain
 from .studies.explore import explore as explore
+from .studies.export import export as export
 from .studies.extract import extract as extract
 from .studies.info import info as info
 from .studies.load_model import Detections as Detections
@@ -126,6 +131,7 @@ from .studies.plan import plan as plan
 from .studies.predict import predict as predict
 from .studies.presets import list_presets as list_presets
 from .studies.propagate import propagate as propagate
+from .studies.push import push as push
 from .studies.report import report as report
 from .studies.scenes import scenes as scenes
 from .studies.suggest import suggest as suggest

@@ -21,6 +21,7 @@ from difflens.configs.distill import DistillConfig
 from difflens.configs.earlier import FORMER_COMMANDS
 from difflens.configs.explain import ExplainConfig
 from difflens.configs.explore import ExploreConfig
+from difflens.configs.export import ExportConfig
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.generate import GenerateConfig
@@ -32,6 +33,7 @@ from difflens.configs.presets import PresetsConfig
 from difflens.configs.pretrain import PretrainConfig
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.propagate import PropagateConfig
+from difflens.configs.push import PushConfig
 from difflens.configs.report import ReportConfig
 from difflens.configs.scenes import ScenesConfig
 from difflens.configs.segment import SegmentConfig
@@ -114,7 +116,9 @@ def _run(config: Options) -> None:
     raise_on_interrupt()
     announce = {"announce": _say} if "announce" in signature(function).parameters else {}
     result = function(config, **announce)
-    print(visible(result.summary()))
+    closing = result.closing() if announce else result.summary()
+    if closing:
+        print(visible(closing))
     left_out = result.left_out()
     if left_out and not _silent():
         print(visible(left_out), file=sys.stderr)
@@ -134,6 +138,8 @@ COMMANDS: dict[str, type[Options]] = {
     "sweep": SweepConfig,
     "probe": ProbeConfig,
     "predict": PredictConfig,
+    "export": ExportConfig,
+    "push": PushConfig,
     "cka": CkaConfig,
     "compare": CompareConfig,
     "explain": ExplainConfig,

@@ -1,6 +1,8 @@
 """One result of every command, with figures that are made up."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -23,6 +25,7 @@ from difflens import (
     Distance,
     ExplainResult,
     ExploreResult,
+    ExportResult,
     ExtractResult,
     FidelityResult,
     GenerateResult,
@@ -47,6 +50,7 @@ from difflens import (
     ProbeResult,
     PropagatedSequence,
     PropagateResult,
+    PushResult,
     Recommendation,
     ReportResult,
     Representation,
@@ -90,8 +94,11 @@ def seed(number: int = 0, **changes: object) -> SeedResult:
 CALIBRATED = {"ece": 0.0625, "nll": 0.5}
 
 
+_MODEL: Any = SimpleNamespace(head=SimpleNamespace(name="mlp"))
+
+
 def probed(*seeds: SeedResult) -> ProbeResult:
-    return ProbeResult(out=OUT, model=None, seeds=seeds or (seed(),), evaluations=())
+    return ProbeResult(out=OUT, model=_MODEL, seeds=seeds or (seed(),), evaluations=())
 
 
 GRID = (GridTrial(0.1, 0.0, 0.5, False), GridTrial(0.01, 0.0, 0.75, True))
@@ -445,6 +452,8 @@ EVERY = {
     "generate": GENERATE,
     "demo": DEMO,
     "info": INFO,
+    "push": PushResult(files={"README.md": 1234}, url="https://huggingface.co/me/clothes"),
+    "export": ExportResult(file=OUT / "model.onnx", shape=(3, 32, 32), classes=("a",), difference=1e-6),
     "presets": PresetsResult({"segment": {"one": {"blocks": (24, 27), "lr_schedule": "poly"}}}),
     "fidelity": FIDELITY,
     "scenes": SCENES,
@@ -455,6 +464,8 @@ EVERY = {
     "match": MATCH,
     "propagate": PROPAGATED,
     "predict": CLASSES,
-    "pretrain": PretrainResult(path=OUT / "model"),
+    "pretrain": PretrainResult(
+        path=OUT / "model", commands=("difflens probe --backbone run/model --out run-probe",)
+    ),
     "report": ReportResult(path=OUT / "backbone.html", heads=(), distances=(FIDELITY,)),
 }

@@ -4,6 +4,9 @@ import re
 import shlex
 import shutil
 import subprocess
+from base64 import b64encode
+from hashlib import sha256
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from difflens.reports.html import Picture, Section, Table, render
+from difflens.reports.html import Picture, Section, Table, render, runs_beneath
 from tests.helpers.html import HOSTILE, Document
 
 GREEN = (12, 140, 90)
@@ -63,7 +66,9 @@ def test_loads_nothing(html: str, document: Document) -> None:
     links = document.values("src") + document.values("href")
     assert all(link.startswith(("data:", "#")) for link in links)
     assert not document.values("srcset")
-    assert not document.all("script")
+    assert len(document.all("script")) == 1  # it copies commands; another one would not be run
+    digest = b64encode(sha256(html.split("<script>")[1].split("</script>")[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html
     assert not re.search(r"url\(|@import|https?:", html)
 
 
@@ -178,3 +183,18 @@ def test_in_a_browser(html: str, tmp_path: Path) -> None:
     pixels = np.asarray(Image.open(shot).convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
     assert (pixels == GREEN).all(-1).sum() == 120 * 90
+
+
+def test_commands_are_copied_and_runs_beneath_are_linked() -> None:
+    command = "difflens probe --data 'a & b' --out DIR"
+    sections = [
+        Section("Next commands", commands=(command,)),
+        *runs_beneath({"Seed 0": Path("seed-0/report.html"), "a/b": Path("a%2Fb/report.html")}),
+    ]
+    page = render("Title", "", sections, {"Command": command, "Seed": 0})
+    document = Document(page)
+    assert len(document.all("button")) == 2
+    assert page.count(f"<code>{escape(command, quote=True).replace('&#x27;', '&#39;')}</code>") == 2
+    links = [link["href"] for link in document.all("a") if not link["href"].startswith("#")]
+    assert links == ["seed-0/report.html", "a%252Fb/report.html"]
+    assert runs_beneath({}) == []

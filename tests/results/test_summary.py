@@ -1,12 +1,17 @@
 """The text that the command line prints for every result."""
 
-from dataclasses import replace
+import shlex
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
 
 import pytest
 
 from difflens import Result
 from difflens.cli import COMMANDS
+from difflens.parsing import parse
 from tests.helpers import made
+
+ROOT = Path(__file__).parents[2]
 
 
 def words(result: Result) -> list[str]:
@@ -29,19 +34,22 @@ def test_every_command_has_a_result_with_a_summary() -> None:
             made.probed(),
             "top-1 75.00 % (95 % interval 25.00 to 90.00), top-5 100.00 %, mean per class 75.00 %, 5,000 "
             "training and 4 test images, 1,234 trainable parameters\n"
-            "Report: run/report.html\nModel: run/model",
+            "Report: run/report.html\nModel: run/model\n"
+            "Next:\n  difflens predict -- run/model IMAGES",
         ),
         (
             made.probed(made.seed(**made.CALIBRATED)),
             "top-1 75.00 % (95 % interval 25.00 to 90.00), top-5 100.00 %, mean per class 75.00 %, ECE "
             "6.25 %, NLL 0.500, 5,000 training and 4 test images, 1,234 trainable parameters\n"
-            "Report: run/report.html\nModel: run/model",
+            "Report: run/report.html\nModel: run/model\n"
+            "Next:\n  difflens predict -- run/model IMAGES",
         ),
         (
             made.probed(*(made.seed(k, metric="mean_per_class") for k in (0, 1))),
             "top-1 62.50 ± 17.68 % (mean and standard deviation over 2 seeds), top-5 100.00 ± 0.00 %, mean "
             "per class 62.50 ± 17.68 % (the metric that papers report on this data set), 5,000 training and "
-            "4 test images, 1,234 trainable parameters\nReport: run/report.html\nModel: run/model",
+            "4 test images, 1,234 trainable parameters\nReport: run/report.html\nModel: run/model\n"
+            "Next:\n  difflens predict -- run/model IMAGES",
         ),
         (
             made.SWEEP,
@@ -101,7 +109,10 @@ def test_every_command_has_a_result_with_a_summary() -> None:
             "2 pictures, 2 x 3 places. Similarities agree with exact cosines: rank correlation 0.987 or more "
             "at nearly all positions.\nPage (2.1 MB): run/explore.html",
         ),
-        (made.EVERY["pretrain"], "Model: run/model"),
+        (
+            made.EVERY["pretrain"],
+            "Model: run/model\nNext:\n  difflens probe --backbone run/model --out run-probe",
+        ),
         (made.EVERY["report"], "Report: run/backbone.html"),
         (
             replace(made.CLASSES, format="csv"),
@@ -191,3 +202,32 @@ def test_tables(result: Result, shown: list[str]) -> None:
 )
 def test_what_was_left_out_is_one_line(result: Result, line: str) -> None:
     assert result.left_out() == line
+
+
+@pytest.mark.parametrize("name", made.EVERY)
+def test_every_printed_command_parses(name: str) -> None:
+    for line in made.EVERY[name].summary().splitlines():
+        if line.startswith("  difflens "):
+            parse(shlex.split(line)[1:], COMMANDS)
+
+
+def _fenced(path: str) -> list[str]:
+    """Return the command lines of a page, each with an --out where it needs one."""
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.startswith("    difflens ") and "--tyro" not in line]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(line, id=line[:70]) for page in ("README.md", "docs/paper.md") for line in _fenced(page)],
+)
+def test_every_command_of_the_pages_parses(line: str) -> None:
+    words = [word for word in shlex.split(line, comments=True)[1:] if word != "..."]
+    kind = COMMANDS.get(words[0])
+    needed = {field.name: ["x"] for field in fields(kind) if field.default is MISSING} if kind else {}
+    for name, values in needed.items():
+        if "..." in line and name not in kind.POSITIONAL and f"--{name}" not in words:
+            words += [f"--{name}", *values]
+    if kind and kind.HAS_DIRECTORY and "out" in needed and "--out" not in words:
+        words += ["--out", "x"]
+    parse(words, COMMANDS)

@@ -403,11 +403,15 @@ class DiffusionBackbone(Backbone):
 
     def fed(self, x_t: Tensor, t: Level | Tensor) -> Fed:
         """Return what the network is fed for x_t, (B, C, H, W), at the level `t`, one or (B,)."""
-        level = self.process.level_tensor(t, len(x_t), x_t.device)
+        level = self.process.level_tensor(t, x_t.shape[0], x_t.device)
         time = self.process.network_time(level)
         if time.is_floating_point():
             time = time.float()
-        return self.process.network_input(x_t, level).to(self.dtype), time, self.given(len(x_t), x_t.dtype)
+        return (
+            self.process.network_input(x_t, level).to(self.dtype),
+            time,
+            self.given(x_t.shape[0], x_t.dtype),
+        )
 
     def given(self, count: int, dtype: torch.dtype) -> dict[str, Any]:
         """Return the conditions of `count` images by argument, floats in `dtype`."""

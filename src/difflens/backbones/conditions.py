@@ -72,9 +72,9 @@ class _FixedEmbedding(nn.Module):
     def forward(self, labels: Tensor) -> Tensor:
         weight = next(self.embedding.parameters(), None)
         if self.classes is not None and weight is not None:
-            return weight[: self.classes].mean(dim=0, keepdim=True).expand(len(labels), -1)
+            return weight[: self.classes].mean(dim=0, keepdim=True).expand(labels.shape[0], -1)
         like = labels.float() if weight is None else weight
-        return torch.zeros(len(labels), self.width, device=labels.device, dtype=like.dtype)
+        return torch.zeros(labels.shape[0], self.width, device=labels.device, dtype=like.dtype)
 
 
 def class_condition(unet: Any, asked: str | None, spec: str) -> Condition | None:

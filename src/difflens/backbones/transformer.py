@@ -59,14 +59,14 @@ def _dit_last(network: Any, tokens: Tensor, call: _Call, fed: Fed) -> Tensor:
 
 
 def _pixart(block: Any, tokens: Tensor, call: _Call) -> Tensor:
-    time = call["timestep"].reshape(len(tokens), 6, -1)
+    time = call["timestep"].reshape(tokens.shape[0], 6, -1)
     shift, scale = (block.scale_shift_table[None] + time).chunk(6, dim=1)[:2]
     return block.norm1(tokens) * (1 + scale) + shift
 
 
 def _pixart_last(network: Any, tokens: Tensor, call: _Call, fed: Fed) -> Tensor:
     _, time, given = fed
-    embed, count = network.adaln_single, len(tokens)
+    embed, count = network.adaln_single, tokens.shape[0]
     added = given.get("added_cond_kwargs")
     _, embedded = embed(time, added, batch_size=count, hidden_dtype=tokens.dtype)
     shift, scale = (network.scale_shift_table[None] + embedded[:, None]).chunk(2, dim=1)

@@ -19,6 +19,9 @@ from difflens.configs.options import (
     Side,
 )
 
+MOST_IMAGES = 64
+"""The most images of a report."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig(DataOptions, ReadingOptions, PlaceOptions, CheckpointOptions, RunOptions):
@@ -39,8 +42,8 @@ class ExplainConfig(DataOptions, ReadingOptions, PlaceOptions, CheckpointOptions
     """The images and labels: any data that `probe` takes. None: the run's, or fashion."""
     images: tuple[Path, ...] = ()
     """Image files or folders to show. Without it: test images, one of each class in turn."""
-    count: Annotated[int, Range(1, 64)] = 4
-    """Number of images to show."""
+    count: Annotated[int, Range(1, MOST_IMAGES)] | None = None
+    """Number of images to show. None: all of --images, and else 4."""
     block: Block | None = None
     """Block in whose features nearest neighbours are searched. None: chosen by the backbone."""
     noise_step: NoiseStep | None = None

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import tyro
 
 from difflens.choices import OnBadImage
-from difflens.configs.options import Count, Options, Times
+from difflens.configs.options import Count, Options, Share, Times
 from difflens.errors import DiffLensError
 
 
@@ -24,8 +24,12 @@ class PredictConfig(Options):
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, or folders, whose images are read with those of subfolders."""
     out: Path | None = None
-    """Models of segment or detect: folder for overlays, masks and predictions.json. None: the folder
-    predictions."""
+    """Models of probe: file for --format csv or json; None: standard output. Models of segment or detect:
+    folder for overlays, masks and predictions.json; None: the folder predictions."""
+    threshold: Share | None = None
+    """Least probability or score, 0 to 1. Below it an image has no class, a pixel has the value 255 for no
+    class, and an object is left out. None: nothing is left out, and overlays show objects with a score of at
+    least 0.5, or else the best one."""
     top: Count = 3
     """Number of most probable classes in the table."""
     draws: Times = 1

@@ -123,7 +123,7 @@ def before_last(blocks: nn.ModuleList, cls_token: Tensor, *tokens: Tensor) -> Te
         cls_token: (1, 1, width).
         tokens: (B, N_i, width) each, together the N tokens that enter the first block with CLS.
     """
-    x = torch.cat([cls_token.expand(len(tokens[0]), -1, -1), *tokens], dim=1)
+    x = torch.cat([cls_token.expand(tokens[0].shape[0], -1, -1), *tokens], dim=1)
     for block in blocks[:-1]:
         x = block(x)
     return x

@@ -294,6 +294,18 @@ def model_task(folder: Path | str) -> str:
     return task
 
 
+def _anchored(backbone: BackboneConfig, folder: Path) -> BackboneConfig:
+    """Return the configuration with paths that begin with ./ taken from the folder of the model."""
+
+    def anchored(spec: str) -> str:
+        fresh = "random:" * spec.startswith("random:")
+        place = spec.removeprefix(fresh)
+        return f"{fresh}{folder / place}" if place.startswith("./") else spec
+
+    autoencoder = None if backbone.autoencoder is None else anchored(backbone.autoencoder)
+    return replace(backbone, spec=anchored(backbone.spec), autoencoder=autoencoder)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
     """The content of a model's config.json, without version and task."""
@@ -321,7 +333,7 @@ def stored_model(folder: Path, kind: type[SavedModel]) -> StoredModel:
             raise FieldError("classes is empty")
         return StoredModel(
             fingerprint=backbone.fingerprint,
-            backbone=backbone.config,
+            backbone=_anchored(backbone.config, model_folder(folder)),
             extractor=field_in(config, "extractor", ExtractorConfig),
             head=field_in(config, "head", kind.head_kind),
             classes=classes,

@@ -13,9 +13,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from difflens.configs.command_line import shown_command
+from difflens.configs.command_line import beside, shown_command
+from difflens.configs.generate import GenerateConfig
 from difflens.configs.options import given, resolve
 from difflens.configs.pretrain import PretrainConfig
+from difflens.configs.probe import ProbeConfig
 from difflens.data.changes import say_changes
 from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
@@ -72,7 +74,17 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             method.probe = OnlineProbe(config, method.channels, method.side, process)
         title = f"pre-training {config.preset}, seed {config.seed}"
         path, skipped = train_method(method, run, process, command, title, config.snapshot_epochs)
-        return PretrainResult(path=path, skipped_images=skipped)
+        return PretrainResult(path=path, skipped_images=skipped, commands=_commands(config, path))
+
+
+def _commands(config: PretrainConfig, model: Path) -> tuple[str, ...]:
+    """Return command lines that read the model, and draw from it."""
+    spec, out = str(model), config.out
+    probe = ProbeConfig(out=out, backbone=spec, data=config.data, val_fraction=config.val_fraction)
+    commands = [shown_command(probe, beside(out, "probe"))]
+    if config.method in ("diffusion", "bigan"):
+        commands.append(shown_command(GenerateConfig(out=out, backbone=spec, n=36), beside(out, "samples")))
+    return tuple(commands)
 
 
 def _images(config: PretrainConfig) -> ImageSplit:

@@ -1,11 +1,12 @@
 """The report of `difflens compare`: one table, one plot, and the differences with their intervals."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from difflens.processes.base import bracketed
-from difflens.reports.html import Picture, Section, Table, percent, render
+from difflens.reports.html import Picture, Section, Table, percent, render, runs_beneath
 from difflens.results.compare import BackboneScores, Score
 
 _METRICS = {"top1": "Top-1 accuracy", "mean_per_class": "Mean accuracy per class"}
@@ -23,6 +24,7 @@ def compare_report(
     metric: str,
     distances: str,
     provenance: Mapping[str, object],
+    beneath: Mapping[str, Path],
 ) -> str:
     """Return the report as one self-contained HTML document.
 
@@ -38,6 +40,7 @@ def compare_report(
         metric: "top1" or "mean_per_class".
         distances: a sentence about the Fréchet distances; empty where nothing was generated.
         provenance: rows of the closing table.
+        beneath: reports of the probes, relative to this report, by title.
     """
     if seeds > 1:
         uncertainty = f"means over {seeds} seeds with their standard deviation"
@@ -75,6 +78,7 @@ def compare_report(
         sections.append(_geometry(backbones))
     if len(backbones) > 1:
         sections.append(_differences(backbones, titles, seeds))
+    sections += runs_beneath(beneath)
     places = (
         "at its default block and noise step"
         if swept is None

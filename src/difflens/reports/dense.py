@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from difflens.data.dense.base import IGNORED
+from difflens.data.dense.masks import class_palette
 from difflens.errors import listing
 from difflens.reports import charts, overlays
 from difflens.reports.html import Picture, Section, Table, percent, render
@@ -61,8 +62,8 @@ def segmentation_sections(
     )
     masks = [mask for example in examples for mask in (example.true, example.predicted)]
     values = {value for mask in masks for value in mask.unique().tolist()} - {IGNORED}
-    first = overlays.first_colour(classes)
-    legend = [(value + first, classes[value]) for value in sorted(values) if value + first]
+    colours = class_palette(classes)
+    legend = [(tuple(colours[value]), classes[value]) for value in sorted(values) if colours[value].any()]
     pictures = [
         [
             overlays.mask_overlay(example.image, mask, classes)
@@ -121,7 +122,7 @@ def detection_sections(
     ]
     first_images = Picture(
         overlays.examples(("true", "predicted"), pictures, ()),
-        "The first validation images; objects with a score of at least 0.5.",
+        "Validation images, evenly spaced; objects with a score of at least 0.5, or else the best one.",
         "Images with true and with predicted objects",
     )
     return [
@@ -137,10 +138,10 @@ def _nothing(mask: Tensor) -> Tensor:
     return mask.new_full(mask.shape, IGNORED)
 
 
-def _examples(pictures: Sequence[Sequence[Any]], legend: Sequence[tuple[int, str]]) -> Section:
+def _examples(pictures: Sequence[Sequence[Any]], legend: Sequence[tuple[tuple[int, ...], str]]) -> Section:
     picture = Picture(
         overlays.examples(("image", "true", "predicted"), pictures, legend),
-        "The first validation images.",
+        "Validation images, evenly spaced.",
         "Images with their true and their predicted classes",
     )
     return Section("Examples", parts=(picture,))

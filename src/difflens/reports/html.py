@@ -4,8 +4,11 @@ import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
@@ -109,15 +112,42 @@ class Section:
         title: the heading, and its entry in the list of contents.
         text: plain text; an empty line begins a new paragraph.
         parts: tables and pictures, in order.
+        commands: command lines, each with a button that copies it.
+        links: reports of other runs: title, and address relative to this report.
     """
 
     title: str
     text: str = ""
     parts: tuple[Table | Picture, ...] = ()
+    commands: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
+
+
+_COPY = """document.addEventListener("click", event => {
+  const button = event.target.closest("button.copy");
+  if (!button) return;
+  const code = button.previousElementSibling;
+  getSelection().selectAllChildren(code);
+  (navigator.clipboard ? navigator.clipboard.writeText(code.textContent) : Promise.reject())
+    .catch(() => document.execCommand("copy"))
+    .finally(() => { button.textContent = "Copied"; });
+});"""
+"""The script of the buttons that copy a command. Browsers run it by its digest, and no other script."""
+
+
+def runs_beneath(reports: Mapping[str, Path]) -> list[Section]:
+    """Return the section that links to the reports of the runs that a run holds; none without runs.
+
+    Args:
+        reports: paths relative to this report's folder, by title.
+    """
+    links = tuple((title, quote(path.as_posix())) for title, path in reports.items())
+    return [Section("Runs beneath", links=links)] if links else []
 
 
 def render(title: str, lead: str, sections: Sequence[Section], provenance: Mapping[str, object]) -> str:
-    """Return one self-contained HTML document, without scripts and without links to other files.
+    """Return one self-contained HTML document. Its only script copies commands, and its only links to other
+    files are those of `Section.links`.
 
     All texts are plain text; markup in them is escaped.
 
@@ -126,8 +156,9 @@ def render(title: str, lead: str, sections: Sequence[Section], provenance: Mappi
         lead: the subject of the report, in a sentence or two.
         sections: sections in order.
         provenance: rows of the closing table, which says how to repeat the run: command, seed, versions,
-            hardware.
+            hardware. Commands, whose key is "Command", can be copied.
     """
+    digest = b64encode(sha256(_COPY.encode()).digest()).decode()
     environment = Environment(
         loader=PackageLoader("difflens", "reports"),
         autoescape=True,
@@ -139,7 +170,7 @@ def render(title: str, lead: str, sections: Sequence[Section], provenance: Mappi
     environment.filters["prose"] = lambda text: _UNBROKEN.sub("\u00a0", text)
     environment.tests["table"] = lambda part: isinstance(part, Table)
     return environment.get_template("report.html.j2").render(
-        title=title, lead=lead, sections=sections, provenance=provenance
+        title=title, lead=lead, sections=sections, provenance=provenance, script=_COPY, digest=digest
     )
 
 

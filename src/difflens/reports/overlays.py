@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from difflens.data.dense.base import IGNORED, Objects
-from difflens.data.dense.masks import BACKGROUND, palette
+from difflens.data.dense.masks import class_palette, palette
 from difflens.data.images import with_channels
 from difflens.reports.style import INK, WIDTH, shortened
 
@@ -24,11 +24,6 @@ _LETTERS = 13  # pixels of a letter's height
 _NAMED = 24  # the most classes in a legend
 
 
-def first_colour(classes: Sequence[str]) -> int:
-    """Return the palette index of the first class: 0 for a background, which is not painted, else 1."""
-    return 0 if classes[0].lower() == BACKGROUND else 1
-
-
 def mask_overlay(image: Tensor, mask: Tensor, classes: Sequence[str]) -> Image.Image:
     """Draw the colours of classes over an image; background and ignored pixels are not painted.
 
@@ -38,11 +33,10 @@ def mask_overlay(image: Tensor, mask: Tensor, classes: Sequence[str]) -> Image.I
         classes: their names, in the order of the values in the mask.
     """
     canvas, factor = _enlarged(image)
-    colours = torch.from_numpy(palette())
+    colours = torch.from_numpy(class_palette(classes))
     values = _repeated(mask, factor)
-    indices = values.long() + first_colour(classes)
-    painted = colours[indices.clamp(max=255)].permute(2, 0, 1)
-    covered = (indices != 0) & (values != IGNORED)
+    painted = colours[values.long()].permute(2, 0, 1)
+    covered = (painted != 0).any(0) & (values != IGNORED)
     mixed = (_OPAQUE * painted + (1 - _OPAQUE) * canvas).round().to(torch.uint8)
     return _to_pil(torch.where(covered, mixed, canvas))
 
@@ -82,14 +76,17 @@ def object_overlay(image: Tensor, objects: Objects, classes: Sequence[str]) -> I
 
 
 def examples(
-    titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], classes: Sequence[tuple[int, str]]
+    titles: Sequence[str],
+    rows: Sequence[Sequence[Image.Image]],
+    classes: Sequence[tuple[tuple[int, ...], str]],
 ) -> Figure:
     """Draw pictures in a grid with a legend.
 
     Args:
         titles: titles of the columns.
         rows: the pictures of each row, one a column.
-        classes: (palette index, name) of the classes in the legend; empty for no legend.
+        classes: (colour, name) of the classes in the legend, colours as red, green and blue, 0 to 255; empty
+            for no legend.
     """
     step = _SMALLEST + _GAP
     sheet = Image.new("RGB", (step * len(titles) - _GAP, step * len(rows) - _GAP), "white")
@@ -108,8 +105,7 @@ def examples(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if classes:
-        colours = palette() / 255
-        patches = [Patch(color=colours[value]) for value, _ in classes[:_NAMED]]
+        patches = [Patch(color=tuple(part / 255 for part in colour)) for colour, _ in classes[:_NAMED]]
         names = [shortened(name) for _, name in classes[:_NAMED]]
         drawn = figure.legend(
             patches, names, loc="lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK

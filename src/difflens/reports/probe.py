@@ -1,6 +1,7 @@
 """The report of a probe: accuracies, training, and confused classes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from difflens.metrics.classification import Evaluation
 from difflens.reports import charts, heat_maps, pictures
-from difflens.reports.html import Picture, Section, Table, percent, render
+from difflens.reports.html import Picture, Section, Table, percent, render, runs_beneath
 
 _EXAMPLES = 6  # the most images of a pair of confused classes
 _SHARES = ("top1", "top5", "mean_per_class")
@@ -32,6 +33,7 @@ def probe_report(
     logs: Sequence[Sequence[Mapping[str, Any]]],
     examples: Callable[[Sequence[int]], Tensor],
     provenance: Mapping[str, object],
+    beneath: Mapping[str, Path] | None = None,
 ) -> str:
     """Return the report on a probe of one seed or several, as one self-contained HTML document.
 
@@ -46,6 +48,7 @@ def probe_report(
         logs: one a seed, records with "epoch" and "loss"; empty where nothing was trained by epochs.
         examples: function from positions in the test split to their images, (N, C, S, S) uint8.
         provenance: further rows of the closing table (backbone, data, places, hardware, versions).
+        beneath: reports of the runs of the seeds, relative to this report, by title; None for one seed.
     """
     assert len(evaluations) == len(metrics) == len(logs) > 0, "evaluations, metrics and logs: one a seed"
     evaluation = evaluations[0]
@@ -62,6 +65,7 @@ def probe_report(
         _per_class(evaluation, which),
         _confused(evaluation, examples, which),
         Section("Confusion matrix", parts=(confusion,)),
+        *runs_beneath(beneath or {}),
     ]
     title = f"Probe: {_mean_percent(metrics, 'top1')} % top-1 accuracy"
     return render(title, summary, sections, {"Command": command, **provenance})

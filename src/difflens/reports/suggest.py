@@ -80,7 +80,7 @@ def suggest_report(
         role = "It decides." if name in DIRECTIONS else "It does not decide."
         picture = Picture(figure, _MEANINGS[name], f"Heat map of {_TITLES[name]} by block and noise step")
         sections.append(Section(_TITLES[name], role, (picture,)))
-    sections.append(Section("Next commands", "\n\n".join(commands)))
+    sections.append(Section("Next commands", commands=tuple(commands)))
     return render("Suggest: where to read, without labels", summary, sections, provenance)
 
 

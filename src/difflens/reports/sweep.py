@@ -83,7 +83,7 @@ def sweep_report(
         counts = _by_block(blocks, roles, [[f"{n:,}" for n in row] for row in images_by_place.T.tolist()])
         caption = "The training images that stand behind each accuracy. Columns are as above."
         sections.append(Section("Table of images", "", (Table(columns, counts, caption, marked),)))
-    sections.append(Section("Next commands", "\n\n".join(commands)))
+    sections.append(Section("Next commands", commands=tuple(commands)))
     return render("Sweep: accuracy by block and noise step", summary, sections, provenance)
 
 

@@ -16,6 +16,10 @@ class Result(ABC):
     def summary(self) -> str:
         """The text that the command line prints."""
 
+    def closing(self) -> str:
+        """The text that the command line prints after what it has announced; empty for nothing."""
+        return self.summary()
+
     def left_out(self) -> str:
         """One line about the images or annotations that the command left out; empty if there are none."""
         return ""

@@ -22,22 +22,29 @@ class Prediction:
     Attributes:
         image: its path.
         probabilities: in [0, 1] by class, the most probable first; they sum to 1.
+        threshold: the least probability of a class, in [0, 1].
     """
 
     image: str
     probabilities: Mapping[str, float]
+    threshold: float = 0.0
 
     @property
-    def label(self) -> str:
-        """The most probable class."""
-        return next(iter(self.probabilities))
+    def probability(self) -> float:
+        """The probability of the most probable class."""
+        return next(iter(self.probabilities.values()))
+
+    @property
+    def label(self) -> str | None:
+        """The most probable class; None if its probability is below the threshold."""
+        return next(iter(self.probabilities)) if self.probability >= self.threshold else None
 
     def record(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "image": self.image,
             "label": self.label,
-            "probability": self.probabilities[self.label],
+            "probability": self.probability,
             "probabilities": plain(self.probabilities),
         }
 
@@ -130,12 +137,14 @@ class PredictResult(Result, ABC):
         skipped_images: a line for each image that could not be read.
         format: format of `summary`.
         top: number of classes or objects of an image in a table.
+        announced: True if the predictions were announced one by one.
     """
 
     predictions: tuple[Prediction, ...] | tuple[DensePrediction, ...]
     skipped_images: tuple[str, ...]
     format: Literal["table", "json", "csv"] = "table"
     top: int = 3
+    announced: bool = False
 
     def records(self) -> list[dict[str, Any]]:
         """Plain values for JSON, one an image."""
@@ -148,36 +157,41 @@ class PredictResult(Result, ABC):
     def summary(self) -> str:
         return json.dumps(self.records(), indent=2) if self.format == "json" else self.table()
 
+    def closing(self) -> str:
+        return ("]" if self.format == "json" else "") if self.announced else self.summary()
+
     def left_out(self) -> str:
         return skipped(self.skipped_images)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassPredictResult(PredictResult):
-    """The classes of images, from a model of `probe`."""
+    """The classes of images, from a model of `probe`.
+
+    Attributes:
+        out: the file of the predictions, as CSV or JSON; None if there is none.
+    """
 
     predictions: tuple[Prediction, ...]
+    out: Path | None = None
 
     def summary(self) -> str:
         return self._csv() if self.format == "csv" else super().summary()
+
+    def closing(self) -> str:
+        return super().closing() if self.out is None else f"Predictions: {self.out}"
 
     def table(self) -> str:
         table = Table(
             Column("image", overflow="fold"), "label", "probability", "then" if self.top > 1 else ""
         )
         for prediction in self.predictions:
-            (label, share), *others = list(prediction.probabilities.items())[: self.top]
-            then = ", ".join(f"{name} {100 * value:.1f} %" for name, value in others)
-            table.add_row(prediction.image, label, f"{100 * share:.1f} %", then)
+            table.add_row(prediction.image, *_cells(prediction, self.top))
         return table_text(table)
 
     def _csv(self) -> str:
-        classes = sorted(self.predictions[0].probabilities) if self.predictions else []
-        rows = [["image", "label", "probability", *classes]]
-        for prediction in self.predictions:
-            shares = [f"{prediction.probabilities[name]:.6f}" for name in (prediction.label, *classes)]
-            rows.append([prediction.image, prediction.label, *shares])
-        return csv_text(rows).removesuffix("\n")
+        lines = [csv_line(prediction, not k) for k, prediction in enumerate(self.predictions)]
+        return "\n".join(lines) or csv_text([["image", "label", "probability"]]).removesuffix("\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,4 +210,49 @@ class DensePredictResult(PredictResult):
         for prediction in self.predictions:
             named = prediction.named
             table.add_row(prediction.image, listing(named, self.top) if named else "nothing")
-        return f"{table_text(table)}\nOverlays and predictions.json: {self.out}"
+        return f"{table_text(table)}\n{self._where()}"
+
+    def closing(self) -> str:
+        return self._where() if self.announced and self.format == "table" else super().closing()
+
+    def _where(self) -> str:
+        return f"Overlays and predictions.json: {self.out}"
+
+
+def line_of(
+    prediction: Prediction | DensePrediction, form: Literal["table", "json", "csv"], top: int, first: bool
+) -> str:
+    """Return the lines that announce one prediction, as soon as it is known.
+
+    Args:
+        form: csv and json give together, with `PredictResult.closing`, the content of `summary`; table gives
+            one line.
+        top: number of classes or objects in the line.
+        first: True for the first prediction, which stands behind the header.
+    """
+    if form == "json":
+        record = json.dumps(prediction.record(), indent=2)
+        return ("[\n" if first else ",\n") + "\n".join(f"  {line}" for line in record.split("\n"))
+    if isinstance(prediction, DensePrediction):
+        return f"{prediction.image}: {listing(prediction.named, top) if prediction.named else 'nothing'}"
+    if form == "csv":
+        return csv_line(prediction, first)
+    label, share, then = _cells(prediction, top)
+    return f"{prediction.image}: {label} {share}" + (f", then {then}" if then else "")
+
+
+def csv_line(prediction: Prediction, first: bool) -> str:
+    """Return the line of an image in a CSV file, without its end, and for the first one the header."""
+    classes = sorted(prediction.probabilities)
+    shares = [
+        f"{value:.6f}" for value in (prediction.probability, *map(prediction.probabilities.get, classes))
+    ]
+    rows = [["image", "label", "probability", *classes], [prediction.image, prediction.label or "", *shares]]
+    return csv_text(rows if first else rows[1:]).removesuffix("\n")
+
+
+def _cells(prediction: Prediction, top: int) -> tuple[str, str, str]:
+    """Return the cells of an image in a table: its class, the probability, and the next classes."""
+    others = list(prediction.probabilities.items())[1:top]
+    then = ", ".join(f"{name} {100 * value:.1f} %" for name, value in others)
+    return prediction.label or "no class", f"{100 * prediction.probability:.1f} %", then

@@ -6,6 +6,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from difflens.configs.command_line import beside, next_commands, shown_command
+from difflens.configs.explain import ExplainConfig
+from difflens.configs.predict import PredictConfig
 from difflens.metrics.classification import Evaluation
 from difflens.ranges import Count, Natural, NonNegative, Share
 from difflens.results.base import Result, plain, skipped
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 Accuracy = Literal["top1", "top5", "mean_per_class"]
 """Name of an accuracy in [0, 1] that has a mean over seeds."""
 
+_EXPLAINED = ("linear", "attention", "difformer", "mix")  # the heads that `explain` shows
 _SHARES: tuple[Accuracy, ...] = ("top1", "top5", "mean_per_class")
 # figures that metrics.json leaves out where there are none
 _OPTIONAL = ("grid", "neighbours", "ece", "nll")
@@ -230,8 +234,19 @@ class ProbeResult(Result):
             f"top-1 {top1}, top-5 {top5}, mean per class {per_class}{note}{calibration}, "
             f"{first.train_images:,} training and {first.test_images:,} test images, "
             f"{first.trainable_parameters:,} trainable parameters\n"
-            f"Report: {self.out / 'report.html'}\nModel: {self.out / 'model'}"
+            f"Report: {self.out / 'report.html'}\nModel: {self.out / 'model'}\n"
+            + "\n".join(next_commands(self.commands))
         )
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """Command lines to run next."""
+        model = self.out / "model"
+        commands = [shown_command(PredictConfig(model=model, images=(Path("IMAGES"),)))]
+        if self.model.head.name in _EXPLAINED:
+            explain = ExplainConfig(run=self.out, out=self.out)
+            commands.append(shown_command(explain, beside(self.out, "explained")))
+        return tuple(commands)
 
     def left_out(self) -> str:
         return skipped(self.skipped_images)

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from difflens.configs.command_line import next_commands
 from difflens.errors import listing
 from difflens.metrics.suggestion import Suggestion
 from difflens.processes.base import Level, in_words
@@ -99,8 +100,7 @@ class SuggestResult(Result):
         lines = [
             f"Suggested: {describe(self.suggestion, log_snr)} Without labels, from {self.images:,} images.",
             f"Report: {self.out / 'report.html'}, heat map: {self.out / 'heatmap.png'}",
-            "Next:",
-            *(f"  {command}" for command in self.commands),
+            *next_commands(self.commands),
         ]
         return "\n".join(lines)
 

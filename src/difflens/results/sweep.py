@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from difflens.configs.command_line import next_commands
 from difflens.errors import listing
 from difflens.metrics.recommendation import Recommendation
 from difflens.processes.base import Level, in_words
@@ -134,8 +135,7 @@ class SweepResult(Result):
             f"Recommended: {describe(best, log_snr, self.validation_images)}",
             f"For DifFormer: blocks {listing(best.fusion_blocks)} at noise steps {steps}",
             f"Report: {self.out / 'report.html'}, heat map: {self.out / 'heatmap.png'}",
-            "Next:",
-            *(f"  {command}" for command in self.commands),
+            *next_commands(self.commands),
         ]
         return "\n".join(lines)
 

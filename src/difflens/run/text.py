@@ -27,6 +27,11 @@ def one_line(text: object) -> str:
     return visible(" ".join(str(text).split()))
 
 
+def a(noun: str) -> str:
+    """Return a noun with its article, a or an, by the first sound: "an mlp" is spelt, "a linear" is not."""
+    return f"{'an' if noun.startswith(tuple('aeio')) or noun in ('mlp', 'mae') else 'a'} {noun}"
+
+
 def markdown(text: object) -> str:
     """Return `text` as plain words of one line of Markdown, also in a table."""
     return _MARKDOWN.sub(r"\\\1", one_line(text))

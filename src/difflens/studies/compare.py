@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -254,6 +255,13 @@ def _write(
             "Seeds": ", ".join(map(str, seeds)),
             "Timing": f"{READ_BATCH} images, the fastest of {_TIMINGS} readings, backbones in turns",
             **opened.provenance(),
+        },
+        beneath={
+            f"{candidate.spec}, {trial.title}": Path(config.folder(candidate.spec).name)
+            / trial.key
+            / "report.html"
+            for candidate in candidates
+            for trial in config.trials
         },
     )
     run.write("report.html", report)

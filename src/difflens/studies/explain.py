@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from difflens.backbones.base import Backbone
 from difflens.backbones.maps import Place, pool_to
 from difflens.configs.command_line import shown_command
-from difflens.configs.explain import ExplainConfig
+from difflens.configs.explain import MOST_IMAGES, ExplainConfig
 from difflens.configs.options import given, resolve
 from difflens.data.changes import say_changes
 from difflens.data.files import list_images
@@ -47,6 +47,7 @@ from difflens.results.explain import ExplainResult, HeadShares, Neighbour
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.reading import read_yaml
 
+_COUNT = 4  # images, where none are named
 _BLOCKS = 7  # the most blocks beside each other
 _STEPS = (0.005, 0.05, 0.1, 0.2, 0.4)  # default noise steps, as shares of the schedule
 
@@ -118,10 +119,15 @@ class _Explanation:
         (self.step,) = backbone.check_noise_steps((step,))
         if config.images:
             paths = list_images(config.images)[: config.count]
+            if len(paths) > MOST_IMAGES:
+                raise DiffLensError(
+                    f"{len(paths):,} images are named, and a report shows at most {MOST_IMAGES}: name fewer, "
+                    "or give --count"
+                )
             self.examples: ImageSplit = FileSplit("images", [str(path) for path in paths])
             say_changes(self.examples, backbone.spec, backbone.in_channels, backbone.image_size)
         else:
-            self.examples = data.test.subset(balanced(data.test, config.count, config.seed))
+            self.examples = data.test.subset(balanced(data.test, config.count or _COUNT, config.seed))
         self.reading = Reading(config.workers, config.on_bad_image, [])
 
     def write(self, run: RunDirectory) -> ExplainResult:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from difflens.backbones.maps import pool_to
-from difflens.configs.command_line import shown_command
+from difflens.configs.command_line import beside, shown_command
 from difflens.configs.options import resolve
 from difflens.configs.suggest import SuggestConfig
 from difflens.data.labels import balanced
@@ -139,7 +139,7 @@ class _Study:
         probe = replace(
             probe_like(config), head="attention", blocks=(best.block,), noise_steps=(best.noise_step,)
         )
-        commands = (shown_command(probe),)
+        commands = (shown_command(probe, beside(config.out, "probe")),)
         result = SuggestResult(
             out=config.out,
             statistics=statistics,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from difflens.backbones.base import Backbone
-from difflens.configs.command_line import shown_command
+from difflens.configs.command_line import beside, shown_command
 from difflens.configs.options import resolve
 from difflens.configs.sweep import SweepConfig
 from difflens.data.load import load_data
@@ -112,7 +112,7 @@ def _commands(config: SweepConfig, best: Recommendation) -> tuple[str, ...]:
     probe = probe_like(config)
     single = replace(probe, head="attention", blocks=(best.block,), noise_steps=(best.noise_step,))
     fused = replace(probe, head="difformer", blocks=best.fusion_blocks, noise_steps=best.fusion_noise_steps)
-    return shown_command(single), shown_command(fused)
+    return tuple(shown_command(each, beside(config.out, str(each.head))) for each in (single, fused))
 
 
 def _table(backbone: Backbone, result: SweepResult, log_snr: dict[Level, float]) -> str:

@@ -201,7 +201,7 @@ class DenseTask(ABC, Generic[C, S, M]):
     def examples(
         self, model: M, data: DenseData[S], validation: Samples, process: Accelerator
     ) -> list[Example]:
-        """Return the first `EXAMPLES` validation images with their predictions."""
+        """Return `EXAMPLES` validation images, evenly spaced, with their predictions."""
 
 
 def run_dense(
@@ -244,6 +244,11 @@ def run_dense(
             model = task.model_kind.load(config.out)
             return run.read_json(FINISHED, lambda metrics: result(metrics, config.out, model))
         return result(_train_and_evaluate(task, model, data, run, process), config.out, model)
+
+
+def spread(count: int) -> range:
+    """Return the positions of `EXAMPLES` of `count` images, evenly spaced; of all if there are fewer."""
+    return range(0, count, max(1, count // EXAMPLES))[:EXAMPLES]
 
 
 def _train_and_evaluate(

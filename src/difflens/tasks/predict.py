@@ -19,12 +19,15 @@ from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError
 from difflens.models.saved import DetectionModel, SegmentationModel
 from difflens.processes.clean import Clean
-from difflens.results.predict import DensePrediction, DensePredictResult
+from difflens.results.predict import DensePrediction, DensePredictResult, line_of
 from difflens.run.files import replace_with, write_text
 from difflens.run.reading import read_json
 
 _RECORD = "predictions.json"
 _MOST = 2**30  # bytes; the masks of many objects in many images
+
+Announce = Callable[[str], object]
+"""Receives the text of a prediction."""
 
 Answer = tuple[dict[str, Any], dict[str, Image.Image]]
 """The fields of a prediction, and its pictures: "overlay" and, for a segmentation, "mask"."""
@@ -77,6 +80,7 @@ def write_predictions(
     kind: type[DensePrediction],
     answer: Callable[[Tensor], Answer],
     model: SegmentationModel | DetectionModel,
+    announce: Announce | None = None,
     check: Callable[[int, int], object] = lambda height, width: None,
 ) -> DensePredictResult:
     """Apply a model to each image, and write overlays, masks and predictions.json to `config.out`.
@@ -85,6 +89,7 @@ def write_predictions(
         kind: the class of the predictions.
         answer: gives the model's answer for an image, uint8 (C, H, W).
         model: the model that answers.
+        announce: receives the text of each prediction as soon as it is known; None announces nothing.
         check: called with height and width of each image before any file is written; it raises for an image
             that is too large.
 
@@ -100,7 +105,7 @@ def write_predictions(
     # nothing of another model or of other images stays
     for earlier in _pictures(out) or ():
         (out / earlier).unlink(missing_ok=True)
-    predictions = []
+    predictions: list[DensePrediction] = []
     for path, name in zip(readable, _names(readable), strict=True):
         image = read_image(path)
         found, pictures = answer(image)
@@ -110,12 +115,15 @@ def write_predictions(
         predictions.append(
             kind(image=str(path), width=image.shape[-1], height=image.shape[-2], **files, **found)
         )
+        if announce is not None:
+            announce(line_of(predictions[-1], config.format, config.top, len(predictions) == 1))
     result = DensePredictResult(
         predictions=tuple(predictions),
         skipped_images=tuple(skipped),
         out=out,
         format=config.format,
         top=config.top,
+        announced=announce is not None and bool(predictions),
     )
     text = json.dumps(result.records(), indent=2) + "\n"
     write_text(out / _RECORD, text)

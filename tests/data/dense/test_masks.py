@@ -5,10 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from difflens import DiffLensError
-from difflens.data.dense.masks import VOC_CLASSES, load_masks, load_pairs, palette, to_palette_image
+from difflens.data.dense.masks import (
+    VOC_CLASSES,
+    class_palette,
+    load_masks,
+    load_pairs,
+    palette,
+    to_palette_image,
+)
+from difflens.reports.overlays import mask_overlay
 
 
 def save(path: Path, values: list[list[int]], kind: str = "mask") -> None:
@@ -270,3 +279,19 @@ def test_the_colours_are_pascal_vocs() -> None:
         [0, 64, 128],
         [224, 224, 192],
     ]
+
+
+def test_one_palette_for_masks_overlays_and_legends() -> None:
+    """A background is black; without one the first class has a colour of its own."""
+    assert class_palette(("background", "car"))[[0, 1]].tolist() == palette()[[0, 1]].tolist()
+    classes = ("sky", "car")
+    colours = class_palette(classes)
+    assert colours[[0, 1]].tolist() == palette()[[1, 2]].tolist()
+    mask = np.zeros((400, 400), np.uint8)
+    mask[:, 200:] = 1
+    written = to_palette_image(mask, classes)
+    assert np.array_equal(np.asarray(written), mask)
+    assert np.array_equal(np.asarray(written.convert("RGB"))[0, [0, 399]], colours[[0, 1]])
+    image = torch.zeros(3, 400, 400, dtype=torch.uint8)
+    drawn = np.asarray(mask_overlay(image, torch.from_numpy(mask), classes))
+    assert np.array_equal(drawn[0, [0, 399]], (0.6 * colours[[0, 1]]).round().astype(np.uint8))

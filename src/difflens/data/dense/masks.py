@@ -212,11 +212,24 @@ def read_mask(path: Path, exif: Exif = "apply") -> NDArray[np.uint8]:
     return pixels.astype(np.uint8)
 
 
-def to_palette_image(mask: NDArray[np.uint8]) -> Image.Image:
-    """Return a mask, (H, W), as a palette image: its values are the classes, its colours tell them apart."""
+def to_palette_image(mask: NDArray[np.uint8], classes: Sequence[str] = (BACKGROUND,)) -> Image.Image:
+    """Return a mask, (H, W), as a palette image: its values are the classes, its colours tell them apart.
+
+    Args:
+        classes: their names, in the order of the values.
+    """
     image = Image.fromarray(mask, "P")
-    image.putpalette(palette().flatten().tolist())
+    image.putpalette(class_palette(classes).flatten().tolist())
     return image
+
+
+def class_palette(classes: Sequence[str]) -> NDArray[np.uint8]:
+    """Return the colours of the 256 values of masks, uint8 (256, 3), for masks, overlays and legends.
+
+    A first class that is the background is black; any other has the first colour of `palette`.
+    """
+    first = 0 if classes[0].lower() == BACKGROUND else 1
+    return palette()[(np.arange(256) + first).clip(max=255)]
 
 
 def palette() -> NDArray[np.uint8]:

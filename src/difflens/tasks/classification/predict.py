@@ -10,19 +10,28 @@ from difflens.data.loader import iterate
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError
 from difflens.models.saved import TrainedModel
-from difflens.results.predict import ClassPredictResult, Prediction
+from difflens.results.predict import ClassPredictResult, Prediction, line_of
+from difflens.run.files import write_text
 from difflens.run.processes import accelerator
-from difflens.tasks.predict import check_draws
+from difflens.tasks.predict import Announce, check_draws
 
 
-def predict_classes(config: PredictConfig) -> ClassPredictResult:
+def predict_classes(config: PredictConfig, announce: Announce | None = None) -> ClassPredictResult:
     """Classify images, and return the predictions in their order.
 
+    Args:
+        announce: receives the text of each prediction as soon as it is known; None announces nothing.
+
     Raises:
-        DiffLensError: the model or an image cannot be read, or there are no images.
+        DiffLensError: the model or an image cannot be read, there are no images, or the file exists.
     """
-    if config.out is not None:
-        raise DiffLensError("--out is for models of segment and detect; classes are printed")
+    out = config.out
+    if out is not None:
+        if config.format == "table":
+            raise DiffLensError("--out is the file of classes as csv or json: add --format csv or json")
+        if out.exists():
+            raise DiffLensError(f"{out} exists: name another file with --out")
+        announce = None
     device = accelerator(config.device).device
     model = TrainedModel.load(config.model, config.backbone, device)
     split = FileSplit("images", [str(path) for path in list_images(config.images)])
@@ -43,8 +52,22 @@ def predict_classes(config: PredictConfig) -> ClassPredictResult:
         for row, values in zip(batch.rows.tolist(), probabilities, strict=True):
             order = torch.argsort(values, descending=True, stable=True).tolist()
             predictions.append(
-                Prediction(split.ids[row], {model.classes[k]: float(values[k]) for k in order})
+                Prediction(
+                    split.ids[row],
+                    {model.classes[k]: float(values[k]) for k in order},
+                    config.threshold or 0.0,
+                )
             )
-    return ClassPredictResult(
-        predictions=tuple(predictions), skipped_images=tuple(skipped), format=config.format, top=config.top
+            if announce is not None:
+                announce(line_of(predictions[-1], config.format, config.top, len(predictions) == 1))
+    result = ClassPredictResult(
+        predictions=tuple(predictions),
+        skipped_images=tuple(skipped),
+        format=config.format,
+        top=config.top,
+        announced=announce is not None and bool(predictions),
+        out=out,
     )
+    if out is not None:
+        write_text(out, result.summary() + "\n")
+    return result

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -44,6 +45,7 @@ from difflens.run.console import note
 from difflens.run.directory import FINISHED, RunDirectory, read_log
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
+from difflens.run.text import a
 from difflens.tasks.classification.normalise import fit_normalisation
 from difflens.tasks.classification.predictions import predictions_csv, read_predictions
 from difflens.tasks.classification.selection import choose_linear, choose_neighbours
@@ -511,7 +513,8 @@ def _report(
         **environment(process.device),
     }
     summary = (
-        f"A {config.head} head on the {model.extractor.name} features of {config.backbone}, trained on "
+        f"{a(given(config.head)).capitalize()} head on the {model.extractor.name} features of "
+        f"{config.backbone}, trained on "
         f"{train_images:,} labelled images of {data.name}."
     )
     return probe_report(
@@ -522,4 +525,9 @@ def _report(
         logs=logs,
         examples=examples,
         provenance=provenance,
+        beneath={
+            f"Seed {each.seed}": Path(f"seed-{each.seed}", "report.html")
+            for each in result.seeds
+            if len(result.seeds) > 1
+        },
     )

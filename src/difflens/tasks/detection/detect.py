@@ -24,10 +24,10 @@ from difflens.results.detect import DetectResult
 from difflens.run.directory import RunDirectory
 from difflens.run.processes import accelerator
 from difflens.tasks.dense import (
-    EXAMPLES,
     DenseTask,
     Plan,
     run_dense,
+    spread,
 )
 from difflens.tasks.detection.inference import detections, evaluate_detection
 from difflens.tasks.objectives import Loss
@@ -116,7 +116,7 @@ class Detection(DenseTask[DetectConfig, ObjectSplit, DetectionModel]):
         self, model: DetectionModel, data: DenseData[ObjectSplit], validation: Samples, process: Accelerator
     ) -> list[Example]:
         split, examples = data.val, []
-        rows = range(len(split))[:EXAMPLES]
+        rows = spread(len(split))
         for row, found in detections(model.probe, validation, model.head.side, process, rows):
             target = split.target(row, split.has_masks)
             true = Objects(target["boxes"], target["labels"], None, target.get("masks"))
@@ -125,9 +125,15 @@ class Detection(DenseTask[DetectConfig, ObjectSplit, DetectionModel]):
 
 
 def sure(objects: Objects) -> Objects:
-    """Return the objects with a score of at least `SURE`."""
+    """Return the objects with a score of at least `SURE`, or else the one with the highest score."""
     assert objects.scores is not None
-    kept = objects.scores >= SURE
+    return above(objects, min(SURE, float(objects.scores.max())) if len(objects.scores) else SURE)
+
+
+def above(objects: Objects, score: float) -> Objects:
+    """Return the objects with at least this score, in [0, 1]."""
+    assert objects.scores is not None
+    kept = objects.scores >= score
     masks = None if objects.masks is None else objects.masks[kept]
     return Objects(objects.boxes[kept], objects.labels[kept], objects.scores[kept], masks)
 

@@ -12,9 +12,9 @@ from difflens.models.saved import DetectionModel
 from difflens.reports.overlays import object_overlay
 from difflens.results.predict import DensePredictResult, DetectedImage, DetectedObject
 from difflens.run.processes import accelerator
-from difflens.tasks.detection.detect import sure
+from difflens.tasks.detection.detect import above, sure
 from difflens.tasks.detection.inference import coco_results, detect_objects
-from difflens.tasks.predict import Answer, check_dense, write_predictions
+from difflens.tasks.predict import Announce, Answer, check_dense, write_predictions
 
 
 def objects_in(model: DetectionModel, image: Tensor) -> Objects:
@@ -30,7 +30,7 @@ def objects_in(model: DetectionModel, image: Tensor) -> Objects:
     return found
 
 
-def predict_objects(config: PredictConfig) -> DensePredictResult:
+def predict_objects(config: PredictConfig, announce: Announce | None = None) -> DensePredictResult:
     """Detect objects in images, and write NAME.overlay.png and predictions.json.
 
     The prediction for an image does not depend on the other images.
@@ -47,6 +47,9 @@ def predict_objects(config: PredictConfig) -> DensePredictResult:
 
     def answer(image: Tensor) -> Answer:
         found = objects_in(model, image)
+        if config.threshold is not None:
+            found = above(found, config.threshold)
+        shown = found if config.threshold is not None else sure(found)
         objects = tuple(
             DetectedObject(
                 label=model.classes[each["category_id"]],
@@ -56,6 +59,6 @@ def predict_objects(config: PredictConfig) -> DensePredictResult:
             )
             for each in coco_results(found, 0, range(len(model.classes)))
         )
-        return {"objects": objects}, {"overlay": object_overlay(image, sure(found), model.classes)}
+        return {"objects": objects}, {"overlay": object_overlay(image, shown, model.classes)}
 
-    return write_predictions(config, DetectedImage, answer, model)
+    return write_predictions(config, DetectedImage, answer, model, announce)

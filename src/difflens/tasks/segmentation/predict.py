@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from difflens.configs.predict import PredictConfig
+from difflens.data.dense.base import IGNORED
 from difflens.data.dense.masks import to_palette_image
 from difflens.data.images import with_channels
 from difflens.extractors.base import evaluating
@@ -13,25 +14,27 @@ from difflens.models.saved import SegmentationModel
 from difflens.reports.overlays import mask_overlay
 from difflens.results.predict import DensePredictResult, SegmentedImage
 from difflens.run.processes import accelerator
-from difflens.tasks.predict import Answer, check_dense, check_draws, write_predictions
+from difflens.tasks.predict import Announce, Answer, check_dense, check_draws, write_predictions
 from difflens.tasks.segmentation.inference import Sliding, class_probabilities, require_probabilities
 
 
-def mask_of(model: SegmentationModel, image: Tensor, draws: int = 1) -> Tensor:
+def mask_of(model: SegmentationModel, image: Tensor, draws: int = 1, threshold: float = 0.0) -> Tensor:
     """Return the class at each pixel, (H, W) uint8, on the CPU.
 
     Args:
         image: uint8, (C, H, W) of any size, C 1 or 3. It gets the noise of index 0.
         draws: the number of noise samples that the probabilities are averaged over.
+        threshold: a pixel whose class has less probability is `IGNORED`.
     """
     seen = with_channels(image, model.probe.extractor.backbone.in_channels).to(model.device)
     sliding = Sliding(model.head.side)
     with evaluating(model.probe):
         each = (class_probabilities(model.probe, seen, 0, sliding, draw) for draw in range(draws))
-        return reduce(torch.Tensor.add_, each).argmax(0).to(torch.uint8).cpu()
+        share, best = (reduce(torch.Tensor.add_, each) / draws).max(0)
+    return best.masked_fill(share < threshold, IGNORED).to(torch.uint8).cpu()
 
 
-def predict_masks(config: PredictConfig) -> DensePredictResult:
+def predict_masks(config: PredictConfig, announce: Announce | None = None) -> DensePredictResult:
     """Segment images, and write NAME.overlay.png, NAME.mask.png with the classes as values, and
     predictions.json.
 
@@ -47,13 +50,14 @@ def predict_masks(config: PredictConfig) -> DensePredictResult:
     check_draws(config, model.probe.extractor.backbone)
 
     def answer(image: Tensor) -> Answer:
-        mask = mask_of(model, image, config.draws)
-        counts = mask.flatten().long().bincount(minlength=len(model.classes)) / mask.numel()
+        mask = mask_of(model, image, config.draws, config.threshold or 0.0)
+        known = mask[mask != IGNORED].long()
+        counts = known.bincount(minlength=len(model.classes)) / mask.numel()
         order = counts.argsort(descending=True, stable=True).tolist()
         shares = {model.classes[k]: round(float(counts[k]), 6) for k in order if counts[k]}
         pictures = {
             "overlay": mask_overlay(image, mask, model.classes),
-            "mask": to_palette_image(mask.numpy()),
+            "mask": to_palette_image(mask.numpy(), model.classes),
         }
         return {"classes": shares}, pictures
 
@@ -61,4 +65,4 @@ def predict_masks(config: PredictConfig) -> DensePredictResult:
         if device.type == "cpu":
             require_probabilities(len(model.classes), height, width, Sliding(model.head.side))
 
-    return write_predictions(config, SegmentedImage, answer, model, check)
+    return write_predictions(config, SegmentedImage, answer, model, announce, check)

@@ -22,10 +22,10 @@ from difflens.results.segment import SegmentResult
 from difflens.run.directory import RunDirectory
 from difflens.run.processes import accelerator
 from difflens.tasks.dense import (
-    EXAMPLES,
     DenseTask,
     Plan,
     run_dense,
+    spread,
 )
 from difflens.tasks.objectives import Loss
 from difflens.tasks.segmentation.inference import Sliding, evaluate_segmentation, predictions
@@ -100,7 +100,7 @@ class Segmentation(DenseTask[SegmentConfig, MaskSplit, SegmentationModel]):
     def examples(
         self, model: SegmentationModel, data: DenseData[MaskSplit], validation: Samples, process: Accelerator
     ) -> list[Example]:
-        rows = range(len(data.val))[:EXAMPLES]
+        rows = spread(len(data.val))
         return [
             Example(data.val.ids[row], data.val.image(row), true, predicted)
             for row, predicted, true in predictions(

@@ -1,0 +1,59 @@
+"""Trained models as ONNX files, run by onnxruntime."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from difflens import (
+    DiffLensError,
+    ExportConfig,
+    ProbeConfig,
+    TrainedModel,
+    export,
+    probe,
+)
+from tests.helpers.cli import run
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+
+
+def answers(file: Path, images: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return list(session.run(None, {"images": images}))
+
+
+@pytest.mark.parametrize("extractor", ["frozen"])
+def test_onnxruntime_gives_the_same_probabilities(
+    extractor: str, backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    result = probe(
+        ProbeConfig(
+            backbone=str(backbone_folder),
+            data=str(image_tree),
+            out=tmp_path / "run",
+            extractor=extractor,  # type: ignore[arg-type]
+            width=16,
+            epochs=1,
+            device="cpu",
+            workers=0,
+        )
+    )
+    written = export(ExportConfig(model=result.out, file=tmp_path / "model.onnx"))
+    assert written.difference <= 1e-4
+    assert (written.shape, written.classes) == ((3, 16, 16), result.model.classes)
+    images = torch.rand(5, 3, 16, 16) * 2 - 1
+    (found,) = answers(tmp_path / "model.onnx", images.numpy())
+    expected = TrainedModel.load(result.out).probabilities(images)
+    assert np.abs(found - expected.numpy()).max() <= 1e-4
+    # an image alone gets the same noise
+    (alone,) = answers(tmp_path / "model.onnx", images[3:4].numpy())
+    assert np.abs(found[3] - alone[0]).max() <= 1e-5
+    assert run("export", result.out, tmp_path / "model.onnx") == 2
+
+
+def test_what_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(DiffLensError, match="nowhere"):
+        export(ExportConfig(model=tmp_path / "nowhere", file=tmp_path / "model.onnx"))
+    assert not [*tmp_path.iterdir()]

@@ -1,0 +1,127 @@
+"""Models packed for other machines, and uploaded to a hub on this one."""
+
+import base64
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+from difflens import DiffLensError, ProbeConfig, PushConfig, TrainedModel, probe, push
+from tests.helpers.cli import run
+
+
+class Hub(ThreadingHTTPServer):
+    """The part of the hub's API that an upload uses, and the files that it received."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/api/repos/create":
+            answer: object = {"url": f"http://{self.headers['Host']}/me/clothes", "name": "me/clothes"}
+        elif self.path == "/api/validate-yaml":  # the head of the card
+            assert "content" in json.loads(body)
+            answer = {"errors": [], "warnings": []}
+        elif "/preupload/" in self.path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            mode = {"uploadMode": "regular", "shouldIgnore": False}
+            answer = {"files": [{"path": name, **mode} for name in names]}
+        else:
+            assert "/commit/" in self.path
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            answer = {"commitUrl": f"http://{self.headers['Host']}/me/clothes/commit/1", "commitOid": "1"}
+        self._answer(answer)
+
+    def do_GET(self) -> None:
+        self._answer({"id": "me/clothes", "sha": "0", "siblings": [], "tags": []})
+
+    def _answer(self, value: object) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_for_this_machine_only")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def trained(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.helpers.images import make_image_tree
+
+    root = tmp_path_factory.mktemp("push")
+    make_image_tree(root / "images")
+    shutil.copytree(backbone_folder, root / "backbone")
+    config = ProbeConfig(
+        backbone=str(root / "backbone"), data=str(root / "images"), out=root / "run", head="linear", epochs=1,
+        device="cpu", workers=0,
+    )  # fmt: skip
+    probe(config)
+    return root / "run"
+
+
+def test_a_packed_model_needs_no_other_file(trained: Path, tmp_path: Path) -> None:
+    result = push(PushConfig(model=trained, with_backbone=True, out=tmp_path / "packed"))
+    assert result.url is None
+    assert {"README.md", "config.json", "model.safetensors", "backbone/config.json"} <= {*result.files}
+    assert str(trained.parent) not in "".join(
+        (tmp_path / "packed" / name).read_text() for name in ("README.md", "config.json")
+    )
+    moved = shutil.move(tmp_path / "packed", tmp_path / "elsewhere")
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    here, there = TrainedModel.load(trained), TrainedModel.load(Path(moved))
+    assert str(tmp_path) in there.backbone.spec
+    assert torch.equal(here.probabilities(images), there.probabilities(images))
+
+
+def test_a_model_is_uploaded_with_its_card(
+    trained: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("push", trained, "me/clothes", "--with-backbone") == 0
+    assert "Uploaded: http://127.0.0.1" in capsys.readouterr().out
+    assert hub.files["model.safetensors"] == (trained / "model/model.safetensors").read_bytes()
+    assert b"library_name: difflens" in hub.files["README.md"] or b"---" in hub.files["README.md"]
+    assert json.loads(hub.files["config.json"])["backbone"]["spec"] == "./backbone"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "name the repository"),
+        ({"repo": "clothes"}, "it must be OWNER/NAME"),
+        ({"out": "packed"}, "lies on this machine, .*: add --with-backbone"),
+    ],
+)
+def test_what_cannot_be_pushed(options: dict[str, str], message: str, trained: Path, tmp_path: Path) -> None:
+    given = options | ({"out": tmp_path / "packed"} if "out" in options else {})
+    with pytest.raises(DiffLensError, match=message):
+        push(PushConfig(model=trained, **given))  # type: ignore[arg-type]
+    assert not [*tmp_path.iterdir()]
