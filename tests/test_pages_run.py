@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 
 from difflens import load_data
@@ -92,6 +93,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone_folder: Path
     (tmp_path / "images.csv").write_text("\n".join(["path,label,split", *rows]))
     for name in ("network", "google/ddpm-cifar10-32"):
         shutil.copytree(backbone_folder, tmp_path / name)
+        DDPMScheduler(num_train_timesteps=1000).save_pretrained(tmp_path / name)
     for name, kind in (("DIT_FOLDER", "DiT"), ("FLOW_FOLDER", "flow"), ("LDM_FOLDER", "LDM")):
         Path(write(kind, tmp_path).spec).rename(tmp_path / name)
     write_clothes(tmp_path)

@@ -71,8 +71,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def linked(link: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(origin), link[1]))
         target = INCLUDED.get(path, "index.md" if path == "README.md" else path.removeprefix("docs/"))
-        if here != (shown := re.sub(r"\.ipynb$", ".md", target)):  # a notebook's page links to its file
-            target = shown
+        if not here.startswith("notebooks/"):  # the page of a notebook links to its file
+            target = re.sub(r"\.ipynb$", ".md", target)
         return posixpath.relpath(target, posixpath.dirname(here) or ".")
 
     return _LINK.sub(linked, markdown)
