@@ -1,6 +1,7 @@
 # make demo   install what the demo needs, and run the main job on what the package bundles
 # make test   install what the tests need besides, and run them
-# make check  lint, formatting, types, who imports whom
+# make check  lint, formatting, types, who imports whom, the documentation site
+# make pages  the documentation site, in site/
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip install --editable
 INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow check format clean
+.PHONY: demo test slow check pages format clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/difflens demo --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -19,11 +20,14 @@ test: $(READY)
 slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
 
-check: $(READY)
+check: $(READY) pages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+pages: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .

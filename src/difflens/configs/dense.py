@@ -29,7 +29,7 @@ class DenseConfig(DryRunOptions, OptimiserOptions, ExtractorOptions, BackboneOpt
     """Train a head on the maps of a backbone's blocks, and evaluate it on the validation images."""
 
     data: Path | None = None
-    """Folder of the data set, in one of the layouts that the README names."""
+    """Folder of the data set, in one of the layouts that the page on dense tasks lists."""
     train: tuple[Path, Path] | None = None
     """Instead of --data: the folder of training images, and the folder of their masks (detect: their JSON
     file)."""
