@@ -66,6 +66,8 @@ def small(words: list[str]) -> list[str]:
     words = [*words, *SMALL[words[0]].split()]
     if words[0] == "probe" and "knn" not in words:
         words += ["--epochs", "1"]
+    if words[0] == "probe" and "--label-fraction" in words:
+        words += ["--label-fraction", "0.5"]
     if words[0] == "generate":
         words += ["--steps", "2"]
     given = {"--data", "--store", "--run", "--points", "--merge", "album"} & {*words}
@@ -105,11 +107,11 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone_folder: Path
 
 
 def write_clothes(root: Path) -> None:
-    """40 training and 20 test images, four and two of each class, as a class folder `clothes` and as
+    """140 training and 20 test images, fourteen and two of each class, as a class folder `clothes` and as
     MNIST-style files in `digits`."""
     data = load_data("fashion")
     (root / "digits").mkdir()
-    for split, name, each in ((data.train, "train", 4), (data.test, "t10k", 2)):
+    for split, name, each in ((data.train, "train", 14), (data.test, "t10k", 2)):
         assert split.labels is not None
         assert split.pixels is not None
         rows = torch.cat([(split.labels == label).nonzero()[:each, 0] for label in range(10)])
