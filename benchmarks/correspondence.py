@@ -29,9 +29,10 @@ from difflens.backbones.maps import pool_to
 from difflens.data.dense.masks import read_mask
 from difflens.data.files import find_images
 from difflens.data.images import read_image, stretch, to_float, with_channels
+from difflens.metrics.confusion import confusion_matrix
 from difflens.metrics.correspondence import locate, sample, similarity_maps
 from difflens.metrics.propagation import carry
-from difflens.metrics.segmentation import SegmentationEvaluation, confusion_matrix
+from difflens.metrics.segmentation import SegmentationEvaluation
 from difflens.studies.explore import spread
 from difflens.studies.places import default_levels
 from difflens.studies.propagate import one_hot, to_mask

@@ -8,11 +8,17 @@ import torch
 import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
+from torch import Tensor
 
-from difflens import ProbeConfig, load_backbone, probe
+from difflens import DiffusionBackbone, ProbeConfig, load_backbone, probe
 from difflens.backbones import load
+from difflens.backbones.maps import pool_to
 from difflens.data.changes import channels_of
 from difflens.data.split import FileSplit
+from difflens.extractors.frozen import FrozenExtractor
+from difflens.generation.samplers import sample
+from difflens.metrics.classifiers import held_out_scores
+from difflens.noise import seeded_noise
 from difflens.run.console import note
 from tests.helpers.cli import run
 from tests.helpers.images import make_image_tree
@@ -103,3 +109,25 @@ def test_the_demo_takes_photographs(colours: str, tmp_path: Path) -> None:
     report = (tmp_path / "demo" / "report.html").read_text()
     assert "diffusion network (colours)" in report
     assert "fashion" not in report.lower()
+
+
+@torch.no_grad()
+def test_the_network_of_photographs_denoises_and_recognises() -> None:
+    """Its own samples are the pictures. Their rotation by 0, 90, 180 or 270 degrees is the label."""
+    backbone, generated = load_backbone("photos"), 125
+    assert isinstance(backbone, DiffusionBackbone)
+    pictures, index = sample(backbone, generated, 8), torch.arange(generated)
+    level = backbone.process.at(0.3)
+    noise = seeded_noise(tuple(pictures.shape[1:]), index, level, seed=0)
+    predicted = backbone.denoise(backbone.add_noise(pictures, level, noise), level)
+    assert (predicted - noise).square().mean() < 0.3 * noise.square().mean()
+    turned = torch.cat([pictures.rot90(turns, (2, 3)) for turns in range(4)])
+    labels, tested = torch.arange(4).repeat_interleave(generated), index.repeat(4) >= generated * 3 // 5
+    reader = FrozenExtractor(backbone, (backbone.defaults.block,), (10,))
+    (maps,) = reader(turned, torch.arange(len(turned))).values()
+
+    def accuracy(values: Tensor) -> float:
+        scores = held_out_scores("ridge", values.flatten(1), labels, tested, tested[:0], 4)
+        return float((scores.argmax(1) == labels[tested]).float().mean())
+
+    assert accuracy(pool_to(maps, 2)) > accuracy(turned) + 0.05

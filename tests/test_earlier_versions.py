@@ -213,8 +213,12 @@ def test_a_store_is_opened_and_a_head_trained_on_it() -> None:
 def test_pretraining_goes_on() -> None:
     difflens.pretrain(PretrainConfig(out=Path("pretrain-stopped"), resume=True, **PRETRAIN))
     assert log("pretrain-stopped") == close(log("pretrain"))
-    again, before = load_backbone("pretrain-stopped/model"), load_backbone("pretrain/model")
-    assert again.fingerprint() == before.fingerprint()
+    again, before = (
+        dict(load_backbone(f"{run}/model").state_dict()) for run in ("pretrain-stopped", "pretrain")
+    )
+    assert again.keys() == before.keys()
+    for name, weights in again.items():  # sums differ in their last bits between processors
+        torch.testing.assert_close(weights, before[name], rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize(("run", "recipe"), [("finetuned", FINETUNED), ("attention", ATTENTION)])
@@ -253,7 +257,10 @@ def test_a_finished_run_is_taken_as_it_is(run: str, monkeypatch: pytest.MonkeyPa
         )
     else:
         difflens.extract(ExtractConfig(blocks=(6, 8), noise_steps=(20,), pool=2, **common, **COMMON))
-    assert metrics(run) == before
+    again = metrics(run)
+    for found in (again, before):
+        found.pop("next", None)  # the commands that a sweep prints now name folders of their own
+    assert again == before
 
 
 def test_a_finished_comparison_is_taken_as_it_is() -> None:

@@ -25,6 +25,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from difflens.backbones.load import BUNDLED  # noqa: E402
 from difflens.cli import COMMANDS  # noqa: E402
 from difflens.configs.options import Options, hints_of  # noqa: E402
 from difflens.ranges import Range  # noqa: E402
@@ -34,9 +35,11 @@ INCLUDED = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/RESULTS.md": "results.md",
-    "src/difflens/assets/fashion/README.md": "fashion.md",
-    "src/difflens/assets/fashion/loss.png": "loss.png",
-    "src/difflens/assets/fashion/samples.png": "samples.png",
+    **{
+        f"src/difflens/assets/{name}/{file}": f"{name}/{page}"
+        for name in BUNDLED
+        for file, page in (("README.md", "card.md"), ("loss.png", "loss.png"), ("samples.png", "samples.png"))
+    },
 }
 """Files outside docs/, and the pages that they are."""
 

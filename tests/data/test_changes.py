@@ -94,7 +94,8 @@ def test_photographs_on_the_grey_network(tmp_path: Path, capsys: pytest.CaptureF
     """A probe says it and its report repeats it; a prediction says it too."""
     tree = make_image_tree(tmp_path / "images", per_class=2, side=80)
     line = "fashion reads 1 x 32 x 32: colours become grey; images shrink from about 80 to 32"
-    probe(ProbeConfig(out=tmp_path / "run", data=str(tree), head="knn", device="cpu", workers=0))
+    common = {"backbone": "fashion", "data": str(tree), "device": "cpu"}
+    probe(ProbeConfig(out=tmp_path / "run", head="knn", workers=0, **common))
     error = capsys.readouterr().err
     assert error.count(line) == 1
     assert "colours become grey" in (tmp_path / "run" / "report.html").read_text()

@@ -37,7 +37,10 @@ from difflens.run.reading import reason
 _ASSETS = Path(str(files("difflens") / "assets"))
 
 # chosen on a held-out part of the training images (benchmarks/RESULTS.md)
-_PLACES = {"fashion": Defaults(18, 5, (18, 20), (5, 20), (15, 18), token_side=4)}
+_PLACES = {
+    "fashion": Defaults(18, 5, (18, 20), (5, 20), (15, 18), token_side=4),
+    "photos": Defaults(6, 50, (6, 11, 12), (5, 50), (12, 13), token_side=4),
+}
 
 BUNDLED = tuple(sorted(card.parent.name for card in _ASSETS.glob("*/model_index.json")))
 """The names of the backbones that the package holds."""

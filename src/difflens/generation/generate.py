@@ -111,6 +111,7 @@ class _Generation:
             (batch, sorted(missing & {*range(batch * size, (batch + 1) * size)}))
             for batch in batches[process.process_index :: process.num_processes]
         ]
+        self.run.grow()
         self.sampler.backbone.to(process.device)
         began, done = time.monotonic(), 0
         with progress_bar(process.is_main_process) as bar:

@@ -168,7 +168,7 @@ class RunDirectory:
             self.release()
 
     def grow(self) -> None:
-        """Store the configuration with the new entries of the list `growing`, if it is not stored yet."""
+        """Store the configuration with what a continuation changes, if it is not stored yet."""
         if read_record(self.path) != self._record:
             self._write_config()
 
@@ -390,7 +390,9 @@ def _check_same(
         and not (key == growing and _within(stored.get(key), config[key]))
     ]
     if different:
-        raise DiffLensError(f"{path} holds another run: {'; '.join(different)}. Choose another folder")
+        raise DiffLensError(
+            f"{path} holds another run: {'; '.join(different)} ({CONFIG}). Choose another folder"
+        )
 
 
 def _within(stored: object, grown: Collection[Any]) -> bool:

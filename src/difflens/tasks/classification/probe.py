@@ -77,8 +77,8 @@ def with_store(config: ProbeConfig) -> ProbeConfig:
     Raises:
         DiffLensError: the store is damaged or unfinished.
     """
-    if config.store is None:
-        return config
+    if config.store is None or config.expanded().chosen("extractor") not in (None, "frozen"):
+        return config  # the second is refused with the other options that do not fit
     store = FeatureStore(config.store)
     stored, changes, said = store.manifest.backbone, dict[str, Any](), []
     if config.chosen("data") is None:
