@@ -81,6 +81,7 @@ WORDS = {
     "KERNEL_IMAGES": 0xFFFFFFFA,
     "SAMPLER_SEEDS": 0xFFFFFFF9,
     "CONTENT": 0xFFFFFFF8,
+    "HELD_OUT": 0xFFFFFFF7,
 }
 STEPS = {"PERTURBATION": -1, "INITIAL": -2, "MASK": 0, "LATENT": 1}
 
@@ -97,7 +98,10 @@ def test_the_streams_have_the_values_that_features_and_resumed_runs_depend_on() 
         [5, 3, 1, 7, 4, 6, 0, 2],
         [6, 4, 7, 1, 5, 2, 0, 3],
         [4, 6, 5, 3, 1, 0, 2, 7],
+        [6, 5, 7, 3, 1, 0, 2, 4],
+        [3, 7, 4, 2, 5, 6, 1, 0],
     ]
+    assert len({*WORDS.values()}) == len(WORDS)
     assert draws(Stream.AUGMENTATION, torch.arange(2), seed=3, epoch=2).tolist() == [
         [4090909597, 3810624248, 4055922422, 448900495],
         [2171608233, 2037897225, 1268197218, 2576774466],

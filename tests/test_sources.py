@@ -52,6 +52,7 @@ MODULES = {
 }
 """The modules of libraries whose names differ."""
 INDIRECT = {
+    "onnx": "onnxscript",
     "pyarrow": "datasets",
     "sentencepiece": "transformers",
     "protobuf": "transformers",

@@ -33,9 +33,9 @@ class Stream(IntEnum):
     SUBSET = 0xFFFFFFFD  # the images of a subset: few labels, or balanced classes
     FIDELITY_IMAGES = 0xFFFFFFFB  # the real images that generated ones are compared with
     KERNEL_IMAGES = 0xFFFFFFFA  # the images that the kernel distance reads
-    HELD_OUT = 0xFFFFFFF8  # the images that are held out of data without a split of its own
     SAMPLER_SEEDS = 0xFFFFFFF9  # the seeds of the generators that a scheduler of diffusers draws from
     CONTENT = 0xFFFFFFF8  # the weights of pixels in `content_index`
+    HELD_OUT = 0xFFFFFFF7  # the images that are held out of data without a split of its own
 
     # instead of the noise step: `seeded_noise`
     PERTURBATION = -1  # noise on the images of the reference distances

@@ -94,7 +94,8 @@ def test_two_processes_write_what_one_writes(backbone_folder: Path, image_tree: 
     extract(one)
     options = shlex.split("--blocks 4 6 --noise-steps 3 9")
     run_two(
-        "extract", "--backbone", backbone_folder, "--data", image_tree, *options, "--out", tmp_path / "two"
+        *("extract", "--backbone", backbone_folder, "--data", image_tree, *options),
+        *("--workers", one.workers, "--out", tmp_path / "two"),
     )
     assert contents(tmp_path / "two") == contents(one.out)
 

@@ -198,7 +198,10 @@ def test_bad_images_can_be_skipped_and_are_listed(
         ({"dropout": 2.0}, "dropout is 2"),
         ({"limit": 0}, "limit is 0"),
         ({"preset": "paper-attention"}, "is for the head attention, not linear"),
-        ({"preset": "paper-nothing"}, "no preset 'paper-nothing'; there are diffeed, paper-linear"),
+        (
+            {"preset": "paper-nothing"},
+            "no preset 'paper-nothing'; did you mean paper-linear\\? there are diffeed, paper-linear",
+        ),
         ({"learning_rate": 1e6, "optimizer": "sgd"}, "no longer finite in epoch"),
         ({"backbone": "nothing"}, "no backbone 'nothing'"),
         ({"data": "/nothing"}, "/nothing"),
