@@ -1,7 +1,6 @@
 """Pre-training that starts from the weights of another backbone."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,13 @@ from diffusers import UNet2DModel
 from difflens import DiffLensError, PretrainConfig, load_backbone, pretrain
 from difflens.configs.options import resolve
 from difflens.data.load import load_unlabelled
-from difflens.pretraining import pretrain as pretraining
 from difflens.pretraining.export import images_seen
 from difflens.pretraining.methods.diffusion import DiffusionMethod
 from difflens.run.processes import accelerator
 from tests.helpers.images import make_image_tree
 from tests.helpers.pretraining import checkpoint, config, curve
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_samples() -> Iterator[None]:
-    """Grey squares instead of samples, which take longer than all else."""
-
-    def squares(backbone: Any, count: int, **options: object) -> torch.Tensor:
-        return torch.zeros(count, backbone.in_channels, backbone.image_size, backbone.image_size)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretraining, "sample", squares)
-        yield
+pytestmark = pytest.mark.usefixtures("no_samples")
 
 
 @pytest.fixture(scope="module")

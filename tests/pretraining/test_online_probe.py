@@ -1,7 +1,6 @@
 """The probe of a network in training: what it measures, and that the training does not notice it."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,11 @@ from difflens import (
     pretrain,
     sweep,
 )
-from difflens.pretraining import pretrain as pretraining
 from tests.helpers.images import make_image_tree
 from tests.helpers.pretraining import checkpoint, config, curve
 from tests.helpers.processes import run_two
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_samples() -> Iterator[None]:
-    """Grey squares instead of samples, which take longer than all else."""
-
-    def squares(backbone: Any, count: int, **options: object) -> torch.Tensor:
-        return torch.zeros(count, backbone.in_channels, backbone.image_size, backbone.image_size)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretraining, "sample", squares)
-        yield
+pytestmark = pytest.mark.usefixtures("no_samples")
 
 
 @pytest.fixture(scope="module")

@@ -135,8 +135,7 @@ def train_method(
             images_per_second=look.images_per_second,
         )
         # snapshots, at ends of epochs
-        every = snapshot_epochs
-        if every and look.iteration % (every * method.epoch_iterations) == 0:
+        if snapshot_epochs and look.iteration % (snapshot_epochs * method.epoch_iterations) == 0:
             export(f"snapshots/epoch-{look.iteration // method.epoch_iterations:04d}")
 
     try:
