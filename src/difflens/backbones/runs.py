@@ -58,15 +58,19 @@ def backbone_beneath(folder: Path) -> ReadBackbone | None:
         DiffLensError: the model changes what its backbone computes, or config.json is damaged.
     """
     path = folder / "config.json"
-    description = read_json(path, dict[str, Any]) if path.is_file() else {}
-    if "difflens" not in description or "backbone" not in description:
+    if not path.is_file():
         return None
 
-    def parse(description: dict[str, Any]) -> tuple[ReadBackbone, str]:
+    def parse(description: dict[str, Any]) -> tuple[ReadBackbone, str] | None:
+        if "difflens" not in description or "backbone" not in description:
+            return None
         extractor = field_in(description, "extractor", dict[str, Any])
         return read_backbone(description), checked(str, extractor.get("name"), "extractor.name")
 
-    read, extractor = read_json(path, parse)
+    found = read_json(path, parse)
+    if found is None:
+        return None
+    read, extractor = found
     if extractor != "frozen":
         how = "fine-tuned it" if extractor == "finetuned" else "added feedback layers to it"
         raise DiffLensError(
