@@ -166,7 +166,7 @@ def test_two_passes_equal_two_calls(collect: Sequence[int]) -> None:
     [
         (lambda b, x: b.features(x, 0, [12]), r"no block 12: .*9 blocks: encoder 1-4, middle 5, decoder 6-9"),
         (lambda b, x: b.features(x, 0, [0]), "no block 0"),
-        (lambda b, x: b.features(x, 0, []), "no block is named"),
+        (lambda b, x: b.features(x, 0, []), "blocks is empty"),
         (lambda b, x: b.features(x, 0, [5], {7: x}), "encoder blocks only, not block 7"),
         (lambda b, x: b.check_noise_steps([3, 1000]), "noise step 1000 is outside .* 0 to 999"),
         (lambda b, x: b.check_noise_steps([-1]), "noise step -1"),

@@ -68,7 +68,7 @@ def test_levels_are_checked_in_the_unit_of_the_process() -> None:
     ):
         with pytest.raises(DiffLensError, match=message):
             process.check([level])
-    with pytest.raises(DiffLensError, match="no noise step is named"):
+    with pytest.raises(DiffLensError, match="noise_steps is empty"):
         FLOW.check([])
 
 

@@ -246,7 +246,7 @@ class Backbone(nn.Module, ABC):
         """
         indices = tuple(sorted(set(blocks)))
         if not indices:
-            raise DiffLensError(f"no block is named: {self.describe_blocks()}")
+            raise DiffLensError(f"blocks is empty: {self.describe_blocks()}")
         for index in indices:
             self.block(index)
         return indices

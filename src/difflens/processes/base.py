@@ -113,7 +113,7 @@ class NoiseProcess(ABC):
         """
         chosen = list(levels)
         if not chosen:
-            raise DiffLensError(f"no noise step is named: the backbone has {self.describe_bounds()}")
+            raise DiffLensError(f"noise_steps is empty: the backbone has {self.describe_bounds()}")
         low, high = self.bounds
         outside = [level for level in chosen if not (isfinite(level) and low <= level <= high)]
         if outside:
