@@ -45,15 +45,20 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
     ):
         assert title in report
     assert report.count("data:image/png;base64,") == 6
+    assert 'href="explore/explore.html"' in report
+    assert (config.out / "explore" / "explore.html").exists()
+    assert len(list((config.out / "pictures").iterdir())) == 8
     assert TrainedModel.load(config.out).classes[0] == "T-shirt/top"
     with pytest.raises(DiffLensError, match="already holds a run"):
         demo(config)
     # stopped before the end, it goes on with the heads that are trained
     (config.out / "metrics.json").unlink()
+    (config.out / "explore" / "explore.html").unlink()
     resumed = demo(replace(config, resume=True))
     assert resumed.results == returned.results
     assert len((config.out / "log.jsonl").read_text().splitlines()) == len(KEYS)
     assert {path.name for path in (config.out / "heads").iterdir()} == KEYS
+    assert (config.out / "explore" / "explore.html").exists()
 
 
 def test_the_model_card_states_the_distance(tmp_path: Path) -> None:

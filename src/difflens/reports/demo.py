@@ -24,6 +24,9 @@ TITLES = {
 }
 """Titles of the results in tables, by their keys in metrics.json."""
 
+EXPLORER = Path("explore", "explore.html")
+"""The page of `explore` in the folder of a demo."""
+
 BASELINES = ("pixels", "random_backbone")
 """Results that do not read the backbone's weights."""
 
@@ -92,6 +95,7 @@ def demo_report(
             "Red, green and blue are the first three principal components of each block's feature maps. "
             "Labels were not used.",
             (components,),
+            links=(("Similar positions in these images, by block and noise level", EXPLORER.as_posix()),),
         ),
         Section(
             "Generated samples",

@@ -15,6 +15,7 @@ from difflens.backbones.config import BACKBONE_OPTIONS
 from difflens.choices import ExtractorName, HeadName
 from difflens.configs.command_line import shown_command
 from difflens.configs.demo import DemoConfig
+from difflens.configs.explore import ExploreConfig
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.options import given, resolve
 from difflens.configs.probe import ProbeConfig
@@ -27,7 +28,7 @@ from difflens.extractors.base import evaluating
 from difflens.extractors.cache import READ_BATCH, FeatureCache
 from difflens.extractors.frozen import FrozenExtractor
 from difflens.extractors.store import FeatureStore
-from difflens.generation.grid import image_grid
+from difflens.generation.grid import image_grid, to_picture
 from difflens.generation.samplers import sample
 from difflens.metrics.classification import Evaluation
 from difflens.metrics.memorisation import Seen, find_nearest
@@ -35,11 +36,12 @@ from difflens.models.feature_space import FeatureSpace
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.pretraining.export import card_fact
 from difflens.processes.base import in_words
-from difflens.reports.demo import BASELINES, demo_report
+from difflens.reports.demo import BASELINES, EXPLORER, demo_report
 from difflens.reports.html import Section
 from difflens.reports.memorisation import copying_section
 from difflens.results.demo import DemoResult, DemoScore
 from difflens.run.directory import FINISHED, RunDirectory, read_log
+from difflens.studies.explore import explore
 from difflens.studies.extract import extract
 from difflens.tasks.classification.probe import probe
 
@@ -81,6 +83,7 @@ class _Demo:
         self.data = opened.data
         self.train = limited(self.data.train, self.config.train_images, self.config.seed)
         self.store = self.config.out / "features"
+        self.examples = _one_of_each(self.data)
         self.evaluations: dict[str, Evaluation] = {}
         self.results: dict[str, DemoScore] = {}
 
@@ -108,6 +111,7 @@ class _Demo:
         for head in _STORED:
             self._probe(head, head, name, store=self.store)
         self._probe("diffeed", "attention", name, "feedback")
+        self._explore()
         heads = [head for head in self.results if head not in BASELINES]
         result = DemoResult(
             out=self.config.out,
@@ -185,13 +189,28 @@ class _Demo:
         if name == _SAVED:
             self.run.write_folder("model", result.model.save)
 
+    def _explore(self) -> None:
+        """Write a page to look at similar positions in, on one test image of each class."""
+        config, page = self.config, self.config.out / EXPLORER
+        if not page.exists():
+            shutil.rmtree(page.parent, ignore_errors=True)  # a stopped run
+            for row in self.examples.tolist():
+                self.run.write_with(f"pictures/{row:06d}.png", to_picture(self.data.test.image(row)).save)
+            options = {**self._network, "seed": config.seed, "device": config.device}
+            explore(
+                ExploreConfig(
+                    out=page.parent, images=(config.out / "pictures",), backbone=config.backbone, **options
+                )
+            )
+            self.run.keep()
+
     @torch.no_grad()
     def _report(self, result: DemoResult) -> str:
         """Generate samples, draw the pictures, and return the HTML of the report."""
         config, data = self.config, self.data
         backbone = self.backbone.to(self.opened.process.device)
         defaults = backbone.defaults
-        examples = data.test.subset(_one_of_each(data))
+        examples = data.test.subset(self.examples)
         index = torch.arange(len(examples), device=backbone.device)
         images = to_float(self._images(examples, index)).to(backbone.device)
         log_snr = backbone.process.by_noise
