@@ -18,6 +18,7 @@ test: $(READY)
 	$(VENV)/bin/python -m pytest -m "not slow" -n auto --dist worksteal
 
 slow: $(READY)
+	$(PIP) ".[dev,slow]"
 	$(VENV)/bin/python -m pytest -m slow
 
 check: $(READY) pages

@@ -60,6 +60,9 @@ def test_other_lines_name_what_there_is() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=named(PAGES))
 def test_options_in_the_text_exist(page: Path) -> None:
     known = {"help", "version", "config", "nproc-per-node", "tyro-write-completion"}
+    if page.name == "scale.md":
+        known |= {"nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "requeue"}  # of Slurm
+        known |= {"nnodes", "rdzv-backend", "rdzv-endpoint"}  # of torchrun
     if page.name == "CONTRIBUTING.md":
         known |= {"images", "licence", "hardware", "fidelity"}  # of tools/bundle.py
     for kind in COMMANDS.values():

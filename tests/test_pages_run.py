@@ -2,7 +2,9 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -14,11 +16,12 @@ from difflens.configs.options import hints_of
 from tests.helpers.cli import run
 from tests.helpers.every import write
 from tests.helpers.images import make_image_tree
-from tests.helpers.pages import PAGES, blocks, commands, named
+from tests.helpers.pages import PAGES, ROOT, blocks, commands, named
 
 pytestmark = pytest.mark.slow
 
-PYTHON = [page for page in PAGES if blocks(page, "python")]
+SCALE = ROOT / "docs" / "scale.md"
+PYTHON = [page for page in PAGES if blocks(page, "python") and page != SCALE]
 SHELL = [page for page in PAGES if page.name != "CONTRIBUTING.md" and commands(page)]
 
 
@@ -31,30 +34,51 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         exec(compile(block, page.name, "exec"), names)
 
 
+def test_features_inside_other_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets.map` and an actor of a local Ray give the vectors of `extract` to the last bit."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    make_image_tree(tmp_path / "album", per_class=20, side=48)  # 75 images, more than one batch
+    names: dict[str, Any] = {}
+    try:
+        for block in blocks(SCALE, "python"):
+            exec(compile(block, SCALE.name, "exec"), names)
+        of_ray = sorted(names["in_ray"].take_all(), key=lambda row: row["position"])
+    finally:
+        names["ray"].shutdown()
+    assert run("extract", "album", "--out", "features.npy", "--device", "cpu", "--workers", 0) == 0
+    vectors = np.load("features.npy")
+    assert vectors.shape == (75, names["extractor"].num_features)
+    assert np.array_equal(np.array(names["with_features"]["features"], np.float32), vectors)
+    assert np.array_equal(np.stack([row["features"] for row in of_ray]), vectors)
+    assert len(list((tmp_path / "features-of-ray").glob("*.parquet"))) > 0
+
+
 # what makes a command small; the last of two equal options counts
 SMALL = {
     "demo": "--train-images 40 --test-images 20 --effort 0.01 --samples 2 --sampling-steps 2",
     "info": "",
     "presets": "",
-    "extract": "--workers 0",
-    "suggest": "--limit 12 --workers 0",
-    "sweep": "--budget 40 --workers 0",
-    "probe": "--workers 0",
+    "extract": "",
+    "suggest": "--limit 12",
+    "sweep": "--budget 40",
+    "probe": "",
     "predict": "",
-    "cka": "--limit 40 --workers 0",
-    "compare": "--limit 40 --label-fraction 0.5 --epochs 1 --samples 2 --workers 0",
-    "explain": "--limit 20 --count 2 --workers 0",
-    "explore": "--count 2 --cells 4 --workers 0",
+    "cka": "--limit 40",
+    "compare": "--limit 40 --label-fraction 0.5 --epochs 1 --samples 2",
+    "explain": "--limit 20 --count 2",
+    "explore": "--count 2 --cells 4",
     "match": "",
-    "pretrain": "--preset tiny --epochs 1 --limit 8 --batch-size 4 --workers 0",
+    "pretrain": "--preset tiny --epochs 1 --limit 8 --batch-size 4",
     "generate": "-n 4 --batch-size 4",
-    "fidelity": "--limit 4 --kid-subsets 2 --kid-subset-size 2 --workers 0",
+    "fidelity": "--limit 4 --kid-subsets 2 --kid-subset-size 2",
     "report": "--samples 2",
-    "distill": "--epochs 1 --limit 8 --batch-size 4 --workers 0",
+    "distill": "--epochs 1 --limit 8 --batch-size 4",
     "export": "",
     "scenes": "--train 8 --val 4",
-    "segment": "--iterations 2 --batch-size 2 --width 8 --workers 0",
-    "detect": "--iterations 2 --batch-size 2 --width 8 --proposals 8 --workers 0",
+    "segment": "--iterations 2 --batch-size 2 --width 8",
+    "detect": "--iterations 2 --batch-size 2 --width 8 --proposals 8",
 }
 
 # words of commands that need weights or images which nobody can make
@@ -63,6 +87,8 @@ NOT_HERE = {"256x256_diffusion_uncond.pt", "timm:resnet18", "folder:imagenet", "
 
 def small(words: list[str]) -> list[str]:
     """A command at a small size, on small images where it reads the bundled ones."""
+    if "--merge" in words:
+        return words
     words = [*words, *SMALL[words[0]].split()]
     if words[0] == "probe" and "knn" not in words:
         words += ["--epochs", "1"]
@@ -70,13 +96,13 @@ def small(words: list[str]) -> list[str]:
         words += ["--label-fraction", "0.5"]
     if words[0] == "generate":
         words += ["--steps", "2"]
-    given = {"--data", "--store", "--run", "--points", "--merge", "album"} & {*words}
+    given = {"--data", "--store", "--run", "--points", "album"} & {*words}
     if "data" in hints_of(COMMANDS[words[0]]) and not given:
         words += ["--data", "clothes"]
     for number, word in enumerate(words[1:], 1):
         if word == "fashion" and words[number - 1] == "--data":
             words[number] = "clothes"
-    if "device" in hints_of(COMMANDS[words[0]]) and "--merge" not in words:
+    if "device" in hints_of(COMMANDS[words[0]]):
         words += ["--device", "cpu"]
     return words
 
