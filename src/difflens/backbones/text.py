@@ -134,6 +134,7 @@ def empty_prompt(folder: Path, image_side: int | None = None) -> dict[str, Tenso
         for end in kind.encoders:
             for component in (f"tokenizer{end}", f"text_encoder{end}"):
                 loaded[component] = _component(folder, index, component, end in kind.optional)
+            _check_tokens(folder / f"tokenizer{end}", loaded[f"tokenizer{end}"], loaded[f"text_encoder{end}"])
         try:
             conditions = _encode(name, kind, loaded, config)
         except Exception as error:  # tokens without an embedding, widths that do not fit, and many more
@@ -318,6 +319,19 @@ def _encoder(home: Path, loader: Any) -> nn.Module:
         )
     module: nn.Module = encoder.requires_grad_(False).float().eval()
     return module
+
+
+def _check_tokens(home: Path, tokenizer: Any, encoder: Any) -> None:
+    """Raise DiffLensError if a special token has no embedding: one outside the vocabulary is appended to it."""
+    if tokenizer is None or encoder is None:
+        return
+    embeddings = encoder.get_input_embeddings().num_embeddings
+    for role, token in tokenizer.special_tokens_map.items():
+        if isinstance(token, str) and tokenizer.convert_tokens_to_ids(token) >= embeddings:
+            raise DiffLensError(
+                f"{home / 'tokenizer_config.json'}: {role} {token!r} is not among the {embeddings:,} tokens of "
+                "the text encoder"
+            )
 
 
 @torch.no_grad()
