@@ -259,6 +259,7 @@ OTHERS = (
     "object has no attribute",
     "annotations[",
     "weights",
+    "num_groups (",
     "difflens walks",
     "top1_interval_95 is missing",
     "not from `difflens generate`",

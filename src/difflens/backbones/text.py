@@ -306,7 +306,9 @@ def _encoder(home: Path, loader: Any) -> nn.Module:
         raise DiffLensError(f"{file}: {reason(error)}") from error
     check_size(outline, home, fresh=False)
     try:
-        encoder, info = loader.from_pretrained(home, local_files_only=True, output_loading_info=True)
+        encoder, info = loader.from_pretrained(
+            home, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except Exception as error:  # transformers raises many types for damaged weights and configurations
         raise DiffLensError(f"{home} cannot be loaded: {reason(error)}") from error
     parts = ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -322,15 +324,15 @@ def _encoder(home: Path, loader: Any) -> nn.Module:
 
 
 def _check_tokens(home: Path, tokenizer: Any, encoder: Any) -> None:
-    """Raise DiffLensError if a special token has no embedding: one outside the vocabulary is appended to it."""
+    """Raise DiffLensError if a special token has no embedding: a vocabulary takes any other word in."""
     if tokenizer is None or encoder is None:
         return
     embeddings = encoder.get_input_embeddings().num_embeddings
     for role, token in tokenizer.special_tokens_map.items():
         if isinstance(token, str) and tokenizer.convert_tokens_to_ids(token) >= embeddings:
             raise DiffLensError(
-                f"{home / 'tokenizer_config.json'}: {role} {token!r} is not among the {embeddings:,} tokens of "
-                "the text encoder"
+                f"{home / 'tokenizer_config.json'}: {role} {token!r} is not among the {embeddings:,} tokens "
+                "of the text encoder"
             )
 
 
