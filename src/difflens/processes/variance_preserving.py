@@ -152,7 +152,9 @@ def _named_betas(fields: Mapping[str, Any], steps: int, start: float, end: float
     name, scheduler = fields["beta_schedule"], str(fields.get("_class_name", "DDPMScheduler"))
     known = (*_SCHEDULES, *_OWN_SCHEDULES.get(scheduler, ()))
     if name not in known:
-        raise DiffLensError(f"unknown noise schedule, beta_schedule is {name!r}: {scheduler} has {listing(known)}")
+        raise DiffLensError(
+            f"beta_schedule is {name!r}, an unknown noise schedule: {scheduler} has {listing(known)}"
+        )
     if name == "linear":
         return torch.linspace(start, end, steps, dtype=torch.float64)
     if name == "scaled_linear":
