@@ -37,7 +37,7 @@ from difflens.pretraining import networks
 from tests.helpers.every import FAMILIES, TRANSFORMERS, write
 from tests.helpers.files import contents
 from tests.helpers.images import make_image_tree
-from tests.helpers.processes import run_two_of
+from tests.helpers.processes import run_several
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "adm_tiny.safetensors"
 
@@ -371,7 +371,7 @@ def by_two(family_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         }
     script = root / "stores.json"
     script.write_text(json.dumps([*wanted.values()]))
-    run_two_of("tests.helpers.stores", script)
+    run_several(2, "tests.helpers.stores", script)
     return wanted
 
 

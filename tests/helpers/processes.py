@@ -1,4 +1,4 @@
-"""Two processes on the CPU (gloo), as `torchrun` starts them."""
+"""Several processes on the CPU (gloo), as `torchrun` starts them."""
 
 import multiprocessing
 import os
@@ -21,22 +21,22 @@ _SECONDS = 240
 
 def run_two(*arguments: object) -> None:
     """Run a command of difflens in two processes."""
-    run_two_of("difflens", *arguments)
+    run_several(2, "difflens", *arguments)
 
 
-def run_two_of(module: str, *arguments: object) -> None:
-    """Run a module in two processes, in the environment that `torchrun` gives them."""
+def run_several(count: int, module: str, *arguments: object) -> None:
+    """Run a module in `count` processes, in the environment that `torchrun` gives them."""
     port, words = _free_port(), [*map(str, arguments)]
     with TemporaryDirectory() as folder:
-        logs = [Path(folder) / str(rank) for rank in range(2)]
+        logs = [Path(folder) / str(rank) for rank in range(count)]
         members = [
-            _CONTEXT.Process(target=_member, args=(rank, port, module, words, log, dict(os.environ)))
+            _CONTEXT.Process(target=_member, args=(rank, count, port, module, words, log, dict(os.environ)))
             for rank, log in enumerate(logs)
         ]
         for member in members:
             member.start()
         end = time.monotonic() + _SECONDS
-        # one that fails leaves the other waiting
+        # one that fails leaves the others waiting
         while any(member.is_alive() for member in members) and time.monotonic() < end:
             if any(member.exitcode for member in members):
                 break
@@ -45,7 +45,7 @@ def run_two_of(module: str, *arguments: object) -> None:
         for member in members:
             member.kill()
             member.join()
-        assert codes == [0, 0], "".join(f"{log.name}: {log.read_text()[-4000:]}\n" for log in logs)
+        assert codes == [0] * count, "".join(f"{log.name}: {log.read_text()[-4000:]}\n" for log in logs)
 
 
 def start_two_of(module: str, *arguments: object) -> subprocess.Popen[str]:
@@ -68,11 +68,18 @@ def _free_port() -> str:
 
 
 def _member(
-    rank: int, port: str, module: str, words: Sequence[str], log: Path, environment: dict[str, str]
+    rank: int,
+    count: int,
+    port: str,
+    module: str,
+    words: Sequence[str],
+    log: Path,
+    environment: dict[str, str],
 ) -> None:
-    """Be one of the two processes; what it prints goes to `log`."""
+    """Be one of `count` processes; what it prints goes to `log`."""
     os.environ.update(environment)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
+    os.environ.update(LOCAL_WORLD_SIZE=str(count))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)

@@ -1,4 +1,4 @@
-"""Two processes on the CPU (gloo), as `torchrun` starts them."""
+"""Several processes on the CPU (gloo), as `torchrun` starts them."""
 
 import csv
 import json
@@ -8,16 +8,21 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers.processes import run_two, start_two_of
+from tests.helpers.processes import run_several, run_two, start_two_of
 
 
-@pytest.mark.parametrize("head", ["linear", "diffeed"])
+@pytest.mark.parametrize(
+    ("count", "module", "head"),
+    [(2, "tests.helpers.slow_files", "linear"), (4, "difflens", "linear"), (2, "difflens", "diffeed")],
+)
 def test_probe_scores_every_test_image_once(
-    backbone_folder: Path, image_tree: Path, tmp_path: Path, head: str
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, count: int, module: str, head: str
 ) -> None:
-    """Cached and online features; two processes share 15 test images."""
+    """Cached and online features, and files that are renamed slowly; the processes share 15 test images."""
     out = tmp_path / "run"
-    run_two(
+    run_several(
+        count,
+        module,
         "probe",
         "--backbone",
         backbone_folder,

@@ -18,7 +18,7 @@ from difflens.data.labels import limited
 from difflens.data.load import load_data
 from difflens.studies import extract as extraction
 from tests.helpers.files import contents
-from tests.helpers.processes import run_two
+from tests.helpers.processes import run_several
 
 
 def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> ExtractConfig:
@@ -89,15 +89,19 @@ def test_noise_steps_can_be_added(backbone_folder: Path, image_tree: Path, tmp_p
     assert all((one.out / name).stat().st_mtime_ns == time for name, time in kept.items())
 
 
-def test_two_processes_write_what_one_writes(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("count", "module"), [(4, "difflens"), (2, "tests.helpers.slow_files")])
+def test_several_processes_write_what_one_writes(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, count: int, module: str
+) -> None:
+    """Also where renaming a file takes half a second."""
     one = config(tmp_path / "one", backbone_folder, image_tree)
     extract(one)
     options = shlex.split("--blocks 4 6 --noise-steps 3 9")
-    run_two(
-        *("extract", "--backbone", backbone_folder, "--data", image_tree, *options),
-        *("--workers", one.workers, "--out", tmp_path / "two"),
+    run_several(
+        *(count, module, "extract", "--backbone", backbone_folder, "--data", image_tree, *options),
+        *("--workers", one.workers, "--out", tmp_path / "several"),
     )
-    assert contents(tmp_path / "two") == contents(one.out)
+    assert contents(tmp_path / "several") == contents(one.out)
 
 
 def test_options_of_what_is_stored(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
