@@ -379,6 +379,12 @@ def test_tokens_without_an_embedding_are_refused(sd: Path) -> None:
         empty_prompt(sd)
 
 
+def test_a_word_that_transformers_does_not_know_is_named(sd: Path) -> None:
+    change(sd / "text_encoder" / "config.json", hidden_act="swoosh")
+    with pytest.raises(DiffLensError, match=r"config.json: hidden_act is swoosh: transformers does not"):
+        empty_prompt(sd)
+
+
 class _Harmful:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("harm"),))

@@ -91,6 +91,11 @@ def test_a_side_that_the_network_cannot_halve_is_refused() -> None:
         extractor.shapes(36)
 
 
+def test_a_pyramid_without_levels_is_refused() -> None:
+    with pytest.raises(DiffLensError, match="strides is empty"):
+        FeaturePyramid({(1, 5): (4, 8, 8)}, 16, ())
+
+
 def test_noise_steps_and_blocks_of_one_stride_are_fused() -> None:
     backbone = load_backbone("fashion")
     extractor = FrozenExtractor(backbone, (16, 17, 20), (5, 20))

@@ -133,7 +133,8 @@ def _check_types(config: Mapping[str, Any], network: Any) -> None:
         leaves = {type(None), *_leaves(type(defaults[name].default)), *_leaves(hints[name])}
         for item in _items(config[name]):
             kind = float if type(item) is int and float in leaves else type(item)
-            if kind not in leaves and not (kind is float and int in leaves):
+            whole = kind is float and int in leaves and float(item).is_integer()
+            if kind not in leaves and not whole:
                 known = listing(sorted(leaf.__name__ for leaf in leaves - {type(None)}))
                 raise FieldError(f"{name} is {short(config[name])}: it must be of the type {known}")
 

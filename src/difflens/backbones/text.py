@@ -302,6 +302,10 @@ def _encoder(home: Path, loader: Any) -> nn.Module:
         check_numbers(content)
         with torch.device("meta"):
             outline = loader(loader.config_class.from_dict(content))
+    except KeyError as error:  # a word that transformers looks up, such as an activation
+        names = [name for name, value in content.items() if value == error.args[0]] or ["a field"]
+        word = error.args[0]
+        raise DiffLensError(f"{file}: {names[0]} is {word}: transformers does not know it") from error
     except Exception as error:  # transformers raises many types for configurations that cannot be right
         raise DiffLensError(f"{file}: {reason(error)}") from error
     check_size(outline, home, fresh=False)

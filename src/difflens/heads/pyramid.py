@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from difflens.backbones.base import Backbone, Block
 from difflens.backbones.maps import MapShape, Place, module_name
+from difflens.errors import DiffLensError
 from difflens.heads.mix import Mixture
 
 LEVELS = 4
@@ -40,6 +41,8 @@ class FeaturePyramid(nn.Module):
         mixed: int | None = None,
     ):
         super().__init__()
+        if strides is not None and not strides:
+            raise DiffLensError("strides is empty: a pyramid has at least one level")
         self.places_of: dict[int, list[Place]] = {}
         for place, (_, height, _) in sorted(shapes.items()):
             self.places_of.setdefault(side // height, []).append(place)
