@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from difflens import (
 from difflens.backbones.base import Backbone
 from difflens.data.images import BadImage
 from difflens.noise import content_index
+from tests.helpers import every
 from tests.helpers.networks import make_backbone
 
 PLACES = {"blocks": (4, 6), "noise_steps": (30,)}
@@ -212,6 +214,45 @@ def test_copies_pickles_and_data_parallel_give_the_same_maps(kind: Any, images: 
             parameter.zero_()
     assert not torch.allclose(copied(images)[7, 30], expected)
     assert torch.equal(extractor(images)[7, 30], expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [
+        *((kind, "U-Net") for kind in ("frozen", "feedback", "finetuned")),
+        ("frozen", "DiT"),
+        ("frozen", "LDM"),
+    ],
+)
+def test_replicas_of_data_parallel(
+    kind: Any, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on two GPUs, on the CPU: each replica reads with tensors of its own, and sends gradients back."""
+    module = sys.modules["torch.nn.parallel.replicate"]
+    monkeypatch.setattr(module, "_get_device_index", lambda device, _: device)
+    monkeypatch.setattr(
+        module,
+        "_broadcast_coalesced_reshape",
+        lambda tensors, devices, detach=False: [[each.clone() for each in tensors] for _ in devices],
+    )
+    backbone = make_backbone() if family == "U-Net" else every.write(family, tmp_path).load()
+    extractor = FeatureExtractor(backbone, blocks=(3,), noise_steps=(30,), extractor=kind).eval()
+    images = torch.rand(5, backbone.in_channels, backbone.image_size, backbone.image_size) * 2 - 1
+    expected = extractor(images)[3, 30]
+    trained = [parameter for parameter in extractor.parameters() if parameter.requires_grad]
+    if trained:
+        gradients = torch.autograd.grad(expected.square().sum(), trained, allow_unused=True)
+    replicas = module.replicate(extractor, ["cpu", "cpu"])
+    parts = [replica(part)[3, 30] for replica, part in zip(replicas, images.split(3), strict=True)]
+    torch.testing.assert_close(torch.cat(parts), expected)
+    if trained:
+        back = torch.autograd.grad(sum(part.square().sum() for part in parts), trained, allow_unused=True)
+        for one, other in zip(back, gradients, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        for parameter in extractor.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(replicas[1](images[3:])[3, 30], parts[1])
 
 
 def test_torch_compile(images: Tensor) -> None:

@@ -1,11 +1,13 @@
 """`FeatureExtractor`: the features of a backbone in one's own code, as a module of torch."""
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from difflens.backbones.base import Backbone
 from difflens.backbones.load import load_backbone
@@ -89,6 +91,7 @@ class FeatureExtractor(nn.Module):
             draws,
         ).build(backbone)
         self.train(extractor != "frozen")
+        self._whole: list[nn.Module] = []  # a list keeps the copy out of the modules
 
     @property
     def backbone(self) -> Backbone:
@@ -151,14 +154,14 @@ class FeatureExtractor(nn.Module):
         trainable = self.extractor.trainable
         with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
             if index is None:
-                return self.extractor(images, content_index(images), draw)
+                return self._read(images, content_index(images), draw)
             index = torch.as_tensor(index, device=images.device)
             if index.shape != images.shape[:1]:
                 raise DiffLensError(
                     f"index of shape {tuple(index.shape)} for {len(images)} images: it is one number for each"
                 )
             if trainable or self.training or not len(images):
-                return self.extractor(images, index, draw)
+                return self._read(images, index, draw)
             return self._as_stored(images, index, draw)
 
     def pooled(self, images: Tensor, index: Tensor | None = None, draw: int = 0) -> Tensor:
@@ -172,7 +175,7 @@ class FeatureExtractor(nn.Module):
         parts: list[dict[Place, Tensor]] = []
         for some, numbers in zip(images.split(READ_BATCH), index.split(READ_BATCH), strict=True):
             positions = filled(len(some)).to(images.device)
-            maps = self.extractor(some[positions], numbers[positions], draw)
+            maps = self._read(some[positions], numbers[positions], draw)
             parts.append({place: each[: len(some)] for place, each in maps.items()})
         return {place: torch.cat([part[place] for part in parts]) for place in self.places}
 
@@ -195,10 +198,30 @@ class FeatureExtractor(nn.Module):
                 f"{error}; `transform` gives such images: {self.transform.describe()}"
             ) from error
 
+    def _read(self, images: Tensor, index: Tensor, draw: int) -> dict[Place, Tensor]:
+        if not self._whole:
+            return self.extractor(images, index, draw)
+        return functional_call(self._whole[0], dict(_tensors_of(self.extractor)), (images, index, draw))
+
     def _replicate_for_data_parallel(self) -> Any:
-        raise DiffLensError(
-            "nn.DataParallel over several GPUs does not copy a backbone: use DistributedDataParallel"
-        )
+        """Return a replica with a whole copy of the extractor, which reads with the replica's tensors.
+
+        nn.DataParallel copies modules one by one, and a backbone's list of blocks would hold the old ones.
+        """
+        replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica._whole = [copy.deepcopy(self.extractor)]
+        return replica
 
     def extra_repr(self) -> str:
         return f"{self.backbone.spec!r}, places={self.places}, seed={self.extractor.seed}"
+
+
+def _tensors_of(replica: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers of a replica that nn.DataParallel made, by name."""
+    parameters: Any = replica._former_parameters
+    for name, tensor in (*parameters.items(), *replica._buffers.items()):
+        if tensor is not None:
+            yield f"{prefix}{name}", tensor
+    for name, child in replica._modules.items():
+        if child is not None:
+            yield from _tensors_of(child, f"{prefix}{name}.")
