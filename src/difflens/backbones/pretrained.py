@@ -3,7 +3,8 @@
 import hashlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -74,10 +75,9 @@ def read_network(
     check_files(folder)
     try:
         _check_types(config, kind)
-        with torch.device("meta"):
-            outline = kind.from_config(config)
-    except Exception as error:  # diffusers raises many types for configurations that cannot be right
-        raise DiffLensError(f"{folder / 'config.json'}: {reason(error)}") from error
+    except FieldError as error:
+        raise DiffLensError(f"{folder / 'config.json'}: {error}") from error
+    outline = outline_of(folder / "config.json", config, kind.from_config)
     if meta:
         return outline
     check_size(outline, folder, fresh)
@@ -102,6 +102,35 @@ def read_network(
             f"left over or of another shape, {wrong[0]} for example"
         )
     return network
+
+
+def outline_of(file: Path, config: Mapping[str, Any], make: Callable[[dict[str, Any]], Any]) -> Any:
+    """Return what `make` makes of a configuration on the meta device: a network without weights.
+
+    Raises:
+        DiffLensError: it makes nothing of it; the message names the field without which it would.
+    """
+
+    def made(fields: dict[str, Any]) -> Any:
+        with torch.device("meta"):
+            return make(fields)
+
+    try:
+        return made(dict(config))
+    except Exception as error:  # diffusers and transformers raise many types for what cannot be right
+        message = reason(error)
+        if not any(name in message for name in config):
+            message = _blamed(config, made) + message
+        raise DiffLensError(f"{file}: {message}") from error
+
+
+def _blamed(config: Mapping[str, Any], made: Callable[[dict[str, Any]], Any]) -> str:
+    """Return the field whose default would be right, and its value, in words; "" if there is none."""
+    for name in config:
+        with suppress(Exception):
+            made({other: value for other, value in config.items() if other != name})
+            return f"{name} is {short(config[name])}: "
+    return ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from difflens.backbones.pretrained import check_numbers, check_size
+from difflens.backbones.pretrained import check_numbers, check_size, outline_of
 from difflens.errors import DiffLensError
 from difflens.ranges import Range
 from difflens.run.files import replace_with
@@ -300,14 +300,9 @@ def _encoder(home: Path, loader: Any) -> nn.Module:
     content = read_json(file, _TABLE)
     try:
         check_numbers(content)
-        with torch.device("meta"):
-            outline = loader(loader.config_class.from_dict(content))
-    except KeyError as error:  # a word that transformers looks up, such as an activation
-        names = [name for name, value in content.items() if value == error.args[0]] or ["a field"]
-        word = error.args[0]
-        raise DiffLensError(f"{file}: {names[0]} is {word}: transformers does not know it") from error
-    except Exception as error:  # transformers raises many types for configurations that cannot be right
-        raise DiffLensError(f"{file}: {reason(error)}") from error
+    except FieldError as error:
+        raise DiffLensError(f"{file}: {error}") from error
+    outline = outline_of(file, content, lambda fields: loader(loader.config_class.from_dict(fields)))
     check_size(outline, home, fresh=False)
     try:
         encoder, info = loader.from_pretrained(

@@ -105,12 +105,13 @@ class _Collector:
 
     backbone: "TransformerBackbone"
     index: int
+    place: int
+    """Where the image tokens stand among a block's outputs."""
 
     def __call__(self, module: nn.Module, given: Any, call: Mapping[str, Any], output: Any) -> None:
         seen = self.backbone._seen
         if seen is not None:
-            place = TransformerBlockRegistry.get(type(module)).return_hidden_states_index
-            seen[self.index] = (output[place] if isinstance(output, tuple) else output, call)
+            seen[self.index] = (output[self.place] if isinstance(output, tuple) else output, call)
 
 
 class TransformerBackbone(DiffusionBackbone):
@@ -171,7 +172,8 @@ class TransformerBackbone(DiffusionBackbone):
         self._cuts: dict[int, dict[str, nn.Module]] = {}
         self._seen: dict[int, tuple[Tensor, Mapping[str, Any]]] | None = None
         for index, module in enumerate(self._walked, start=1):
-            module.register_forward_hook(_Collector(self, index), with_kwargs=True)
+            place = TransformerBlockRegistry.get(type(module)).return_hidden_states_index
+            module.register_forward_hook(_Collector(self, index, place), with_kwargs=True)
         self.check_side(self.image_size)
         self.defaults = defaults or self._paper_defaults()
 
