@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from difflens.errors import DiffLensError
 from difflens.extractors.base import evaluating
 from difflens.extractors.config import ExtractorConfig
 from difflens.processes.schedulers import process_of
+from tests.helpers import every
 from tests.helpers.adm import Adm
 
 
@@ -224,13 +227,40 @@ def test_checkpointing_takes_less_memory_for_the_same_gradients(backbone: UNetBa
 
     plain, plain_bytes = step(), peak_bytes(step)
     assert ExtractorConfig("feedback", (18,), (20,), checkpoint=True).build(backbone).checkpoint
-    with pytest.raises(DiffLensError, match="for the feedback extractor"):
+    with pytest.raises(DiffLensError, match="for extractors that are trained, not for frozen"):
         ExtractorConfig("frozen", (18,), (20,), checkpoint=True).build(backbone)
     extractor.checkpoint = True
     again, again_bytes = step(), peak_bytes(step)
     assert again_bytes < 0.7 * plain_bytes
     for actual, expected in zip(again, plain, strict=True):
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("family", ["U-Net", "DiT", "SD"])
+def test_checkpointing_a_fine_tuned_backbone(family: str, tmp_path: Path) -> None:
+    """The same gradients of all trained blocks, with less memory where the blocks are more than a few."""
+    backbone = load_backbone("random:fashion") if family == "U-Net" else every.write(family, tmp_path).load()
+    places: dict[str, Any] = {"blocks": (len(backbone.blocks),), "noise_steps": (20,)}
+    extractor = ExtractorConfig("finetuned", **places, from_block=2, checkpoint=True).build(backbone).train()
+    assert isinstance(extractor, FineTunedExtractor)
+    count = 16 if family == "U-Net" else 2
+    images = torch.rand(count, backbone.in_channels, backbone.image_size, backbone.image_size) * 2 - 1
+
+    def step() -> list[Tensor]:
+        extractor.zero_grad()
+        sum(each.square().mean() for each in extractor(images, torch.arange(count)).values()).backward()
+        trained = [each for parameters in extractor.trained_blocks.values() for each in parameters]
+        return [torch.zeros(1) if each.grad is None else each.grad.clone() for each in trained]
+
+    again, again_bytes = step(), peak_bytes(step)
+    extractor.checkpoint = False
+    plain, plain_bytes = step(), peak_bytes(step)
+    assert any(gradient.abs().max() > 0 for gradient in plain)
+    for actual, expected in zip(again, plain, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)
+    if family == "U-Net":
+        assert again_bytes < 0.7 * plain_bytes
+    assert "forward" not in vars(backbone.modules_of(2)[0])
 
 
 def test_evaluation_restores_the_training_mode(backbone: UNetBackbone) -> None:

@@ -9,6 +9,7 @@ from difflens.choices import Exif, OnBadAnnotation, ScheduleKind
 from difflens.configs.options import (
     MAY_CHANGE,
     BackboneOptions,
+    Batch,
     Count,
     DryRunOptions,
     ExtractorOptions,
@@ -47,6 +48,9 @@ class DenseConfig(DryRunOptions, OptimiserOptions, ExtractorOptions, BackboneOpt
     mix: bool = False
     """Add the maps of a stride, of several blocks or noise steps, with learned weights, as the head mix of
     `probe` does. Without it they are concatenated."""
+    accumulate: Batch = 1
+    """Micro-batches that a step is divided into. More of them take less memory. Batch normalisation and
+    dropout see micro-batches, and their losses count equally, so results differ a little."""
     iterations: Count | None = None
     """Number of training steps. None: the preset's, or 2000 for segment and 3000 for detect."""
     momentum: Share = 0.9
@@ -77,8 +81,8 @@ class DenseConfig(DryRunOptions, OptimiserOptions, ExtractorOptions, BackboneOpt
     @property
     def memory_advice(self) -> str:
         return (
-            "lower --batch-size, --side or --width, or read a frozen backbone with --precision bfloat16; "
-            "feedback takes less memory with --checkpoint-activations"
+            "divide batches with --accumulate, lower --batch-size, --side or --width, or read a frozen "
+            "backbone with --precision bfloat16; others take less memory with --checkpoint-activations"
         )
 
     def recipe(self) -> Mapping[str, Any]:

@@ -398,8 +398,8 @@ class ExtractorOptions(PrecisionOptions, PlaceOptions):
     feedback_blocks: tuple[Block, ...] | None = None
     """feedback: decoder blocks whose maps return to the encoder. None: chosen by the backbone."""
     checkpoint_activations: Annotated[bool, MAY_CHANGE] = False
-    """feedback: recompute the second pass in the backward pass. It takes less memory, and steps are
-    slower."""
+    """feedback, finetuned: recompute the second pass, or the trained blocks, in the backward pass. It takes
+    less memory, and steps are slower."""
     from_block: Block = 1
     """finetuned: the first block that is trained, from 1."""
 

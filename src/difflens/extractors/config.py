@@ -14,17 +14,18 @@ if TYPE_CHECKING:
 
 
 _OPTIONS: dict[ExtractorName, tuple[str, ...]] = {
+    "frozen": (),
     "feedback": ("feedback_blocks", "checkpoint_activations"),
-    "finetuned": ("from_block", "layer_decay"),
+    "finetuned": ("from_block", "layer_decay", "checkpoint_activations"),
 }
-"""The options that one extractor alone reads."""
+"""The options that not all extractors read."""
 
 
 def options_without_effect(extractor: ExtractorName) -> Iterator[tuple[str, Iterable[str]]]:
     """Yield the options that `extractor` does not read: the reason, and their names."""
     for name, options in _OPTIONS.items():
-        if name != extractor:
-            yield f"the {extractor} extractor does not read options of {name}", options
+        idle = [option for option in options if option not in _OPTIONS[extractor]]
+        yield f"the {extractor} extractor does not read options of {name}", idle
     if extractor == "finetuned":
         yield "a fine-tuned backbone keeps float32 weights", ("precision",)
 
@@ -41,8 +42,8 @@ class ExtractorConfig:
         from_block: finetuned: the first block that is trained.
         precision: floating-point format of the frozen backbone.
         draws: the number of noise samples that the maps are averaged over.
-        checkpoint: feedback: recompute the second pass in the backward pass. It takes less memory, and steps
-            are slower.
+        checkpoint: feedback, finetuned: recompute the second pass, or the trained blocks, in the backward
+            pass. It takes less memory, and steps are slower.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -69,10 +70,8 @@ class ExtractorConfig:
         from difflens.extractors.finetuned import FineTunedExtractor
         from difflens.extractors.frozen import FrozenExtractor
 
-        if self.checkpoint and self.name != "feedback":
-            raise DiffLensError(
-                "--checkpoint-activations is for the feedback extractor: others have no second pass"
-            )
+        if self.checkpoint and self.name == "frozen":
+            raise DiffLensError("--checkpoint-activations is for extractors that are trained, not for frozen")
         if self.precision != "float32":
             if self.name == "finetuned":
                 raise DiffLensError("a fine-tuned backbone keeps float32 weights: leave out --precision")
@@ -83,5 +82,7 @@ class ExtractorConfig:
             extractor.checkpoint = self.checkpoint
             return extractor
         if self.name == "finetuned":
-            return FineTunedExtractor(*common, from_block=self.from_block, draws=self.draws)
+            tuned = FineTunedExtractor(*common, from_block=self.from_block, draws=self.draws)
+            tuned.checkpoint = self.checkpoint
+            return tuned
         return FrozenExtractor(*common, draws=self.draws)

@@ -22,7 +22,6 @@ from difflens.data.changes import say_changes
 from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit
-from difflens.errors import DiffLensError
 from difflens.generation.grid import image_grid
 from difflens.generation.samplers import sample
 from difflens.opening import open_run
@@ -36,7 +35,7 @@ from difflens.run.board import Board
 from difflens.run.directory import RunDirectory
 from difflens.run.text import markdown_code
 from difflens.training.loop import TrainingLoop
-from difflens.training.objectives import Look
+from difflens.training.objectives import Look, micro_batch
 
 __all__ = ["PretrainConfig", "pretrain"]
 
@@ -57,18 +56,13 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     images = limited(_images(config), config.limit, config.seed)
     opened = open_run(config, None)
     process = opened.process
-    parts = process.num_processes * config.accumulate
-    if given(config.batch_size) % parts:
-        raise DiffLensError(
-            f"batch-size {config.batch_size} is not a multiple of {parts}: {process.num_processes} processes "
-            f"times {config.accumulate} micro-batches (--accumulate)"
-        )
+    size = micro_batch(given(config.batch_size), process.num_processes, config.accumulate)
     opened.config = config = replace(config, precision=choose_precision(config, process))
     with opened.directory() as run:
         torch.manual_seed(config.seed)
         method = make_method(config, images, process)
         if process.device.type == "cpu":
-            method.backbone().require_memory(method.batch_size // parts)
+            method.backbone().require_memory(size)
         say_changes(images, f"the preset {config.preset}", method.channels, method.side)
         if config.probe_data is not None:
             method.probe = OnlineProbe(config, method.channels, method.side, process)

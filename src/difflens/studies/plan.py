@@ -154,8 +154,9 @@ def _plan_dense(config: DenseConfig) -> PlanResult:
             name = detector.name
             head = DetectionHead(detector, shapes, data.classes)
     batch, iterations = given(config.batch_size), given(config.iterations)
-    read = _reading_cost(source, made.extractor, made.side, batch)
-    cost = _head_cost(head, shapes, batch, extractor.trainable, made.side)
+    micro = batch // config.accumulate
+    read = _reading_cost(source, made.extractor, made.side, micro)
+    cost = _head_cost(head, shapes, micro, extractor.trainable, made.side)
     windows = data.test * (
         len(config.eval_scales) * (1 + config.eval_flip) if isinstance(config, SegmentConfig) else 1
     )
@@ -177,7 +178,7 @@ def _plan_dense(config: DenseConfig) -> PlanResult:
         stored={},
         operations={
             "backbone": iterations * batch * read.training.operations,
-            "head": iterations * cost.operations,
+            "head": iterations * config.accumulate * cost.operations,
             "evaluation": windows * read.evaluation.operations,
         },
         precision=config.precision,

@@ -34,6 +34,7 @@ from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 from difflens.tasks.objectives import DenseObjective, Loss
 from difflens.training.loop import TrainingLoop
+from difflens.training.objectives import micro_batch
 
 EXAMPLES = 6
 """The number of validation images in a report."""
@@ -223,7 +224,7 @@ def run_dense(
     opened = open_run(config, data, process=process)
     plan = make_plan(config, opened.backbone)
     if process.device.type == "cpu":
-        batch = given(config.batch_size) // process.num_processes
+        batch = micro_batch(given(config.batch_size), process.num_processes, config.accumulate)
         opened.backbone.require_memory(batch, plan.extractor.blocks, plan.side)
     say_changes(data.train, opened.backbone.spec, opened.backbone.in_channels, plan.side)
     head = task.head(plan, data)

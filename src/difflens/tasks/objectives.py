@@ -1,6 +1,7 @@
 """The objectives that the tasks share: a probe with any head, and a probe with a dense head."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,10 +16,9 @@ from difflens.configs.dense import DenseConfig
 from difflens.configs.options import given
 from difflens.data.dense.samples import Labels, Samples
 from difflens.data.images import to_float
-from difflens.errors import DiffLensError
 from difflens.models.probe import DenseProbe, FeatureModel
 from difflens.training.batch_norm import steady_batch_norms
-from difflens.training.objectives import Look, Objective
+from difflens.training.objectives import Look, Objective, micro_batch
 from difflens.training.optimisers import check_moments, epoch_seed, make_optimizer, make_schedule
 
 
@@ -45,10 +45,11 @@ class ProbeObjective(Objective):
         probe.train()
         steady_batch_norms(probe)
 
-    def update(self, loss: Tensor) -> None:
-        """Do one step of the optimiser along the gradient of `loss`, ()."""
+    def update(self, losses: Iterable[Tensor]) -> None:
+        """Do one step of the optimiser along the gradient of the sum of `losses`, each ()."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.process.backward(loss)
+        for loss in losses:
+            self.process.backward(loss)
         self.optimizer.step()
         self.rates.step()
 
@@ -100,11 +101,9 @@ class DenseObjective(ProbeObjective):
         self.samples, self.config = samples, config
         self.iterations, batch_size = given(config.iterations), given(config.batch_size)
         self.epoch_iterations = max(1, min(50, self.iterations // 20))
-        if batch_size % process.num_processes:
-            raise DiffLensError(
-                f"batch-size {batch_size} is not a multiple of {process.num_processes} processes"
-            )
-        self.compute = loss(process.prepare(probe.to(process.device)))
+        self.micro_batch = micro_batch(batch_size, process.num_processes, config.accumulate)
+        self.module = process.prepare(probe.to(process.device))
+        self.compute = loss(self.module)
         groups = probe.parameter_groups(
             given(config.learning_rate), given(config.weight_decay), config.layer_decay
         )
@@ -123,18 +122,33 @@ class DenseObjective(ProbeObjective):
 
     def step(self, batch: tuple[int, tuple[list[int], list[Tensor], list[Labels]]]) -> Tensor:
         number, (rows, images, labels) = batch
-        device, rank, world = self.process.device, self.process.process_index, self.process.num_processes
+        rank, world = self.process.process_index, self.process.num_processes
         # the seed of dropout and of the sampled regions
         torch.manual_seed(epoch_seed(self.config.seed, number * world + rank))
+        starts, losses = range(0, len(rows), self.micro_batch), list[Tensor]()
+
+        def each() -> Iterator[Tensor]:
+            for start in starts:
+                part = slice(start, start + self.micro_batch)
+                # processes exchange gradients once a step, with the last micro-batch
+                with nullcontext() if start == starts[-1] else self.process.no_sync(self.module):
+                    losses.append(self._loss(number, rows[part], images[part], labels[part]) / len(starts))
+                    yield losses[-1].sum()
+
+        self.update(each())
+        return torch.stack(losses).sum(0).detach()
+
+    def _loss(self, number: int, rows: list[int], images: list[Tensor], labels: list[Labels]) -> Tensor:
+        """Return the parts of the loss, (parts,)."""
+        device = self.process.device
         losses = self.compute(
             to_float(torch.stack(images).to(device)),
             self.samples.split.index[rows].to(device),
             number if self.config.fresh_noise else 0,
             [{key: value.to(device) for key, value in each.items()} for each in labels],
         )
-        self.parts, loss = [*losses], torch.stack([*losses.values()])
-        self.update(loss.sum())
-        return loss.detach()
+        self.parts = [*losses]
+        return torch.stack([*losses.values()])
 
     def where(self, iteration: int) -> str:
         return f"at iteration {iteration}"

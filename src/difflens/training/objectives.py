@@ -107,6 +107,21 @@ class Objective(ABC):
         """Do what is necessary after the last iteration."""
 
 
+def micro_batch(batch_size: int, processes: int, accumulate: int) -> int:
+    """Return the number of images in a micro-batch of one process.
+
+    Raises:
+        DiffLensError: the batch does not divide into equal micro-batches.
+    """
+    parts = processes * accumulate
+    if batch_size % parts:
+        raise DiffLensError(
+            f"batch-size {batch_size} is not a multiple of {parts}: the number of processes, {processes}, "
+            f"times --accumulate, {accumulate}"
+        )
+    return batch_size // parts
+
+
 def check_alike(own: Any, stored: Any, name: str = "the checkpoint") -> None:
     """Check that a stored state has the names, kinds and shapes of a new one; what is empty now may be full.
 

@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from PIL import Image
+from torch import nn
 
 from difflens import (
     DetectConfig,
@@ -113,6 +115,21 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     assert (
         segment(replace(asked, resume=True)).metrics() == resumed.metrics()
     )  # finished: nothing more is done
+
+
+def test_micro_batches_give_the_gradient_of_the_batch(
+    backbone_folder: Path, scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no normalisation sees the batch. One that does not divide is refused."""
+    monkeypatch.setattr(nn, "BatchNorm2d", partial(nn.GroupNorm, 1))
+    plain: dict[str, Any] = {"head": "linear", "width": None, "iterations": 4, "batch_size": 4, "scale": (1, 1)}
+    whole = config(backbone_folder, scene_folder, tmp_path / "whole", **plain)
+    parts = config(backbone_folder, scene_folder, tmp_path / "parts", **plain, accumulate=2)
+    segment(whole)
+    segment(parts)
+    assert losses(parts.out) == pytest.approx(losses(whole.out), rel=1e-3)
+    with pytest.raises(DiffLensError, match=r"batch-size 4 is not a multiple of 3: .* --accumulate, 3"):
+        segment(replace(parts, out=tmp_path / "thirds", accumulate=3))
 
 
 def test_a_run_goes_on_with_the_same_data_and_weights_alone(

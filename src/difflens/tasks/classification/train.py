@@ -143,7 +143,7 @@ class HeadObjective(ProbeObjective):
         if batch is None:
             return torch.zeros((), device=self.process.device)
         loss = self.loss(*mix(*batch, self.classes, given(self.config.mixup), self.generator))
-        self.update(loss.sum())
+        self.update((loss.sum(),))
         return loss.detach()
 
     def loss(self, inputs: tuple[Any, ...], target: Tensor) -> Tensor:
