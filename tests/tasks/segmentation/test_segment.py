@@ -122,7 +122,13 @@ def test_micro_batches_give_the_gradient_of_the_batch(
 ) -> None:
     """Where no normalisation sees the batch. One that does not divide is refused."""
     monkeypatch.setattr(nn, "BatchNorm2d", partial(nn.GroupNorm, 1))
-    plain: dict[str, Any] = {"head": "linear", "width": None, "iterations": 4, "batch_size": 4, "scale": (1, 1)}
+    plain: dict[str, Any] = {
+        "head": "linear",
+        "width": None,
+        "iterations": 4,
+        "batch_size": 4,
+        "scale": (1, 1),
+    }
     whole = config(backbone_folder, scene_folder, tmp_path / "whole", **plain)
     parts = config(backbone_folder, scene_folder, tmp_path / "parts", **plain, accumulate=2)
     segment(whole)
