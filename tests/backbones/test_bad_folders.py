@@ -282,6 +282,7 @@ def test_transformers_that_are_refused_by_class_name(dit: Path, name: object) ->
         ("freq_shift", "0", "freq_shift is '0': it must be of the type int"),
         ("down_block_types", ["DownBlock2D", 2], "down_block_types is .*: it must be of the type list, str"),
         ("time_embedding_type", "sundial", "time_embedding_type is 'sundial': "),
+        ("norm_eps", float("nan"), "norm_eps is nan: it must be a finite number"),
         ("layers_per_block", 1.5, "layers_per_block is 1.5: it must be of the type int"),
         ("add_attention", 1.5, "add_attention is 1.5: it must be of the type bool"),
     ],

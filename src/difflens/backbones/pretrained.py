@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -186,7 +187,7 @@ def _items(value: Any) -> Iterator[Any]:
 
 
 def check_numbers(value: Any, name: str = "") -> None:
-    """Refuse numbers of layers, and other whole numbers, beyond those of any network.
+    """Refuse numbers of layers, and other whole numbers, beyond those of any network, and NaN and infinity.
 
     Raises:
         FieldError: names the field.
@@ -202,6 +203,8 @@ def check_numbers(value: Any, name: str = "") -> None:
         most = _MOST_LAYERS if many else _MOST_POSITIONS if name in _POSITIONS else _MOST
         if abs(value) > most:
             raise FieldError(f"{name} is {short(value)}: it must be at most {most:,}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise FieldError(f"{name} is {value}: it must be a finite number")
 
 
 def check_size(outline: nn.Module, folder: Path, fresh: bool) -> None:
