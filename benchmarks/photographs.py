@@ -6,9 +6,10 @@ goes on.
 
 1. A sweep over training images chooses the places: one block and noise step for heads that read one map, and
    those of DifFormer.
-2. With each seed and each share of the labels: pixels, the untrained network, k-NN, linear, MLP, attention,
-   DifFormer, DifFeed, fine-tuned, and the same network supervised from scratch. All train for equally many
-   epochs with the same augmentation. Each test image is scored once a run.
+2. With each seed and each share of the labels: pixels, the untrained network, k-NN, linear (also with several
+   noise draws, and normalised), MLP, attention, mix, DifFormer, DifFeed, fine-tuned, and the same network
+   supervised from scratch. All train for equally many epochs with the same augmentation. Each test image is
+   scored once a run.
 3. Tables in Markdown, also in OUTPUT_FOLDER/table.md: accuracy of each row, and the paper's four orderings as
    paired differences on the same test images.
 """
@@ -29,8 +30,13 @@ TITLES = {
     "untrained-attention": "untrained, attention",
     "knn": "k-NN",
     "linear": "linear",
+    "draws-4": "linear, 4 noise draws",
+    "draws-16": "linear, 16 noise draws",
+    "standard": "linear, standardised",
+    "whiten": "linear, whitened",
     "mlp": "MLP",
     "attention": "attention",
+    "mix": "mix",
     "difformer": "DifFormer",
     "diffeed": "DifFeed",
     "finetuned": "fine-tuned, linear",
@@ -40,11 +46,21 @@ FROZEN = ("knn", "linear", "mlp", "attention", "difformer", "diffeed")
 ORDERINGS = (
     ("attention", "linear"),
     ("difformer", "attention"),
+    ("mix", "attention"),
+    ("difformer", "mix"),
     ("diffeed", "attention"),
     ("linear", "untrained"),
     ("attention", "untrained-attention"),
+    *((name, "linear") for name in ("draws-4", "draws-16", "standard", "whiten")),
     *((name, "pixels") for name in FROZEN),
 )
+# a linear head on features that are read or normalised in another way
+READINGS: dict[str, list[object]] = {
+    "draws-4": ["--draws", 4],
+    "draws-16": ["--draws", 16],
+    "standard": ["--normalise", "standard"],
+    "whiten": ["--normalise", "whiten"],
+}
 Z95 = 1.96
 
 
@@ -118,7 +134,9 @@ def options_of(
     if name == "scratch":
         free = ["--extractor", "finetuned", "--layer-decay", 1, "--no-fresh-noise"]
         return ["--backbone", untrained, "--head", "linear", *free, *one, *training]
-    read = several if name == "difformer" else one
+    if name in READINGS:
+        return ["--backbone", asked.backbone, "--head", "linear", *READINGS[name], *one, *training]
+    read = several if name in ("difformer", "mix") else one
     return ["--backbone", asked.backbone, "--head", name, *read, *training]
 
 
