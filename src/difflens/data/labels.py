@@ -108,7 +108,7 @@ def say_few(split: ImageSplit, classes: Sequence[str]) -> None:
     A single image is trained on, and no held-out part, no grid and no choice of k can measure it.
 
     Raises:
-        DiffLensError: images have several labels, and none has a class, of which nothing could be learnt.
+        DiffLensError: images have several labels, and no image has one of the classes.
     """
     counts = class_sizes(_labels(split), len(classes))
     if split.multi_label and not counts.all():
@@ -119,8 +119,14 @@ def say_few(split: ImageSplit, classes: Sequence[str]) -> None:
 
 
 def say_unmeasured(split: ImageSplit, classes: Sequence[str]) -> None:
-    """Name the classes that no image of a split with several labels an image has."""
+    """Name the classes that no image of a split with several labels an image has.
+
+    Raises:
+        DiffLensError: no image has any class, so that nothing could be measured.
+    """
     absent = class_sizes(_labels(split), len(classes)) == 0
+    if absent.all():
+        raise DiffLensError(f"{split.name}: no image has a label, so nothing can be measured")
     if absent.any():
         note(f"{split.name}: no image has the label {_named(absent, classes)}: the mean leaves it out")
 

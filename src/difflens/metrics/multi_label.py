@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from difflens.errors import DiffLensError
+from difflens.metrics.statistics import Z95
 
 RESAMPLES = 1000
 """Number of resamples of the bootstrap (Efron, 1979)."""
@@ -68,16 +69,16 @@ class MultiLabelEvaluation:
 
     @property
     def map_interval(self) -> tuple[float, float]:
-        """The 95 % interval of `map`: percentiles of the bootstrap over images."""
-        return _interval(self._resampled.nanmean(1))
+        """The 95 % interval of `map`, by its deviation in a bootstrap over images."""
+        return _interval(self.map, self._resampled.nanmean(1))
 
     @property
     def per_class_intervals(self) -> dict[str, tuple[float, float]]:
         """The 95 % intervals of `per_class`; classes that no image has are left out."""
         return {
-            name: _interval(self._resampled[:, k])
-            for k, (name, count) in enumerate(self.positives.items())
-            if count
+            name: _interval(value, self._resampled[:, k])
+            for k, (name, value) in enumerate(self.per_class.items())
+            if value is not None
         }
 
     def misranked(self, count: int = 3) -> list[tuple[str, bool, list[int]]]:
@@ -107,6 +108,7 @@ class MultiLabelEvaluation:
             "test_images": len(self.rows),
             "per_class": self.per_class,
             "positives": self.positives,
+            "metric": "map",
         }
 
     @cached_property
@@ -115,8 +117,8 @@ class MultiLabelEvaluation:
         count, generator = len(self.rows), torch.Generator().manual_seed(0)
         parts = []
         for part in torch.arange(RESAMPLES).split(max(1, _AT_ONCE // count)):
-            drawn = torch.randint(count, (len(part), count), generator=generator)
-            times = torch.zeros(len(part), count).scatter_add_(1, drawn, torch.ones(len(part), count))
+            drawn = torch.randint(count, (count, len(part)), generator=generator)
+            times = torch.zeros(drawn.shape).scatter_add_(0, drawn, torch.ones(drawn.shape))
             parts.append(average_precision(self.probabilities, self.labels, times))
         return torch.cat(parts)
 
@@ -130,22 +132,29 @@ def average_precision(scores: Tensor, labels: Tensor, times: Tensor | None = Non
     Args:
         scores: (N, K), higher for images that rather have the class.
         labels: (N, K) bool.
-        times: (R, N), how often each image counts, in R samples of the images; None: once, and R is 1.
+        times: (N, R) float32, how often each image counts in R samples of the images; None: once, and R is 1.
     """
-    times = torch.ones(1, len(scores)) if times is None else times
+    times = torch.ones(len(scores), 1) if times is None else times
     columns = []
     for values, true in zip(scores.T, labels.T, strict=True):
-        values, order = values.sort(descending=True)
-        weights, hits = times[:, order].double(), true[order]
-        # the last image of the same score
-        last = torch.searchsorted(-values, -values[hits], right=True) - 1
-        positive = weights[:, hits]
-        found = (weights * hits).cumsum(1)[:, last]
-        precision = found / weights.cumsum(1)[:, last].clamp(min=1)
-        columns.append((positive * precision).sum(1) / positive.sum(1))
+        thresholds, order = values[true].sort(descending=True)
+        weights = times[true][order]
+        # the first threshold that an image reaches: with each it counts there and at all lower ones
+        reached = torch.searchsorted(-thresholds, -values)
+        above, found = times.new_zeros(2, len(thresholds) + 1, times.shape[1])
+        above = above.index_add_(0, reached, times)[:-1].cumsum(0)
+        found = found.index_add_(0, reached[true][order], weights)[:-1].cumsum(0)
+        precision = found / above.clamp(min=1)
+        columns.append(
+            (weights * precision).sum(0, dtype=torch.float64) / weights.sum(0, dtype=torch.float64)
+        )
     return torch.stack(columns, 1)
 
 
-def _interval(values: Tensor) -> tuple[float, float]:
-    low, high = values.nanquantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return low, high
+def _interval(value: float, resampled: Tensor) -> tuple[float, float]:
+    """Return the 95 % interval of a share by the deviation of its resamples.
+
+    Images that are drawn twice rank together, which raises the resamples: their percentiles may lie above it.
+    """
+    half = Z95 * float(resampled[~resampled.isnan()].std())
+    return max(0.0, value - half), min(1.0, value + half)

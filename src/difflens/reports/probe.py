@@ -58,7 +58,7 @@ _ONE_LABEL = _Kind(
 _SEVERAL_LABELS = _Kind(
     shares=("map",),
     columns=("mAP, %", "95 % interval of mAP", "Training, s"),
-    explained=f"{_SURE}It has the percentiles of a bootstrap over them. mAP is the mean of the classes' "
+    explained=f"{_SURE}A bootstrap over them measures it. mAP is the mean of the classes' "
     "average precisions. An average precision is the area under the curve of precision by recall, without "
     "interpolation.",
     title="mAP",
@@ -267,7 +267,7 @@ def _misranked(
     rows = [
         (
             name,
-            "has it, ranked low" if there else "has it not, ranked high",
+            "with it, ranked low" if there else "without it, ranked high",
             len(rows),
             examples(rows[:_EXAMPLES]),
         )

@@ -23,12 +23,14 @@ class Prediction:
 
     Attributes:
         COLUMNS: the first columns of a CSV file.
+        HEADERS: the columns of a table after the image.
         image: its path.
         probabilities: in [0, 1] by class, the most probable first; they sum to 1.
         threshold: the least probability of a class, in [0, 1].
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("image", "label", "probability")
+    HEADERS: ClassVar[tuple[str, ...]] = ("label", "probability", "then")
 
     image: str
     probabilities: Mapping[str, float]
@@ -57,11 +59,14 @@ class Prediction:
         """Return the cells of `COLUMNS`."""
         return self.image, self.label or "", f"{self.probability:.6f}"
 
-    def in_words(self, top: int) -> tuple[str, str, str]:
-        """Return the cells of a table: the class, the probability, and the next of the `top` classes."""
-        others = list(self.probabilities.items())[1:top]
-        then = ", ".join(f"{name} {100 * value:.1f} %" for name, value in others)
-        return self.label or "no class", f"{100 * self.probability:.1f} %", then
+    def in_words(self, top: int) -> tuple[str, ...]:
+        """Return the cells of `HEADERS`: the last has the next of the `top` most probable classes."""
+        return self.label or "no class", f"{100 * self.probability:.1f} %", self._ranked(1, top)
+
+    def _ranked(self, first: int, end: int) -> str:
+        """Return some classes in words, by their rank."""
+        ranked = list(self.probabilities.items())[first:end]
+        return ", ".join(f"{name} {100 * value:.1f} %" for name, value in ranked)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class MultiLabelPrediction(Prediction):
     """The classes of one image that may have several, or none. Its probabilities do not sum to 1."""
 
     COLUMNS = ("image", "labels")
+    HEADERS = ("labels", "then")
 
     threshold: float = THRESHOLD
 
@@ -83,12 +89,9 @@ class MultiLabelPrediction(Prediction):
     def cells(self) -> tuple[str, ...]:
         return self.image, SEPARATOR.join(self.labels)
 
-    def in_words(self, top: int) -> tuple[str, str, str]:
-        named = [(name, f"{100 * value:.1f} %") for name, value in self.probabilities.items()]
+    def in_words(self, top: int) -> tuple[str, ...]:
         count = len(self.labels)
-        then = ", ".join(f"{name} {share}" for name, share in named[count:top])
-        labels, shares = zip(*named[:count], strict=True) if count else (("no class",), ())
-        return ", ".join(labels), ", ".join(shares), then
+        return self._ranked(0, count) or "no class", self._ranked(count, top)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,10 +214,12 @@ class ClassPredictResult(PredictResult):
     """The classes of images, from a model of `probe`.
 
     Attributes:
+        kind: the class of the predictions.
         out: the file of the predictions, as CSV or JSON; None if there is none.
     """
 
     predictions: tuple[Prediction, ...]
+    kind: type[Prediction] = Prediction
     out: Path | None = None
 
     def summary(self) -> str:
@@ -224,16 +229,15 @@ class ClassPredictResult(PredictResult):
         return super().closing() if self.out is None else f"Predictions: {self.out}"
 
     def table(self) -> str:
-        table = Table(
-            Column("image", overflow="fold"), "label", "probability", "then" if self.top > 1 else ""
-        )
+        *headers, then = self.kind.HEADERS
+        table = Table(Column("image", overflow="fold"), *headers, then if self.top > 1 else "")
         for prediction in self.predictions:
             table.add_row(prediction.image, *prediction.in_words(self.top))
         return table_text(table)
 
     def _csv(self) -> str:
         lines = [csv_line(prediction, not k) for k, prediction in enumerate(self.predictions)]
-        return "\n".join(lines) or csv_text([Prediction.COLUMNS]).removesuffix("\n")
+        return "\n".join(lines) or csv_text([self.kind.COLUMNS]).removesuffix("\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,8 +283,8 @@ def line_of(
         return f"{prediction.image}: {listing(prediction.named, top) if prediction.named else 'nothing'}"
     if form == "csv":
         return csv_line(prediction, first)
-    label, share, then = prediction.in_words(top)
-    return f"{prediction.image}: {label} {share}" + (f", then {then}" if then else "")
+    *found, then = prediction.in_words(top)
+    return f"{prediction.image}: {' '.join(found)}" + (f", then {then}" if then else "")
 
 
 def csv_line(prediction: Prediction, first: bool) -> str:

@@ -53,7 +53,7 @@ def check_labels(config: ProbeConfig, data: ImageData) -> None:
     if config.head == "knn":
         one_label(data, "k-NN")
     if config.store is not None:
-        one_label(data, "a store")
+        one_label(data, "--store")
     for name in ("grid", "label_fraction", "label_smoothing"):
         if getattr(config, name):
             one_label(data, f"--{name.replace('_', '-')}")

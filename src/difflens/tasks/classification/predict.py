@@ -60,6 +60,7 @@ def predict_classes(config: PredictConfig, announce: Announce | None = None) -> 
                 announce(line_of(predictions[-1], config.format, config.top, len(predictions) == 1))
     result = ClassPredictResult(
         predictions=tuple(predictions),
+        kind=kind,
         skipped_images=tuple(skipped),
         format=config.format,
         top=config.top,

@@ -442,8 +442,8 @@ class _Run:
         tried = {"grid": self.grid, "neighbours": self.neighbours}
         seed = kind.figures.from_metrics(
             {
-                **evaluation.metrics(),
                 "metric": data.metric,
+                **evaluation.metrics(),
                 "trainable_parameters": self.probe.trainable_parameters,
                 "train_images": len(data.train) - unread,
                 "train_seconds": round(seconds, 2),

@@ -22,7 +22,7 @@ from difflens.extractors.base import evaluating
 from difflens.extractors.cache import READ_BATCH, FeatureCache, Reading
 from difflens.metrics.classification import Evaluation, joined
 from difflens.metrics.multi_label import MultiLabelEvaluation
-from difflens.models.probe import Probe
+from difflens.models.probe import MultiLabelProbe, Probe
 from difflens.run.console import progress_bar
 from difflens.run.directory import RunDirectory
 from difflens.run.processes import accelerator
@@ -63,8 +63,9 @@ def fit(
         The seconds of training, without the extraction of a cache.
 
     Raises:
-        DiffLensError: loss or weights are no longer finite.
+        DiffLensError: loss or weights are no longer finite, or the probe is for other labels.
     """
+    _check_labels(probe, split)
     config = config.filled()
     process = process or accelerator()
     probe.to(process.device)
@@ -77,6 +78,13 @@ def fit(
         objective = HeadObjective(probe, process.prepare(probe.head), read, len(cache), config, process)
     loop = TrainingLoop(objective, process, run, label or "training", checkpoint_seconds=_CHECKPOINT_SECONDS)
     return loop.train()
+
+
+def _check_labels(probe: Probe, split: ImageSplit) -> None:
+    """Raise DiffLensError unless the probe is for one label an image, or several, as the split."""
+    if split.multi_label != isinstance(probe, MultiLabelProbe):
+        labels, kind = ("several labels", MultiLabelProbe) if split.multi_label else ("one label", Probe)
+        raise DiffLensError(f"{split.name}: an image has {labels}, so the probe must be a {kind.__name__}")
 
 
 Inputs = tuple[tuple[Any, ...], Tensor]
@@ -203,7 +211,11 @@ def evaluate(
     Args:
         cache: the maps of the split; None: the extractor reads the images.
         skipped: receives one line for each image that cannot be read.
+
+    Raises:
+        DiffLensError: no image can be read, or the probe is for other labels.
     """
+    _check_labels(probe, split)
     process = process or accelerator()
     device = process.device
     probe.to(device)
