@@ -122,6 +122,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone_folder: Path
         for path in sorted(photos.rglob("*.png"))
     ]
     (tmp_path / "images.csv").write_text("\n".join(["path,label,split", *rows]))
+    tagged = [row.replace(",red,", ",red|warm,").replace(",green,", ",,") for row in rows]
+    (tmp_path / "tagged.csv").write_text("\n".join(["path,labels,split", *tagged]))
     for name in ("network", "google/ddpm-cifar10-32"):
         shutil.copytree(backbone_folder, tmp_path / name)
         DDPMScheduler(num_train_timesteps=1000).save_pretrained(tmp_path / name)

@@ -45,6 +45,7 @@ from .heads.config import HeadConfig as HeadConfig
 from .heads.make import make_head as make_head
 from .metrics.recommendation import Recommendation as Recommendation
 from .metrics.suggestion import Suggestion as Suggestion
+from .models.probe import MultiLabelProbe as MultiLabelProbe
 from .models.probe import Probe as Probe
 from .models.saved import DetectionModel as DetectionModel
 from .models.saved import SegmentationModel as SegmentationModel
@@ -101,6 +102,7 @@ from .results.predict import SegmentedImage as SegmentedImage
 from .results.presets import PresetsResult as PresetsResult
 from .results.pretrain import PretrainResult as PretrainResult
 from .results.probe import GridTrial as GridTrial
+from .results.probe import MultiLabelSeedResult as MultiLabelSeedResult
 from .results.probe import NeighbourTrial as NeighbourTrial
 from .results.probe import ProbeResult as ProbeResult
 from .results.probe import SeedResult as SeedResult

@@ -40,6 +40,7 @@ from difflens import (
     MatchedPoint,
     MatchResult,
     Mirrors,
+    MultiLabelSeedResult,
     Neighbour,
     NeighbourTrial,
     NoiseInfo,
@@ -66,6 +67,8 @@ from difflens import (
     SuggestResult,
     SweepResult,
 )
+from difflens.results.predict import MultiLabelPrediction
+from difflens.results.probe import SeedFigures
 
 OUT = Path("run")
 
@@ -98,7 +101,25 @@ CALIBRATED = {"ece": 0.0625, "nll": 0.5}
 _MODEL: Any = SimpleNamespace(head=SimpleNamespace(name="mlp"))
 
 
-def probed(*seeds: SeedResult) -> ProbeResult:
+def multi_label(number: int = 0) -> MultiLabelSeedResult:
+    """A seed on four test images, none of which has an emu."""
+    return MultiLabelSeedResult(
+        map=0.75 - number / 4,
+        map_interval_95=(0.5, 1.0),
+        test_images=4,
+        per_class={"cat": 1.0, "dog": 0.5 - number / 2, "emu": None},
+        positives={"cat": 2, "dog": 1, "emu": 0},
+        metric="map",
+        trainable_parameters=1234,
+        train_images=5000,
+        train_seconds=1.25,
+        epochs=3,
+        seed=number,
+        skipped_images=(),
+    )
+
+
+def probed(*seeds: SeedFigures) -> ProbeResult:
     return ProbeResult(out=OUT, model=_MODEL, seeds=seeds or (seed(),), evaluations=())
 
 
@@ -359,6 +380,15 @@ CLASSES = ClassPredictResult(
         Prediction("b.png", {"dog": 0.5, "cat": 0.5}),
     ),
     skipped_images=("c.png: broken",),
+)
+
+SEVERAL = ClassPredictResult(
+    predictions=(
+        MultiLabelPrediction("a.png", {"cat": 0.75, "dog": 0.5, "emu": 0.25}),
+        MultiLabelPrediction("b.png", {"dog": 0.25, "cat": 0.125, "emu": 0.0}),
+    ),
+    skipped_images=(),
+    kind=MultiLabelPrediction,
 )
 
 MASKS = DensePredictResult(

@@ -16,6 +16,7 @@ from difflens import (
     ExtractResult,
     FidelityResult,
     GenerateResult,
+    MultiLabelSeedResult,
     ProbeResult,
     ScenesResult,
     SegmentResult,
@@ -136,6 +137,20 @@ def test_several_seeds_have_means_and_deviations() -> None:
     one = made.probed()
     assert (one.top1, one.top1_std, one.mean_per_class_std) == (0.75, None, None)
     assert one.metrics() == made.seed().metrics()
+
+
+def test_average_precisions_are_read_and_have_means() -> None:
+    seeds = made.multi_label(), made.multi_label(1)
+    assert MultiLabelSeedResult.from_metrics(as_json(seeds[0])) == seeds[0]
+    result = made.probed(*seeds)
+    assert (result.map, result.map_std) == (0.625, pytest.approx(0.125 * 2**0.5))
+    metrics = as_json(result)
+    assert metrics["runs"] == [as_json(seed) for seed in seeds]
+    assert {key: metrics[key] for key in ("map", "metric", "test_images")} == {
+        "map": 0.625,
+        "metric": "map",
+        "test_images": 4,
+    }
 
 
 def test_calibration_is_kept_and_may_be_missing() -> None:

@@ -52,6 +52,13 @@ def test_every_command_has_a_result_with_a_summary() -> None:
             "Next:\n  difflens predict -- run/model IMAGES",
         ),
         (
+            made.probed(made.multi_label(), made.multi_label(1)),
+            "mAP 62.50 ± 17.68 % (mean and standard deviation over 2 seeds), without emu, which no test "
+            "image has, 5,000 training and 4 test images, 1,234 trainable parameters\n"
+            "Report: run/report.html\nModel: run/model\n"
+            "Next:\n  difflens predict -- run/model IMAGES",
+        ),
+        (
             made.SWEEP,
             "Recommended: Block 6 at noise step 5 (log-SNR 7.0) classifies 87.50 % of 1,000 validation "
             "images correctly (95 % interval 75.00 to 95.00). The place was chosen on these images, so this "
@@ -172,6 +179,16 @@ def test_lines(result: Result, summary: str) -> None:
         ),
         (made.INCEPTION, ["FID", "12.35", "inception score: 5.5", "precision: 0.75", "recall: 0.5"]),
         (made.CLASSES, ["a.png", "cat", "75.0 %", "then", "dog 25.0 %"]),
+        (
+            made.SEVERAL,
+            [
+                "labels",
+                "cat 75.0 %, dog 50.0 %",
+                "emu 25.0 %",
+                "no class",
+                "dog 25.0 %, cat 12.5 %, emu 0.0 %",
+            ],
+        ),
         (made.MASKS, ["found", "sky 75.0 %, sea 25.0 %", "Overlays and predictions.json: predictions"]),
         (made.OBJECTS, ["bar 0.88, disc 0.50", "nothing"]),
         (replace(made.OBJECTS, top=1), ["bar 0.88 and 1 more"]),

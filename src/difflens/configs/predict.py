@@ -28,8 +28,9 @@ class PredictConfig(Options):
     folder for overlays, masks and predictions.json; None: the folder predictions."""
     threshold: Share | None = None
     """Least probability or score, 0 to 1. Below it an image has no class, a pixel has the value 255 for no
-    class, and an object is left out. None: nothing is left out, and overlays show objects with a score of at
-    least 0.5, or else the best one."""
+    class, and an object is left out. With several labels an image has all classes of this probability. None:
+    0.5 for several labels, else nothing is left out, and overlays show objects with a score of at least 0.5,
+    or else the best one."""
     top: Count = 3
     """Number of most probable classes in the table."""
     draws: Times = 1

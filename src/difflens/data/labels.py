@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from difflens.data.files import read_lines
-from difflens.data.split import ImageSplit, place_in_class
+from difflens.data.split import ImageData, ImageSplit, class_sizes, place_in_class, strata
 from difflens.errors import DiffLensError, expanded, listing, require
 from difflens.noise import Stream, random_order
 from difflens.run.console import note
@@ -34,11 +34,16 @@ def label_fraction(split: ImageSplit, fraction: float, seed: int, classes: Seque
 
     Raises:
         DiffLensError: the fraction is not in (0, 1], a class would be left without images, or there are no
-            labels.
+            labels, or several an image.
     """
     if not 0 < fraction <= 1:
         raise DiffLensError(f"the fraction of labels is {fraction:g}; it must be above 0 and at most 1")
     labels = _labels(split)
+    if split.multi_label:
+        raise DiffLensError(
+            "a fraction of each class takes one label an image, and these images have several: name the "
+            "images with --label-list, or draw some with --limit"
+        )
     counts = labels.bincount()
     wanted = (fraction * counts.double() + 0.5).floor().long()
     left_out = (counts > 0) & (wanted == 0)
@@ -57,9 +62,9 @@ def label_fraction(split: ImageSplit, fraction: float, seed: int, classes: Seque
 def balanced(split: ImageSplit, count: int, seed: int) -> Tensor:
     """Choose `count` images at random, equally many of each class; all images if there are fewer.
 
-    Numbers differ by at most one image, unless a class has too few. Without labels the choice ignores
-    classes. It depends only on `seed` and on the positions in the full split. A larger `count` contains each
-    smaller one.
+    Images with several labels are drawn by their `strata`, so rare classes come first. Numbers differ by at
+    most one image, unless a class has too few. Without labels the choice ignores classes. It depends only on
+    `seed` and on the positions in the full split. A larger `count` contains each smaller one.
 
     Returns:
         (M,) long: positions in the split, ascending, M <= `count`.
@@ -71,7 +76,7 @@ def balanced(split: ImageSplit, count: int, seed: int) -> Tensor:
     order = random_order(Stream.SUBSET, split.index, seed)
     if split.labels is not None:
         # round robin: the first image of each class, then the second of each, and so on
-        order = order[place_in_class(split.labels[order]).argsort(stable=True)]
+        order = order[place_in_class(strata(split.labels)[order]).argsort(stable=True)]
     return order[:count].sort().values
 
 
@@ -86,8 +91,10 @@ def limited(split: ImageSplit, count: int | None, seed: int) -> ImageSplit:
     shares = ""
     if split.labels is not None:
         assert chosen.labels is not None
-        kinds, counts = len(split.labels.unique()), chosen.labels.unique(return_counts=True)[1]
-        least, most = int(counts.min()), int(counts.max())
+        kinds = split.labels.shape[1] if split.multi_label else int(split.labels.max()) + 1
+        there, counts = (class_sizes(each, kinds) for each in (split.labels, chosen.labels))
+        kinds, counts = int((there > 0).sum()), counts[counts > 0]
+        least, most = (int(counts.min()), int(counts.max())) if len(counts) else (0, 0)
         number = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         classes = f"{kinds:,} classes" if len(counts) == kinds else f"{len(counts):,} of {kinds:,} classes"
         shares = f", {number} of each of {classes}"
@@ -99,11 +106,40 @@ def say_few(split: ImageSplit, classes: Sequence[str]) -> None:
     """Name the classes of which there is one training image, or none: recipes need more.
 
     A single image is trained on, and no held-out part, no grid and no choice of k can measure it.
+
+    Raises:
+        DiffLensError: images have several labels, and no image has one of the classes.
     """
-    counts = _labels(split).bincount(minlength=len(classes))
+    counts = class_sizes(_labels(split), len(classes))
+    if split.multi_label and not counts.all():
+        raise DiffLensError(f"{split.name}: no training image has the label {_named(counts == 0, classes)}")
     for count, kind in ((0, "no training image"), (1, "a single training image")):
         if (counts == count).any():
             note(f"{split.name}: {kind} of {_named(counts == count, classes)}")
+
+
+def say_unmeasured(split: ImageSplit, classes: Sequence[str]) -> None:
+    """Name the classes that no image of a split with several labels an image has.
+
+    Raises:
+        DiffLensError: no image has any class, so that nothing could be measured.
+    """
+    absent = class_sizes(_labels(split), len(classes)) == 0
+    if absent.all():
+        raise DiffLensError(f"{split.name}: no image has a label, so nothing can be measured")
+    if absent.any():
+        note(f"{split.name}: no image has the label {_named(absent, classes)}: the mean leaves it out")
+
+
+def one_label(data: ImageData, reader: str) -> ImageData:
+    """Return `data`, or raise DiffLensError if its images have several labels.
+
+    Args:
+        reader: what reads one label an image, for the message.
+    """
+    if data.multi_label:
+        raise DiffLensError(f"{reader} reads one label an image; {data.spec} has several")
+    return data
 
 
 def label_list(split: ImageSplit, path: Path, classes: Sequence[str]) -> ImageSplit:
@@ -139,7 +175,8 @@ def label_list(split: ImageSplit, path: Path, classes: Sequence[str]) -> ImageSp
             raise DiffLensError(f"{path}, line {number}: {name} is in line {line_of[row]} already")
         line_of[row] = number
     rows = torch.tensor(sorted(line_of))
-    left_out = (labels.bincount() > 0) & (labels[rows].bincount(minlength=int(labels.max()) + 1) == 0)
+    there, kept = (class_sizes(each, len(classes)) for each in (labels, labels[rows]))
+    left_out = (there > 0) & (kept == 0)
     if left_out.any():
         raise DiffLensError(f"{path} names no image of {_named(left_out, classes)}; every class needs one")
     return split.subset(rows)

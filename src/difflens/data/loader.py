@@ -34,7 +34,7 @@ class Batch:
 
     Attributes:
         images: uint8, (B, C, S, S).
-        labels: (B,) long, or None.
+        labels: (B,) long, (B, K) bool of several labels an image, or None.
         index: (B,) long: the position of each image in the full split, which seeds its noise.
         rows: (B,) long: positions in the split.
     """

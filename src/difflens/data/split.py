@@ -20,7 +20,7 @@ from difflens.errors import DiffLensError
 from difflens.noise import Stream, random_order
 from difflens.run.console import note
 
-Metric = Literal["top1", "mean_per_class"]
+Metric = Literal["top1", "mean_per_class", "map"]
 
 # larger splits stay in main memory, and their batches are copied to the device
 _RESIDENT_BYTES = 2**31
@@ -29,12 +29,13 @@ _RESIDENT_BYTES = 2**31
 class ImageSplit(ABC):
     """Images in a fixed order, decoded one at a time or already in memory.
 
-    It is a data set as torch's loaders take it: `split[i]` is an image and its label.
+    It is a data set as torch's loaders take it: `split[i]` is an image and its label or labels.
 
     Attributes:
         name: "train", "test" or the source's own name.
         ids: a readable name for each image: its file relative to the root, or "train/00012".
-        labels: (N,) long, or None if the images have none.
+        labels: (N,) long: the class of each image; (N, K) bool, if an image has several labels: the classes
+            that are in it; or None if the images have none.
         index: (N,) long: the position of each image in the full split. It seeds the image's noise; a subset
             keeps it.
         pixels: uint8, (N, C, H, W): the whole split where it is in memory, else None.
@@ -56,17 +57,24 @@ class ImageSplit(ABC):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+    def __getitem__(self, i: int) -> tuple[Tensor, int | Tensor]:
         """Return the image at position `i`, uint8 (C, H, W) with C 1 or 3, and its label; -1 without labels.
 
-        Negative positions count from the end.
+        Of several labels an image it is (K,) bool. Negative positions count from the end.
 
         Raises:
             IndexError: there is no such position.
             BadImage: the image cannot be decoded.
         """
         row = range(len(self))[i]
-        return self.image(row), -1 if self.labels is None else int(self.labels[row])
+        if self.labels is None:
+            return self.image(row), -1
+        return self.image(row), self.labels[row] if self.multi_label else int(self.labels[row])
+
+    @property
+    def multi_label(self) -> bool:
+        """True if an image has several labels, or none of them."""
+        return self.labels is not None and self.labels.ndim == 2
 
     @abstractmethod
     def image(self, i: int) -> Tensor:
@@ -281,7 +289,8 @@ class ImageData:
         train: the training images.
         test: the test images.
         metric: the metric that the field reports on this data set: "top1", the accuracy over all images, or
-            "mean_per_class", the mean of the classes' accuracies.
+            "mean_per_class", the mean of the classes' accuracies, or "map", the mean average precision of
+            images with several labels.
     """
 
     spec: str
@@ -290,6 +299,11 @@ class ImageData:
     train: ImageSplit
     test: ImageSplit
     metric: Metric = field(default="top1", kw_only=True)
+
+    @property
+    def multi_label(self) -> bool:
+        """True if an image has several labels, or none of the classes."""
+        return self.train.multi_label
 
     def fingerprint(self) -> str:
         """Return a hex digest, equal for equal classes, labels, names and content of images."""
@@ -350,21 +364,66 @@ def held_out(labels: Tensor | None, count: int, fraction: float) -> Tensor:
     """Draw the same fraction of each class: round(fraction * n) of n images, at least one and not all.
 
     A class with a single image gives none. The draw has a seed of its own, so all commands and all seeds
-    share the split.
+    share the split. Images with several labels are drawn by their `strata`. Every class has an image that is
+    not held out then, and one that is, if moving one image gives it one.
 
     Args:
-        labels: (count,) long; None: all images are of one class.
+        labels: (count,) long or (count, K) bool, as in `ImageSplit`; None: all images are of one class.
 
     Returns:
         (count,) bool: True for images that are held out.
     """
-    labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
+    several = labels if labels is not None and labels.ndim == 2 else None
+    labels = torch.zeros(count, dtype=torch.long) if labels is None else strata(labels)
     sizes = labels.bincount()
     wanted = (fraction * sizes.double() + 0.5).floor().long().clamp(min=1).minimum(sizes - 1)
     order = random_order(Stream.HELD_OUT, torch.arange(count), 0)
     chosen = torch.zeros(count, dtype=torch.bool)
     chosen[order[place_in_class(labels[order]) < wanted[labels[order]]]] = True
+    if several is not None:
+        for wanted_out in (False, True):
+            _spread(several, chosen, wanted_out)
     return chosen
+
+
+def _spread(labels: Tensor, chosen: Tensor, side: bool) -> None:
+    """Give each class an image on one side of a split, in place, if it has one that may move there.
+
+    Args:
+        labels: (N, K) bool.
+        chosen: (N,) bool, the sides of the images.
+    """
+    for k in range(labels.shape[1]):
+        if (labels[:, k] & (chosen == side)).any():
+            continue
+        others = labels[chosen != side].sum(0)
+        # to train on is needed more than to hold out, so the last image of another class may move there
+        movable = labels[:, k] & ~(labels & (others == 1)).any(1) if side else labels[:, k]
+        chosen[movable.nonzero()[:1, 0]] = side
+
+
+def strata(labels: Tensor) -> Tensor:
+    """Return (N,) long: the group of each image for draws by class.
+
+    It is the class; of several labels an image, the rarest of its classes, and K for an image without labels.
+
+    Args:
+        labels: (N,) long or (N, K) bool.
+    """
+    if labels.ndim == 1:
+        return labels
+    order = labels.sum(0).argsort(stable=True)
+    rarest = torch.cat([labels[:, order], torch.ones(len(labels), 1, dtype=torch.bool)], 1).int().argmax(1)
+    return torch.cat([order, torch.tensor([labels.shape[1]])])[rarest]
+
+
+def class_sizes(labels: Tensor, classes: int) -> Tensor:
+    """Return (K,) long: the number of images of each of K classes.
+
+    Args:
+        labels: (N,) long or (N, K) bool.
+    """
+    return labels.bincount(minlength=classes) if labels.ndim == 1 else labels.sum(0)
 
 
 def every_nth(labels: Tensor, every: int) -> Tensor:

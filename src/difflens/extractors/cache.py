@@ -165,7 +165,7 @@ class FeatureCache:
 
     Attributes:
         maps: (N, C, H, W) by place.
-        labels: (N,) long; -1 for images without a label.
+        labels: as in `ImageSplit`; -1 for images without a label.
         rows: (N,) long: positions in the split, without skipped images.
     """
 

@@ -1,11 +1,15 @@
 """Classification metrics from predictions, with the uncertainty of a finite test set."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from difflens.metrics.calibration import expected_calibration_error
 from difflens.metrics.confusion import confusion_matrix
+from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.metrics.statistics import Z95, wilson
 
 
@@ -29,6 +33,21 @@ class Evaluation:
     confidence: Tensor
     classes: tuple[str, ...]
     log_likelihood: Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: Tensor, labels: Tensor, logits: Tensor, classes: tuple[str, ...]) -> "Evaluation":
+        """Return the predictions of logits, (N, K), on the CPU."""
+        logits = logits.float()
+        best = logits.softmax(1).topk(min(5, len(classes)))
+        likelihood = logits.log_softmax(1).gather(1, labels.to(logits.device)[:, None])[:, 0]
+        return cls(
+            rows.cpu(),
+            labels.cpu(),
+            best.indices.cpu(),
+            best.values[:, 0].cpu(),
+            classes,
+            likelihood.cpu(),
+        )
 
     @property
     def correct(self) -> Tensor:
@@ -115,6 +134,20 @@ class Evaluation:
             "ece": self.ece,
             **({} if self.nll is None else {"nll": self.nll}),
         }
+
+
+E = TypeVar("E", Evaluation, MultiLabelEvaluation)
+
+
+def joined(parts: Sequence[E]) -> E:
+    """Return the predictions of several parts of a split, at least one, in the order of the images."""
+    first = parts[0]
+    order = torch.cat([part.rows for part in parts]).argsort()
+    names = [each.name for each in fields(first) if isinstance(getattr(first, each.name), Tensor)]
+    columns: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts])[order] for name in names
+    }
+    return replace(first, **columns)
 
 
 def paired_difference(a: Evaluation, b: Evaluation) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from difflens.errors import DiffLensError
+from difflens.models.probe import Probe
 from difflens.models.saved import SegmentationModel, TrainedModel
 from difflens.noise import seeded_noise
 from difflens.processes.base import Level
@@ -53,8 +54,8 @@ class _Network(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         index = images.new_zeros(images.shape[:1], dtype=torch.long)
-        if not self.dense:
-            return (self.probe(images, index, 0).softmax(1),)
+        if isinstance(self.probe, Probe):
+            return (self.probe.probabilities(self.probe(images, index, 0)),)
         probabilities = self.probe(images, index, 0, size=(self.side, self.side)).softmax(1)
         return probabilities, probabilities.argmax(1)
 

@@ -1,13 +1,17 @@
 """A probe: a head on the maps of an extractor."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from difflens.errors import DiffLensError
 from difflens.extractors.base import Extractor
 from difflens.heads.base import Head
+from difflens.metrics.classification import Evaluation
+from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.training.optimisers import ParameterGroup
 
 
@@ -75,9 +79,14 @@ class FeatureModel(nn.Module):
 
 
 class Probe(FeatureModel):
-    """A classifier: a head that gives one vector of logits for an image."""
+    """A classifier: a head that gives one vector of logits for an image, which has one label.
+
+    Attributes:
+        evaluation: the predictions on a split, with their metrics.
+    """
 
     head: Head
+    evaluation: ClassVar[type[Evaluation | MultiLabelEvaluation]] = Evaluation
 
     def __init__(self, extractor: Extractor, head: Head):
         super().__init__(extractor, head)
@@ -89,6 +98,45 @@ class Probe(FeatureModel):
             index, draw: as in extractors.
         """
         return self.head(self.extractor(images, index, draw))
+
+    @staticmethod
+    def loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Return the mean loss, (), of logits (B, K).
+
+        Args:
+            target: labels, as in `ImageSplit`, or class probabilities, (B, K).
+        """
+        return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+
+    @staticmethod
+    def targets(labels: Tensor, classes: int) -> Tensor:
+        """Return class probabilities, (B, K), of labels as in `ImageSplit`."""
+        return F.one_hot(labels, classes).to(torch.get_default_dtype())
+
+    @staticmethod
+    def probabilities(logits: Tensor) -> Tensor:
+        """Return the probabilities of the classes, (B, K), of logits (B, K)."""
+        return logits.softmax(1)
+
+
+class MultiLabelProbe(Probe):
+    """A classifier of images with several labels: each class has a probability of its own."""
+
+    evaluation = MultiLabelEvaluation
+
+    @staticmethod
+    def loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        if label_smoothing:
+            raise DiffLensError("label smoothing is for images with one label: leave it out")
+        return F.binary_cross_entropy_with_logits(logits, target.to(logits))
+
+    @staticmethod
+    def targets(labels: Tensor, classes: int) -> Tensor:
+        return labels.to(torch.get_default_dtype())
+
+    @staticmethod
+    def probabilities(logits: Tensor) -> Tensor:
+        return logits.sigmoid()
 
 
 class DenseProbe(FeatureModel):

@@ -25,7 +25,7 @@ from difflens.heads.config import DetectionHeadConfig, HeadConfig, SegmentationH
 from difflens.heads.detection import DetectionHead
 from difflens.heads.make import make_head
 from difflens.heads.segmentation import SegmentationHead
-from difflens.models.probe import DenseProbe, Probe
+from difflens.models.probe import DenseProbe, MultiLabelProbe, Probe
 from difflens.run.files import write_text
 from difflens.run.memory import built
 from difflens.run.reading import (
@@ -193,8 +193,9 @@ tags: [{self.tag}]
 
 @dataclass
 class TrainedModel(SavedModel):
-    """A classifier."""
+    """A classifier of images with one label."""
 
+    probe_kind: ClassVar[type[Probe]] = Probe
     task, title, tag, head_kind = "classification", "Classifier", "image-classification", HeadConfig
 
     probe: Probe
@@ -202,20 +203,30 @@ class TrainedModel(SavedModel):
 
     @classmethod
     def make(cls, extractor: Extractor, head: HeadConfig, num_classes: int) -> Probe:
-        return Probe(extractor, make_head(head, extractor.shapes(), num_classes))
+        return cls.probe_kind(extractor, make_head(head, extractor.shapes(), num_classes))
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, draws: int = 1) -> Tensor:
         """Return class probabilities (B, num_classes) of images (B, C, S, S) in [-1, 1].
 
-        All images get the noise of index 0: the result for one does not depend on the others.
+        They sum to 1; of a model of several labels an image, each is the probability of having the class. All
+        images get the noise of index 0: the result for one does not depend on the others.
 
         Args:
             draws: number of noise samples to average over.
         """
         index = torch.zeros(len(images), dtype=torch.long, device=images.device)
         with evaluating(self.probe):
-            return torch.stack([self.probe(images, index, draw).softmax(1) for draw in range(draws)]).mean(0)
+            logits = (self.probe(images, index, draw) for draw in range(draws))
+            return torch.stack([self.probe.probabilities(each) for each in logits]).mean(0)
+
+
+@dataclass
+class MultiLabelModel(TrainedModel):
+    """A classifier of images with several labels, or none of the classes."""
+
+    probe_kind = MultiLabelProbe
+    task, title = "multi-label classification", "Multi-label classifier"
 
 
 @dataclass
@@ -247,6 +258,12 @@ class DetectionModel(SavedModel):
     def make(cls, extractor: Extractor, head: DetectionHeadConfig, num_classes: int) -> DenseProbe:
         shapes = extractor.shapes(head.side)
         return DenseProbe(extractor, _dense(partial(DetectionHead, head, shapes, num_classes)))
+
+
+MODELS: dict[str, type[SavedModel]] = {
+    kind.task: kind for kind in (TrainedModel, MultiLabelModel, SegmentationModel, DetectionModel)
+}
+"""The models by their task in config.json."""
 
 
 def _dense(make: Callable[[], H]) -> H:
@@ -281,16 +298,15 @@ def is_model(folder: Path) -> bool:
 
 
 def model_task(folder: Path | str) -> str:
-    """Return the task of a saved model: "classification", "segmentation" or "detection".
+    """Return the task of a saved model, a key of `MODELS`.
 
     Raises:
         DiffLensError: the folder holds no model, or one of another task.
     """
     path = model_folder(folder) / "config.json"
-    tasks = [kind.task for kind in (TrainedModel, SegmentationModel, DetectionModel)]
     task = read_json(path, lambda config: checked(str, config.get("task", TrainedModel.task), "task"))
-    if task not in tasks:
-        raise DiffLensError(f"{path}: task is {short(task)}; this version knows {', '.join(tasks)}")
+    if task not in MODELS:
+        raise DiffLensError(f"{path}: task is {short(task)}; this version knows {', '.join(MODELS)}")
     return task
 
 

@@ -16,7 +16,7 @@ from difflens.choices import ClassifierName
 from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.changes import say_changes
-from difflens.data.labels import balanced
+from difflens.data.labels import balanced, one_label
 from difflens.data.load import load_data
 from difflens.data.loader import iterate
 from difflens.data.split import ImageSplit, MemorySplit, every_nth
@@ -51,7 +51,7 @@ class OnlineProbe:
 
     def __init__(self, config: PretrainConfig, channels: int, side: int, process: Accelerator):
         self.config, self.process = config, process
-        data = load_data(given(config.probe_data))
+        data = one_label(load_data(given(config.probe_data)), "the probe of --probe-every")
         if data.train.labels is None:
             raise DiffLensError(f"--probe-data {config.probe_data} has no labels, which a probe needs")
         self.name, self.classes = data.name, len(data.classes)

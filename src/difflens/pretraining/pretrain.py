@@ -19,7 +19,7 @@ from difflens.configs.options import given, resolve
 from difflens.configs.pretrain import PretrainConfig
 from difflens.configs.probe import ProbeConfig
 from difflens.data.changes import say_changes
-from difflens.data.labels import limited
+from difflens.data.labels import limited, one_label
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit
 from difflens.generation.grid import image_grid
@@ -85,7 +85,8 @@ def _images(config: PretrainConfig) -> ImageSplit:
     """Return the images to train on, without the test split; only supervised training gets labels."""
     if config.method != "supervised":
         return load_unlabelled(config.data, val_fraction=config.val_fraction)
-    return load_data(config.data, val_fraction=config.val_fraction).train
+    data = load_data(config.data, val_fraction=config.val_fraction)
+    return one_label(data, "--method supervised").train
 
 
 def train_method(

@@ -1,26 +1,70 @@
-"""The report of a probe: accuracies, training, and confused classes."""
+"""The report of a probe: accuracies or average precisions, training, and confused classes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from torch import Tensor
 
+from difflens.errors import listing
 from difflens.metrics.classification import Evaluation
+from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.reports import charts, heat_maps, pictures
 from difflens.reports.html import Picture, Section, Table, percent, render, runs_beneath
 
 _EXAMPLES = 6  # the most images of a pair of confused classes
-_SHARES = ("top1", "top5", "mean_per_class")
-_FIGURES = (
-    *("Top-1, %", "95 % interval of top-1", "Top-5, %", "Mean per class, %"),
-    *("ECE, %", "NLL, nats", "Training, s"),
+_SURE = "The interval is the uncertainty of one run that comes from its test images. "
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the report says of a kind of probe.
+
+    Attributes:
+        shares: keys of the metrics that have a mean over runs; the first has an interval.
+        columns: of the table of figures: the first share, its interval, the other shares, and more figures.
+        explained: the caption of the table.
+        title: the first share in words.
+        sentence: what the mean of several runs means, with a place for it.
+        of_class: the figure of a class, in words.
+        images: the column of the number of a class' test images.
+    """
+
+    shares: tuple[str, ...]
+    columns: tuple[str, ...]
+    explained: str
+    title: str
+    sentence: str
+    of_class: str
+    images: str
+
+
+_ONE_LABEL = _Kind(
+    shares=("top1", "top5", "mean_per_class"),
+    columns=(
+        *("Top-1, %", "95 % interval of top-1", "Top-5, %", "Mean per class, %"),
+        *("ECE, %", "NLL, nats", "Training, s"),
+    ),
+    explained=f"{_SURE}The mean per class weights all classes equally. ECE is the expected calibration "
+    "error: the mean distance of confidence from accuracy in 15 bins of confidence. NLL is the negative "
+    "log-likelihood of the true class.",
+    title="top-1 accuracy",
+    sentence="The probe classifies {} of the test images correctly",
+    of_class="accuracy",
+    images="Test images",
 )
-_EXPLAINED = (
-    "The interval is the uncertainty of one run that comes from its test images. The mean per class weights "
-    "all classes equally. ECE is the expected calibration error: the mean distance of confidence from "
-    "accuracy in 15 bins of confidence. NLL is the negative log-likelihood of the true class."
+_SEVERAL_LABELS = _Kind(
+    shares=("map",),
+    columns=("mAP, %", "95 % interval of mAP", "Training, s"),
+    explained=f"{_SURE}A bootstrap over them measures it. mAP is the mean of the classes' "
+    "average precisions. An average precision is the area under the curve of precision by recall, without "
+    "interpolation.",
+    title="mAP",
+    sentence="The mean average precision is {}",
+    of_class="average precision",
+    images="Test images with the class",
 )
 
 
@@ -28,7 +72,7 @@ def probe_report(
     *,
     command: str,
     summary: str,
-    evaluations: Sequence[Evaluation],
+    evaluations: Sequence[Evaluation] | Sequence[MultiLabelEvaluation],
     metrics: Sequence[Mapping[str, Any]],
     logs: Sequence[Sequence[Mapping[str, Any]]],
     examples: Callable[[Sequence[int]], Tensor],
@@ -41,7 +85,7 @@ def probe_report(
         command: the command line that repeats the run.
         summary: the head, the backbone and the data, in a sentence or two.
         evaluations: one a seed, at least one, with the same classes; the pictures show the first.
-        metrics: one a seed, `Evaluation.metrics()` with "train_images", "trainable_parameters" and
+        metrics: one a seed, the evaluation's `metrics()` with "train_images", "trainable_parameters" and
             "train_seconds". These keys are optional: "seed"; "ece"; "nll"; "grid", records with
             "learning_rate", "weight_decay" and "validation_top1"; "neighbours", records with "k",
             "validation_top1" and "top1". The chosen record has a true "chosen".
@@ -54,24 +98,27 @@ def probe_report(
     evaluation = evaluations[0]
     # the note on every part that describes one of several runs
     which = f" Shown for {_run(metrics, 0)}." if len(metrics) > 1 else ""
-    confusion = Picture(
-        heat_maps.confusion_matrix(evaluation.confusion, evaluation.classes, ""),
-        f"Numbers of test images; rows are true classes, columns are predictions.{which}",
-        "Confusion matrix",
-    )
+    if isinstance(evaluation, MultiLabelEvaluation):
+        kind, totals = _SEVERAL_LABELS, evaluation.positives
+        mistakes = [_misranked(evaluation, examples, which)]
+    else:
+        kind, totals = (
+            _ONE_LABEL,
+            dict(zip(evaluation.classes, evaluation.confusion.sum(1).tolist(), strict=True)),
+        )
+        mistakes = [_confused(evaluation, examples, which), _confusion(evaluation, which)]
     sections = [
-        _result(metrics),
+        _result(kind, metrics),
         *_training(metrics, logs, which),
-        _per_class(evaluation, which),
-        _confused(evaluation, examples, which),
-        Section("Confusion matrix", parts=(confusion,)),
+        _per_class(kind, evaluation, totals, which),
+        *mistakes,
         *runs_beneath(beneath or {}),
     ]
-    title = f"Probe: {_mean_percent(metrics, 'top1')} % top-1 accuracy"
+    title = f"Probe: {_mean_percent(metrics, kind.shares[0])} % {kind.title}"
     return render(title, summary, sections, {"Command": command, **provenance})
 
 
-def _result(metrics: Sequence[Mapping[str, Any]]) -> Section:
+def _result(kind: _Kind, metrics: Sequence[Mapping[str, Any]]) -> Section:
     first = metrics[0]
     counts: list[tuple[object, ...]] = [
         ("Training images", first["train_images"]),
@@ -79,30 +126,30 @@ def _result(metrics: Sequence[Mapping[str, Any]]) -> Section:
         ("Trainable parameters", first["trainable_parameters"]),
     ]
     if len(metrics) == 1:
-        rows: list[tuple[object, ...]] = list(zip(_FIGURES, _figures(first), strict=True))
-        return Section("Result", parts=(Table(("Figure", "Value"), rows + counts, _EXPLAINED),))
-    spreads = {key: f"{_mean_percent(metrics, key)} ± {_spread(metrics, key)}" for key in _SHARES}
-    rows = [(_run(metrics, k), *_figures(one)) for k, one in enumerate(metrics)]
-    shares = (spreads["top1"], None, spreads["top5"], spreads["mean_per_class"])
-    rows.append(("Mean ± standard deviation", *shares, *(None,) * (len(_FIGURES) - len(shares))))
+        rows: list[tuple[object, ...]] = list(zip(kind.columns, _figures(kind, first), strict=True))
+        return Section("Result", parts=(Table(("Figure", "Value"), rows + counts, kind.explained),))
+    main, *others = (f"{_mean_percent(metrics, key)} ± {_spread(metrics, key)}" for key in kind.shares)
+    rows = [(_run(metrics, k), *_figures(kind, one)) for k, one in enumerate(metrics)]
+    shares = (main, None, *others)
+    rows.append(("Mean ± standard deviation", *shares, *(None,) * (len(kind.columns) - len(shares))))
     text = (
-        f"The probe classifies {spreads['top1']} % of the test images correctly (mean ± standard deviation "
-        f"over {len(metrics)} runs that differ only in their seed)."
+        f"{kind.sentence.format(f'{main} %')} (mean ± standard deviation over {len(metrics)} runs that "
+        "differ only in their seed)."
     )
     parts = (
-        Table(("Run", *_FIGURES), rows, _EXPLAINED, best=len(metrics)),
+        Table(("Run", *kind.columns), rows, kind.explained, best=len(metrics)),
         Table(("In every run", "Number"), counts),
     )
     return Section("Result", text, parts)
 
 
-def _figures(one: Mapping[str, Any]) -> tuple[object, ...]:
-    """Return the cells of the columns `_FIGURES`."""
-    top1, top5, mean_per_class = (percent(one[share]) for share in _SHARES)
+def _figures(kind: _Kind, one: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return the cells of the columns of a kind."""
+    main, *others = (percent(one[share]) for share in kind.shares)
     nll = None if one.get("nll") is None else f"{one['nll']:.3f}"
-    calibration = (percent(one.get("ece")), nll)
-    interval = _interval(one["top1_interval_95"])
-    return top1, interval, top5, mean_per_class, *calibration, f"{one['train_seconds']:.1f}"
+    calibration = (percent(one.get("ece")), nll) if kind is _ONE_LABEL else ()
+    interval = _interval(one[f"{kind.shares[0]}_interval_95"])
+    return main, interval, *others, *calibration, f"{one['train_seconds']:.1f}"
 
 
 def _training(
@@ -154,9 +201,10 @@ def _neighbours(records: Sequence[Mapping[str, Any]], which: str) -> Table:
     return Table(("Neighbours", "Validation top-1, %", "Test top-1, %"), rows, caption, best=chosen)
 
 
-def _per_class(evaluation: Evaluation, which: str) -> Section:
+def _per_class(
+    kind: _Kind, evaluation: Evaluation | MultiLabelEvaluation, totals: Mapping[str, int], which: str
+) -> Section:
     accuracies, intervals = evaluation.per_class, evaluation.per_class_intervals
-    totals = dict(zip(evaluation.classes, evaluation.confusion.sum(1).tolist(), strict=True))
     worst, best = charts.worst_and_best(accuracies)
     rows: list[tuple[object, ...]] = [
         (name, totals[name], percent(accuracies[name]), _interval(intervals[name]))
@@ -164,15 +212,19 @@ def _per_class(evaluation: Evaluation, which: str) -> Section:
     ]
     selection = f"the {len(worst)} worst and the {len(best)} best of {len(intervals)}"
     order = selection if best else "the worst first"
+    figure = kind.of_class.capitalize()
     bars = Picture(
-        charts.per_class_bars(accuracies, intervals),
-        f"Accuracy by class with 95 % intervals, {order}; the dotted line is the mean over classes.{which}",
-        "Accuracy by class with intervals",
+        charts.per_class_bars(accuracies, intervals, f"{kind.of_class}, %"),
+        f"{figure} by class with 95 % intervals, {order}; the dotted line is the mean over classes.{which}",
+        f"{figure} by class with intervals",
     )
+    absent = [name for name, value in accuracies.items() if value is None]
+    caption = "All classes are in metrics.json." if best else ""
+    caption += f" No test image has: {listing(absent)}." if absent and kind is _SEVERAL_LABELS else ""
     table = Table(
-        ("Class", "Test images", "Accuracy, %", "95 % interval"),
+        ("Class", kind.images, f"{figure}, %", "95 % interval"),
         rows,
-        "All classes are in metrics.json." if best else "",
+        caption.strip(),
     )
     return Section("Per class", parts=(bars, table))
 
@@ -193,6 +245,41 @@ def _confused(evaluation: Evaluation, examples: Callable[[Sequence[int]], Tensor
         "Pairs of confused classes, with examples",
     )
     return Section("Most confused classes", parts=(picture,))
+
+
+def _confusion(evaluation: Evaluation, which: str) -> Section:
+    confusion = Picture(
+        heat_maps.confusion_matrix(evaluation.confusion, evaluation.classes, ""),
+        f"Numbers of test images; rows are true classes, columns are predictions.{which}",
+        "Confusion matrix",
+    )
+    return Section("Confusion matrix", parts=(confusion,))
+
+
+def _misranked(
+    evaluation: MultiLabelEvaluation, examples: Callable[[Sequence[int]], Tensor], which: str
+) -> Section:
+    mistakes = evaluation.misranked()
+    if not mistakes:
+        return Section(
+            "Ranked wrongly", f"Every test image with a class is ranked before all without it.{which}"
+        )
+    rows = [
+        (
+            name,
+            "with it, ranked low" if there else "without it, ranked high",
+            len(rows),
+            examples(rows[:_EXAMPLES]),
+        )
+        for name, there, rows in mistakes
+    ]
+    picture = Picture(
+        pictures.confused_pairs(rows),
+        "The classes of the least average precision: test images without the class that are ranked above an "
+        f"image with it, and the reverse. At most {_EXAMPLES} are shown, the surest mistake first.{which}",
+        "Images that are ranked wrongly, by class",
+    )
+    return Section("Ranked wrongly", parts=(picture,))
 
 
 def _surest(evaluation: Evaluation, true: int, predicted: int) -> list[int]:

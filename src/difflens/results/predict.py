@@ -5,11 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rich.table import Column, Table
 
+from difflens.data.sources.table import SEPARATOR
 from difflens.errors import listing
+from difflens.metrics.multi_label import THRESHOLD
 from difflens.results.base import Result, plain, skipped
 from difflens.run.console import table_text
 from difflens.run.text import csv_text
@@ -17,13 +19,18 @@ from difflens.run.text import csv_text
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes of one image.
+    """The class of one image.
 
     Attributes:
+        COLUMNS: the first columns of a CSV file.
+        HEADERS: the columns of a table after the image.
         image: its path.
         probabilities: in [0, 1] by class, the most probable first; they sum to 1.
         threshold: the least probability of a class, in [0, 1].
     """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("image", "label", "probability")
+    HEADERS: ClassVar[tuple[str, ...]] = ("label", "probability", "then")
 
     image: str
     probabilities: Mapping[str, float]
@@ -47,6 +54,44 @@ class Prediction:
             "probability": self.probability,
             "probabilities": plain(self.probabilities),
         }
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the cells of `COLUMNS`."""
+        return self.image, self.label or "", f"{self.probability:.6f}"
+
+    def in_words(self, top: int) -> tuple[str, ...]:
+        """Return the cells of `HEADERS`: the last has the next of the `top` most probable classes."""
+        return self.label or "no class", f"{100 * self.probability:.1f} %", self._ranked(1, top)
+
+    def _ranked(self, first: int, end: int) -> str:
+        """Return some classes in words, by their rank."""
+        ranked = list(self.probabilities.items())[first:end]
+        return ", ".join(f"{name} {100 * value:.1f} %" for name, value in ranked)
+
+
+@dataclass(frozen=True)
+class MultiLabelPrediction(Prediction):
+    """The classes of one image that may have several, or none. Its probabilities do not sum to 1."""
+
+    COLUMNS = ("image", "labels")
+    HEADERS = ("labels", "then")
+
+    threshold: float = THRESHOLD
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes of a probability of at least `threshold`, the most probable first."""
+        return [name for name, value in self.probabilities.items() if value >= self.threshold]
+
+    def record(self) -> dict[str, Any]:
+        return {"image": self.image, "labels": self.labels, "probabilities": plain(self.probabilities)}
+
+    def cells(self) -> tuple[str, ...]:
+        return self.image, SEPARATOR.join(self.labels)
+
+    def in_words(self, top: int) -> tuple[str, ...]:
+        count = len(self.labels)
+        return self._ranked(0, count) or "no class", self._ranked(count, top)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +214,12 @@ class ClassPredictResult(PredictResult):
     """The classes of images, from a model of `probe`.
 
     Attributes:
+        kind: the class of the predictions.
         out: the file of the predictions, as CSV or JSON; None if there is none.
     """
 
     predictions: tuple[Prediction, ...]
+    kind: type[Prediction] = Prediction
     out: Path | None = None
 
     def summary(self) -> str:
@@ -182,16 +229,15 @@ class ClassPredictResult(PredictResult):
         return super().closing() if self.out is None else f"Predictions: {self.out}"
 
     def table(self) -> str:
-        table = Table(
-            Column("image", overflow="fold"), "label", "probability", "then" if self.top > 1 else ""
-        )
+        *headers, then = self.kind.HEADERS
+        table = Table(Column("image", overflow="fold"), *headers, then if self.top > 1 else "")
         for prediction in self.predictions:
-            table.add_row(prediction.image, *_cells(prediction, self.top))
+            table.add_row(prediction.image, *prediction.in_words(self.top))
         return table_text(table)
 
     def _csv(self) -> str:
         lines = [csv_line(prediction, not k) for k, prediction in enumerate(self.predictions)]
-        return "\n".join(lines) or csv_text([["image", "label", "probability"]]).removesuffix("\n")
+        return "\n".join(lines) or csv_text([self.kind.COLUMNS]).removesuffix("\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,22 +283,13 @@ def line_of(
         return f"{prediction.image}: {listing(prediction.named, top) if prediction.named else 'nothing'}"
     if form == "csv":
         return csv_line(prediction, first)
-    label, share, then = _cells(prediction, top)
-    return f"{prediction.image}: {label} {share}" + (f", then {then}" if then else "")
+    *found, then = prediction.in_words(top)
+    return f"{prediction.image}: {' '.join(found)}" + (f", then {then}" if then else "")
 
 
 def csv_line(prediction: Prediction, first: bool) -> str:
     """Return the line of an image in a CSV file, without its end, and for the first one the header."""
     classes = sorted(prediction.probabilities)
-    shares = [
-        f"{value:.6f}" for value in (prediction.probability, *map(prediction.probabilities.get, classes))
-    ]
-    rows = [["image", "label", "probability", *classes], [prediction.image, prediction.label or "", *shares]]
+    shares = [f"{value:.6f}" for value in map(prediction.probabilities.get, classes)]
+    rows = [[*prediction.COLUMNS, *classes], [*prediction.cells(), *shares]]
     return csv_text(rows if first else rows[1:]).removesuffix("\n")
-
-
-def _cells(prediction: Prediction, top: int) -> tuple[str, str, str]:
-    """Return the cells of an image in a table: its class, the probability, and the next classes."""
-    others = list(prediction.probabilities.items())[1:top]
-    then = ", ".join(f"{name} {100 * value:.1f} %" for name, value in others)
-    return prediction.label or "no class", f"{100 * prediction.probability:.1f} %", then

@@ -16,7 +16,7 @@ from difflens.choices import SamplerName
 from difflens.configs.command_line import shown_command
 from difflens.configs.compare import CompareConfig, Trial
 from difflens.configs.options import resolve
-from difflens.data.labels import balanced, label_fraction, limited
+from difflens.data.labels import balanced, label_fraction, limited, one_label
 from difflens.data.load import load_data
 from difflens.data.split import ImageData, Metric, every_nth
 from difflens.errors import DiffLensError
@@ -82,7 +82,7 @@ def compare(config: CompareConfig, announce: Callable[[str], object] = lambda li
             loaded. Most errors are raised before anything is written.
     """
     config = resolve(config)
-    data = load_data(config.data, val_fraction=config.val_fraction)
+    data = one_label(load_data(config.data, val_fraction=config.val_fraction), "compare")
     for trial in config.trials:
         _check_labels(config, data, trial)  # before hours of other trials
     opened = open_run(config, data, one_process="; each of its probes can be run in several")
@@ -162,7 +162,7 @@ def _score(result: ProbeResult, metric: Metric) -> Score:
     value, spread = mean_of(result.seeds, metric), deviation_of(result.seeds, metric)
     if spread is not None:
         return Score(value, (value - spread, value + spread))
-    return Score(value, result.seeds[0].top1_interval_95 if metric == "top1" else (value, value))
+    return Score(value, result.seeds[0].interval if metric == "top1" else (value, value))
 
 
 def _geometry(

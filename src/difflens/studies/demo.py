@@ -20,7 +20,7 @@ from difflens.configs.extract import ExtractConfig
 from difflens.configs.options import given, resolve
 from difflens.configs.probe import ProbeConfig
 from difflens.data.images import fit, to_float, to_uint8
-from difflens.data.labels import limited
+from difflens.data.labels import limited, one_label
 from difflens.data.load import load_data
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, listing
@@ -61,7 +61,7 @@ def demo(config: DemoConfig) -> DemoResult:
             data cannot be loaded.
     """
     config = resolve(config)
-    data = load_data(config.data, val_fraction=config.val_fraction)
+    data = one_label(load_data(config.data, val_fraction=config.val_fraction), "the demo")
     config = with_backbone(config, data.train)
     data = replace(data, test=limited(data.test, config.test_images, config.seed))
     opened = open_run(config, data, one_process="; `difflens probe` runs in several")
@@ -178,8 +178,8 @@ class _Demo:
         self.run.keep()
         (self.evaluations[name],), (figures,) = result.evaluations, result.seeds
         self.results[name] = score = DemoScore(
-            top1=figures.top1,
-            top1_interval_95=figures.top1_interval_95,
+            top1=result.top1,
+            top1_interval_95=figures.interval,
             trainable_parameters=figures.trainable_parameters,
             train_seconds=figures.train_seconds,
         )

@@ -17,7 +17,7 @@ from difflens.configs.options import given, resolve
 from difflens.data.changes import say_changes
 from difflens.data.files import list_images
 from difflens.data.images import fit, to_float
-from difflens.data.labels import balanced
+from difflens.data.labels import balanced, one_label
 from difflens.data.load import load_data
 from difflens.data.loader import epoch_order
 from difflens.data.split import FileSplit, ImageData, ImageSplit
@@ -62,7 +62,7 @@ def explain(config: ExplainConfig) -> ExplainResult:
     config = resolve(config)
     if config.data is None:
         config = replace(config, **_data_of(config.run))
-    data = load_data(given(config.data), val_fraction=config.val_fraction)
+    data = one_label(load_data(given(config.data), val_fraction=config.val_fraction), "explain")
     model = None if config.run is None else TrainedModel.load(config.run, config.backbone)
     if model is not None:
         if not isinstance(model.probe.head, (LinearHead, DifFormerHead, MixHead)):

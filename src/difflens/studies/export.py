@@ -6,7 +6,13 @@ from difflens.configs.export import ExportConfig
 from difflens.configs.options import resolve
 from difflens.errors import DiffLensError
 from difflens.models.onnx import write_onnx
-from difflens.models.saved import DetectionModel, SegmentationModel, TrainedModel, model_task
+from difflens.models.saved import (
+    MODELS,
+    DetectionModel,
+    SegmentationModel,
+    TrainedModel,
+    model_task,
+)
 from difflens.results.export import ExportResult
 from difflens.run.files import replace_with
 
@@ -27,8 +33,8 @@ def export(config: ExportConfig) -> ExportResult:
             f"{config.model} detects objects, whose number depends on the image: only models of probe and "
             "segment are written as ONNX"
         )
-    kind = TrainedModel if task == TrainedModel.task else SegmentationModel
-    model = kind.load(config.model, config.backbone)
+    model = MODELS[task].load(config.model, config.backbone)
+    assert isinstance(model, TrainedModel | SegmentationModel)
     backbone = model.probe.extractor.backbone
     side = model.head.side if isinstance(model, SegmentationModel) else backbone.image_size
     differences: list[float] = []

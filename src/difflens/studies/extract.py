@@ -18,7 +18,7 @@ from difflens.backbones.base import Backbone
 from difflens.backbones.maps import pooled_shape
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.options import given, resolve
-from difflens.data.labels import limited
+from difflens.data.labels import limited, one_label
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.sources.folder import load_photos
 from difflens.data.split import ImageData, ImageSplit
@@ -133,8 +133,10 @@ def _images(config: ExtractConfig) -> ImageData | ImageSplit:
     """Return the images that the options name."""
     if config.photos is not None:
         return load_photos(expanded(config.photos))
-    load = load_unlabelled if config.unlabelled else load_data
-    return load(config.spec, val_fraction=config.val_fraction)
+    if config.unlabelled:
+        return load_unlabelled(config.spec, val_fraction=config.val_fraction)
+    data = load_data(config.spec, val_fraction=config.val_fraction)
+    return one_label(data, "extract without --unlabelled")
 
 
 def _sources(config: ExtractConfig, data: ImageData | ImageSplit) -> list[ImageSplit]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from difflens.data.images import fit, pixels_of, to_float
 from difflens.errors import DiffLensError, expanded
 from difflens.models.saved import (
+    MODELS,
     DetectionModel,
     SavedModel,
     SegmentationModel,
@@ -53,7 +54,7 @@ class LoadedModel:
 
     Attributes:
         saved: the model with its configuration; `saved.probe` is its network.
-        task: classification, segmentation or detection.
+        task: classification, multi-label classification, segmentation or detection.
         classes: the names of the classes.
     """
 
@@ -68,9 +69,9 @@ class LoadedModel:
             draws: the number of noise samples over which probabilities are averaged.
 
         Returns:
-            On the CPU, of classification the probabilities, (B, K) float32, in the order of `classes`; of
-            segmentation a mask for each image, (H, W) uint8 with positions in `classes`; of detection
-            `Detections` for each image.
+            On the CPU, of classification the probabilities, (B, K) float32, in the order of `classes`, which
+            sum to 1 unless an image has several labels; of segmentation a mask for each image, (H, W) uint8
+            with positions in `classes`; of detection `Detections` for each image.
 
         Raises:
             BadImage: an image cannot be read.
@@ -117,10 +118,7 @@ def load_model(
         DiffLensError: there is no such model, it is damaged, or its backbone is missing or has changed.
     """
     folder = _folder(str(spec))
-    kinds: dict[str, type[SavedModel]] = {
-        kind.task: kind for kind in (TrainedModel, SegmentationModel, DetectionModel)
-    }
-    kind = kinds[model_task(folder)]
+    kind = MODELS[model_task(folder)]
     return LoadedModel(kind.load(folder, None if backbone is None else str(backbone), device))
 
 

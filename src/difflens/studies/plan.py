@@ -50,6 +50,7 @@ from difflens.processes.base import in_words
 from difflens.processes.schedulers import process_of
 from difflens.results.plan import PlanResult
 from difflens.run.counting import Cost, cost_of_images
+from difflens.tasks.classification.kinds import check_labels
 from difflens.tasks.classification.probe import epochs_of, labelled, places_and_head, with_store
 from difflens.tasks.dense import chosen_rows, make_plan
 from difflens.tasks.detection.detect import Detection
@@ -86,6 +87,8 @@ def plan(config: Options) -> PlanResult:
 
 def _plan_probe(config: ProbeConfig) -> PlanResult:
     data = _labelled_data(given(config.data), config.val_fraction)
+    if data.loaded is not None:
+        check_labels(config, data.loaded)
     train, test = _probed(config, data)
     if config.head != "knn":
         config = replace(config, epochs=epochs_of(config, train))

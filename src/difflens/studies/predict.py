@@ -4,7 +4,13 @@ from collections.abc import Callable
 
 from difflens.configs.options import resolve
 from difflens.configs.predict import PredictConfig
-from difflens.models.saved import DetectionModel, SegmentationModel, TrainedModel, model_task
+from difflens.models.saved import (
+    DetectionModel,
+    MultiLabelModel,
+    SegmentationModel,
+    TrainedModel,
+    model_task,
+)
 from difflens.results.predict import PredictResult
 from difflens.tasks.classification.predict import predict_classes
 from difflens.tasks.detection.predict import predict_objects
@@ -13,6 +19,7 @@ from difflens.tasks.segmentation.predict import predict_masks
 
 _TASKS: dict[str, Callable[[PredictConfig, Announce | None], PredictResult]] = {
     TrainedModel.task: predict_classes,
+    MultiLabelModel.task: predict_classes,
     SegmentationModel.task: predict_masks,
     DetectionModel.task: predict_objects,
 }

@@ -8,6 +8,7 @@ from difflens.backbones.base import Backbone
 from difflens.configs.command_line import beside, shown_command
 from difflens.configs.options import resolve
 from difflens.configs.sweep import SweepConfig
+from difflens.data.labels import one_label
 from difflens.data.load import load_data
 from difflens.errors import DiffLensError
 from difflens.metrics.recommendation import Recommendation, recommend
@@ -37,7 +38,7 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
     """
     config = resolve(config)
     began = time.monotonic()
-    data = load_data(config.data, val_fraction=config.val_fraction)
+    data = one_label(load_data(config.data, val_fraction=config.val_fraction), "a sweep")
     if len(data.classes) < 2:
         raise DiffLensError(f"a sweep needs at least two classes, and {data.name} has {len(data.classes)}")
     config = with_backbone(config, data.train)

@@ -9,15 +9,15 @@ from difflens.data.images import to_float
 from difflens.data.loader import iterate
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError
-from difflens.models.saved import TrainedModel
-from difflens.results.predict import ClassPredictResult, Prediction, line_of
+from difflens.models.saved import MODELS, MultiLabelModel, TrainedModel, model_task
+from difflens.results.predict import ClassPredictResult, MultiLabelPrediction, Prediction, line_of
 from difflens.run.files import write_text
 from difflens.run.processes import accelerator
 from difflens.tasks.predict import Announce, check_draws
 
 
 def predict_classes(config: PredictConfig, announce: Announce | None = None) -> ClassPredictResult:
-    """Classify images, and return the predictions in their order.
+    """Classify images with a model of one label an image or of several; predictions keep their order.
 
     Args:
         announce: receives the text of each prediction as soon as it is known; None announces nothing.
@@ -33,7 +33,10 @@ def predict_classes(config: PredictConfig, announce: Announce | None = None) -> 
             raise DiffLensError(f"{out} exists: name another file with --out")
         announce = None
     device = accelerator(config.device).device
-    model = TrainedModel.load(config.model, config.backbone, device)
+    model = MODELS[model_task(config.model)].load(config.model, config.backbone, device)
+    assert isinstance(model, TrainedModel)
+    kind = MultiLabelPrediction if isinstance(model, MultiLabelModel) else Prediction
+    threshold = {} if config.threshold is None else {"threshold": config.threshold}
     split = FileSplit("images", [str(path) for path in list_images(config.images)])
     backbone = model.probe.extractor.backbone
     check_draws(config, backbone)
@@ -51,17 +54,13 @@ def predict_classes(config: PredictConfig, announce: Announce | None = None) -> 
         probabilities = model.probabilities(to_float(batch.images), config.draws)
         for row, values in zip(batch.rows.tolist(), probabilities, strict=True):
             order = torch.argsort(values, descending=True, stable=True).tolist()
-            predictions.append(
-                Prediction(
-                    split.ids[row],
-                    {model.classes[k]: float(values[k]) for k in order},
-                    config.threshold or 0.0,
-                )
-            )
+            probabilities_of = {model.classes[k]: float(values[k]) for k in order}
+            predictions.append(kind(split.ids[row], probabilities_of, **threshold))
             if announce is not None:
                 announce(line_of(predictions[-1], config.format, config.top, len(predictions) == 1))
     result = ClassPredictResult(
         predictions=tuple(predictions),
+        kind=kind,
         skipped_images=tuple(skipped),
         format=config.format,
         top=config.top,

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 
+from difflens.data.sources.table import SEPARATOR
 from difflens.errors import DiffLensError
 from difflens.metrics.classification import Evaluation
+from difflens.metrics.multi_label import THRESHOLD, MultiLabelEvaluation
 from difflens.run.reading import read_table, short
 from difflens.run.text import csv_text, on_disk, unguarded
 
@@ -60,6 +62,66 @@ def read_predictions(path: Path, ids: Sequence[str], classes: tuple[str, ...]) -
         torch.tensor([float(line["probability"]) for line in lines.values()]),
         classes,
     )
+
+
+def multi_label_csv(evaluation: MultiLabelEvaluation, ids: Sequence[str]) -> str:
+    """Return one line for each test image: its name, its labels, the classes of a probability of at least
+    `THRESHOLD`, and the probability p(CLASS) of each class.
+
+    Args:
+        ids: the names of the images of the whole split.
+    """
+    names = evaluation.classes
+    rows: list[list[str]] = [["image", "labels", "predicted", *map(_column, names)]]
+    for row, labels, probabilities in zip(
+        evaluation.rows.tolist(),
+        evaluation.labels.tolist(),
+        evaluation.probabilities.tolist(),
+        strict=True,
+    ):
+        true = SEPARATOR.join(name for name, there in zip(names, labels, strict=True) if there)
+        predicted = SEPARATOR.join(
+            name for name, share in zip(names, probabilities, strict=True) if share >= THRESHOLD
+        )
+        rows.append([ids[row], true, predicted, *(f"{share:.6g}" for share in probabilities)])
+    return csv_text(rows)
+
+
+def read_multi_label(path: Path, ids: Sequence[str], classes: tuple[str, ...]) -> MultiLabelEvaluation:
+    """Read a file that `multi_label_csv` wrote.
+
+    Raises:
+        DiffLensError: as `read_predictions`.
+    """
+    row_of = {on_disk(name): row for row, name in enumerate(ids)}
+    class_of = {on_disk(name): k for k, name in enumerate(classes)}
+    truths, shares = dict[int, list[bool]](), list[list[float]]()
+    columns = [on_disk(_column(name)) for name in classes]
+    for number, row in read_table(path, ["image", "labels", *columns]).items():
+        line = unguarded(row)
+        image, true, probabilities = line["image"], line["labels"], [line[name] for name in columns]
+        labels = true.split(SEPARATOR) if true else []
+        wrong = [
+            f"image is {short(image)}" * (image not in row_of),
+            *(f"labels is {short(true)}" for label in labels if label not in class_of),
+            *(f"probability is {short(share)}" for share in probabilities if not _is_share(share)),
+        ]
+        if any(wrong):
+            raise DiffLensError(f"{path}, line {number}: {next(filter(None, wrong))}, not of this run")
+        if row_of[image] in truths:
+            raise DiffLensError(f"{path}, line {number}: {short(image)} is there twice")
+        truths[row_of[image]] = [name in labels for name in class_of]
+        shares.append([float(share) for share in probabilities])
+    if not truths:
+        raise DiffLensError(f"{path} holds no predictions")
+    return MultiLabelEvaluation(
+        torch.tensor([*truths]), torch.tensor([*truths.values()]), torch.tensor(shares), classes
+    )
+
+
+def _column(name: str) -> str:
+    """Return the column of a class' probability, which no other column can be called."""
+    return f"p({name})"
 
 
 def _is_share(text: str) -> bool:

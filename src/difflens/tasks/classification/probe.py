@@ -35,19 +35,20 @@ from difflens.heads.knn import NeighbourHead
 from difflens.heads.linear import LinearHead
 from difflens.heads.make import make_head
 from difflens.metrics.classification import Evaluation
-from difflens.models.probe import Probe
+from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.models.saved import TrainedModel
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import Level, in_words
 from difflens.reports.probe import probe_report
-from difflens.results.probe import GridTrial, NeighbourTrial, ProbeResult, SeedResult
+from difflens.results.base import plain
+from difflens.results.probe import GridTrial, NeighbourTrial, ProbeResult
 from difflens.run.console import note
 from difflens.run.directory import FINISHED, RunDirectory, read_log
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 from difflens.run.text import a
+from difflens.tasks.classification.kinds import check_labels, kind_of
 from difflens.tasks.classification.normalise import fit_normalisation
-from difflens.tasks.classification.predictions import predictions_csv, read_predictions
 from difflens.tasks.classification.selection import choose_linear, choose_neighbours
 from difflens.tasks.classification.train import evaluate, fit
 
@@ -66,6 +67,7 @@ def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
     config = resolve(with_store(config))
     process = accelerator(config.device)
     data = data or _load(config)
+    check_labels(config, data)
     run = _probe_once if config.seeds == 1 else _probe_seeds
     return run(with_backbone(config, data.train), data, process)
 
@@ -144,8 +146,9 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
                 f"{listing(extractor.noise_steps)} are read, of blocks {listing(store.blocks)} at noise "
                 f"steps {listing(store.noise_steps)}; --blocks and --noise-steps choose others"
             )
-    model = TrainedModel(
-        Probe(extractor, head),
+    kind = kind_of(data).model
+    model = kind(
+        kind.probe_kind(extractor, head),
         data.classes,
         opened.backbone_config,
         extractor_config,
@@ -301,12 +304,12 @@ def _pools_alike(width: int, kept: int, side: int | None) -> bool:
 
 
 def _finished(config: ProbeConfig, data: ImageData, run: RunDirectory) -> ProbeResult:
-    evaluation = read_predictions(config.out / "predictions.csv", data.test.ids, data.classes)
+    kind = kind_of(data)
     return ProbeResult(
         out=config.out,
-        model=TrainedModel.load(config.out),
-        seeds=(run.read_json(FINISHED, SeedResult),),
-        evaluations=(evaluation,),
+        model=kind.model.load(config.out),
+        seeds=(run.read_json(FINISHED, kind.figures),),
+        evaluations=(kind.read(config.out / "predictions.csv", data.test.ids, data.classes),),
     )
 
 
@@ -411,57 +414,54 @@ class _Run:
             self.training, learning_rate=best.learning_rate, weight_decay=best.weight_decay
         )
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self) -> Evaluation | MultiLabelEvaluation:
         cache = self.caches and self.caches[1]
         return evaluate(
             self.probe, self.data.test, self.data.classes, self.training, self.process, cache, self.skipped
         )
 
-    def _evaluate_others(self, head: NeighbourHead, chosen: Evaluation) -> None:
+    def _evaluate_others(self, head: NeighbourHead, chosen: Evaluation | MultiLabelEvaluation) -> None:
         """Add the test accuracy of each number of neighbours to the table; the choice does not change."""
         assert self.neighbours is not None
         kept, trials = head.neighbours, []
         for trial in self.neighbours:
             head.neighbours = trial.k
-            trials.append(replace(trial, top1=chosen.top1 if trial.chosen else self._evaluate().top1))
+            measured = chosen if trial.chosen else self._evaluate()
+            assert isinstance(measured, Evaluation), "k-NN reads one label an image"
+            trials.append(replace(trial, top1=measured.top1))
         head.neighbours, self.neighbours = kept, tuple(trials)
 
-    def _write(self, evaluation: Evaluation, seconds: float) -> ProbeResult:
+    def _write(self, evaluation: Evaluation | MultiLabelEvaluation, seconds: float) -> ProbeResult:
         config, data, run, process = self.config, self.data, self.run, self.process
         skipped = self.skipped
         if process.num_processes > 1:
             skipped = sorted(set(gather_object(skipped)))
         names = set(data.train.ids)
         unread = sum(_image_of(line, names) is not None for line in skipped)
-        seed = SeedResult(
-            top1=evaluation.top1,
-            top1_interval_95=evaluation.top1_interval,
-            top5=evaluation.top5,
-            mean_per_class=evaluation.mean_per_class,
-            test_images=len(evaluation.rows),
-            per_class=evaluation.per_class,
-            confusion_matrix=tuple(map(tuple, evaluation.confusion.tolist())),
-            metric=data.metric,
-            trainable_parameters=self.probe.trainable_parameters,
-            train_images=len(data.train) - unread,
-            train_seconds=round(seconds, 2),
-            epochs=config.epochs if config.epochs is not None and config.head != "knn" else 0,
-            seed=config.seed,
-            skipped_images=tuple(skipped),
-            grid=self.grid,
-            neighbours=self.neighbours,
-            ece=evaluation.ece,
-            nll=evaluation.nll,
+        kind = kind_of(data)
+        tried = {"grid": self.grid, "neighbours": self.neighbours}
+        seed = kind.figures.from_metrics(
+            {
+                "metric": data.metric,
+                **evaluation.metrics(),
+                "trainable_parameters": self.probe.trainable_parameters,
+                "train_images": len(data.train) - unread,
+                "train_seconds": round(seconds, 2),
+                "epochs": config.epochs if config.epochs is not None and config.head != "knn" else 0,
+                "seed": config.seed,
+                "skipped_images": skipped,
+                **{name: plain(trials) for name, trials in tried.items() if trials is not None},
+            }
         )
         self.model.info = {
             "data": data.name,
-            "top1": round(seed.top1, 4),
+            seed.SHARES[0]: round(getattr(seed, seed.SHARES[0]), 4),
             "test_images": seed.test_images,
             "train_images": seed.train_images,
             "epochs": seed.epochs,
             "seed": seed.seed,
         }
-        run.write("predictions.csv", predictions_csv(evaluation, data.test.ids))
+        run.write("predictions.csv", kind.write(evaluation, data.test.ids))
         run.write_folder("model", self.model.save)
         result = ProbeResult(out=config.out, model=self.model, seeds=(seed,), evaluations=(evaluation,))
         run.write("report.html", _report(config, result, data, [run.read_log()], process))

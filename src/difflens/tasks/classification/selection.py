@@ -76,7 +76,7 @@ class GridObjective(HeadObjective):
     def loss(self, inputs: tuple[Any, ...], target: Tensor) -> Tensor:
         """Return the loss of each head, (K,), with a graph; heads share no parameters, so gradients do not
         mix."""
-        return torch.stack([self.cross_entropy(each(*inputs), target) for each in self.heads])
+        return torch.stack([self.loss_of(each(*inputs), target) for each in self.heads])
 
     def step(self, batch: Any) -> Tensor:
         # a head may diverge; the others continue

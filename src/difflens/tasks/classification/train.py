@@ -20,8 +20,9 @@ from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
 from difflens.extractors.base import evaluating
 from difflens.extractors.cache import READ_BATCH, FeatureCache, Reading
-from difflens.metrics.classification import Evaluation
-from difflens.models.probe import Probe
+from difflens.metrics.classification import Evaluation, joined
+from difflens.metrics.multi_label import MultiLabelEvaluation
+from difflens.models.probe import MultiLabelProbe, Probe
 from difflens.run.console import progress_bar
 from difflens.run.directory import RunDirectory
 from difflens.run.processes import accelerator
@@ -62,8 +63,9 @@ def fit(
         The seconds of training, without the extraction of a cache.
 
     Raises:
-        DiffLensError: loss or weights are no longer finite.
+        DiffLensError: loss or weights are no longer finite, or the probe is for other labels.
     """
+    _check_labels(probe, split)
     config = config.filled()
     process = process or accelerator()
     probe.to(process.device)
@@ -78,12 +80,19 @@ def fit(
     return loop.train()
 
 
+def _check_labels(probe: Probe, split: ImageSplit) -> None:
+    """Raise DiffLensError unless the probe is for one label an image, or several, as the split."""
+    if split.multi_label != isinstance(probe, MultiLabelProbe):
+        labels, kind = ("several labels", MultiLabelProbe) if split.multi_label else ("one label", Probe)
+        raise DiffLensError(f"{split.name}: an image has {labels}, so the probe must be a {kind.__name__}")
+
+
 Inputs = tuple[tuple[Any, ...], Tensor]
 """The arguments of the trained module, and the labels."""
 
 
 class HeadObjective(ProbeObjective):
-    """The cross-entropy of a classifier; order, mixup and dropout are functions of (seed, epoch).
+    """The loss of a classifier; order, mixup and dropout are functions of (seed, epoch).
 
     Args:
         probe: the probe, on the process's device.
@@ -95,6 +104,7 @@ class HeadObjective(ProbeObjective):
     """
 
     counter = "epoch"
+    probe: Probe
 
     def __init__(
         self,
@@ -109,7 +119,8 @@ class HeadObjective(ProbeObjective):
         groups: Sequence[ParameterGroup] | None = None,
     ):
         self.trained, self.read, self.config = trained, read, config
-        self.count, self.rank, self.world, self.classes = count, rank, world, probe.head.num_classes
+        self.count, self.rank, self.world = count, rank, world
+        self.targets = partial(probe.targets, classes=probe.head.num_classes)
         self.share = max(1, min(given(config.batch_size) // process.num_processes, count))
         steps = math.ceil(math.ceil(count / world) / self.share)
         if process.num_processes > 1:
@@ -142,16 +153,16 @@ class HeadObjective(ProbeObjective):
     def step(self, batch: Inputs | None) -> Tensor:
         if batch is None:
             return torch.zeros((), device=self.process.device)
-        loss = self.loss(*mix(*batch, self.classes, given(self.config.mixup), self.generator))
+        loss = self.loss(*mix(*batch, self.targets, given(self.config.mixup), self.generator))
         self.update((loss.sum(),))
         return loss.detach()
 
     def loss(self, inputs: tuple[Any, ...], target: Tensor) -> Tensor:
-        """Return the loss, () with a graph; `target` is labels, (B,) long, or class probabilities, (B, K)."""
-        return self.cross_entropy(self.trained(*inputs), target)
+        """Return the loss, () with a graph; `target` is labels, or class probabilities, (B, K)."""
+        return self.loss_of(self.trained(*inputs), target)
 
-    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(logits, target, label_smoothing=given(self.config.label_smoothing))
+    def loss_of(self, logits: Tensor, target: Tensor) -> Tensor:
+        return self.probe.loss(logits, target, given(self.config.label_smoothing))
 
     def where(self, iteration: int) -> str:
         return f"in epoch {math.ceil(iteration / self.epoch_iterations)}"
@@ -193,25 +204,25 @@ def evaluate(
     process: Accelerator | None = None,
     cache: FeatureCache | None = None,
     skipped: list[str] | None = None,
-) -> Evaluation:
+) -> Evaluation | MultiLabelEvaluation:
     """Predict the class of each image of `split` once, with the noise of draw 0; the training mode is
     restored.
 
     Args:
         cache: the maps of the split; None: the extractor reads the images.
         skipped: receives one line for each image that cannot be read.
+
+    Raises:
+        DiffLensError: no image can be read, or the probe is for other labels.
     """
+    _check_labels(probe, split)
     process = process or accelerator()
     device = process.device
     probe.to(device)
-    parts: list[tuple[Tensor, ...]] = []
+    parts: list[Any] = []
 
     def keep(logits: Tensor, labels: Tensor, rows: Tensor) -> None:
-        probability = logits.float().softmax(1)
-        best = probability.topk(min(5, len(classes)))
-        likelihood = logits.float().log_softmax(1).gather(1, labels.to(logits.device)[:, None])[:, 0]
-        part = (rows, labels, best.indices, best.values[:, 0], likelihood)
-        parts.append(tuple(column.cpu() for column in part))
+        parts.append(probe.evaluation.of(rows, labels, logits, classes))
 
     with evaluating(probe):
         if cache is not None:
@@ -229,17 +240,13 @@ def evaluate(
         parts = gather_object(parts)
     if not parts:
         raise DiffLensError(f"no image of the {split.name} split could be read")
-    rows, labels, ranked, confidence, likelihood = map(torch.cat, zip(*parts, strict=True))
-    order = rows.argsort()
-    return Evaluation(
-        rows[order], labels[order], ranked[order], confidence[order], classes, likelihood[order]
-    )
+    return joined(parts)
 
 
 def cached_batches(
     cache: FeatureCache, order: Tensor, batch_size: int, device: torch.device
 ) -> Iterator[tuple[dict[Place, Tensor], Tensor]]:
-    """Yield maps, (B, C, H, W) by place, and labels, (B,) long, of the entries `order`, (M,) long, in
+    """Yield maps, (B, C, H, W) by place, and labels, of the entries `order`, (M,) long, in
     batches.
 
     Several batches of small maps are fetched at once, so that a linear head does not wait for them.
@@ -254,17 +261,22 @@ def cached_batches(
 
 
 def mix(
-    inputs: tuple[Any, ...], labels: Tensor, classes: int, alpha: float, generator: torch.Generator
+    inputs: tuple[Any, ...],
+    labels: Tensor,
+    targets: Callable[[Tensor], Tensor],
+    alpha: float,
+    generator: torch.Generator,
 ) -> tuple[tuple[Any, ...], Tensor]:
     """Mix pairs of inputs and their labels (mixup: Zhang et al., 2018).
 
     Args:
         inputs: the arguments of the module, of which the first is mixed: maps by place, or images.
-        labels: (B,) long.
+        labels: as in `ImageSplit`.
+        targets: gives class probabilities, (B, K), of labels.
         alpha: the parameter of the Beta distribution; 0 returns inputs and labels unchanged.
 
     Returns:
-        The inputs, and class probabilities, (B, K).
+        The inputs, and class probabilities, (B, K); the labels if nothing is mixed.
     """
     if not alpha:
         return inputs, labels
@@ -278,5 +290,5 @@ def mix(
         if isinstance(first, dict)
         else share * first + (1 - share) * first[partner]
     )
-    target = nn.functional.one_hot(labels, classes).to(torch.get_default_dtype())
+    target = targets(labels)
     return (mixed, *inputs[1:]), share * target + (1 - share) * target[partner]
