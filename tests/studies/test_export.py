@@ -1,6 +1,7 @@
 """Trained models as ONNX files, run by onnxruntime."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from difflens import (
     DiffLensError,
     ExportConfig,
     ProbeConfig,
+    SegmentConfig,
     TrainedModel,
     export,
     probe,
+    segment,
 )
 from tests.helpers.cli import run
 
@@ -24,7 +27,7 @@ def answers(file: Path, images: np.ndarray) -> list[np.ndarray]:
     return list(session.run(None, {"images": images}))
 
 
-@pytest.mark.parametrize("extractor", ["frozen"])
+@pytest.mark.parametrize("extractor", ["frozen", pytest.param("feedback", marks=pytest.mark.slow)])
 def test_onnxruntime_gives_the_same_probabilities(
     extractor: str, backbone_folder: Path, image_tree: Path, tmp_path: Path
 ) -> None:
@@ -51,6 +54,25 @@ def test_onnxruntime_gives_the_same_probabilities(
     (alone,) = answers(tmp_path / "model.onnx", images[3:4].numpy())
     assert np.abs(found[3] - alone[0]).max() <= 1e-5
     assert run("export", result.out, tmp_path / "model.onnx") == 2
+
+
+@pytest.mark.parametrize("head", ["upernet", pytest.param("linear", marks=pytest.mark.slow)])
+def test_onnxruntime_gives_the_same_masks(
+    head: Any, backbone_folder: Path, scene_folder: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"side": 32, "iterations": 2, "batch_size": 4, "device": "cpu", "workers": 0}
+    width = {} if head == "linear" else {"width": 16}
+    config = SegmentConfig(
+        backbone=str(backbone_folder), data=scene_folder, head=head, out=tmp_path / "run", **options, **width
+    )
+    result = segment(config)
+    written = export(ExportConfig(model=result.out, file=tmp_path / "model.onnx"))
+    assert written.difference <= 1e-4
+    assert (written.shape, written.classes) == ((3, 32, 32), ("background", "bar", "disc"))
+    probabilities, masks = answers(tmp_path / "model.onnx", np.zeros((2, 3, 32, 32), np.float32))
+    assert probabilities.shape == (2, 3, 32, 32)
+    assert np.abs(probabilities.sum(1) - 1).max() <= 1e-5
+    assert (masks == probabilities.argmax(1)).all()
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
