@@ -170,6 +170,7 @@ class _Demo:
             extractor=extractor,
             store=store,
             limit=config.train_images,
+            log=config.log,
             **self._common,
             **({} if backbone.startswith("pixels") else self._network),
         )

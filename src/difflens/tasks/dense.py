@@ -244,6 +244,7 @@ def run_dense(
         if run.finished:
             model = task.model_kind.load(config.out)
             return run.read_json(FINISHED, lambda metrics: result(metrics, config.out, model))
+        run.track(config.log)
         return result(_train_and_evaluate(task, model, data, run, process), config.out, model)
 
 
@@ -295,6 +296,7 @@ def _train_and_evaluate(
         "iterations": config.iterations,
         "seed": config.seed,
     }
+    run.trackers.results({f"val/{key}": metrics.get(key) for key in task.scores})
     run.write_folder("model", model.save)
     if run.main_process:
         examples = task.examples(model, data, validation, process)

@@ -103,6 +103,17 @@ class Objective(ABC):
     def record(self, look: Look) -> dict[str, Any] | None:
         """Return a record for the log, or None if the look is not at the end of an epoch."""
 
+    def curves(self, look: Look, record: Mapping[str, Any] | None) -> dict[str, float]:
+        """Return the points of a look by the names of their curves, for trackers.
+
+        Args:
+            record: what `record` returned.
+        """
+        rate = self.learning_rate
+        logged = {name: value for name, value in (record or {}).items() if isinstance(value, int | float)}
+        own = {"loss": look.loss, "learning_rate": rate, "images_per_second": look.images_per_second}
+        return {**logged, **own}
+
     def finish(self) -> None:  # noqa: B027
         """Do what is necessary after the last iteration."""
 

@@ -165,6 +165,7 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
     with opened.directory(identity) as run:
         if run.finished:
             return _finished(config, data, run)
+        run.track(config.log)
         return _Run(config, model, data, store, run, process).run_all()
 
 
@@ -461,6 +462,8 @@ class _Run:
             "epochs": seed.epochs,
             "seed": seed.seed,
         }
+        scores = (*seed.SHARES, "ece", "nll")
+        run.trackers.results({f"test/{name}": getattr(seed, name, None) for name in scores})
         run.write("predictions.csv", kind.write(evaluation, data.test.ids))
         run.write_folder("model", self.model.save)
         result = ProbeResult(out=config.out, model=self.model, seeds=(seed,), evaluations=(evaluation,))
