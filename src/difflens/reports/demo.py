@@ -1,7 +1,6 @@
 """The report of `difflens demo`: heads against two baselines, feature maps, samples, memorisation check."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from difflens.metrics.classification import Evaluation, paired_difference
 from difflens.processes.base import Level, in_words
 from difflens.reports import charts, heat_maps, pictures
-from difflens.reports.html import UNSELECTED, Picture, Section, Table, render, runs_beneath
+from difflens.reports.html import UNSELECTED, Picture, Section, Table, render, reports_of, runs_beneath
 from difflens.results.demo import DemoResult, DemoScore
 
 TITLES = {
@@ -104,7 +103,9 @@ def demo_report(
         ),
         memorisation,
         Section("Confusion matrix of the best head", f"The best head is: {TITLES[best]}.", (confusion,)),
-        *runs_beneath({TITLES[name]: Path("heads", name, "report.html") for name in result.results}),
+        *runs_beneath(
+            reports_of(result.out, {TITLES[name]: result.out / "heads" / name for name in result.results})
+        ),
     ]
     lead = (
         f"Small heads read the features of one frozen, unconditional diffusion network ({backbone}) on "

@@ -1,12 +1,13 @@
 """The report of `difflens report`: accuracies of heads on one backbone, samples, memorisation check."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from difflens.reports import charts
-from difflens.reports.html import UNSELECTED, Picture, Section, Table, render
+from difflens.reports.html import UNSELECTED, Picture, Section, Table, render, runs_beneath
 from difflens.reports.memorisation import TITLE
 from difflens.results.fidelity import FidelityResult, caution
 from difflens.results.report import HeadScore
@@ -20,6 +21,7 @@ def backbone_report(
     samples: Picture,
     memorisation: Section | None,
     log: Sequence[Mapping[str, Any]],
+    beneath: Mapping[str, Path],
     provenance: Mapping[str, object],
 ) -> str:
     """Return the report as one self-contained HTML document.
@@ -31,6 +33,7 @@ def backbone_report(
         samples: a grid of generated images.
         memorisation: the section that `copying_section` gives; None without training images to compare with.
         log: records of the pre-training with "epoch", "step" and "loss"; may be empty.
+        beneath: reports of the runs that were read, relative to this report, by title.
         provenance: rows of the closing table.
     """
     unknown = Section(TITLE, "No training images to compare with were named: --data DATA names them.")
@@ -40,6 +43,7 @@ def backbone_report(
         Section("Generated samples", UNSELECTED, (samples,)),
         memorisation or unknown,
         *_pretraining(log),
+        *runs_beneath(beneath),
     ]
     lead = (
         f"The accuracy of small heads on the features of one frozen backbone ({backbone}), and the images "

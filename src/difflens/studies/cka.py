@@ -41,6 +41,7 @@ from difflens.opening import open_run, with_backbone
 from difflens.processes.base import Level, bracketed, finite, in_words
 from difflens.reports.cka import similarity_report
 from difflens.reports.heat_maps import similarity_map
+from difflens.reports.html import report_of
 from difflens.results.cka import CkaResult, Comparison, Mirrors, PlaceGeometry, Representation
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
@@ -287,6 +288,11 @@ def _write(
             **{
                 f"Backbone {k}": f"{name}, fingerprint {fingerprint[:12]}"
                 for k, (name, fingerprint) in enumerate(zip(names, fingerprints, strict=True), start=1)
+            },
+            **{
+                title: link
+                for k, name in enumerate(names, start=1)
+                for title, link in report_of(config.out, f"Report of backbone {k}", name).items()
             },
             "Data": f"{config.data}, fingerprint {comparison.split.fingerprint()[:12]}",
             "Images": f"{images:,} training images in {batches} minibatches, in random order, without labels",

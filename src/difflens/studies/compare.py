@@ -34,6 +34,7 @@ from difflens.processes.base import NoiseProcess, finite, in_words
 from difflens.processes.variance_preserving import VariancePreserving
 from difflens.reports.charts import protocol_dots
 from difflens.reports.compare import compare_report
+from difflens.reports.html import reports_of
 from difflens.results.compare import GEOMETRY, BackboneScores, CompareResult, Score
 from difflens.results.fidelity import FidelityResult, caution
 from difflens.results.probe import ProbeResult, deviation_of, mean_of
@@ -256,17 +257,21 @@ def _write(
             "Timing": f"{READ_BATCH} images, the fastest of {_TIMINGS} readings, backbones in turns",
             **opened.provenance(),
         },
-        beneath={
-            f"{candidate.spec}, {trial.title}": Path(config.folder(candidate.spec).name)
-            / trial.key
-            / "report.html"
-            for candidate in candidates
-            for trial in config.trials
-        },
+        beneath=reports_of(config.out, _beneath(config)),
     )
     run.write("report.html", report)
     run.write_json(FINISHED, result.metrics())
     return result
+
+
+def _beneath(config: CompareConfig) -> dict[str, str | Path]:
+    """Return the runs of a comparison, and those whose networks it compares, by title."""
+    runs: dict[str, str | Path] = {}
+    for spec in config.backbones:
+        runs[f"{spec}, the backbone"] = spec
+        runs[f"{spec}, sweep"] = config.folder(spec) / "sweep"
+        runs |= {f"{spec}, {trial.title}": config.folder(spec) / trial.key for trial in config.trials}
+    return runs
 
 
 def _scores(candidate: _Candidate, first: _Candidate, speed: float, metric: Metric) -> BackboneScores:

@@ -43,6 +43,7 @@ from difflens.reports.explain import (
     mix_section,
     neighbours_section,
 )
+from difflens.reports.html import report_of
 from difflens.results.explain import ExplainResult, HeadShares, Neighbour
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.reading import read_yaml
@@ -158,6 +159,7 @@ class _Explanation:
             provenance={
                 "Command": shown_command(config),
                 "Seed": config.seed,
+                **({} if config.run is None else report_of(config.out, "Report of the run", config.run)),
                 **self.opened.provenance(),
             },
         )

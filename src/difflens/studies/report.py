@@ -28,7 +28,7 @@ from difflens.models.saved import TrainedModel, stored_model
 from difflens.processes.base import NoiseProcess, in_words
 from difflens.ranges import Count, Natural, Share
 from difflens.reports.demo import BASELINES
-from difflens.reports.html import Section
+from difflens.reports.html import Section, reports_of
 from difflens.reports.memorisation import copying_section
 from difflens.reports.report import backbone_report, samples_picture
 from difflens.results.demo import DemoResult
@@ -113,7 +113,7 @@ def report(config: ReportConfig) -> ReportResult:
     evidence.heads = [_with_noise_steps(head, backbone.process) for head in evidence.heads]
     if config.features is not None:
         evidence.distances.append(_measure(config, evidence))
-    page = _Page(config, evidence, backbone, fingerprint).render()
+    page = _Page(config, evidence, backbone, fingerprint, out).render()
     write_text(out, page)
     return ReportResult(path=out, heads=tuple(evidence.heads), distances=tuple(evidence.distances))
 
@@ -296,8 +296,11 @@ def _measure(config: ReportConfig, evidence: _Evidence) -> FidelityResult:
 class _Page:
     """The HTML page about a backbone."""
 
-    def __init__(self, config: ReportConfig, evidence: _Evidence, backbone: Backbone, fingerprint: str):
+    def __init__(
+        self, config: ReportConfig, evidence: _Evidence, backbone: Backbone, fingerprint: str, out: Path
+    ):
         self.config, self.evidence, self.backbone, self.fingerprint = config, evidence, backbone, fingerprint
+        self.folder = out.parent
         self.skipped: list[str] = []
 
     def render(self) -> str:
@@ -311,6 +314,7 @@ class _Page:
             samples=samples_picture(image_grid(to_float(samples)), caption, backbone.image_size),
             memorisation=self._memorisation(samples),
             log=evidence.log,
+            beneath=reports_of(self.folder, {run: run for run in self.config.runs}),
             provenance={
                 "Command": shown_command(self.config),
                 "Backbone": f"{backbone.spec}, {sum(p.numel() for p in backbone.parameters()):,} parameters, "

@@ -27,7 +27,7 @@ from difflens.models.saved import DetectionModel, SegmentationModel
 from difflens.opening import open_run, with_backbone
 from difflens.processes.base import in_words
 from difflens.reports.dense import dense_report
-from difflens.reports.html import Section
+from difflens.reports.html import BACKBONE_REPORT, Section, report_of
 from difflens.results.dense import Example
 from difflens.run.console import note, progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
@@ -325,6 +325,7 @@ def provenance(
     found = changes(data.train, extractor.backbone.in_channels, model.head.side)
     return {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
+        **report_of(config.out, BACKBONE_REPORT, given(config.backbone)),
         "Places read": f"blocks {listing(extractor.blocks)} at noise steps {steps}, "
         f"{config.extractor} extractor, levels of strides {listing(model.head.strides)}, "
         f"{model.head.side} pixels",

@@ -5,7 +5,6 @@ import re
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -39,6 +38,7 @@ from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.models.saved import TrainedModel
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import Level, in_words
+from difflens.reports.html import BACKBONE_REPORT, report_of, reports_of
 from difflens.reports.probe import probe_report
 from difflens.results.base import plain
 from difflens.results.probe import GridTrial, NeighbourTrial, ProbeResult
@@ -504,8 +504,9 @@ def _report(
         else "all"
     )
     found = changes(data.train, backbone.in_channels, backbone.image_size)
-    provenance = {
+    provenance: dict[str, object] = {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
+        **report_of(config.out, BACKBONE_REPORT, given(config.backbone)),
         "Places read": f"blocks {listing(extractor.blocks)} at noise steps "
         f"{in_words(backbone.process.by_noise(extractor.noise_steps))}, {model.extractor.name} extractor",
         **backbone.facts(),
@@ -528,9 +529,12 @@ def _report(
         logs=logs,
         examples=examples,
         provenance=provenance,
-        beneath={
-            f"Seed {each.seed}": Path(f"seed-{each.seed}", "report.html")
-            for each in result.seeds
-            if len(result.seeds) > 1
-        },
+        beneath=reports_of(
+            config.out,
+            {
+                f"Seed {each.seed}": config.out / f"seed-{each.seed}"
+                for each in result.seeds
+                if len(result.seeds) > 1
+            },
+        ),
     )
