@@ -33,7 +33,7 @@ from difflens.configs.options import (
 )
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.sweep import SweepConfig
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 
 _HEADS: dict[EvaluationProtocol, HeadChoice] = {
     "linear": "linear",
@@ -141,7 +141,7 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
             raise DiffLensError("the protocol few needs at least one --label-fraction")
         if len(self.trials) > MOST_SCORES:
             raise DiffLensError(
-                f"{len(self.trials)} columns of accuracy: a comparison has at most {MOST_SCORES}"
+                f"{counted(len(self.trials), 'column')} of accuracy: a comparison has at most {MOST_SCORES}"
             )
         twice = {name for name in self.backbones if self.backbones.count(name) > 1}
         if twice:

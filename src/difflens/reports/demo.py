@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 from torch import Tensor
 
+from difflens.errors import counted
 from difflens.metrics.classification import Evaluation, paired_difference
 from difflens.processes.base import Level, in_words
 from difflens.reports import charts, heat_maps, pictures
@@ -129,7 +130,8 @@ def _results(result: DemoResult, evaluations: Mapping[str, Evaluation]) -> Secti
     table = Table(
         ("Features and head", "Top-1, %", "95 % interval", "Trainable parameters", "Training, s"),
         rows,
-        f"{result.train_images:,} training images and {result.test_images:,} test images. Every test image "
+        f"{counted(result.train_images, 'training image')} and {counted(result.test_images, 'test image')}. "
+        "Every test image "
         "is evaluated once. Training times compare within this run only; they exclude feature extraction.",
         list(results).index(result.best),
     )

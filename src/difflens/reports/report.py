@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from difflens.errors import counted
 from difflens.reports import charts
 from difflens.reports.html import UNSELECTED, Picture, Section, Table, render, runs_beneath
 from difflens.reports.memorisation import TITLE
@@ -89,8 +90,7 @@ def _distances(distances: Sequence[FidelityResult]) -> Section:
             for row in result.distances
         ]
         source = result.source
-        plural = "s" * (source is not None and source.steps != 1)
-        sampler = f" Samples: {source.sampler}, {source.steps:,} step{plural}." if source else ""
+        sampler = f" Samples: {source.sampler}, {counted(source.steps, 'step')}." if source else ""
         warning = caution(result.sample_distance.count, result.dimensions)
         name = "FID" if result.inception else "Fréchet distance"
         caption = f"To {result.real_images:,} {result.real}. Features: {result.space}.{sampler} {warning}"
@@ -104,7 +104,7 @@ def _pretraining(log: Sequence[Mapping[str, Any]]) -> list[Section]:
         return []
     curve = Picture(charts.loss_curve([log]), "Mean loss by epoch.", "Pre-training loss by epoch")
     epochs, steps = log[-1]["epoch"], log[-1]["step"]
-    text = f"{epochs:,} epoch{'s' * (epochs != 1)}, {steps:,} step{'s' * (steps != 1)}."
+    text = f"{counted(epochs, 'epoch')}, {counted(steps, 'step')}."
     sections = [Section("Pre-training loss", text, (curve,))]
     if any("probe" in record for record in log):
         curves = Picture(charts.probe_curves(log), "Accuracy and effective rank by epoch.", "Probe by epoch")

@@ -26,7 +26,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from difflens.errors import DiffLensError, expanded
+from difflens.errors import DiffLensError, counted, expanded
 from difflens.ranges import Natural
 from difflens.run.files import replace_with, write_text, writing
 from difflens.run.reading import (
@@ -297,7 +297,9 @@ class RunDirectory:
             raise DiffLensError(f"{path}: {error}") from error
         logged = len(self.read_log())
         if logged < lines:
-            raise DiffLensError(f"{path} counts {lines} lines of log.jsonl, which has {logged}: it was cut")
+            raise DiffLensError(
+                f"{path} counts {counted(lines, 'line')} of log.jsonl, which has {logged}: it was cut"
+            )
         return dict(state)
 
     def cut_log(self, lines: int) -> None:

@@ -19,7 +19,7 @@ from difflens.configs.options import resolve
 from difflens.data.labels import balanced, label_fraction, limited, one_label
 from difflens.data.load import load_data
 from difflens.data.split import ImageData, Metric, every_nth
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.extractors.cache import READ_BATCH, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
 from difflens.generation.fidelity import fidelity
@@ -298,9 +298,8 @@ def _distances(config: CompareConfig, measured: FidelityResult | None) -> str:
     """Return the report's sentence about the Fréchet distances; empty if there are none."""
     if measured is None:
         return ""
-    plural = "s" * (config.samples != 1)
     return (
-        f"The Fréchet distance is measured between {config.samples:,} sample{plural} (seed {config.seed}; "
+        f"The Fréchet distance is measured between {counted(config.samples, 'sample')} (seed {config.seed}; "
         f"DPM-Solver++ with 20 steps for diffusion networks) and {measured.real_images:,} {measured.real} in "
         f"the features of {measured.space}. {caution(config.samples, measured.dimensions)}"
     ).strip()

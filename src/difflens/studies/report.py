@@ -17,7 +17,7 @@ from difflens.data.images import fit, read_image, to_float, to_uint8
 from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit, MemorySplit
-from difflens.errors import DiffLensError, expanded, listing
+from difflens.errors import DiffLensError, counted, expanded, listing, named
 from difflens.extractors.cache import Reading
 from difflens.generation.fidelity import at_random, fidelity
 from difflens.generation.grid import image_grid
@@ -170,8 +170,7 @@ def _read_probe(name: str, path: Path, evidence: _Evidence) -> None:
     _name_backbone(name, model.backbone, model.fingerprint, evidence)
     seeds = read_results(path, read_seeds)
     extractor = model.extractor
-    plural = "s" * (len(extractor.blocks) > 1)
-    places = f"block{plural} {listing(extractor.blocks)}"
+    places = named("block", extractor.blocks)
     kind = "" if extractor.name == "frozen" else f", {extractor.name}"
     evidence.heads.append(
         HeadScore(
@@ -330,14 +329,13 @@ class _Page:
         if folder is not None:
             run = read_yaml(folder / CONFIG, SampleSource)
             paths = sorted((folder / "images").glob("??????.png"))[:count]
-            images, steps = "s" * (len(paths) != 1), "s" * (run.steps != 1)
-            source = f"{folder}: {run.sampler}, {run.steps} step{steps}."
-            caption = f"The first {len(paths)} image{images} of {source}"
+            source = f"{folder}: {run.sampler}, {counted(run.steps, 'step')}."
+            caption = f"The first {counted(len(paths), 'image')} of {source}"
             return torch.stack([read_image(path) for path in paths]), caption
         samples = sample(self.backbone, count, seed=self.config.seed, batch_size=min(count, 64))
         sampler = make_sampler(self.backbone)
         settings = f"{sampler.name}, steps: {sampler.steps}, seed {self.config.seed}"
-        return to_uint8(samples), f"{count} sample{'s' * (count != 1)}, {settings}."
+        return to_uint8(samples), f"{counted(count, 'sample')}, {settings}."
 
     def _memorisation(self, samples: torch.Tensor) -> Section | None:
         """Compare the samples with training images; None without training images."""
@@ -368,7 +366,7 @@ class _Page:
             return torch.stack([fit(image, backbone.in_channels, backbone.image_size) for image in images])
 
         note = ", on which it was trained" if data == trained_on else ""
-        searched = f"the {len(train):,} training images of {data}{note}"
+        searched = f"the {counted(len(train), 'training image')} of {data}{note}"
         return copying_section(fitted.cpu(), neighbours, train_images, searched)
 
 

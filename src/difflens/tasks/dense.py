@@ -18,7 +18,7 @@ from difflens.data.changes import changes, say_changes
 from difflens.data.dense.base import DenseData
 from difflens.data.dense.samples import DenseAugmentation, Labels, Samples
 from difflens.data.split import FileSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, named, plural
 from difflens.extractors.base import evaluating
 from difflens.extractors.config import ExtractorConfig
 from difflens.heads.pyramid import usual_blocks, usual_strides
@@ -306,7 +306,8 @@ def _train_and_evaluate(
                 title=task.headline(metrics),
                 command=shown_command(config),
                 summary=f"{model.head.name} on the {config.extractor} features of {config.backbone}, trained "
-                f"on {len(training):,} images of {data.name} for {config.iterations:,} iterations.",
+                f"on {counted(len(training), 'image')} of {data.name} for "
+                f"{counted(given(config.iterations), 'iteration')}.",
                 sections=task.sections(metrics, run.read_log(), examples, data.classes),
                 provenance=provenance(config, model, data, process),
             ),
@@ -326,11 +327,14 @@ def provenance(
     return {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
         **report_of(config.out, BACKBONE_REPORT, given(config.backbone)),
-        "Places read": f"blocks {listing(extractor.blocks)} at noise steps {steps}, "
-        f"{config.extractor} extractor, levels of strides {listing(model.head.strides)}, "
+        "Places read": f"{named('block', extractor.blocks)} at "
+        f"{plural('noise step', len(extractor.noise_steps))} {steps}, "
+        f"{config.extractor} extractor, {plural('level', len(model.head.strides))} of "
+        f"{named('stride', model.head.strides)}, "
         f"{model.head.side} pixels",
         **extractor.backbone.facts(),
-        "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}, {len(data.bad)} bad annotations left "
+        "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}, "
+        f"{counted(len(data.bad), 'bad annotation')} left "
         "out",
         **({"Images as read": found} if found else {}),
         "Seed": config.seed,

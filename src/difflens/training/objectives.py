@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def check_alike(own: Any, stored: Any, name: str = "the checkpoint") -> None:
             check_alike(own[key], stored[key], f"{key}" if name == "the checkpoint" else f"{name}.{key}")
     elif isinstance(own, list | tuple):
         if not isinstance(stored, list | tuple) or (own and len(own) != len(stored)):
-            raise DiffLensError(f"{name} has not {len(own)} parts")
+            raise DiffLensError(f"{name} has not {counted(len(own), 'part')}")
         for number, (mine, theirs) in enumerate(zip(own, stored, strict=False)):
             check_alike(mine, theirs, f"{name}[{number}]")
     elif isinstance(own, Tensor):

@@ -24,7 +24,7 @@ from difflens.data.labels import label_fraction, label_list, limited, say_few
 from difflens.data.load import load_data
 from difflens.data.loader import epoch_order
 from difflens.data.split import ImageData, ImageSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing, named, plural
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import FeatureCache, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
@@ -124,7 +124,10 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
         kept = store.manifest.images.get(whole.train.name)
         if kept is not None and kept < len(whole.train):
             config = replace(config, limit=kept)
-            note(f"{store.path} holds {kept:,} of {len(whole.train):,} training images, which are read")
+            note(
+                f"{store.path} holds {kept:,} of {counted(len(whole.train), 'training image')}, which are "
+                "read"
+            )
     train = limited(whole.train, config.limit, noise_seed)  # a store's images are drawn by its seed
     data = replace(whole, train=labelled(config, train, whole.classes))
     say_few(data.train, data.classes)
@@ -142,9 +145,9 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
         _check_store(store, config, whole, fingerprint, head.pool, extractor)
         if len(extractor.places) < len(store.blocks) * len(store.noise_steps):
             note(
-                f"{store.path}: blocks {listing(extractor.blocks)} at noise steps "
-                f"{listing(extractor.noise_steps)} are read, of blocks {listing(store.blocks)} at noise "
-                f"steps {listing(store.noise_steps)}; --blocks and --noise-steps choose others"
+                f"{store.path}: read are {named('block', extractor.blocks)} at "
+                f"{named('noise step', extractor.noise_steps)}, of {named('block', store.blocks)} at "
+                f"{named('noise step', store.noise_steps)}; --blocks and --noise-steps choose others"
             )
     kind = kind_of(data).model
     model = kind(
@@ -285,7 +288,9 @@ def _check_store(
             f"its images were {manifest.preprocessing.side} pixels wide, not {extractor.backbone.image_size}"
         )
     if asked.draws not in (1, manifest.draws):
-        different.append(f"its maps are averages over {manifest.draws} draws, not over {asked.draws}")
+        different.append(
+            f"its maps are averages over {counted(manifest.draws, 'draw')}, not over {asked.draws}"
+        )
     kept = manifest.pool
     widths = {max(shape[1:]) for shape in extractor.shapes().values()}
     if kept and any(not _pools_alike(width, kept, side) for width in widths):
@@ -507,7 +512,8 @@ def _report(
     provenance: dict[str, object] = {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
         **report_of(config.out, BACKBONE_REPORT, given(config.backbone)),
-        "Places read": f"blocks {listing(extractor.blocks)} at noise steps "
+        "Places read": f"{named('block', extractor.blocks)} at "
+        f"{plural('noise step', len(extractor.noise_steps))} "
         f"{in_words(backbone.process.by_noise(extractor.noise_steps))}, {model.extractor.name} extractor",
         **backbone.facts(),
         "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
@@ -519,7 +525,7 @@ def _report(
     summary = (
         f"{a(given(config.head)).capitalize()} head on the {model.extractor.name} features of "
         f"{config.backbone}, trained on "
-        f"{train_images:,} labelled images of {data.name}."
+        f"{counted(train_images, 'labelled image')} of {data.name}."
     )
     return probe_report(
         command=shown_command(config),
