@@ -248,9 +248,10 @@ def run_dense(
         return result(_train_and_evaluate(task, model, data, run, process), config.out, model)
 
 
-def spread(count: int) -> range:
+def spread(count: int) -> list[int]:
     """Return the positions of `EXAMPLES` of `count` images, evenly spaced; of all if there are fewer."""
-    return range(0, count, max(1, count // EXAMPLES))[:EXAMPLES]
+    shown = min(EXAMPLES, count)
+    return [k * count // shown for k in range(shown)]
 
 
 def _train_and_evaluate(
