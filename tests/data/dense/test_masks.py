@@ -249,7 +249,7 @@ def test_two_masks_of_one_name(tmp_path: Path) -> None:
         (lambda root: (pairs(root) / "classes.txt").unlink(), "there is no .*classes.txt"),
         (lambda root: (pairs(root) / "classes.txt").write_text("a\na\n"), "names a twice"),
         (lambda root: (pairs(root) / "classes.txt").write_text("a\n\nb\n"), "line 2: the line is blank"),
-        (lambda root: (pairs(root) / "classes.txt").write_text("a\n"), "names 1 classes; masks hold 2"),
+        (lambda root: (pairs(root) / "classes.txt").write_text("a\n"), "names 1 class; masks hold 2"),
         (lambda root: (pairs(root) / "classes.txt").write_bytes(b"caf\xe9\nb\n"), "not a text file in UTF-8"),
         (lambda root: (ade20k(root) / "objectInfo150.txt").write_text("Idx\n"), "names no classes"),
     ],

@@ -211,7 +211,7 @@ def _samples_of(shard: Path, labels: bool) -> Iterator[_Sample]:
                 elif extension in _LABELS and labels:
                     given[extension] = member
             if len(sample.images) != 1:
-                count = counted(len(sample.images), "image") if sample.images else "no image"
+                count = counted(len(sample.images), "image") if sample.images else "no images"
                 raise sample.error(f"it has {count}; a sample has one, .jpg, .png or .webp")
             if labels:
                 sample.label = _label(sample, tar, given)
