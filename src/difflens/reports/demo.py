@@ -1,6 +1,7 @@
 """The report of `difflens demo`: heads against two baselines, feature maps, samples, memorisation check."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
