@@ -567,7 +567,7 @@ def test_a_run_is_the_same_by_any_spelling_but_not_on_other_images(
         ({"limit": 20}, {"limit": 30}, r"lacks \d+ of the 30 train images, train/\w+/\d+.png for example"),
         ({"unlabelled": True}, {}, "its data was"),
         ({}, {"precision": "bfloat16"}, "its backbone ran in float32, not in bfloat16"),
-        ({}, {"draws": 2}, "averages over 1 draws, not over 2"),
+        ({}, {"draws": 2}, "averages over 1 draw, not over 2"),
     ],
     ids=str,
 )
