@@ -56,7 +56,7 @@ INDIRECT = {
     "pyarrow": "datasets",
     "sentencepiece": "transformers",
     "protobuf": "transformers",
-    "tensorboard": "torch.utils.tensorboard",
+    "tensorboard": "accelerate.tracking",
 }
 """Libraries that come with, or are imported by, another one."""
 
@@ -89,5 +89,5 @@ def test_every_extra_is_imported() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
     extras = {name: needs for name, needs in PROJECT["optional-dependencies"].items() if name != "dev"}
     for module in modules([need for needs in extras.values() for need in needs]):
-        pattern = rf"^ +(import|from) {re.escape(INDIRECT.get(module, module))}\b"
+        pattern = rf"^ *(import|from) {re.escape(INDIRECT.get(module, module))}\b"
         assert re.search(pattern, text, re.MULTILINE), module

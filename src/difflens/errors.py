@@ -23,6 +23,25 @@ def listing(items: Sequence[object], limit: int = 8) -> str:
     return text if len(items) <= limit else f"{text} and {len(items) - limit} more"
 
 
+def plural(noun: str, number: int) -> str:
+    """Return a regular noun in the form that goes with a number: "class" for 1, else "classes"."""
+    if number == 1:
+        return noun
+    if noun.endswith("y"):
+        return f"{noun[:-1]}ies"
+    return noun + ("es" if noun.endswith(("s", "x", "tch")) else "s")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 class", "2,000 classes"."""
+    return f"{number:,} {plural(noun, number)}"
+
+
+def named(noun: str, items: Sequence[object]) -> str:
+    """Return items with their noun: "block 6", "blocks 5, 7"."""
+    return f"{plural(noun, len(items))} {listing(items)}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "did you mean X? " for the nearest of the known words, or nothing if none is near."""
     near = get_close_matches(word, list(known), n=1)

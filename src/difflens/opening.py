@@ -18,6 +18,7 @@ from difflens.configs.options import Options, changeable, changeable_values, rec
 from difflens.data.changes import channels_of, say_changes
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError
+from difflens.reports.html import BACKBONE_REPORT, report_of
 from difflens.run.console import note
 from difflens.run.directory import CONFIG, RunDirectory, read_record
 from difflens.run.processes import accelerator
@@ -114,13 +115,14 @@ class OpenedRun(Generic[D]):
         if run.main_process and condition is not None and condition.computed:
             save_condition(run.path / CONDITION_FILE, condition.tensors)
 
-    def provenance(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, object]:
         """Return the rows of a report's last table: backbone, data and environment."""
-        rows = {}
+        rows: dict[str, object] = {}
         if self.source is not None:
             rows["Backbone"] = (
                 f"{self.source.spec}, fingerprint {self.fingerprints['backbone_fingerprint'][:12]}"
             )
+            rows |= report_of(self.config.out, BACKBONE_REPORT, self.source.spec)
         if self.loaded is not None:
             rows |= self.loaded.facts()
         if self.data is not None:

@@ -92,7 +92,7 @@ def test_an_autoencoder_of_another_class(dit: Path) -> None:
         num_encoder_blocks=(1, 1),
         num_decoder_blocks=(1, 1),
     ).save_pretrained(dit / "vae")
-    assert_refused(dit, "holds a AutoencoderTiny; .* knows are AutoencoderKL, VQModel")
+    assert_refused(dit, "holds an AutoencoderTiny; .* knows are AutoencoderKL, VQModel")
 
 
 def test_a_damaged_autoencoder(dit: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_folder_of_an_autoencoder_is_one_error_and_no_warning(
     capsys.readouterr()
     assert run("info", f"{prefix}{folder}") == 2
     errors = capsys.readouterr().err
-    assert "holds a AutoencoderKL; difflens walks UNet2DModel" in errors
+    assert "holds an AutoencoderKL; difflens walks UNet2DModel" in errors
     assert "warning" not in errors
 
 

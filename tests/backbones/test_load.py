@@ -137,7 +137,7 @@ def broken(folder: Path, tmp_path: Path, change: str) -> Path:
     ("change", "message"),
     [
         ("truncated", "cannot be loaded"),
-        ("missing key", "do not belong to its config.json: 1 parameters are missing.*conv_in.weight"),
+        ("missing key", "do not belong to its config.json: 1 parameter is missing.*conv_in.weight"),
         ("other class", "do not belong to its config.json"),
         ("broken json", "not readable JSON"),
         ("no weights", "cannot be loaded"),

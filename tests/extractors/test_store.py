@@ -117,7 +117,7 @@ def test_a_damaged_store(stored: tuple[Path, Path], tmp_path: Path, damage: str)
         manifest.pop("blocks") if damage == "manifest" else manifest.update(difflens_store=99)
         (path / "manifest.json").write_text(json.dumps(manifest))
     message = {
-        "missing": "1 of 4 shards are missing, val/t00009-00000.safetensors for example",
+        "missing": "of 4 shards, 1 is missing, val/t00009-00000.safetensors for example",
         "truncated": r"t00009-00000\.safetensors is damaged",
         "manifest": r"manifest\.json: blocks is missing",
         "version": "difflens_store is 99, of another version of difflens",

@@ -90,7 +90,7 @@ def test_stored_with_a_head_equals_applied(kind: str, name: str) -> None:
 def test_whitening_needs_as_many_images_as_channels() -> None:
     normalisation = Normalisation({(3, 10): 6, (5, 10): 4}, "whiten")
     moments = normalisation.moments([maps_of(5)])
-    with pytest.raises(DiffLensError, match="6 channels needs at least 6 training images, and there are 5"):
+    with pytest.raises(DiffLensError, match="6 channels needs at least 6 training images, not 5"):
         normalisation.fit(moments, 5)
     normalisation.fit(moments, 6)
     Normalisation({(3, 10): 6}, "standard").check(1)

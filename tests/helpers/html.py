@@ -1,6 +1,8 @@
 """HTML pages, read back."""
 
 from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -36,3 +38,11 @@ class Document(HTMLParser):
 
     def values(self, attribute: str) -> list[str]:
         return [value for _, attributes in self.elements if (value := attributes.get(attribute))]
+
+
+def linked(report: Path) -> set[Path]:
+    """The other files that a report links to, which are there."""
+    links = [str(link["href"]) for link in Document(report.read_text(encoding="utf-8")).all("a")]
+    found = {report.parent / unquote(link) for link in links if not link.startswith("#")}
+    assert all(path.is_file() for path in found), found
+    return {path.resolve() for path in found}

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from difflens import (
     DiffLensError,
@@ -22,6 +21,7 @@ from difflens import (
 from tests.helpers.images import make_image_tree
 from tests.helpers.pretraining import checkpoint, config, curve
 from tests.helpers.processes import run_two
+from tests.helpers.trackers import curves
 
 pytestmark = pytest.mark.usefixtures("no_samples")
 
@@ -31,7 +31,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
     """A finished run of three epochs that was measured after the second and the third."""
     root = tmp_path_factory.mktemp("probed")
     images = make_image_tree(root / "images")
-    run = config(root / "run", images, probe_data=str(images), probe_every=2)
+    run = config(root / "run", images, probe_data=str(images), probe_every=2, log=("tensorboard",))
     pretrain(run)
     return run
 
@@ -118,13 +118,13 @@ def test_a_stopped_run_measures_the_same(probed: PretrainConfig, tmp_path: Path)
     assert curve(run.out) == curve(probed.out)
 
 
-def test_it_is_seen_in_the_board_and_the_model_card(probed: PretrainConfig) -> None:
-    board = EventAccumulator(str(probed.out / "tensorboard")).Reload()
+def test_it_is_seen_by_trackers_and_in_the_model_card(probed: PretrainConfig) -> None:
+    points = curves(probed.out)
     place = probes(probed.out)[2][0]
-    points = board.Scalars(f"probe/ridge/block{place['block']}-t{place['noise_step']}")
-    assert [point.step for point in points] == [10, 15]
-    assert points[0].value == pytest.approx(place["ridge"])
-    assert f"probe/effective_rank/block{place['block']}-t{place['noise_step']}" in board.Tags()["scalars"]
+    name = f"block{place['block']}-t{place['noise_step']}"
+    assert [step for step, _ in points[f"probe/ridge/{name}"]] == [10, 15]
+    assert points[f"probe/ridge/{name}"][0][1] == pytest.approx(place["ridge"])
+    assert f"probe/effective_rank/{name}" in points
     card = (probed.out / "model" / "README.md").read_text()
     assert "| probe | 36 training images of" in card
     assert "of which 6 validate; " in card

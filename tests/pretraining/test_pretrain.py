@@ -1,7 +1,6 @@
 """Pre-training at a tiny size: the loss falls, a stop changes nothing, diffusers loads the result."""
 
 import json
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.helpers.files import contents
 from tests.helpers.images import make_image_tree
 from tests.helpers.pretraining import checkpoint, config, curve
 from tests.helpers.processes import run_two
+from tests.helpers.trackers import curves
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -43,7 +43,8 @@ def no_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
     """A run of two epochs of five steps that nothing interrupts."""
     root = tmp_path_factory.mktemp("whole")
-    run = config(root / "run", make_image_tree(root / "images"), epochs=2, augment="flip")
+    images = make_image_tree(root / "images")
+    run = config(root / "run", images, epochs=2, augment="flip", log=("tensorboard",))
     pretrain(run)
     return run
 
@@ -286,43 +287,24 @@ def test_a_run_that_dies_again_and_again_ends_as_one_that_does_not(
         assert torch.equal(value, weights(run.out / "model")[name]), name
     # points of steps that were made twice are there once
     looks = [*range(1, 11)] if look_every == 1 else [2, 4, 5, 7, 9, 10]
-    points = scalars(run.out)
-    assert points.keys() == {"loss", "learning_rate", "images_per_second"}
-    assert all([point.step for point in of] == looks for of in points.values())
-
-
-def scalars(run: Path) -> dict[str, list[Any]]:
-    board = EventAccumulator(str(run / "tensorboard")).Reload()
-    return {name: board.Scalars(name) for name in board.Tags()["scalars"]}
+    points = curves(run.out)
+    for name in ("loss", "learning_rate", "images_per_second"):
+        assert [step for step, _ in points[name]] == looks
+    assert points["epoch"] == [(5, 1), (10, 2)]
 
 
 def test_tensorboard_holds_the_loss_and_the_samples(
     image_tree: Path, tmp_path: Path, no_samples: None
 ) -> None:
-    run = config(tmp_path / "run", image_tree, snapshot_epochs=2)
+    run = config(tmp_path / "run", image_tree, snapshot_epochs=2, log=("tensorboard",))
     pretrain(run)
-    written = scalars(run.out)
-    assert [point.step for point in written["loss"]] == [5, 10, 15]
-    assert [point.value for point in written["loss"]] == pytest.approx(
-        [loss for _, _, loss, _ in curve(run.out)]
-    )
+    losses = [(step, pytest.approx(loss)) for _, step, loss, _ in curve(run.out)]
+    assert curves(run.out)["loss"] == losses
+    assert [step for step, _ in losses] == [5, 10, 15]
     board = EventAccumulator(str(run.out / "tensorboard")).Reload()
     pictures = board.Images("samples")
     assert [picture.step for picture in pictures] == [10, 15]
     assert pictures[0].width == Image.open(run.out / "snapshots/epoch-0002/samples.png").width
-
-
-def test_without_tensorboard(
-    image_tree: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    no_samples: None,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    pretrain(config(tmp_path / "run", image_tree, epochs=1))
-    assert 'pip install "difflens[tensorboard]"' in capsys.readouterr().err
-    assert not (tmp_path / "run" / "tensorboard").exists()
 
 
 @pytest.mark.parametrize(

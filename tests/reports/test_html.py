@@ -14,8 +14,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from difflens.reports.html import Picture, Section, Table, render, runs_beneath
-from tests.helpers.html import HOSTILE, Document
+from difflens.reports.html import Picture, Section, Table, render, report_of, reports_of, runs_beneath
+from tests.helpers.html import HOSTILE, Document, linked
 
 GREEN = (12, 140, 90)
 
@@ -198,3 +198,32 @@ def test_commands_are_copied_and_runs_beneath_are_linked() -> None:
     links = [link["href"] for link in document.all("a") if not link["href"].startswith("#")]
     assert links == ["seed-0/report.html", "a%252Fb/report.html"]
     assert runs_beneath({}) == []
+
+
+def test_links_lead_to_the_reports_of_runs(tmp_path: Path) -> None:
+    """Whatever the folders are called, and only where there is a report."""
+    hostile = tmp_path / 'a "b" #1 50%<i>&?:'
+    for run in (hostile, tmp_path / "pretrained", tmp_path / "unreported", tmp_path / "here"):
+        (run / "model").mkdir(parents=True)
+        (run / "config.yaml").write_text("command: probe")
+    (hostile / "report.html").write_text("")
+    (tmp_path / "pretrained" / "backbone.html").write_text("")
+    (tmp_path / "model").mkdir()
+    named = {
+        "hostile": hostile,
+        "model": f"random:{tmp_path / 'pretrained' / 'model'}",
+        "unreported": tmp_path / "unreported",
+        "no run": tmp_path / "model",
+        "word": "timm:resnet18",
+        "bundled": "fashion",
+    }
+    found = reports_of(tmp_path / "here", named)
+    assert [*found] == ["hostile", "model"]
+    rows = report_of(tmp_path / "here", "Report", hostile) | {"Seed": 0}
+    page = tmp_path / "here" / "report.html"
+    page.write_text(render("A", "", runs_beneath(found), rows))
+    reports = {hostile / "report.html", tmp_path / "pretrained" / "backbone.html"}
+    assert linked(page) == {path.resolve() for path in reports}
+    assert str(hostile) in Document(page.read_text()).text
+    assert "<i>" not in page.read_text()
+    assert report_of(tmp_path, "Report", "fashion") == {}

@@ -113,8 +113,8 @@ def test_every_command_has_a_result_with_a_summary() -> None:
         (replace(made.EXPLAIN, head=None), "Report: run/report.html, pictures beside it"),
         (
             made.EXPLORED,
-            "2 pictures, 2 x 3 places. Similarities agree with exact cosines: rank correlation 0.987 or more "
-            "at nearly all positions.\nPage (2.1 MB): run/explore.html",
+            "2 pictures, 2 blocks x 3 noise steps. Similarities agree with exact cosines: rank correlation "
+            "0.987 or more at nearly all positions.\nPage (2.1 MB): run/explore.html",
         ),
         (
             made.EVERY["pretrain"],

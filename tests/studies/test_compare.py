@@ -30,6 +30,7 @@ from difflens import (
 from difflens.data.images import fit, to_float
 from tests.helpers.browser import open_in_browser
 from tests.helpers.cli import run as cli
+from tests.helpers.html import linked
 from tests.helpers.networks import bigan
 
 
@@ -230,6 +231,8 @@ def test_a_sweep_on_training_images_says_where_to_read(
         ran = yaml.safe_load((folder / key / "config.yaml").read_text())
         assert (ran["blocks"], ran["noise_steps"]) == ([found.block], [found.noise_step])
     assert "in a sweep over 30 training images" in (run.out / "report.html").read_text()
+    beneath = {folder / name / "report.html" for name in ("sweep", *only.scores)}
+    assert linked(run.out / "report.html") == {path.resolve() for path in beneath}
 
 
 def test_a_store_is_read_by_all_protocols(

@@ -105,7 +105,7 @@ def test_a_reader_refuses_a_damaged_shard_by_name(copy: Callable[[str], ExtractC
     FeatureStore(run.out).verify()
     name = "t00200-00001.safetensors"
     DAMAGES[damage](run.out / "val" / name, run.out / "val" / "t00200-00000.safetensors")
-    message = {"swapped": "t00200-0000", "deleted": f"1 of 6 shards are missing, val/{name}"}
+    message = {"swapped": "t00200-0000", "deleted": f"of 6 shards, 1 is missing, val/{name}"}
     with pytest.raises(DiffLensError, match=message.get(damage, name)):
         store = FeatureStore(run.out)
         assert damage == "flipped"  # the others are seen when the store is opened
@@ -163,7 +163,7 @@ def test_a_store_without_checksums(copy: Callable[[str], ExtractConfig], form: s
     assert contents(run.out) == before
     assert kept.stat().st_mtime_ns == time
     assert lines[0] == f"val/{halved.name} is damaged and is made again"
-    assert lines[1] == "9 of 9 files have no checksum: 8 of them have right sizes and headers, and are kept"
+    assert lines[1] == "9 of 9 files without a checksum; kept, as sizes and headers are right: 8"
 
 
 def test_two_processes_share_the_reading(made: dict[str, ExtractConfig], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from difflens import DemoConfig, DiffLensError, TrainedModel, demo
 from difflens.pretraining.export import card_fact
+from tests.helpers.html import linked
 
 KEYS = {"pixels", "random_backbone", "linear", "mlp", "cnn", "attention", "difformer", "diffeed"}
 
@@ -45,8 +46,8 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
     ):
         assert title in report
     assert report.count("data:image/png;base64,") == 6
-    assert 'href="explore/explore.html"' in report
-    assert (config.out / "explore" / "explore.html").exists()
+    beneath = {(config.out / "heads" / name / "report.html").resolve() for name in KEYS}
+    assert linked(config.out / "report.html") == {*beneath, (config.out / "explore/explore.html").resolve()}
     assert len(list((config.out / "pictures").iterdir())) == 8
     assert TrainedModel.load(config.out).classes[0] == "T-shirt/top"
     with pytest.raises(DiffLensError, match="already holds a run"):

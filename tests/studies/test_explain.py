@@ -24,6 +24,7 @@ from difflens.data.images import to_float
 from difflens.data.loader import iterate
 from tests.helpers.browser import open_in_browser
 from tests.helpers.cli import run as cli
+from tests.helpers.html import linked
 from tests.helpers.images import make_image_tree
 
 
@@ -69,6 +70,17 @@ def config(out: Path, backbone: Path, images: Path, /, **changes: object) -> Exp
         workers=0,
     )
     return replace(base, **changes)
+
+
+def test_the_runs_that_are_read_are_linked(probes: dict[str, Path], images: Path, tmp_path: Path) -> None:
+    report = {(probes["linear"] / "report.html").resolve()}
+    explain(config(tmp_path / "run", probes["linear"], images, backbone=None, run=probes["linear"]))
+    assert linked(tmp_path / "run" / "report.html") == report
+    explain(config(tmp_path / "backbone", probes["linear"], images))
+    assert linked(tmp_path / "backbone" / "report.html") == report
+    again = ProbeConfig(out=tmp_path / "probe", backbone=str(probes["linear"] / "model"), data=str(images))
+    probe(replace(again, head="knn", device="cpu", workers=0))
+    assert linked(again.out / "report.html") == report
 
 
 def test_maps_and_neighbours(backbone_folder: Path, images: Path, tmp_path: Path) -> None:

@@ -131,9 +131,7 @@ def test_what_overlaps_is_missing_unfinished_or_damaged(
     third = tmp_path / "third"
     extract(replace(whole, out=third, part=(1, 3)))
     extract(replace(whole, out=tmp_path / "thirds", part=(2, 3)))
-    cases.append(
-        ((third, tmp_path / "thirds"), r"1 files are in none of .*: train/t00003-00002\.safetensors")
-    )
+    cases.append(((third, tmp_path / "thirds"), r"1 file is in none of .*: train/t00003-00002\.safetensors"))
     for stores, message in cases:
         with pytest.raises(DiffLensError, match=message):
             merge(tmp_path / "merged", *stores)
@@ -153,7 +151,7 @@ def test_what_overlaps_is_missing_unfinished_or_damaged(
 def test_options_that_cannot_be(whole: ExtractConfig, tmp_path: Path) -> None:
     with pytest.raises(DiffLensError, match="reads no images: leave out --backbone, --blocks, --data"):
         extract(replace(whole, out=tmp_path / "merged", merge=("a", "b")))
-    with pytest.raises(DiffLensError, match="--part 3 2: there are only 2 parts"):
+    with pytest.raises(DiffLensError, match="--part 3 2: there is no part 3 of 2"):
         extract(replace(whole, out=tmp_path / "part", part=(3, 2)))
     with pytest.raises(DiffLensError, match="--part 1 6: the store has 5 shards"):
         extract(replace(whole, out=tmp_path / "part", part=(1, 6)))

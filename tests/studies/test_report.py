@@ -20,6 +20,7 @@ from difflens import (
     report,
 )
 from tests.helpers.files import contents
+from tests.helpers.html import linked
 from tests.helpers.images import make_image_tree
 
 
@@ -97,6 +98,11 @@ def test_everything_of_one_backbone(runs: dict[str, Path], tmp_path: Path) -> No
     assert "ddim, 2 steps" in page
     assert f"the 30 training images of {runs['images']}, on which it was trained" in page
     assert "Of 4 samples, and of 15 test images" in page
+    # runs without a report are not linked
+    assert linked(tmp_path / "report.html") == {runs[name] / "report.html" for name in ("knn", "linear")}
+    assert linked(runs["linear"] / "report.html") == {
+        runs["linear"] / f"seed-{seed}" / "report.html" for seed in (0, 1)
+    }
     # the grid of samples, their neighbours, the loss
     assert page.count("data:image/png;base64,") == 3
 

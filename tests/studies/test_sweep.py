@@ -197,7 +197,7 @@ def test_a_normalised_sweep_scores_features_that_are_normalised_beforehand(
 
 def test_whitening_needs_images(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
     run = config(tmp_path / "run", backbone_folder, image_tree, normalise="whiten", budget=("18",))
-    with pytest.raises(DiffLensError, match="needs at least 16 training images, and there are 15"):
+    with pytest.raises(DiffLensError, match="needs at least 16 training images, not 15"):
         sweep(run)
 
 

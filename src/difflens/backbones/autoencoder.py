@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from difflens.backbones.pretrained import digest_of, read_config, read_network
 from difflens.errors import DiffLensError, listing
+from difflens.run.text import a
 
 KINDS = ("AutoencoderKL", "VQModel")
 """Autoencoders of diffusers that difflens reads latents from."""
@@ -76,7 +77,7 @@ class Autoencoder(nn.Module):
         name = written.get("_class_name")
         if name not in KINDS:
             raise DiffLensError(
-                f"{folder} holds a {name}; autoencoders that difflens knows are {listing(KINDS)}"
+                f"{folder} holds {a(str(name))}; autoencoders that difflens knows are {listing(KINDS)}"
             )
         return cls(read_network(getattr(diffusers, str(name)), folder, written, meta=meta), written)
 

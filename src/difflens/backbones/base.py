@@ -14,7 +14,7 @@ from difflens.backbones.compiled import CompiledGraphs
 from difflens.backbones.conditions import Condition
 from difflens.backbones.maps import MapShape
 from difflens.backbones.pretrained import digest_of
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing
 from difflens.processes.base import Level, NoiseProcess
 from difflens.processes.clean import Clean
 from difflens.run.memory import require_memory
@@ -236,7 +236,7 @@ class Backbone(nn.Module, ABC):
             if indices:
                 span = f"{indices[0]}-{indices[-1]}" if len(indices) > 1 else f"{indices[0]}"
                 parts.append(f"{role} {span}")
-        return f"the backbone has {len(self.blocks)} blocks: {', '.join(parts)}"
+        return f"the backbone has {counted(len(self.blocks), 'block')}: {', '.join(parts)}"
 
     def check_blocks(self, blocks: Iterable[int]) -> tuple[int, ...]:
         """Return `blocks` sorted and without repetitions.
@@ -281,7 +281,7 @@ class Backbone(nn.Module, ABC):
         side = side or self.image_size
         passed = self.blocks[: None if blocks is None else max(blocks)]
         values = max(block.channels * (side // block.stride) ** 2 for block in passed)
-        what = f"a batch of {images:,} images of side {side}"
+        what = f"a batch of {counted(images, 'image')} of side {side}"
         require_memory(4 * images * values, what, "lower the size of the images or of the batch")
 
     def check_feedback(self, feedback: Iterable[int]) -> None:
@@ -338,7 +338,7 @@ class DiffusionBackbone(Backbone):
         self.autoencoder, self.condition = autoencoder, condition
         if autoencoder is not None and autoencoder.channels != channels:
             raise DiffLensError(
-                f"{spec} takes {channels} channels, and its autoencoder makes latents of "
+                f"{spec} takes {counted(channels, 'channel')}, and its autoencoder makes latents of "
                 f"{autoencoder.channels}: they do not belong together"
             )
         stride = self.input_stride

@@ -10,7 +10,7 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from difflens.backbones.text import default_guidance, empty_prompt, load_condition
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 
 
 class Condition(nn.Module):
@@ -105,7 +105,7 @@ def class_condition(unet: Any, asked: str | None, spec: str) -> Condition | None
         )
     if asked == "mean" and rows is not None:
         unet.class_embedding = _FixedEmbedding(embedding, embedding.embedding_dim, rows)
-        return Condition(f"mean of {rows:,} class embeddings", {"class_labels": label})
+        return Condition(f"mean of {counted(rows, 'class embedding')}", {"class_labels": label})
     if asked == "zero":
         width = unet.time_embedding.linear_2.out_features
         unet.class_embedding = _FixedEmbedding(embedding, width, None)
@@ -148,7 +148,9 @@ def dit_condition(network: Any, asked: str | None, spec: str) -> Condition:
             if not isinstance(embed.class_embedder, _FixedEmbedding):  # blocks of a .pt share one embedder
                 mean = classes if asked == "mean" else None
                 embed.class_embedder = _FixedEmbedding(embed.class_embedder, network.inner_dim, mean)
-        name = f"mean of {classes:,} class embeddings" if asked == "mean" else "class embedding of zero"
+        name = (
+            f"mean of {counted(classes, 'class embedding')}" if asked == "mean" else "class embedding of zero"
+        )
         return Condition(name, {"class_labels": label})
     if asked.isdecimal() and int(asked) <= classes:
         return Condition(f"class {int(asked)}", {"class_labels": label + int(asked)})

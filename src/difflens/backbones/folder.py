@@ -16,12 +16,13 @@ from difflens.backbones.pretrained import read_config, read_json, read_network
 from difflens.backbones.transformer import WALKED, TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.choices import WeightsName
-from difflens.errors import DiffLensError, expanded
+from difflens.errors import DiffLensError, counted, expanded
 from difflens.processes.base import NoiseProcess
 from difflens.processes.clean import Clean
 from difflens.processes.schedulers import process_of
 from difflens.run.console import warn
 from difflens.run.reading import short
+from difflens.run.text import a
 
 _NETWORKS = ("unet", "transformer")
 _AUTOENCODERS = ("vae", "vqvae")
@@ -101,7 +102,8 @@ class _Pipeline:
             raise DiffLensError(f"{self.folder / 'model_index.json'}: scheduler: {error}") from error
         if named_process.name != process.name:
             raise DiffLensError(
-                f"{self.folder} names a {expected} in model_index.json, and its scheduler is a {found}, "
+                f"{self.folder} names {a(str(expected))} in model_index.json, and its scheduler is "
+                f"{a(str(found))}, "
                 "which noises images differently: it belongs to another pipeline"
             )
         return process
@@ -204,7 +206,7 @@ def _class_of(written: dict[str, Any], folder: Path) -> Any:
         raise DiffLensError(f"{folder} takes images of {size[0]} x {size[1]} pixels, not square ones")
     readable = ("UNet2DModel", "UNet2DConditionModel", *WALKED)
     if name not in readable:
-        raise DiffLensError(f"{folder} holds a {name}; difflens walks {', '.join(readable)}")
+        raise DiffLensError(f"{folder} holds {a(name)}; difflens walks {', '.join(readable)}")
     return getattr(diffusers, name)
 
 
@@ -221,7 +223,8 @@ def _check_time(pipeline: _Pipeline, process: NoiseProcess) -> None:
     rows = pipeline.written.get("num_train_timesteps") or 0
     if kind == "learned" and (process.unit != "step" or process.bounds[1] >= rows):
         raise DiffLensError(
-            f"{pipeline.folder} has a table of {rows:,} embeddings of steps (time_embedding_type learned), "
+            f"{pipeline.folder} has a table of {counted(rows, 'embedding')} of steps (time_embedding_type "
+            "learned), "
             f"and its noise process has {process.describe_bounds()}: they do not belong together"
         )
     if kind == "fourier" and process.name != "variance exploding":
@@ -236,6 +239,7 @@ def _check_channels(pipeline: _Pipeline, autoencoder: Autoencoder | None) -> Non
     channels = pipeline.written.get("in_channels")
     if autoencoder is None and channels not in (1, 3, None):
         raise DiffLensError(
-            f"{pipeline.folder} takes {channels} channels, which are latents, and has no vae/ or vqvae/ "
+            f"{pipeline.folder} takes {counted(channels, 'channel')}, which are latents, and has no vae/ or "
+            "vqvae/ "
             "folder: name the autoencoder's folder with --autoencoder"
         )

@@ -27,7 +27,7 @@ from difflens.backbones.timm import TimmBackbone
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.choices import AttentionOrder, FamilyName, ScheduleName, TapName, WeightsName
-from difflens.errors import DiffLensError, did_you_mean, expanded, nearby
+from difflens.errors import DiffLensError, counted, did_you_mean, expanded, nearby
 from difflens.processes.base import NoiseProcess
 from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.schedulers import process_of
@@ -281,7 +281,8 @@ def _from_checkpoint(config: BackboneConfig, path: Path, meta: bool) -> Diffusio
     network = transformer_from_dit(state, channels, source)
     if config.autoencoder is None:
         raise DiffLensError(
-            f"{source} takes {network.config.in_channels} channels, which are latents: name the folder of "
+            f"{source} takes {counted(network.config.in_channels, 'channel')}, which are latents: name the "
+            "folder of "
             "its autoencoder with --autoencoder (stabilityai/sd-vae-ft-ema for the released models)"
         )
     autoencoder = Autoencoder.from_folder(expanded(config.autoencoder), meta=meta)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import torch
 from torch import nn
 
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing
 from difflens.ranges import Pixels, Range, Width
 from difflens.run import reading
 from difflens.run.console import warn
@@ -99,7 +99,8 @@ def read_network(
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise DiffLensError(
-            f"the weights in {folder} do not belong to its config.json: {len(wrong)} parameters are missing, "
+            f"the weights in {folder} do not belong to its config.json: {counted(len(wrong), 'parameter')} "
+            f"{'is' if len(wrong) == 1 else 'are'} missing, "
             f"left over or of another shape, {wrong[0]} for example"
         )
     return network
@@ -211,9 +212,11 @@ def check_size(outline: nn.Module, folder: Path, fresh: bool) -> None:
     """Refuse a network that its weights cannot fill, or that does not fit into memory."""
     count = sum(parameter.numel() for parameter in outline.parameters())
     weights = sum(path.stat().st_size for end in ("safetensors", "bin") for path in folder.glob(f"*.{end}"))
-    described = f"{folder / 'config.json'} describes a network of {count:,} parameters"
+    described = f"{folder / 'config.json'} describes a network of {counted(count, 'parameter')}"
     if not fresh and weights and count > 2 * weights + 2**16:
-        raise DiffLensError(f"{described}, and its weights have {weights:,} bytes: they do not belong to it")
+        raise DiffLensError(
+            f"{described}, and its weights have {counted(weights, 'byte')}: they do not belong to it"
+        )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
     if 4 * count > memory:
         raise DiffLensError(f"{described}, which take more than this machine's memory")

@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from difflens.backbones.pretrained import check_numbers, check_size, outline_of
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.ranges import Range
 from difflens.run.files import replace_with
 from difflens.run.reading import FieldError, check_files, checked, read_json, read_tensors, reason
+from difflens.run.text import a
 
 _TABLE = dict[str, Any]
 _LONGEST_PROMPT = 2**16  # tokens
@@ -243,7 +244,9 @@ def _index(folder: Path) -> dict[str, Any]:
 def _kind(folder: Path, index: Mapping[str, Any]) -> tuple[str, _Kind]:
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in _KINDS:
-        raise DiffLensError(f"{folder} is a {name}; the text-to-image pipelines read are {', '.join(_KINDS)}")
+        raise DiffLensError(
+            f"{folder} is {a(str(name))}; the text-to-image pipelines read are {', '.join(_KINDS)}"
+        )
     return name, _KINDS[name]
 
 
@@ -315,7 +318,8 @@ def _encoder(home: Path, loader: Any) -> nn.Module:
     wrong = [str(key) for part in parts for key in info[part] if not str(key).endswith("position_ids")]
     if wrong:
         raise DiffLensError(
-            f"the weights in {home} do not belong to its config.json: {len(wrong)} parameters are missing, "
+            f"the weights in {home} do not belong to its config.json: {counted(len(wrong), 'parameter')} "
+            f"{'is' if len(wrong) == 1 else 'are'} missing, "
             f"left over or of another shape, {wrong[0]} for example"
         )
     module: nn.Module = encoder.requires_grad_(False).float().eval()

@@ -22,6 +22,7 @@ from difflens.configs.options import (
     Count,
     DataOptions,
     Epochs,
+    LogOptions,
     Range,
     ReadingOptions,
     ResumeOptions,
@@ -32,7 +33,7 @@ from difflens.configs.options import (
 )
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.sweep import SweepConfig
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 
 _HEADS: dict[EvaluationProtocol, HeadChoice] = {
     "linear": "linear",
@@ -66,7 +67,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, ResumeOptions):
+class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, ResumeOptions):
     """Compare backbones by the same protocols on the same data.
 
     Each protocol is a run of `probe` for each backbone. --resume skips finished runs, and backbones may be
@@ -118,7 +119,7 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, ResumeOption
             unread = ("width",) if self.store else ("width", "token_side")
             yield "only the protocol attention reads it", unread
         if not {*self.protocols} - {"knn"}:
-            yield "k-NN trains nothing", ("epochs",)
+            yield "k-NN trains nothing", ("epochs", "log")
         if not self.samples:
             yield "no samples are drawn", ("features",)
         specs = (*self.backbones, self.space)
@@ -129,6 +130,7 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, ResumeOption
             yield "none of the backbones is a file, a folder or a model of the hub", others
 
     def check(self) -> None:
+        super().check()
         if not self.backbones or not self.protocols:
             raise DiffLensError(
                 "nothing to compare: --backbones and --protocols take at least one value each"
@@ -139,7 +141,7 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, ResumeOption
             raise DiffLensError("the protocol few needs at least one --label-fraction")
         if len(self.trials) > MOST_SCORES:
             raise DiffLensError(
-                f"{len(self.trials)} columns of accuracy: a comparison has at most {MOST_SCORES}"
+                f"{counted(len(self.trials), 'column')} of accuracy: a comparison has at most {MOST_SCORES}"
             )
         twice = {name for name in self.backbones if self.backbones.count(name) > 1}
         if twice:
@@ -255,6 +257,7 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, ResumeOption
             label_fraction=trial.label_fraction,
             grid=trial.head == "linear",
             epochs=None if trial.head == "knn" else self.epochs,
+            log=() if trial.head == "knn" else self.log,
             width=self.width if trial.head == "attention" else None,
             pool=self.token_side if trial.head == "attention" else None,
             store=self.folder(spec) / "store" if self.store else None,

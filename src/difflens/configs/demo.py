@@ -3,11 +3,19 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from difflens.configs.options import BackboneOptions, Count, DataOptions, Range, ResumeOptions, Times
+from difflens.configs.options import (
+    BackboneOptions,
+    Count,
+    DataOptions,
+    LogOptions,
+    Range,
+    ResumeOptions,
+    Times,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(DataOptions, BackboneOptions, ResumeOptions):
+class DemoConfig(DataOptions, BackboneOptions, LogOptions, ResumeOptions):
     """Train each head on the bundled backbone and images, and write a report.
 
     The demo takes a few minutes on two CPU cores. It also accepts another backbone or other data.

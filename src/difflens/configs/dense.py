@@ -13,6 +13,7 @@ from difflens.configs.options import (
     Count,
     DryRunOptions,
     ExtractorOptions,
+    LogOptions,
     NonNegative,
     OptimiserOptions,
     Range,
@@ -26,7 +27,9 @@ from difflens.errors import DiffLensError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseConfig(DryRunOptions, OptimiserOptions, ExtractorOptions, BackboneOptions, ResumeOptions):
+class DenseConfig(
+    DryRunOptions, OptimiserOptions, ExtractorOptions, BackboneOptions, LogOptions, ResumeOptions
+):
     """Train a head on the maps of a backbone's blocks, and evaluate it on the validation images."""
 
     data: Path | None = None
@@ -103,6 +106,7 @@ class DenseConfig(DryRunOptions, OptimiserOptions, ExtractorOptions, BackboneOpt
             yield "only sgd has a momentum", ("momentum",)
 
     def check(self) -> None:
+        super().check()
         if self.scale is not None and self.scale[0] > self.scale[1]:
             raise DiffLensError(
                 f"--scale takes the smaller factor first, not {self.scale[0]:g} {self.scale[1]:g}"

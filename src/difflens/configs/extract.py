@@ -112,7 +112,9 @@ class ExtractConfig(
 
     def check(self) -> None:
         if self.part and self.part[0] > self.part[1]:
-            raise DiffLensError(f"--part {self.part[0]} {self.part[1]}: there are only {self.part[1]} parts")
+            raise DiffLensError(
+                f"--part {self.part[0]} {self.part[1]}: there is no part {self.part[0]} of {self.part[1]}"
+            )
         if not self.splits:
             raise DiffLensError("there is no split to read: --splits takes train, test or both")
         if self.unlabelled and self.splits != _SPLITS:

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
@@ -24,6 +25,7 @@ from difflens.choices import (
     Precision,
     ScheduleName,
     TapName,
+    TrackerName,
     WeightsName,
 )
 from difflens.errors import DiffLensError, did_you_mean, expanded, listing, require
@@ -290,6 +292,22 @@ class ResumeOptions(RunOptions):
 
     resume: Annotated[bool, MAY_CHANGE] = False
     """Continue the run in --out, with the same options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOptions(Options):
+    """The trackers of a training."""
+
+    log: Annotated[tuple[TrackerName, ...], MAY_CHANGE] = ()
+    """Trackers that show the curves of the training: tensorboard, wandb, mlflow, aim, dvclive, trackio,
+    swanlab. The library of each must be installed."""
+
+    def check(self) -> None:
+        super().check()
+        for name in self.log:
+            if find_spec(name) is None:
+                package = '"difflens[tensorboard]"' if name == "tensorboard" else name
+                raise DiffLensError(f"--log {name}: its library is missing; pip install {package}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from difflens.configs.options import (
     DataOptions,
     DryRunOptions,
     Epochs,
+    LogOptions,
     Natural,
     NonNegative,
     Range,
@@ -42,7 +43,7 @@ _RECIPE: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(DataOptions, DryRunOptions, ReadingOptions, ResumeOptions):
+class PretrainConfig(DataOptions, DryRunOptions, ReadingOptions, LogOptions, ResumeOptions):
     """Train a diffusion U-Net on images without labels, or an encoder by another method to compare it
     with."""
 

@@ -15,6 +15,7 @@ from difflens.configs.options import (
     DataOptions,
     DryRunOptions,
     ExtractorOptions,
+    LogOptions,
     Pool,
     Range,
     ResumeOptions,
@@ -29,13 +30,20 @@ from difflens.heads.config import options_without_effect
 # options that k-NN, which trains nothing, does not read
 _TRAINING = (
     *("batch_size", "learning_rate", "weight_decay", "optimizer", "warmup_steps", "epochs"),
-    *("lr_schedule", "step_epochs", "label_smoothing", "mixup", "layer_decay"),
+    *("lr_schedule", "step_epochs", "label_smoothing", "mixup", "layer_decay", "log"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(
-    DataOptions, DryRunOptions, CacheOptions, TrainConfig, ExtractorOptions, BackboneOptions, ResumeOptions
+    DataOptions,
+    DryRunOptions,
+    CacheOptions,
+    TrainConfig,
+    ExtractorOptions,
+    BackboneOptions,
+    LogOptions,
+    ResumeOptions,
 ):
     """Train a head on a backbone's features, and evaluate it once on the test split."""
 
@@ -149,6 +157,7 @@ class ProbeConfig(
             yield "cached features keep the noise of the evaluation", ("fresh_noise",)
 
     def check(self) -> None:
+        super().check()
         head = presets.PROBE.get(self.preset or "", {}).get("head", self._head)
         if head != self._head:
             raise DiffLensError(f"the preset {self.preset} is for the head {head}, not {self.head}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from difflens.data.images import EXTENSIONS, is_image
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing
 from difflens.run.console import note
 
 _MOST_TEXT = 2**28
@@ -50,8 +50,11 @@ class Others(Counter[str]):
         """Print one line that counts and names them, if there are any."""
         if self:
             kinds = [f"{suffix} ({count:,})" for suffix, count in sorted(self.items())]
-            plural = "s are" if self.total() > 1 else " is"
-            note(f"{self.total():,} file{plural} left out, as not of a format that is read: {listing(kinds)}")
+            verb = "are" if self.total() > 1 else "is"
+            note(
+                f"{counted(self.total(), 'file')} {verb} left out, as not of a format that is read: "
+                f"{listing(kinds)}"
+            )
 
 
 def find_images(folder: Path, others: Others | None = None) -> list[Path]:
@@ -114,7 +117,9 @@ def read_lines(path: Path, what: str, files: bool = False) -> list[str]:
     try:
         require_regular(path, what)
         if (size := path.stat().st_size) > _MOST_TEXT:
-            raise DiffLensError(f"{path} has {size:,} bytes; expected {what}, at most {_MOST_TEXT:,} bytes")
+            raise DiffLensError(
+                f"{path} has {counted(size, 'byte')}; expected {what}, at most {_MOST_TEXT:,} bytes"
+            )
         text = path.read_bytes().decode("utf-8-sig", "surrogateescape" if files else "strict")
     except FileNotFoundError:
         raise DiffLensError(f"there is no {path}; expected {what}") from None

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from difflens.choices import Augmentation, Exif
-from difflens.errors import DiffLensError, expanded
+from difflens.errors import DiffLensError, counted, expanded
 from difflens.noise import Stream, draws
 
 EXTENSIONS = (
@@ -428,7 +428,7 @@ def with_channels(images: Tensor, channels: int) -> Tensor:
         # 0.299 R + 0.587 G + 0.114 B in 16-bit fixed point: the same grey on every device
         return ((19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16).to(torch.uint8).unsqueeze(-3)
     raise DiffLensError(
-        f"images of {have} channels cannot become {channels}: images and networks must have 1 or 3"
+        f"images of {counted(have, 'channel')} cannot become {channels}: images and networks must have 1 or 3"
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from difflens.data.files import read_lines
 from difflens.data.split import ImageData, ImageSplit, class_sizes, place_in_class, strata
-from difflens.errors import DiffLensError, expanded, listing, require
+from difflens.errors import DiffLensError, counted, expanded, listing, require
 from difflens.noise import Stream, random_order
 from difflens.run.console import note
 
@@ -96,9 +96,13 @@ def limited(split: ImageSplit, count: int | None, seed: int) -> ImageSplit:
         kinds, counts = int((there > 0).sum()), counts[counts > 0]
         least, most = (int(counts.min()), int(counts.max())) if len(counts) else (0, 0)
         number = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-        classes = f"{kinds:,} classes" if len(counts) == kinds else f"{len(counts):,} of {kinds:,} classes"
+        classes = (
+            counted(kinds, "class")
+            if len(counts) == kinds
+            else f"{len(counts):,} of {counted(kinds, 'class')}"
+        )
         shares = f", {number} of each of {classes}"
-    note(f"{split.name}: {count:,} of {len(split):,} images, drawn by the seed{shares}")
+    note(f"{split.name}: {count:,} of {counted(len(split), 'image')}, drawn by the seed{shares}")
     return chosen
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from difflens.choices import Exif
 from difflens.data.content import content_digest
 from difflens.data.images import BadImage, decode_image, from_pil, image_shape, read_image
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.noise import Stream, random_order
 from difflens.run.console import note
 
@@ -350,13 +350,16 @@ def split_off(whole: FileSplit, fraction: float, labels: bool = True) -> tuple[I
     out = held_out(whole.labels, len(whole), fraction)
     if not out.any() or out.all():
         raise DiffLensError(
-            f"a fraction of {fraction:g} of {len(whole):,} image{'s' * (len(whole) > 1)} leaves one side "
+            f"a fraction of {fraction:g} of {counted(len(whole), 'image')} leaves one side "
             "empty: there must be a class of two images or more"
         )
     whole = whole if labels else FileSplit(whole.name, whole.ids, None, whole.root, whole.exif)
     train, val = whole.subset((~out).nonzero()[:, 0]), whole.subset(out.nonzero()[:, 0])
     train.name, val.name = "train", "val"
-    note(f"split: {len(train):,} images to train on and {len(val):,} held out, by class; all runs share it")
+    note(
+        f"split: {counted(len(train), 'image')} to train on and {len(val):,} held out, by class; all runs "
+        "share it"
+    )
     return train, val
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from difflens.backbones.base import Backbone
 from difflens.backbones.maps import MapShape, Place
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.noise import seeded_noise
 from difflens.processes.base import Level
 from difflens.processes.clean import Clean
@@ -139,7 +139,8 @@ class Extractor(nn.Module, ABC):
             except torch.OutOfMemoryError:
                 self.joint = False
                 warn(
-                    f"too little memory for {len(noised)} noise steps in one batch: they are read one by one"
+                    f"too little memory for {counted(len(noised), 'noise step')} in one batch: they are "
+                    "read one by one"
                 )
         return {(block, t): maps for t, x_t in noised.items() for block, maps in self._read(x_t, t).items()}
 

@@ -14,7 +14,7 @@ from difflens.backbones.load import load_backbone
 from difflens.backbones.maps import MapShape, Place, pool_to
 from difflens.choices import ExtractorName, Precision
 from difflens.data.images import ImageTransform, in_range
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing
 from difflens.extractors.cache import READ_BATCH, filled
 from difflens.extractors.config import ExtractorConfig, options_without_effect
 from difflens.noise import content_index
@@ -158,7 +158,8 @@ class FeatureExtractor(nn.Module):
             index = torch.as_tensor(index, device=images.device)
             if index.shape != images.shape[:1]:
                 raise DiffLensError(
-                    f"index of shape {tuple(index.shape)} for {len(images)} images: it is one number for each"
+                    f"index of shape {tuple(index.shape)} for {counted(len(images), 'image')}: it is one "
+                    "number for each"
                 )
             if trainable or self.training or not len(images):
                 return self._read(images, index, draw)

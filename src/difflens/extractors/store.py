@@ -31,7 +31,7 @@ from torch import Tensor
 
 from difflens.backbones.maps import Place, pool_to, pooled_shape
 from difflens.data.split import ImageSplit
-from difflens.errors import DiffLensError, expanded, listing
+from difflens.errors import DiffLensError, counted, expanded, listing, named
 from difflens.extractors.cache import FeatureCache
 from difflens.extractors.latents import Latents
 from difflens.extractors.manifest import DTYPES, MANIFEST, Layout, Shard, read_manifest
@@ -226,7 +226,8 @@ class FeatureStore:
         missing = [str(name) for name in files if not (self.path / name).is_file()]
         if missing:
             raise DiffLensError(
-                f"{self.path} is not finished: {len(missing)} of {len(files)} shards are missing, "
+                f"{self.path} is not finished: of {counted(len(files), 'shard')}, {len(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} missing, "
                 f"{missing[0]} for example; complete it with `difflens extract --resume`, or put its parts "
                 "together with `difflens extract --merge`"
             )
@@ -293,8 +294,8 @@ class FeatureStore:
         if missing:
             block, t = missing[0]
             raise DiffLensError(
-                f"{self.path} has no block {block} at noise step {t}: it holds blocks {listing(self.blocks)} "
-                f"at noise steps {listing(self.noise_steps)}"
+                f"{self.path} has no block {block} at noise step {t}: it holds {named('block', self.blocks)} "
+                f"at {named('noise step', self.noise_steps)}"
             )
 
     def cache(
@@ -394,7 +395,7 @@ def _read_images(path: Path, count: int) -> tuple[list[str], Tensor, Tensor]:
     their noise indices, (N,) long."""
     lines = read_table(path, ("image", "label", "noise_index"), _MOST)
     if len(lines) != count:
-        raise DiffLensError(f"{path} has {len(lines):,} images, and {MANIFEST} counts {count:,}")
+        raise DiffLensError(f"{path} has {counted(len(lines), 'image')}, and {MANIFEST} counts {count:,}")
     labels, index = [], []
     for number, line in lines.items():
         if not _LABEL.fullmatch(line["label"]):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from difflens.backbones.base import Backbone, DiffusionBackbone
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.noise import Stream, seeded_noise
 
 
@@ -97,7 +97,8 @@ class DiffusionSampler(Sampler):
         channels = self.shape[0]
         if output.shape[1] not in (channels, 2 * channels) or output.shape[2:] != self.shape[1:]:
             raise DiffLensError(
-                f"{self.backbone.spec} cannot generate: it makes {output.shape[1]} channels out of {channels}"
+                f"{self.backbone.spec} cannot generate: it makes {counted(output.shape[1], 'channel')} out "
+                f"of {channels}"
             )
         return output.float()
 

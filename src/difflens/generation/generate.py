@@ -13,7 +13,7 @@ from torch import Tensor
 from difflens.configs.generate import GenerateConfig
 from difflens.configs.options import given, resolve
 from difflens.data.images import read_image, to_float, to_uint8
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.generation.base import Sampler
 from difflens.generation.grid import image_grid, to_picture
 from difflens.generation.samplers import make_sampler
@@ -44,7 +44,9 @@ def generate(config: GenerateConfig) -> GenerateResult:
     compiled = process.device.type == "cuda"
     sampler = make_sampler(backbone, config.sampler, config.steps, config.eta, config.seed, compiled)
     if backbone.in_channels not in (1, 3):
-        raise DiffLensError(f"{backbone.spec} has {backbone.in_channels} channels: no grey or RGB images")
+        raise DiffLensError(
+            f"{backbone.spec} has {counted(backbone.in_channels, 'channel')}: no grey or RGB images"
+        )
     default_batch = max(1, min(64, 64 * 32 // backbone.image_size))
     config = replace(config, steps=sampler.steps, batch_size=config.batch_size or default_batch)
     opened.config = config

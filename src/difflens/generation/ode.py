@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from difflens.backbones.base import DiffusionBackbone
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.generation.base import DiffusionSampler
 from difflens.processes.interpolant import LinearInterpolant
 
@@ -40,7 +40,7 @@ class OdeSampler(DiffusionSampler):
             )
         self.steps = self.calls = 50 if steps is None else steps
         if self.steps < 1:
-            raise DiffLensError(f"{steps} sampling steps: it takes at least 1")
+            raise DiffLensError(f"{counted(self.steps, 'sampling step')}: it takes at least 1")
         times = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
         self.times = (times.flip(0) if backbone.process.towards_noise else times).tolist()
 

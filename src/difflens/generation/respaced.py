@@ -14,7 +14,7 @@ from torch import Tensor
 
 from difflens.backbones.base import DiffusionBackbone
 from difflens.choices import SamplerName
-from difflens.errors import DiffLensError, require
+from difflens.errors import DiffLensError, counted, require
 from difflens.generation.base import DiffusionSampler, refuse_eta
 from difflens.noise import Stream, seeded_noise
 from difflens.processes.variance_preserving import VariancePreserving
@@ -66,7 +66,7 @@ class RespacedSampler(DiffusionSampler):
         total = backbone.process.num_steps
         steps = min(_DEFAULT_STEPS.get(name, total), total) if steps is None else steps
         if not 1 <= steps <= total:
-            raise DiffLensError(f"{steps} sampling steps: the schedule allows 1 to {total}")
+            raise DiffLensError(f"{counted(steps, 'sampling step')}: the schedule allows 1 to {total}")
         require(eta=(eta, 0, 1))
         if name != "ddim":
             refuse_eta(eta, name)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from difflens.backbones.base import DiffusionBackbone
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.generation.base import DiffusionSampler
 from difflens.noise import Stream, draws
 
@@ -61,11 +61,13 @@ class SchedulerSampler(DiffusionSampler):
         total = self.config["num_train_timesteps"] if backbone.process.unit == "step" else None
         if self.steps < 1 or (total is not None and self.steps > total):
             allowed = "it takes at least 1" if total is None else f"the schedule allows 1 to {total}"
-            raise DiffLensError(f"{self.steps} sampling steps: {allowed}")
+            raise DiffLensError(f"{counted(self.steps, 'sampling step')}: {allowed}")
         try:
             self.calls = len(self._new_scheduler().timesteps)
         except _FAILURES as error:
-            raise DiffLensError(f"{self.kind} of {backbone.spec} with {self.steps} steps: {error}") from error
+            raise DiffLensError(
+                f"{self.kind} of {backbone.spec} with {counted(self.steps, 'step')}: {error}"
+            ) from error
 
     def _check_kind(self) -> None:
         """Raise a DiffLensError for schedulers that give no images, or not by image."""

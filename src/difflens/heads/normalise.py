@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from difflens.backbones.maps import Place, module_name
 from difflens.choices import NormaliseName
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.metrics.moments import Moments, standardising, whitening
 
 
@@ -52,7 +52,8 @@ class Normalisation(nn.Module):
         needed = max(self.channels.values()) if self.kind == "whiten" else 1
         if images < needed:
             raise DiffLensError(
-                f"whitening {needed:,} channels needs at least {needed:,} training images, and there are "
+                f"whitening {counted(needed, 'channel')} needs at least "
+                f"{counted(needed, 'training image')}, not "
                 f"{images:,}: give more images, or take --normalise standard"
             )
 

@@ -18,7 +18,7 @@ from difflens.backbones.encoder import TASK as ENCODER_TASK
 from difflens.backbones.load import resolved
 from difflens.backbones.runs import read_backbone
 from difflens.backbones.text import save_condition
-from difflens.errors import DiffLensError, expanded
+from difflens.errors import DiffLensError, counted, expanded
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.config import ExtractorConfig
 from difflens.heads.config import DetectionHeadConfig, HeadConfig, SegmentationHeadConfig
@@ -171,7 +171,7 @@ class SavedModel(ABC):
             "backbone": markdown_code(self.backbone.spec),
             "extractor": f"{self.extractor.name}, blocks {list(self.extractor.blocks)}, "
             f"noise steps {list(self.extractor.noise_steps)}",
-            "head": f"{self.head.name}, {self.probe.trainable_parameters:,} trainable parameters",
+            "head": f"{self.head.name}, {counted(self.probe.trainable_parameters, 'trainable parameter')}",
             "classes": f"{len(self.classes)}",
             **{key.replace("_", " "): markdown(value) for key, value in self.info.items()},
             "difflens": config["difflens"],

@@ -31,6 +31,7 @@ def distill(config: DistillConfig) -> DistillResult:
     check_teacher(opened.backbone)
     teacher = cast(UNetBackbone, opened.backbone)
     with opened.directory() as run:
+        run.track(config.log)
         torch.manual_seed(config.seed)
         method = Distillation(config, images, opened.process, teacher)
         if opened.process.device.type == "cpu":

@@ -20,7 +20,7 @@ from difflens.data.labels import balanced, one_label
 from difflens.data.load import load_data
 from difflens.data.loader import iterate
 from difflens.data.split import ImageSplit, MemorySplit, every_nth
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.extractors.cache import FeatureCache, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
 from difflens.metrics.geometry import effective_rank
@@ -120,7 +120,8 @@ class OnlineProbe:
         spent = sum(record.get("probe_seconds", 0.0) for record in log)
         share = f"; {100 * spent / seconds:.1f} % of the time" if seconds else ""
         return (
-            f"{len(self.images):,} training images of {self.name}, of which {int(self.held_out.sum()):,} "
+            f"{counted(len(self.images), 'training image')} of {self.name}, of which "
+            f"{int(self.held_out.sum()):,} "
             f"validate{share}"
         )
 

@@ -28,10 +28,9 @@ from difflens.opening import open_run
 from difflens.pretraining.export import Record, write_card, write_record
 from difflens.pretraining.methods.base import PretrainingMethod
 from difflens.pretraining.methods.make import make_method
-from difflens.pretraining.online_probe import OnlineProbe, scalars
+from difflens.pretraining.online_probe import OnlineProbe
 from difflens.pretraining.precision import choose_precision
 from difflens.results.pretrain import PretrainResult
-from difflens.run.board import Board
 from difflens.run.directory import RunDirectory
 from difflens.run.text import markdown_code
 from difflens.training.loop import TrainingLoop
@@ -59,6 +58,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     size = micro_batch(given(config.batch_size), process.num_processes, config.accumulate)
     opened.config = config = replace(config, precision=choose_precision(config, process))
     with opened.directory() as run:
+        run.track(config.log)
         torch.manual_seed(config.seed)
         method = make_method(config, images, process)
         if process.device.type == "cpu":
@@ -114,35 +114,22 @@ def train_method(
         checkpoint_seconds=60 * given(config.checkpoint_minutes),
         max_seconds=math.inf if config.max_minutes is None else 60 * config.max_minutes,
     )
-    board = Board(run.path / "tensorboard", loop.iteration, process.is_main_process)
 
     def export(name: str) -> Path:
-        return run.write_folder(name, lambda folder: _export(folder, method, loop, run, board, command))
+        return run.write_folder(name, lambda folder: _export(folder, method, loop, run, command))
 
     def on_look(look: Look) -> None:
-        at_end = look.iteration % method.epoch_iterations == 0
-        probed = scalars(run.read_log()[-1]) if at_end and method.probe and process.is_main_process else {}
-        board.scalars(
-            look.iteration,
-            **probed,
-            loss=look.loss,
-            learning_rate=method.learning_rate,
-            images_per_second=look.images_per_second,
-        )
         # snapshots, at ends of epochs
         if snapshot_epochs and look.iteration % (snapshot_epochs * method.epoch_iterations) == 0:
             export(f"snapshots/epoch-{look.iteration // method.epoch_iterations:04d}")
 
-    try:
-        loop.train(on_look)
-        skipped = {*gather_object(method.skipped)} if process.num_processes > 1 else {*method.skipped}
-        return export("model"), tuple(sorted(skipped))
-    finally:
-        board.close()
+    loop.train(on_look)
+    skipped = {*gather_object(method.skipped)} if process.num_processes > 1 else {*method.skipped}
+    return export("model"), tuple(sorted(skipped))
 
 
 def _export(
-    folder: Path, method: PretrainingMethod, loop: TrainingLoop, run: RunDirectory, board: Board, command: str
+    folder: Path, method: PretrainingMethod, loop: TrainingLoop, run: RunDirectory, command: str
 ) -> None:
     """Write the trained network into a folder that `load_backbone` reads."""
     backbone = method.backbone()
@@ -150,7 +137,7 @@ def _export(
         # few large images at a time, as the training still takes memory
         together = math.ceil(64 * (32 / backbone.image_size) ** 2)
         samples = image_grid(sample(backbone, 36, seed=method.config.seed, batch_size=together))
-        board.picture(loop.iteration, "samples", samples)
+        run.trackers.picture(loop.iteration, "samples", samples)
         samples.save(folder / "samples.png")
     method.write(folder, backbone)
     shape = method.channels, method.side

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing
 from difflens.processes.base import Level, NoiseProcess
 
 # These put abar_T of a schedule with zero terminal SNR at 2^-24, so that sigma_T is finite.
@@ -128,7 +128,7 @@ def _betas(fields: Mapping[str, Any]) -> Tensor:
     if trained is not None:
         if isinstance(trained, list | tuple) and len(trained) > MOST_STEPS:
             raise DiffLensError(
-                f"trained_betas has {len(trained):,} numbers, and at most {MOST_STEPS:,} are read"
+                f"trained_betas has {counted(len(trained), 'number')}, and at most {MOST_STEPS:,} are read"
             )
         try:
             betas = torch.as_tensor(trained, dtype=torch.float64).flatten()

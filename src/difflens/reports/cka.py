@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from difflens.errors import counted
 from difflens.processes.base import Level, bracketed, in_words
 from difflens.reports.heat_maps import similarity_map
 from difflens.reports.html import Picture, Section, Table, render
@@ -113,7 +114,7 @@ def _geometry_section(geometry: Sequence[PlaceGeometry], backbones: Sequence[str
         "how many directions features use, from 1 to the number of channels. It cannot exceed the number of "
         "images. Alignment is the mean squared distance of an image and its mirror image, each with noise "
         "of its own, as unit vectors: 0 is best. Uniformity is lower, down to -8, the more evenly images are "
-        f"spread over the sphere. {viewed:,} images measure these two (Wang and Isola, 2020)."
+        f"spread over the sphere. {counted(viewed, 'image')} measure these two (Wang and Isola, 2020)."
     )
     return Section("Effective rank, alignment, uniformity", explained, tuple(tables))
 
@@ -122,7 +123,7 @@ def _mirror_section(mirrors: Mapping[Level, Mirrors], log_snr: Mapping[Level, fl
     values = mirrors.values()
     rows: list[tuple[object, ...]] = []
     for k in sorted({k for similarity in values for k in similarity.by_distance}):
-        name = f"{k} block{'s' * (k != 1)} away" if k else "the mirror itself"
+        name = f"{counted(k, 'block')} away" if k else "the mirror itself"
         rows.append((name, *("{:.3f} ± {:.3f}".format(*similarity.by_distance[k]) for similarity in values)))
     leads = ("{:+.3f} ± {:.3f}".format(*similarity.lead) for similarity in values)
     rows.append(("mirrors minus all others", *leads))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from difflens.errors import counted
 from difflens.processes.base import bracketed
 from difflens.reports.html import Picture, Section, Table, percent, render, runs_beneath
 from difflens.results.compare import BackboneScores, Score
@@ -43,7 +44,7 @@ def compare_report(
         beneath: reports of the probes, relative to this report, by title.
     """
     if seeds > 1:
-        uncertainty = f"means over {seeds} seeds with their standard deviation"
+        uncertainty = f"means over {counted(seeds, 'seed')} with their standard deviation"
     else:
         uncertainty = "with 95 % intervals of the test images" if metric == "top1" else "of one seed"
     others = ("Parameters", "Images/s, relative", "Effective rank")
@@ -66,7 +67,8 @@ def compare_report(
         columns = (*columns, "Fréchet distance")
         rows = [(*row, _distance(backbone.frechet)) for row, backbone in zip(rows, backbones, strict=True)]
     caption = (
-        f"{_METRICS[metric]} in per cent on {test_images:,} test images, {uncertainty}. Speed is the speed "
+        f"{_METRICS[metric]} in per cent on {counted(test_images, 'test image')}, {uncertainty}. Speed is "
+        "the speed "
         f"of feature extraction, relative to the first backbone. The effective rank (RankMe) is that of the "
         f"place's maps, averaged over positions. {distances}"
     )
@@ -82,10 +84,10 @@ def compare_report(
     places = (
         "at its default block and noise step"
         if swept is None
-        else f"where accuracy was highest in a sweep over {swept:,} training images"
+        else f"where accuracy was highest in a sweep over {counted(swept, 'training image')}"
     )
     lead = (
-        f"{len(backbones)} frozen backbone{'s' * (len(backbones) != 1)} on {data}, with the same heads, "
+        f"{counted(len(backbones), 'frozen backbone')} on {data}, with the same heads, "
         f"images and labels. Each backbone is read {places}."
     )
     return render("Comparison of frozen backbones", lead, sections, provenance)

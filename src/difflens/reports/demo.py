@@ -6,10 +6,11 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from difflens.errors import counted
 from difflens.metrics.classification import Evaluation, paired_difference
 from difflens.processes.base import Level, in_words
 from difflens.reports import charts, heat_maps, pictures
-from difflens.reports.html import UNSELECTED, Picture, Section, Table, render, runs_beneath
+from difflens.reports.html import UNSELECTED, Picture, Section, Table, render, reports_of, runs_beneath
 from difflens.results.demo import DemoResult, DemoScore
 
 TITLES = {
@@ -104,7 +105,9 @@ def demo_report(
         ),
         memorisation,
         Section("Confusion matrix of the best head", f"The best head is: {TITLES[best]}.", (confusion,)),
-        *runs_beneath({TITLES[name]: Path("heads", name, "report.html") for name in result.results}),
+        *runs_beneath(
+            reports_of(result.out, {TITLES[name]: result.out / "heads" / name for name in result.results})
+        ),
     ]
     lead = (
         f"Small heads read the features of one frozen, unconditional diffusion network ({backbone}) on "
@@ -128,7 +131,8 @@ def _results(result: DemoResult, evaluations: Mapping[str, Evaluation]) -> Secti
     table = Table(
         ("Features and head", "Top-1, %", "95 % interval", "Trainable parameters", "Training, s"),
         rows,
-        f"{result.train_images:,} training images and {result.test_images:,} test images. Every test image "
+        f"{counted(result.train_images, 'training image')} and {counted(result.test_images, 'test image')}. "
+        "Every test image "
         "is evaluated once. Training times compare within this run only; they exclude feature extraction.",
         list(results).index(result.best),
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from difflens.data.dense.base import IGNORED
 from difflens.data.dense.masks import class_palette
-from difflens.errors import listing
+from difflens.errors import counted, listing
 from difflens.reports import charts, overlays
 from difflens.reports.html import Picture, Section, Table, percent, render
 from difflens.results.dense import Example
@@ -172,7 +172,7 @@ def _left_out(metrics: Mapping[str, Any]) -> list[Section]:
     if not bad:
         return []
     rows: list[tuple[object, ...]] = [(line,) for line in bad[:_MOST_BAD]]
-    caption = "1 annotation was left out." if len(bad) == 1 else f"{len(bad):,} annotations were left out."
+    caption = f"{counted(len(bad), 'annotation')} {'was' if len(bad) == 1 else 'were'} left out."
     if len(bad) > _MOST_BAD:
         caption += f" These are the first {_MOST_BAD}."
     return [Section("Bad annotations", parts=(Table(("File and error",), rows, caption),))]

@@ -6,6 +6,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from difflens.errors import counted
 from difflens.processes.base import Level, bracketed
 from difflens.reports.charts import share_bars
 from difflens.reports.html import Picture, Section, Table, render
@@ -98,8 +99,8 @@ def linear_section(shares: Mapping[str, float], images: int) -> Explained:
     """
     figure = share_bars(shares, "share of the variance of the logits")
     text = (
-        f"Each place's share of the variance of the logits over classes and images, measured on {images:,} "
-        f"test image{'s' * (images != 1)}. A place with a negative share works against the others."
+        f"Each place's share of the variance of the logits over classes and images, measured on "
+        f"{counted(images, 'test image')}. A place with a negative share works against the others."
     )
     if len(shares) == 1:
         text += " This run reads one place; a linear probe on several --blocks has one share a place."
@@ -200,7 +201,7 @@ def attention_section(
     columns = ("Noise step (log-SNR)", *maps, "CLS itself, %", "share of logits, %")
     text = (
         "The attention of CLS over the maps in the last transformer block, averaged over attention heads and "
-        f"{count:,} test image{'s' * (count != 1)}. Each noise step has its own CLS token, whose attention "
+        f"{counted(count, 'test image')}. Each noise step has its own CLS token, whose attention "
         "sums to 100 %. The share of the variance of the logits says how much a noise step matters."
     )
     parts = (

@@ -10,12 +10,12 @@ from importlib.resources import files
 from io import BytesIO
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
 from difflens.metrics.projection import Projected
 from difflens.processes.base import Level, log_snr_text
+from difflens.reports.html import templates
 from difflens.results.sweep import SweepResult
 from difflens.run.text import one_line
 
@@ -70,21 +70,18 @@ def explore_page(
         "sweep": None if sweep is None else _heat_map(sweep, list(blocks), steps),
     }
     script = files("difflens.reports").joinpath("explore.js").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=PackageLoader("difflens", "reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("explore.html.j2").render(
-        title=title,
-        lead=lead,
-        provenance=provenance,
-        script=script,
-        digest=b64encode(sha256(script.encode()).digest()).decode(),
-        # no name can end the element that holds it
-        data=json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
+    return (
+        templates()
+        .get_template("explore.html.j2")
+        .render(
+            title=title,
+            lead=lead,
+            provenance=provenance,
+            script=script,
+            digest=b64encode(sha256(script.encode()).digest()).decode(),
+            # no name can end the element that holds it
+            data=json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
+        )
     )
 
 

@@ -1,5 +1,6 @@
 """A report as one HTML file that needs only a browser."""
 
+import os
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,19 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from difflens.run.directory import CONFIG
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNSELECTED = "The same weights generated these images. None was selected."
 """Text of sections that show generated images."""
+
+_REPORTS = ("report.html", "backbone.html")
+"""The reports that a run may have, the first one first."""
+
+BACKBONE_REPORT = "Report of the backbone"
+"""The row of the closing table that leads to the run whose network is read."""
 
 _CSS_DPI = 96
 _DENSITY = 2  # figures have two pixels for each CSS pixel, for sharp screens
@@ -135,6 +144,42 @@ _COPY = """document.addEventListener("click", event => {
 """The script of the buttons that copy a command. Browsers run it by its digest, and no other script."""
 
 
+@dataclass(frozen=True)
+class Link:
+    """A row of the closing table that leads to another report.
+
+    Attributes:
+        text: what is shown.
+        address: the address, relative to this report.
+    """
+
+    text: str
+    address: str
+
+
+def reports_of(folder: Path, runs: Mapping[str, str | Path]) -> dict[str, Path]:
+    """Return the reports of runs, relative to the folder of another report; runs without one are left out.
+
+    Args:
+        runs: by title, what an option names: the folder of a run or of the model in it, or any other word.
+    """
+    found = {}
+    for title, named in runs.items():
+        named = Path(str(named).removeprefix("random:"))
+        homes = [home for home in (named, named.parent) if (home / CONFIG).is_file()]
+        reports = [home / name for home in homes[:1] for name in _REPORTS if (home / name).is_file()]
+        if reports:
+            # as a browser resolves it: by words, not by links of the file system
+            found[title] = Path(os.path.relpath(reports[0].absolute(), folder.absolute()))
+    return found
+
+
+def report_of(folder: Path, key: str, run: str | Path) -> dict[str, Link]:
+    """Return the row of the closing table that leads to the report of a run; none if it has no report."""
+    found = reports_of(folder, {key: run})
+    return {title: Link(str(run), quote(path.as_posix())) for title, path in found.items()}
+
+
 def runs_beneath(reports: Mapping[str, Path]) -> list[Section]:
     """Return the section that links to the reports of the runs that a run holds; none without runs.
 
@@ -147,7 +192,7 @@ def runs_beneath(reports: Mapping[str, Path]) -> list[Section]:
 
 def render(title: str, lead: str, sections: Sequence[Section], provenance: Mapping[str, object]) -> str:
     """Return one self-contained HTML document. Its only script copies commands, and its only links to other
-    files are those of `Section.links`.
+    files are those of `Section.links` and of `Link`.
 
     All texts are plain text; markup in them is escaped.
 
@@ -156,9 +201,20 @@ def render(title: str, lead: str, sections: Sequence[Section], provenance: Mappi
         lead: the subject of the report, in a sentence or two.
         sections: sections in order.
         provenance: rows of the closing table, which says how to repeat the run: command, seed, versions,
-            hardware. Commands, whose key is "Command", can be copied.
+            hardware. Commands, whose key is "Command", can be copied; a `Link` leads to another report.
     """
     digest = b64encode(sha256(_COPY.encode()).digest()).decode()
+    environment = templates()
+    environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{b64encode(png).decode()}"
+    environment.filters["prose"] = lambda text: _UNBROKEN.sub("\u00a0", text)
+    environment.tests["table"] = lambda part: isinstance(part, Table)
+    return environment.get_template("report.html.j2").render(
+        title=title, lead=lead, sections=sections, provenance=provenance, script=_COPY, digest=digest
+    )
+
+
+def templates() -> Environment:
+    """Return the templates of pages, which escape every text and know the test `link`."""
     environment = Environment(
         loader=PackageLoader("difflens", "reports"),
         autoescape=True,
@@ -166,12 +222,8 @@ def render(title: str, lead: str, sections: Sequence[Section], provenance: Mappi
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{b64encode(png).decode()}"
-    environment.filters["prose"] = lambda text: _UNBROKEN.sub("\u00a0", text)
-    environment.tests["table"] = lambda part: isinstance(part, Table)
-    return environment.get_template("report.html.j2").render(
-        title=title, lead=lead, sections=sections, provenance=provenance, script=_COPY, digest=digest
-    )
+    environment.tests["link"] = lambda value: isinstance(value, Link)
+    return environment
 
 
 def _text(value: object) -> str:

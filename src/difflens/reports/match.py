@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
+from difflens.errors import counted
 from difflens.reports.html import Picture, Section, Table, render
 from difflens.reports.style import WIDTH
 from difflens.results.match import KeypointResult, MatchedPoint, MatchResult
@@ -87,7 +88,7 @@ def match_report(
     columns = ("Point", "First picture", "Second picture", "Cosine", "Matches back")
     both = sum(each.mutual for each in result.matches)
     text = (
-        f"{asked:,} point{'s' * (asked != 1)} searched, {len(rows):,} shown, of which {both:,} "
+        f"{counted(asked, 'point')} searched, {len(rows):,} shown, of which {both:,} "
         f"match{'es' * (both == 1)} back to within one cell of the feature map. A similar position exists "
         "for every point, also where the second picture does not show it."
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from difflens.data.images import to_float
+from difflens.errors import counted
 from difflens.metrics.memorisation import NEIGHBOURS, SHOWN, Neighbours
 from difflens.reports import pictures
 from difflens.reports.html import Picture, Section, Table
@@ -42,16 +43,16 @@ def copying_section(
         f"The nearest neighbours of the samples among {searched}. A copy is much nearer to a training image "
         "than test images are. The search does not find copies of other training images."
     )
-    against = "" if unseen is None else f", and of {_count(len(unseen), 'test image')}"
+    against = "" if unseen is None else f", and of {counted(len(unseen), 'test image')}"
     headings = ("Samples, least", "Samples, median", "Test images, least", "Test images, median")
     table = Table(
         ("Distance to the nearest training image", *headings),
         rows,
-        f"Of {_count(len(samples), 'sample')}{against}. Distances compare within a row only.",
+        f"Of {counted(len(samples), 'sample')}{against}. Distances compare within a row only.",
     )
     picture = Picture(
         pictures.image_columns([(title, to_float(images)) for title, images in columns]),
-        f"The first {_count(len(first), 'sample')}, each with its {NEIGHBOURS} nearest training images in "
+        f"The first {counted(len(first), 'sample')}, each with its {NEIGHBOURS} nearest training images in "
         "the backbone's features and in pixels.",
         "Generated images beside their nearest training images",
     )
@@ -62,7 +63,3 @@ def _least_and_median(distances: Tensor | None) -> tuple[str | None, str | None]
     if distances is None:
         return None, None
     return f"{distances.min():.4g}", f"{distances.median():.4g}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"

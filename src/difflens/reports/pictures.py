@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
+from difflens.errors import counted
 from difflens.processes.base import Level, log_snr_text
 from difflens.reports.style import BASELINE, INK, WIDTH, shortened
 
@@ -192,7 +193,7 @@ def confused_pairs(pairs: Sequence[tuple[str, str, int, Tensor]]) -> Figure:
         for height, weight, colour, text in (
             (0.78, "bold", INK, shortened(true)),
             (0.5, "normal", INK, f"\u2192 {shortened(predicted)}"),
-            (0.22, "normal", BASELINE, f"{count:,} image{'s' * (count != 1)}"),
+            (0.22, "normal", BASELINE, counted(count, "image")),
         ):
             style = {"weight": weight, "color": colour, "size": 10, "va": "center"}
             row[0].text(0, height, text, transform=row[0].transAxes, parse_math=False, clip_on=True, **style)

@@ -1,12 +1,14 @@
 """The report of `difflens report`: accuracies of heads on one backbone, samples, memorisation check."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from difflens.errors import counted
 from difflens.reports import charts
-from difflens.reports.html import UNSELECTED, Picture, Section, Table, render
+from difflens.reports.html import UNSELECTED, Picture, Section, Table, render, runs_beneath
 from difflens.reports.memorisation import TITLE
 from difflens.results.fidelity import FidelityResult, caution
 from difflens.results.report import HeadScore
@@ -20,6 +22,7 @@ def backbone_report(
     samples: Picture,
     memorisation: Section | None,
     log: Sequence[Mapping[str, Any]],
+    beneath: Mapping[str, Path],
     provenance: Mapping[str, object],
 ) -> str:
     """Return the report as one self-contained HTML document.
@@ -31,6 +34,7 @@ def backbone_report(
         samples: a grid of generated images.
         memorisation: the section that `copying_section` gives; None without training images to compare with.
         log: records of the pre-training with "epoch", "step" and "loss"; may be empty.
+        beneath: reports of the runs that were read, relative to this report, by title.
         provenance: rows of the closing table.
     """
     unknown = Section(TITLE, "No training images to compare with were named: --data DATA names them.")
@@ -40,6 +44,7 @@ def backbone_report(
         Section("Generated samples", UNSELECTED, (samples,)),
         memorisation or unknown,
         *_pretraining(log),
+        *runs_beneath(beneath),
     ]
     lead = (
         f"The accuracy of small heads on the features of one frozen backbone ({backbone}), and the images "
@@ -85,8 +90,7 @@ def _distances(distances: Sequence[FidelityResult]) -> Section:
             for row in result.distances
         ]
         source = result.source
-        plural = "s" * (source is not None and source.steps != 1)
-        sampler = f" Samples: {source.sampler}, {source.steps:,} step{plural}." if source else ""
+        sampler = f" Samples: {source.sampler}, {counted(source.steps, 'step')}." if source else ""
         warning = caution(result.sample_distance.count, result.dimensions)
         name = "FID" if result.inception else "Fréchet distance"
         caption = f"To {result.real_images:,} {result.real}. Features: {result.space}.{sampler} {warning}"
@@ -100,7 +104,7 @@ def _pretraining(log: Sequence[Mapping[str, Any]]) -> list[Section]:
         return []
     curve = Picture(charts.loss_curve([log]), "Mean loss by epoch.", "Pre-training loss by epoch")
     epochs, steps = log[-1]["epoch"], log[-1]["step"]
-    text = f"{epochs:,} epoch{'s' * (epochs != 1)}, {steps:,} step{'s' * (steps != 1)}."
+    text = f"{counted(epochs, 'epoch')}, {counted(steps, 'step')}."
     sections = [Section("Pre-training loss", text, (curve,))]
     if any("probe" in record for record in log):
         curves = Picture(charts.probe_curves(log), "Accuracy and effective rank by epoch.", "Probe by epoch")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from difflens.errors import plural
 from difflens.metrics.recommendation import Recommendation
 from difflens.processes.base import Level, bracketed, in_words
 from difflens.reports.charts import accuracy_curves
@@ -54,8 +55,10 @@ def sweep_report(
         Section("Recommended block and noise step", recommended, (_recommendation(best, log_snr),)),
     ]
     if not_measured:
-        plural = "s" * (len(not_measured) != 1)
-        text = f"The time budget ended before noise step{plural} {in_words(not_measured)}."
+        text = (
+            f"The time budget ended before {plural('noise step', len(not_measured))} "
+            f"{in_words(not_measured)}."
+        )
         sections.append(Section("Not measured", f"{text} --resume measures what is missing."))
     (first, decisive), *others = accuracy.items()
     place = best.block, best.noise_step

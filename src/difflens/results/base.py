@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from difflens.errors import listing
+from difflens.errors import counted, listing
 from difflens.run.reading import field_in
 
 
@@ -54,15 +54,13 @@ def fields_in(kind: type, metrics: Mapping[str, Any], *others: str) -> dict[str,
 
 def skipped(images: Sequence[str]) -> str:
     """Return the line about images that could not be read; empty for none."""
-    plural = "s" * (len(images) != 1)
-    return f"skipped {len(images)} unreadable image{plural}: {listing(images, 5)}" if images else ""
+    return f"skipped {counted(len(images), 'unreadable image')}: {listing(images, 5)}" if images else ""
 
 
 def bad(annotations: Sequence[str]) -> str:
     """Return the line about annotations that are invalid; empty for none."""
-    plural = "s" * (len(annotations) != 1)
     return (
-        f"left out {len(annotations)} bad annotation{plural}: {listing(annotations, 5)}"
+        f"left out {counted(len(annotations), 'bad annotation')}: {listing(annotations, 5)}"
         if annotations
         else ""
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from difflens.errors import counted
 from difflens.processes.base import Level, in_words
 from difflens.results.base import Result, plain, skipped
 
@@ -114,7 +115,7 @@ class Mirrors:
         return (
             f"CKA of a decoder block with its mirror is {mean:.2f} on average, {lead:+.3f} ± {half:.3f} "
             "relative to all other encoder blocks. The mirror is the most similar encoder block for "
-            f"{self.nearest} of {self.decoder_blocks} decoder block{'s' * (self.decoder_blocks != 1)}. For "
+            f"{self.nearest} of {counted(self.decoder_blocks, 'decoder block')}. For "
             f"{self.nearly}, the most similar one is the mirror or a block next to it"
         )
 
@@ -193,7 +194,8 @@ class CkaResult(Result):
 
     def summary(self) -> str:
         lines = [
-            f"{self.images:,} images in {self.minibatches} minibatches; the widest 95 % interval is "
+            f"{counted(self.images, 'image')} in {counted(self.minibatches, 'minibatch')}; the widest 95 % "
+            "interval is "
             f"± {self.largest_half_width:.3f}"
         ]
         for t, log_snr in zip(self.noise_steps, self.log_snr, strict=True):

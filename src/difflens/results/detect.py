@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from difflens.errors import counted
 from difflens.ranges import Natural, NonNegative, Share
 from difflens.results.base import Result, bad, fields_in, plain
 from difflens.run.reading import field_in
@@ -104,8 +105,9 @@ class DetectResult(Result):
             for kind, value in self.precisions.items()
         ]
         return (
-            f"{'; '.join(figures)} (%), {self.train_images:,} training and {self.val_images:,} validation "
-            f"images, {self.trainable_parameters:,} trainable parameters\nReport: "
+            f"{'; '.join(figures)} (%), {self.train_images:,} training and "
+            f"{counted(self.val_images, 'validation image')}, "
+            f"{counted(self.trainable_parameters, 'trainable parameter')}\nReport: "
             f"{self.out / 'report.html'}\nModel: {self.out / 'model'}\nResults: {self.out / 'results.json'}"
         )
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from difflens.errors import counted
 from difflens.processes.base import Level
 from difflens.results.base import Result, plain, skipped
 
@@ -43,8 +44,9 @@ class ExploreResult(Result):
 
     def summary(self) -> str:
         return (
-            f"{len(self.images)} picture{'s' * (len(self.images) != 1)}, {len(self.blocks)} x "
-            f"{len(self.noise_steps)} places. Similarities agree with exact cosines: rank correlation "
+            f"{counted(len(self.images), 'picture')}, {counted(len(self.blocks), 'block')} x "
+            f"{counted(len(self.noise_steps), 'noise step')}. Similarities agree with exact cosines: rank "
+            "correlation "
             f"{self.agreement:.3f} or more at nearly all positions.\n"
             f"Page ({self.bytes / 1e6:.1f} MB): {self.out / 'explore.html'}"
         )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from difflens.errors import counted
 from difflens.results.base import Result
 
 
@@ -25,6 +26,6 @@ class ExportResult(Result):
     def summary(self) -> str:
         size = " x ".join(map(str, self.shape))
         return (
-            f"ONNX: {self.file}, images of {size} in [-1, 1] to the probabilities of {len(self.classes)} "
-            f"class{'es' * (len(self.classes) != 1)}; it differs from the model by {self.difference:.1e}"
+            f"ONNX: {self.file}, images of {size} in [-1, 1] to the probabilities of "
+            f"{counted(len(self.classes), 'class')}; it differs from the model by {self.difference:.1e}"
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from difflens.errors import counted
 from difflens.ranges import Natural
 from difflens.results.base import Result, fields_in, plain, skipped
 
@@ -54,7 +55,7 @@ class ExtractResult(Result):
     def summary(self) -> str:
         rate = f"{self.images_per_second:.0f} images/s, " if self.images_per_second else ""
         return (
-            f"{self.bytes:,} bytes in {self.shards:,} shards, {rate}"
+            f"{counted(self.bytes, 'byte')} in {counted(self.shards, 'shard')}, {rate}"
             f"SHA-256 of all {self.sha256[:16]}…\nStore: {self.out}"
         )
 
@@ -87,7 +88,7 @@ class VectorsResult(Result):
     def summary(self) -> str:
         beside = "" if self.names == self.out else f", names in {self.names}"
         return (
-            f"{self.images:,} vectors of {self.features:,} numbers, {self.places}, "
+            f"{counted(self.images, 'vector')} of {counted(self.features, 'number')}, {self.places}, "
             f"{self.images_per_second:.0f} images/s\nVectors: {self.out}{beside}"
         )
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from rich.table import Column, Table
 
-from difflens.errors import listing
+from difflens.errors import counted, listing
 from difflens.ranges import Natural, NonNegative, Share
 from difflens.results.base import Result, plain, skipped
 from difflens.run.console import table_text
@@ -138,5 +138,5 @@ def caution(samples: int, dimensions: int) -> str:
     """
     if samples > dimensions:
         return ""
-    sizes = f"{samples:,} sample{'s' * (samples != 1)} in {dimensions:,} dimensions"
+    sizes = f"{counted(samples, 'sample')} in {counted(dimensions, 'dimension')}"
     return f"{sizes}: the Fréchet distance says little of so few."

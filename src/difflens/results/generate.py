@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from difflens.errors import counted
 from difflens.ranges import Natural
 from difflens.results.base import Result, fields_in
 
@@ -41,9 +42,8 @@ class GenerateResult(Result):
         )
 
     def summary(self) -> str:
-        images, steps = "s" * (self.images != 1), "s" * (self.steps != 1)
         return (
-            f"{self.images:,} image{images} ({self.sampler}, {self.steps:,} step{steps}), "
+            f"{counted(self.images, 'image')} ({self.sampler}, {counted(self.steps, 'step')}), "
             f"{self.images_per_second:.3g} images/s\n"
             f"Images: {self.out / 'images'}, grid: {self.out / 'grid.png'}"
         )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from difflens.errors import listing
+from difflens.errors import counted, listing, named
 from difflens.results.base import Result, plain
 from difflens.run.console import table_text
 
@@ -157,7 +157,7 @@ class InfoResult(Result):
         if self.json:
             return json.dumps(self.metrics(), indent=2)
         facts = {
-            "network": f"{self.network}, {self.parameters:,} parameters",
+            "network": f"{self.network}, {counted(self.parameters, 'parameter')}",
             "images": f"{self.channels} x {self.image_size} x {self.image_size} pixels",
             **self._latent_facts(),
             **self._noise_facts(),
@@ -186,7 +186,7 @@ class InfoResult(Result):
         shift = f", shift {_numbers(latents.shift)}" if any(latents.shift) else ""
         return {
             "latents": f"{shape}, stride {latents.stride}, scale {_numbers(latents.scale)}{shift}",
-            "autoencoder": f"{latents.autoencoder}, {latents.parameters:,} parameters",
+            "autoencoder": f"{latents.autoencoder}, {counted(latents.parameters, 'parameter')}",
         }
 
     def _noise_facts(self) -> dict[str, str]:
@@ -235,9 +235,9 @@ class InfoResult(Result):
 
         return {
             "one map is read at": f"block {places.block}, {at((places.noise_step,), (places.log_snr,))}",
-            "DifFormer reads": f"blocks {listing(places.fusion_blocks)} at "
+            "DifFormer reads": f"{named('block', places.fusion_blocks)} at "
             f"{at(places.fusion_noise_steps, places.fusion_log_snr)}",
-            "DifFeed sends back": f"blocks {listing(places.feedback_blocks)}"
+            "DifFeed sends back": f"{named('block', places.feedback_blocks)}"
             if places.feedback_blocks
             else "nothing: the network has no decoder",
         }
@@ -251,7 +251,7 @@ def _either(names: Sequence[str]) -> str:
 
 def _short(value: object) -> str:
     """Return a field's value; the length of a list."""
-    return f"({len(value):,} numbers)" if isinstance(value, list | tuple) else str(value)
+    return f"({counted(len(value), 'number')})" if isinstance(value, list | tuple) else str(value)
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from difflens.choices import Precision
+from difflens.errors import counted
 from difflens.results.base import Result
 
 SPEEDS: Mapping[Precision, float] = {"float32": 4e13, "bfloat16": 3e14, "float16": 3e14}
@@ -61,7 +62,7 @@ class PlanResult(Result):
             "images": f"{images}; {self.data}",
             "reads": self.reads,
             "steps": f"{self.steps:,}: {self.schedule}" if self.steps else "none: nothing is trained",
-            "trained": f"{self.trainable_parameters:,} parameters" if self.steps else "",
+            "trained": counted(self.trainable_parameters, "parameter") if self.steps else "",
             "memory": _sizes(self.memory),
             "stores": _sizes(self.stored),
             "operations": f"{total:.3g}: " + ", ".join(f"{n} {v:.3g}" for n, v in self.operations.items()),

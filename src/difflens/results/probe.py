@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from difflens.configs.command_line import beside, next_commands, shown_command
 from difflens.configs.explain import ExplainConfig
 from difflens.configs.predict import PredictConfig
-from difflens.errors import listing
+from difflens.errors import counted, listing
 from difflens.ranges import Count, Natural, NonNegative, Share
 from difflens.results.base import Result, plain, skipped
 from difflens.run.reading import FieldError, checked
@@ -290,7 +290,8 @@ class ProbeResult(Result):
                 share: f"{value} ± {100 * (deviation_of(self.seeds, share) or 0):.2f} %"
                 for share, value in figures.items()
             }
-            figures[first.SHARES[0]] += f" (mean and standard deviation over {len(self.seeds)} seeds)"
+            seeds = counted(len(self.seeds), "seed")
+            figures[first.SHARES[0]] += f" (mean and standard deviation over {seeds})"
         else:
             low, high = first.interval
             figures = {share: f"{value} %" for share, value in figures.items()}
@@ -305,8 +306,8 @@ class ProbeResult(Result):
         said = ", ".join(f"{_TITLES[share]} {value}" for share, value in figures.items())
         return (
             f"{said}{calibration}, "
-            f"{first.train_images:,} training and {first.test_images:,} test images, "
-            f"{first.trainable_parameters:,} trainable parameters\n"
+            f"{first.train_images:,} training and {counted(first.test_images, 'test image')}, "
+            f"{counted(first.trainable_parameters, 'trainable parameter')}\n"
             f"Report: {self.out / 'report.html'}\nModel: {self.out / 'model'}\n"
             + "\n".join(next_commands(self.commands))
         )

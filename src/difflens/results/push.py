@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from difflens.errors import counted
 from difflens.results.base import Result
 
 
@@ -22,7 +23,7 @@ class PushResult(Result):
     url: str | None = None
 
     def summary(self) -> str:
-        lines = [f"{name}: {size:,} bytes" for name, size in self.files.items()]
+        lines = [f"{name}: {counted(size, 'byte')}" for name, size in self.files.items()]
         lines += [f"Folder: {self.out}"] if self.out is not None else []
         lines += [f"Uploaded: {self.url}"] if self.url is not None else ["Nothing was uploaded."]
         return "\n".join(lines)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from difflens.errors import listing
+from difflens.errors import counted, listing
 from difflens.ranges import Natural
 from difflens.results.base import Result, plain
 from difflens.run.reading import field_in
@@ -71,8 +71,8 @@ class ScenesResult(Result):
 
     def summary(self) -> str:
         lines = [
-            f"{split}: {size.scenes:,} scenes with {size.instances:,} objects of {len(self.classes)} "
-            f"classes, from {size.cutouts:,} cut-outs"
+            f"{split}: {counted(size.scenes, 'scene')} with {counted(size.instances, 'object')} of "
+            f"{counted(len(self.classes), 'class')}, from {counted(size.cutouts, 'cut-out')}"
             for split, size in self.splits.items()
         ]
         return "\n".join([*lines, f"Data set: {self.out}"])

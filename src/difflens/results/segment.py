@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from difflens.errors import listing
+from difflens.errors import counted, listing
 from difflens.ranges import Natural, NonNegative, Share
 from difflens.results.base import Result, bad, fields_in, plain
 
@@ -60,13 +60,13 @@ class SegmentResult(Result):
         return cls(**fields_in(cls, metrics, "out", "model"), out=out, model=model)
 
     def summary(self) -> str:
-        counted = sum(share is not None for share in self.iou.values())
-        over = f" over {counted} of {len(self.iou)} classes" if self.absent_classes else ""
+        present = sum(share is not None for share in self.iou.values())
+        over = f" over {present} of {counted(len(self.iou), 'class')}" if self.absent_classes else ""
         absent = f"No validation pixel: {listing(self.absent_classes)}\n" if self.absent_classes else ""
         return (
             f"mIoU {100 * self.miou:.2f} %{over}, pixel accuracy {100 * self.pixel_accuracy:.2f} %, "
-            f"{self.train_images:,} training and {self.val_images:,} validation images, "
-            f"{self.trainable_parameters:,} trainable parameters\n"
+            f"{self.train_images:,} training and {counted(self.val_images, 'validation image')}, "
+            f"{counted(self.trainable_parameters, 'trainable parameter')}\n"
             f"{absent}Report: {self.out / 'report.html'}\nModel: {self.out / 'model'}"
         )
 

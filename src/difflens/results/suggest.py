@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from difflens.configs.command_line import next_commands
-from difflens.errors import listing
+from difflens.errors import counted, listing
 from difflens.metrics.suggestion import Suggestion
 from difflens.processes.base import Level, in_words
 from difflens.ranges import Natural
@@ -98,7 +98,8 @@ class SuggestResult(Result):
     def summary(self) -> str:
         log_snr = dict(zip(self.noise_steps, self.log_snr, strict=True))
         lines = [
-            f"Suggested: {describe(self.suggestion, log_snr)} Without labels, from {self.images:,} images.",
+            f"Suggested: {describe(self.suggestion, log_snr)} Without labels, from "
+            f"{counted(self.images, 'image')}.",
             f"Report: {self.out / 'report.html'}, heat map: {self.out / 'heatmap.png'}",
             *next_commands(self.commands),
         ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from difflens.configs.command_line import next_commands
-from difflens.errors import listing
+from difflens.errors import counted, named, plural
 from difflens.metrics.recommendation import Recommendation
 from difflens.processes.base import Level, in_words
 from difflens.ranges import Natural, Share
@@ -41,7 +41,8 @@ def describe(best: Recommendation, log_snr: Mapping[Level, float | None], images
     cross_low, cross_high = (100 * bound for bound in best.cross_validated_interval)
     text = (
         f"Block {best.block} at noise step {_words((best.noise_step,), log_snr)} classifies "
-        f"{100 * best.top1:.2f} % of {images:,} validation images correctly (95 % interval {low:.2f} to "
+        f"{100 * best.top1:.2f} % of {counted(images, 'validation image')} correctly (95 % interval "
+        f"{low:.2f} to "
         f"{high:.2f}). The place was chosen on these images, so this figure is slightly too high. "
         f"Cross-validated over two halves of the images, it is {100 * best.cross_validated:.2f} % "
         f"({cross_low:.2f} to {cross_high:.2f})."
@@ -133,7 +134,8 @@ class SweepResult(Result):
         steps = _words(best.fusion_noise_steps, log_snr)
         lines = [
             f"Recommended: {describe(best, log_snr, self.validation_images)}",
-            f"For DifFormer: blocks {listing(best.fusion_blocks)} at noise steps {steps}",
+            f"For DifFormer: {named('block', best.fusion_blocks)} at "
+            f"{plural('noise step', len(best.fusion_noise_steps))} {steps}",
             f"Report: {self.out / 'report.html'}, heat map: {self.out / 'heatmap.png'}",
             *next_commands(self.commands),
         ]

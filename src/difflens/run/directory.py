@@ -3,6 +3,7 @@
     config.yaml   the resolved configuration
     log.jsonl     one JSON object per epoch or logging interval
     checkpoints/  last.pt, from which --resume continues
+    trackers.json what the trackers of --log have
     metrics.json  the results; the run is finished when this file exists
     model/        the model that `difflens predict` or diffusers loads
     report.html   the report
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from difflens.errors import DiffLensError, expanded
+from difflens.errors import DiffLensError, counted, expanded
 from difflens.ranges import Natural
 from difflens.run.files import replace_with, write_text, writing
 from difflens.run.reading import (
@@ -39,6 +40,7 @@ from difflens.run.reading import (
     read_yaml,
     short,
 )
+from difflens.run.trackers import Trackers
 
 T = TypeVar("T")
 
@@ -95,6 +97,7 @@ class RunDirectory:
         main_process: True on the process that writes.
         created: True if the folder did not exist.
         fresh: True if the folder was created or empty, until `keep`.
+        trackers: those that `track` started, until `working` ends.
 
     Raises:
         DiffLensError: the folder holds another run, or the same command with another configuration, or
@@ -115,6 +118,7 @@ class RunDirectory:
         self.path = path
         self.main_process = process is None or process.is_main_process
         self._lock: int | None = None
+        self.trackers = Trackers(path)
         self.created = not path.exists()
         self.fresh = self.created or (path.is_dir() and all(map(_is_partial, path.iterdir())))
         stored = path / CONFIG
@@ -149,7 +153,7 @@ class RunDirectory:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Return a context in which the run works; at its end the lock is released.
+        """Return a context in which the run works; at its end trackers are closed and the lock is released.
 
         If an error ends a run in a fresh folder before the first checkpoint or `keep`, the folder's content
         is removed.
@@ -157,6 +161,7 @@ class RunDirectory:
         try:
             yield
         except Exception:
+            self.trackers.finish()  # before their files are removed
             if self.main_process and self.fresh and not any(self.path.rglob(self.checkpoint_path.name)):
                 if self.created:
                     shutil.rmtree(self.path, ignore_errors=True)
@@ -165,7 +170,17 @@ class RunDirectory:
                         shutil.rmtree(child) if child.is_dir() else child.unlink()
             raise
         finally:
+            self.trackers.finish()
             self.release()
+
+    def track(self, names: Sequence[str]) -> None:
+        """Start trackers, which receive the curves of the training, on the process that writes.
+
+        Raises:
+            DiffLensError: a tracker does not start.
+        """
+        if self.main_process:
+            self.trackers = Trackers(self.path, names, self._record)
 
     def grow(self) -> None:
         """Store the configuration with what a continuation changes, if it is not stored yet."""
@@ -282,7 +297,9 @@ class RunDirectory:
             raise DiffLensError(f"{path}: {error}") from error
         logged = len(self.read_log())
         if logged < lines:
-            raise DiffLensError(f"{path} counts {lines} lines of log.jsonl, which has {logged}: it was cut")
+            raise DiffLensError(
+                f"{path} counts {counted(lines, 'line')} of log.jsonl, which has {logged}: it was cut"
+            )
         return dict(state)
 
     def cut_log(self, lines: int) -> None:

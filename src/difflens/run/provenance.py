@@ -5,6 +5,7 @@ import platform
 import diffusers
 import torch
 
+from difflens.errors import counted
 from difflens.version import __version__
 
 
@@ -25,5 +26,5 @@ def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    host = f"{threads} CPU thread{'s' * (threads != 1)} ({platform.machine()})"
+    host = f"{counted(threads, 'CPU thread')} ({platform.machine()})"
     return host if device.type == "cpu" else f"{device.type}, {host}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any, TypeVar, cast, get_origin
 
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 
 T = TypeVar("T")
 Parse = type[T] | Callable[[Any], T]
@@ -74,7 +74,9 @@ def read_text(path: Path, most: int = 4 * MEBIBYTE) -> str:
     """
     size = check_regular(path).st_size
     if size > most:
-        raise DiffLensError(f"{path} is too large: it has {size:,} bytes, and at most {most:,} are read")
+        raise DiffLensError(
+            f"{path} is too large: it has {counted(size, 'byte')}, and at most {most:,} are read"
+        )
     try:
         with path.open("rb") as file:
             content = file.read(most + 1)
@@ -156,7 +158,9 @@ def read_table(path: Path, columns: Sequence[str], most: int = 256 * MEBIBYTE) -
         raise DiffLensError(f"{path} is damaged, and no table: {error}") from error
     for number, row in rows.items():
         if None in row or None in row.values():
-            raise DiffLensError(f"{path}, line {number}: there are not {len(reader.fieldnames or ())} cells")
+            raise DiffLensError(
+                f"{path}, line {number}: there are not {counted(len(reader.fieldnames or ()), 'cell')}"
+            )
     return rows
 
 

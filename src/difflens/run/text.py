@@ -14,6 +14,8 @@ _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 
 # what a spreadsheet runs as a formula, with the quotation marks that already guard it
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
+# what begins with the sound of a vowel: a letter, or the name of one where letters are spelt, as in LMS
+_VOWEL = re.compile(r"[aeioAEIO]|[FHLMNRSX][A-Z0-9]|mlp$|mae$")
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#])")
 
 
@@ -29,7 +31,7 @@ def one_line(text: object) -> str:
 
 def a(noun: str) -> str:
     """Return a noun with its article, a or an, by the first sound: "an mlp" is spelt, "a linear" is not."""
-    return f"{'an' if noun.startswith(tuple('aeio')) or noun in ('mlp', 'mae') else 'a'} {noun}"
+    return f"{'an' if _VOWEL.match(noun) else 'a'} {noun}"
 
 
 def markdown(text: object) -> str:

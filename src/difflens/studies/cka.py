@@ -19,7 +19,7 @@ from difflens.data.images import to_float
 from difflens.data.load import load_unlabelled
 from difflens.data.loader import Batch, epoch_order
 from difflens.data.split import ImageSplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.cache import READ_BATCH, Reading
 from difflens.extractors.config import ExtractorConfig
@@ -41,6 +41,7 @@ from difflens.opening import open_run, with_backbone
 from difflens.processes.base import Level, bracketed, finite, in_words
 from difflens.reports.cka import similarity_report
 from difflens.reports.heat_maps import similarity_map
+from difflens.reports.html import report_of
 from difflens.results.cka import CkaResult, Comparison, Mirrors, PlaceGeometry, Representation
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
@@ -288,10 +289,17 @@ def _write(
                 f"Backbone {k}": f"{name}, fingerprint {fingerprint[:12]}"
                 for k, (name, fingerprint) in enumerate(zip(names, fingerprints, strict=True), start=1)
             },
+            **{
+                title: link
+                for k, name in enumerate(names, start=1)
+                for title, link in report_of(config.out, f"Report of backbone {k}", name).items()
+            },
             "Data": f"{config.data}, fingerprint {comparison.split.fingerprint()[:12]}",
-            "Images": f"{images:,} training images in {batches} minibatches, in random order, without labels",
+            "Images": f"{counted(images, 'training image')} in {counted(batches, 'minibatch')}, in random "
+            "order, without labels",
             "Estimator": "linear CKA of the unbiased HSIC, averaged over minibatches; 95 % intervals by the "
-            f"jackknife over {GROUPS} groups of images; CKNNA with {result.neighbours} neighbours in each "
+            f"jackknife over {GROUPS} groups of images; CKNNA with "
+            f"{counted(result.neighbours, 'neighbour')} in each "
             "minibatch",
             "Seed": config.seed,
             **environment(comparison.process.device),

@@ -19,7 +19,7 @@ from difflens.configs.options import resolve
 from difflens.data.labels import balanced, label_fraction, limited, one_label
 from difflens.data.load import load_data
 from difflens.data.split import ImageData, Metric, every_nth
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.extractors.cache import READ_BATCH, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
 from difflens.generation.fidelity import fidelity
@@ -34,6 +34,7 @@ from difflens.processes.base import NoiseProcess, finite, in_words
 from difflens.processes.variance_preserving import VariancePreserving
 from difflens.reports.charts import protocol_dots
 from difflens.reports.compare import compare_report
+from difflens.reports.html import reports_of
 from difflens.results.compare import GEOMETRY, BackboneScores, CompareResult, Score
 from difflens.results.fidelity import FidelityResult, caution
 from difflens.results.probe import ProbeResult, deviation_of, mean_of
@@ -256,17 +257,21 @@ def _write(
             "Timing": f"{READ_BATCH} images, the fastest of {_TIMINGS} readings, backbones in turns",
             **opened.provenance(),
         },
-        beneath={
-            f"{candidate.spec}, {trial.title}": Path(config.folder(candidate.spec).name)
-            / trial.key
-            / "report.html"
-            for candidate in candidates
-            for trial in config.trials
-        },
+        beneath=reports_of(config.out, _beneath(config)),
     )
     run.write("report.html", report)
     run.write_json(FINISHED, result.metrics())
     return result
+
+
+def _beneath(config: CompareConfig) -> dict[str, str | Path]:
+    """Return the runs of a comparison, and those whose networks it compares, by title."""
+    runs: dict[str, str | Path] = {}
+    for spec in config.backbones:
+        runs[f"{spec}, the backbone"] = spec
+        runs[f"{spec}, sweep"] = config.folder(spec) / "sweep"
+        runs |= {f"{spec}, {trial.title}": config.folder(spec) / trial.key for trial in config.trials}
+    return runs
 
 
 def _scores(candidate: _Candidate, first: _Candidate, speed: float, metric: Metric) -> BackboneScores:
@@ -293,9 +298,8 @@ def _distances(config: CompareConfig, measured: FidelityResult | None) -> str:
     """Return the report's sentence about the Fréchet distances; empty if there are none."""
     if measured is None:
         return ""
-    plural = "s" * (config.samples != 1)
     return (
-        f"The Fréchet distance is measured between {config.samples:,} sample{plural} (seed {config.seed}; "
+        f"The Fréchet distance is measured between {counted(config.samples, 'sample')} (seed {config.seed}; "
         f"DPM-Solver++ with 20 steps for diffusion networks) and {measured.real_images:,} {measured.real} in "
         f"the features of {measured.space}. {caution(config.samples, measured.dimensions)}"
     ).strip()

@@ -23,7 +23,7 @@ from difflens.data.images import fit, to_float, to_uint8
 from difflens.data.labels import limited, one_label
 from difflens.data.load import load_data
 from difflens.data.split import ImageData, ImageSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing, named
 from difflens.extractors.base import evaluating
 from difflens.extractors.cache import READ_BATCH, FeatureCache
 from difflens.extractors.frozen import FrozenExtractor
@@ -170,6 +170,7 @@ class _Demo:
             extractor=extractor,
             store=store,
             limit=config.train_images,
+            log=config.log,
             **self._common,
             **({} if backbone.startswith("pixels") else self._network),
         )
@@ -263,7 +264,7 @@ class _Demo:
             maps = space.extractor(to_float(samples).to(backbone.device), index)[place]
         generated = samples, maps.mean((2, 3)), index
         neighbours = find_nearest(generated, stored(self.train), stored(self.data.test), space.name)
-        searched = f"the {len(self.train):,} training images of this run"
+        searched = f"the {counted(len(self.train), 'training image')} of this run"
         return copying_section(samples, neighbours, lambda rows: self._images(self.train, rows), searched)
 
     def _images(self, split: ImageSplit, rows: Tensor) -> Tensor:
@@ -278,7 +279,7 @@ class _Demo:
             "Places read": f"single-map heads: block {defaults.block} at t = "
             f"{in_words(log_snr((defaults.noise_step,)))}; DifFormer: blocks "
             f"{listing(defaults.fusion_blocks)} at t = {in_words(log_snr(defaults.fusion_noise_steps))}; "
-            f"DifFeed returns blocks {listing(defaults.feedback_blocks)}",
+            f"DifFeed returns {named('block', defaults.feedback_blocks)}",
             "Parameters": f"{sum(p.numel() for p in self.backbone.parameters()):,} in the backbone",
             "Whole run": f"{result.seconds} s",
             **self.opened.provenance(),

@@ -21,7 +21,7 @@ from difflens.data.labels import balanced, one_label
 from difflens.data.load import load_data
 from difflens.data.loader import epoch_order
 from difflens.data.split import FileSplit, ImageData, ImageSplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.extractors.base import evaluating
 from difflens.extractors.cache import READ_BATCH, FeatureCache, Reading, read_features
 from difflens.extractors.frozen import FrozenExtractor
@@ -43,6 +43,7 @@ from difflens.reports.explain import (
     mix_section,
     neighbours_section,
 )
+from difflens.reports.html import report_of
 from difflens.results.explain import ExplainResult, HeadShares, Neighbour
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.reading import read_yaml
@@ -121,7 +122,8 @@ class _Explanation:
             paths = list_images(config.images)[: config.count]
             if len(paths) > MOST_IMAGES:
                 raise DiffLensError(
-                    f"{len(paths):,} images are named, and a report shows at most {MOST_IMAGES}: name fewer, "
+                    f"{counted(len(paths), 'image')} are named, and a report shows at most {MOST_IMAGES}: "
+                    "name fewer, "
                     "or give --count"
                 )
             self.examples: ImageSplit = FileSplit("images", [str(path) for path in paths])
@@ -158,6 +160,7 @@ class _Explanation:
             provenance={
                 "Command": shown_command(config),
                 "Seed": config.seed,
+                **({} if config.run is None else report_of(config.out, "Report of the run", config.run)),
                 **self.opened.provenance(),
             },
         )
@@ -218,7 +221,8 @@ class _Explanation:
         own = [self._class_of(examples, row) or examples.ids[row].rpartition("/")[2] for row in rows]
         level = in_words(self.backbone.process.by_noise((self.step,)))
         searched = (
-            f"The most similar of {len(bank):,} training images, by the features of block {self.block} at "
+            f"The most similar of {counted(len(bank), 'training image')}, by the features of block "
+            f"{self.block} at "
             f"noise step {level}, pooled to {config.pool} x {config.pool}."
         )
         return neighbours_section(images, torch.stack(tiles), own, names, searched), tuple(neighbours)

@@ -14,7 +14,7 @@ from difflens.configs.options import given, resolve
 from difflens.data.files import list_images
 from difflens.data.images import fit, to_float
 from difflens.data.split import FileSplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.extractors.base import evaluating
 from difflens.extractors.cache import Reading
 from difflens.extractors.config import ExtractorConfig
@@ -119,7 +119,7 @@ def _write(
     )
     page = explore_page(
         title="Similar positions",
-        lead=f"Features of {config.backbone} on {len(rows)} picture{'s' * (len(rows) != 1)}.",
+        lead=f"Features of {config.backbone} on {counted(len(rows), 'picture')}.",
         pictures=list(zip(names, images, strict=True)),
         blocks={block: backbone.block(block).role for block in blocks},
         log_snr=log_snr,

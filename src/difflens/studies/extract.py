@@ -22,7 +22,7 @@ from difflens.data.labels import limited, one_label
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.sources.folder import load_photos
 from difflens.data.split import ImageData, ImageSplit
-from difflens.errors import DiffLensError, expanded, listing
+from difflens.errors import DiffLensError, counted, expanded, named, plural
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import Reading
 from difflens.extractors.config import ExtractorConfig
@@ -176,7 +176,8 @@ def part_of(shards: Sequence[Shard], part: tuple[int, int] | None) -> list[Shard
     number, parts = part or (1, 1)
     if parts > len(shards):
         raise DiffLensError(
-            f"--part {number} {parts}: the store has {len(shards)} shards; make fewer parts, or lower "
+            f"--part {number} {parts}: the store has {counted(len(shards), 'shard')}; make fewer parts, or "
+            "lower "
             "--shard-megabytes"
         )
     return [*shards[number - 1 :: parts]]
@@ -266,8 +267,8 @@ class _Extraction:
             if unknown:
                 kept = len({*unknown} - {*damaged})
                 self.announce(
-                    f"{len(unknown)} of {len(there)} files have no checksum: {kept} of them have right sizes "
-                    "and headers, and are kept"
+                    f"{len(unknown)} of {counted(len(there), 'file')} without a checksum; kept, as sizes and "
+                    f"headers are right: {kept}"
                 )
         self.lacking = {*files} - {*there} | {*damaged}
         self.digests = {n: recorded[n] for n in there if n in recorded and n not in self.lacking}
@@ -285,14 +286,16 @@ class _Extraction:
 
     def _announce(self, left: int) -> None:
         images = " + ".join(f"{count:,} {split}" for split, count in self.layout.images.items())
+        noun = plural("image", sum(self.layout.images.values()))
         part = "part {} of {}: ".format(*self.config.part) if self.config.part else ""
         total = self.layout.bytes_in(self.shards)
         written = "" if left == total else f"; {(total - left) / 1e9:.3g} GB of them are written already"
         shards = len(self.shards) * len(self.layout.noise_steps)
         self.announce(
-            f"Writing {images} images, blocks {listing(sorted(self.layout.shapes))} at noise steps "
-            f"{listing(self.layout.noise_steps)}: {part}{total:,} bytes ({total / 1e9:.3g} GB) in "
-            f"{shards:,} shard{'s' * (shards != 1)}{written}"
+            f"Writing {images} {noun}, {named('block', sorted(self.layout.shapes))} at "
+            f"{named('noise step', self.layout.noise_steps)}: {part}{counted(total, 'byte')} "
+            f"({total / 1e9:.3g} GB) in "
+            f"{counted(shards, 'shard')}{written}"
         )
 
     def _require_room(self, left: int) -> None:

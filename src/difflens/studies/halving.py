@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difflens.data.labels import balanced
 from difflens.data.split import every_nth
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.extractors.cache import FeatureCache
 from difflens.metrics.halving import FIRST_SHARE, Rung, successive_halving
 from difflens.processes.base import Level, level_name
@@ -36,7 +36,7 @@ class HalvingMeasurement(Measurement):
         least = min(len(train), 5 * len(self.data.classes))
         first = max(least, ceil(budget / FIRST_SHARE))
         self.check_normalisation(first - first // 2)  # half of the first rung's images trains
-        self.announce(f"Successive halving from {first:,} training images on; {self._grid()}")
+        self.announce(f"Successive halving from {counted(first, 'training image')} on; {self._grid()}")
         everywhere = torch.ones(shape[1:], dtype=torch.bool)
         rungs = successive_halving(self._measure_rung, everywhere, first, budget * shape[1], len(train))
         self.clean()
@@ -75,7 +75,8 @@ class HalvingMeasurement(Measurement):
         best = self._accuracy[0].masked_fill(~rung.places, -1)
         row, column = divmod(int(best.argmax()), len(self.blocks))
         self.announce(
-            f"{int(rung.places.sum())} places on {rung.images:,} images: best block {self.blocks[column]} "
+            f"{counted(int(rung.places.sum()), 'place')} on {counted(rung.images, 'image')}: best block "
+            f"{self.blocks[column]} "
             f"at t = {self.steps[row]}, {100 * float(best.max()):.2f} %"
         )
         return None if self.too_late() else self._accuracy[0]

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from difflens.data.images import fit, pixels_of, to_float
-from difflens.errors import DiffLensError, expanded
+from difflens.errors import DiffLensError, counted, expanded
 from difflens.models.saved import (
     MODELS,
     DetectionModel,
@@ -101,7 +101,9 @@ class LoadedModel:
         return torch.cat(parts)
 
     def __repr__(self) -> str:
-        return f"LoadedModel({self.task}, {len(self.classes)} classes, {self.saved.backbone.spec!r})"
+        return (
+            f"LoadedModel({self.task}, {counted(len(self.classes), 'class')}, {self.saved.backbone.spec!r})"
+        )
 
 
 def load_model(

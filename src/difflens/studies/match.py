@@ -16,7 +16,7 @@ from difflens.data.images import read_image
 from difflens.data.pairs import Pair, PairSet, load_pairs_of_points
 from difflens.data.pictures import PictureFiles
 from difflens.data.split import FileSplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.metrics.correspondence import correct, locate, sample, similarity_maps
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.reports.match import keypoint_report, match_figure, match_report
@@ -247,7 +247,7 @@ def _provenance(
     config, reader = matcher.config, matcher.reader
     return {
         "Command": shown_command(config),
-        "Features": f"{reader.describe()}, mean of {config.draws} noise draw{'s' * (config.draws != 1)}",
+        "Features": f"{reader.describe()}, mean of {counted(given(config.draws), 'noise draw')}",
         "Pictures as read": f"resized to squares of {reader.side} pixels, as a whole",
         "Seed": config.seed,
         **opened.provenance(),

@@ -13,7 +13,7 @@ from torch import Tensor
 from difflens.configs.sweep import SweepConfig
 from difflens.data.labels import balanced
 from difflens.data.split import ImageData, ImageSplit, every_nth
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import FeatureCache, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
@@ -95,7 +95,7 @@ class Measurement:
         count = self.images()
         self.check_normalisation(count - count // 5)  # four fifths train
         split = self.data.train.subset(balanced(self.data.train, count, self.config.seed))
-        self.announce(f"{len(split):,} training images, of which a fifth validates; {self._grid()}")
+        self.announce(f"{counted(len(split), 'training image')}, of which a fifth validates; {self._grid()}")
         measured: dict[Level, dict[str, Tensor]] = {}
         for t in self.steps:
             step = self._stored(_file(t), self.blocks)
@@ -130,12 +130,12 @@ class Measurement:
         count = self.run.read_json("images.json", _Images).images
         if count > len(self.data.train):
             raise DiffLensError(
-                f"{self.run.path / 'images.json'}: images is {count}, and there are "
-                f"{len(self.data.train)} training images"
+                f"{self.run.path / 'images.json'}: images is {count}, and the data has "
+                f"{counted(len(self.data.train), 'training image')}"
             )
         limit = self.config.limits()[0]
         if limit is not None and count != min(limit, len(self.data.train)):
-            self.announce(f"The sweep goes on with the {count:,} images that it began with")
+            self.announce(f"The sweep goes on with the {counted(count, 'image')} that it began with")
         return count
 
     def check_normalisation(self, training: int) -> None:
@@ -184,8 +184,7 @@ class Measurement:
         return measure_places(cache, places, held_out, config.classifiers, classes, device, config.normalise)
 
     def _grid(self) -> str:
-        plural = "s" * (len(self.blocks) != 1)
-        return f"{len(self.blocks)} block{plural} at t = {in_words(self.log_snr)}"
+        return f"{counted(len(self.blocks), 'block')} at t = {in_words(self.log_snr)}"
 
     def _announce_best(self, t: Level, step: dict[str, Tensor], blocks: tuple[int, ...]) -> None:
         accuracy = step["accuracy"][0]
@@ -210,10 +209,10 @@ class Measurement:
                 seconds_an_image = (time.monotonic() - started) / len(pilot)
             count = min(count, int(_READING * seconds / (len(self.steps) * seconds_an_image)))
         if count < least:
-            plural = "s" * (len(self.steps) != 1)
             raise DiffLensError(
-                f"the budget {' '.join(self.config.budget)} allows {count} images, and "
-                f"{len(self.data.classes)} classes at {len(self.steps)} noise step{plural} need at least "
+                f"the budget {' '.join(self.config.budget)} allows {counted(count, 'image')}, and "
+                f"{counted(len(self.data.classes), 'class')} at {counted(len(self.steps), 'noise step')} "
+                "need at least "
                 f"{least}: allow more, or name fewer noise steps"
             )
         return count

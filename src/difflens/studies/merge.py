@@ -9,7 +9,7 @@ from typing import Any
 from difflens.backbones.config import CONDITION_FILE
 from difflens.configs.earlier import upgraded
 from difflens.configs.extract import ExtractConfig
-from difflens.errors import DiffLensError, expanded, listing
+from difflens.errors import DiffLensError, counted, expanded, listing
 from difflens.extractors.manifest import MANIFEST, Manifest, read_manifest
 from difflens.extractors.store import IMAGES, check_file, read_checksums, verified
 from difflens.results.extract import ExtractResult
@@ -79,7 +79,10 @@ def merge(config: ExtractConfig, announce: Callable[[str], object]) -> ExtractRe
     layout, suffix = first.manifest.layout, first.manifest.format
     shards = files_of(layout, layout.shards, suffix)
     total = sum((owner[name].path / name).stat().st_size for name in shards)
-    announce(f"Merging {len(parts)} parts: {len(shards):,} files, {total:,} bytes ({total / 1e9:.3g} GB)")
+    announce(
+        f"Merging {counted(len(parts), 'part')}: {counted(len(shards), 'file')}, {counted(total, 'byte')} "
+        f"({total / 1e9:.3g} GB)"
+    )
     record = {key: value for key, value in first.record.items() if key != "command"} | {"part": None}
     run = RunDirectory(config.out, "extract", record, resume=None)
     with run.working():
@@ -159,5 +162,8 @@ def _owners(parts: Sequence[_Part]) -> dict[str, _Part]:
     missing = [name for name in needed if name not in owner]
     if missing:
         folders = listing([part.path for part in parts])
-        raise DiffLensError(f"{len(missing):,} files are in none of {folders}: {listing(missing)}")
+        raise DiffLensError(
+            f"{counted(len(missing), 'file')} {'is' if len(missing) == 1 else 'are'} in none of {folders}: "
+            f"{listing(missing)}"
+        )
     return owner

@@ -32,7 +32,7 @@ from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.published import LABEL_LISTS, PublishedSet, published_set
 from difflens.data.split import ImageData
-from difflens.errors import DiffLensError, expanded, listing
+from difflens.errors import DiffLensError, counted, expanded, listing, named, plural
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import READ_BATCH
 from difflens.extractors.config import ExtractorConfig
@@ -244,7 +244,7 @@ def _plan_cka(config: CkaConfig) -> PlanResult:
         cost = _reading_cost(each, places, network.image_size, READ_BATCH).evaluation
         operations[each.spec] = images * cost.operations
         peak = max(peak, cost.peak)
-        reads.append(f"{each.spec}: {len(read)} blocks at t = {listing(levels)}")
+        reads.append(f"{each.spec}: {counted(len(read), 'block')} at t = {listing(levels)}")
     return PlanResult(
         command="cka",
         backbone=_described(backbone, config.precision),
@@ -276,7 +276,7 @@ def _plan_generate(config: GenerateConfig) -> PlanResult:
         backbone=_described(backbone, config.precision),
         images={"generated": config.n},
         data="by the seed",
-        reads=f"{sampler.name}, {sampler.steps} steps, batch {batch}",
+        reads=f"{sampler.name}, {counted(sampler.steps, 'step')}, batch {batch}",
         memory={"weights": _bytes(backbone), "activations of the backbone": cost.peak},
         stored={},
         operations={"sampling": math.ceil(config.n / batch) * sampler.calls * cost.operations},
@@ -528,11 +528,12 @@ def _described(backbone: Backbone, precision: Precision) -> str:
 
 def _places(extractor: Extractor, kind: str, head: str) -> str:
     levels = in_words(extractor.backbone.process.by_noise(extractor.noise_steps))
-    return f"{kind} extractor, blocks {listing(extractor.blocks)} at noise steps {levels}; {head} head"
+    at = plural("noise step", len(extractor.noise_steps))
+    return f"{kind} extractor, {named('block', extractor.blocks)} at {at} {levels}; {head} head"
 
 
 def _schedule(epochs: int, batch: int, seeds: int = 1) -> str:
-    return f"{epochs:,} epochs, batch {batch}" + (f", {seeds} seeds" if seeds > 1 else "")
+    return f"{counted(epochs, 'epoch')}, batch {batch}" + (f", {counted(seeds, 'seed')}" if seeds > 1 else "")
 
 
 def _values(shapes: dict[Place, MapShape], side: int | None) -> int:

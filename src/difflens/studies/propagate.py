@@ -18,6 +18,7 @@ from difflens.data.dense.masks import BACKGROUND, read_mask, to_palette_image
 from difflens.data.images import read_image
 from difflens.data.sequences import Sequence, SequenceSet, load_sequences
 from difflens.data.split import FileSplit
+from difflens.errors import counted, plural
 from difflens.metrics.propagation import boundary_f, carry, jaccard
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.reports.overlays import examples, mask_overlay
@@ -69,9 +70,10 @@ def _write(opened: OpenedRun[SequenceSet], reader: WholePictures, run: RunDirect
     result = PropagateResult(
         out=config.out, block=reader.block, noise_step=reader.noise_step, sequences=found
     )
-    near = f"at most {config.radius} cells away" if config.radius else "anywhere"
+    near = f"at most {counted(config.radius, 'cell')} away" if config.radius else "anywhere"
     protocol = (
-        f"A position takes its label from its {config.neighbours} most similar positions {near} in the first "
+        f"A position takes its label from its {config.neighbours} most similar "
+        f"{plural('position', given(config.neighbours))} {near} in the first "
         f"frame and in the {config.context} before the present one, weighted by the softmax of cosine / "
         f"{config.temperature:g}."
     )
@@ -83,7 +85,7 @@ def _write(opened: OpenedRun[SequenceSet], reader: WholePictures, run: RunDirect
         figures=figures,
         provenance={
             "Command": shown_command(config),
-            "Features": f"{reader.describe()}, mean of {config.draws} noise draw{'s' * (config.draws != 1)}",
+            "Features": f"{reader.describe()}, mean of {counted(given(config.draws), 'noise draw')}",
             "Frames as read": f"resized to squares of {reader.side} pixels, as a whole",
             "Seed": config.seed,
             **opened.provenance(),

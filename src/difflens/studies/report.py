@@ -17,7 +17,7 @@ from difflens.data.images import fit, read_image, to_float, to_uint8
 from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit, MemorySplit
-from difflens.errors import DiffLensError, expanded, listing
+from difflens.errors import DiffLensError, counted, expanded, listing, named
 from difflens.extractors.cache import Reading
 from difflens.generation.fidelity import at_random, fidelity
 from difflens.generation.grid import image_grid
@@ -28,7 +28,7 @@ from difflens.models.saved import TrainedModel, stored_model
 from difflens.processes.base import NoiseProcess, in_words
 from difflens.ranges import Count, Natural, Share
 from difflens.reports.demo import BASELINES
-from difflens.reports.html import Section
+from difflens.reports.html import Section, reports_of
 from difflens.reports.memorisation import copying_section
 from difflens.reports.report import backbone_report, samples_picture
 from difflens.results.demo import DemoResult
@@ -113,7 +113,7 @@ def report(config: ReportConfig) -> ReportResult:
     evidence.heads = [_with_noise_steps(head, backbone.process) for head in evidence.heads]
     if config.features is not None:
         evidence.distances.append(_measure(config, evidence))
-    page = _Page(config, evidence, backbone, fingerprint).render()
+    page = _Page(config, evidence, backbone, fingerprint, out).render()
     write_text(out, page)
     return ReportResult(path=out, heads=tuple(evidence.heads), distances=tuple(evidence.distances))
 
@@ -170,8 +170,7 @@ def _read_probe(name: str, path: Path, evidence: _Evidence) -> None:
     _name_backbone(name, model.backbone, model.fingerprint, evidence)
     seeds = read_results(path, read_seeds)
     extractor = model.extractor
-    plural = "s" * (len(extractor.blocks) > 1)
-    places = f"block{plural} {listing(extractor.blocks)}"
+    places = named("block", extractor.blocks)
     kind = "" if extractor.name == "frozen" else f", {extractor.name}"
     evidence.heads.append(
         HeadScore(
@@ -296,8 +295,11 @@ def _measure(config: ReportConfig, evidence: _Evidence) -> FidelityResult:
 class _Page:
     """The HTML page about a backbone."""
 
-    def __init__(self, config: ReportConfig, evidence: _Evidence, backbone: Backbone, fingerprint: str):
+    def __init__(
+        self, config: ReportConfig, evidence: _Evidence, backbone: Backbone, fingerprint: str, out: Path
+    ):
         self.config, self.evidence, self.backbone, self.fingerprint = config, evidence, backbone, fingerprint
+        self.folder = out.parent
         self.skipped: list[str] = []
 
     def render(self) -> str:
@@ -311,6 +313,7 @@ class _Page:
             samples=samples_picture(image_grid(to_float(samples)), caption, backbone.image_size),
             memorisation=self._memorisation(samples),
             log=evidence.log,
+            beneath=reports_of(self.folder, {run: run for run in self.config.runs}),
             provenance={
                 "Command": shown_command(self.config),
                 "Backbone": f"{backbone.spec}, {sum(p.numel() for p in backbone.parameters()):,} parameters, "
@@ -326,14 +329,13 @@ class _Page:
         if folder is not None:
             run = read_yaml(folder / CONFIG, SampleSource)
             paths = sorted((folder / "images").glob("??????.png"))[:count]
-            images, steps = "s" * (len(paths) != 1), "s" * (run.steps != 1)
-            source = f"{folder}: {run.sampler}, {run.steps} step{steps}."
-            caption = f"The first {len(paths)} image{images} of {source}"
+            source = f"{folder}: {run.sampler}, {counted(run.steps, 'step')}."
+            caption = f"The first {counted(len(paths), 'image')} of {source}"
             return torch.stack([read_image(path) for path in paths]), caption
         samples = sample(self.backbone, count, seed=self.config.seed, batch_size=min(count, 64))
         sampler = make_sampler(self.backbone)
         settings = f"{sampler.name}, steps: {sampler.steps}, seed {self.config.seed}"
-        return to_uint8(samples), f"{count} sample{'s' * (count != 1)}, {settings}."
+        return to_uint8(samples), f"{counted(count, 'sample')}, {settings}."
 
     def _memorisation(self, samples: torch.Tensor) -> Section | None:
         """Compare the samples with training images; None without training images."""
@@ -364,7 +366,7 @@ class _Page:
             return torch.stack([fit(image, backbone.in_channels, backbone.image_size) for image in images])
 
         note = ", on which it was trained" if data == trained_on else ""
-        searched = f"the {len(train):,} training images of {data}{note}"
+        searched = f"the {counted(len(train), 'training image')} of {data}{note}"
         return copying_section(fitted.cpu(), neighbours, train_images, searched)
 
 

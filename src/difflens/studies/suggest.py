@@ -14,7 +14,7 @@ from difflens.data.labels import balanced
 from difflens.data.load import load_unlabelled
 from difflens.data.loader import epoch_order
 from difflens.data.split import ImageSplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.extractors.cache import Reading
 from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.latents import Latents
@@ -62,8 +62,8 @@ def suggest(config: SuggestConfig, announce: Callable[[str], object] = lambda li
         backbone.to(opened.process.device)
         study = _Study(opened, blocks, backbone.process.by_noise(steps), run)
         announce(
-            f"{len(study.split):,} images, {study.draws_in_words} each; "
-            f"{len(blocks)} block{'s' * (len(blocks) > 1)} at t = {in_words(study.log_snr)}"
+            f"{counted(len(study.split), 'image')}, {study.draws_in_words} each; "
+            f"{counted(len(blocks), 'block')} at t = {in_words(study.log_snr)}"
         )
         return study.conclude(*study.measure())
 
@@ -88,7 +88,7 @@ class _Study:
 
     @property
     def draws_in_words(self) -> str:
-        return f"{self.draws} noise draw{'s' * (self.draws > 1)}"
+        return counted(self.draws, "noise draw")
 
     def measure(self) -> tuple[Statistics, list[Statistics], int]:
         """Return the statistics of all images and of each half, and the number of images that were read."""
@@ -171,8 +171,8 @@ class _Study:
             commands=commands,
             provenance={
                 "Command": shown_command(config),
-                "Images": f"{images:,} images, each with {self.draws_in_words} at each noise step: "
-                f"{result.passes:,} passes",
+                "Images": f"{counted(images, 'image')}, each with {self.draws_in_words} at each noise step: "
+                f"{counted(result.passes, 'pass')}",
                 "Pooling": f"{config.pool} x {config.pool} for all but the share of high frequencies",
                 "Seed": config.seed,
                 **self.opened.provenance(),

@@ -10,7 +10,7 @@ from difflens.configs.options import resolve
 from difflens.configs.sweep import SweepConfig
 from difflens.data.labels import one_label
 from difflens.data.load import load_data
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.metrics.recommendation import Recommendation, recommend
 from difflens.metrics.statistics import wilson
 from difflens.opening import open_run, with_backbone
@@ -97,7 +97,8 @@ def _conclude(measurement: Measurement, measured: Measured) -> SweepResult:
         commands=commands,
         provenance={
             "Command": shown_command(config),
-            "Images": f"{measured.images:,} training images, the same number of each class where possible; "
+            "Images": f"{counted(measured.images, 'training image')}, the same number of each class where "
+            "possible; "
             f"{len(labels):,} of them validate. The test split was not read.",
             "Seed": config.seed,
             **measurement.opened.provenance(),

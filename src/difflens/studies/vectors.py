@@ -15,7 +15,7 @@ from difflens.backbones.base import Backbone
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.options import given
 from difflens.data.split import ImageData, ImageSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, named, plural
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import Reading
 from difflens.extractors.config import ExtractorConfig
@@ -68,7 +68,7 @@ def extract_vectors(
     count = sum(map(len, sources))
     # the vectors, and their bytes in the format
     needed = 2 * count * size * DTYPES[given(config.dtype)].itemsize
-    require_memory(needed, f"{count:,} vectors of {size:,} numbers", "read fewer places")
+    require_memory(needed, f"{counted(count, 'vector')} of {counted(size, 'number')}", "read fewer places")
     extractor.to(opened.process.device)
     reading, began = Reading.of(config), time.monotonic()
     vectors, names, labels = [], list[str](), list[int]()
@@ -107,7 +107,8 @@ def extract_vectors(
         names=_names_file(config.out),
         images=len(names),
         features=size,
-        places=f"blocks {listing(extractor.blocks)} at noise steps {levels}",
+        places=f"{named('block', extractor.blocks)} at {plural('noise step', len(extractor.noise_steps))} "
+        f"{levels}",
         images_per_second=rate,
         skipped_images=tuple(reading.skipped),
     )

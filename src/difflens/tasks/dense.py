@@ -18,7 +18,7 @@ from difflens.data.changes import changes, say_changes
 from difflens.data.dense.base import DenseData
 from difflens.data.dense.samples import DenseAugmentation, Labels, Samples
 from difflens.data.split import FileSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, named, plural
 from difflens.extractors.base import evaluating
 from difflens.extractors.config import ExtractorConfig
 from difflens.heads.pyramid import usual_blocks, usual_strides
@@ -27,7 +27,7 @@ from difflens.models.saved import DetectionModel, SegmentationModel
 from difflens.opening import open_run, with_backbone
 from difflens.processes.base import in_words
 from difflens.reports.dense import dense_report
-from difflens.reports.html import Section
+from difflens.reports.html import BACKBONE_REPORT, Section, report_of
 from difflens.results.dense import Example
 from difflens.run.console import note, progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
@@ -244,12 +244,14 @@ def run_dense(
         if run.finished:
             model = task.model_kind.load(config.out)
             return run.read_json(FINISHED, lambda metrics: result(metrics, config.out, model))
+        run.track(config.log)
         return result(_train_and_evaluate(task, model, data, run, process), config.out, model)
 
 
-def spread(count: int) -> range:
+def spread(count: int) -> list[int]:
     """Return the positions of `EXAMPLES` of `count` images, evenly spaced; of all if there are fewer."""
-    return range(0, count, max(1, count // EXAMPLES))[:EXAMPLES]
+    shown = min(EXAMPLES, count)
+    return [k * count // shown for k in range(shown)]
 
 
 def _train_and_evaluate(
@@ -295,6 +297,7 @@ def _train_and_evaluate(
         "iterations": config.iterations,
         "seed": config.seed,
     }
+    run.trackers.results({f"val/{key}": metrics.get(key) for key in task.scores})
     run.write_folder("model", model.save)
     if run.main_process:
         examples = task.examples(model, data, validation, process)
@@ -304,7 +307,8 @@ def _train_and_evaluate(
                 title=task.headline(metrics),
                 command=shown_command(config),
                 summary=f"{model.head.name} on the {config.extractor} features of {config.backbone}, trained "
-                f"on {len(training):,} images of {data.name} for {config.iterations:,} iterations.",
+                f"on {counted(len(training), 'image')} of {data.name} for "
+                f"{counted(given(config.iterations), 'iteration')}.",
                 sections=task.sections(metrics, run.read_log(), examples, data.classes),
                 provenance=provenance(config, model, data, process),
             ),
@@ -323,11 +327,15 @@ def provenance(
     found = changes(data.train, extractor.backbone.in_channels, model.head.side)
     return {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
-        "Places read": f"blocks {listing(extractor.blocks)} at noise steps {steps}, "
-        f"{config.extractor} extractor, levels of strides {listing(model.head.strides)}, "
+        **report_of(config.out, BACKBONE_REPORT, given(config.backbone)),
+        "Places read": f"{named('block', extractor.blocks)} at "
+        f"{plural('noise step', len(extractor.noise_steps))} {steps}, "
+        f"{config.extractor} extractor, {plural('level', len(model.head.strides))} of "
+        f"{named('stride', model.head.strides)}, "
         f"{model.head.side} pixels",
         **extractor.backbone.facts(),
-        "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}, {len(data.bad)} bad annotations left "
+        "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}, "
+        f"{counted(len(data.bad), 'bad annotation')} left "
         "out",
         **({"Images as read": found} if found else {}),
         "Seed": config.seed,

@@ -67,6 +67,7 @@ class TrainingLoop:
             self._restore(state, run.checkpoint_path)
         if run:
             run.cut_log(state["log_lines"] if state else 0)
+            run.trackers.begin(self.iteration)
         if run and len(set(gather_object([self.iteration]))) > 1:
             raise DiffLensError(
                 f"the machines do not see the same checkpoint: {run.path} must be a folder that they share"
@@ -137,8 +138,10 @@ class TrainingLoop:
                     where = objective.where(self.iteration).removeprefix("in ")
                     bar.update(task, note=f"{where}, loss {look.loss:.4f}, {rate:,.1f} images/s")
                     record = objective.record(look)
-                    if self.run and record is not None:
-                        self.run.log(record)
+                    if self.run:
+                        if record is not None:
+                            self.run.log(record)
+                        self.run.trackers.log(look.iteration, objective.curves(look, record))
                     on_look(look)
                     self._recent = torch.empty(0)
                 # keep, and stop if the time is up or a signal came

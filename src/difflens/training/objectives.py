@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,17 @@ class Objective(ABC):
     def record(self, look: Look) -> dict[str, Any] | None:
         """Return a record for the log, or None if the look is not at the end of an epoch."""
 
+    def curves(self, look: Look, record: Mapping[str, Any] | None) -> dict[str, float]:
+        """Return the points of a look by the names of their curves, for trackers.
+
+        Args:
+            record: what `record` returned.
+        """
+        rate = self.learning_rate
+        logged = {name: value for name, value in (record or {}).items() if isinstance(value, int | float)}
+        own = {"loss": look.loss, "learning_rate": rate, "images_per_second": look.images_per_second}
+        return {**logged, **own}
+
     def finish(self) -> None:  # noqa: B027
         """Do what is necessary after the last iteration."""
 
@@ -136,7 +147,7 @@ def check_alike(own: Any, stored: Any, name: str = "the checkpoint") -> None:
             check_alike(own[key], stored[key], f"{key}" if name == "the checkpoint" else f"{name}.{key}")
     elif isinstance(own, list | tuple):
         if not isinstance(stored, list | tuple) or (own and len(own) != len(stored)):
-            raise DiffLensError(f"{name} has not {len(own)} parts")
+            raise DiffLensError(f"{name} has not {counted(len(own), 'part')}")
         for number, (mine, theirs) in enumerate(zip(own, stored, strict=False)):
             check_alike(mine, theirs, f"{name}[{number}]")
     elif isinstance(own, Tensor):

@@ -117,7 +117,7 @@ def spoil_bytes(root: Path) -> None:
     ("spoil", "message"),
     [
         (spoil_size, "1.png: is 2 x 2 pixels, its image .*1.jpg 3 x 2"),
-        (spoil_value, "1.png: has the class id 3, 9, and there are 3 classes"),
+        (spoil_value, "1.png: has the class id 3, 9, of 3 classes"),
         (spoil_mode, "1.png: cannot be read .*one byte a pixel"),
         (spoil_missing, "1.jpg: .*train has no mask of this name"),
         (spoil_image, "1.png: .*train has no image of this name"),
@@ -155,7 +155,7 @@ def test_masks_of_0_and_255_are_refused_by_their_values(tmp_path: Path) -> None:
         load_masks(two(tmp_path / "mini", [[0, 255]]))
     with pytest.raises(DiffLensError, match="show no class: their values are 255"):
         load_masks(two(tmp_path / "void", [[255, 255]]))
-    with pytest.raises(DiffLensError, match="has the class id 255, and there are 2 classes"):
+    with pytest.raises(DiffLensError, match="has the class id 255, of 2 classes"):
         load_masks(two(tmp_path / "mini", [[0, 255]]), ignore=())
 
 
@@ -249,7 +249,7 @@ def test_two_masks_of_one_name(tmp_path: Path) -> None:
         (lambda root: (pairs(root) / "classes.txt").unlink(), "there is no .*classes.txt"),
         (lambda root: (pairs(root) / "classes.txt").write_text("a\na\n"), "names a twice"),
         (lambda root: (pairs(root) / "classes.txt").write_text("a\n\nb\n"), "line 2: the line is blank"),
-        (lambda root: (pairs(root) / "classes.txt").write_text("a\n"), "names 1 classes; masks hold 2"),
+        (lambda root: (pairs(root) / "classes.txt").write_text("a\n"), "names 1 class; masks hold 2"),
         (lambda root: (pairs(root) / "classes.txt").write_bytes(b"caf\xe9\nb\n"), "not a text file in UTF-8"),
         (lambda root: (ade20k(root) / "objectInfo150.txt").write_text("Idx\n"), "names no classes"),
     ],

@@ -481,7 +481,7 @@ TEST: dict[str, object] = {"file_list": DOGS[2:], "labels": [2]}
     [
         ({"labels": [1]}, "train_list.mat has no variable file_list; it has labels"),
         ({"file_list": DOGS[:1]}, "train_list.mat has no variable labels; it has file_list"),
-        ({"file_list": DOGS[:2], "labels": [1]}, "has 2 entries in file_list but 1 labels"),
+        ({"file_list": DOGS[:2], "labels": [1]}, "has 2 entries in file_list but 1 label"),
         (
             {"file_list": DOGS[:2], "labels": [1, 0]},
             f"entry 2 ({DOGS[1]}): its label is 0; labels are whole numbers",

@@ -227,11 +227,11 @@ def test_samples_that_are_refused(tmp_path: Path, files: Files, message: str) ->
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("{train-0,none}.tar", r"names 2 shards, and 1 of them are no files: .*none\.tar"),
+        ("{train-0,none}.tar", r"names 2 shards, of which 1 is no file: .*none\.tar"),
         ("{train-0,train-0}.tar", "names a shard twice"),
         ("{train-0,other}.tar", r"other\.tar names no split, and other shards do"),
         ("{train-val,train-0}.tar", r"train-val\.tar names several splits: train, val"),
-        ("val-0.tar", "of 1 shards none is for training: they name val"),
+        ("val-0.tar", "of 1 shard none is for training: they name val"),
         ("{train-0.tar", "braces without a partner"),
         ("{0..999999999999}.tar", "names 1,000,000,000,000 shards; at most 100,000"),
         ("packed.tar", r"packed\.tar cannot be read as a tar file .*must be unpacked"),

@@ -567,7 +567,7 @@ def test_a_run_is_the_same_by_any_spelling_but_not_on_other_images(
         ({"limit": 20}, {"limit": 30}, r"lacks \d+ of the 30 train images, train/\w+/\d+.png for example"),
         ({"unlabelled": True}, {}, "its data was"),
         ({}, {"precision": "bfloat16"}, "its backbone ran in float32, not in bfloat16"),
-        ({}, {"draws": 2}, "averages over 1 draws, not over 2"),
+        ({}, {"draws": 2}, "averages over 1 draw, not over 2"),
     ],
     ids=str,
 )
@@ -608,7 +608,7 @@ def test_a_store_that_does_not_fit_is_refused(
             "a store holds features of a frozen backbone",
         ),
         ({"store": Path("/nowhere"), "workers": None}, "not a feature store"),
-        ({"normalise": "whiten", "limit": 12}, "needs at least 16 training images, and there are 12"),
+        ({"normalise": "whiten", "limit": 12}, "needs at least 16 training images, not 12"),
         ({"normalise": "standard", "augment": "flip"}, "leave out --normalise"),
         ({"normalise": "standard", "head": "mix", "extractor": "feedback"}, "leave out --normalise"),
     ],
@@ -683,7 +683,7 @@ def test_a_store_alone_is_enough(
     one = replace(alone, out=tmp_path / "one", head="linear", width=None, noise_steps=(5,))
     assert probe(replace(one, blocks=(6,))).model.extractor.blocks == (6,)
     said = " ".join(capsys.readouterr().err.split())
-    assert "blocks 6 at noise steps 5 are read, of blocks 5, 6 at noise steps 2, 5" in said
+    assert "read are block 6 at noise step 5, of blocks 5, 6 at noise steps 2, 5" in said
 
 
 def test_a_store_whose_data_is_gone_names_it(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from difflens.data.dense.base import Objects
 from difflens.data.dense.coco import compressed, load_coco
 from difflens.heads.detection import _regions
 from difflens.metrics.detection import coco_metrics
+from difflens.tasks.detection.detect import sure
 from difflens.tasks.detection.inference import coco_results, detect_objects
 
 
@@ -53,6 +54,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, sce
     out = tmp_path_factory.mktemp("detect") / "run"
     detect(config(backbone_folder, scene_folder, out))
     return out
+
+
+@pytest.mark.parametrize(
+    ("scores", "shown"), [([0.9, 0.1, 0.6], [0.9, 0.6]), ([0.1, 0.3, 0.2], [0.3]), ([], [])]
+)
+def test_pictures_show_sure_objects_or_else_the_best(scores: list[float], shown: list[float]) -> None:
+    count = len(scores)
+    found = sure(Objects(torch.rand(count, 4), torch.ones(count, dtype=torch.long), torch.tensor(scores)))
+    assert found.scores is not None
+    assert found.scores.tolist() == pytest.approx(shown)
+    assert len(found.boxes) == len(shown)
 
 
 def log(run: Path) -> list[dict[str, float]]:

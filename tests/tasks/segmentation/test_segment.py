@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,11 +42,14 @@ from difflens.heads.segmentation import SegmentationHead
 from difflens.metrics.confusion import confusion_matrix
 from difflens.metrics.segmentation import SegmentationEvaluation
 from difflens.processes.schedulers import process_of
+from difflens.reports import overlays
+from difflens.reports.dense import segmentation_sections
 from difflens.reports.overlays import mask_overlay
+from difflens.results.dense import Example
 from difflens.run import memory
 from difflens.run.console import note
 from difflens.tasks.classification.predict import predict_classes
-from difflens.tasks.dense import make_plan
+from difflens.tasks.dense import EXAMPLES, make_plan, spread
 from difflens.tasks.segmentation.inference import Sliding, class_probabilities
 from difflens.training.optimisers import make_schedule
 
@@ -70,6 +74,47 @@ def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, sce
     out = tmp_path_factory.mktemp("segment") / "run"
     segment(config(backbone_folder, scene_folder, out))
     return out
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 11, 13, 500])
+def test_examples_are_spread_over_the_images(count: int) -> None:
+    rows = spread(count)
+    assert len(rows) == min(EXAMPLES, count)
+    gaps = [later - earlier for earlier, later in pairwise([*rows, count])]
+    assert rows[:1] == [0][:count]
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("classes", [("background", "bar", "disc"), ("sky", "bar", "disc")])
+def test_mask_overlay_and_legend_have_one_palette(
+    classes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    legends = []
+
+    def keep(titles: Any, rows: Any, legend: Any) -> Any:
+        legends.append({name: colour for colour, name in legend})
+        return examples(titles, rows, legend)
+
+    examples = overlays.examples
+    monkeypatch.setattr(overlays, "examples", keep)
+    mask = torch.arange(3, dtype=torch.uint8).repeat_interleave(200).reshape(20, 30)
+    grey = torch.full((3, 20, 30), 100, dtype=torch.uint8)
+    metrics = {"miou": 0.5, "pixel_accuracy": 0.5, "mean_accuracy": 0.5, "train_seconds": 1.0}
+    metrics |= {"iou": dict.fromkeys(classes, 0.5), "bad_annotations": []}
+    segmentation_sections(metrics, [], [Example("a", grey, mask, mask)], classes)
+    shown = np.asarray(to_palette_image(mask.numpy(), classes).convert("RGB"))
+    overlay = mask_overlay(grey, mask, classes)
+    overlay = np.asarray(overlay.resize((30, 20), Image.Resampling.NEAREST))
+    for value, name in enumerate(classes):
+        colour = shown[mask.numpy() == value]
+        assert len({*map(tuple, colour.tolist())}) == 1
+        if name == "background":
+            assert name not in legends[0]
+            assert (overlay[mask.numpy() == value] == 100).all()
+        else:
+            assert legends[0][name] == tuple(colour[0])
+            expected = np.round(0.6 * colour.astype(float) + 0.4 * 100)
+            assert np.abs(overlay[mask.numpy() == value] - expected).max() <= 1
 
 
 def losses(run: Path) -> list[float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from difflens.choices import Exif, OnBadAnnotation
 from difflens.data.images import image_size
 from difflens.data.split import FileSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing
 
 IGNORED = 255
 """The value of mask pixels that belong to no class. Losses and metrics leave them out."""
@@ -37,7 +37,7 @@ class Problems:
     def settle(self) -> None:
         """Raise DiffLensError if there are bad annotations and `on_bad` is "error"."""
         if self.lines and self.on_bad == "error":
-            count = f"{len(self.lines)} bad annotations" if len(self.lines) > 1 else "bad annotation"
+            count = counted(len(self.lines), "bad annotation") if len(self.lines) > 1 else "bad annotation"
             first = "; ".join([*self.lines[:5], *(["..."] if len(self.lines) > 5 else [])])
             raise DiffLensError(
                 f"{count}: {first}. Correct them, or leave them out with --on-bad-annotation skip."

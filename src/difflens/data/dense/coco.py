@@ -21,7 +21,7 @@ from difflens.data.dense.base import DenseData, Problems, distinct, misfit, requ
 from difflens.data.files import require_regular
 from difflens.data.images import BadImage, image_size, orientation
 from difflens.data.split import FileSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing
 from difflens.run.console import progress_bar
 
 _TOLERANCE = 1.0
@@ -220,7 +220,8 @@ def load_annotations(
         for image, found in zip(images.values(), by_image, strict=True):
             if masks and len(found) * image["height"] * image["width"] > _MOST_MASK_BYTES:
                 raise DiffLensError(
-                    f"{path}, image {image['file_name']}: {len(found):,} masks of {image['width']} x "
+                    f"{path}, image {image['file_name']}: {counted(len(found), 'mask')} of {image['width']} "
+                    "x "
                     f"{image['height']} pixels take more than {_MOST_MASK_BYTES:,} bytes; cut it into "
                     "smaller images"
                 )
@@ -301,7 +302,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         require_regular(path, "COCO's JSON")
         if (size := path.stat().st_size) > _MOST_BYTES:
-            raise DiffLensError(f"{path} has {size:,} bytes; at most {_MOST_BYTES:,} are read")
+            raise DiffLensError(f"{path} has {counted(size, 'byte')}; at most {_MOST_BYTES:,} are read")
         # this parser bounds the depth of lists and the length of numbers
         record = from_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except FileNotFoundError:
@@ -497,11 +498,11 @@ def _wrong_mask(shape: Any, image: Mapping[str, Any]) -> str:
 def _wrong_polygons(polygons: Sequence[Sequence[float]], width: int, height: int) -> str:
     """Return the reason why polygons cannot be right, or ""; checked before they are drawn."""
     if len(polygons) > _MOST_POLYGONS:
-        return f"the mask has {len(polygons):,} polygons; at most {_MOST_POLYGONS:,} are drawn"
+        return f"the mask has {counted(len(polygons), 'polygon')}; at most {_MOST_POLYGONS:,} are drawn"
     outline = 0.0
     for polygon in polygons:
         if len(polygon) % 2:
-            return f"a polygon has pairs of x and y, not {len(polygon)} numbers"
+            return f"a polygon has pairs of x and y, not {counted(len(polygon), 'number')}"
         points = np.array(polygon, np.float64).reshape(-1, 2)
         far = np.flatnonzero((points < [-width, -height]) | (points > [2 * width, 2 * height]))
         if len(far):

@@ -12,7 +12,7 @@ from PIL import Image
 from difflens.data.files import find_images
 from difflens.data.images import eight_bit, open_image
 from difflens.data.sources.idx import load_fashion
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing
 
 VAL_EVERY = 5
 """Every fifth object of a class is for validation scenes."""
@@ -77,7 +77,9 @@ def folder_cutouts(root: Path) -> Cutouts:
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         objects = [views for views in _objects(folder, seen, left_out) if views]
         if len(objects) < 2:
-            left_out.append(f"{folder}: {len(objects)} objects with transparency, and two are needed")
+            left_out.append(
+                f"{folder}: {counted(len(objects), 'object')} with transparency, and two are needed"
+            )
             continue
         every = min(VAL_EVERY, len(objects))
         sides: tuple[list[Image.Image], list[Image.Image]] = ([], [])

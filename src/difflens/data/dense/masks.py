@@ -35,7 +35,7 @@ from difflens.data.dense.base import (
 from difflens.data.files import Others, find_images, read_lines
 from difflens.data.images import BadImage, image_size, open_image, orientation
 from difflens.data.split import FileSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing
 from difflens.run.console import progress_bar
 
 BACKGROUND = "background"
@@ -268,7 +268,9 @@ class _Meaning:
         kept = {value: name for value, name in names.items() if value not in ignore}
         if not 2 <= len(kept) <= _UNKNOWN:
             left = f", {len(kept)} without the ignored values" if len(kept) < len(names) else ""
-            raise DiffLensError(f"{path} names {len(names)} classes{left}; masks hold 2 to {_UNKNOWN}")
+            raise DiffLensError(
+                f"{path} names {counted(len(names), 'class')}{left}; masks hold 2 to {_UNKNOWN}"
+            )
         values = np.full(256, _UNKNOWN, np.uint8)
         values[list(ignore)] = IGNORED
         values[list(kept)] = np.arange(len(kept))
@@ -388,7 +390,7 @@ def _checked(
         counts = np.bincount(mask.ravel(), minlength=256)
         wrong = np.flatnonzero((counts > 0) & (meaning.values == _UNKNOWN)).tolist()
         if wrong:
-            return f"has the class id {listing(wrong)}, and there are {len(meaning.classes)} classes"
+            return f"has the class id {listing(wrong)}, of {counted(len(meaning.classes), 'class')}"
         return _Checked(*pair, sha256(mask.tobytes()).hexdigest(), counts, oriented)
 
     # threads, because Pillow decodes without the interpreter's lock

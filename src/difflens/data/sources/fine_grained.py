@@ -14,7 +14,7 @@ import torchvision
 from difflens.data.files import cache_folder, read_lines, require_regular
 from difflens.data.sources.torchvision_sets import class_names, instantiate
 from difflens.data.split import FileSplit, ImageData, ImageSplit, JoinedSplit, Metric
-from difflens.errors import DiffLensError, expanded, listing
+from difflens.errors import DiffLensError, counted, expanded, listing
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ def _read_torchvision(name: str, folder: Path, download: bool, labels: bool) -> 
         classes = class_names(dataset)
         if numbers and max(numbers) >= len(classes):
             raise DiffLensError(
-                f"{title} in {folder} has {len(classes)} classes, but {split} labels up to {max(numbers) + 1}"
+                f"{title} in {folder} has {counted(len(classes), 'class')}, but {split} labels up to "
+                f"{max(numbers) + 1}"
             )
         source = f"the list of the split {split} of {title}"
         splits.append(_files(split, folder, ids, numbers if labels else None, source))
@@ -206,7 +207,9 @@ def _dogs_listed(root: Path, file: str, labels: bool, names: dict[int, str]) -> 
         return _Listed(str(path), ids, None)
     targets = _column(path, content, "labels")
     if len(targets) != len(images):
-        raise DiffLensError(f"{path} has {len(images)} entries in file_list but {len(targets)} labels")
+        raise DiffLensError(
+            f"{path} has {counted(len(images), 'entry')} in file_list but {counted(len(targets), 'label')}"
+        )
     numbers: list[int] = []
     for entry, (image, label) in enumerate(zip(images, targets, strict=True), 1):
         where = f"{path}, entry {entry} ({image})"

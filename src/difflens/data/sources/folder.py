@@ -6,7 +6,7 @@ import torch
 
 from difflens.data.files import _TREE, Others, find_images, refuse_batches, require_folder
 from difflens.data.split import FileSplit, ImageData, ImageSplit, split_off
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing
 from difflens.run.console import note
 from difflens.run.text import on_disk
 
@@ -86,7 +86,7 @@ def _held_out(root: Path, spec: str, labels: bool, fraction: float) -> ImageData
         whole = _labelled(root, where, classes, left_out)
         loose = sum(path.is_file() and not path.name.startswith(".") for path in where.iterdir())
         if loose:
-            note(f"{loose:,} file{'s' * (loose > 1)} beside the class folders of {where} left out")
+            note(f"{counted(loose, 'file')} beside the class folders of {where} left out")
     else:
         whole = FileSplit("train", _names(root, find_images(where, left_out)), root=root)
     left_out.tell()

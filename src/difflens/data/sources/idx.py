@@ -15,7 +15,7 @@ from torch import Tensor
 
 from difflens.data.files import cache_folder
 from difflens.data.split import ImageData, MemorySplit
-from difflens.errors import DiffLensError, expanded
+from difflens.errors import DiffLensError, counted, expanded
 
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -50,7 +50,9 @@ def load_idx(folder: Path, spec: str, classes: tuple[str, ...] | None = None) ->
     assert test.labels is not None
     count = int(torch.cat([train.labels, test.labels]).max()) + 1
     if classes is not None and count > len(classes):
-        raise DiffLensError(f"{folder} has labels up to {count - 1}, but there are {len(classes)} classes")
+        raise DiffLensError(
+            f"{folder} has labels up to {count - 1}, but names of {counted(len(classes), 'class')}"
+        )
     return ImageData(spec, folder.name, classes or tuple(map(str, range(count))), train, test)
 
 
@@ -65,7 +67,10 @@ def read_idx_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     images = _read_idx(folder, f"{_PREFIXES[split]}-images-idx3-ubyte", dimensions=3)
     labels = _read_idx(folder, f"{_PREFIXES[split]}-labels-idx1-ubyte", dimensions=1)
     if len(images) != len(labels):
-        raise DiffLensError(f"{folder} has {len(images)} {split} images but {len(labels)} labels for them")
+        raise DiffLensError(
+            f"{folder} has {counted(len(images), split + ' image')} but {counted(len(labels), 'label')} for "
+            "them"
+        )
     if len(images) == 0:
         raise DiffLensError(f"{folder} has no {split} images: its IDX files count 0")
     return images[:, None], labels.long()
@@ -143,7 +148,7 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
     magic = bytes((0, 0, 8, dimensions))
     if content[:4] != magic:
         raise DiffLensError(
-            f"{path} is not an IDX file of bytes in {dimensions} dimension(s): "
+            f"{path} is not an IDX file of bytes in {counted(dimensions, 'dimension')}: "
             f"it begins with 0x{content[:4].hex()} instead of 0x{magic.hex()}"
         )
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]

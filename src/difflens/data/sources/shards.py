@@ -21,7 +21,7 @@ from torch import Tensor
 from difflens.data.content import content_digest
 from difflens.data.images import BadImage, decode_image
 from difflens.data.split import ImageData, ImageSplit, hold_out
-from difflens.errors import DiffLensError, expanded, listing
+from difflens.errors import DiffLensError, counted, expanded, listing
 from difflens.run.text import on_disk
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -146,7 +146,9 @@ def _shards(pattern: str) -> list[Path]:
         raise DiffLensError(f"wds:{pattern} names no local files: copy the shards to a disk first")
     ranges = [abs(int(last) - int(first)) + 1 for first, last in _NUMBERS.findall(pattern)]
     if prod(ranges) > _MOST_SHARDS:
-        raise DiffLensError(f"wds:{pattern} names {prod(ranges):,} shards; at most {_MOST_SHARDS:,} are read")
+        raise DiffLensError(
+            f"wds:{pattern} names {counted(prod(ranges), 'shard')}; at most {_MOST_SHARDS:,} are read"
+        )
     try:
         shards = [expanded(name) for name in expand_urls(pattern)]
     except ValueError as error:
@@ -154,7 +156,8 @@ def _shards(pattern: str) -> list[Path]:
     missing = [str(path) for path in shards if not path.is_file()]
     if missing:
         raise DiffLensError(
-            f"wds:{pattern} names {len(shards)} shards, and {len(missing)} of them are no files: "
+            f"wds:{pattern} names {counted(len(shards), 'shard')}, of which {len(missing)} "
+            f"{'is no file' if len(missing) == 1 else 'are no files'}: "
             f"{listing(missing)}"
         )
     if len({*shards}) < len(shards):
@@ -178,7 +181,9 @@ def _splits(shards: list[Path]) -> tuple[list[Path], list[Path]]:
             f"{named[''][0]} names no split, and other shards do: train, or test, val, valid or validation"
         )
     if "train" not in named:
-        raise DiffLensError(f"of {len(shards)} shards none is for training: they name {listing([*named])}")
+        raise DiffLensError(
+            f"of {counted(len(shards), 'shard')} none is for training: they name {listing([*named])}"
+        )
     tests = [named[word] for word in ("test", "val", "valid", "validation") if word in named]
     return named["train"], tests[0] if tests else []
 
@@ -206,8 +211,8 @@ def _samples_of(shard: Path, labels: bool) -> Iterator[_Sample]:
                 elif extension in _LABELS and labels:
                     given[extension] = member
             if len(sample.images) != 1:
-                count = len(sample.images) or "no"
-                raise sample.error(f"it has {count} images; a sample has one, .jpg, .png or .webp")
+                count = counted(len(sample.images), "image") if sample.images else "no images"
+                raise sample.error(f"it has {count}; a sample has one, .jpg, .png or .webp")
             if labels:
                 sample.label = _label(sample, tar, given)
             yield sample
@@ -266,7 +271,7 @@ def _label(sample: _Sample, tar: tarfile.TarFile, given: dict[str, tarfile.TarIn
         file = tar.extractfile(member)
         if member.size > _MOST_LABEL or file is None:
             raise sample.error(
-                f"its .{extension} has {member.size:,} bytes; a label has at most {_MOST_LABEL:,}"
+                f"its .{extension} has {counted(member.size, 'byte')}; a label has at most {_MOST_LABEL:,}"
             )
         content = file.read()
         if extension == "cls":

@@ -13,7 +13,7 @@ import torch
 from difflens.data.files import read_lines
 from difflens.data.labels import say_few, say_unmeasured
 from difflens.data.split import FileSplit, ImageData, ImageSplit, split_off
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing
 from difflens.run.console import note
 
 _SPLITS = ("train", "val", "test")
@@ -238,7 +238,9 @@ def _rows(file: Path, reader: Any, header: Sequence[str], several: bool) -> Iter
                 continue
             if len(fields) != len(header):
                 where = f"{file}, line {reader.line_num}"
-                raise DiffLensError(f"{where}: {len(fields)} fields, and the first line names {len(header)}")
+                raise DiffLensError(
+                    f"{where}: {counted(len(fields), 'field')}, and the first line names {len(header)}"
+                )
             values = dict(zip(header, map(str.strip, fields), strict=True))
             yield reader.line_num, _Row(values["path"], _labels(values, several), values.get("split", ""))
     except csv.Error as error:

@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, Protocol
@@ -27,7 +27,7 @@ from difflens.data.loader import Batch, epoch_order, iterate
 from difflens.data.split import ImageSplit
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card
-from difflens.pretraining.online_probe import OnlineProbe
+from difflens.pretraining.online_probe import OnlineProbe, scalars
 from difflens.run.reading import checked
 from difflens.training.batch_norm import steady_batch_norms
 from difflens.training.objectives import Look, Objective
@@ -181,6 +181,9 @@ class PretrainingMethod(Objective):
             "seconds": round(look.seconds, 1),
             **(self._probed() if probed else {}),
         }
+
+    def curves(self, look: Look, record: Mapping[str, Any] | None) -> dict[str, float]:
+        return {**super().curves(look, record), **scalars(record or {})}
 
     def _probed(self) -> dict[str, Any]:
         """Measure a copy of the network, and leave the random state as it is."""

@@ -23,6 +23,7 @@ from difflens.configs.pretrain import PretrainConfig
 from difflens.data.images import to_float
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
+from difflens.errors import counted
 from difflens.noise import Stream, seeded_noise
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card
@@ -151,7 +152,7 @@ class BiGANMethod(PretrainingMethod):
     def facts(self) -> dict[str, str]:
         size = sum(map(torch.numel, self.generator.parameters()))
         return encoder_facts(self.encoder_config, self.encoder, self.networks) | {
-            "generator": f"{size:,} parameters, {LATENT} latents"
+            "generator": f"{counted(size, 'parameter')}, {LATENT} latents"
         }
 
     def step(self, batch: Batch) -> Tensor:

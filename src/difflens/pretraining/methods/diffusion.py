@@ -15,6 +15,7 @@ from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
+from difflens.errors import counted
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card, write_pipeline
 from difflens.pretraining.gradients import Gradients
@@ -81,14 +82,15 @@ class DiffusionMethod(PretrainingMethod):
         initial = self.config.init_from
         if initial is None:
             return {}
-        seen = "an unknown number of" if self.images_before is None else f"{self.images_before:,}"
-        return {"initial weights": f"{markdown_code(initial)}, which had seen {seen} images"}
+        before = self.images_before
+        seen = "an unknown number of images" if before is None else counted(before, "image")
+        return {"initial weights": f"{markdown_code(initial)}, which had seen {seen}"}
 
     def card(self) -> Card:
         return Card(
             title="Unconditional diffusion U-Net",
             introduction="Pre-trained by difflens, without labels. "
-            f"{self.unet.num_parameters():,} parameters, averaged weights (EMA), float16.",
+            f"{counted(self.unet.num_parameters(), 'parameter')}, averaged weights (EMA), float16.",
             library="diffusers",
             tags=("unconditional-image-generation", "difflens"),
             samples="DDIM, 50 steps",

@@ -23,7 +23,7 @@ from difflens.configs.options import given
 from difflens.data.images import to_float
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.noise import seeded_noise
 from difflens.pretraining.export import Card, images_seen
 from difflens.pretraining.methods.base import PretrainingMethod
@@ -164,7 +164,7 @@ class Distillation(PretrainingMethod):
             title="U-Net without noise",
             introduction=f"Distilled by difflens from {self.config.backbone}, without labels: it reads clean "
             "images in one pass, and generates none. "
-            f"{self.student.unet.num_parameters():,} parameters, float16.",
+            f"{counted(self.student.unet.num_parameters(), 'parameter')}, float16.",
             library="difflens",
             tags=("image-feature-extraction", "difflens"),
         )
@@ -173,7 +173,7 @@ class Distillation(PretrainingMethod):
         adapters = sum(parameter.numel() for parameter in self.adapters.parameters())
         return {
             "blocks": ", ".join(map(str, self.blocks)),
-            "adapters": f"{adapters:,} parameters, not kept",
+            "adapters": f"{counted(adapters, 'parameter')}, not kept",
         }
 
 

@@ -5,7 +5,6 @@ import re
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +24,7 @@ from difflens.data.labels import label_fraction, label_list, limited, say_few
 from difflens.data.load import load_data
 from difflens.data.loader import epoch_order
 from difflens.data.split import ImageData, ImageSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing, named, plural
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import FeatureCache, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
@@ -39,6 +38,7 @@ from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.models.saved import TrainedModel
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import Level, in_words
+from difflens.reports.html import BACKBONE_REPORT, report_of, reports_of
 from difflens.reports.probe import probe_report
 from difflens.results.base import plain
 from difflens.results.probe import GridTrial, NeighbourTrial, ProbeResult
@@ -124,7 +124,10 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
         kept = store.manifest.images.get(whole.train.name)
         if kept is not None and kept < len(whole.train):
             config = replace(config, limit=kept)
-            note(f"{store.path} holds {kept:,} of {len(whole.train):,} training images, which are read")
+            note(
+                f"{store.path} holds {kept:,} of {counted(len(whole.train), 'training image')}, which are "
+                "read"
+            )
     train = limited(whole.train, config.limit, noise_seed)  # a store's images are drawn by its seed
     data = replace(whole, train=labelled(config, train, whole.classes))
     say_few(data.train, data.classes)
@@ -142,9 +145,9 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
         _check_store(store, config, whole, fingerprint, head.pool, extractor)
         if len(extractor.places) < len(store.blocks) * len(store.noise_steps):
             note(
-                f"{store.path}: blocks {listing(extractor.blocks)} at noise steps "
-                f"{listing(extractor.noise_steps)} are read, of blocks {listing(store.blocks)} at noise "
-                f"steps {listing(store.noise_steps)}; --blocks and --noise-steps choose others"
+                f"{store.path}: read are {named('block', extractor.blocks)} at "
+                f"{named('noise step', extractor.noise_steps)}, of {named('block', store.blocks)} at "
+                f"{named('noise step', store.noise_steps)}; --blocks and --noise-steps choose others"
             )
     kind = kind_of(data).model
     model = kind(
@@ -165,6 +168,7 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
     with opened.directory(identity) as run:
         if run.finished:
             return _finished(config, data, run)
+        run.track(config.log)
         return _Run(config, model, data, store, run, process).run_all()
 
 
@@ -284,7 +288,9 @@ def _check_store(
             f"its images were {manifest.preprocessing.side} pixels wide, not {extractor.backbone.image_size}"
         )
     if asked.draws not in (1, manifest.draws):
-        different.append(f"its maps are averages over {manifest.draws} draws, not over {asked.draws}")
+        different.append(
+            f"its maps are averages over {counted(manifest.draws, 'draw')}, not over {asked.draws}"
+        )
     kept = manifest.pool
     widths = {max(shape[1:]) for shape in extractor.shapes().values()}
     if kept and any(not _pools_alike(width, kept, side) for width in widths):
@@ -461,6 +467,8 @@ class _Run:
             "epochs": seed.epochs,
             "seed": seed.seed,
         }
+        scores = (*seed.SHARES, "ece", "nll")
+        run.trackers.results({f"test/{name}": getattr(seed, name, None) for name in scores})
         run.write("predictions.csv", kind.write(evaluation, data.test.ids))
         run.write_folder("model", self.model.save)
         result = ProbeResult(out=config.out, model=self.model, seeds=(seed,), evaluations=(evaluation,))
@@ -501,9 +509,11 @@ def _report(
         else "all"
     )
     found = changes(data.train, backbone.in_channels, backbone.image_size)
-    provenance = {
+    provenance: dict[str, object] = {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
-        "Places read": f"blocks {listing(extractor.blocks)} at noise steps "
+        **report_of(config.out, BACKBONE_REPORT, given(config.backbone)),
+        "Places read": f"{named('block', extractor.blocks)} at "
+        f"{plural('noise step', len(extractor.noise_steps))} "
         f"{in_words(backbone.process.by_noise(extractor.noise_steps))}, {model.extractor.name} extractor",
         **backbone.facts(),
         "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
@@ -515,7 +525,7 @@ def _report(
     summary = (
         f"{a(given(config.head)).capitalize()} head on the {model.extractor.name} features of "
         f"{config.backbone}, trained on "
-        f"{train_images:,} labelled images of {data.name}."
+        f"{counted(train_images, 'labelled image')} of {data.name}."
     )
     return probe_report(
         command=shown_command(config),
@@ -525,9 +535,12 @@ def _report(
         logs=logs,
         examples=examples,
         provenance=provenance,
-        beneath={
-            f"Seed {each.seed}": Path(f"seed-{each.seed}", "report.html")
-            for each in result.seeds
-            if len(result.seeds) > 1
-        },
+        beneath=reports_of(
+            config.out,
+            {
+                f"Seed {each.seed}": config.out / f"seed-{each.seed}"
+                for each in result.seeds
+                if len(result.seeds) > 1
+            },
+        ),
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from difflens.data.dense.base import IGNORED
 from difflens.data.dense.samples import Samples, resize, scaled_size, to_square
 from difflens.data.images import to_float
+from difflens.errors import counted
 from difflens.metrics.confusion import confusion_matrix
 from difflens.metrics.segmentation import SegmentationEvaluation
 from difflens.models.probe import DenseProbe
@@ -77,7 +78,7 @@ def class_probabilities(
 def require_probabilities(classes: int, height: int, width: int, sliding: Sliding) -> None:
     """Raise DiffLensError if the probabilities of `class_probabilities` do not fit into main memory."""
     copies = 1 + (sliding.flip or len(sliding.scales) > 1)
-    what = f"the probabilities of {classes} classes at {width} x {height} pixels"
+    what = f"the probabilities of {counted(classes, 'class')} at {width} x {height} pixels"
     require_memory(4 * copies * classes * height * width, what, "give a smaller picture")
 
 
