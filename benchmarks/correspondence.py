@@ -26,6 +26,7 @@ from torch import Tensor
 
 from difflens import Backbone, FrozenExtractor, load_backbone
 from difflens.backbones.maps import pool_to
+from difflens.data.dense.base import IGNORED
 from difflens.data.dense.masks import read_mask
 from difflens.data.files import find_images
 from difflens.data.images import read_image, stretch, to_float, with_channels
@@ -157,7 +158,7 @@ def frames(asked: argparse.Namespace, reader: Reader | None, place: tuple[int, f
                 predicted["true at the map's resolution"] = to_mask(own, values, mask.shape)
             for way in ways:
                 guess = torch.from_numpy(predicted[way].astype(np.int64)).clamp(max=len(classes) - 1)
-                counts[way] += confusion_matrix(guess, torch.from_numpy(mask), len(classes))
+                counts[way] += confusion_matrix(guess, torch.from_numpy(mask), len(classes), IGNORED)
         before = features, mask
     return {way: SegmentationEvaluation(each, classes).metrics()["miou"] for way, each in counts.items()}
 

@@ -87,7 +87,8 @@ def test_what_is_installed_alone_is_enough() -> None:
 
 def test_every_extra_is_imported() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
-    extras = {name: needs for name, needs in PROJECT["optional-dependencies"].items() if name != "dev"}
+    of_tests = ("dev", "slow")
+    extras = {name: needs for name, needs in PROJECT["optional-dependencies"].items() if name not in of_tests}
     for module in modules([need for needs in extras.values() for need in needs]):
         pattern = rf"^ *(import|from) {re.escape(INDIRECT.get(module, module))}\b"
         assert re.search(pattern, text, re.MULTILINE), module

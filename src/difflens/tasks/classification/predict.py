@@ -9,7 +9,7 @@ from difflens.data.images import to_float
 from difflens.data.loader import iterate
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError
-from difflens.models.saved import MODELS, MultiLabelModel, TrainedModel, model_task
+from difflens.models.saved import MultiLabelModel, TrainedModel, model_task
 from difflens.results.predict import ClassPredictResult, MultiLabelPrediction, Prediction, line_of
 from difflens.run.files import write_text
 from difflens.run.processes import accelerator
@@ -33,9 +33,9 @@ def predict_classes(config: PredictConfig, announce: Announce | None = None) -> 
             raise DiffLensError(f"{out} exists: name another file with --out")
         announce = None
     device = accelerator(config.device).device
-    model = MODELS[model_task(config.model)].load(config.model, config.backbone, device)
-    assert isinstance(model, TrainedModel)
-    kind = MultiLabelPrediction if isinstance(model, MultiLabelModel) else Prediction
+    several = model_task(config.model) == MultiLabelModel.task
+    model = (MultiLabelModel if several else TrainedModel).load(config.model, config.backbone, device)
+    kind = MultiLabelPrediction if several else Prediction
     threshold = {} if config.threshold is None else {"threshold": config.threshold}
     split = FileSplit("images", [str(path) for path in list_images(config.images)])
     backbone = model.probe.extractor.backbone
