@@ -189,7 +189,7 @@ def test_the_fingerprint_is_of_the_weights(backbone: Backbone, config: BackboneC
 
 def test_wrong_places_are_refused_with_what_there_is(backbone: Backbone) -> None:
     images, count = images_for(backbone), len(backbone.blocks)
-    with pytest.raises(DiffLensError, match=rf"no block {count + 1}: the backbone has {count} blocks"):
+    with pytest.raises(DiffLensError, match=rf"no block {count + 1}: the backbone has {count} block"):
         backbone.features(images, 0, [count + 1])
     with pytest.raises(DiffLensError, match="is outside the schedule"):
         backbone.check_noise_steps([backbone.process.bounds[1] + 1])

@@ -206,7 +206,7 @@ class Reader(NamedTuple):
     examples: int = 12
 
 
-DRAWS, TAKEN, BLOCK, PIXELS = "over 1 draws", "already holds a run", "no block 99", "does not generate"
+DRAWS, TAKEN, BLOCK, PIXELS = "over 1 draw,", "already holds a run", "no block 99", "does not generate"
 READERS = (
     Reader("probe/model/config.json", "predict", predict("probe")),
     Reader("probe/model/config.json", "report", report("probe"), PIXELS),

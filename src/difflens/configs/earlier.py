@@ -28,6 +28,7 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     if command in ("segment", "detect"):
         record.setdefault("exif", "apply")
         record.setdefault("mix", False)
+        record.setdefault("accumulate", 1)
     if command in ("probe", "sweep"):
         record.setdefault("normalise", "none")
     if command == "sweep":
