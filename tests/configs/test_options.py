@@ -187,6 +187,7 @@ def test_records_of_version_0_1() -> None:
         "warmup_steps": 3,
         "exif": "apply",
         "mix": False,
+        "accumulate": 1,
     }
     assert upgraded({"command": "rivals", "label_fraction": [0.1]}) == {
         "command": "compare",
