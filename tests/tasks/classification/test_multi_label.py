@@ -32,11 +32,10 @@ from difflens import (
 )
 from difflens.data.images import to_float
 from difflens.models.saved import MultiLabelModel, TrainedModel
-from difflens.run.directory import RunDirectory
-from difflens.tasks.classification import train as classification
 from tests.helpers.cli import run
 from tests.helpers.html import Document
 from tests.helpers.multi_label import make_bands
+from tests.helpers.stopped import stop_after_two_checkpoints
 from tests.tasks.classification.test_probe import config
 
 
@@ -183,19 +182,7 @@ def test_resuming_ends_as_an_uninterrupted_run(
     whole = config(tmp_path / "whole", backbone_folder, bands, head=head, width=16, epochs=4)
     expected = probe(whole)
     stopped = replace(whole, out=tmp_path / "stopped")
-    save, saved = RunDirectory.save_checkpoint, []
-
-    def stop_after_two(self: RunDirectory, state: dict) -> None:
-        save(self, state)
-        saved.append(state["epoch"])
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(classification, "_CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(RunDirectory, "save_checkpoint", stop_after_two)
-    with pytest.raises(KeyboardInterrupt):
-        probe(stopped)
-    monkeypatch.undo()
+    stop_after_two_checkpoints(stopped, monkeypatch)
     result = probe(replace(stopped, resume=True))
     for name, value in expected.model.probe.own_state().items():
         assert torch.equal(value, result.model.probe.own_state()[name]), name

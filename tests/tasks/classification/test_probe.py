@@ -18,11 +18,10 @@ from difflens.data.labels import limited
 from difflens.metrics.calibration import expected_calibration_error
 from difflens.metrics.classification import Evaluation, paired_difference
 from difflens.metrics.statistics import wilson
-from difflens.run.directory import RunDirectory
 from difflens.tasks.classification import probe as probing
-from difflens.tasks.classification import train as classification
 from tests.helpers.browser import open_in_browser
 from tests.helpers.cli import run as cli
+from tests.helpers.stopped import stop_after_two_checkpoints
 
 
 def config(out: Path, folder: Path, images: Path, /, **changes: object) -> ProbeConfig:
@@ -110,19 +109,7 @@ def test_resuming_ends_as_an_uninterrupted_run(
     )
     expected = probe(whole)
     stopped = replace(whole, out=tmp_path / "stopped")
-    save, saved = RunDirectory.save_checkpoint, []
-
-    def stop_after_two(self: object, state: dict) -> None:
-        save(self, state)
-        saved.append(state["epoch"])
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(classification, "_CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(RunDirectory, "save_checkpoint", stop_after_two)
-    with pytest.raises(KeyboardInterrupt):
-        probe(stopped)
-    monkeypatch.undo()
+    stop_after_two_checkpoints(stopped, monkeypatch)
     assert not (stopped.out / "metrics.json").exists()
     result = probe(replace(stopped, resume=True))
     for name, value in expected.model.probe.own_state().items():
