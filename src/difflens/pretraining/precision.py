@@ -12,6 +12,7 @@ from difflens.backbones.unet import UNetBackbone
 from difflens.choices import TrainingPrecision
 from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
+from difflens.pretraining.gradients import attends_explicitly, attention_kernel
 from difflens.pretraining.networks import unet_config
 from difflens.processes.schedulers import process_of
 from difflens.run.console import note
@@ -20,8 +21,8 @@ from difflens.run.directory import CONFIG, read_record
 _SECONDS = 1.6
 # below this factor, float32's digits are worth more
 _WORTH = 1.1
-# as many pixels as 16 images of side 32
-_PIXELS = 16 * 32**2
+# as many pixels as 32 images of side 32
+_PIXELS = 32 * 32**2
 
 
 def choose_precision(config: PretrainConfig, process: Accelerator) -> TrainingPrecision:
@@ -70,7 +71,9 @@ def _measured(config: PretrainConfig) -> TrainingPrecision:
     def step(dtype: torch.dtype) -> float:
         began = time.perf_counter()
         cast = {name: weight.to(dtype) for name, weight in unet.named_parameters()}
-        torch.func.functional_call(unet, cast, (x_t.to(dtype), t)).sample.float().square().mean().backward()
+        with attention_kernel(attends_explicitly(unet, dtype)):
+            output = torch.func.functional_call(unet, cast, (x_t.to(dtype), t)).sample
+            output.float().square().mean().backward()
         unet.zero_grad()
         return time.perf_counter() - began
 
