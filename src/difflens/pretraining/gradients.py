@@ -109,7 +109,7 @@ def attends_explicitly(unet: UNet2DModel, dtype: torch.dtype) -> bool:
 
 
 def attention_kernel(explicit: bool) -> AbstractContextManager[None]:
-    """Return the context in which attention is computed: by explicit matrix products, or as PyTorch chooses."""
+    """Return the context that computes attention by explicit matrix products, or as PyTorch chooses."""
     return sdpa_kernel(SDPBackend.MATH) if explicit else nullcontext()
 
 
