@@ -36,6 +36,7 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_features_inside_other_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`datasets.map` and an actor of a local Ray give the vectors of `extract` to the last bit."""
+    pytest.importorskip("ray", reason="`make slow` installs Ray")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
+import difflens.backbones.load as loading
 from difflens import (
     CompareConfig,
     DiffLensError,
@@ -118,8 +119,11 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
 
 
 def test_what_generates_is_measured_in_one_feature_space(
-    backbone_folder: Path, image_tree: Path, tmp_path: Path
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    loaded = []
+    real = loading.load_backbone
+    monkeypatch.setattr(loading, "load_backbone", lambda spec, **k: (loaded.append(spec), real(spec, **k))[1])
     untrained = f"random:{backbone_folder}"
     gan, trained = tmp_path / "bigan", bigan()
     gan.mkdir()
@@ -136,6 +140,7 @@ def test_what_generates_is_measured_in_one_feature_space(
         features="pixels:3x16",
     )
     first, pixels, noise, second = compare(run).backbones
+    assert sorted(loaded) == sorted(run.backbones)  # each is read from its files once
     assert second.frechet
     assert second.parameters == sum(each.numel() for each in trained.network.parameters())
     assert pixels.frechet is None

@@ -1,5 +1,9 @@
 """The configuration of a backbone: its name and the options that loading it takes."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -106,8 +110,32 @@ class BackboneConfig:
         return {name: value for name, value in values.items() if name in always or value != usual[name]}
 
     def load(self, device: "torch.device | str" = "cpu") -> "Backbone":
-        """Load the backbone on a device; arguments and errors as in `load_backbone`."""
+        """Load the backbone on a device; arguments and errors as in `load_backbone`.
+
+        Inside `read_once`, files are read at the first call, and each call returns a copy of its own.
+        """
+        loaded = _LOADED.get()
+        if loaded is None:
+            return self._read(device)
+        if self not in loaded:
+            loaded[self] = self._read("cpu")
+        return copy.deepcopy(loaded[self]).to(device)
+
+    def _read(self, device: "torch.device | str") -> "Backbone":
         from difflens.backbones.load import load_backbone
 
         values = {name: value for name, value in asdict(self).items() if name != "spec"}
         return load_backbone(self.spec, **values, device=device)
+
+
+_LOADED: ContextVar[dict[BackboneConfig, "Backbone"] | None] = ContextVar("loaded", default=None)
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Within this context, read the files of each backbone once and keep its weights in main memory."""
+    token = _LOADED.set({})
+    try:
+        yield
+    finally:
+        _LOADED.reset(token)

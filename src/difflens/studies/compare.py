@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from difflens.backbones.base import Backbone, DiffusionBackbone
 from difflens.backbones.bigan import BiGANBackbone
+from difflens.backbones.config import read_once
 from difflens.backbones.maps import Place
 from difflens.choices import SamplerName
 from difflens.configs.command_line import shown_command
@@ -82,7 +83,11 @@ def compare(config: CompareConfig, announce: Callable[[str], object] = lambda li
         DiffLensError: an option is out of range, the data has too few labels, or data or a backbone cannot be
             loaded. Most errors are raised before anything is written.
     """
-    config = resolve(config)
+    with read_once():
+        return _compare(resolve(config), announce)
+
+
+def _compare(config: CompareConfig, announce: Callable[[str], object]) -> CompareResult:
     data = one_label(load_data(config.data, val_fraction=config.val_fraction), "compare")
     for trial in config.trials:
         _check_labels(config, data, trial)  # before hours of other trials
