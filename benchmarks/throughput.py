@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from difflens import (
@@ -45,12 +47,15 @@ from difflens import (
 )
 from difflens.backbones.maps import pool_to
 from difflens.backbones.unet import UNetBackbone
-from difflens.choices import Augmentation
+from difflens.choices import Augmentation, Precision
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.images import to_float
 from difflens.data.split import FileSplit, ImageSplit
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import FeatureCache, Reading
+from difflens.pretraining.gradients import Gradients
+from difflens.pretraining.loss import DiffusionLoss
+from difflens.pretraining.networks import unet_config
 from difflens.pretraining.pretrain import pretrain
 from difflens.processes.schedulers import process_of
 from difflens.run.processes import accelerator
@@ -69,7 +74,7 @@ Option = Literal[
     "cache",
 ]
 Group = Literal[
-    "extraction", "linear", "attention", "difformer", "diffeed", "sampling", "pretraining", "data"
+    "extraction", "linear", "attention", "difformer", "diffeed", "sampling", "pretraining", "pretrain", "data"
 ]
 
 # The architecture of OpenAI's 256x256_diffusion_uncond.pt.
@@ -113,6 +118,7 @@ class Config:
         "diffeed",
         "sampling",
         "pretraining",
+        "pretrain",
         "data",
     )
     """The groups of rows to measure."""
@@ -138,6 +144,7 @@ class Row:
         gain: predicted speed over the row above; None: by counted operations.
         over: the row that it is compared with, if not the one above.
         maps: the features that it reads, to be compared with float32, if that is what it does.
+        products: does the matrix products of the step alone, for the steps that are compared with them.
     """
 
     group: str
@@ -149,6 +156,7 @@ class Row:
     count: Callable[[], Any] | None = None
     maps: Callable[[], dict[Any, Tensor]] | None = None
     compiles: bool = False
+    products: Callable[[], Any] | None = None
     over: str | None = None
     seconds: list[float] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
@@ -344,7 +352,9 @@ class Bench:
             rows = torch.arange(len(images))
             step = stepper(probe, lambda: probe.head(cache.batch(rows, self.device)), labels)
             count = len(images) * len(steps)
-            yield self.row(head, CACHED, step, count, None, None, probe.head)
+            row = self.row(head, CACHED, step, count, None, None, probe.head)
+            row.products = products_of(step)
+            yield row
 
     def head(self, name: Any, extractor: Extractor) -> nn.Module:
         pool = None if name == "linear" else self.defaults.token_side
@@ -373,6 +383,25 @@ class Bench:
             head.train()
             step = stepper(probe, lambda probe=probe: probe(images, index, 1), labels, head)
             yield self.row("diffeed", name, step, len(images), gain, extractor, head)
+
+    def pretraining(self) -> Iterator[Row]:
+        """Gradients of the network of `photos-32`, as `difflens pretrain` computes them."""
+        count = self.batch_size * 2
+        network = unet_config("photos-32")
+        side, channels = network["sample_size"], network["in_channels"]
+        images = torch.randint(0, 256, (count, channels, side, side)).to(self.device, torch.uint8)
+        index, t = (torch.arange(count, device=self.device) for _ in range(2))
+        draw = torch.zeros((), dtype=torch.long, device=self.device)
+        process = accelerator(self.config.device)
+        precisions: list[tuple[str, Precision]] = [("float32, eager", "float32")]
+        if "bfloat16" not in self.config.without:
+            precisions.append(("bfloat16, float32 weights", "bfloat16"))
+        for name, precision in precisions:
+            unet = UNet2DModel(**network).to(self.device)
+            loss = DiffusionLoss(process_of({}), device=self.device)
+            gradients = Gradients(unet, loss, process, precision)
+            step = partial(gradients, images, index, t, draw)
+            yield Row("pretraining", name, step, count, size_of(unet), 2.0)
 
     def sampling(self) -> Iterator[Row]:
         images, _, _ = self.images(self.batch_size)
@@ -432,6 +461,36 @@ def stepper(
     return step
 
 
+class Products(TorchDispatchMode):
+    """Notes the matrix products, convolutions and fused attention that run inside it."""
+
+    NAMES = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        if name in self.NAMES or name.startswith("_scaled_dot_product"):
+            self.calls.append(partial(func, *args, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def products_of(step: Callable[[], Any]) -> Callable[[], None]:
+    """What repeats the matrix products of `step`, forward and backward, on the same operands, and nothing
+    else."""
+    with Products() as products:
+        step()
+
+    def run() -> None:
+        with torch.no_grad():
+            for call in products.calls:
+                call()
+
+    return run
+
+
 def cached(
     extractor: Extractor, images: Tensor, index: Tensor, side: int | None, labels: Tensor
 ) -> FeatureCache:
@@ -475,10 +534,13 @@ def measure(rows: list[Row], config: Config, device: torch.device, reference: di
             "compile_seconds": round(first - second, 1) if row.compiles else None,
             "relative_error": difference(row.maps(), reference) if row.maps else None,
         }
+    alone: dict[str, list[float]] = {row.name: [] for row in rows if row.products}
     for _ in range(config.repetitions):
         product_seconds.append(synchronised(product, device))
         for row in rows:
             row.seconds.append(synchronised(row.step, device, times[row.name]))
+            if row.products:
+                alone[row.name].append(synchronised(row.products, device, times[row.name]))
     matrix = product_operations / statistics.median(product_seconds)
     named = {row.name: row for row in rows}
     for row, before in zip(rows, [None, *rows], strict=False):
@@ -493,6 +555,8 @@ def measure(rows: list[Row], config: Config, device: torch.device, reference: di
             "matrix_share": rate * flops / matrix,
             "matrix_tflops": matrix / 1e12,
         }
+        if row.products:
+            row.result["over_products"] = statistics.median(row.seconds) / statistics.median(alone[row.name])
         row.result["over_released"] = rate / rows[0].result["images_per_second"]
         if above is not None:
             counted = above.result["operations_per_image"] / flops if flops else None
@@ -663,6 +727,7 @@ def shown(rows: list[dict[str, Any]]) -> Table:
         "peak GB",
         "compile s",
         "error",
+        "x products",
     )
     group = None
     for row in rows:
@@ -685,6 +750,7 @@ def shown(rows: list[dict[str, Any]]) -> Table:
             "" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 1e9:.3f}",
             text("compile_seconds", "{:.0f}"),
             text("relative_error", "{:.1e}"),
+            text("over_products", "{:.2f}"),
         )
     return table
 
@@ -705,6 +771,7 @@ def main(config: Config) -> None:
         "difformer": lambda: bench.training("difformer"),
         "diffeed": bench.diffeed,
         "sampling": bench.sampling,
+        "pretraining": bench.pretraining,
     }
     results: list[dict[str, Any]] = []
     for group, make in makers.items():
@@ -716,9 +783,9 @@ def main(config: Config) -> None:
         results += [row.result for row in rows]
         bench.networks.clear()
         console.print(shown([row.result for row in rows]))
-    if "pretraining" in config.groups:
-        name = "pretraining: difflens pretrain, fashion-32"
-        results.append({"group": "pretraining", "name": name, "images_per_second": pretraining_rate(config)})
+    if "pretrain" in config.groups:
+        name = "pretrain: difflens pretrain, fashion-32"
+        results.append({"group": "pretrain", "name": name, "images_per_second": pretraining_rate(config)})
     data = list(waiting(bench)) if "data" in config.groups else []
     hardware = torch.cuda.get_device_name() if bench.cuda else f"CPU, {torch.get_num_threads()} threads"
     console.print(shown(results))
