@@ -371,7 +371,12 @@ class Bench:
         if self.cuda:
             ladder += self.hardware_steps()
         ladder += [("checkpoint", "+ checkpointing (for memory)", None)]
-        for options, name, gain in self.ladder(*ladder):
+        rungs = list(self.ladder(*ladder))
+        if not self.cuda and "bfloat16" not in self.config.without:
+            shared = {"stop", "gradient", "shared"} - set(self.config.without)
+            half = frozenset({*shared, "bfloat16"})
+            rungs.append((half, "shared, with --precision bfloat16", 2.0))  # type: ignore[arg-type]
+        for options, name, gain in rungs:
             network = self.network(options, trained="gradient" not in options)
             kind: type[FeedbackExtractor] = TwoWholePasses
             if "stop" in options:
@@ -382,7 +387,10 @@ class Bench:
             head = nn.ModuleList([probe.head, extractor.feedback])
             head.train()
             step = stepper(probe, lambda probe=probe: probe(images, index, 1), labels, head)
-            yield self.row("diffeed", name, step, len(images), gain, extractor, head)
+            row = self.row("diffeed", name, step, len(images), gain, extractor, head)
+            if name == rungs[-1][1] and not self.cuda and "bfloat16" in options:
+                row.over = "+ early blocks shared by both passes"
+            yield row
 
     def pretraining(self) -> Iterator[Row]:
         """Gradients of the network of `photos-32`, as `difflens pretrain` computes them."""

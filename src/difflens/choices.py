@@ -5,6 +5,7 @@ from typing import Literal
 ExtractorName = Literal["frozen", "feedback", "finetuned"]
 SamplerName = Literal["ddpm", "ddim", "dpm-solver", "own"]
 Precision = Literal["float32", "bfloat16", "float16"]
+MeasuredPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 TrainingPrecision = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleKind = Literal["cosine", "step", "poly", "constant"]

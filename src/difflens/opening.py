@@ -4,20 +4,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast, get_args
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from difflens.backbones.base import Backbone
 from difflens.backbones.config import CONDITION_FILE, BackboneConfig
 from difflens.backbones.load import BUNDLED, bundled_for
 from difflens.backbones.text import save_condition
+from difflens.choices import Precision
 from difflens.configs.earlier import upgraded
-from difflens.configs.options import Options, changeable, changeable_values, recorded
+from difflens.configs.options import Options, PrecisionOptions, changeable, changeable_values, recorded
 from difflens.data.changes import channels_of, say_changes
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError
+from difflens.extractors.precision import measured_precision
 from difflens.reports.html import BACKBONE_REPORT, report_of
 from difflens.run.console import note
 from difflens.run.directory import CONFIG, RunDirectory, read_record
@@ -145,13 +148,31 @@ def bundled_backbone(channels: int) -> str:
 
 
 def with_backbone(config: C, images: ImageSplit | None) -> C:
-    """Return `config` with the bundled backbone for `images`, where --backbone is left out; for no images,
-    with the one for grey images."""
+    """Return `config` with what it leaves open of the backbone.
+
+    Without --backbone it is the bundled one for `images`; for no images, the one for grey images.
+    `--precision auto` becomes that of the resumed run, or else what is measured.
+    """
     options: Any = config
-    if options.backbone is not None:
-        return config
-    channels = channels_of(images) if images is not None and len(images) else 1
-    return replace(options, backbone=bundled_backbone(channels))
+    if options.backbone is None:
+        channels = channels_of(images) if images is not None and len(images) else 1
+        options = replace(options, backbone=bundled_backbone(channels))
+    if isinstance(options, PrecisionOptions) and options.precision == "auto":
+        options = replace(options, precision=_decided_precision(options))
+    return cast(C, options)
+
+
+def _decided_precision(options: Any) -> Precision:
+    kept = options.out / CONFIG
+    if getattr(options, "resume", None) and kept.exists():
+        stored = read_record(options.out).get("precision")
+        if stored in get_args(Precision):
+            return cast(Precision, stored)
+    process = accelerator(options.device)
+    backbone = BackboneConfig.of(options, options.backbone).load()
+    decided: list[Precision] = [measured_precision(backbone.to(process.device))]
+    broadcast_object_list(decided)  # processes agree on what the first one measured
+    return decided[0]
 
 
 def open_run(

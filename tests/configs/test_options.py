@@ -42,7 +42,7 @@ def pretrain(**options: Any) -> PretrainConfig:
         (probe(seed=-1), "seed is -1"),
         (segment(step_at=(0.5, 1.5), lr_schedule="step"), "step-at is 1.5"),
         (segment(scale=(0.01, 1.0)), "scale is 0.01"),
-        (probe(precision="float8"), "no precision 'float8'; there are float32, bfloat16, float16"),
+        (probe(precision="float8"), "no precision 'float8'; there are auto, float32, bfloat16, float16"),
         (pretrain(method="gan"), "no method 'gan'; there are diffusion"),
         (pretrain(preset="huge"), "no preset 'huge'; there are tiny"),
     ],

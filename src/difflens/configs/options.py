@@ -20,6 +20,7 @@ from difflens.choices import (
     AttentionOrder,
     ExtractorName,
     FamilyName,
+    MeasuredPrecision,
     OnBadImage,
     OptimizerName,
     Precision,
@@ -381,9 +382,15 @@ class BackboneOptions(CheckpointOptions):
 class PrecisionOptions(Options):
     """The backbone's arithmetic."""
 
-    precision: Precision = "float32"
-    """Floating-point format of the frozen backbone: float32, bfloat16 or float16. Heads are always trained in
-    float32."""
+    precision: MeasuredPrecision = "float32"
+    """Floating-point format of the frozen backbone: float32, bfloat16 or float16. auto takes two seconds to
+    measure whether bfloat16 is faster on this machine. Heads are always trained in float32."""
+
+    @property
+    def decided_precision(self) -> Precision:
+        """The format; `difflens.opening.with_backbone` has decided it where it was auto."""
+        assert self.precision != "auto", "decided when the backbone is"
+        return self.precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ def generate(config: GenerateConfig) -> GenerateResult:
     opened.config = config
     if process.device.type == "cpu":
         backbone.require_memory(given(config.batch_size))
-    backbone.convert(getattr(torch, config.precision))
+    backbone.convert(getattr(torch, config.decided_precision))
     with opened.directory({"sampler": sampler.name}) as run:
         return _Generation(config, sampler, run, process).run_all()
 

@@ -1,6 +1,6 @@
 """The floating-point format of a pre-training that leaves it open: bfloat16 where it is faster."""
 
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from difflens.pretraining.networks import unet_config
 from difflens.processes.schedulers import process_of
 from difflens.run.console import note
 from difflens.run.directory import CONFIG, read_record
+from difflens.run.measuring import fastest_of_each
 
 _SECONDS = 1.6
 # below this factor, float32's digits are worth more
@@ -54,8 +55,7 @@ def _kept(out: Path) -> TrainingPrecision:
 def _measured(config: PretrainConfig) -> TrainingPrecision:
     """Return the format in which a training step of the network takes less time on this CPU, and say so.
 
-    Steps in both formats take turns for about two seconds. The fastest of each counts, so that other work on
-    the machine weighs little.
+    Steps in both formats take turns for about two seconds.
     """
     network = unet_config(
         presets.PRETRAIN[config.preset]["unet"], given(config.learned_variance), config.image_size
@@ -68,24 +68,16 @@ def _measured(config: PretrainConfig) -> TrainingPrecision:
         unet.requires_grad_(True)
         x_t, t = torch.randn(count, channels, side, side), torch.zeros(count, dtype=torch.long)
 
-    def step(dtype: torch.dtype) -> float:
-        began = time.perf_counter()
+    def step(dtype: torch.dtype) -> None:
         cast = {name: weight.to(dtype) for name, weight in unet.named_parameters()}
         with attention_kernel(attends_explicitly(unet, dtype)):
             output = torch.func.functional_call(unet, cast, (x_t.to(dtype), t)).sample
             output.float().square().mean().backward()
         unet.zero_grad()
-        return time.perf_counter() - began
 
     formats = (torch.float32, torch.bfloat16)
-    for dtype in formats:  # libraries choose their algorithms in the first step
-        step(dtype)
-    fastest = dict.fromkeys(formats, float("inf"))
-    end = time.perf_counter() + _SECONDS
-    while time.perf_counter() < end or fastest[torch.bfloat16] == float("inf"):
-        for dtype in formats:
-            fastest[dtype] = min(fastest[dtype], step(dtype))
-    factor = fastest[torch.float32] / fastest[torch.bfloat16]
+    seconds = fastest_of_each({dtype: partial(step, dtype) for dtype in formats}, _SECONDS)
+    factor = seconds[torch.float32] / seconds[torch.bfloat16]
     chosen: TrainingPrecision = "bfloat16" if factor > _WORTH else "float32"
     note(
         f"precision: {chosen}, since bfloat16 is {factor:.2f} times as fast as float32 on this CPU (measured)"

@@ -109,7 +109,9 @@ class _Comparison:
 
     def _extractor(self, backbone: Backbone, blocks: Sequence[int], t: Level) -> Extractor:
         config = self.config
-        places = ExtractorConfig("frozen", tuple(blocks), (t,), config.seed, precision=config.precision)
+        places = ExtractorConfig(
+            "frozen", tuple(blocks), (t,), config.seed, precision=config.decided_precision
+        )
         return places.build(backbone).to(self.process.device)
 
     def of(self, t: Level, side: int | None = None) -> list[Representation]:

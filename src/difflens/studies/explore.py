@@ -153,7 +153,7 @@ def _read(
     """Return maps of at most `cells` positions a side, (N, C, H, W) float32 by block, and the rows of the
     images that could be read."""
     extractor = ExtractorConfig(
-        "frozen", blocks, (t,), config.seed, precision=config.precision, draws=config.draws
+        "frozen", blocks, (t,), config.seed, precision=config.decided_precision, draws=config.draws
     ).build(backbone)
     parts: list[dict[int, Tensor]] = []
     rows: list[int] = []

@@ -86,7 +86,7 @@ def extract(
         config.blocks or backbone.defaults.fusion_blocks,
         config.noise_steps or backbone.defaults.fusion_noise_steps,
         config.seed,
-        precision=config.precision,
+        precision=config.decided_precision,
         draws=config.draws,
     )
     extractor = places.build(backbone)
@@ -109,7 +109,7 @@ def extract(
             "pool": config.pool,
             "backbone": {
                 **opened.backbone_config.stored(),
-                "precision": config.precision,
+                "precision": config.decided_precision,
                 "fingerprint": opened.fingerprints["backbone_fingerprint"],
             },
             "preprocessing": preprocessing(backbone),

@@ -66,7 +66,7 @@ class Matcher:
         config: MatchConfig = opened.config
         backbone = opened.backbone.to(opened.process.device)
         self.config = config
-        self.reader = WholePictures(backbone, config, config.precision, config.seed)
+        self.reader = WholePictures(backbone, config, config.decided_precision, config.seed)
         self.resolution = max(_FINEST, self.reader.side)
 
     def find(self, source: Tensor, target: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -267,7 +267,7 @@ class Measurement:
 
     def _extractor(self, t: Level, blocks: tuple[int, ...]) -> Extractor:
         config = self.config
-        places = ExtractorConfig("frozen", blocks, (t,), config.seed, precision=config.precision)
+        places = ExtractorConfig("frozen", blocks, (t,), config.seed, precision=config.decided_precision)
         return places.build(self.backbone)
 
 

@@ -22,7 +22,7 @@ from difflens.configs.dense import DenseConfig
 from difflens.configs.detect import DetectConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.generate import GenerateConfig
-from difflens.configs.options import Options, given, resolve
+from difflens.configs.options import Options, PrecisionOptions, given, resolve
 from difflens.configs.pretrain import PretrainConfig
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.segment import SegmentConfig
@@ -49,6 +49,7 @@ from difflens.pretraining.networks import unet_config
 from difflens.processes.base import in_words
 from difflens.processes.schedulers import process_of
 from difflens.results.plan import PlanResult
+from difflens.run.console import note
 from difflens.run.counting import Cost, cost_of_images
 from difflens.tasks.classification.kinds import check_labels
 from difflens.tasks.classification.probe import epochs_of, labelled, places_and_head, with_store
@@ -81,6 +82,9 @@ def plan(config: Options) -> PlanResult:
     for kind, planner in _PLANNERS.items():
         if isinstance(config, kind):
             options: Any = with_store(config) if isinstance(config, ProbeConfig) else config
+            if isinstance(config, PrecisionOptions) and config.precision == "auto":
+                note("precision: planned for float32, since auto is measured when the run begins")
+                options = replace(options, precision="float32")
             return planner(resolve(replace(options, dry_run=False)))
     raise DiffLensError(f"{config.command} has no dry run")
 
@@ -123,7 +127,7 @@ def _plan_probe(config: ProbeConfig) -> PlanResult:
     trained = sum(each.numel() for each in _trainable(head, extractor)) if trains else 0
     return PlanResult(
         command="probe",
-        backbone=_described(backbone, config.precision),
+        backbone=_described(backbone, config.decided_precision),
         images={"train": train, "test": test},
         data=data.source,
         reads=_places(extractor, extractor_config.name, head_config.name),
@@ -133,7 +137,7 @@ def _plan_probe(config: ProbeConfig) -> PlanResult:
         memory=memory,
         stored=stored,
         operations={name: config.seeds * count for name, count in operations.items()},
-        precision=config.precision,
+        precision=config.decided_precision,
     )
 
 
@@ -165,7 +169,7 @@ def _plan_dense(config: DenseConfig) -> PlanResult:
     )
     return PlanResult(
         command=config.command,
-        backbone=_described(backbone, config.precision),
+        backbone=_described(backbone, config.decided_precision),
         images={"train": data.train, "validation": data.test},
         data=data.source,
         reads=f"{_places(extractor, made.extractor.name, name)}, squares of {made.side} pixels",
@@ -184,7 +188,7 @@ def _plan_dense(config: DenseConfig) -> PlanResult:
             "head": iterations * config.accumulate * cost.operations,
             "evaluation": windows * read.evaluation.operations,
         },
-        precision=config.precision,
+        precision=config.decided_precision,
     )
 
 
@@ -240,21 +244,21 @@ def _plan_cka(config: CkaConfig) -> PlanResult:
     for each, blocks, levels in sources:
         network = _loaded(each)
         read = blocks or tuple(block.index for block in network.blocks)
-        places = ExtractorConfig("frozen", read, levels, config.seed, precision=config.precision)
+        places = ExtractorConfig("frozen", read, levels, config.seed, precision=config.decided_precision)
         cost = _reading_cost(each, places, network.image_size, READ_BATCH).evaluation
         operations[each.spec] = images * cost.operations
         peak = max(peak, cost.peak)
         reads.append(f"{each.spec}: {counted(len(read), 'block')} at t = {listing(levels)}")
     return PlanResult(
         command="cka",
-        backbone=_described(backbone, config.precision),
+        backbone=_described(backbone, config.decided_precision),
         images={"train": images},
         data=data.source,
         reads="; ".join(reads),
         memory={"weights": _bytes(backbone), "activations of the backbone": peak},
         stored={},
         operations=operations,
-        precision=config.precision,
+        precision=config.decided_precision,
     )
 
 
@@ -262,7 +266,7 @@ def _plan_generate(config: GenerateConfig) -> PlanResult:
     _, backbone = _backbone(config, 1)
     sampler = make_sampler(backbone, config.sampler, config.steps, config.eta, config.seed)
     assert isinstance(backbone, DiffusionBackbone)
-    backbone.convert(getattr(torch, config.precision))
+    backbone.convert(getattr(torch, config.decided_precision))
     batch = config.batch_size or max(1, min(64, 64 * 32 // backbone.image_size))
 
     def call(count: int) -> None:
@@ -273,14 +277,14 @@ def _plan_generate(config: GenerateConfig) -> PlanResult:
     cost = cost_of_images(call, batch, trains=False)
     return PlanResult(
         command="generate",
-        backbone=_described(backbone, config.precision),
+        backbone=_described(backbone, config.decided_precision),
         images={"generated": config.n},
         data="by the seed",
         reads=f"{sampler.name}, {counted(sampler.steps, 'step')}, batch {batch}",
         memory={"weights": _bytes(backbone), "activations of the backbone": cost.peak},
         stored={},
         operations={"sampling": math.ceil(config.n / batch) * sampler.calls * cost.operations},
-        precision=config.precision,
+        precision=config.decided_precision,
     )
 
 

@@ -44,7 +44,7 @@ def propagate(config: PropagateConfig) -> PropagateResult:
     config = with_backbone(config, first)
     opened = open_run(config, data, one_process="")
     backbone = opened.backbone.to(opened.process.device)
-    reader = WholePictures(backbone, config, config.precision, config.seed)
+    reader = WholePictures(backbone, config, config.decided_precision, config.seed)
     say_changes(first, given(config.backbone), backbone.in_channels, reader.side)
     with opened.directory() as run:
         return _write(opened, reader, run)

@@ -120,7 +120,7 @@ class _Study:
     def _read(self, t: Level, draw: int, latents: Latents | None) -> tuple[list[Tensor], Tensor]:
         """Return pooled features, (N, D) of each block, and their shares of high frequencies, (B, N)."""
         config, places = self.config, [(block, t) for block in self.blocks]
-        where = ExtractorConfig("frozen", self.blocks, (t,), config.seed, precision=config.precision)
+        where = ExtractorConfig("frozen", self.blocks, (t,), config.seed, precision=config.decided_precision)
         extractor = where.build(self.backbone).to(self.opened.process.device)
         rows = torch.arange(len(self.split))
         features, shares = [], []

@@ -42,7 +42,6 @@ def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: 
     if len(data.classes) < 2:
         raise DiffLensError(f"a sweep needs at least two classes, and {data.name} has {len(data.classes)}")
     config = with_backbone(config, data.train)
-    config = with_backbone(config, data.train)
     opened = open_run(config, data, one_process="; `difflens extract` runs in several")
     backbone = opened.backbone
     blocks = backbone.check_blocks(config.blocks or [block.index for block in backbone.blocks])

@@ -61,7 +61,7 @@ def extract_vectors(
         config.blocks or (backbone.defaults.block,),
         config.noise_steps or (backbone.defaults.noise_step,),
         config.seed,
-        precision=config.precision,
+        precision=config.decided_precision,
         draws=config.draws,
     ).build(backbone)
     size = sum(shape[0] for shape in extractor.shapes().values())
@@ -94,7 +94,7 @@ def extract_vectors(
         "draws": config.draws,
         "backbone": {
             **opened.backbone_config.stored(),
-            "precision": config.precision,
+            "precision": config.decided_precision,
             "fingerprint": opened.fingerprints["backbone_fingerprint"],
         },
         "preprocessing": preprocessing(backbone),

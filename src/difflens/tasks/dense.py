@@ -104,7 +104,7 @@ def make_plan(config: DenseConfig, backbone: Backbone) -> Plan:
         config.seed,
         config.feedback_blocks,
         config.from_block,
-        config.precision,
+        config.decided_precision,
         checkpoint=config.checkpoint_activations,
     )
     side = config.side or backbone.image_size

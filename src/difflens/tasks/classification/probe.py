@@ -100,6 +100,8 @@ def with_store(config: ProbeConfig) -> ProbeConfig:
         for name, levels in (("blocks", store.blocks), ("noise_steps", store.noise_steps)):
             if config.chosen(name) is None:
                 changes[name] = levels
+    if config.precision == "auto":
+        changes["precision"] = stored.precision
     if said:
         note(f"{store.path} was read from: {', '.join(said)}")
     return replace(config, **changes)
@@ -236,7 +238,7 @@ def places_and_head(
         seed,
         config.feedback_blocks,
         config.from_block,
-        config.precision,
+        config.decided_precision,
         draws,
         config.checkpoint_activations,
     )
