@@ -23,6 +23,7 @@ from difflens.backbones.pixels import PixelBackbone
 from difflens.backbones.plausible import warn_if_implausible
 from difflens.backbones.pretrained import check_size, read_json
 from difflens.backbones.runs import backbone_beneath, network_folder
+from difflens.backbones.self_condition import SELF_CONDITION
 from difflens.backbones.timm import TimmBackbone
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
@@ -48,11 +49,14 @@ BUNDLED = tuple(sorted(card.parent.name for card in _ASSETS.glob("*/model_index.
 # Whole names: repositories also hold variants (fp16, non_ema), other formats and parts that are never read.
 _DESCRIBED = ("*.json", "*.txt", "*.model", "README.md")
 _PARTS = ("", "unet/", "transformer/", "vae/", "vqvae/")
-_SAFE = tuple(
-    f"{home}{name}{shard}.safetensors"
-    for homes, name in ((_PARTS, "diffusion_pytorch_model"), (("", "text_encoder*/"), "model"))
-    for home in homes
-    for shard in ("", "-?????-of-?????")
+_SAFE = (
+    *(
+        f"{home}{name}{shard}.safetensors"
+        for homes, name in ((_PARTS, "diffusion_pytorch_model"), (("", "text_encoder*/"), "model"))
+        for home in homes
+        for shard in ("", "-?????-of-?????")
+    ),
+    *(f"{home}{SELF_CONDITION}" for home in ("", "unet/")),
 )
 _PICKLED = (
     *(f"{home}diffusion_pytorch_model.bin" for home in _PARTS),

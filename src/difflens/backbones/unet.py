@@ -5,7 +5,8 @@ as the network's forward pass, without a second implementation:
 
 - encoder: the input convolution; each residual block with its attention; each downsampler;
 - middle: one block;
-- decoder: each residual block with its attention; an upsampler belongs to the block before it.
+- decoder: each residual block with its attention; an upsampler belongs to the block before it. In a
+  self-conditioned network, the first block also adds what it reads of the middle to the time embedding.
 
 The output of an encoder block is stored as a skip; a decoder block takes the last skip stored. This pairing
 is the mirror of the paper (decoder block b reads encoder block N + 1 - b of N).
@@ -27,6 +28,7 @@ from torch.utils.checkpoint import checkpoint as checkpoint_of
 from difflens.backbones.autoencoder import Autoencoder
 from difflens.backbones.base import Block, Defaults, DiffusionBackbone, Fed, Respond, Role
 from difflens.backbones.conditions import Condition
+from difflens.backbones.self_condition import SelfConditionedUNet2DModel
 from difflens.errors import DiffLensError
 from difflens.processes.base import Level, NoiseProcess
 
@@ -72,9 +74,11 @@ class _Unit:
         self.role: Role = role
         self.modules = list(modules)
         self.beside: list[nn.Module] = []
-        """Modules of NCSN++ beside the main path."""
+        """Modules beside the main path: of NCSN++, or of a self-conditioned network."""
         self.scale = scale
         """The side of the output map divided by the side of the input map."""
+        self.condition: nn.Module | None = None
+        """What the embedding gets of the map that enters, in a self-conditioned network."""
 
     @property
     def channels(self) -> int:
@@ -82,6 +86,8 @@ class _Unit:
         return int([count for count in channels if count is not None][-1])
 
     def __call__(self, state: _State) -> None:
+        if self.condition is not None:
+            state.embedding = state.embedding + self.condition(state.hidden)
         if self.role == "decoder":
             state.hidden = torch.cat([state.hidden, state.skips.pop()], dim=1)
         for module in self.modules:
@@ -162,6 +168,11 @@ class UNetBackbone(DiffusionBackbone):
             raise DiffLensError(f"{spec} is conditional, and no condition is given")
         self.unet = unet.requires_grad_(False).eval()
         self._units = list(_units(unet))
+        if isinstance(unet, SelfConditionedUNet2DModel):
+            # the first block of the decoder reads the map of the middle
+            first = next(unit for unit in self._units if unit.role == "decoder")
+            first.condition = unet.self_condition
+            first.beside.append(unet.self_condition)
         self.blocks = _describe(self._units, self.input_stride)
         self.check_side(self.image_size)
         self.defaults = defaults or self._paper_defaults()
@@ -301,14 +312,14 @@ class UNetBackbone(DiffusionBackbone):
 def _checkpointed(unit: _Unit, state: _State) -> None:
     """Run a block on `state` and store only its inputs for the gradient (Chen et al., 2016)."""
 
-    def run(*entering: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    def run(*entering: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         hidden, embedding, image, context, mask, output, skips = entering
         inside = _State(hidden, embedding, image, context, mask, output, list(skips))
         unit(inside)
-        return inside.hidden, inside.image, inside.output
+        return inside.hidden, inside.embedding, inside.image, inside.output
 
     skips = [state.skips.pop()] if unit.role == "decoder" else []
-    state.hidden, state.image, state.output = checkpoint_of(
+    state.hidden, state.embedding, state.image, state.output = checkpoint_of(
         run,
         state.hidden,
         state.embedding,

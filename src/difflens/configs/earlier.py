@@ -21,6 +21,7 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     record["command"] = command = FORMER_COMMANDS.get(record.get("command", ""), record.get("command"))
     if command == "pretrain":
         record["precision"] = record.get("precision") or "auto"
+        record.setdefault("self_condition", False)
     if "flip" in record:
         record["augment"] = "flip" if record.pop("flip") else "none"
     if command in ("segment", "detect") and "label_fraction" in record:

@@ -2,9 +2,14 @@
 
 from typing import Any, Literal
 
+from diffusers import UNet2DModel
+
 from difflens.backbones.encoder import ArgumentName, EncoderConfig
+from difflens.backbones.self_condition import SelfConditionedUNet2DModel
+from difflens.configs.options import given
+from difflens.configs.pretrain import PretrainConfig
 from difflens.errors import DiffLensError, listing
-from difflens.presets import ENCODER_STRIDE, ENCODERS, PATCH, UNETS
+from difflens.presets import ENCODER_STRIDE, ENCODERS, PATCH, PRETRAIN, UNETS
 
 
 def encoder_config(name: str, kind: Literal["resnet", "vit"], side: int | None = None) -> EncoderConfig:
@@ -46,6 +51,12 @@ def encoder_config(name: str, kind: Literal["resnet", "vit"], side: int | None =
         "dynamic_img_size": True,
     }
     return EncoderConfig("vit_tiny_patch16_224", arguments, preset.get("in_channels", 3), side)
+
+
+def build_unet(config: PretrainConfig) -> UNet2DModel:
+    """Return the U-Net of a resolved configuration, with fresh weights; errors as in `unet_config`."""
+    fields = unet_config(PRETRAIN[config.preset]["unet"], given(config.learned_variance), config.image_size)
+    return SelfConditionedUNet2DModel(**fields) if config.self_condition else UNet2DModel(**fields)
 
 
 def unet_config(name: str, learned_variance: bool = False, side: int | None = None) -> dict[str, Any]:

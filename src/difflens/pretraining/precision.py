@@ -5,15 +5,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DModel
 
-from difflens import presets
 from difflens.backbones.unet import UNetBackbone
 from difflens.choices import TrainingPrecision
 from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
 from difflens.pretraining.gradients import attends_explicitly, attention_kernel
-from difflens.pretraining.networks import unet_config
+from difflens.pretraining.networks import build_unet
 from difflens.processes.schedulers import process_of
 from difflens.run.console import note
 from difflens.run.directory import CONFIG, read_record
@@ -57,13 +55,10 @@ def _measured(config: PretrainConfig) -> TrainingPrecision:
 
     Steps in both formats take turns for about two seconds.
     """
-    network = unet_config(
-        presets.PRETRAIN[config.preset]["unet"], given(config.learned_variance), config.image_size
-    )
-    side, channels = network["sample_size"], network["in_channels"]
-    count = max(1, min(given(config.batch_size) // config.accumulate, _PIXELS // side**2))
     with torch.random.fork_rng(devices=[]):
-        unet = UNet2DModel(**network)
+        unet = build_unet(config)
+        side, channels = unet.config["sample_size"], unet.config["in_channels"]
+        count = max(1, min(given(config.batch_size) // config.accumulate, _PIXELS // side**2))
         UNetBackbone(unet, process_of({}), config.preset).require_memory(count)
         unet.requires_grad_(True)
         x_t, t = torch.randn(count, channels, side, side), torch.zeros(count, dtype=torch.long)

@@ -45,7 +45,7 @@ from difflens.heads.make import make_head
 from difflens.heads.segmentation import SegmentationHead
 from difflens.opening import bundled_backbone
 from difflens.presets import PRETRAIN
-from difflens.pretraining.networks import unet_config
+from difflens.pretraining.networks import build_unet, unet_config
 from difflens.processes.base import in_words
 from difflens.processes.schedulers import process_of
 from difflens.results.plan import PlanResult
@@ -197,16 +197,16 @@ def _plan_pretrain(config: PretrainConfig) -> PlanResult:
         raise DiffLensError(f"only diffusion has a dry run of pretrain, not {config.method}")
     data = _unlabelled_data(config.data, config.val_fraction)
     images = min(data.train, config.limit or data.train)
-    preset, variance = PRETRAIN[config.preset]["unet"], given(config.learned_variance)
-    network = unet_config(preset, variance, config.image_size)
+    preset = PRETRAIN[config.preset]["unet"]
     batch, epochs = given(config.batch_size), given(config.epochs)
     precision: Precision = "float32" if config.precision == "float32" else "bfloat16"
     dtype = getattr(torch, precision)
     with _META:
-        unet = UNet2DModel(**network)
+        unet = build_unet(config)
+    channels, side = unet.config["in_channels"], unet.config["sample_size"]
 
     def step(count: int) -> None:
-        shape = count, network["in_channels"], network["sample_size"], network["sample_size"]
+        shape = count, channels, side, side
         x_t, t = torch.empty(shape, device=_META, dtype=dtype), torch.zeros(count, device=_META)
         cast = {name: weight.to(dtype) for name, weight in unet.named_parameters()}
         torch.func.functional_call(unet, cast, (x_t, t)).sample.float().sum().backward()
@@ -219,7 +219,7 @@ def _plan_pretrain(config: PretrainConfig) -> PlanResult:
         backbone=f"{preset}, {unet.num_parameters() / 1e6:,.1f} M parameters, float32 weights, {precision}",
         images={"train": images},
         data=data.source,
-        reads=f"images of {network['in_channels']} x {network['sample_size']} x {network['sample_size']}",
+        reads=f"images of {channels} x {side} x {side}",
         steps=steps,
         schedule=_schedule(epochs, batch),
         trainable_parameters=unet.num_parameters(),

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DModel
 from torch import Tensor
 
-from difflens import presets
+from difflens.backbones.self_condition import SELF_CONDITION
 from difflens.backbones.unet import UNetBackbone
 from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
@@ -30,18 +29,21 @@ from difflens.run.reading import field_in
 from difflens.run.text import markdown_code
 from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer
 
+_NEEDS_DIFFLENS = (
+    f" difflens reads this folder; diffusers alone would leave out `unet/{SELF_CONDITION}` and predict "
+    "something else."
+)
+
 
 class DiffusionMethod(PretrainingMethod):
-    """A `UNet2DModel` trained with `DiffusionLoss`; the running average of its weights is saved."""
+    """A U-Net, plain or self-conditioned, trained with `DiffusionLoss`; the running average of its weights is
+    saved."""
 
     config: PretrainConfig
 
     def __init__(self, config: PretrainConfig, images: ImageSplit, process: Accelerator):
         super().__init__(config, images, process)
-        network = networks.unet_config(
-            presets.PRETRAIN[config.preset]["unet"], given(config.learned_variance), config.image_size
-        )
-        self.unet = UNet2DModel(**network).to(self.device)
+        self.unet = networks.build_unet(config).to(self.device)
         self.channels, self.side = int(self.unet.config.in_channels), int(self.unet.config.sample_size)
         variance = {"variance_type": "learned_range"} if config.learned_variance else {}
         schedule = process_of(
@@ -87,11 +89,13 @@ class DiffusionMethod(PretrainingMethod):
         return {"initial weights": f"{markdown_code(initial)}, which had seen {seen}"}
 
     def card(self) -> Card:
+        alone = not self.config.self_condition
         return Card(
-            title="Unconditional diffusion U-Net",
+            title="Unconditional diffusion U-Net" if alone else "Self-conditioned diffusion U-Net",
             introduction="Pre-trained by difflens, without labels. "
-            f"{counted(self.unet.num_parameters(), 'parameter')}, averaged weights (EMA), float16.",
-            library="diffusers",
+            f"{counted(self.unet.num_parameters(), 'parameter')}, averaged weights (EMA), float16."
+            + ("" if alone else _NEEDS_DIFFLENS),
+            library="diffusers" if alone else "difflens",
             tags=("unconditional-image-generation", "difflens"),
             samples="DDIM, 50 steps",
         )
@@ -135,7 +139,7 @@ class DiffusionMethod(PretrainingMethod):
             self.images_before = field_in(state, "images_before", Natural | None)
 
     def backbone(self) -> UNetBackbone:
-        averaged = UNet2DModel.from_config(self.unet.config)
+        averaged = type(self.unet).from_config(self.unet.config)
         names = (name for name, _ in self.unet.named_parameters())
         saved = (value.cpu().half() for value in self.ema)
         averaged.load_state_dict(dict(zip(names, saved, strict=True)))
