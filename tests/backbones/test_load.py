@@ -226,7 +226,11 @@ def test_zero_terminal_snr_is_not_ignored(backbone_folder: Path, tmp_path: Path)
 def test_only_weights_that_are_read_come_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     read = ["unet/config.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt", "README.md"]
     read += [f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")]
-    read += ["text_encoder/model.safetensors", "text_encoder_2/model-00001-of-00002.safetensors"]
+    read += [
+        "unet/self_condition.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model-00001-of-00002.safetensors",
+    ]
     others = [
         "v1-5-pruned.safetensors",
         "safety_checker/model.safetensors",
