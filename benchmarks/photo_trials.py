@@ -1,27 +1,31 @@
 """Networks and recipes for `photos`, compared at equal compute by the ridge accuracy of their best place.
 
-Usage: python benchmarks/photo_trials.py CIFAR10_FOLDER OUTPUT_FOLDER [MINUTES]
+Usage: python benchmarks/photo_trials.py CIFAR10_FOLDER OUTPUT_FOLDER [MINUTES [TRIAL ...]]
 
 CIFAR10_FOLDER has train/CLASS/*. A tenth of its training images, each tenth of a class, is held out. Each
 trial trains on the others without labels for as many images as take MINUTES (15) of processor time on one
-core, at the rate of its own training step. Ridge regression on 2x2 pooled maps learns 10,000 labels of the
-images trained on, and the 5,000 held-out images judge it. Test images are not read. Finished trials are
-kept, so a run that was stopped goes on. The table is printed, and written to OUTPUT_FOLDER/table.md.
+core. The rate is that of the plain network, measured once, divided by the relative cost of the trial's own
+step, measured in turn with the plain one's. Ridge regression on 2x2 pooled maps learns 10,000 labels of the
+images trained on, and the 5,000 held-out images judge it. Test images are not read. TRIAL names some of the
+trials (all). `SEEDS` says which are made with several seeds; these are compared seed by seed. Finished trials
+are kept, so a run that was stopped goes on. The table is printed, and written to OUTPUT_FOLDER/table.md.
 """
 
 import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DModel
 
 from difflens import PretrainConfig, load_backbone, pretrain
 from difflens.backbones.base import Backbone
+from difflens.configs.options import resolve
 from difflens.data.labels import balanced
 from difflens.data.load import load_data
 from difflens.data.split import every_nth
@@ -32,12 +36,14 @@ from difflens.metrics.statistics import wilson
 from difflens.presets import PRETRAIN, UNETS
 from difflens.pretraining.gradients import Gradients
 from difflens.pretraining.loss import DiffusionLoss
-from difflens.pretraining.networks import unet_config
+from difflens.pretraining.networks import build_unet
 from difflens.processes.schedulers import process_of
 from difflens.processes.variance_preserving import VariancePreserving
 
+PLAIN, OWN = "channels 16, 32, 96, 160", "self-conditioned"
 TRIALS: dict[str, dict[str, Any]] = {
-    "channels 16, 32, 96, 160": {},
+    PLAIN: {},
+    OWN: {"self_condition": True},
     "channels 16, 64, 128, 192": {"channels": (16, 64, 128, 192)},
     "channels 32, 64, 128, 192": {"channels": (32, 64, 128, 192)},
     "predicts v": {"prediction": "v_prediction"},
@@ -48,23 +54,43 @@ TRIALS: dict[str, dict[str, Any]] = {
     "EMA 0.999": {"ema_decay": 0.999},
     "batches of 32": {"batch_size": 32},
 }
+SEEDS = {PLAIN: (0, 1, 2), OWN: (0, 1, 2)}
+"""The seeds of a trial; the others have seed 0."""
 NOISE_STEPS = (10, 30, 100)
 LABELS = 10_000
 
 
-def seconds_an_image() -> float:
-    """Return the processor time that a training step in bfloat16 takes for an image."""
-    network = UNet2DModel(**unet_config("trial"))
+def training_step(preset: str, options: dict[str, Any]) -> Callable[[], float]:
+    """Return a function that makes a training step of 64 images in bfloat16, and gives its processor time."""
+    unet = build_unet(resolve(PretrainConfig(data="", out=Path(), preset=preset, **options)))
     process, schedule = Accelerator(cpu=True), process_of({})
     assert isinstance(schedule, VariancePreserving)
-    gradients = Gradients(network, DiffusionLoss(schedule), process, "bfloat16")
+    gradients = Gradients(unet, DiffusionLoss(schedule), process, "bfloat16")
     images, t = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8), torch.randint(1000, (64,))
-    began = 0.0
-    for step in range(11):
-        if step == 1:
-            began = time.process_time()
+
+    def step() -> float:
+        began = time.process_time()
         gradients(images, torch.arange(64), t, torch.tensor(0))
-    return (time.process_time() - began) / 640
+        return time.process_time() - began
+
+    step()  # libraries choose their algorithms
+    return step
+
+
+def images_of(minutes: float, options: dict[str, Any], rate: Path) -> int:
+    """Return how many images a trial trains on: as many as take `minutes`.
+
+    Args:
+        options: of the preset "trial".
+        rate: the file of the plain network's rate, in seconds an image; it is written if it is missing.
+    """
+    plain, own = training_step("photos-32", {}), training_step("trial", options)
+    pairs = [(plain(), own()) for _ in range(20)]
+    if not rate.exists():
+        rate.write_text(str(median(first for first, _ in pairs) / 64))
+    cost = median(second / first for first, second in pairs)
+    print(f"a training step costs {cost:.3f} times the plain network's", flush=True)
+    return int(minutes * 60 / float(rate.read_text()) / cost)
 
 
 def score(backbone: Backbone, data: Any, held_out: torch.Tensor) -> dict[str, Any]:
@@ -88,9 +114,10 @@ def score(backbone: Backbone, data: Any, held_out: torch.Tensor) -> dict[str, An
     return best
 
 
-def trial(name: str, options: dict[str, Any], cifar: Path, out: Path, minutes: float) -> dict[str, Any]:
+def trial(name: str, seed: int, cifar: Path, out: Path, minutes: float) -> dict[str, Any]:
     """Train and score one trial."""
-    file = out / f"{name}.json"
+    title = f"{name}, seed {seed}" if seed else name
+    file = out / f"{title}.json"
     if file.exists():
         found: dict[str, Any] = json.loads(file.read_text())
         return found
@@ -103,18 +130,19 @@ def trial(name: str, options: dict[str, Any], cifar: Path, out: Path, minutes: f
             link = kept / source.parent.name / source.name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(source.resolve())
-    recipe, preset = dict(options), UNETS["photos-32"]
+    recipe, preset = dict(TRIALS[name]), UNETS["photos-32"]
     UNETS["trial"] = {**preset, "channels": recipe.pop("channels", preset["channels"])}
     PRETRAIN["trial"] = {**PRETRAIN["photos-32"], "unet": "trial"}
     plan = out / f"{name}.plan"
     if not plan.exists():
-        plan.write_text(str(int(minutes * 60 / seconds_an_image())))
+        plan.write_text(str(images_of(minutes, recipe, out / "plain.seconds")))
     images = int(plan.read_text())
     epochs = math.ceil(images / 45_000)
     config = PretrainConfig(
         data=f"folder:{kept}",
         preset="trial",
-        out=out / name.replace(" ", "-"),
+        out=out / title.replace(" ", "-"),
+        seed=seed,
         resume=True,
         epochs=epochs,
         limit=images // epochs,
@@ -132,24 +160,39 @@ def trial(name: str, options: dict[str, Any], cifar: Path, out: Path, minutes: f
     return result
 
 
-def main(cifar: Path, out: Path, minutes: float) -> None:
+def compared(found: dict[tuple[str, int], dict[str, Any]]) -> str:
+    """Return the difference of the self-conditioned and the plain network by seed, in points."""
+    accuracy = {key: 100 * result["accuracy"] for key, result in found.items()}
+    seeds = [seed for name, seed in found if name == OWN and (PLAIN, seed) in found]
+    points = [accuracy[OWN, seed] - accuracy[PLAIN, seed] for seed in seeds]
+    listed = ", ".join(f"{each:+.1f}" for each in points)
+    return f"\n{OWN} minus plain, points by seed: {listed}; mean {fmean(points):+.2f}\n" if points else ""
+
+
+def main(cifar: Path, out: Path, minutes: float, names: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     lines = [
-        "| trial | parameters | images | loss | ridge, % | 95 % interval | block, t |",
-        "|---|" + "---|" * 6,
+        "| trial | seed | parameters | images | loss | ridge, % | 95 % interval | block, t |",
+        "|---|" + "---|" * 7,
     ]
-    for name, options in TRIALS.items():
-        found = trial(name, options, cifar, out, minutes)
+    results: dict[tuple[str, int], dict[str, Any]] = {}
+    for seed, name in sorted((seed, each) for each in names for seed in SEEDS.get(each, (0,))):
+        results[name, seed] = found = trial(name, seed, cifar, out, minutes)
         accuracy, low, high = (f"{100 * found[key]:.1f}" for key in ("accuracy", "low", "high"))
         block, t = found["place"]
         lines.append(
-            f"| {name} | {found['parameters'] / 1e6:.1f} M | {found['images']:,} | {found['loss']:.4f} "
-            f"| {accuracy} | {low} to {high} | {block}, {t} |"
+            f"| {name} | {seed} | {found['parameters'] / 1e6:.1f} M | {found['images']:,} "
+            f"| {found['loss']:.4f} | {accuracy} | {low} to {high} | {block}, {t} |"
         )
         print(lines[-1], flush=True)
-        (out / "table.md").write_text("\n".join(lines) + "\n")
+        (out / "table.md").write_text("\n".join(lines) + "\n" + compared(results))
+    print(compared(results))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 15.0)
+    given = sys.argv[1:]
+    chosen = given[3:] or [*TRIALS]
+    if unknown := {*chosen} - {*TRIALS}:
+        raise SystemExit(f"no trial {', '.join(sorted(unknown))}: there are {'; '.join(TRIALS)}")
+    main(Path(given[0]), Path(given[1]), float(given[2]) if len(given) > 2 else 15.0, chosen)
