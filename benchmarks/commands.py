@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/commands.py OUT [--rows sweep compare] [--data DATA] [--images N]
 
-- `sweep`: every block of a backbone at eight noise steps, against a linear probe for each place. All 8 x BLOCKS
+- `sweep`: every block of a backbone at eight noise steps, against a linear probe for each place. All of these
   probes would take hours, so every `--every`-th block is probed at one noise step, and its time counts for
   the blocks up to the next one and for all noise steps. Pairs of runs take turns.
 - `compare`: six backbones by four protocols, against one run of `probe` for each. Neither draws samples.
