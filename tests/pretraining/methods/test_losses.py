@@ -59,7 +59,7 @@ def test_two_processes_share_their_views(tmp_path: Path) -> None:
     views = torch.randn(2, 6, 5, dtype=torch.float64)
     found = torch.zeros(2, 3, 3, 5, dtype=torch.float64).share_memory_()
     torch.multiprocessing.start_processes(
-        _half, (str(tmp_path / "rendezvous"), views, found), nprocs=2, start_method="fork"
+        _half, (str(tmp_path / "rendezvous"), views, found), nprocs=2, start_method="forkserver"
     )
     whole = views.clone().requires_grad_()
     loss = nt_xent(*whole, 0.5)
