@@ -346,7 +346,8 @@ def curves(axes: Axes, row: Row, points: list[Point], value: Callable[[Point], f
             [first.size, last.size], [first.seconds, end], ":", color=BASELINE, linewidth=1.2, label=title
         )
     axes.set_xscale("log")
-    axes.set_xticks([point.size for point in mine], [f"{point.size:,}" for point in mine], minor=False)
+    ticks = sorted({point.size for point in points})
+    axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
     axes.minorticks_off()
     axes.set_xlabel(AXES[row], color=INK)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
