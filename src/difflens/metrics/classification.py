@@ -12,6 +12,9 @@ from difflens.metrics.confusion import confusion_matrix
 from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.metrics.statistics import Z95, wilson
 
+MOST_MATRIX_CLASSES = 1000
+"""The most classes of a confusion matrix in metrics and reports: its cells grow with their square."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -85,34 +88,44 @@ class Evaluation:
         return confusion_matrix(self.ranked[:, 0], self.labels, len(self.classes))
 
     @property
+    def totals(self) -> list[int]:
+        """The number of test images of each class."""
+        counts: list[int] = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+        return counts
+
+    @property
+    def hits(self) -> list[int]:
+        """The number of test images of each class that are classified correctly."""
+        counts: list[int] = torch.bincount(self.labels[self.correct], minlength=len(self.classes)).tolist()
+        return counts
+
+    @property
     def per_class(self) -> dict[str, float | None]:
         """The accuracy of each class, in [0, 1]; None for a class without test images."""
-        matrix = self.confusion
-        totals, hits = matrix.sum(1).tolist(), matrix.diagonal().tolist()
         return {
             name: hit / total if total else None
-            for name, hit, total in zip(self.classes, hits, totals, strict=True)
+            for name, hit, total in zip(self.classes, self.hits, self.totals, strict=True)
         }
 
     @property
     def per_class_intervals(self) -> dict[str, tuple[float, float]]:
         """The 95 % intervals of `per_class`; classes without test images are left out."""
-        matrix = self.confusion
-        totals, hits = matrix.sum(1).tolist(), matrix.diagonal().tolist()
         return {
             name: wilson(hit, total)
-            for name, hit, total in zip(self.classes, hits, totals, strict=True)
+            for name, hit, total in zip(self.classes, self.hits, self.totals, strict=True)
             if total
         }
 
     def most_confused(self, count: int = 6) -> list[tuple[int, int, int]]:
         """Return the most frequent mistakes as (true class, predicted class, images), at most `count`."""
-        mistakes = self.confusion.clone().fill_diagonal_(0)
-        images, cells = mistakes.flatten().sort(descending=True, stable=True)
+        pairs = torch.stack([self.labels, self.ranked[:, 0]], dim=1)[~self.correct]
+        mistakes, images = pairs.unique(dim=0, return_counts=True)
+        order = images.argsort(descending=True, stable=True)[:count]
         return [
-            (cell // len(self.classes), cell % len(self.classes), number)
-            for number, cell in zip(images[:count].tolist(), cells[:count].tolist(), strict=True)
-            if number
+            (true, predicted, number)
+            for (true, predicted), number in zip(
+                mistakes[order].tolist(), images[order].tolist(), strict=True
+            )
         ]
 
     @property
@@ -122,7 +135,11 @@ class Evaluation:
         return sum(accuracies) / len(accuracies)
 
     def metrics(self) -> dict[str, object]:
-        """Return accuracies and counts as plain values, for metrics.json."""
+        """Return accuracies and counts as plain values, for metrics.json.
+
+        The confusion matrix is left out beyond `MOST_MATRIX_CLASSES`.
+        """
+        few = len(self.classes) <= MOST_MATRIX_CLASSES
         return {
             "top1": self.top1,
             "top1_interval_95": list(self.top1_interval),
@@ -130,7 +147,7 @@ class Evaluation:
             "mean_per_class": self.mean_per_class,
             "test_images": len(self.rows),
             "per_class": self.per_class,
-            "confusion_matrix": self.confusion.tolist(),
+            **({"confusion_matrix": self.confusion.tolist()} if few else {}),
             "ece": self.ece,
             **({} if self.nll is None else {"nll": self.nll}),
         }

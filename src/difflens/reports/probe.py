@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from difflens.errors import listing
-from difflens.metrics.classification import Evaluation
+from difflens.metrics.classification import MOST_MATRIX_CLASSES, Evaluation
 from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.reports import charts, heat_maps, pictures
 from difflens.reports.html import Picture, Section, Table, percent, render, runs_beneath
@@ -102,11 +102,13 @@ def probe_report(
         kind, totals = _SEVERAL_LABELS, evaluation.positives
         mistakes = [_misranked(evaluation, examples, which)]
     else:
-        kind, totals = (
-            _ONE_LABEL,
-            dict(zip(evaluation.classes, evaluation.confusion.sum(1).tolist(), strict=True)),
-        )
-        mistakes = [_confused(evaluation, examples, which), _confusion(evaluation, which)]
+        kind = _ONE_LABEL
+        totals = dict(zip(evaluation.classes, evaluation.totals, strict=True))
+        few = len(evaluation.classes) <= MOST_MATRIX_CLASSES
+        mistakes = [
+            _confused(evaluation, examples, which),
+            *([_confusion(evaluation, which)] if few else []),
+        ]
     sections = [
         _result(kind, metrics),
         *_training(metrics, logs, which),

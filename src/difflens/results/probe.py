@@ -23,7 +23,7 @@ Accuracy = Literal["top1", "top5", "mean_per_class", "map"]
 _EXPLAINED = ("linear", "attention", "difformer", "mix")  # the heads that `explain` shows
 _TITLES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "map": "mAP"}
 # figures that metrics.json leaves out where there are none
-_OPTIONAL = ("grid", "neighbours", "ece", "nll")
+_OPTIONAL = ("grid", "neighbours", "ece", "nll", "confusion_matrix")
 # figures that are the same for all seeds, in the order of metrics.json
 _COMMON = ("metric", "test_images", "train_images", "trainable_parameters")
 
@@ -136,7 +136,8 @@ class SeedResult(SeedFigures):
         top1, top5, mean_per_class: accuracies on the test split, in [0, 1].
         top1_interval_95: 95 % interval of `top1`.
         per_class: accuracy by class, in [0, 1]; None for a class without test images.
-        confusion_matrix: numbers of test images; rows are true classes, columns are predictions.
+        confusion_matrix: numbers of test images; rows are true classes, columns are predictions. None for
+            more than 1,000 classes; predictions.csv holds every prediction.
         metric: "top1" or "mean_per_class", the accuracy that papers report on this data set.
         grid, neighbours: settings that were tried on training images; None where the head has no such choice.
         ece: expected calibration error on the test split, in [0, 1] (15 bins; Guo et al., 2017); None for a
@@ -152,7 +153,7 @@ class SeedResult(SeedFigures):
     mean_per_class: Share
     test_images: Count
     per_class: Mapping[str, Share | None]
-    confusion_matrix: tuple[tuple[Natural, ...], ...]
+    confusion_matrix: tuple[tuple[Natural, ...], ...] | None = None
     metric: Literal["top1", "mean_per_class"]
     trainable_parameters: Natural
     train_images: Natural

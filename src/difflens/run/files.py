@@ -62,7 +62,7 @@ def write_text(path: Path, text: str) -> None:
     replace_with(path, lambda temporary: temporary.write_text(text, "utf-8", "backslashreplace"))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it."""
 
     def fill(temporary: Path) -> None:

@@ -71,18 +71,21 @@ def extract_vectors(
     require_memory(needed, f"{counted(count, 'vector')} of {counted(size, 'number')}", "read fewer places")
     extractor.to(opened.process.device)
     reading, began = Reading.of(config), time.monotonic()
-    vectors, names, labels = [], list[str](), list[int]()
+    # in one piece: many small tensors would keep the memory of the activations between them
+    vectors = torch.empty(count, size, dtype=DTYPES[given(config.dtype)])
+    names, labels = list[str](), list[int]()
     with progress_bar() as bar:
         task = bar.add_task("extracting", total=count, note="")
         for split in sources:
             for rows, maps in reading.features(
                 extractor, split, torch.arange(len(split)), 1, DTYPES[given(config.dtype)]
             ):
-                vectors.append(torch.cat([maps[place].flatten(1) for place in extractor.places], dim=1))
+                found = torch.cat([maps[place].flatten(1) for place in extractor.places], dim=1)
+                vectors[len(names) : len(names) + len(rows)] = found
                 names += [on_disk(split.ids[row]) for row in rows.tolist()]
                 labels += [] if split.labels is None else split.labels[rows].tolist()
                 bar.update(task, advance=len(rows))
-    if not vectors:
+    if not names:
         raise DiffLensError(f"no image of {config.spec} could be read")
     rate = len(names) / max(time.monotonic() - began, 1e-9)
     described: dict[str, Any] = {
@@ -100,7 +103,7 @@ def extract_vectors(
         "preprocessing": preprocessing(backbone),
         "data": {"spec": config.spec, "fingerprint": opened.fingerprints["data_fingerprint"]},
     }
-    _write(config.out, torch.cat(vectors), described)
+    _write(config.out, vectors[: len(names)].clone() if len(names) < count else vectors, described)
     levels = in_words(backbone.process.by_noise(extractor.noise_steps))
     return VectorsResult(
         out=config.out,
@@ -151,7 +154,7 @@ def _write(out: Path, vectors: Tensor, described: dict[str, Any]) -> None:
         np.save(content, vectors.numpy())
         write_text(_names_file(out), json.dumps(described, indent=1) + "\n")
     try:
-        write_bytes(out, content.getvalue())
+        write_bytes(out, content.getbuffer())
     except BaseException:
         if _names_file(out) != out:
             _names_file(out).unlink(missing_ok=True)

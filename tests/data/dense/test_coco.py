@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 from collections.abc import Callable
+from hashlib import sha256
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from difflens import DiffLensError
-from difflens.data.dense.coco import _runs, compressed, decode, load_annotations, load_coco, run_lengths
+from difflens.data.dense.coco import load_annotations, load_coco
+from difflens.data.dense.run_lengths import compressed, decode, run_lengths, runs_of
+from difflens.data.split import FileSplit
 from difflens.metrics.detection import coco_metrics
 
 Record = dict[str, Any]
@@ -96,7 +100,7 @@ def test_a_miniature(tmp_path: Path) -> None:
         assert mine.shape == (len(ids), 10, 20)
         for mask, identity in zip(mine, ids, strict=True):
             assert np.array_equal(mask.numpy(), coco.annToMask(coco.anns[identity]).astype(bool))
-    assert [each["iscrowd"] for each in data.train.record["annotations"]] == [0, 0, 0, 1]
+    assert [each["iscrowd"] for each in data.train.record()["annotations"]] == [0, 0, 0, 1]
     assert data.train.image(0).shape == (3, 10, 20)
 
 
@@ -112,13 +116,84 @@ def test_any_folder_and_file(tmp_path: Path) -> None:
     assert load_coco(changed).fingerprint() != load_coco(root).fingerprint()
 
 
+def many(count: int, masks: bool) -> Record:
+    """The images of `miniature` with `count` annotations; every fifth is a crowd."""
+    shape = {"segmentation": [[3, 2, 9, 2, 9, 6, 3, 6]]} if masks else {}
+    annotations = [
+        {
+            "id": k,
+            "image_id": 7 + k % 3,
+            "category_id": 3,
+            "bbox": [3, 2, 6, 4],
+            "iscrowd": int(k % 5 == 0),
+            **shape,
+        }
+        for k in range(count)
+    ]
+    return {**miniature(), "annotations": annotations}
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_an_annotation_takes_at_most_a_hundred_bytes_besides_its_mask(masks: bool, tmp_path: Path) -> None:
+    table = load_coco(write(tmp_path / "mini", many(3000, masks))).train.table
+    size = sum(each.nbytes for each in (table.rows, table.order, table.starts))
+    assert size <= 100 * 3000
+    assert len(table.masks) == 3000 * masks * len(
+        compressed(decode([[3, 2, 9, 2, 9, 6, 3, 6]], (10, 20)))["counts"]
+    )
+
+
+def test_a_process_that_is_started_shares_the_annotations(tmp_path: Path) -> None:
+    split = load_coco(write(tmp_path / "mini", many(3000, True))).train
+    before = split.target(0, masks=True)
+    sent = ForkingPickler.dumps(split)  # what a loader sends to a worker that it spawns
+    assert len(sent) < 10_000
+    assert all(each.is_shared() for each in vars(split.table).values())
+    received = ForkingPickler.loads(sent)
+    split.table.columns()["label"] = 2
+    assert received.table.columns()["label"].tolist() == [2] * 3000
+    for key, value in received.target(0, masks=True).items():
+        assert torch.equal(value, before[key] if key != "labels" else torch.full_like(value, 2))
+
+
+def test_the_record_is_the_file_with_compressed_masks(tmp_path: Path) -> None:
+    record = miniature()
+    record["annotations"].reverse()
+    split = load_coco(write(tmp_path / "mini", record)).train
+    found = split.record()
+    assert found["images"] == record["images"]
+    assert found["categories"] == sorted(record["categories"], key=lambda each: each["id"])
+    for mine, theirs in zip(found["annotations"], record["annotations"], strict=True):
+        assert mine == {**theirs, "segmentation": mine["segmentation"]}
+        masks = [decode(each["segmentation"], (10, 20)) for each in (mine, theirs)]
+        assert np.array_equal(*masks)
+
+
+def test_runs_of_earlier_versions_know_the_annotations(tmp_path: Path) -> None:
+    record = miniature()
+    del record["annotations"][1]["area"], record["annotations"][3]["iscrowd"]
+    record["annotations"][2]["note"] = "é"
+    maskless = {**record["annotations"][0], "id": 9, "segmentation": None}
+    record["annotations"].insert(1, maskless)
+    root = write(tmp_path / "mini", record)
+    split = load_coco(root, "skip").train
+    # the files, then every entry that is right as Python shows it, with area and iscrowd
+    digest = sha256(FileSplit("train", split.ids, root=root / "train").former_fingerprint().encode())
+    right = [record["annotations"][k] for k in (0, 2, 3, 4)]
+    filled = [{**right[0]}, {**right[1], "area": 56.0, "iscrowd": 0}, right[2], {**right[3], "iscrowd": 0}]
+    categories = [{"id": 3, "name": "car"}, {"id": 44, "name": "cup"}]
+    for entry in (*record["images"], *filled, *categories):
+        digest.update(repr(entry).encode())
+    assert split.former_fingerprint() == digest.hexdigest()
+
+
 def test_boxes_alone(tmp_path: Path) -> None:
     record = miniature()
     for each in record["annotations"]:
         del each["segmentation"], each["area"]
     data = load_coco(write(tmp_path / "mini", record, record))
     assert not data.train.has_masks
-    assert [each["area"] for each in data.train.record["annotations"]] == [24, 56, 24, 200]
+    assert [each["area"] for each in data.train.record()["annotations"]] == [24, 56, 24, 200]
     assert set(data.train.target(0, masks=False)) == {"boxes", "labels"}
 
 
@@ -197,7 +272,7 @@ def test_a_bad_entry_is_named_or_skipped_and_counted(
     assert entry in data.bad[0]
     before, after = (
         sum(len(record[key]) for key in ("images", "annotations"))
-        for record in (miniature(), data.train.record)
+        for record in (miniature(), data.train.record())
     )
     assert before - after == 1
     assert len(data.train) in (2, 3)
@@ -262,7 +337,7 @@ def test_every_field_is_checked_before_it_is_used(
     assert "instances_train.json, annotations[1] (id " in text
     assert message in text
     assert len(text) < 1000
-    assert len(load_coco(root, "skip").train.record["annotations"]) == 3
+    assert len(load_coco(root, "skip").train.record()["annotations"]) == 3
 
 
 @pytest.mark.parametrize("field", ["id", "image_id", "category_id", "bbox"])
@@ -301,13 +376,13 @@ def test_compressed_runs_are_read_as_coco_writes_them(data: st.DataObject) -> No
     seed, share = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.sampled_from([0, 0.02, 0.5, 1]))
     mask = np.random.default_rng(seed).random((height, width)) < share
     text = compressed(mask)["counts"]
-    assert _runs(text) == run_lengths(mask)["counts"]
+    assert runs_of(text) == run_lengths(mask)["counts"]
     # a cut or a changed character never gives a mask of the right size, or gives whole numbers
     cut = text[: data.draw(st.integers(0, len(text) - 1))]
     with contextlib.suppress(ValueError):
-        assert sum(_runs(cut)) != mask.size or text[len(cut) :].strip("0") == ""
+        assert sum(runs_of(cut)) != mask.size or text[len(cut) :].strip("0") == ""
     with contextlib.suppress(ValueError):
-        assert min(_runs(data.draw(st.text(st.characters(min_codepoint=40, max_codepoint=120))))) >= 0
+        assert min(runs_of(data.draw(st.text(st.characters(min_codepoint=40, max_codepoint=120))))) >= 0
 
 
 _JSON = st.recursive(
@@ -345,7 +420,7 @@ def test_two_classes_of_one_name_stay_two_and_classes_without_objects_are_named(
     record["categories"] = [{"id": k, "name": "cup" if k != 5 else "spoon"} for k in (3, 44, 5)]
     data = load_coco(write(tmp_path / "mini", record, record))
     assert data.classes == ("cup (3)", "spoon", "cup (44)")
-    assert [each["name"] for each in data.val.record["categories"]] == list(data.classes)
+    assert [each["name"] for each in data.val.record()["categories"]] == list(data.classes)
     assert data.notes == tuple(
         f"classes without an object in the {split} images: spoon" for split in ("train", "val")
     )
@@ -358,7 +433,7 @@ def test_ids_of_64_bits_are_evaluated(tmp_path: Path) -> None:
         .replace('_id": 44', f'_id": {2**63 - 1}')
     )
     record = json.loads(text)
-    truth = load_coco(write(tmp_path / "mini", record, record)).val.record
+    truth = load_coco(write(tmp_path / "mini", record, record)).val.record()
     results = [
         {key: each[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
         for each in truth["annotations"]
@@ -414,7 +489,7 @@ def test_a_missing_area_is_that_of_the_mask(tmp_path: Path) -> None:
     triangle = [[10, 1, 18, 1, 18, 8]]
     record["annotations"][1] |= {"segmentation": triangle, "area": None}
     del record["annotations"][0]["area"]
-    found = load_coco(write(tmp_path / "mini", record)).train.record["annotations"]
+    found = load_coco(write(tmp_path / "mini", record)).train.record()["annotations"]
     assert [each["area"] for each in found] == [24, decode(triangle, (10, 20)).sum(), 24, 200]
     assert found[1]["area"] < 40
 

@@ -248,6 +248,23 @@ def test_metrics_against_scikit_learn() -> None:
     assert evaluation.metrics()["mean_per_class"] == pytest.approx(sum(per_class) / 8)
 
 
+def test_ten_thousand_classes_take_no_square_of_them() -> None:
+    count = 10_000
+    labels = torch.arange(count)
+    predicted = torch.where(labels < 3, labels + 1, torch.where(labels < 50, 7, labels))
+    ranked = predicted[:, None].expand(-1, 5)
+    names = tuple(map(str, range(count)))
+    evaluation = Evaluation(labels, labels, ranked, torch.ones(count), names)
+    metrics = evaluation.metrics()
+    assert "confusion_matrix" not in metrics
+    assert metrics["top1"] == pytest.approx(1 - 49 / count)
+    few = Evaluation(labels[:60], labels[:60], ranked[:60], torch.ones(60), names[:60])
+    mistakes = few.confusion.fill_diagonal_(0)
+    assert few.most_confused(100) == [(i, k, int(mistakes[i, k])) for i, k in mistakes.nonzero().tolist()]
+    assert evaluation.most_confused(3) == [(0, 1, 1), (1, 2, 1), (2, 3, 1)]
+    assert Evaluation(labels, labels, labels[:, None], torch.ones(count), names).most_confused() == []
+
+
 def test_calibration_is_that_of_the_saved_model(image_tree: Path, tmp_path: Path) -> None:
     """Without noise, the evaluation's probabilities are those of `predict`, but for float16 features."""
     run = config(tmp_path / "run", Path("pixels:3x16"), image_tree, blocks=None, noise_steps=None)

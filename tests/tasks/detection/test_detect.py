@@ -26,7 +26,8 @@ from difflens import (
     scenes,
 )
 from difflens.data.dense.base import Objects
-from difflens.data.dense.coco import compressed, load_coco
+from difflens.data.dense.coco import load_coco
+from difflens.data.dense.run_lengths import compressed
 from difflens.heads.detection import _regions
 from difflens.metrics.detection import coco_metrics
 from difflens.tasks.detection.detect import sure
@@ -317,13 +318,13 @@ def test_nothing_found_and_nothing_to_find() -> None:
 def test_the_truth_as_a_result_is_perfect(scene_folder: Path) -> None:
     split = load_coco(scene_folder).val
     results = []
-    for row, image in enumerate(split.record["images"]):
+    for row, image in enumerate(split.record()["images"]):
         target = split.target(row, masks=True)
         objects = Objects(
             target["boxes"], target["labels"], torch.ones(len(target["boxes"])), target["masks"]
         )
         results += coco_results(objects, image["id"], [1, 2])
-    metrics = coco_metrics(split.record, results, masks=True)
+    metrics = coco_metrics(split.record(), results, masks=True)
     assert metrics["box_ap"] == metrics["mask_ap"] == 1
 
 

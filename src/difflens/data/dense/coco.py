@@ -2,9 +2,9 @@
 
 import codecs
 import reprlib
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
-from torch import Tensor
 
 from difflens.choices import Exif, OnBadAnnotation
 from difflens.data.dense.base import DenseData, Problems, distinct, misfit, require_entries, turned
+from difflens.data.dense.objects import ANNOTATION, ObjectSplit, ObjectTable
+from difflens.data.dense.run_lengths import area, encode, runs_of
 from difflens.data.files import require_regular
 from difflens.data.images import BadImage, image_size, orientation
 from difflens.data.split import FileSplit
@@ -91,63 +92,6 @@ class _Annotation(_Entry):
     ] = None
 
 
-class ObjectSplit(FileSplit):
-    """Images with objects.
-
-    Args:
-        ids: the image files, relative to `root`.
-        record: a checked COCO record: images in the order of `ids`, annotations, categories.
-        objects: the annotations of each image, without crowds, which are not trained on.
-        labels: the class of each category id, from 1.
-        masks: True if all objects have masks.
-        exif: "apply" turns images upright by their EXIF orientation.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        ids: Sequence[str],
-        root: Path,
-        record: dict[str, Any],
-        objects: Sequence[Sequence[Mapping[str, Any]]],
-        labels: Mapping[int, int],
-        masks: bool,
-        exif: Exif = "apply",
-    ):
-        super().__init__(name, ids, root=root, exif=exif)
-        self.record, self.objects, self.label_of, self.has_masks = record, objects, labels, masks
-
-    def target(self, i: int, masks: bool) -> dict[str, Tensor]:
-        """Return the objects of image `i`.
-
-        Returns:
-            "boxes", (N, 4) float32: left, top, right, bottom in pixels, clipped to the image; "labels", (N,)
-            long, from 1; with `masks` also "masks", (N, H, W) bool.
-        """
-        objects, image = self.objects[i], self.record["images"][i]
-        corners = torch.tensor([entry["bbox"] for entry in objects], dtype=torch.float32).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]
-        limit = torch.tensor([image["width"], image["height"]] * 2, dtype=torch.float32)
-        target = {
-            "boxes": torch.minimum(corners.clamp(min=0), limit),
-            "labels": torch.tensor(
-                [self.label_of[entry["category_id"]] for entry in objects], dtype=torch.long
-            ),
-        }
-        if masks:
-            size = (image["height"], image["width"])
-            none = np.zeros((0, *size), bool)
-            shapes = [decode(entry["segmentation"], size) for entry in objects]
-            target["masks"] = torch.from_numpy(np.stack(shapes) if shapes else none)
-        return target
-
-    def former_fingerprint(self) -> str:
-        digest = sha256(super().former_fingerprint().encode())
-        for entry in (*self.record["images"], *self.record["annotations"], *self.record["categories"]):
-            digest.update(repr(entry).encode())
-        return digest.hexdigest()
-
-
 def load_coco(root: Path, on_bad: OnBadAnnotation = "error", exif: Exif = "apply") -> DenseData[ObjectSplit]:
     """Load a data set in COCO's layout: annotations/instances_NAME.json, images in NAME/, images/NAME/ or
     images/.
@@ -195,80 +139,48 @@ def load_annotations(
     for record, (folder, path) in zip(records, (train, val), strict=True):
         if not folder.is_dir():
             raise DiffLensError(f"no such folder: {folder}, of the images of {path}")
-        images, count = _checked_images(record["images"], folder, path, problems, exif)
+        images, count = _checked_images(record.pop("images"), folder, path, problems, exif)
         oriented += count
-        annotations = _checked_annotations(record["annotations"], images, categories[0], path, problems)
+        # entries are dropped where they are read: as Python objects they are much larger
+        annotations = _checked_annotations(
+            record.pop("annotations"), images, labels, path, problems, _digest(images, folder)
+        )
         parts.append((images, annotations))
-    masks = _checked_masks(parts, (train[1], val[1]), problems)
+    masks = _checked_masks([annotations for _, annotations in parts], (train[1], val[1]), problems)
     problems.settle()
     splits = []
     for split, (images, annotations), (folder, path) in zip(
         ("train", "val"), parts, (train, val), strict=True
     ):
         require_entries(split, images, path, problems)
-        objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in annotations:
-            if not annotation.get("iscrowd"):
-                objects[annotation["image_id"]].append(annotation)
-        checked = {
-            "images": list(images.values()),
-            "annotations": annotations,
-            "categories": [{"id": identity, "name": title} for identity, title in titles.items()],
-        }
-        ids = [image["file_name"] for image in images.values()]
-        by_image = [objects[identity] for identity in images]
-        for image, found in zip(images.values(), by_image, strict=True):
-            if masks and len(found) * image["height"] * image["width"] > _MOST_MASK_BYTES:
+        table = ObjectTable.of(annotations.rows, annotations.masks, len(images))
+        for identity, title in titles.items():
+            annotations.digest.update(repr({"id": identity, "name": title}).encode())
+        for image, found in zip(images.values(), table.counts().tolist(), strict=True):
+            if masks and found * image["height"] * image["width"] > _MOST_MASK_BYTES:
                 raise DiffLensError(
-                    f"{path}, image {image['file_name']}: {counted(len(found), 'mask')} of {image['width']} "
-                    "x "
+                    f"{path}, image {image['file_name']}: {counted(found, 'mask')} of {image['width']} x "
                     f"{image['height']} pixels take more than {_MOST_MASK_BYTES:,} bytes; cut it into "
                     "smaller images"
                 )
-        splits.append(ObjectSplit(split, ids, folder, checked, by_image, labels, masks, exif))
+        splits.append(
+            ObjectSplit(
+                split,
+                [image["file_name"] for image in images.values()],
+                folder,
+                torch.tensor([*images]),
+                torch.tensor([(image["height"], image["width"]) for image in images.values()]),
+                table,
+                titles,
+                masks,
+                annotations.digest.hexdigest(),
+                exif,
+            )
+        )
     notes = (*turned(oriented, exif), *_unseen(splits, titles))
     return DenseData(
         name or train[1].stem, tuple(titles.values()), splits[0], splits[1], tuple(problems.lines), notes
     )
-
-
-def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return a mask, (H, W), as COCO's run lengths, {"size": [H, W], "counts": [...]}.
-
-    Runs go down the columns, and the first is a run of zeros.
-    """
-    flat = mask.ravel(order="F")
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff([0, *edges, flat.size]).tolist()
-    return {"size": list(mask.shape), "counts": [0, *runs] if flat[0] else runs}
-
-
-def decode(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the mask of `size` (H, W) that polygons or run lengths describe, as COCO's own tools draw it."""
-    mask = mask_tools()
-    encoded = mask.segmToRle(segmentation, size[1], size[0])
-    decoded: NDArray[np.bool_] = mask.decode(encoded).astype(bool)
-    return decoded
-
-
-def compressed(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return a mask, (H, W), as COCO's compressed run lengths, which JSON can hold."""
-    encoded = mask_tools().encode(np.asfortranarray(mask, dtype=np.uint8))
-    counts = encoded["counts"]
-    return {"size": list(encoded["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
-
-
-def mask_tools() -> Any:
-    """Return the module `mask` of faster-coco-eval.
-
-    Raises:
-        DiffLensError: the package is not installed.
-    """
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError as error:
-        raise DiffLensError('detection needs `pip install "difflens[dense]"`') from error
-    return mask
 
 
 def _find(root: Path, split: str) -> Annotations:
@@ -290,8 +202,8 @@ def _unseen(splits: Sequence[ObjectSplit], titles: Mapping[int, str]) -> list[st
     """Return a line for each split that shows no object of some classes."""
     lines = []
     for split in splits:
-        seen = {entry["category_id"] for objects in split.objects for entry in objects}
-        missing = [title for identity, title in titles.items() if identity not in seen]
+        seen = {*split.table.columns()["label"][split.table.order.numpy()].tolist()}
+        missing = [title for label, title in enumerate(titles.values(), start=1) if label not in seen]
         # a split without any object is an error of its own
         if missing and seen:
             lines.append(f"classes without an object in the {split.name} images: {listing(missing)}")
@@ -391,78 +303,94 @@ def _checked_images(
     return usable, count
 
 
+@dataclass
+class _Annotations:
+    """The annotations of a file that are right.
+
+    Attributes:
+        rows: (A,) of `ANNOTATION`.
+        masks: the compressed run lengths of all masks, one after another.
+        digest: of images and annotations.
+        masked_digest: of images and annotations that have a mask.
+    """
+
+    rows: NDArray[Any]
+    masks: bytearray
+    digest: Any
+    masked_digest: Any
+
+    def masked(self) -> NDArray[np.bool_]:
+        """Return True for each annotation that has a mask, (A,)."""
+        return np.diff(self.rows["mask_end"], prepend=0) > 0
+
+
+def _digest(images: Mapping[int, dict[str, Any]], folder: Path) -> Any:
+    """Return the digest of the images, with which that of a whole file begins."""
+    files = FileSplit("", [image["file_name"] for image in images.values()], root=folder)
+    digest = sha256(files.former_fingerprint().encode())
+    for image in images.values():
+        digest.update(repr(image).encode())
+    return digest
+
+
 def _checked_annotations(
     entries: Sequence[dict[str, Any]],
     images: Mapping[int, dict[str, Any]],
-    categories: Mapping[int, str],
+    labels: Mapping[int, int],
     path: Path,
     problems: Problems,
-) -> list[dict[str, Any]]:
-    """Return the annotations that are right, with their area and "iscrowd" filled in."""
-    usable: list[dict[str, Any]] = []
+    digest: Any,
+) -> _Annotations:
+    """Return the annotations that are right, with their area and "iscrowd" filled in.
+
+    Args:
+        labels: the class of each category id, from 1.
+        digest: of the images; it goes on with the annotations.
+    """
+    positions = {identity: k for k, identity in enumerate(images)}
+    usable = _Annotations(np.zeros(len(entries), ANNOTATION), bytearray(), digest, digest.copy())
     seen: set[int] = set()
     for number, entry in enumerate(entries):
         wrong = _wrong_entry(_Annotation, entry)
-        image: Mapping[str, Any] = {}
+        shape, mask, covered = entry.get("segmentation"), b"", 0
         if not wrong and entry["image_id"] not in images:
             wrong = f"there is no usable image with id {entry['image_id']}"
         elif not wrong:
             image = images[entry["image_id"]]
             if entry["id"] in seen:
                 wrong = "this id belongs to an earlier annotation"
-            elif entry["category_id"] not in categories:
+            elif entry["category_id"] not in labels:
                 wrong = f"class id {entry['category_id']} is not in the list of categories"
             else:
-                wrong = _wrong_box(entry["bbox"], image) or _wrong_mask(entry.get("segmentation"), image)
+                wrong = _wrong_box(entry["bbox"], image) or _wrong_mask(shape, image)
+            if shape and not wrong:
+                size = (image["height"], image["width"])
+                mask = encode(shape, size)
+                covered = area(mask, size)
+                wrong = "" if covered else "the mask has no pixels"
         if wrong:
             problems.add(f"{path}, annotations[{number}] (id {_shown(entry.get('id'))})", wrong)
             continue
+        box, crowd, pixels = entry["bbox"], int(entry.get("iscrowd", 0)), entry.get("area")
+        if pixels is None:
+            pixels = float(covered if shape else box[2] * box[3])
+        usable.masks.extend(mask)
+        usable.rows[len(seen)] = (
+            entry["id"],
+            box,
+            pixels,
+            len(usable.masks),
+            positions[entry["image_id"]],
+            labels[entry["category_id"]],
+            crowd,
+        )
         seen.add(entry["id"])
-        area = _area(entry, image) if entry.get("area") is None else entry["area"]
-        usable.append({**entry, "area": area, "iscrowd": int(entry.get("iscrowd", 0))})
+        text = repr({**entry, "area": pixels, "iscrowd": crowd}).encode()
+        usable.digest.update(text)
+        if shape:
+            usable.masked_digest.update(text)
+    usable.rows = usable.rows[: len(seen)]
     return usable
-
-
-def _area(entry: Mapping[str, Any], image: Mapping[str, Any]) -> float:
-    """Return the area in pixels: that of the mask, or that of the box where there is no mask."""
-    if entry.get("segmentation"):
-        return float(_pixels(entry["segmentation"], image))
-    return float(entry["bbox"][2] * entry["bbox"][3])
-
-
-def _pixels(segmentation: Any, image: Mapping[str, Any]) -> int:
-    """Return the number of pixels that a mask covers."""
-    if isinstance(segmentation, dict):
-        return int(sum(_runs(segmentation["counts"])[1::2]))
-    tools = mask_tools()
-    return int(tools.area(tools.segmToRle(segmentation, image["width"], image["height"])))
-
-
-def _runs(counts: list[int] | str) -> list[int]:
-    """Return run lengths, which a text holds in the compressed form of COCO's tools.
-
-    Raises:
-        ValueError: the text is cut or damaged.
-    """
-    if isinstance(counts, list):
-        return counts
-    codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError("the text of the mask's counts is cut or damaged")
-    # a number has five bits a character, the lowest first; bit 32 says that more follow, bit 16 is the sign
-    last = np.flatnonzero(codes & 32 == 0)
-    first = np.concatenate([[0], last[:-1] + 1])
-    lengths = last - first + 1
-    if lengths.max() > 7:
-        raise ValueError("the text of the mask's counts is damaged: a run has more than 32 bits")
-    place = np.arange(len(codes)) - np.repeat(first, lengths)
-    runs = np.add.reduceat((codes & 31) << (5 * place), first)
-    runs -= np.where(codes[last] & 16, 1 << (5 * lengths), 0)
-    # from the fourth number on, each is the difference from the number two places before
-    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
-    if runs.min() < 0:
-        raise ValueError("the text of the mask's counts is damaged: a run is negative")
-    return [int(run) for run in runs]
 
 
 def _wrong_box(box: Sequence[float], image: Mapping[str, Any]) -> str:
@@ -485,14 +413,13 @@ def _wrong_mask(shape: Any, image: Mapping[str, Any]) -> str:
         if shape["size"] != [height, width]:
             return f"the mask has size {shape['size']}, its image {[height, width]} (height, width)"
         try:
-            covered = sum(_runs(shape["counts"]))
+            covered = sum(runs_of(shape["counts"]))
         except ValueError as error:
             return str(error)
-        if covered != height * width:
-            return f"the mask's runs cover {covered} pixels of {height * width}"
-    elif wrong := _wrong_polygons(shape, width, height):
-        return wrong
-    return "" if _pixels(shape, image) else "the mask has no pixels"
+        return (
+            "" if covered == height * width else f"the mask's runs cover {covered} pixels of {height * width}"
+        )
+    return _wrong_polygons(shape, width, height)
 
 
 def _wrong_polygons(polygons: Sequence[Sequence[float]], width: int, height: int) -> str:
@@ -515,17 +442,21 @@ def _wrong_polygons(polygons: Sequence[Sequence[float]], width: int, height: int
     return ""
 
 
-def _checked_masks(
-    parts: Sequence[tuple[Mapping[int, Any], list[dict[str, Any]]]], paths: Sequence[Path], problems: Problems
-) -> bool:
-    """Return True if most objects have masks; objects without a mask are then bad, and are removed."""
-    objects = [entry for _, annotations in parts for entry in annotations if not entry["iscrowd"]]
-    with_mask = sum(bool(entry.get("segmentation")) for entry in objects)
-    if with_mask <= len(objects) / 2:
+def _checked_masks(parts: Sequence[_Annotations], paths: Sequence[Path], problems: Problems) -> bool:
+    """Return True if most objects have masks; objects without a mask are then bad, and are removed.
+
+    If most have none, the masks are removed.
+    """
+    objects = np.concatenate([~part.rows["crowd"] for part in parts])
+    masked = np.concatenate([part.masked() for part in parts])
+    if (masked & objects).sum() <= objects.sum() / 2:
+        for part in parts:
+            part.masks.clear()
+            part.rows["mask_end"] = 0
         return False
-    for (_, annotations), path in zip(parts, paths, strict=True):
-        for entry in annotations:
-            if not entry.get("segmentation"):
-                problems.add(f"{path}, annotation with id {entry['id']}", "has no mask, and others have")
-        annotations[:] = [entry for entry in annotations if entry.get("segmentation")]
+    for part, path in zip(parts, paths, strict=True):
+        masked = part.masked()
+        for identity in part.rows["id"][~masked]:
+            problems.add(f"{path}, annotation with id {identity}", "has no mask, and others have")
+        part.rows, part.digest = part.rows[masked], part.masked_digest
     return True

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from difflens.configs.scenes import ScenesConfig
-from difflens.data.dense.coco import run_lengths
 from difflens.data.dense.cutouts import Cutouts
 from difflens.data.dense.masks import to_palette_image
+from difflens.data.dense.run_lengths import run_lengths
 from difflens.data.files import list_images
 from difflens.data.images import open_picture
 from difflens.errors import DiffLensError

@@ -12,7 +12,9 @@ from difflens.choices import DetectionHeadName
 from difflens.configs.detect import DetectConfig
 from difflens.configs.options import given, resolve
 from difflens.data.dense.base import DenseData, Objects
-from difflens.data.dense.coco import ObjectSplit, load_annotations, load_coco, mask_tools
+from difflens.data.dense.coco import load_annotations, load_coco
+from difflens.data.dense.objects import ObjectSplit
+from difflens.data.dense.run_lengths import mask_tools
 from difflens.data.dense.samples import Labels, Samples
 from difflens.errors import DiffLensError, expanded
 from difflens.heads.config import DetectionHeadConfig
@@ -63,7 +65,7 @@ class Detection(DenseTask[DetectConfig, ObjectSplit, DetectionModel]):
         else:
             data = load_annotations(given(config.train), given(config.val), *reading)
         for split in (data.train, data.val):
-            if not any(split.objects):
+            if not len(split.table.order):
                 raise DiffLensError(f"the {split.name} images of {data.name} show no objects")
         return data
 
@@ -104,9 +106,9 @@ class Detection(DenseTask[DetectConfig, ObjectSplit, DetectionModel]):
     ) -> dict[str, Any]:
         results = evaluate_detection(model.probe, validation, model.head.side, process)
         run.write("results.json", json.dumps(results) + "\n")
-        used = range(len(data.train)) if training.rows is None else training.rows.tolist()
-        negatives = sum(not data.train.objects[row] for row in used)
-        return {**coco_metrics(data.val.record, results, _masks(model)), "train_negatives": negatives}
+        counts = data.train.table.counts()
+        negatives = int(((counts if training.rows is None else counts[training.rows]) == 0).sum())
+        return {**coco_metrics(data.val.record(), results, _masks(model)), "train_negatives": negatives}
 
     def headline(self, metrics: dict[str, Any]) -> str:
         kind = "mask" if "mask_ap" in metrics else "box"

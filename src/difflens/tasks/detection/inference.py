@@ -8,7 +8,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from difflens.data.dense.base import Objects
-from difflens.data.dense.coco import compressed
+from difflens.data.dense.run_lengths import compressed
 from difflens.data.dense.samples import Samples, resize, scaled_size, to_square
 from difflens.data.images import to_float
 from difflens.metrics.detection import Result
@@ -59,10 +59,10 @@ def detections(
 
 def evaluate_detection(probe: DenseProbe, samples: Samples, side: int, process: Accelerator) -> list[Result]:
     """Return the objects of all images of `samples` in COCO's result format, in the order of the images."""
-    record = samples.split.record
-    categories = [category["id"] for category in record["categories"]]
+    split = samples.split
+    categories = [*split.categories]
     results: list[tuple[int, list[Result]]] = [
-        (row, coco_results(objects, record["images"][row]["id"], categories))
+        (row, coco_results(objects, int(split.image_ids[row]), categories))
         for row, objects in detections(probe, samples, side, process)
     ]
     if process.num_processes > 1:
