@@ -40,7 +40,7 @@ _ASSETS = Path(str(files("difflens") / "assets"))
 # chosen on a held-out part of the training images (benchmarks/RESULTS.md)
 _PLACES = {
     "fashion": Defaults(18, 5, (18, 20), (5, 20), (15, 18), token_side=4),
-    "photos": Defaults(13, 50, (7, 13, 14), (10, 50), (12, 13), token_side=4),
+    "photos": Defaults(6, 20, (12, 13), (5, 50), (12, 13), token_side=4),
 }
 
 BUNDLED = tuple(sorted(card.parent.name for card in _ASSETS.glob("*/model_index.json")))
