@@ -41,9 +41,9 @@ def test_the_measurement_says_what_it_found(
     weights = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     chosen = measuring.measured_precision(backbone)
     said = capsys.readouterr().err
-    factor = float(said.split(f"{backbone.spec} ")[1].split()[0])
-    error = float(said.split("error of ")[1].split("%")[0])
-    assert f"precision: {chosen}, since bfloat16 reads" in said
+    factor = float(said.split("is read ")[1].split()[0])
+    error = float(said.split("error of ")[1].split(" %")[0])
+    assert f"precision: {chosen}, since {backbone.spec} is read" in said
     assert (chosen == "bfloat16") == (factor > 1.1 and error <= 2)
     assert error > 0
     assert torch.equal(torch.get_rng_state(), before)

@@ -58,7 +58,7 @@ def measured_precision(backbone: Backbone) -> Precision:
     chosen: Precision = "bfloat16" if factor > _WORTH and error <= _TOLERANCE else "float32"
     processor = "CPU" if backbone.device.type == "cpu" else "GPU"
     note(
-        f"precision: {chosen}, since bfloat16 reads {backbone.spec} {factor:.2f} times as fast as float32 on "
-        f"this {processor}, with an error of {error:.1%} (measured)"
+        f"precision: {chosen}, since {backbone.spec} is read {factor:.2f} times as fast in bfloat16 as in "
+        f"float32 on this {processor}, with an error of {100 * error:.1f} % (measured)"
     )
     return chosen
