@@ -33,7 +33,7 @@ def test_one_table_with_the_released_way_first(
         repetitions=2,
         seconds=0,
         without=("compile", "channels-last"),
-        groups=("extraction", "diffeed"),
+        groups=("extraction", "attention", "diffeed", "pretraining"),
     )
     throughput.main(config)
     rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
@@ -52,9 +52,14 @@ def test_one_table_with_the_released_way_first(
     assert stopped["relative_error"] == 0
     assert joint["relative_error"] < 1e-4
     assert 1e-4 < half["relative_error"] < 0.1
+    cached = next(row for row in rows if row["name"] == "attention: on cached features")
+    assert cached["over_products"] > 1  # a step does its products and more
+    formats = [row["name"] for row in rows if row["group"] == "pretraining"]
+    assert formats == ["pretraining: float32, eager", "pretraining: bfloat16, float32 weights"]
     feed = {row["name"]: row for row in rows if row["group"] == "diffeed"}
-    order = list(feed.values())
-    assert [row["name"] for row in order][-1].startswith("diffeed: + checkpointing")
+    *order, lower = feed.values()
+    assert lower["name"] == "diffeed: shared, with --precision bfloat16"
+    assert order[-1]["name"].startswith("diffeed: + checkpointing")
     for before, after in itertools.pairwise(order[:-1]):
         assert after["operations_per_image"] < before["operations_per_image"]
     assert order[-1]["operations_per_image"] > order[-2]["operations_per_image"]
