@@ -416,9 +416,9 @@ def _wrong_mask(shape: Any, image: Mapping[str, Any]) -> str:
             covered = sum(runs_of(shape["counts"]))
         except ValueError as error:
             return str(error)
-        return (
-            "" if covered == height * width else f"the mask's runs cover {covered} pixels of {height * width}"
-        )
+        if covered != height * width:
+            return f"the mask's runs cover {covered} pixels of {height * width}"
+        return ""
     return _wrong_polygons(shape, width, height)
 
 
