@@ -1,10 +1,13 @@
 """Pictures show the right pixels and titles."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 from difflens.backbones.unet import UNetBackbone
@@ -15,7 +18,7 @@ from difflens.pretraining import networks
 from difflens.processes.schedulers import process_of
 from difflens.reports import pictures
 from difflens.reports.pictures import pca_rgb
-from tests.helpers.figures import draw, log_snr
+from tests.helpers.figures import assert_room, draw, laid_out, log_snr
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +33,30 @@ def images() -> Tensor:
     return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def shown(figure: Figure, row: int, column: int, columns: int) -> np.ndarray:
-    return np.asarray(figure.axes[row * columns + column].get_images()[0].get_array())
+def rows_of(figure: Figure) -> list[list[AxesImage]]:
+    """The images by their places: from the top, in each row from the left. None overlaps another."""
+    (axes,) = figure.axes
+    found: dict[float, list[AxesImage]] = {}
+    for image in axes.get_images():
+        found.setdefault(round(image.get_extent()[3], 3), []).append(image)
+    rows = [sorted(found[top], key=lambda image: image.get_extent()[0]) for top in sorted(found)]
+    for row in rows:
+        extents = [image.get_extent() for image in row]
+        assert all(one[1] < other[0] for one, other in pairwise(extents))
+    assert all(max(i.get_extent()[2] for i in a) < b[0].get_extent()[3] for a, b in pairwise(rows))
+    return rows
 
 
-def titles(figure: Figure) -> list[str]:
-    return [title for axes in figure.axes if (title := axes.get_title())]
+def shown(figure: Figure, row: int, column: int) -> np.ndarray:
+    return np.asarray(rows_of(figure)[row][column].get_array())
+
+
+def texts(figure: Figure) -> list[str]:
+    """The texts by their places: line by line."""
+    (axes,) = figure.axes
+    placed = sorted(axes.texts, key=lambda text: text.get_position()[::-1])
+    assert_room(laid_out(figure), placed)
+    return [text.get_text() for text in placed]
 
 
 def scaled(scores: Tensor) -> Tensor:
@@ -95,16 +116,14 @@ def test_one_component_that_varies() -> None:
 def test_noised_images(backbone: UNetBackbone, images: Tensor) -> None:
     noised = FrozenExtractor(backbone, (1,), (500, 20), seed=3).noised(images, torch.arange(2))
     figure = pictures.noised_images(images, noised, log_snr(20, 500))
-    assert titles(figure) == ["clean", "t = 20\nlog-SNR 5.1", "t = 500\nlog-SNR -2.5"]
+    assert texts(figure) == ["clean", "t = 20\nlog-SNR 5.1", "t = 500\nlog-SNR -2.5"]
     for row in range(2):
-        np.testing.assert_allclose(
-            shown(figure, row, 0, 3), (images[row].permute(1, 2, 0) + 1) / 2, atol=1e-6
-        )
+        np.testing.assert_allclose(shown(figure, row, 0), (images[row].permute(1, 2, 0) + 1) / 2, atol=1e-6)
         for column, t in ((1, 20), (2, 500)):
             noise = seeded_noise((3, 16, 16), torch.tensor([row]), t, seed=3)
             x_t = backbone.add_noise(images[row : row + 1], t, noise)[0]
             np.testing.assert_allclose(
-                shown(figure, row, column, 3), ((x_t + 1) / 2).clamp(0, 1).permute(1, 2, 0), atol=1e-6
+                shown(figure, row, column), ((x_t + 1) / 2).clamp(0, 1).permute(1, 2, 0), atol=1e-6
             )
     with pytest.raises(DiffLensError, match="outside the schedule"):
         FrozenExtractor(backbone, (1,), (1000,), seed=0)
@@ -116,8 +135,7 @@ def test_grey_images_are_grey(images: Tensor) -> None:
     backbone = UNetBackbone(unet, process_of({"beta_schedule": "linear"}), "grey")
     noised = FrozenExtractor(backbone, (1,), (20,)).noised(images[:, :1], torch.arange(2))
     figure = pictures.noised_images(images[:, :1], noised, log_snr(20))
-    for axes in figure.axes:
-        (picture,) = axes.get_images()
+    for picture in figure.axes[0].get_images():
         assert picture.get_array().shape == (16, 16)
         assert (picture.get_cmap().name, picture.get_clim()) == ("gray", (0, 1))
 
@@ -130,11 +148,11 @@ def test_principal_components(backbone: UNetBackbone, images: Tensor) -> None:
     with torch.no_grad():
         maps = backbone.features(x_t, 20, (3, last))
     side = maps[3].shape[-1]
-    assert titles(figure) == ["input", f"block 3\n{side} x {side}", f"block {last}\n16 x 16"]
+    assert texts(figure) == ["input", f"block 3\n{side} x {side}", f"block {last}\n16 x 16"]
     for column, block in ((1, 3), (2, last)):
         expected = pca_rgb(maps[block]).permute(0, 2, 3, 1)
         for row in range(2):
-            np.testing.assert_allclose(shown(figure, row, column, 3), expected[row], atol=1e-5)
+            np.testing.assert_allclose(shown(figure, row, column), expected[row], atol=1e-5)
     assert draw(figure) == draw(pictures.principal_components(images, maps))
     with pytest.raises(DiffLensError, match="no block 99"):
         FrozenExtractor(backbone, (99,), (20,), seed=0)
@@ -144,15 +162,14 @@ def test_confused_pairs(images: Tensor) -> None:
     grey = torch.randint(0, 256, (9, 1, 5, 5), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     pairs = [("a $\\broken$", "b" * 99, 1234, grey), ("cat", "dog", 1, images[:1])]
     figure = pictures.confused_pairs(pairs)
-    rows = [figure.axes[:7], figure.axes[7:]]
-    assert [[text.get_text() for text in row[0].texts] for row in rows] == [
-        ["a $\\broken$", "\u2192 " + "b" * 23 + "\u2026", "1,234 images"],
-        ["cat", "\u2192 dog", "1 image"],
+    assert texts(figure) == [
+        *("a $\\broken$", "\u2192 " + "b" * 23 + "\u2026", "1,234 images"),
+        *("cat", "\u2192 dog", "1 image"),
     ]
-    assert [[len(axes.get_images()) for axes in row] for row in rows] == [[0] + 6 * [1], [0, 1] + 5 * [0]]
+    assert [len(row) for row in rows_of(figure)] == [6, 1]
     for column in range(6):
-        np.testing.assert_allclose(shown(figure, 0, 1 + column, 7), grey[column, 0] / 255, atol=1e-6)
-    np.testing.assert_allclose(shown(figure, 1, 1, 7), (images[0].permute(1, 2, 0) + 1) / 2, atol=1e-6)
+        np.testing.assert_allclose(shown(figure, 0, column), grey[column, 0] / 255, atol=1e-6)
+    np.testing.assert_allclose(shown(figure, 1, 0), (images[0].permute(1, 2, 0) + 1) / 2, atol=1e-6)
     assert draw(figure)
 
 
@@ -166,15 +183,11 @@ def test_components_over_noise_share_their_colours() -> None:
     low, high = torch.randn(2, 3, 4, 4, generator=generator), torch.randn(2, 3, 4, 4, generator=generator) + 2
     noised = {5: torch.zeros(2, 1, 8, 8), 50: torch.ones(2, 1, 8, 8)}
     figure = pictures.components_over_noise(noised, {(1, 5): low, (1, 50): high}, log_snr(5, 50), image=1)
-    assert titles(figure) == ["input", "block 1\n4 x 4"]
+    assert texts(figure) == ["input", "block 1\n4 x 4", "t = 5\nlog-SNR 7.0", "t = 50\nlog-SNR 3.5"]
     together = pca_rgb(torch.cat([low, high]))
     for row, number in enumerate((1, 3)):
-        np.testing.assert_allclose(shown(figure, row, 1, 2), together[number].permute(1, 2, 0).numpy())
-    assert float(shown(figure, 0, 0, 2).max()) == 0.5  # grey 0 in [-1, 1]
-    assert [text.get_text() for axes in figure.axes for text in axes.texts] == [
-        "t = 5\nlog-SNR 7.0",
-        "t = 50\nlog-SNR 3.5",
-    ]
+        np.testing.assert_allclose(shown(figure, row, 1), together[number].permute(1, 2, 0).numpy())
+    assert float(shown(figure, 0, 0).max()) == 0.5  # grey 0 in [-1, 1]
     assert draw(figure)
 
 
@@ -182,16 +195,16 @@ def test_overlays_are_bright_where_the_attention_is() -> None:
     weights = torch.zeros(2, 4, 4)
     weights[0, 0, 0] = 0.3
     figure = pictures.attention_overlays(torch.zeros(2, 3, 8, 8), {"block 1": weights})
-    brightness = shown(figure, 0, 1, 2).sum(-1)
+    brightness = shown(figure, 0, 1).sum(-1)
     assert brightness[0, 0] == brightness.max() > brightness[7, 7] + 0.5
-    assert np.ptp(shown(figure, 1, 1, 2).sum(-1)) == 0  # no attention at all is the same everywhere
+    assert np.ptp(shown(figure, 1, 1).sum(-1)) == 0  # no attention at all is the same everywhere
     assert draw(figure)
 
 
 def test_nearest_neighbours() -> None:
     queries, found = torch.full((2, 1, 4, 4), -1.0), torch.ones(2, 3, 1, 4, 4)
     figure = pictures.nearest_neighbours(queries, found, ["coat", "bag"], [["a", "b", "$c$"]] * 2)
-    assert titles(figure) == ["coat", "a", "b", "$c$", "bag", "a", "b", "$c$"]
-    assert shown(figure, 0, 0, 4).max() == 0
-    assert shown(figure, 1, 3, 4).min() == 1
+    assert texts(figure) == ["coat", "a", "b", "$c$", "bag", "a", "b", "$c$"]
+    assert shown(figure, 0, 0).max() == 0
+    assert shown(figure, 1, 3).min() == 1
     assert draw(figure)

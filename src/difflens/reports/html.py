@@ -100,13 +100,20 @@ class Picture:
             self.image.save(buffer, "PNG", optimize=True)
             width, height = self.image.size
             return buffer.getvalue(), width * self.scale, height * self.scale
+        dpi = _DENSITY * _CSS_DPI
+        self.image.set_dpi(dpi)
+        layout = self.image.get_layout_engine()
+        if layout is not None:
+            layout.execute(self.image)
+            self.image.set_layout_engine("none")
+        # to trim and lay out at once, matplotlib would draw twice
+        trimmed = self.image.get_tightbbox().padded(0.02)
         self.image.savefig(
             buffer,
             format="png",
-            dpi=_DENSITY * _CSS_DPI,
+            dpi=dpi,
             transparent=True,
-            bbox_inches="tight",
-            pad_inches=0.02,
+            bbox_inches=trimmed,
             metadata={"Software": None},
         )
         width, height = Image.open(buffer).size

@@ -9,7 +9,6 @@ import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from difflens.errors import counted
@@ -19,6 +18,8 @@ from difflens.reports.style import BASELINE, INK, WIDTH, shortened
 # inches
 _TILE = 1.5
 _EXAMPLE = 0.86
+_GAP = 0.05
+_LINE = 0.17  # a line of a title
 _TEXT_WIDTH = 2.3  # the names of two classes, beside the examples
 
 _HEAT = matplotlib.colormaps["inferno"]
@@ -122,16 +123,14 @@ def nearest_neighbours(
     """
     rows, count = neighbours.shape[:2]
     side = min(_TILE, WIDTH / (count + 1))
-    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    figure = Figure(figsize=(side * (count + 1), (side + 0.22) * rows), layout=layout)
-    grid = figure.subplots(rows, count + 1, squeeze=False)
+    figure, axes = _sheet(side * (count + 1), (side + _LINE) * rows)
     for row in range(rows):
+        top = row * (side + _LINE) + _LINE
         titles = [names[row], *neighbour_names[row]]
-        for k, (axes, image) in enumerate(zip(grid[row], [queries[row], *neighbours[row]], strict=True)):
-            _show(axes, _pixels(image), "nearest")
-            axes.set_axis_off()
+        for k, image in enumerate([queries[row], *neighbours[row]]):
+            _show(axes, _pixels(image), k * side, top, side - _GAP)
             weight = "normal" if k else "bold"
-            axes.set_title(shortened(titles[k], 18), size=8, color=INK, weight=weight, parse_math=False)
+            _heading(axes, shortened(titles[k], 18), k * side + (side - _GAP) / 2, top, size=8, weight=weight)
     return figure
 
 
@@ -182,23 +181,19 @@ def confused_pairs(pairs: Sequence[tuple[str, str, int, Tensor]]) -> Figure:
             or float in [-1, 1].
     """
     assert pairs, "no pair of classes to show"
-    size = (_TEXT_WIDTH + _EXAMPLES * _EXAMPLE, len(pairs) * (_EXAMPLE + 0.06))
-    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    figure = Figure(figsize=size, layout=layout)
-    widths = [_TEXT_WIDTH, *[_EXAMPLE] * _EXAMPLES]
-    grid = figure.subplots(len(pairs), 1 + _EXAMPLES, squeeze=False, width_ratios=widths)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for row, (true, predicted, count, images) in zip(grid, pairs, strict=True):
+    figure, axes = _sheet(_TEXT_WIDTH + _EXAMPLES * _EXAMPLE, len(pairs) * _EXAMPLE)
+    for row, (true, predicted, count, images) in enumerate(pairs):
+        top = row * _EXAMPLE
         for height, weight, colour, text in (
-            (0.78, "bold", INK, shortened(true)),
+            (0.22, "bold", INK, shortened(true)),
             (0.5, "normal", INK, f"\u2192 {shortened(predicted)}"),
-            (0.22, "normal", BASELINE, counted(count, "image")),
+            (0.78, "normal", BASELINE, counted(count, "image")),
         ):
-            style = {"weight": weight, "color": colour, "size": 10, "va": "center"}
-            row[0].text(0, height, text, transform=row[0].transAxes, parse_math=False, clip_on=True, **style)
-        for axes, image in zip(row[1:], _pixels(images[:_EXAMPLES]), strict=False):
-            _show(axes, image, "auto")
+            y = top + height * _EXAMPLE
+            axes.text(0, y, text, weight=weight, color=colour, size=10, va="center", parse_math=False)
+        for k, image in enumerate(_pixels(images[:_EXAMPLES])):
+            left = _TEXT_WIDTH + k * _EXAMPLE
+            _show(axes, image, left, top, _EXAMPLE - _GAP, interpolation="auto")
     return figure
 
 
@@ -221,22 +216,62 @@ def _tiles(
         rows_named: names of the rows, or empty.
         tile: the largest side of an image, in inches.
     """
-    rows = len(columns[0])
     side = min(tile, WIDTH / len(columns))
-    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02, compress=True)
-    figure = Figure(figsize=(side * len(columns), side * rows + 0.45), layout=layout)
-    grid = figure.subplots(rows, len(columns), squeeze=False)
-    for k, (title, images) in enumerate(zip(titles, columns, strict=True)):
-        grid[0, k].set_title(title, size=10, color=INK, parse_math=False)
-        for axes, image in zip(grid[:, k], images, strict=True):
-            _show(axes, image, "nearest")
-            axes.set_axis_off()
-    for axes, name in zip(grid[:, 0], rows_named, strict=False):
-        style = {"rotation": 90, "ha": "right", "va": "center", "size": 9, "color": INK}
-        axes.text(-0.08, 0.5, name, transform=axes.transAxes, parse_math=False, **style)
+    sizes = [_fitted(images[0], side - _GAP) for images in columns]
+    width, height = (max(lengths) + _GAP for lengths in zip(*sizes, strict=True))
+    left = 2.5 * _LINE if rows_named else 0
+    top = _LINE * max(title.count("\n") + 1 for title in titles) + _GAP
+    figure, axes = _sheet(left + width * len(columns), top + height * len(columns[0]))
+    for column, (title, images) in enumerate(zip(titles, columns, strict=True)):
+        x = left + column * width
+        _heading(axes, title, x + (width - _GAP) / 2, top, size=10)
+        for row, image in enumerate(images):
+            _show(axes, image, x, top + row * height, side - _GAP)
+    for row, name in enumerate(rows_named):
+        centre = top + row * height + (height - _GAP) / 2
+        axes.text(
+            left - _GAP,
+            centre,
+            name,
+            rotation=90,
+            ha="right",
+            va="center",
+            size=9,
+            color=INK,
+            parse_math=False,
+        )
     return figure
 
 
-def _show(axes: Axes, image: Tensor, interpolation: str) -> None:
+def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of this size in inches, and axes that fill it: in inches from the upper left.
+
+    One pair of axes for all images: to make and draw a pair for each takes several times as long.
+    """
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _heading(axes: Axes, text: str, x: float, y: float, size: float, weight: str = "normal") -> None:
+    """Write a text above a point."""
+    axes.text(
+        x, y - _GAP, text, ha="center", va="bottom", size=size, weight=weight, color=INK, parse_math=False
+    )
+
+
+def _show(
+    axes: Axes, image: Tensor, left: float, top: float, side: float, interpolation: str = "nearest"
+) -> None:
+    """Draw an image, (C, H, W) in [0, 1], whose longer side takes `side` inches."""
+    width, height = _fitted(image, side)
     pixels = image.permute(1, 2, 0).squeeze(2).numpy()  # imshow takes grey as (H, W)
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation=interpolation)
+    place = (left, left + width, top + height, top)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation=interpolation, extent=place, aspect="auto")
+
+
+def _fitted(image: Tensor, side: float) -> tuple[float, float]:
+    """Return width and height of an image whose longer side is `side`."""
+    height, width = image.shape[-2:]
+    return side * width / max(height, width), side * height / max(height, width)
