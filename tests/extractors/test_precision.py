@@ -1,5 +1,6 @@
 """`--precision auto`: what is measured, said, recorded and kept."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import torch
 import yaml
 
 from difflens import ExtractConfig, ProbeConfig, SweepConfig, extract, load_backbone, probe, sweep
-from difflens.extractors import precision as measuring
+from difflens.extractors import precision
+from difflens.run import measuring
 from difflens.run.console import note
-from difflens.run.measuring import fastest_of_each
 from tests.helpers.cli import run as cli
 
 
@@ -24,12 +25,13 @@ def _speeds(monkeypatch: pytest.MonkeyPatch, factor: float) -> list[int]:
     """Let bfloat16 be `factor` times as fast; return a list that grows with each measurement."""
     measured: list[int] = []
 
-    def fixed(steps: dict[str, object], seconds: float) -> dict[str, float]:
-        measured.append(1)
-        fastest_of_each(steps, 0)  # type: ignore[arg-type]
-        return {"float32": factor, "bfloat16": 1.0}
+    def fixed(step: Callable[[torch.dtype, int], object], images: int) -> float:
+        measured.append(images)
+        for dtype in (torch.float32, torch.bfloat16):
+            step(dtype, images)
+        return factor
 
-    monkeypatch.setattr(measuring, "fastest_of_each", fixed)
+    monkeypatch.setattr(precision, "bfloat16_speedup", fixed)
     return measured
 
 
@@ -39,7 +41,7 @@ def test_the_measurement_says_what_it_found(
     backbone = load_backbone(str(backbone_folder))
     before = torch.get_rng_state()
     weights = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    chosen = measuring.measured_precision(backbone)
+    chosen = precision.measured_precision(backbone)
     said = capsys.readouterr().err
     factor = float(said.split("is read ")[1].split()[0])
     error = float(said.split("error of ")[1].split(" %")[0])
@@ -55,17 +57,17 @@ def test_the_faster_format_is_chosen(
     backbone_folder: Path, monkeypatch: pytest.MonkeyPatch, factor: float, chosen: str
 ) -> None:
     _speeds(monkeypatch, factor)
-    assert measuring.measured_precision(load_backbone(str(backbone_folder))) == chosen
+    assert precision.measured_precision(load_backbone(str(backbone_folder))) == chosen
 
 
 def test_a_large_error_keeps_float32(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _speeds(monkeypatch, 5.0)
-    monkeypatch.setattr(measuring, "_TOLERANCE", 1e-6)
-    assert measuring.measured_precision(load_backbone(str(backbone_folder))) == "float32"
+    monkeypatch.setattr(precision, "_TOLERANCE", 1e-6)
+    assert precision.measured_precision(load_backbone(str(backbone_folder))) == "float32"
 
 
 def test_pixels_have_no_format_to_choose(capsys: pytest.CaptureFixture[str]) -> None:
-    assert measuring.measured_precision(load_backbone("pixels:3x8")) == "float32"
+    assert precision.measured_precision(load_backbone("pixels:3x8")) == "float32"
     assert "precision: float32, since pixels:3x8 has no weights" in capsys.readouterr().err
 
 
@@ -88,7 +90,7 @@ def test_the_choice_is_recorded_and_kept(
     same = sweep(replace(config, precision="bfloat16", out=tmp_path / "named"))
     assert found.accuracy == same.accuracy
     sweep(replace(config, noise_steps=(5, 20), resume=True))
-    assert measured == [1]  # the continuation has that of the run
+    assert len(measured) == 1  # the continuation has that of the run
 
 
 def test_seeds_share_a_measurement_and_a_store_decides(
@@ -98,7 +100,7 @@ def test_seeds_share_a_measurement_and_a_store_decides(
     data, backbone = str(image_tree), str(backbone_folder)
     common = {"data": data, "backbone": backbone, "device": "cpu", "workers": 0}
     probe(ProbeConfig(out=tmp_path / "run", head="knn", seeds=2, precision="auto", **common))
-    assert measured == [1]
+    assert len(measured) == 1
     recorded = yaml.safe_load((tmp_path / "run" / "seed-1" / "config.yaml").read_text())
     assert recorded["precision"] == "bfloat16"
     extract(ExtractConfig(out=tmp_path / "store", blocks=(6,), noise_steps=(5,), **common))
@@ -106,7 +108,7 @@ def test_seeds_share_a_measurement_and_a_store_decides(
     named = ProbeConfig(data=data, backbone=backbone, device="cpu", out=tmp_path / "read", head="knn")
     probe(replace(named, store=store, precision="auto"))
     assert yaml.safe_load((tmp_path / "read" / "config.yaml").read_text())["precision"] == "float32"
-    assert measured == [1]
+    assert len(measured) == 1
 
 
 def test_a_plan_measures_nothing(

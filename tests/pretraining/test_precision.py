@@ -11,6 +11,7 @@ from difflens.configs.options import resolve
 from difflens.pretraining import precision as chooser
 from difflens.pretraining import pretrain as module
 from difflens.pretraining.precision import choose_precision
+from difflens.run import measuring
 from difflens.run.console import note
 from difflens.run.processes import accelerator
 from tests.helpers.pretraining import checkpoint, config, curve
@@ -78,7 +79,7 @@ def test_only_diffusion_is_measured(image_tree: Path, tmp_path: Path, counted: l
 def test_the_measurement_says_what_it_found(
     image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chooser, "_SECONDS", 0.05)
+    monkeypatch.setattr(measuring, "_SECONDS", 0.05)
     note.cache_clear()
     before = torch.get_rng_state()
     chosen = choose_precision(resolve(config(tmp_path, image_tree, precision="auto")), accelerator("cpu"))

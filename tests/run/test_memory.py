@@ -49,7 +49,7 @@ def test_a_batch_that_does_not_fit() -> None:
         ("probe --head cnn --depth 99", "the cnn head is too large"),
         ("probe --image-size 16384 --pool 2", "images of side 16384 takes"),
         ("generate --n 4 --batch-size 1000000", "a batch of 1,000,000 images"),
-        ("pretrain --data fashion --image-size 16384", "a batch of 1 image of side 16384 takes"),
+        ("pretrain --data fashion --image-size 16384", "a batch of 256 images of side 16384 takes"),
         ("pretrain --data fashion --batch-size 1000000", "a batch of 1,000,000 images"),
         ("sweep --image-size 16384 --budget 100", "images of side 16384 takes"),
         ("explain --image-size 16384", "images of side 16384 takes"),

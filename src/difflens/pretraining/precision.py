@@ -1,6 +1,5 @@
 """The floating-point format of a pre-training that leaves it open: bfloat16 where it is faster."""
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,13 +14,7 @@ from difflens.pretraining.networks import build_unet
 from difflens.processes.schedulers import process_of
 from difflens.run.console import note
 from difflens.run.directory import CONFIG, read_record
-from difflens.run.measuring import fastest_of_each
-
-_SECONDS = 1.6
-# below this factor, float32's digits are worth more
-_WORTH = 1.1
-# as many pixels as 32 images of side 32
-_PIXELS = 32 * 32**2
+from difflens.run.measuring import WORTH, bfloat16_speedup, images_to_measure
 
 
 def choose_precision(config: PretrainConfig, process: Accelerator) -> TrainingPrecision:
@@ -51,29 +44,25 @@ def _kept(out: Path) -> TrainingPrecision:
 
 
 def _measured(config: PretrainConfig) -> TrainingPrecision:
-    """Return the format in which a training step of the network takes less time on this CPU, and say so.
-
-    Steps in both formats take turns for about two seconds.
-    """
+    """Return the format in which a training step of the network takes less time on this CPU, and say so."""
     with torch.random.fork_rng(devices=[]):
         unet = build_unet(config)
         side, channels = unet.config["sample_size"], unet.config["in_channels"]
-        count = max(1, min(given(config.batch_size) // config.accumulate, _PIXELS // side**2))
-        UNetBackbone(unet, process_of({}), config.preset).require_memory(count)
+        batch = given(config.batch_size) // config.accumulate
+        UNetBackbone(unet, process_of({}), config.preset).require_memory(batch)
         unet.requires_grad_(True)
-        x_t, t = torch.randn(count, channels, side, side), torch.zeros(count, dtype=torch.long)
+        most = min(batch, images_to_measure(side))
+        x_t, t = torch.randn(most, channels, side, side), torch.zeros(most, dtype=torch.long)
 
-    def step(dtype: torch.dtype) -> None:
+    def step(dtype: torch.dtype, count: int) -> None:
         cast = {name: weight.to(dtype) for name, weight in unet.named_parameters()}
         with attention_kernel(attends_explicitly(unet, dtype)):
-            output = torch.func.functional_call(unet, cast, (x_t.to(dtype), t)).sample
+            output = torch.func.functional_call(unet, cast, (x_t[:count].to(dtype), t[:count])).sample
             output.float().square().mean().backward()
         unet.zero_grad()
 
-    formats = (torch.float32, torch.bfloat16)
-    seconds = fastest_of_each({dtype: partial(step, dtype) for dtype in formats}, _SECONDS)
-    factor = seconds[torch.float32] / seconds[torch.bfloat16]
-    chosen: TrainingPrecision = "bfloat16" if factor > _WORTH else "float32"
+    factor = bfloat16_speedup(step, most)
+    chosen: TrainingPrecision = "bfloat16" if factor > WORTH else "float32"
     note(
         f"precision: {chosen}, since bfloat16 is {factor:.2f} times as fast as float32 on this CPU (measured)"
     )
