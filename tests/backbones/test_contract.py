@@ -110,9 +110,17 @@ def config(
     return replace(template, spec=f"{kind}{colon}{folders.get(name, name)}")
 
 
+@pytest.fixture(scope="module")
+def loaded() -> dict[BackboneConfig, Backbone]:
+    return {}
+
+
 @pytest.fixture
-def backbone(config: BackboneConfig) -> Backbone:
-    return config.load()
+def backbone(config: BackboneConfig, loaded: dict[BackboneConfig, Backbone]) -> Backbone:
+    """A copy of the loaded backbone, whose weights a test may change."""
+    if config not in loaded:
+        loaded[config] = config.load()
+    return copy.deepcopy(loaded[config])
 
 
 def images_for(backbone: Backbone, count: int = 2) -> torch.Tensor:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from difflens.reports.png import write_png
 from difflens.run.directory import CONFIG
 
 if TYPE_CHECKING:
@@ -100,22 +101,7 @@ class Picture:
             self.image.save(buffer, "PNG", optimize=True)
             width, height = self.image.size
             return buffer.getvalue(), width * self.scale, height * self.scale
-        dpi = _DENSITY * _CSS_DPI
-        self.image.set_dpi(dpi)
-        layout = self.image.get_layout_engine()
-        if layout is not None:
-            layout.execute(self.image)
-            self.image.set_layout_engine("none")
-        # to trim and lay out at once, matplotlib would draw twice
-        trimmed = self.image.get_tightbbox().padded(0.02)
-        self.image.savefig(
-            buffer,
-            format="png",
-            dpi=dpi,
-            transparent=True,
-            bbox_inches=trimmed,
-            metadata={"Software": None},
-        )
+        write_png(self.image, buffer, _DENSITY * _CSS_DPI, transparent=True)
         width, height = Image.open(buffer).size
         return buffer.getvalue(), width // _DENSITY, height // _DENSITY
 

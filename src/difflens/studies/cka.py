@@ -42,6 +42,7 @@ from difflens.processes.base import Level, bracketed, finite, in_words
 from difflens.reports.cka import similarity_report
 from difflens.reports.heat_maps import similarity_map
 from difflens.reports.html import report_of
+from difflens.reports.png import write_png
 from difflens.results.cka import CkaResult, Comparison, Mirrors, PlaceGeometry, Representation
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
@@ -272,7 +273,7 @@ def _write(
                 values, part.rows, part.columns, part.axes, part.roles, part.marks, measure
             )
             name = f"{part.name}{ending}.png"
-            run.write_with(name, partial(figure.savefig, dpi=160, bbox_inches="tight"))
+            run.write_with(name, partial(write_png, figure))
     names = [given(config.backbone), *([config.other] if config.other else [])]
     report = similarity_report(
         summary=f"The similarity of representations of {' and '.join(names)} on images of {config.data}, by "

@@ -36,6 +36,7 @@ from difflens.processes.variance_preserving import VariancePreserving
 from difflens.reports.charts import protocol_dots
 from difflens.reports.compare import compare_report
 from difflens.reports.html import reports_of
+from difflens.reports.png import write_png
 from difflens.results.compare import GEOMETRY, BackboneScores, CompareResult, Score
 from difflens.results.fidelity import FidelityResult, caution
 from difflens.results.probe import ProbeResult, deviation_of, mean_of
@@ -240,7 +241,7 @@ def _write(
     for key, title in result.titles.items():
         dots[title] = [(scores.scores[key].value, scores.scores[key].interval) for scores in scored]
     figure = protocol_dots(names, dots)
-    run.write_with("compare.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
+    run.write_with("compare.png", partial(write_png, figure))
     seeds = range(config.seed, config.seed + config.seeds)
     report = compare_report(
         backbones=scored,

@@ -44,6 +44,7 @@ from difflens.reports.explain import (
     neighbours_section,
 )
 from difflens.reports.html import report_of
+from difflens.reports.png import write_png
 from difflens.results.explain import ExplainResult, HeadShares, Neighbour
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.reading import read_yaml
@@ -151,7 +152,7 @@ class _Explanation:
             skipped_images=tuple(self.reading.skipped),
         )
         for name, figure in (item for _, figures in explained for item in figures.items()):
-            run.write_with(f"{name}.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
+            run.write_with(f"{name}.png", partial(write_png, figure))
         report = explain_report(
             backbone=given(config.backbone),
             data=self.data.name,

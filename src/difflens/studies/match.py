@@ -20,6 +20,7 @@ from difflens.errors import DiffLensError, counted
 from difflens.metrics.correspondence import correct, locate, sample, similarity_maps
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.reports.match import keypoint_report, match_figure, match_report
+from difflens.reports.png import write_png
 from difflens.results.match import KeypointResult, KeypointScore, MatchedPoint, MatchResult, Point
 from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
@@ -158,7 +159,7 @@ def _match_pictures(
         matches=tuple(matches),
     )
     figure = match_figure(images[0], images[1], matches)
-    run.write_with("match.png", partial(figure.savefig, dpi=160, bbox_inches="tight"))
+    run.write_with("match.png", partial(write_png, figure))
     report = match_report(
         figure=figure,
         result=result,

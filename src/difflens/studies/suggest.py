@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import Level, finite, in_words
 from difflens.processes.clean import Clean
 from difflens.reports.heat_maps import place_map
+from difflens.reports.png import write_png
 from difflens.reports.suggest import suggest_report
 from difflens.results.suggest import SuggestResult
 from difflens.run.directory import FINISHED, RunDirectory
@@ -158,7 +160,7 @@ class _Study:
         limits = (float(score.min()), float(score.max()))
         place = (best.block, best.noise_step)
         figure = place_map(score, self.blocks, self.log_snr, roles, place, "score", "{:.2f}", limits)
-        self.run.write_with("heatmap.png", lambda path: figure.savefig(path, dpi=160))
+        self.run.write_with("heatmap.png", partial(write_png, figure))
         report = suggest_report(
             summary=f"Statistics of the features of each block of {config.backbone} at each noise step, on "
             f"images of {config.data}. No label was read.",

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from difflens.backbones.base import Backbone
 from difflens.configs.command_line import beside, shown_command
@@ -16,6 +17,7 @@ from difflens.metrics.statistics import wilson
 from difflens.opening import open_run, with_backbone
 from difflens.processes.base import Level, finite
 from difflens.reports.heat_maps import accuracy_map
+from difflens.reports.png import write_png
 from difflens.reports.sweep import sweep_report
 from difflens.results.sweep import SweepResult
 from difflens.run.directory import FINISHED
@@ -80,7 +82,7 @@ def _conclude(measurement: Measurement, measured: Measured) -> SweepResult:
     roles = [backbone.block(block).role for block in blocks]
     place = (best.block, best.noise_step)
     figure = accuracy_map(measured.accuracy[config.classifiers[0]], blocks, log_snr, roles, place)
-    run.write_with("heatmap.png", lambda path: figure.savefig(path, dpi=160))
+    run.write_with("heatmap.png", partial(write_png, figure))
     report = sweep_report(
         summary=f"The accuracy of a simple classifier on the features of each block of {config.backbone} "
         f"at each noise step, on {measurement.data.name}. The maps are pooled to {config.pool} x "

@@ -1,0 +1,35 @@
+"""Figures of reports as PNG images."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MARGIN = 0.02  # inches
+
+
+def write_png(figure: "Figure", target: Path | BytesIO, dpi: int = 160, transparent: bool = False) -> None:
+    """Write a figure, trimmed to what it shows.
+
+    It is laid out and measured without being drawn: matplotlib, asked to do all at once, draws it twice.
+
+    Args:
+        dpi: pixels an inch.
+        transparent: leave out the white ground.
+    """
+    figure.set_dpi(dpi)
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+    shown = figure.get_tightbbox().padded(_MARGIN)
+    figure.savefig(
+        target,
+        format="png",
+        dpi=dpi,
+        transparent=transparent,
+        bbox_inches=shown,
+        metadata={"Software": None},
+    )
