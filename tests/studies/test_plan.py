@@ -11,6 +11,7 @@ from difflens import (
     CkaConfig,
     DetectConfig,
     DiffLensError,
+    ExtractConfig,
     FidelityConfig,
     GenerateConfig,
     PretrainConfig,
@@ -19,6 +20,7 @@ from difflens import (
     SweepConfig,
     plan,
     probe,
+    sweep,
 )
 from difflens.run.counting import cost_of_images, counting
 from tests.helpers.cli import run
@@ -59,6 +61,25 @@ def test_a_plan_of_probe_is_what_probe_does(
     assert planned.steps == metrics["epochs"] * -(-metrics["train_images"] // min(8, metrics["train_images"]))
 
 
+def test_a_plan_of_sweep_is_what_sweep_does(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    """Twice the noise steps take twice the operations; a budget of time plans for all images at most."""
+    options = SweepConfig(
+        backbone=str(backbone_folder),
+        data=str(image_tree),
+        out=tmp_path / "run",
+        blocks=(3, 6),
+        budget=("30",),
+    )
+    planned = plan(replace(options, noise_steps=(5, 20)))
+    done = sweep(replace(options, noise_steps=(5, 20), workers=0, device="cpu"))
+    assert planned.images["train"] == done.images == 30
+    assert planned.reads == "2 blocks at t = 5, 20"
+    assert planned.hours == 2 * plan(replace(options, noise_steps=(5,))).hours
+    timed = plan(replace(options, budget=("10m",)))
+    assert timed.images == {"train": 36}
+    assert timed.data.endswith("fewer images if 600 seconds end first")
+
+
 def test_operations_of_a_layer() -> None:
     with torch.device("meta"):
         layer = torch.nn.Linear(30, 20, bias=False)
@@ -85,6 +106,7 @@ def test_no_command_writes(
             SegmentConfig(**dense),
             DetectConfig(**dense),
             PretrainConfig(data=str(image_tree), preset="photos-32", out=out),
+            SweepConfig(backbone=backbone, data=str(image_tree), budget=("30",), out=out),
             CkaConfig(backbone=backbone, data=str(image_tree), out=out),
             GenerateConfig(backbone=backbone, n=10, out=out),
             FidelityConfig(samples=tmp_path / "none", features=backbone, data=str(image_tree), out=out),
@@ -94,6 +116,7 @@ def test_no_command_writes(
         {"train": 12, "validation": 5},
         {"train": 12, "validation": 5},
         {"train": 36},
+        {"train": 30},
         {"train": 36},
         {"generated": 10},
         {"generated": 50_000, "real (test)": 15},
@@ -118,7 +141,7 @@ def test_what_cannot_be_planned(tmp_path: Path) -> None:
         plan(replace(options, backbone="someone/network"))
     with pytest.raises(DiffLensError, match="downloads nothing, and the size of hf:some/data"):
         plan(replace(options, data="hf:some/data"))
-    with pytest.raises(DiffLensError, match="sweep has no dry run"):
-        plan(SweepConfig(out=tmp_path / "run"))
+    with pytest.raises(DiffLensError, match="extract has no dry run"):
+        plan(ExtractConfig(out=tmp_path / "run"))
     with pytest.raises(DiffLensError, match=r"dry_run is for `difflens\.plan`"):
         probe(replace(options, dry_run=True))

@@ -10,6 +10,7 @@ from difflens.configs.options import (
     BackboneOptions,
     CacheOptions,
     DataOptions,
+    DryRunOptions,
     PlaceOptions,
     PrecisionOptions,
     ReadingOptions,
@@ -23,7 +24,14 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(
-    DataOptions, CacheOptions, ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOptions, ResumeOptions
+    DataOptions,
+    DryRunOptions,
+    CacheOptions,
+    ReadingOptions,
+    PrecisionOptions,
+    PlaceOptions,
+    BackboneOptions,
+    ResumeOptions,
 ):
     """Measure the accuracy of each block at each noise step, and recommend a place to read.
 

@@ -26,6 +26,7 @@ from difflens.configs.options import Options, PrecisionOptions, given, resolve
 from difflens.configs.pretrain import PretrainConfig
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.segment import SegmentConfig
+from difflens.configs.sweep import SweepConfig
 from difflens.data.changes import channels_of
 from difflens.data.files import list_images
 from difflens.data.labels import limited
@@ -51,6 +52,7 @@ from difflens.processes.schedulers import process_of
 from difflens.results.plan import PlanResult
 from difflens.run.console import note
 from difflens.run.counting import Cost, cost_of_images
+from difflens.studies.places import default_levels
 from difflens.tasks.classification.kinds import check_labels
 from difflens.tasks.classification.probe import epochs_of, labelled, places_and_head, with_store
 from difflens.tasks.dense import chosen_rows, make_plan
@@ -230,6 +232,31 @@ def _plan_pretrain(config: PretrainConfig) -> PlanResult:
     )
 
 
+def _plan_sweep(config: SweepConfig) -> PlanResult:
+    data = _labelled_data(config.data, config.val_fraction)
+    limit, seconds = config.limits()
+    images = min(data.train, limit or data.train)
+    source, backbone = _backbone(config, data.channels)
+    blocks = backbone.check_blocks(config.blocks or [block.index for block in backbone.blocks])
+    steps = backbone.check_noise_steps(config.noise_steps or default_levels(backbone))
+    # each noise step is read on its own, and costs the same
+    read = ExtractorConfig("frozen", blocks, steps[:1], config.seed, precision=config.decided_precision)
+    cost = _reading_cost(source, read, backbone.image_size, READ_BATCH).evaluation
+    with _META:
+        shapes = read.build(backbone).shapes()
+    return PlanResult(
+        command="sweep",
+        backbone=_described(backbone, config.decided_precision),
+        images={"train": images},
+        data=data.source + ("" if seconds is None else f"; fewer images if {seconds:g} seconds end first"),
+        reads=f"{counted(len(blocks), 'block')} at t = {listing(steps)}",
+        memory={"weights": _bytes(backbone), "activations of the backbone": cost.peak},
+        stored={"features of a noise step": 2.0 * images * _values(shapes, config.pool)},
+        operations={"backbone": len(steps) * images * cost.operations},
+        precision=config.decided_precision,
+    )
+
+
 def _plan_cka(config: CkaConfig) -> PlanResult:
     data = _unlabelled_data(config.data, config.val_fraction)
     images = min(data.train, config.limit)
@@ -322,6 +349,7 @@ _PLANNERS: dict[type[Options], Callable[[Any], PlanResult]] = {
     ProbeConfig: _plan_probe,
     DenseConfig: _plan_dense,
     PretrainConfig: _plan_pretrain,
+    SweepConfig: _plan_sweep,
     CkaConfig: _plan_cka,
     GenerateConfig: _plan_generate,
     FidelityConfig: _plan_fidelity,
