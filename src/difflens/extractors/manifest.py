@@ -16,7 +16,7 @@ from difflens.backbones.maps import MapShape
 from difflens.choices import Precision, StoreFormat, StoreType
 from difflens.extractors.cache import READ_BATCH
 from difflens.processes.base import Level, level_name
-from difflens.ranges import Count, Natural, Range, Seed
+from difflens.ranges import Count, Natural, Range, Seed, Share
 from difflens.run.reading import FieldError, checked, read_json, short
 
 MANIFEST = "manifest.json"
@@ -128,10 +128,12 @@ class StoredBackbone(BackboneConfig):
 
 @dataclass(frozen=True)
 class StoredData:
-    """The data that a store was read from: its name and fingerprint."""
+    """The data that a store was read from: its name, its fingerprint, and the share of each class that was
+    held out; None for data with a split, and in stores of versions that did not record it."""
 
     spec: str
     fingerprint: str
+    val_fraction: Share | None = None
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ def extract(
                 "name": images.name if isinstance(images, ImageData) else config.spec,
                 "classes": list(images.classes) if isinstance(images, ImageData) else [],
                 "fingerprint": opened.fingerprints["data_fingerprint"],
+                **({} if config.val_fraction is None else {"val_fraction": config.val_fraction}),
             },
             **_noise(backbone, extractor.noise_steps),
         },

@@ -690,6 +690,34 @@ def test_a_store_alone_is_enough(
     assert "read are block 6 at noise step 5, of blocks 5, 6 at noise steps 2, 5" in said
 
 
+def test_a_store_remembers_the_share_that_was_held_out(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is part of the data, so data that is named brings its own."""
+    from difflens import ExtractConfig, extract
+
+    classes = image_tree / "train"
+    stored = ExtractConfig(
+        out=tmp_path / "store",
+        backbone=str(backbone_folder),
+        data=str(classes),
+        val_fraction=0.25,
+        blocks=(5,),
+        noise_steps=(2,),
+        device="cpu",
+        workers=0,
+    )
+    extract(stored)
+    alone = ProbeConfig(out=tmp_path / "alone", store=stored.out, epochs=1, width=16, device="cpu")
+    assert probe(alone).seeds[0].test_images == 9
+    assert "25 % of each class held out" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(DiffLensError, match="--val-fraction"):
+        probe(replace(alone, out=tmp_path / "named", data=str(classes)))
+    other = replace(alone, out=tmp_path / "other", val_fraction=0.5)
+    with pytest.raises(DiffLensError, match="its data was .* which is not what"):
+        probe(other)
+
+
 def test_a_store_whose_data_is_gone_names_it(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
     from difflens import ExtractConfig, extract
 

@@ -86,6 +86,10 @@ def with_store(config: ProbeConfig) -> ProbeConfig:
     if config.chosen("data") is None:
         changes["data"] = store.manifest.data.spec
         said.append(f"data {changes['data']}")
+        fraction = store.manifest.data.val_fraction
+        if config.val_fraction is None and fraction is not None:
+            changes["val_fraction"] = fraction
+            said.append(f"{100 * fraction:g} % of each class held out")
     if config.backbone is None:
         usual = BackboneConfig(stored.spec)
         options = {name: getattr(stored, name) for name in BACKBONE_OPTIONS}
