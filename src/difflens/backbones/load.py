@@ -64,9 +64,9 @@ _PICKLED = (
 )
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
 _KNOWN = (
-    "fashion, a diffusers folder, a run directory of pretrain or probe, a checkpoint of guided-diffusion, "
-    "DiT, SiT or REPA (.pt, .safetensors), a hub id (OWNER/NAME), timm:NAME, pixels, or random: before any "
-    "of them for the same network untrained"
+    f"{', '.join(BUNDLED)}, a diffusers folder, a run directory of pretrain or probe, a checkpoint of "
+    "guided-diffusion, DiT, SiT or REPA (.pt, .safetensors), a hub id (OWNER/NAME), timm:NAME, pixels, or "
+    "random: before any of them for the same network untrained"
 )
 
 

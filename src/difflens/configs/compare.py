@@ -77,8 +77,8 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
     LIMITS: ClassVar[tuple[str, ...]] = ("limit",)
 
     backbones: tuple[str, ...]
-    """Backbones to compare, the reference first: fashion, a diffusers folder, an OpenAI checkpoint, a hub id,
-    timm:NAME or pixels; with the prefix random: the same network untrained."""
+    """Backbones to compare, the reference first: fashion, photos, a diffusers folder, an OpenAI checkpoint, a
+    hub id, timm:NAME or pixels; with the prefix random: the same network untrained."""
     data: str = "fashion"
     """The images and labels: any data that `probe` takes."""
     protocols: tuple[EvaluationProtocol, ...] = ("linear", "attention", "knn", "few")

@@ -33,8 +33,8 @@ class ExplainConfig(DataOptions, ReadingOptions, PlaceOptions, CheckpointOptions
     """
 
     backbone: str | None = None
-    """fashion, a diffusers folder, an OpenAI checkpoint, a hub id or timm:NAME; with the prefix random: the
-    same network untrained. None: the run's, or the bundled network for the images' channels."""
+    """fashion, photos, a diffusers folder, an OpenAI checkpoint, a hub id or timm:NAME; with the prefix
+    random: the same network untrained. None: the run's, or the bundled network for the images' channels."""
     run: Path | None = None
     """Run directory, or model/ folder, of a probe with a linear head, an attention head, DifFormer or mix.
     None: show features alone."""

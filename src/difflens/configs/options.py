@@ -373,9 +373,9 @@ class BackboneOptions(CheckpointOptions):
     """The backbone that is read."""
 
     backbone: str | None = None
-    """fashion, a diffusers folder, a run directory of pretrain or probe, an OpenAI checkpoint, a hub id,
-    timm:NAME or pixels; with the prefix random: the same network untrained. None: the bundled network for the
-    images' channels."""
+    """fashion or photos, which are bundled; a diffusers folder, a run directory of pretrain or probe, an
+    OpenAI checkpoint, a hub id, timm:NAME or pixels; with the prefix random: the same network untrained.
+    None: the bundled network for the images' channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
