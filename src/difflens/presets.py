@@ -121,8 +121,22 @@ _PAPER: dict[str, Any] = {
 }  # fmt: skip
 # DifFeed (paper section 3.3): the attention head on the feedback extractor.
 DIFFEED: dict[str, Any] = {"head": "attention", "extractor": "feedback"}
+# Heads on the bundled `photos`, chosen with 10,000 labels by 5,000 held-out training images of CIFAR-10
+# (benchmarks/RESULTS.md).
+_PHOTOS_ONE: dict[str, Any] = {"blocks": (12,), "noise_steps": (50,), "epochs": 28}
+_PHOTOS_FOUR: dict[str, Any] = {
+    "blocks": (12, 13),
+    "noise_steps": (5, 50),
+    "epochs": 28,
+    "pool": 4,
+    "dropout": 0.2,
+}
 PROBE: dict[str, dict[str, Any]] = {
     "diffeed": DIFFEED,
+    "photos-mlp": {**_PHOTOS_ONE, "head": "mlp"},
+    "photos-attention": {**_PHOTOS_ONE, "head": "attention", "pool": 4, "dropout": 0.2},
+    "photos-mix": {**_PHOTOS_FOUR, "head": "mix"},
+    "photos-difformer": {**_PHOTOS_FOUR, "head": "difformer"},
     "paper-linear": {**_PAPER, "head": "linear", "learning_rate": 1e-2},  # 64.9 top-1
     # the paper's predecessor (arXiv 2307.08702), 61.95
     "paper-linear-1x1": {**_PAPER, "head": "linear", "learning_rate": 1e-2, "pool": 1, "noise_steps": (90,)},

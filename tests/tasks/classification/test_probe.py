@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix, recall_score, top_k_accuracy_score
 
-from difflens import DiffLensError, ProbeConfig, TrainedModel, load_data, presets, probe
+from difflens import DiffLensError, ProbeConfig, TrainedModel, load_data, plan, presets, probe
 from difflens.configs.options import resolve
 from difflens.data.images import fit, to_float
 from difflens.data.labels import limited
@@ -227,6 +227,19 @@ def test_the_papers_recipes(tmp_path: Path, name: str) -> None:
     assert resolved.learning_rate == (5e-2 if name in ("attention", "difformer") else 1e-2)
     explicit = resolve(ProbeConfig(out=tmp_path, preset=f"paper-{name}", epochs=2, blocks=(5,)))
     assert (explicit.epochs, explicit.blocks) == (2, (5,))
+
+
+@pytest.mark.parametrize("name", [name for name in presets.PROBE if name.startswith("photos-")])
+def test_a_recipe_for_photographs_fits_the_bundled_network(
+    name: str, image_tree: Path, tmp_path: Path
+) -> None:
+    """Images in colour are read by `photos`, at the recipe's places and for its epochs."""
+    planned = plan(ProbeConfig(out=tmp_path / "run", preset=name, data=str(image_tree)))
+    recipe = presets.PROBE[name]
+    assert planned.backbone.startswith("photos, ")
+    assert planned.reads.endswith(f"; {recipe['head']} head")
+    assert all(str(value) in planned.reads for value in (*recipe["blocks"], *recipe["noise_steps"]))
+    assert planned.schedule.startswith("28 epochs")
 
 
 def test_every_recipe_names_existing_fields() -> None:
