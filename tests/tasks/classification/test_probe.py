@@ -727,7 +727,7 @@ def test_a_store_remembers_the_share_that_was_held_out(
     with pytest.raises(DiffLensError, match="--val-fraction"):
         probe(replace(alone, out=tmp_path / "named", data=str(classes)))
     other = replace(alone, out=tmp_path / "other", val_fraction=0.5)
-    with pytest.raises(DiffLensError, match="its data was .* which is not what"):
+    with pytest.raises(DiffLensError, match=r"its data was .* which is not what"):
         probe(other)
 
 
