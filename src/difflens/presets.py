@@ -121,6 +121,18 @@ _PAPER: dict[str, Any] = {
 }  # fmt: skip
 # DifFeed (paper section 3.3): the attention head on the feedback extractor.
 DIFFEED: dict[str, Any] = {"head": "attention", "extractor": "feedback"}
+PROBE: dict[str, dict[str, Any]] = {
+    "diffeed": DIFFEED,
+    "paper-linear": {**_PAPER, "head": "linear", "learning_rate": 1e-2},  # 64.9 top-1
+    # the paper's predecessor (arXiv 2307.08702), 61.95
+    "paper-linear-1x1": {**_PAPER, "head": "linear", "learning_rate": 1e-2, "pool": 1, "noise_steps": (90,)},
+    "paper-attention": {**_PAPER, "head": "attention", "learning_rate": 5e-2},  # 74.6
+    "paper-difformer": {**_PAPER, "head": "difformer", "learning_rate": 5e-2, "blocks": (19, 24, 30),
+                        "noise_steps": (90, 150, 300)},  # 76.0
+    "paper-diffeed": {**_PAPER, **DIFFEED, "learning_rate": 1e-2, "batch_size": 16,
+                      "feedback_blocks": (21, 24, 27, 30, 33, 36)},  # 77.0
+}  # fmt: skip
+
 # Heads on the bundled `photos`, chosen with 10,000 labels by 5,000 held-out training images of CIFAR-10
 # (benchmarks/RESULTS.md).
 _PHOTOS_ONE: dict[str, Any] = {"blocks": (12,), "noise_steps": (50,), "epochs": 28}
@@ -131,21 +143,12 @@ _PHOTOS_FOUR: dict[str, Any] = {
     "pool": 4,
     "dropout": 0.2,
 }
-PROBE: dict[str, dict[str, Any]] = {
-    "diffeed": DIFFEED,
+PROBE |= {
     "photos-mlp": {**_PHOTOS_ONE, "head": "mlp"},
     "photos-attention": {**_PHOTOS_ONE, "head": "attention", "pool": 4, "dropout": 0.2},
     "photos-mix": {**_PHOTOS_FOUR, "head": "mix"},
     "photos-difformer": {**_PHOTOS_FOUR, "head": "difformer"},
-    "paper-linear": {**_PAPER, "head": "linear", "learning_rate": 1e-2},  # 64.9 top-1
-    # the paper's predecessor (arXiv 2307.08702), 61.95
-    "paper-linear-1x1": {**_PAPER, "head": "linear", "learning_rate": 1e-2, "pool": 1, "noise_steps": (90,)},
-    "paper-attention": {**_PAPER, "head": "attention", "learning_rate": 5e-2},  # 74.6
-    "paper-difformer": {**_PAPER, "head": "difformer", "learning_rate": 5e-2, "blocks": (19, 24, 30),
-                        "noise_steps": (90, 150, 300)},  # 76.0
-    "paper-diffeed": {**_PAPER, **DIFFEED, "learning_rate": 1e-2, "batch_size": 16,
-                      "feedback_blocks": (21, 24, 27, 30, 33, 36)},  # 77.0
-}  # fmt: skip
+}
 
 # Semi-supervised learning needs no recipes of its own: the paper's are those above, with 1 % or 10 % of the
 # labels (`difflens.data.labels`).
