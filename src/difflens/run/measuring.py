@@ -34,14 +34,14 @@ def bfloat16_speedup(step: Callable[[torch.dtype, int], object], images: int) ->
         step: computes in a format on so many images.
         images: the most images of a step.
     """
-    formats = (torch.float32, torch.bfloat16)
-    factor = 1.0
-    for count, seconds in ((1, 0.0), (images, _SECONDS)):
+
+    def measured(count: int, seconds: float) -> float:
+        formats = (torch.float32, torch.bfloat16)
         times = fastest_of_each({dtype: partial(step, dtype, count) for dtype in formats}, seconds)
-        factor = times[torch.float32] / times[torch.bfloat16]
-        if factor < _EMULATED:
-            break
-    return factor
+        return times[torch.float32] / times[torch.bfloat16]
+
+    of_one = measured(1, 0.0)
+    return of_one if of_one < _EMULATED else measured(images, _SECONDS)
 
 
 def fastest_of_each(steps: Mapping[K, Callable[[], object]], seconds: float) -> dict[K, float]:
