@@ -124,7 +124,7 @@ def options_of(
     training = ["--epochs", epochs, "--augment", asked.augment]
     untrained = f"random:{asked.backbone}"
     if name == "pixels":
-        return ["--backbone", f"pixels:3x{asked.side}", "--head", "linear", *training]
+        return ["--backbone", f"pixels:{asked.pixels}", "--head", "linear", *training]
     if name.startswith("untrained"):
         return ["--backbone", untrained, "--head", name.partition("-")[2] or "linear", *one, *training]
     if name == "knn":
@@ -153,7 +153,9 @@ def main() -> None:
     parser.add_argument("--augment", default="flip", choices=("none", "flip", "crop"))
     parser.add_argument("--noise-steps", type=int, nargs="+", default=[5, 10, 20, 50, 100], help="to sweep")
     parser.add_argument("--budget", default="10000", help="training images of the sweep, or minutes as 10m")
-    parser.add_argument("--side", type=int, default=32, help="of the images, for the row of pixels")
+    parser.add_argument(
+        "--pixels", default="3x32", help="channels and side of the images, for the row of pixels"
+    )
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     asked.common = ["--data", asked.data]
