@@ -1,4 +1,4 @@
-"""Segmentation of real street scenes: a bundled backbone beside pixels, the network untrained and from scratch.
+"""Segmentation of real street scenes: a bundled network beside pixels, itself untrained and from scratch.
 
 Usage: python benchmarks/camvid.py CAMVID OUTPUT_FOLDER [options]; `--help` names them. CAMVID holds
 images/{train,val,test}, masks/{train,val,test} and classes.txt. What is finished is not run again.
