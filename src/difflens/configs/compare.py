@@ -100,9 +100,8 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
     limit: Count | None = None
     """Train on so many images, drawn by the seed: equally many of each class. None: all."""
     store: bool = False
-    """Write the features of each backbone into a store, as float16, from which all protocols read. Images
-    then go through a backbone once, not once for each protocol. The store stays in the run directory, and can
-    be large."""
+    """Write the features of each backbone into a store, as float16, from which all protocols read. The store
+    stays in the run directory for other runs, and can be large."""
     samples: Annotated[int, Range(0, 10**6)] = 500
     """Images to generate with each trained diffusion model or BiGAN, for the Fréchet distance to as many test
     images. 0: none."""

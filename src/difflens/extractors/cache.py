@@ -1,7 +1,9 @@
 """The feature cache: the features of a split, on which a head trains without the backbone."""
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -136,18 +138,48 @@ class Reading:
         Args:
             side: larger maps are average-pooled to this side; None: whole maps.
             dtype: the type of the maps.
+            rows, latents, draw: as for `maps`.
+
+        Raises:
+            DiffLensError: a latent or a feature is not finite, or a feature overflows `dtype`.
+        """
+        for known, maps in self.maps(extractor, split, rows, latents, draw):
+            yield known, {place: _converted(whole, place, side, dtype) for place, whole in maps.items()}
+
+    def maps(
+        self,
+        extractor: Extractor,
+        split: ImageSplit,
+        rows: Tensor,
+        latents: Latents | None = None,
+        draw: int = 0,
+    ) -> Iterator[tuple[Tensor, dict[Place, Tensor]]]:
+        """Yield the rows of each batch, (B,) long, and its whole maps, (B, C, H, W) by place.
+
+        The maps are on the backbone's device.
+
+        Args:
             rows, latents: as for `inputs`.
             draw: number of the noise draw.
 
         Raises:
-            DiffLensError: a latent or a feature is not finite, or a feature overflows `dtype`.
+            DiffLensError: a latent is not finite.
         """
         with evaluating(extractor):
             for known, x_0 in self.inputs(extractor, split, rows, latents):
                 size = len(known)
                 index = split.index[known[filled(size)]].to(x_0.device)
                 features = extractor.read(x_0, index, draw)
-                yield known, {p: _converted(maps[:size], p, side, dtype) for p, maps in features.items()}
+                yield known, {place: whole[:size] for place, whole in features.items()}
+
+
+def image_of(line: str, names: Collection[str]) -> str | None:
+    """Return the name in a line "NAME: REASON" of `Reading.skipped`, one of `names`, or None.
+
+    Names and reasons may contain colons.
+    """
+    ends = (found.start() for found in re.finditer(": ", line))
+    return next((line[:end] for end in ends if line[:end] in names), None)
 
 
 class Maps(Protocol):
@@ -176,6 +208,11 @@ class FeatureCache:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def gigabytes(self) -> float:
+        """The size of float16 maps, in gigabytes."""
+        return sum(math.prod(maps.shape) for maps in self.maps.values()) * 2 / 1e9
+
     def batch(self, chosen: Tensor, device: torch.device | str = "cpu") -> dict[Place, Tensor]:
         """Return the maps of the entries `chosen`, (M,) long, as float32 on `device`."""
         return {place: maps[chosen].to(device).float() for place, maps in self.maps.items()}
@@ -196,7 +233,33 @@ def read_features(
 
     Args:
         side: larger maps are average-pooled to this side; None: whole maps.
-        memory_gigabytes: a larger cache is kept in files in the folder `spill`, in gigabytes.
+        memory_gigabytes, spill, latents, show: as for `read_sides`.
+
+    Raises:
+        DiffLensError: a feature is not finite or overflows float16, or no image can be read.
+    """
+    there = read_sides(extractor, (side,), split, process, reading, memory_gigabytes, spill, latents, show)
+    return there[side]
+
+
+def read_sides(
+    extractor: Extractor,
+    sides: Iterable[int | None],
+    split: ImageSplit,
+    process: Accelerator,
+    reading: Reading | None = None,
+    memory_gigabytes: float = 4.0,
+    spill: Path | None = None,
+    latents: Latents | None = None,
+    show: bool = True,
+) -> dict[int | None, FeatureCache]:
+    """Return the features of `split`, float16, at each of several pooled sides; each image is read once.
+
+    Each process reads its share.
+
+    Args:
+        sides: larger maps are average-pooled to these sides; None: whole maps.
+        memory_gigabytes: a larger cache of one side is kept in files in the folder `spill`, in gigabytes.
         spill: None keeps any cache in memory.
         latents: latents of this process's share, which the first reading fills and later ones read.
         show: show a progress bar.
@@ -207,19 +270,20 @@ def read_features(
     reading = reading or Reading(None, "error", [])
     extractor = extractor.to(process.device)
     rows = epoch_order(len(split), 0, 0, process.process_index, process.num_processes, shuffle=False)
-    maps: dict[Place, Tensor] = {}
+    by_side: dict[int | None, dict[Place, Tensor]] = {side: {} for side in sides}
     rows_read, done = [], 0
     levels = listing(extractor.noise_steps)
     title = f"features of {split.name} by {extractor.backbone.spec} at t = {levels}"
     with progress_bar(process.is_main_process and show) as bar:
         task = bar.add_task(title, total=len(rows), note="")
-        for known, features in reading.features(extractor, split, rows, side, torch.float16, latents):
+        for known, whole in reading.maps(extractor, split, rows, latents):
             entries = slice(done, done + len(known))
-            for place, feature in features.items():
+            for place, (side, maps) in itertools.product(whole, by_side.items()):
+                feature = _converted(whole[place], place, side, torch.float16)
                 if place not in maps:
                     shape = (len(rows), *feature.shape[1:])
                     total = len(extractor.places) * math.prod(shape) * 2
-                    name = f"{split.name}-{process.process_index}-b{place[0]}-t{place[1]}.bin"
+                    name = f"{split.name}-{process.process_index}-b{place[0]}-t{place[1]}-s{side}.bin"
                     file = spill / name if spill and total > memory_gigabytes * 1e9 else None
                     if file is None and not maps:
                         require_memory(total, f"the features of {split.name}", "read fewer images or places")
@@ -231,11 +295,11 @@ def read_features(
     if not done:
         raise DiffLensError(f"no image of the {split.name} split could be read")
     there = torch.cat(rows_read)
-    return FeatureCache(
-        {place: values[:done] for place, values in maps.items()},
-        torch.full((done,), -1) if split.labels is None else split.labels[there],
-        there,
-    )
+    labels = torch.full((done,), -1) if split.labels is None else split.labels[there]
+    return {
+        side: FeatureCache({place: values[:done] for place, values in maps.items()}, labels, there)
+        for side, maps in by_side.items()
+    }
 
 
 def filled(size: int) -> Tensor:

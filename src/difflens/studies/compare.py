@@ -17,14 +17,17 @@ from difflens.choices import SamplerName
 from difflens.configs.command_line import shown_command
 from difflens.configs.compare import CompareConfig, Trial
 from difflens.configs.options import resolve
+from difflens.configs.probe import ProbeConfig
 from difflens.data.labels import balanced, label_fraction, limited, one_label
 from difflens.data.load import load_data
 from difflens.data.split import ImageData, Metric, every_nth
 from difflens.errors import DiffLensError, counted
 from difflens.extractors.cache import READ_BATCH, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
+from difflens.extractors.shared import SharedFeatures
 from difflens.generation.fidelity import fidelity
 from difflens.generation.generate import generate
+from difflens.heads.make import make_head
 from difflens.metrics.classification import paired_difference
 from difflens.metrics.geometry import effective_rank
 from difflens.metrics.moments import Moments
@@ -44,7 +47,7 @@ from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.text import csv_text
 from difflens.studies.extract import extract
 from difflens.studies.sweep import sweep
-from difflens.tasks.classification.probe import probe
+from difflens.tasks.classification.probe import places_and_head, probe
 
 _TIMINGS = 3  # readings; the fastest one counts
 _RANKED = 2000  # training images that measure the effective rank, or all
@@ -111,12 +114,16 @@ def _compare(config: CompareConfig, announce: Callable[[str], object]) -> Compar
             if config.store:
                 extract(config.extract(candidate.spec, candidate.place))
                 run.keep()
-            for trial in config.trials:
-                result = probe(config.probe(candidate.spec, trial, chosen))
+            probes = {trial: config.probe(candidate.spec, trial, chosen) for trial in config.trials}
+            sides = (_side(config, candidate, each, data) for each in probes.values())
+            features = SharedFeatures(sides, config.folder(candidate.spec) / "cache")
+            for trial, each in probes.items():
+                result = probe(each, data, features)
                 run.keep()
                 candidate.results[trial.key] = result
                 score = _score(result, data.metric)
                 announce(f"{candidate.spec}, {trial.title}: {100 * score.value:.2f} %")
+            features.clean()
             if candidate.sampler is not None and config.samples:
                 generate(config.generate(candidate.spec, candidate.sampler))
                 run.keep()
@@ -151,6 +158,13 @@ def _candidate(config: CompareConfig, spec: str) -> _Candidate:
     count = sum(parameter.numel() for parameter in read.parameters())
     place = (backbone.defaults.block, backbone.defaults.noise_step)
     return _Candidate(spec, backbone.fingerprint(), count, _sampler(backbone), backbone.process, place)
+
+
+def _side(config: CompareConfig, candidate: _Candidate, run: ProbeConfig, data: ImageData) -> int | None:
+    """Return the side that a probe's head pools larger maps to; None: it reads whole maps."""
+    backbone = config.backbone(candidate.spec).load()
+    extractor, head = places_and_head(resolve(run), backbone.defaults, None)
+    return make_head(head, extractor.build(backbone).shapes(), len(data.classes)).pool
 
 
 def _sampler(backbone: Backbone) -> SamplerName | None:

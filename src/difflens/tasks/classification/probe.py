@@ -1,9 +1,8 @@
 """`difflens probe`: trains a head on a backbone's features, and evaluates it once on the test split."""
 
 import math
-import re
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -26,8 +25,9 @@ from difflens.data.loader import epoch_order
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, counted, listing, named, plural
 from difflens.extractors.base import Extractor
-from difflens.extractors.cache import FeatureCache, Reading, read_features
+from difflens.extractors.cache import FeatureCache, Reading, image_of, read_features
 from difflens.extractors.config import ExtractorConfig
+from difflens.extractors.shared import SharedFeatures
 from difflens.extractors.store import FeatureStore
 from difflens.heads.config import HeadConfig
 from difflens.heads.knn import NeighbourHead
@@ -55,11 +55,14 @@ from difflens.tasks.classification.train import evaluate, fit
 L = TypeVar("L", int, Level)
 
 
-def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
+def probe(
+    config: ProbeConfig, data: ImageData | None = None, shared: SharedFeatures | None = None
+) -> ProbeResult:
     """Run `config` and fill its run directory.
 
     Args:
         data: what `config.data` names, or a part of it, where it is loaded already.
+        shared: features that other runs on the same backbone read too.
 
     Raises:
         DiffLensError: the configuration, the data or the backbone has an error, which the message names.
@@ -69,7 +72,7 @@ def probe(config: ProbeConfig, data: ImageData | None = None) -> ProbeResult:
     data = data or _load(config)
     check_labels(config, data)
     run = _probe_once if config.seeds == 1 else _probe_seeds
-    return run(with_backbone(config, data.train), data, process)
+    return run(with_backbone(config, data.train), data, process, shared)
 
 
 def with_store(config: ProbeConfig) -> ProbeConfig:
@@ -121,7 +124,9 @@ def _load(config: ProbeConfig) -> ImageData:
         raise DiffLensError(f"--store {config.store} is of --data {config.data}: {error}") from error
 
 
-def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> ProbeResult:
+def _probe_once(
+    config: ProbeConfig, whole: ImageData, process: Accelerator, shared: SharedFeatures | None
+) -> ProbeResult:
     store = None if config.store is None else FeatureStore(config.store)
     if store is not None and config.verify:
         store.verify()
@@ -175,17 +180,19 @@ def _probe_once(config: ProbeConfig, whole: ImageData, process: Accelerator) -> 
         if run.finished:
             return _finished(config, data, run)
         run.track(config.log)
-        return _Run(config, model, data, store, run, process).run_all()
+        return _Run(config, model, data, store, run, process, shared).run_all()
 
 
-def _probe_seeds(config: ProbeConfig, data: ImageData, process: Accelerator) -> ProbeResult:
+def _probe_seeds(
+    config: ProbeConfig, data: ImageData, process: Accelerator, shared: SharedFeatures | None
+) -> ProbeResult:
     """Run each seed in a run directory of its own within the run directory, and write a summary."""
     opened = OpenedRun(config, process, data, None, None, {})
     with opened.directory() as run:
         results = []
         for seed in range(config.seed, config.seed + config.seeds):
             out = config.out / f"seed-{seed}"
-            results.append(_probe_once(replace(config, out=out, seed=seed, seeds=1), data, process))
+            results.append(_probe_once(replace(config, out=out, seed=seed, seeds=1), data, process, shared))
             run.keep()
         result = ProbeResult(
             out=config.out,
@@ -336,9 +343,10 @@ class _Run:
         store: FeatureStore | None,
         run: RunDirectory,
         process: Accelerator,
+        shared: SharedFeatures | None,
     ):
         self.config, self.model, self.data, self.store = config, model, data, store
-        self.run, self.process = run, process
+        self.run, self.process, self.shared = run, process, shared
         self.training, self.skipped = config, list[str]()
         self.probe = model.probe.to(process.device)
         self.grid: tuple[GridTrial, ...] | None = None
@@ -387,15 +395,11 @@ class _Run:
     def _read(self, split: ImageSplit) -> FeatureCache:
         extractor, head, config = self.probe.extractor, self.probe.head, self.config
         if self.store is None:
-            return read_features(
-                extractor,
-                head.pool,
-                split,
-                self.process,
-                Reading.of(self.training, self.skipped),
-                config.cache_gigabytes,
-                config.out / "cache",
-            )
+            reading, memory = Reading.of(self.training, self.skipped), config.cache_gigabytes
+            if self.shared is not None:
+                return self.shared.read(extractor, head.pool, split, self.process, reading, memory)
+            spill = config.out / "cache"
+            return read_features(extractor, head.pool, split, self.process, reading, memory, spill)
         rows = epoch_order(
             len(split), 0, 0, self.process.process_index, self.process.num_processes, shuffle=False
         )
@@ -449,7 +453,7 @@ class _Run:
         if process.num_processes > 1:
             skipped = sorted(set(gather_object(skipped)))
         names = set(data.train.ids)
-        unread = sum(_image_of(line, names) is not None for line in skipped)
+        unread = sum(image_of(line, names) is not None for line in skipped)
         kind = kind_of(data)
         tried = {"grid": self.grid, "neighbours": self.neighbours}
         seed = kind.figures.from_metrics(
@@ -484,13 +488,6 @@ class _Run:
         if run.main_process:
             shutil.rmtree(config.out / "cache", ignore_errors=True)
         return result
-
-
-def _image_of(line: str, names: Collection[str]) -> str | None:
-    """Return the name in a line "NAME: REASON", one of `names`, or None; names and reasons may contain
-    colons."""
-    ends = (found.start() for found in re.finditer(": ", line))
-    return next((line[:end] for end in ends if line[:end] in names), None)
 
 
 def _report(
