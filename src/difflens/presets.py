@@ -139,6 +139,7 @@ _PHOTOS: dict[str, Any] = {"blocks": (12,), "noise_steps": (50,), "epochs": 28}
 _PHOTOS_TOKENS: dict[str, Any] = {**_PHOTOS, "pool": 4, "dropout": 0.2}
 _PHOTOS_FUSED: dict[str, Any] = {**_PHOTOS_TOKENS, "blocks": (12, 13), "noise_steps": (5, 50)}
 PROBE |= {
+    "photos-linear": {**_PHOTOS, "head": "linear", "normalise": "whiten"},
     "photos-mlp": {**_PHOTOS, "head": "mlp"},
     "photos-attention": {**_PHOTOS_TOKENS, "head": "attention"},
     "photos-mix": {**_PHOTOS_FUSED, "head": "mix"},

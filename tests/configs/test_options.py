@@ -178,8 +178,9 @@ def test_records_of_version_0_1() -> None:
         "extractor": "feedback",
         "warmup_steps": None,
         "lr_schedule": "cosine",
-        "normalise": "none",
+        "normalise": None,
     }
+    assert upgraded({"command": "probe", "head": "linear"})["normalise"] == "none"
     assert upgraded({"command": "pretrain", "flip": True}) == {
         "command": "pretrain",
         "augment": "flip",

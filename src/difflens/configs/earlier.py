@@ -7,6 +7,8 @@ FORMER_COMMANDS = {"rivals": "compare"}
 """Command words of earlier versions, and the words of this version."""
 
 _OPTIONS = {"warmup_iterations": "warmup_steps", "ruler": "reference_distances"}
+# heads that read --normalise, which had a default for all heads
+_NORMALISING = ("linear", "knn", "mix")
 # commands whose limits kept the first images, and these options
 _LIMITED = ("probe", "extract", "pretrain", "compare", "demo")
 _LIMITS = ("limit", "train_images", "test_images")
@@ -30,9 +32,8 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
         record.setdefault("exif", "apply")
         record.setdefault("mix", False)
         record.setdefault("accumulate", 1)
-    if command in ("probe", "sweep"):
-        record.setdefault("normalise", "none")
     if command == "sweep":
+        record.setdefault("normalise", "none")
         record.setdefault("halve", False)
     if record.get("warmup_epochs") in (0.0, 0.5):
         record["warmup_steps"] = None if record.pop("warmup_epochs") else 0  # None means half an epoch
@@ -40,6 +41,9 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
         record |= {"head": "attention", "extractor": "feedback"}
     elif command == "probe" and record.get("extractor") is None:
         record["extractor"] = "frozen"
+    if command == "probe":
+        reads = record.get("head") in _NORMALISING
+        record["normalise"] = record.get("normalise", "none") if reads else None
     if record.get("extractor") != "finetuned":
         record.pop("layer_decay", None)
     if record.get("lr_schedule") != "step":

@@ -80,10 +80,10 @@ class ProbeConfig(
     """Layers of the head. None: 1 for mlp, 2 for the others."""
     dropout: Annotated[float, Range(0, 0.99)] | None = None
     """Dropout probability in the head. None: the preset's, or 0."""
-    normalise: NormaliseName = "none"
+    normalise: NormaliseName | None = None
     """linear, knn and mix: none; standard, each channel of a place with mean 0 and variance 1 over training
     images and positions; or whiten, also without correlation between channels (ZCA, with a thousandth of the
-    mean variance added). It is folded into the saved head."""
+    mean variance added). It is folded into the saved head. None: the preset's, or none."""
     grid: bool = False
     """linear: choose learning rate and weight decay from a grid, by the accuracy on a held-out fifth of the
     training images."""
@@ -133,7 +133,13 @@ class ProbeConfig(
         return replace(self, extractor="feedback", head="attention")
 
     def recipe(self) -> Mapping[str, Any]:
-        recipe = {"data": "fashion", "head": self._head, "extractor": "frozen", **self._training}
+        recipe = {
+            "data": "fashion",
+            "head": self._head,
+            "extractor": "frozen",
+            "normalise": "none",
+            **self._training,
+        }
         if self._head == "mix":
             recipe["mix"] = "image"
         if "epochs" not in presets.PROBE.get(self.preset or "", {}):
@@ -174,7 +180,7 @@ class ProbeConfig(
                 "a store holds features of a frozen backbone and of images without augmentation: leave out "
                 "--store, or use a frozen extractor without --augment"
             )
-        if self.normalise != "none":
+        if self.chosen("normalise", "none") != "none":
             raise DiffLensError(
                 "--normalise measures features of a frozen backbone and of images without augmentation: "
                 "leave out --normalise, or both --extractor and --augment"

@@ -268,7 +268,7 @@ def places_and_head(
     mix = config.mix or "image"
     dropout = config.dropout or 0.0
     return extractor, HeadConfig(
-        head, pool, config.width, config.depth, dropout, mix=mix, normalise=config.normalise
+        head, pool, config.width, config.depth, dropout, mix=mix, normalise=config.normalise or "none"
     )
 
 
