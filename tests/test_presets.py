@@ -1,4 +1,4 @@
-"""Every U-Net that can be pre-trained, on the meta device: no weights, no time."""
+"""Every U-Net that can be pre-trained, on the meta device, without weights; recipes of heads."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from difflens import DiffLensError, PretrainConfig, presets
+from difflens import DiffLensError, PretrainConfig, ProbeConfig, presets
 from difflens.backbones.adm import unet_from_adm
 from difflens.backbones.unet import UNetBackbone
 from difflens.configs.options import resolve
@@ -60,3 +60,18 @@ def test_encoders_are_as_large_as_the_unet_of_their_name(name: str, kind: Any) -
             sum(map(torch.numel, each.parameters())) for each in (UNet2DModel(**arguments), config.build())
         ]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.15)
+
+
+@pytest.mark.parametrize("name", [name for name in presets.PROBE if name.startswith("photos-")])
+def test_a_recipe_of_photos_is_read_as_it_stands(name: str, tmp_path: Path) -> None:
+    recipe = presets.PROBE[name]
+    config = resolve(ProbeConfig(out=tmp_path, preset=name))
+    assert {option: getattr(config, option) for option in recipe} == recipe
+    assert resolve(ProbeConfig(out=tmp_path, preset=name, epochs=3)).epochs == 3
+
+
+def test_an_option_takes_precedence_over_the_recipe(tmp_path: Path) -> None:
+    assert resolve(ProbeConfig(out=tmp_path, preset="photos-linear")).normalise == "whiten"
+    assert resolve(ProbeConfig(out=tmp_path, preset="photos-linear", normalise="none")).normalise == "none"
+    with pytest.raises(DiffLensError, match="leave out --normalise"):
+        resolve(ProbeConfig(out=tmp_path, preset="photos-linear", augment="flip"))
