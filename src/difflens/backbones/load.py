@@ -92,6 +92,7 @@ def load_backbone(
         spec: one of
 
             - `fashion`: bundled with the package, 1x32x32, trained on Fashion-MNIST's training images;
+            - `photos`: likewise, 3x32x32, trained on CIFAR-10's training images;
             - a folder in diffusers format, of a network or of a pipeline with `unet/` or `transformer/`;
             - a run directory, or its `model/`: of `difflens pretrain` the network that it trained; of
               `probe`, `segment` or `detect` the frozen backbone that its head reads;

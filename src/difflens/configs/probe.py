@@ -72,8 +72,8 @@ class ProbeConfig(
     draws: Times = 1
     """Number of noise samples that the maps are averaged over."""
     pool: Pool | None = None
-    """Side, in cells, that larger maps are average-pooled to; 0: no pooling. None: 2 for linear, mlp and knn,
-    16 for the others."""
+    """Side, in cells, that larger maps are average-pooled to; 0: no pooling. None: 2 for linear, mlp and knn;
+    4 for attention, difformer and mix on the bundled networks; else 16. Pixels are not pooled."""
     width: Width | None = None
     """Width of the head. None: chosen by the channels of the maps."""
     depth: Annotated[int, Range(1, 100)] | None = None
