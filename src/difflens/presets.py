@@ -136,7 +136,7 @@ PROBE: dict[str, dict[str, Any]] = {
 # Heads on the bundled `photos`, chosen with 10,000 labels by 5,000 held-out training images of CIFAR-10
 # (benchmarks/RESULTS.md).
 _PHOTOS: dict[str, Any] = {"blocks": (12,), "noise_steps": (50,), "epochs": 28}
-_PHOTOS_TOKENS: dict[str, Any] = {**_PHOTOS, "pool": 4, "dropout": 0.2}
+_PHOTOS_TOKENS: dict[str, Any] = {**_PHOTOS, "pool": 4, "dropout": 0.2, "mixup": 0.5, "augment": "none"}
 _PHOTOS_FUSED: dict[str, Any] = {**_PHOTOS_TOKENS, "blocks": (12, 13), "noise_steps": (5, 50)}
 PROBE |= {
     "photos-linear": {**_PHOTOS, "head": "linear", "normalise": "whiten"},
@@ -144,6 +144,7 @@ PROBE |= {
     "photos-attention": {**_PHOTOS_TOKENS, "head": "attention"},
     "photos-mix": {**_PHOTOS_FUSED, "head": "mix"},
     "photos-difformer": {**_PHOTOS_FUSED, "head": "difformer"},
+    "photos-diffeed": {**_PHOTOS_TOKENS, **DIFFEED, "feedback_blocks": (12, 13)},
 }
 
 # Semi-supervised learning needs no recipes of its own: the paper's are those above, with 1 % or 10 % of the
