@@ -76,7 +76,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 def test_what_has_no_effect_beside_a_flag_is_dropped(tmp_path: Path) -> None:
     file = written(tmp_path, head="mix", mix="image", depth=2, learning_rate=0.5)
     config = parse(["probe", "--config", str(file), "--head", "knn", "--out", "y"], COMMANDS)
-    assert config == ProbeConfig(out=Path("y"), head="knn", extractor="frozen")
+    assert config == ProbeConfig(out=Path("y"), head="knn", extractor="frozen", normalise="none")
     file = written(tmp_path, head="mlp", extractor="frozen", learning_rate=0.5, epochs=3)
     config = parse(["probe", "--config", str(file), "--preset", "diffeed", "--out", "y"], COMMANDS)
     assert config == ProbeConfig(out=Path("y"), preset="diffeed", learning_rate=0.5, epochs=3)
