@@ -50,7 +50,7 @@ from difflens.studies.sweep import sweep
 from difflens.tasks.classification.probe import places_and_head, probe
 
 _TIMINGS = 3  # readings; the fastest one counts
-_RANKED = 2000  # training images that measure the effective rank, or all that train
+_RANKED = 2000  # training images that measure the effective rank, or all
 
 
 @dataclass
@@ -190,8 +190,7 @@ def _geometry(
     config: CompareConfig, data: ImageData, candidate: _Candidate, process: Accelerator
 ) -> dict[str, float]:
     """Return the measures of `GEOMETRY` at a backbone's place, on at most `_RANKED` training images."""
-    count = min(_RANKED, config.limit or _RANKED)
-    split = data.train.subset(balanced(data.train, count, config.seed))
+    split = data.train.subset(balanced(data.train, _RANKED, config.seed))
     backbone = config.backbone(candidate.spec).load(process.device)
     place = ExtractorConfig("frozen", candidate.place[:1], candidate.place[1:], config.seed)
     extractor = place.build(backbone)

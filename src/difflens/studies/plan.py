@@ -12,7 +12,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from difflens.backbones.base import Backbone, DiffusionBackbone
-from difflens.backbones.config import BackboneConfig, read_once
+from difflens.backbones.config import BackboneConfig
 from difflens.backbones.load import BUNDLED, load_backbone
 from difflens.backbones.maps import MapShape, Place, pooled_shape
 from difflens.backbones.unet import UNetBackbone
@@ -87,8 +87,7 @@ def plan(config: Options) -> PlanResult:
             if isinstance(config, PrecisionOptions) and config.precision == "auto":
                 note("precision: planned for float32, since auto is measured when the run begins")
                 options = replace(options, precision="float32")
-            with read_once():
-                return planner(resolve(replace(options, dry_run=False)))
+            return planner(resolve(replace(options, dry_run=False)))
     raise DiffLensError(f"{config.command} has no dry run")
 
 
