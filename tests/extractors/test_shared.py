@@ -69,7 +69,7 @@ def test_a_part_at_another_side_needs_no_reading(
     assert [len(lines) for _, lines in expected] == [2, 2, 2, 2]
     assert read == [64, 64]
     assert bool(list((tmp_path / "cache").rglob("*.bin"))) == (gigabytes == 0)
-    shared.clean()
+    shared.close()
     assert not (tmp_path / "cache").exists()
 
 
@@ -77,11 +77,14 @@ def test_other_noise_and_further_images_are_read(
     backbone: Backbone, split: ImageSplit, tmp_path: Path
 ) -> None:
     shared, process = SharedFeatures((2,), tmp_path / "cache"), Accelerator(cpu=True)
+    gigabytes = 0.0  # files of earlier features are still read
     some, others = split.subset(torch.arange(0, 20)), split.subset(torch.arange(10, 30))
     reading, everything = Reading(0, "skip", []), torch.arange(10)
-    first = shared.read(extractor(backbone), 2, some, process, reading, 1.0)
-    noisier = shared.read(extractor(backbone, seed=6), 2, some, process, reading, 1.0)
+    first = shared.read(extractor(backbone), 2, some, process, reading, gigabytes)
+    before = first.batch(everything)[2, 5].clone()
+    noisier = shared.read(extractor(backbone, seed=6), 2, some, process, reading, gigabytes)
     assert not torch.equal(first.batch(everything)[2, 5], noisier.batch(everything)[2, 5])
-    further = shared.read(extractor(backbone), 2, others, process, reading, 1.0)
+    further = shared.read(extractor(backbone), 2, others, process, reading, gigabytes)
     own, _ = alone(backbone, 2, others)
     assert torch.equal(further.batch(everything)[2, 5], own.batch(everything)[2, 5])
+    assert torch.equal(first.batch(everything)[2, 5], before)

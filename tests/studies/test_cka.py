@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from difflens import CkaConfig, DiffLensError, FrozenExtractor, cka, load_backbone
+from difflens import CkaConfig, DiffLensError, FrozenExtractor, cka, load_backbone, load_data
 from difflens.backbones.maps import pool_to
 from difflens.data.images import to_float
 from difflens.data.load import load_unlabelled
 from difflens.data.loader import epoch_order, iterate
+from difflens.extractors.cache import Reading
 from difflens.metrics.cka import GROUPS, gram
 from difflens.metrics.cknna import local_gram
+from difflens.models import views
 from difflens.results.cka import Representation
 from difflens.studies import cka as comparing
 from tests.helpers.browser import open_in_browser
@@ -161,6 +163,16 @@ def test_a_backbone_is_like_itself_and_unlike_its_untrained_copy(
     mine, others = ([Representation(model, b, 40, 16) for b in (1, 6, 9)] for model in (0, 1))
     torch.testing.assert_close(same.between(mine, others)[0], same.between(mine, mine)[0])
     assert float(other.between(mine, others)[0].diagonal().min()) < 0.9
+
+
+def test_views_are_those_of_all_classes(
+    backbone_folder: Path, image_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = FrozenExtractor(load_backbone(str(backbone_folder)), (6,), (5,))
+    split, reading = load_data(str(image_tree)).train, Reading(0, "error", [])
+    expected = views.measure_views(reading, extractor, split, torch.arange(0, len(split), 6))
+    monkeypatch.setattr(views, "MOST_VIEWED", 6)
+    assert views.measure_views(reading, extractor, split, torch.arange(len(split))) == expected
 
 
 def test_results_repeat(backbone_folder: Path, images: Path, tmp_path: Path) -> None:

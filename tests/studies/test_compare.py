@@ -5,6 +5,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,8 @@ from difflens import (
     sweep,
 )
 from difflens.data.images import fit, to_float
+from difflens.extractors.cache import FeatureCache
+from difflens.extractors.shared import SharedFeatures
 from tests.helpers.browser import open_in_browser
 from tests.helpers.cli import run as cli
 from tests.helpers.html import linked
@@ -238,6 +241,35 @@ def test_a_sweep_on_training_images_says_where_to_read(
     assert "in a sweep over 30 training images" in (run.out / "report.html").read_text()
     beneath = {folder / name / "report.html" for name in ("sweep", *only.scores)}
     assert linked(run.out / "report.html") == {path.resolve() for path in beneath}
+
+
+def test_each_image_is_read_once_whatever_the_order_of_protocols(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, original = [], SharedFeatures.read
+
+    def counted(self: SharedFeatures, *arguments: Any) -> FeatureCache:
+        cache = original(self, *arguments)
+        read.append(self._readings)
+        return cache
+
+    monkeypatch.setattr(SharedFeatures, "read", counted)
+    protocols = ("few", "linear", "knn")
+    run = config(
+        tmp_path / "run", image_tree, backbone_folder, protocols=protocols, label_fraction=(0.5, 0.75)
+    )
+    (only,) = compare(run).backbones
+    assert list(only.scores) == ["few-0.5", "few-0.75", "linear", "knn"]
+    assert max(read) == 2  # the training and the test images
+    assert not (run.folder(str(backbone_folder)) / "cache").exists()
+
+
+def test_a_sweep_reads_no_more_images_than_the_probes(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    run = config(tmp_path / "run", image_tree, backbone_folder, protocols=("knn",), sweep=30, limit=18)
+    assert run.places(str(backbone_folder)).budget == ("18",)
+    assert replace(run, limit=None).places(str(backbone_folder)).budget == ("30",)
 
 
 def test_a_store_is_read_by_all_protocols(

@@ -184,10 +184,11 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
 
     def places(self, spec: str) -> SweepConfig:
         """Return the run of `sweep` that chooses the place at which a backbone is read."""
+        assert self.sweep is not None
         return SweepConfig(
             out=self.folder(spec) / "sweep",
             backbone=spec,
-            budget=(str(self.sweep),),
+            budget=(str(min(self.sweep, self.limit or self.sweep)),),
             resume=True,
             **self._reading(spec),
         )

@@ -173,13 +173,12 @@ class Reading:
                 yield known, {place: whole[:size] for place, whole in features.items()}
 
 
-def image_of(line: str, names: Collection[str]) -> str | None:
-    """Return the name in a line "NAME: REASON" of `Reading.skipped`, one of `names`, or None.
+def is_about(line: str, names: Collection[str]) -> bool:
+    """Return whether a line "NAME: REASON" of `Reading.skipped` is about an image of `names`.
 
     Names and reasons may contain colons.
     """
-    ends = (found.start() for found in re.finditer(": ", line))
-    return next((line[:end] for end in ends if line[:end] in names), None)
+    return any(line[: found.start()] in names for found in re.finditer(": ", line))
 
 
 class Maps(Protocol):

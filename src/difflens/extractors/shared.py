@@ -11,14 +11,20 @@ from torch import Tensor
 
 from difflens.data.split import ImageSplit
 from difflens.extractors.base import Extractor
-from difflens.extractors.cache import FeatureCache, Reading, image_of, read_sides
+from difflens.extractors.cache import FeatureCache, Reading, is_about, read_sides
 
 
 @dataclass(frozen=True)
 class _Read:
-    """What was read of a split: the features by side, and a line for each image that cannot be read."""
+    """What was read of a split.
 
-    split: ImageSplit
+    Attributes:
+        index: (N,) long: the images, as in `ImageSplit`.
+        caches: the features by side.
+        skipped: a line for each image that cannot be read.
+    """
+
+    index: Tensor
     caches: dict[int | None, FeatureCache]
     skipped: list[str]
 
@@ -27,16 +33,17 @@ class SharedFeatures:
     """The features of one backbone in one process, at all sides that some heads read.
 
     The first run that asks for a split reads it at all sides. A run that asks for the same images, or fewer,
-    with the same noise and places gets equal bits without a reading.
+    with the same noise and places gets equal bits without a reading. So ask for the most images first.
 
     Args:
         sides: the sides that the heads pool larger maps to; None: whole maps.
-        folder: keeps what does not fit into memory, until `clean`.
+        folder: keeps what does not fit into memory, until `close`.
     """
 
     def __init__(self, sides: Iterable[int | None], folder: Path):
         self.sides, self.folder = tuple(dict.fromkeys(sides)), folder
         self._held: dict[Hashable, _Read] = {}
+        self._readings = 0
 
     def read(
         self,
@@ -55,21 +62,22 @@ class SharedFeatures:
         """
         key = (split.name, tuple(extractor.places), extractor.seed, extractor.draws)
         read = self._held.get(key)
-        entries = None if read is None else _positions(read.split.index, split.index)
+        entries = None if read is None else _positions(read.index, split.index)
         if read is None or entries is None:
             self._held.pop(key, None)
             taken = sum(cache.gigabytes for read in self._held.values() for cache in read.caches.values())
             room, skipped = max(0.0, memory_gigabytes - taken) / len(self.sides), list[str]()
             own = Reading(reading.workers, reading.on_bad_image, skipped)
-            folder = self.folder / str(extractor.seed)
+            self._readings += 1
+            folder = self.folder / str(self._readings)  # earlier features may still be in use
             caches = read_sides(extractor, self.sides, split, process, own, room, folder)
-            read = self._held[key] = _Read(split, caches, skipped)
+            read = self._held[key] = _Read(split.index, caches, skipped)
             entries = torch.arange(len(split))
         names = set(split.ids)
-        reading.skipped.extend(line for line in read.skipped if image_of(line, names) is not None)
-        return _part(read.caches[side], entries, len(read.split))
+        reading.skipped.extend(line for line in read.skipped if is_about(line, names))
+        return _part(read.caches[side], entries, len(read.index))
 
-    def clean(self) -> None:
+    def close(self) -> None:
         """Forget the features, and remove their files."""
         self._held.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -87,9 +95,9 @@ def _part(cache: FeatureCache, positions: Tensor, length: int) -> FeatureCache:
     """Return the features of the images at `positions` of a split of `length` images."""
     entry_of = torch.full((length,), -1)
     entry_of[cache.rows] = torch.arange(len(cache))
-    entries = entry_of[positions]
-    there = entries >= 0  # others cannot be read
-    if torch.equal(entries, torch.arange(len(cache))):
-        return cache
-    maps = {place: maps[entries[there]] for place, maps in cache.maps.items()}
-    return FeatureCache(maps, cache.labels[entries[there]], there.nonzero()[:, 0])
+    there = entry_of[positions] >= 0  # others cannot be read
+    entries = entry_of[positions[there]]
+    maps = cache.maps
+    if not torch.equal(entries, torch.arange(len(cache))):
+        maps = {place: values[entries] for place, values in maps.items()}
+    return FeatureCache(maps, cache.labels[entries], there.nonzero()[:, 0])

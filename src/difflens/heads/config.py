@@ -79,6 +79,12 @@ class HeadConfig:
     mix: MixName = "image"
     normalise: NormaliseName = "none"
 
+    @property
+    def side(self) -> int | None:
+        """The side that the head pools larger maps to; None: it reads whole maps."""
+        usual = 2 if self.name in ("linear", "mlp", "knn") else 16
+        return (usual if self.pool is None else self.pool) or None
+
 
 @dataclass(frozen=True)
 class SegmentationHeadConfig:

@@ -40,8 +40,7 @@ def _normalising(config: HeadConfig, shapes: Mapping[Place, MapShape], num_class
 
 
 def _make(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int) -> Head:
-    pool = config.pool if config.pool is not None else 2 if config.name in ("linear", "mlp", "knn") else 16
-    side = pool or None
+    side = config.side
     channels = max(channels for channels, _, _ in shapes.values())
     large = channels >= 512
     width = config.width or (1024 if large else max(64, channels // 2))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,17 +23,17 @@ from difflens.data.labels import balanced, label_fraction, limited, one_label
 from difflens.data.load import load_data
 from difflens.data.split import ImageData, Metric, every_nth
 from difflens.errors import DiffLensError, counted
+from difflens.extractors.base import Extractor
 from difflens.extractors.cache import READ_BATCH, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.shared import SharedFeatures
 from difflens.generation.fidelity import fidelity
 from difflens.generation.generate import generate
-from difflens.heads.make import make_head
 from difflens.metrics.classification import paired_difference
 from difflens.metrics.geometry import effective_rank
 from difflens.metrics.moments import Moments
 from difflens.models.feature_space import FeatureSpace
-from difflens.models.views import MOST_VIEWED, measure_views
+from difflens.models.views import measure_views
 from difflens.opening import OpenedRun, open_run
 from difflens.processes.base import NoiseProcess, finite, in_words
 from difflens.processes.variance_preserving import VariancePreserving
@@ -115,15 +116,16 @@ def _compare(config: CompareConfig, announce: Callable[[str], object]) -> Compar
                 extract(config.extract(candidate.spec, candidate.place))
                 run.keep()
             probes = {trial: config.probe(candidate.spec, trial, chosen) for trial in config.trials}
-            sides = (_side(config, candidate, each, data) for each in probes.values())
-            features = SharedFeatures(sides, config.folder(candidate.spec) / "cache")
-            for trial, each in probes.items():
-                result = probe(each, data, features)
-                run.keep()
-                candidate.results[trial.key] = result
-                score = _score(result, data.metric)
-                announce(f"{candidate.spec}, {trial.title}: {100 * score.value:.2f} %")
-            features.clean()
+            sides = (_side(config, candidate, each) for each in probes.values())
+            with closing(SharedFeatures(sides, config.folder(candidate.spec) / "cache")) as features:
+                # all labels first: few labels need a part of these images
+                for trial in sorted(probes, key=lambda trial: -(trial.label_fraction or 1)):
+                    result = probe(probes[trial], data, features)
+                    run.keep()
+                    candidate.results[trial.key] = result
+                    score = _score(result, data.metric)
+                    announce(f"{candidate.spec}, {trial.title}: {100 * score.value:.2f} %")
+            candidate.results = {trial.key: candidate.results[trial.key] for trial in config.trials}
             if candidate.sampler is not None and config.samples:
                 generate(config.generate(candidate.spec, candidate.sampler))
                 run.keep()
@@ -160,11 +162,17 @@ def _candidate(config: CompareConfig, spec: str) -> _Candidate:
     return _Candidate(spec, backbone.fingerprint(), count, _sampler(backbone), backbone.process, place)
 
 
-def _side(config: CompareConfig, candidate: _Candidate, run: ProbeConfig, data: ImageData) -> int | None:
+def _side(config: CompareConfig, candidate: _Candidate, run: ProbeConfig) -> int | None:
     """Return the side that a probe's head pools larger maps to; None: it reads whole maps."""
-    backbone = config.backbone(candidate.spec).load()
-    extractor, head = places_and_head(resolve(run), backbone.defaults, None)
-    return make_head(head, extractor.build(backbone).shapes(), len(data.classes)).pool
+    defaults = config.backbone(candidate.spec).load().defaults
+    _, head = places_and_head(resolve(run), defaults, None)
+    return head.side
+
+
+def _extractor(config: CompareConfig, candidate: _Candidate, device: torch.device) -> Extractor:
+    """Return the frozen extractor of a backbone's place."""
+    backbone = config.backbone(candidate.spec).load(device)
+    return ExtractorConfig("frozen", candidate.place[:1], candidate.place[1:], config.seed).build(backbone)
 
 
 def _sampler(backbone: Backbone) -> SamplerName | None:
@@ -191,17 +199,13 @@ def _geometry(
 ) -> dict[str, float]:
     """Return the measures of `GEOMETRY` at a backbone's place, on at most `_RANKED` training images."""
     split = data.train.subset(balanced(data.train, _RANKED, config.seed))
-    backbone = config.backbone(candidate.spec).load(process.device)
-    place = ExtractorConfig("frozen", candidate.place[:1], candidate.place[1:], config.seed)
-    extractor = place.build(backbone)
+    extractor = _extractor(config, candidate, process.device)
     reading = Reading(config.workers, config.on_bad_image, [])
     rows = torch.arange(len(split))
-    moments = Moments(backbone.block(candidate.place[0]).channels)
+    moments = Moments(extractor.backbone.block(candidate.place[0]).channels)
     for _, maps in reading.features(extractor, split, rows, 1, torch.float32):
         moments.add(maps[candidate.place])
-    # a part of the images, of all classes
-    some = rows[:: max(1, len(rows) // MOST_VIEWED)]
-    views = measure_views(reading, extractor, split, some)[candidate.place]
+    views = measure_views(reading, extractor, split, rows)[candidate.place]
     measured = effective_rank(moments.second), views.alignment, views.uniformity
     return dict(zip(GEOMETRY, measured, strict=True))
 
@@ -214,11 +218,7 @@ def _images_per_second(
     Backbones take turns, so that other load on the machine affects all of them alike.
     """
     pilot = data.train.subset(balanced(data.train, READ_BATCH, config.seed))
-    extractors = []
-    for candidate in candidates:
-        backbone = config.backbone(candidate.spec).load(process.device)
-        place = ExtractorConfig("frozen", candidate.place[:1], candidate.place[1:])
-        extractors.append(place.build(backbone))
+    extractors = [_extractor(config, candidate, process.device) for candidate in candidates]
     seconds: list[list[float]] = [[] for _ in extractors]
     for _ in range(1 + _TIMINGS):  # the first reading also warms up
         for taken, extractor in zip(seconds, extractors, strict=True):
