@@ -65,7 +65,7 @@ def seeded_noise(
         t: the noise level, one for all images or (B,): a whole step, or a float that is not negative; or a
             stream that replaces it.
         seed: 64-bit seed of the run.
-        draw: number of the independent noise sample: 0 for evaluation, the epoch in training.
+        draw: number of the independent noise sample.
     """
     count = torch.Size(shape).numel()
     words = torch.arange((count + 3) // 4, device=index.device)

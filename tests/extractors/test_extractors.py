@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,22 @@ def test_checkpointing_a_fine_tuned_backbone(family: str, tmp_path: Path) -> Non
     if family == "U-Net":
         assert again_bytes < 0.7 * plain_bytes
     assert "forward" not in vars(backbone.modules_of(2)[0])
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_a_timm_model_is_fine_tuned_in_one_pass(name: str) -> None:
+    """Its blocks' modules are not known, so their activations cannot be computed again."""
+    backbone = load_backbone(f"random:timm:{name}")
+    config = ExtractorConfig("finetuned", (len(backbone.blocks),), (0,), from_block=2)
+    extractor = config.build(backbone).train()
+    passes, original = [], backbone._maps
+    backbone._maps = lambda *arguments: (passes.append(1), original(*arguments))[1]  # type: ignore[assignment]
+    (maps,) = extractor(torch.rand(2, 3, 160, 160) * 2 - 1, torch.arange(2)).values()
+    maps.square().mean().backward()
+    assert passes == [1]
+    assert all(each.grad is not None for each in extractor.trained_blocks[2])
+    with pytest.raises(DiffLensError, match="leave out --checkpoint-activations"):
+        replace(config, checkpoint=True).build(backbone)
 
 
 def test_evaluation_restores_the_training_mode(backbone: UNetBackbone) -> None:

@@ -143,3 +143,4 @@ def test_blocks_outside_the_usual_levels_add_theirs() -> None:
     assert usual_strides(backbone, (37,)) == (1, 2, 4, 8)
     assert usual_strides(backbone, (21, 33)) == (2, 4, 8, 16, 32)
     assert usual_strides(backbone, (24,)) == (2, 4, 8, 16)
+    assert usual_strides(backbone, (21, 37)) == (1, 2, 4, 8, 16, 32)

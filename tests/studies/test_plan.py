@@ -18,11 +18,13 @@ from difflens import (
     ProbeConfig,
     SegmentConfig,
     SweepConfig,
+    extract,
     plan,
     probe,
     sweep,
 )
 from difflens.run.counting import cost_of_images, counting
+from tests.helpers import every
 from tests.helpers.cli import run
 from tests.helpers.images import make_image_tree
 
@@ -59,6 +61,23 @@ def test_a_plan_of_probe_is_what_probe_does(
         return
     assert planned.trainable_parameters == metrics["trainable_parameters"]
     assert planned.steps == metrics["epochs"] * -(-metrics["train_images"] // min(8, metrics["train_images"]))
+
+
+def test_a_plan_of_a_store_counts_the_images_in_it(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    places = {"backbone": str(backbone_folder), "data": str(image_tree), "blocks": (6,), "noise_steps": (5,)}
+    extract(ExtractConfig(**places, out=tmp_path / "store", limit=24, seed=3, device="cpu", workers=0))
+    options = ProbeConfig(store=tmp_path / "store", head="linear", label_fraction=0.5, out=tmp_path / "run")
+    planned = plan(options)
+    assert planned.images["train"] == probe(options).metrics()["train_images"] == 12
+
+
+def test_a_plan_of_a_network_on_latents(image_tree: Path, tmp_path: Path) -> None:
+    backbone = every.write("LDM", tmp_path)
+    planned = plan(ProbeConfig(backbone=backbone.spec, data=str(image_tree), out=tmp_path / "run"))
+    assert planned.images == {"train": 36, "test": 15}
+    assert planned.hours > 0
 
 
 def test_a_plan_of_sweep_is_what_sweep_does(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:

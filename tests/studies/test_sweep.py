@@ -108,8 +108,13 @@ def test_adding_noise_steps_measures_only_the_new_ones(
         "_measure",
         lambda self, split, t: (measured.append(t), real(self, split, t))[1],
     )
-    first = config(tmp_path / "run", backbone_folder, image_tree)
+    (image_tree / "train" / "red" / "bad.png").write_bytes(b"not an image")
+    first = config(tmp_path / "run", backbone_folder, image_tree, on_bad_image="skip")
     before = sweep(first)
+    assert len(before.skipped_images) == 1
+    # nothing is read again, so the line is the kept one
+    (first.out / "metrics.json").unlink()
+    assert sweep(replace(first, resume=True)).skipped_images == before.skipped_images
     after = sweep(replace(first, noise_steps=(3, 20, 40), resume=True))
     assert measured == [3, 40, 20]
     assert torch.equal(after.accuracy["ridge"][[0, 2]], before.accuracy["ridge"])

@@ -105,7 +105,7 @@ class Autoencoder(nn.Module):
         z = torch.cat([self._encoded(part) for part in images.float().split(_IMAGES)])
         # one order in memory: kernels choose by it, and stored latents must give the same bits
         latents = ((z - self.shift) * self.scale).contiguous()
-        if not latents.isfinite().all():
+        if not (latents.is_meta or latents.isfinite().all()):
             raise DiffLensError(
                 f"the latents of {type(self.network).__name__} are not finite: check the weights of the "
                 "autoencoder, and the images"

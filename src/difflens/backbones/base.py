@@ -180,7 +180,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def modules_of(self, block: int) -> list[nn.Module]:
-        """Return the submodules that compute `block`."""
+        """Return the submodules that compute `block`, or lists of their parameters if they are not known."""
 
     def parameters_of(self, block: int) -> list[nn.Parameter]:
         """Return the parameters that `block` is the first to use, for fine-tuning."""

@@ -9,6 +9,7 @@ import difflib
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,11 @@ class TimmBackbone(CleanBackbone):
         return digest_of(self.network, json.dumps(settings).encode())
 
     def modules_of(self, block: int) -> list[nn.Module]:
-        """Return the parameters that `block` is the first to use.
+        """Return lists of the parameters that `block` is the first to use; timm names no modules of a block.
 
         The model's own parameters (tokens, positions) belong to block 1.
         """
-        used = [self._used(number) for number in range(self.block(block).index)]
+        used = self._used[: self.block(block).index]
         before = {id(module) for modules in used[:-1] for module in modules}
         modules = [module for module in used[-1] if id(module) not in before]
         if block == 1:
@@ -180,8 +181,13 @@ class TimmBackbone(CleanBackbone):
             blocks.append(Block(number, "encoder", channels, side // width))
         return tuple(blocks)
 
+    @cached_property
+    def _used(self) -> list[list[nn.Module]]:
+        """The submodules that run up to the end of each block."""
+        return [self._executed(number) for number in range(len(self.blocks))]
+
     @torch.no_grad()
-    def _used(self, number: int) -> list[nn.Module]:
+    def _executed(self, number: int) -> list[nn.Module]:
         """Return the submodules that run up to the end of the block at position `number`, from 0."""
         executed: list[nn.Module] = []
         hooks = [

@@ -183,7 +183,7 @@ class ProbeConfig(
         if self.chosen("normalise", "none") != "none":
             raise DiffLensError(
                 "--normalise measures features of a frozen backbone and of images without augmentation: "
-                "leave out --normalise, or both --extractor and --augment"
+                "take --normalise none, or leave out --extractor and --augment"
             )
         if self.grid or self._head == "knn":
             raise DiffLensError(

@@ -100,7 +100,8 @@ class Extractor(nn.Module, ABC):
             images: (B, C, S, S) in [-1, 1].
             index: (B,) long: the position of each image in its data set. With the seed it decides the image's
                 noise.
-            draw: the number of the noise sample: 0 for evaluation, epoch + 1 in training with fresh noise.
+            draw: the number of the noise sample: 0 for evaluation, epoch + 1 in training with fresh
+                noise. With several `draws`, each number stands for so many samples.
 
         Raises:
             DiffLensError: a latent is not finite.

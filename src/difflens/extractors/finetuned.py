@@ -29,7 +29,6 @@ class FineTunedExtractor(Extractor):
     """
 
     trainable = True
-    checkpoint = False
 
     def __init__(
         self,
@@ -48,6 +47,7 @@ class FineTunedExtractor(Extractor):
                 "that is read"
             )
         self.from_block = from_block
+        self._recomputed: list[nn.Module] = []
         backbone.requires_grad_(False)
         for parameters in self.trained_blocks.values():
             for parameter in parameters:
@@ -61,17 +61,33 @@ class FineTunedExtractor(Extractor):
             for block in range(self.from_block, max(self.blocks) + 1)
         }
 
+    @property
+    def checkpoint(self) -> bool:
+        """See the class.
+
+        Raises:
+            DiffLensError: it is set, and the modules of the blocks are not known.
+        """
+        return bool(self._recomputed)
+
+    @checkpoint.setter
+    def checkpoint(self, again: bool) -> None:
+        blocks = range(self.from_block, max(self.blocks) + 1) if again else ()
+        modules = dict.fromkeys(module for block in blocks for module in self.backbone.modules_of(block))
+        if any(isinstance(module, nn.ParameterList) for module in modules):
+            raise DiffLensError(
+                f"the modules of the blocks of {self.backbone.spec} are not known, so their activations "
+                "cannot be computed again: leave out --checkpoint-activations"
+            )
+        self._recomputed = list(modules)
+
     def _read(self, x_t: Tensor, t: Level | Tensor) -> dict[int, Tensor]:
-        modules = {
-            module: None for block in self.trained_blocks for module in self.backbone.modules_of(block)
-        }
-        again = self.checkpoint and torch.is_grad_enabled()
-        with _recomputed(modules) if again else nullcontext():
+        with _recomputing(self._recomputed) if torch.is_grad_enabled() else nullcontext():
             return self.backbone.features(x_t, t, self.blocks)
 
 
 @contextmanager
-def _recomputed(modules: Iterable[nn.Module]) -> Iterator[None]:
+def _recomputing(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let modules that are called inside the context compute their activations again in the backward pass."""
     forwards = {module: module.forward for module in modules}
     for module, forward in forwards.items():

@@ -43,8 +43,9 @@ def measured_precision(backbone: Backbone) -> Precision:
         extractor.compiled = False
 
     def read(dtype: torch.dtype, count: int) -> None:
+        read = images[:count].to(backbone.device)
         with torch.no_grad():
-            (found,) = extractors[dtype](images[:count].to(backbone.device), torch.arange(count)).values()
+            (found,) = extractors[dtype](read, torch.arange(count, device=read.device)).values()
         maps[dtype] = found.float().cpu()  # the copy waits for a GPU
 
     factor = bfloat16_speedup(read, most)

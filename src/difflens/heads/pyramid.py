@@ -97,10 +97,10 @@ def usual_strides(backbone: Backbone, read: Iterable[int] = ()) -> tuple[int, ..
         finest //= 4
     included = {backbone.block(index).stride for index in read}
     finest = min({finest, *included})
-    strides = {finest * 2**k for k in range(LEVELS)} | included
-    while max(strides) > finest and 2 * finest not in strides:  # no gap up to the coarsest
-        strides.add(2 * finest)
-    return tuple(sorted(strides))
+    levels = LEVELS
+    while finest * 2 ** (levels - 1) < max(included, default=0):
+        levels += 1
+    return tuple(sorted({finest * 2**k for k in range(levels)} | included))
 
 
 def usual_blocks(backbone: Backbone) -> tuple[int, ...]:

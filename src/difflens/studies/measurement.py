@@ -54,9 +54,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Images:
-    """images.json: the number of training images that a sweep reads."""
+    """images.json: the number of training images that a sweep reads, and a line for each unreadable one."""
 
     images: Count
+    skipped: tuple[str, ...] = ()
 
 
 class Measurement:
@@ -127,7 +128,9 @@ class Measurement:
             count = self._affordable()
             self.run.write_json("images.json", {"images": count})
             return count
-        count = self.run.read_json("images.json", _Images).images
+        written = self.run.read_json("images.json", _Images)
+        self.reading.skipped.extend(written.skipped)
+        count = written.images
         if count > len(self.data.train):
             raise DiffLensError(
                 f"{self.run.path / 'images.json'}: images is {count}, and the data has "
@@ -157,7 +160,8 @@ class Measurement:
         spill, memory = self.run.path / "cache", self.config.cache_gigabytes
         latents = self._latents = self._latents or Latents.of(self.backbone, split, memory, spill)
         memory = max(0.0, memory - latents.gigabytes) if latents else memory
-        return read_features(
+        known = len(self.reading.skipped)
+        features = read_features(
             self._extractor(t, blocks),
             self.config.pool,
             split,
@@ -167,6 +171,10 @@ class Measurement:
             spill,
             latents,
         )
+        if len(self.reading.skipped) > known:
+            count = self.run.read_json("images.json", _Images).images
+            self.run.write_json("images.json", {"images": count, "skipped": self.reading.skipped})
+        return features
 
     def judge(self, cache: FeatureCache, t: Level, held_out: Tensor) -> dict[str, Tensor]:
         """Train classifiers at each block of one noise level, and evaluate them on the held-out images.

@@ -29,7 +29,6 @@ from difflens.configs.segment import SegmentConfig
 from difflens.configs.sweep import SweepConfig
 from difflens.data.changes import channels_of
 from difflens.data.files import list_images
-from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.published import LABEL_LISTS, PublishedSet, published_set
 from difflens.data.split import ImageData
@@ -54,7 +53,13 @@ from difflens.run.console import note
 from difflens.run.counting import Cost, cost_of_images
 from difflens.studies.places import default_levels
 from difflens.tasks.classification.kinds import check_labels
-from difflens.tasks.classification.probe import epochs_of, labelled, places_and_head, with_store
+from difflens.tasks.classification.probe import (
+    epochs_of,
+    places_and_head,
+    training_images,
+    with_store,
+    within_store,
+)
 from difflens.tasks.dense import chosen_rows, make_plan
 from difflens.tasks.detection.detect import Detection
 from difflens.tasks.segmentation.segment import Segmentation
@@ -95,11 +100,13 @@ def _plan_probe(config: ProbeConfig) -> PlanResult:
     data = _labelled_data(given(config.data), config.val_fraction)
     if data.loaded is not None:
         check_labels(config, data.loaded)
-    train, test = _probed(config, data)
+    store = None if config.store is None else FeatureStore(config.store)
+    if data.loaded is not None:
+        config = within_store(config, store, data.loaded.train)
+    train, test = _probed(config, store, data)
     if config.head != "knn":
         config = replace(config, epochs=epochs_of(config, train))
     source, backbone = _backbone(config, data.channels)
-    store = None if config.store is None else FeatureStore(config.store)
     extractor_config, head_config = places_and_head(
         replace(config, backbone=source.spec), backbone.defaults, store
     )
@@ -415,11 +422,10 @@ def _dense_data(config: DenseConfig) -> _Sizes:
     return known if rows is None else replace(known, train=len(rows))
 
 
-def _probed(config: ProbeConfig, data: _Sizes) -> tuple[int, int]:
+def _probed(config: ProbeConfig, store: FeatureStore | None, data: _Sizes) -> tuple[int, int]:
     """Return how many images a probe trains on and is tested on."""
     if data.loaded is not None:
-        train = limited(data.loaded.train, config.limit, config.seed)
-        return len(labelled(config, train, data.loaded.classes)), data.test
+        return len(training_images(config, store, data.loaded)), data.test
     count = min(data.train, config.limit or data.train)
     if config.label_fraction is not None:
         return round(config.label_fraction * count), data.test

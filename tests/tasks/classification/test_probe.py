@@ -444,6 +444,11 @@ def test_normalisation_is_saved_with_the_head(
     extract(store)
     stored = probe(replace(run, out=tmp_path / "stored", store=store.out, workers=None))
     torch.testing.assert_close(stored.model.probabilities(images), expected)
+    # maps that stay in the store, unpooled, are normalised by the statistics of pooled ones, too
+    whole = replace(store, out=tmp_path / "whole", pool=0)
+    extract(whole)
+    unpooled = replace(run, out=tmp_path / "unpooled", store=whole.out, workers=None, cache_gigabytes=0)
+    torch.testing.assert_close(probe(unpooled).model.probabilities(images), expected, atol=0.01, rtol=0.0)
 
 
 def test_the_grid_chooses_on_training_images_only(
@@ -626,8 +631,8 @@ def test_a_store_that_does_not_fit_is_refused(
         ),
         ({"store": Path("/nowhere"), "workers": None}, "not a feature store"),
         ({"normalise": "whiten", "limit": 12}, "needs at least 16 training images, not 12"),
-        ({"normalise": "standard", "augment": "flip"}, "leave out --normalise"),
-        ({"normalise": "standard", "head": "mix", "extractor": "feedback"}, "leave out --normalise"),
+        ({"normalise": "standard", "augment": "flip"}, "take --normalise none"),
+        ({"normalise": "standard", "head": "mix", "extractor": "feedback"}, "take --normalise none"),
     ],
     ids=str,
 )

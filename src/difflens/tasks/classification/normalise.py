@@ -4,22 +4,29 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from difflens.backbones.maps import pool_to
 from difflens.extractors.cache import READ_BATCH, FeatureCache
 from difflens.heads.normalise import Normalisation
 from difflens.tasks.classification.train import cached_batches
 
 
-def fit_normalisation(normalisation: Normalisation, cache: FeatureCache, process: Accelerator) -> None:
+def fit_normalisation(
+    normalisation: Normalisation, cache: FeatureCache, side: int | None, process: Accelerator
+) -> None:
     """Fit `normalisation` to cached training features, in one pass.
 
     Args:
         cache: the maps of the training images, or of this process's share of them.
+        side: the side that the head pools larger maps to; None: it reads whole maps.
 
     Raises:
         DiffLensError: there are fewer images than a whitening needs.
     """
     batches = cached_batches(cache, torch.arange(len(cache)), READ_BATCH, process.device)
-    moments, images = normalisation.moments(maps for maps, _ in batches), len(cache)
+    moments = normalisation.moments(
+        {place: pool_to(whole, side) for place, whole in maps.items()} for maps, _ in batches
+    )
+    images = len(cache)
     if process.num_processes > 1:
         first, *others = gather_object([(moments, images)])
         moments, images = first

@@ -25,7 +25,7 @@ from difflens.data.loader import epoch_order
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, counted, listing, named, plural
 from difflens.extractors.base import Extractor
-from difflens.extractors.cache import FeatureCache, Reading, image_of, read_features
+from difflens.extractors.cache import FeatureCache, Reading, is_about, read_features
 from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.shared import SharedFeatures
 from difflens.extractors.store import FeatureStore
@@ -130,17 +130,8 @@ def _probe_once(
     store = None if config.store is None else FeatureStore(config.store)
     if store is not None and config.verify:
         store.verify()
-    noise_seed = config.seed if store is None else store.manifest.seed
-    if store is not None and config.limit is None:
-        kept = store.manifest.images.get(whole.train.name)
-        if kept is not None and kept < len(whole.train):
-            config = replace(config, limit=kept)
-            note(
-                f"{store.path} holds {kept:,} of {counted(len(whole.train), 'training image')}, which are "
-                "read"
-            )
-    train = limited(whole.train, config.limit, noise_seed)  # a store's images are drawn by its seed
-    data = replace(whole, train=labelled(config, train, whole.classes))
+    config = within_store(config, store, whole.train)
+    data = replace(whole, train=training_images(config, store, whole))
     say_few(data.train, data.classes)
     if config.head != "knn":
         config = replace(config, epochs=epochs_of(config, len(data.train)))
@@ -207,8 +198,19 @@ def _probe_seeds(
     return result
 
 
-def labelled(config: ProbeConfig, train: ImageSplit, classes: tuple[str, ...]) -> ImageSplit:
-    """Return the training images whose labels are used."""
+def within_store(config: ProbeConfig, store: FeatureStore | None, train: ImageSplit) -> ProbeConfig:
+    """Return a configuration that reads no more training images than a store holds, and say so."""
+    kept = None if store is None else store.manifest.images.get(train.name)
+    if store is None or config.limit is not None or kept is None or kept >= len(train):
+        return config
+    note(f"{store.path} holds {kept:,} of {counted(len(train), 'training image')}, which are read")
+    return replace(config, limit=kept)
+
+
+def training_images(config: ProbeConfig, store: FeatureStore | None, data: ImageData) -> ImageSplit:
+    """Return the training images of `data` whose labels are used."""
+    seed = config.seed if store is None else store.manifest.seed  # a store's images are drawn by its seed
+    train, classes = limited(data.train, config.limit, seed), data.classes
     if config.label_fraction is not None:
         return label_fraction(train, config.label_fraction, config.seed, classes)
     if config.label_list is not None:
@@ -263,7 +265,7 @@ def places_and_head(
     if pool is None and head in ("attention", "difformer", "mix"):
         pool = defaults.token_side
         kept = 0 if store is None else store.manifest.pool
-        if config.pool is None and kept:
+        if kept:
             pool = min(pool, kept)
     mix = config.mix or "image"
     dropout = config.dropout or 0.0
@@ -366,7 +368,7 @@ class _Run:
         head, caches, seconds = self.probe.head, self.caches, 0.0
         if head.normalisation is not None:
             assert caches is not None
-            fit_normalisation(head.normalisation, caches[0], self.process)
+            fit_normalisation(head.normalisation, caches[0], head.pool, self.process)
         if isinstance(head, NeighbourHead):
             assert caches is not None
             self._remember(head, caches[0])
@@ -453,7 +455,7 @@ class _Run:
         if process.num_processes > 1:
             skipped = sorted(set(gather_object(skipped)))
         names = set(data.train.ids)
-        unread = sum(image_of(line, names) is not None for line in skipped)
+        unread = sum(is_about(line, names) for line in skipped)
         kind = kind_of(data)
         tried = {"grid": self.grid, "neighbours": self.neighbours}
         seed = kind.figures.from_metrics(
