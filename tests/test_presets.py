@@ -73,5 +73,5 @@ def test_a_recipe_of_photos_is_read_as_it_stands(name: str, tmp_path: Path) -> N
 def test_an_option_takes_precedence_over_the_recipe(tmp_path: Path) -> None:
     assert resolve(ProbeConfig(out=tmp_path, preset="photos-linear")).normalise == "whiten"
     assert resolve(ProbeConfig(out=tmp_path, preset="photos-linear", normalise="none")).normalise == "none"
-    with pytest.raises(DiffLensError, match="leave out --normalise"):
+    with pytest.raises(DiffLensError, match="take --normalise none"):
         resolve(ProbeConfig(out=tmp_path, preset="photos-linear", augment="flip"))
