@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from difflens.data.files import list_images
 from difflens.data.images import BadImage, fit, read_image
-from difflens.data.loader import Batch, epoch_order, iterate, read_batches
+from difflens.data.loader import Batch, epoch_order, iterate, read_batches, share_of
 from difflens.data.split import FileSplit, ImageSplit, MemorySplit
 from difflens.errors import DiffLensError
 
@@ -178,9 +178,9 @@ def test_shuffled_shares_are_equal_and_cover_everything() -> None:
 
 
 def test_unshuffled_shares_contain_every_row_once() -> None:
-    shares = [epoch_order(10, 0, 0, rank, 4, shuffle=False) for rank in range(4)]
+    shares = [share_of(10, rank, 4) for rank in range(4)]
     assert sorted(torch.cat(shares).tolist()) == list(range(10))
-    assert epoch_order(5, 0, 0, shuffle=False).tolist() == [0, 1, 2, 3, 4]
+    assert share_of(5, 0, 1).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("change", [{"epoch": 2}, {"seed": 1}, {"seed": 1 << 40}])

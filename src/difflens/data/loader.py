@@ -165,17 +165,22 @@ def chunks(rows: Tensor, size: int) -> Iterator[list[int]]:
     return (rows[start : start + size].tolist() for start in range(0, len(rows), size))
 
 
-def epoch_order(n: int, seed: int, epoch: int, rank: int = 0, world: int = 1, shuffle: bool = True) -> Tensor:
-    """Return the rows, (M,) long, of a split of `n` images that process `rank` of `world` reads.
+def epoch_order(n: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Tensor:
+    """Return the rows, (M,) long, of a split of `n` images that process `rank` of `world` trains on.
 
-    With `shuffle`, (seed, epoch) decide the order, and all processes get equally many rows: the order wraps
-    around. Without it, for evaluations, the shares of the processes are disjoint and contain each row once.
+    (seed, epoch) decide the order, and all processes get equally many rows: the order wraps around.
     """
-    if not shuffle:
-        return torch.arange(rank, n, world)
     order = random_order(Stream.EPOCH_ORDER, torch.arange(n), seed, epoch)
     share = -(-n // world)
     return order[torch.arange(rank, share * world, world) % n]
+
+
+def share_of(n: int, rank: int, world: int) -> Tensor:
+    """Return the rows, (M,) long, of a split of `n` images that process `rank` of `world` evaluates.
+
+    The shares are disjoint, and together they contain each row once.
+    """
+    return torch.arange(rank, n, world)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import Tensor
 from difflens.backbones.maps import Place, pool_to
 from difflens.choices import Augmentation, OnBadImage
 from difflens.data.images import BadImage, to_float
-from difflens.data.loader import Batch, epoch_order, iterate
+from difflens.data.loader import Batch, iterate, share_of
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError, listing
 from difflens.extractors.base import Extractor, evaluating
@@ -268,7 +268,7 @@ def read_sides(
     """
     reading = reading or Reading(None, "error", [])
     extractor = extractor.to(process.device)
-    rows = epoch_order(len(split), 0, 0, process.process_index, process.num_processes, shuffle=False)
+    rows = share_of(len(split), process.process_index, process.num_processes)
     by_side: dict[int | None, dict[Place, Tensor]] = {side: {} for side in sides}
     rows_read, done = [], 0
     levels = listing(extractor.noise_steps)

@@ -77,12 +77,12 @@ class ExtractorConfig:
                 raise DiffLensError("a fine-tuned backbone keeps float32 weights: leave out --precision")
             backbone.convert(getattr(torch, self.precision))
         common = backbone, self.blocks, self.noise_steps, self.seed
+        if self.name == "frozen":
+            return FrozenExtractor(*common, draws=self.draws)
+        trained: FeedbackExtractor | FineTunedExtractor
         if self.name == "feedback":
-            extractor = FeedbackExtractor(*common, feedback_blocks=self.feedback_blocks, draws=self.draws)
-            extractor.checkpoint = self.checkpoint
-            return extractor
-        if self.name == "finetuned":
-            tuned = FineTunedExtractor(*common, from_block=self.from_block, draws=self.draws)
-            tuned.checkpoint = self.checkpoint
-            return tuned
-        return FrozenExtractor(*common, draws=self.draws)
+            trained = FeedbackExtractor(*common, feedback_blocks=self.feedback_blocks, draws=self.draws)
+        else:
+            trained = FineTunedExtractor(*common, from_block=self.from_block, draws=self.draws)
+        trained.checkpoint = self.checkpoint
+        return trained

@@ -23,7 +23,7 @@ def write_png(figure: "Figure", target: Path | BytesIO, dpi: int = 160, transpar
     layout = figure.get_layout_engine()
     if layout is not None:
         layout.execute(figure)
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)
     shown = figure.get_tightbbox().padded(_MARGIN)
     figure.savefig(
         target,

@@ -21,7 +21,7 @@ from difflens.data.changes import changes
 from difflens.data.images import fit as fit_images
 from difflens.data.labels import label_fraction, label_list, limited, say_few
 from difflens.data.load import load_data
-from difflens.data.loader import epoch_order
+from difflens.data.loader import share_of
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, counted, listing, named, plural
 from difflens.extractors.base import Extractor
@@ -402,9 +402,7 @@ class _Run:
                 return self.shared.read(extractor, head.pool, split, self.process, reading, memory)
             spill = config.out / "cache"
             return read_features(extractor, head.pool, split, self.process, reading, memory, spill)
-        rows = epoch_order(
-            len(split), 0, 0, self.process.process_index, self.process.num_processes, shuffle=False
-        )
+        rows = share_of(len(split), self.process.process_index, self.process.num_processes)
         cache = self.store.cache(split.subset(rows), extractor.places, config.cache_gigabytes, head.pool)
         there = set(cache.rows.tolist())
         self.skipped += [

@@ -15,7 +15,7 @@ from difflens.backbones.maps import Place
 from difflens.configs.options import given
 from difflens.configs.train import TrainConfig
 from difflens.data.images import to_float
-from difflens.data.loader import epoch_order
+from difflens.data.loader import epoch_order, share_of
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
 from difflens.extractors.base import evaluating
@@ -229,7 +229,7 @@ def evaluate(
             for chosen in torch.arange(len(cache)).split(256):
                 keep(probe.head(cache.batch(chosen, device)), cache.labels[chosen], cache.rows[chosen])
         else:
-            rows = epoch_order(len(split), 0, 0, process.process_index, process.num_processes, shuffle=False)
+            rows = share_of(len(split), process.process_index, process.num_processes)
             with progress_bar(process.is_main_process) as bar:
                 task = bar.add_task("evaluating", total=len(rows), note="")
                 for batch in Reading.of(config, skipped).batches(probe.extractor, split, rows, READ_BATCH):
