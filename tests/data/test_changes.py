@@ -47,14 +47,20 @@ def test_colours_and_sizes(
     assert bool(found) == bool(expected)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "CMYK"])
+def test_images_that_are_read_whole_are_measured_by_their_longer_side(tmp_path: Path) -> None:
+    split = saved(tmp_path, Image.new("RGB", (100, 50)))
+    assert changes(split, 3, 40, whole=True) == "images shrink from about 100 to 40 pixels on the longer side"
+    assert changes(split, 3, 40) == changes(split, 3, 60, whole=True) == ""
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("transparent", [False, True])
 def test_a_header_tells_the_shape_that_is_read(
     mode: str, turned: bool, transparent: bool, tmp_path: Path
 ) -> None:
     image = Image.new(mode, (5, 3))
-    path = tmp_path / ("image.tif" if mode in ("CMYK", "I") else "image.png")
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     options = {"transparency": 0} if transparent and mode in ("1", "L", "P", "RGB") else {}
     if turned and path.suffix == ".png":
         exif = image.getexif()

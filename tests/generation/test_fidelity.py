@@ -65,7 +65,7 @@ def test_reference_distances_order_what_is_further_away(
     alone = fidelity(replace(run, data=str(image_tree / "train" / "red")))
     assert alone.distances[0].frechet == pytest.approx(0, abs=1e-6)
     assert [distance.images for distance in alone.distances[1:]] == [
-        f"train images + noise {s:g}" for s in module.NOISE_STRENGTHS
+        f"the same images + noise {s:g}" for s in module.NOISE_STRENGTHS
     ]
 
 

@@ -190,6 +190,19 @@ def test_few_steps_of_a_schedule_that_ends_in_pure_noise(
     torch.testing.assert_close(sample(backbone, 3, 5, seed=2, sampler=sampler), expected, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+@pytest.mark.parametrize(
+    ("sampler", "eta"), [("dpm-solver", 0.0), ("ddpm", 0.0), ("ddim", 1.0), ("ddim", 0.0)]
+)
+def test_zero_terminal_snr_gives_images(sampler: str, eta: float, prediction: str) -> None:
+    zero = {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True, "prediction_type": prediction}
+    backbone = tiny(3, **zero)
+    assert float(backbone.process.alphas_cumprod[-1]) == 0
+    for steps in (1, 2, 3, 6, 7, 15, 40):
+        drawn = sample(backbone, 2, steps, sampler=sampler, eta=eta)
+        assert drawn.isfinite().all()
+
+
 @torch.no_grad()
 def test_learned_variance_is_a_place_between_two_logarithms() -> None:
     """Compare one step with Nichol and Dhariwal (2021), equation 15, in float64."""

@@ -491,13 +491,16 @@ EVERY = {
     "compare": COMPARE,
     "cka": CKA,
     "explain": EXPLAIN,
-    "distill": DistillResult(path=OUT / "model", first_loss=0.25, last_loss=0.125),
+    "distill": DistillResult(path=OUT / "model", first_loss=0.25, last_loss=0.125, epochs_done=5, epochs=5),
     "explore": EXPLORED,
     "match": MATCH,
     "propagate": PROPAGATED,
     "predict": CLASSES,
     "pretrain": PretrainResult(
-        path=OUT / "model", commands=("difflens probe --backbone run/model --out run-probe",)
+        path=OUT / "model",
+        epochs_done=3,
+        epochs=3,
+        commands=("difflens probe --backbone run/model --out run-probe",),
     ),
     "report": ReportResult(path=OUT / "backbone.html", heads=(), distances=(FIDELITY,)),
 }

@@ -53,6 +53,13 @@ def test_negative_log_likelihood() -> None:
     assert "nll" not in read.metrics()
 
 
+def test_classes_are_ranked_where_their_probabilities_are_0() -> None:
+    logits = torch.tensor([[300.0, 0, 1, 2, 3, 4, 5, 6, 150, 160]])
+    found = Evaluation.of(torch.arange(1), torch.tensor([9]), logits, tuple("abcdefghij"))
+    assert found.ranked.tolist() == [[0, 9, 8, 7, 6]]
+    assert (found.top5, found.confidence.tolist()) == (1.0, [1.0])
+
+
 def test_most_confused() -> None:
     result = evaluation([0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 0, 1, 0, 0, 0], ("a", "b", "c"))
     assert result.most_confused() == [(2, 0, 3), (0, 1, 2), (1, 0, 1)]

@@ -53,6 +53,12 @@ def test_a_class_that_no_image_has_is_left_out_of_the_mean() -> None:
         _ = evaluation([[0, 0, 0]], [[0.9, 0.8, 0.1]]).map
 
 
+def test_confident_predictions_are_ranked() -> None:
+    logits = torch.tensor([[30.0], [18.0], [20.0], [-3.0]])
+    labels = torch.tensor([[True], [False], [False], [False]])
+    assert MultiLabelEvaluation.of(torch.arange(4), labels, logits, ("a",)).map == 1.0
+
+
 def test_the_interval_covers_the_mean_of_other_samples() -> None:
     """The interval of 95 % holds the value on a large sample for most small samples."""
 

@@ -27,6 +27,7 @@ from difflens import (
 )
 from difflens.pretraining.methods.distillation import Adapter, Distillation
 from tests.helpers import families
+from tests.helpers.adm import Adm
 from tests.helpers.images import make_image_tree
 from tests.helpers.pretraining import curve
 
@@ -148,6 +149,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     families.write_edm(root / "edm")
     families.write_unet(root / "classes", num_class_embeds=5)
     families.write_ldm(root / "ldm")
+    torch.save(Adm(num_heads=4, head_channels=8).random_state(), root / "heads.pt")
     return root
 
 
@@ -159,6 +161,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ("edm", "is for variance-preserving networks"),
         ("classes", "is for unconditional U-Nets that read pixels"),
         ("ldm", "is for unconditional U-Nets that read pixels"),
+        ("heads.pt", "does not describe its layers or attention heads"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused(
@@ -166,9 +169,23 @@ def test_what_cannot_be_distilled_is_refused(
 ) -> None:
     spec = student if backbone == "student" else backbone
     spec = str(others / backbone) if (others / backbone).exists() else spec
+    asked = replace(distilled, backbone=spec, out=tmp_path / "run")
+    if backbone == "heads.pt":
+        asked = replace(asked, num_heads=4, image_size=32)
     with pytest.raises(DiffLensError, match=message):
-        distill(replace(distilled, backbone=spec, out=tmp_path / "run"))
+        distill(asked)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_student_keeps_the_side_that_it_was_trained_at(distilled: DistillConfig, tmp_path: Path) -> None:
+    path = distill(replace(distilled, image_size=32, out=tmp_path / "run", epochs=1)).path
+    assert load_backbone(distilled.backbone).image_size == 16
+    assert load_backbone(str(path)).image_size == 32
+
+
+def test_a_student_that_ran_out_of_time_says_so(distilled: DistillConfig, tmp_path: Path) -> None:
+    summary = distill(replace(distilled, out=tmp_path / "run", max_minutes=1e-9)).summary()
+    assert "Stopped after 0 of 10 epochs: the time was up. --resume continues" in summary
 
 
 def test_damaged_folders_are_refused(student: str, tmp_path: Path) -> None:

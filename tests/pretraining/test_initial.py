@@ -1,6 +1,7 @@
 """Pre-training that starts from the weights of another backbone."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,19 @@ def test_a_stopped_run_goes_on_without_the_initial_folder(former: PretrainConfig
     assert curve(stopped.out) == curve(tmp_path / "whole")
     assert images_seen(str(resumed)) == images_seen(str(whole)) == 520
     assert load_backbone(str(whole)).fingerprint() == load_backbone(str(resumed)).fingerprint()
+
+
+def test_a_network_without_a_record_is_resumed_too(former: PretrainConfig, tmp_path: Path) -> None:
+    """How many images it had seen is not known."""
+    initial = tmp_path / "initial"
+    shutil.copytree(former.out / "model", initial)
+    for name in ("pretraining.json", "README.md"):
+        (initial / name).unlink()
+    run = later(former, tmp_path / "run", init_from=str(initial), max_minutes=1e-9)
+    pretrain(run)
+    folder = pretrain(replace(run, resume=True, max_minutes=None)).path
+    assert images_seen(str(folder)) is None
+    assert "which had seen an unknown number of images" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

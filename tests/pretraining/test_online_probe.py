@@ -142,6 +142,18 @@ def test_two_processes_measure_the_same(probed: PretrainConfig, tmp_path: Path) 
     assert probes(tmp_path / "two") == probes(one.out)
 
 
+def test_folders_without_a_split(probed: PretrainConfig, tmp_path: Path) -> None:
+    """The images held out of the training are held out of the probe; of other data a fifth is left unread."""
+    flat = Path(probed.data) / "train"  # CLASS/IMAGE, 12 of each
+    run = replace(probed, out=tmp_path / "same", data=str(flat), probe_data=str(flat), val_fraction=0.25)
+    pretrain(replace(run, epochs=1, probe_every=1))
+    assert "27 training images" in (run.out / "model" / "README.md").read_text()
+    other = replace(probed, out=tmp_path / "other", probe_data=str(flat), epochs=1, probe_every=1)
+    pretrain(other)
+    card = (other.out / "model" / "README.md").read_text()
+    assert any(f"{count} training images" in card for count in (27, 28, 29, 30))
+
+
 def test_data_without_labels_or_with_too_few_images_is_refused(
     probed: PretrainConfig, tmp_path: Path
 ) -> None:

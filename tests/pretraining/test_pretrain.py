@@ -128,6 +128,24 @@ def test_another_configuration_is_not_resumed(image_tree: Path, tmp_path: Path, 
         pretrain(replace(run, resume=True, learning_rate=1.0))
 
 
+def test_a_run_goes_on_with_the_same_images_alone(image_tree: Path, tmp_path: Path, no_samples: None) -> None:
+    """A run of an earlier version, which recorded no images, goes on with any."""
+    run = config(tmp_path / "run", image_tree, epochs=2, max_minutes=1e-9)
+    stopped = pretrain(run)
+    assert (stopped.epochs_done, stopped.epochs) == (0, 2)
+    assert "Stopped after 0 of 2 epochs: the time was up. --resume continues" in stopped.summary()
+    (image_tree / "train" / "red" / "another.png").write_bytes(
+        (image_tree / "train" / "red" / "0.png").read_bytes()
+    )
+    again = replace(run, resume=True, max_minutes=None)
+    with pytest.raises(DiffLensError, match="holds another run: data_fingerprint was"):
+        pretrain(again)
+    stored = yaml.safe_load((run.out / "config.yaml").read_text())
+    del stored["data_fingerprint"]
+    (run.out / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert "Stopped" not in pretrain(again).summary()
+
+
 def test_a_run_of_an_earlier_version_is_left_as_it_is(image_tree: Path, tmp_path: Path) -> None:
     run = config(tmp_path / "run", image_tree, epochs=1, resume=True)
     run.out.mkdir()

@@ -19,6 +19,8 @@ from difflens import (
     SegmentConfig,
     SweepConfig,
     extract,
+    fidelity,
+    generate,
     plan,
     probe,
     sweep,
@@ -27,6 +29,7 @@ from difflens.run.counting import cost_of_images, counting
 from tests.helpers import every
 from tests.helpers.cli import run
 from tests.helpers.images import make_image_tree
+from tests.helpers.networks import bigan
 
 
 def config(backbone_folder: Path, tree: Path, out: Path) -> ProbeConfig:
@@ -97,6 +100,34 @@ def test_a_plan_of_sweep_is_what_sweep_does(backbone_folder: Path, image_tree: P
     timed = plan(replace(options, budget=("10m",)))
     assert timed.images == {"train": 36}
     assert timed.data.endswith("fewer images if 600 seconds end first")
+
+
+def test_a_plan_of_pretrain_counts_activations_that_are_computed_again(
+    image_tree: Path, tmp_path: Path
+) -> None:
+    options = PretrainConfig(data=str(image_tree), preset="photos-32", out=tmp_path / "run")
+    plain, again = plan(options), plan(replace(options, checkpoint_activations=True))
+    assert again.memory["a step"] < 0.8 * plain.memory["a step"]
+    assert again.hours > 1.1 * plain.hours
+    with pytest.raises(DiffLensError, match="is not a multiple of 3"):
+        plan(replace(options, batch_size=64, accumulate=3))
+
+
+def test_a_plan_of_a_generator_in_one_pass(tmp_path: Path) -> None:
+    bigan().save(tmp_path)
+    planned = plan(GenerateConfig(backbone=str(tmp_path), n=4, out=tmp_path / "run"))
+    assert planned.images == {"generated": 4}
+    assert planned.hours > 0
+
+
+def test_a_plan_of_fidelity_counts_what_fidelity_reads(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    made, flat = tmp_path / "samples", image_tree / "train" / "red"
+    generate(GenerateConfig(backbone=str(backbone_folder), n=4, steps=2, out=made, device="cpu"))
+    options = FidelityConfig(samples=made, data=str(flat), features=str(backbone_folder))
+    assert plan(options).images == {"generated": 4, "real (test)": 12}
+    assert fidelity(options).real_images == 12
 
 
 def test_operations_of_a_layer() -> None:

@@ -11,13 +11,14 @@ from difflens.run.console import note
 _LOOKED_AT = 9  # images, evenly over the split
 
 
-def changes(split: ImageSplit, channels: int, side: int) -> str:
+def changes(split: ImageSplit, channels: int, side: int, whole: bool = False) -> str:
     """Return in words how the images of `split` change for a network; empty if they hardly do.
 
     Only the headers of a few image files are read. Images that cannot be read are passed over.
 
     Args:
         channels, side: the shape that the network takes.
+        whole: True for images whose longer side becomes `side`, False for those whose shorter side does.
     """
     shapes = _shapes(split)
     if not shapes:
@@ -27,10 +28,10 @@ def changes(split: ImageSplit, channels: int, side: int) -> str:
         found.append("colours become grey")
     if channels == 3 and any(shape[0] == 1 for shape in shapes):
         found.append("grey is repeated in three channels")
-    shorter = round(median(min(shape[1:]) for shape in shapes))
-    if not side <= 2 * shorter <= 4 * side:
-        verb = "shrink" if shorter > side else "grow"
-        found.append(f"images {verb} from about {shorter} to {side} pixels on the shorter side")
+    length = round(median((max if whole else min)(shape[1:]) for shape in shapes))
+    if not side <= 2 * length <= 4 * side:
+        verb, which = "shrink" if length > side else "grow", "longer" if whole else "shorter"
+        found.append(f"images {verb} from about {length} to {side} pixels on the {which} side")
     return "; ".join(found)
 
 
@@ -50,9 +51,9 @@ def _shapes(split: ImageSplit) -> list[tuple[int, int, int]]:
     return shapes
 
 
-def say_changes(split: ImageSplit, backbone: str, channels: int, side: int) -> str:
+def say_changes(split: ImageSplit, backbone: str, channels: int, side: int, whole: bool = False) -> str:
     """Return `changes`, and say them in a line that names the backbone."""
-    text = changes(split, channels, side)
+    text = changes(split, channels, side, whole)
     if text:
         note(f"{backbone} reads {channels} x {side} x {side}: {text}")
     return text

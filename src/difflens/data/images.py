@@ -279,6 +279,9 @@ def _plain(image: Image.Image, exif: Exif) -> Image.Image:
     """Return an image with mode L or RGB, upright if `exif` is "apply"."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range")
+    # Pillow may hold the 16-bit greys of these formats in 32 bits
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise ValueError("32-bit pixels have no defined range: store 8 or 16 bits")
     image = eight_bit(_turned(image, exif))
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         image = image.convert("RGBA")

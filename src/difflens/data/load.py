@@ -71,6 +71,12 @@ def load_data(spec: str | Path, labels: bool = True, val_fraction: float | None 
     return data if labels else ImageData(spec, data.name, (), _unlabelled(data.train), _unlabelled(data.test))
 
 
+def without_split(spec: str) -> bool:
+    """Return True for a folder of images without train/."""
+    folder = expanded(spec.removeprefix("folder:"))
+    return folder.is_dir() and not (folder / "train").is_dir()
+
+
 def load_unlabelled(spec: str | Path, val_fraction: float | None = None) -> ImageSplit:
     """Load images for pre-training: the training split of any data set of `load_data`, without labels.
 

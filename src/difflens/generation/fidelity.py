@@ -21,9 +21,9 @@ from difflens.configs.options import given, resolve
 from difflens.data.changes import channels_of, say_changes
 from difflens.data.files import list_images
 from difflens.data.images import fit
-from difflens.data.load import load_data, load_unlabelled
+from difflens.data.load import load_data, load_unlabelled, without_split
 from difflens.data.split import FileSplit, ImageSplit
-from difflens.errors import DiffLensError, expanded
+from difflens.errors import DiffLensError
 from difflens.extractors.cache import Reading
 from difflens.metrics.distances import Moments, frechet_distance, kernel_distance
 from difflens.models.feature_space import FeatureSpace
@@ -71,6 +71,11 @@ def fidelity(config: FidelityConfig) -> FidelityResult:
         return result
 
 
+def images_folder(samples: Path) -> Path:
+    """Return the folder of the images that `fidelity` reads of a folder of samples."""
+    return samples / "images" if (samples / CONFIG).exists() else samples
+
+
 def _samples(config: FidelityConfig) -> tuple[ImageSplit, SampleSource | None]:
     """Return the generated images, and their source if `generate` made them."""
     folder, source = config.samples, None
@@ -83,8 +88,7 @@ def _samples(config: FidelityConfig) -> tuple[ImageSplit, SampleSource | None]:
         if not (folder / FINISHED).is_file():
             raise DiffLensError(f"{folder} is not finished: `difflens generate` goes on with --resume")
         source = read_yaml(folder / CONFIG, SampleSource)
-        folder = folder / "images"
-    paths = list_images([folder])
+    paths = list_images([images_folder(folder)])
     split = at_random(FileSplit("samples", [str(path) for path in paths]), config.limit, config.seed)
     _check_alike(split)
     return split, source
@@ -112,10 +116,11 @@ def _real(config: FidelityConfig, count: int) -> tuple[ImageSplit, ImageSplit | 
 
     A distance depends on the number of images, so the other split is as large as the samples.
     """
-    folder = expanded(config.data.removeprefix("folder:"))
-    if config.val_fraction is None and folder.is_dir() and not (folder / "train").is_dir():
+    if config.val_fraction is None and without_split(config.data):
         if config.split != "test":
-            raise DiffLensError(f"{folder} has no train/, so all of its images are read: leave out --split")
+            raise DiffLensError(
+                f"{config.data} has no train/, so all of its images are read: leave out --split"
+            )
         return at_random(
             load_unlabelled(config.data, val_fraction=config.val_fraction), config.limit, config.seed
         ), None
@@ -182,13 +187,10 @@ def _in_space(
     target, generated = (_Set(config, space, split, reading) for split in (real, samples))
     sets = [("samples", generated)]
     if config.reference_distances:
-        near = real if other is None else other
+        near, name = (real, "the same images") if other is None else (other, f"{other.name} images")
         if other is not None:
-            sets.append((f"{near.name} images", _Set(config, space, near, reading)))
-        sets += [
-            (f"{near.name} images + noise {s:g}", _Set(config, space, near, reading, s))
-            for s in NOISE_STRENGTHS
-        ]
+            sets.append((name, _Set(config, space, near, reading)))
+        sets += [(f"{name} + noise {s:g}", _Set(config, space, near, reading, s)) for s in NOISE_STRENGTHS]
     shares, votes = None, generated.votes
     if space.model is not None and votes is not None:
         shares = dict(zip(space.model.classes, (votes / votes.sum()).tolist(), strict=True))

@@ -89,6 +89,9 @@ class RespacedSampler(DiffusionSampler):
         self.timesteps = [round(total * k / steps) - 1 for k in range(1, steps + 1)]
         self._total = total
         self._abar = backbone.process.alphas_cumprod[self.timesteps]
+        if name == "dpm-solver" or self.eta:
+            # zero terminal SNR: their formulas divide by abar; diffusers takes this number, too
+            self._abar = self._abar.where(self._abar > 0, 2.0**-24)
         self._scheduler = self._make_scheduler()
 
     def _draw(self, index: Tensor, watch: Callable[[], object]) -> Tensor:

@@ -41,13 +41,15 @@ class Evaluation:
     def of(cls, rows: Tensor, labels: Tensor, logits: Tensor, classes: tuple[str, ...]) -> "Evaluation":
         """Return the predictions of logits, (N, K), on the CPU."""
         logits = logits.float()
-        best = logits.softmax(1).topk(min(5, len(classes)))
+        # ranked by logits: of small probabilities, many are 0
+        ranked = logits.topk(min(5, len(classes))).indices
+        confidence = logits.softmax(1).gather(1, ranked[:, :1])[:, 0]
         likelihood = logits.log_softmax(1).gather(1, labels.to(logits.device)[:, None])[:, 0]
         return cls(
             rows.cpu(),
             labels.cpu(),
-            best.indices.cpu(),
-            best.values[:, 0].cpu(),
+            ranked.cpu(),
+            confidence.cpu(),
             classes,
             likelihood.cpu(),
         )

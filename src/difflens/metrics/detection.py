@@ -10,6 +10,9 @@ from difflens.errors import DiffLensError
 # the figures at 100 detections an image: their indices in COCO's twelve figures
 _FIGURES = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_large": 5, "ar": 8}
 
+# pixels of an object, as COCO counts its sizes
+_AREAS = {"ap_small": (0, 32**2), "ap_medium": (32**2, 96**2), "ap_large": (96**2, 1e10)}
+
 _KINDS = {"box": "bbox", "mask": "segm"}
 
 Result = dict[str, Any]
@@ -59,8 +62,12 @@ def coco_metrics(truth: dict[str, Any], results: Sequence[Result], masks: bool) 
                 for values in np.moveaxis(precision, 2, 0)
             ]
         else:  # a model at the start of training may detect nothing
-            present = {one["category_id"] for one in annotations if not one.get("iscrowd")}
+            objects = [one for one in annotations if not one.get("iscrowd")]
+            present = {one["category_id"] for one in objects}
             stats, by_class = [0.0] * 12, [0.0 if c["id"] in present else None for c in truth["categories"]]
+            for key, (low, high) in _AREAS.items():
+                if not any(low <= one["area"] <= high for one in objects):
+                    stats[_FIGURES[key]] = -1.0
         metrics |= {
             f"{name}_{key}": None if stats[index] < 0 else float(stats[index])
             for key, index in _FIGURES.items()

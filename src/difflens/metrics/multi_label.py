@@ -25,7 +25,7 @@ class MultiLabelEvaluation:
     Attributes:
         rows: (N,) long, positions of the images in the split, each once, without skipped images.
         labels: (N, K) bool, the classes that are in the images.
-        probabilities: (N, K) in [0, 1].
+        probabilities: (N, K) float64 in [0, 1]: as float32, those of confident predictions would be equal.
         classes: names of the classes.
     """
 
@@ -39,7 +39,7 @@ class MultiLabelEvaluation:
         cls, rows: Tensor, labels: Tensor, logits: Tensor, classes: tuple[str, ...]
     ) -> "MultiLabelEvaluation":
         """Return the predictions of logits, (N, K), on the CPU."""
-        return cls(rows.cpu(), labels.cpu(), logits.float().sigmoid().cpu(), classes)
+        return cls(rows.cpu(), labels.cpu(), logits.double().sigmoid().cpu(), classes)
 
     @property
     def positives(self) -> dict[str, int]:

@@ -51,7 +51,7 @@ class Gradients:
         seed: int = 0,
     ):
         if recompute:
-            unet.enable_gradient_checkpointing(_recomputed)
+            unet.enable_gradient_checkpointing(recomputed)
         self.model: nn.Module = process.prepare(unet)
         self.loss, self.process, self.seed = loss, process, seed
         self.dtype: torch.dtype = getattr(torch, precision)
@@ -121,7 +121,7 @@ def _most_tokens(unet: UNet2DModel) -> int:
     return positions
 
 
-def _recomputed(module: nn.Module, *inputs: Tensor) -> Tensor:
+def recomputed(module: nn.Module, *inputs: Tensor) -> Tensor:
     """Return `module(*inputs)`; the backward pass recomputes the activations inside the module.
 
     The function holds the current weights: those cast to a lower precision are no longer in the module in the

@@ -17,7 +17,7 @@ from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.changes import say_changes
 from difflens.data.labels import balanced, one_label
-from difflens.data.load import load_data
+from difflens.data.load import load_data, without_split
 from difflens.data.loader import iterate
 from difflens.data.split import ImageSplit, MemorySplit, every_nth
 from difflens.errors import DiffLensError, counted
@@ -51,7 +51,11 @@ class OnlineProbe:
 
     def __init__(self, config: PretrainConfig, channels: int, side: int, process: Accelerator):
         self.config, self.process = config, process
-        data = one_label(load_data(given(config.probe_data)), "the probe of --probe-every")
+        spec = given(config.probe_data)
+        # of another folder without a split, a fifth of each class is left unread
+        others = 0.2 if without_split(spec) else None
+        fraction = config.val_fraction if spec == config.data else others
+        data = one_label(load_data(spec, val_fraction=fraction), "the probe of --probe-every")
         if data.train.labels is None:
             raise DiffLensError(f"--probe-data {config.probe_data} has no labels, which a probe needs")
         self.name, self.classes = data.name, len(data.classes)

@@ -7,7 +7,7 @@ of processes. A run that is stopped and resumed reads exactly the same batches a
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -31,7 +31,7 @@ from difflens.pretraining.methods.make import make_method
 from difflens.pretraining.online_probe import OnlineProbe
 from difflens.pretraining.precision import choose_precision
 from difflens.results.pretrain import PretrainResult
-from difflens.run.directory import RunDirectory
+from difflens.run.directory import CONFIG, RunDirectory, read_record
 from difflens.run.text import markdown_code
 from difflens.training.loop import TrainingLoop
 from difflens.training.objectives import Look, micro_batch
@@ -53,7 +53,10 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     """
     command, config = shown_command(config), resolve(config)
     images = limited(_images(config), config.limit, config.seed)
-    opened = open_run(config, None)
+    # earlier versions recorded no fingerprint of the images
+    kept = config.out / CONFIG
+    unknown = config.resume and kept.exists() and "data_fingerprint" not in read_record(config.out)
+    opened = open_run(config, None if unknown else images)
     process = opened.process
     size = micro_batch(given(config.batch_size), process.num_processes, config.accumulate)
     opened.config = config = replace(config, precision=choose_precision(config, process))
@@ -67,8 +70,14 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         if config.probe_data is not None:
             method.probe = OnlineProbe(config, method.channels, method.side, process)
         title = f"pre-training {config.preset}, seed {config.seed}"
-        path, skipped = train_method(method, run, process, command, title, config.snapshot_epochs)
-        return PretrainResult(path=path, skipped_images=skipped, commands=_commands(config, path))
+        trained = train_method(method, run, process, command, title, config.snapshot_epochs)
+        return PretrainResult(
+            path=trained.path,
+            skipped_images=trained.skipped,
+            epochs_done=trained.epochs_done,
+            epochs=given(config.epochs),
+            commands=_commands(config, trained.path),
+        )
 
 
 def _commands(config: PretrainConfig, model: Path) -> tuple[str, ...]:
@@ -89,6 +98,20 @@ def _images(config: PretrainConfig) -> ImageSplit:
     return one_label(data, "--method supervised").train
 
 
+class Trained(NamedTuple):
+    """What a training wrote.
+
+    Attributes:
+        path: the folder of the model.
+        skipped: a line for each image that could not be read.
+        epochs_done: whole epochs; fewer than planned if the time was up.
+    """
+
+    path: Path
+    skipped: tuple[str, ...]
+    epochs_done: int
+
+
 def train_method(
     method: PretrainingMethod,
     run: RunDirectory,
@@ -96,8 +119,8 @@ def train_method(
     command: str,
     title: str,
     snapshot_epochs: int | None = None,
-) -> tuple[Path, tuple[str, ...]]:
-    """Train from the start or the last checkpoint; return the folder of the model, and the bad images.
+) -> Trained:
+    """Train from the start or the last checkpoint, and write the model.
 
     Args:
         command: the command line, for the model card.
@@ -125,7 +148,7 @@ def train_method(
 
     loop.train(on_look)
     skipped = {*gather_object(method.skipped)} if process.num_processes > 1 else {*method.skipped}
-    return export("model"), tuple(sorted(skipped))
+    return Trained(export("model"), tuple(sorted(skipped)), loop.iteration // method.epoch_iterations)
 
 
 def _export(

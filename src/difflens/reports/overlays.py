@@ -52,7 +52,9 @@ def object_overlay(image: Tensor, objects: Objects, classes: Sequence[str]) -> I
     canvas, factor = _enlarged(image)
     if not len(objects.boxes):
         return _to_pil(canvas)
-    colours = [(red, green, blue) for red, green, blue in palette()[objects.labels.cpu().numpy()].tolist()]
+    # the palette's first colour is that of no class; beyond 255 classes, colours repeat
+    numbers = (objects.labels.cpu().numpy() - 1) % (len(palette()) - 1) + 1
+    colours = [(red, green, blue) for red, green, blue in palette()[numbers].tolist()]
     if objects.masks is not None:
         canvas = draw_segmentation_masks(
             canvas, _repeated(objects.masks.cpu(), factor), alpha=0.5, colors=colours

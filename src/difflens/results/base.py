@@ -52,6 +52,11 @@ def fields_in(kind: type, metrics: Mapping[str, Any], *others: str) -> dict[str,
     }
 
 
+def stopped(done: int, planned: int) -> str:
+    """Return a line on a training that ended before its last epoch."""
+    return f"Stopped after {done} of {counted(planned, 'epoch')}: the time was up. --resume continues"
+
+
 def skipped(images: Sequence[str]) -> str:
     """Return the line about images that could not be read; empty for none."""
     return f"skipped {counted(len(images), 'unreadable image')}: {listing(images, 5)}" if images else ""

@@ -12,6 +12,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from difflens.backbones.base import Backbone, DiffusionBackbone
+from difflens.backbones.bigan import BiGANBackbone
 from difflens.backbones.config import BackboneConfig
 from difflens.backbones.load import BUNDLED, load_backbone
 from difflens.backbones.maps import MapShape, Place, pooled_shape
@@ -29,7 +30,7 @@ from difflens.configs.segment import SegmentConfig
 from difflens.configs.sweep import SweepConfig
 from difflens.data.changes import channels_of
 from difflens.data.files import list_images
-from difflens.data.load import load_data, load_unlabelled
+from difflens.data.load import load_data, load_unlabelled, without_split
 from difflens.data.published import LABEL_LISTS, PublishedSet, published_set
 from difflens.data.split import ImageData
 from difflens.errors import DiffLensError, counted, expanded, listing, named, plural
@@ -37,6 +38,7 @@ from difflens.extractors.base import Extractor
 from difflens.extractors.cache import READ_BATCH
 from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.store import FeatureStore
+from difflens.generation.fidelity import images_folder
 from difflens.generation.samplers import make_sampler
 from difflens.heads.config import DetectionHeadConfig, SegmentationHeadConfig
 from difflens.heads.detection import DetectionHead
@@ -45,6 +47,7 @@ from difflens.heads.make import make_head
 from difflens.heads.segmentation import SegmentationHead
 from difflens.opening import bundled_backbone
 from difflens.presets import PRETRAIN
+from difflens.pretraining.gradients import recomputed
 from difflens.pretraining.networks import build_unet, unet_config
 from difflens.processes.base import in_words
 from difflens.processes.schedulers import process_of
@@ -63,6 +66,7 @@ from difflens.tasks.classification.probe import (
 from difflens.tasks.dense import chosen_rows, make_plan
 from difflens.tasks.detection.detect import Detection
 from difflens.tasks.segmentation.segment import Segmentation
+from difflens.training.objectives import micro_batch
 
 ADM_256 = "256x256_diffusion_uncond.pt"
 """OpenAI's file of the paper's network, whose shapes are known without it."""
@@ -214,6 +218,9 @@ def _plan_pretrain(config: PretrainConfig) -> PlanResult:
         unet = build_unet(config)
     channels, side = unet.config["in_channels"], unet.config["sample_size"]
 
+    if config.checkpoint_activations:
+        unet.enable_gradient_checkpointing(recomputed)
+
     def step(count: int) -> None:
         shape = count, channels, side, side
         x_t, t = torch.empty(shape, device=_META, dtype=dtype), torch.zeros(count, device=_META)
@@ -221,7 +228,7 @@ def _plan_pretrain(config: PretrainConfig) -> PlanResult:
         torch.func.functional_call(unet, cast, (x_t, t)).sample.float().sum().backward()
         unet.zero_grad()
 
-    cost = cost_of_images(step, batch // config.accumulate)
+    cost = cost_of_images(step, micro_batch(batch, 1, config.accumulate))
     steps, weights = epochs * math.ceil(images / batch), 4.0 * unet.num_parameters()
     return PlanResult(
         command="pretrain",
@@ -299,14 +306,18 @@ def _plan_cka(config: CkaConfig) -> PlanResult:
 def _plan_generate(config: GenerateConfig) -> PlanResult:
     _, backbone = _backbone(config, 1)
     sampler = make_sampler(backbone, config.sampler, config.steps, config.eta, config.seed)
-    assert isinstance(backbone, DiffusionBackbone)
     backbone.convert(getattr(torch, config.decided_precision))
     batch = config.batch_size or max(1, min(64, 64 * 32 // backbone.image_size))
 
+    @torch.no_grad()
     def call(count: int) -> None:
+        if isinstance(backbone, BiGANBackbone):
+            latents = count, backbone.generator.config.latent
+            backbone.generator(torch.empty(latents, device=_META, dtype=backbone.dtype))
+            return
+        assert isinstance(backbone, DiffusionBackbone), "nothing else generates"
         x_t = torch.empty(count, *backbone.input_shape, device=_META, dtype=backbone.dtype)
-        with torch.no_grad():
-            backbone.denoise(x_t, backbone.defaults.noise_step)
+        backbone.denoise(x_t, backbone.defaults.noise_step)
 
     cost = cost_of_images(call, batch, trains=False)
     return PlanResult(
@@ -323,10 +334,14 @@ def _plan_generate(config: GenerateConfig) -> PlanResult:
 
 
 def _plan_fidelity(config: FidelityConfig) -> PlanResult:
-    data = _labelled_data(config.data, config.val_fraction, labels=False)
+    if config.val_fraction is None and _known(config.data) is None and without_split(config.data):
+        data = _unlabelled_data(config.data, None)  # all of its images are the real ones
+        data = replace(data, test=data.train)
+    else:
+        data = _labelled_data(config.data, config.val_fraction, labels=False)
     real = data.train if config.split == "train" else data.test
     made = expanded(config.samples)
-    generated = len(list_images([made])) if made.is_dir() else FID_IMAGES
+    generated = len(list_images([images_folder(made)])) if made.is_dir() else FID_IMAGES
     sizes = {"generated": generated, f"real ({config.split})": real}
     sizes = {name: min(count, config.limit or count) for name, count in sizes.items()}
     if config.features == "inception":

@@ -226,7 +226,7 @@ def run_dense(
     if process.device.type == "cpu":
         batch = micro_batch(given(config.batch_size), process.num_processes, config.accumulate)
         opened.backbone.require_memory(batch, plan.extractor.blocks, plan.side)
-    say_changes(data.train, opened.backbone.spec, opened.backbone.in_channels, plan.side)
+    say_changes(data.train, opened.backbone.spec, opened.backbone.in_channels, plan.side, task.whole)
     head = task.head(plan, data)
     torch.manual_seed(config.seed)
     extractor = plan.extractor.build(opened.backbone)
@@ -324,7 +324,8 @@ def provenance(
     """Return the rows of the last table of a dense report."""
     extractor = model.probe.extractor
     steps = in_words(extractor.backbone.process.by_noise(extractor.noise_steps))
-    found = changes(data.train, extractor.backbone.in_channels, model.head.side)
+    whole = isinstance(model, DetectionModel)
+    found = changes(data.train, extractor.backbone.in_channels, model.head.side, whole)
     return {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
         **report_of(config.out, BACKBONE_REPORT, given(config.backbone)),

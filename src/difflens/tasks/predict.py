@@ -97,14 +97,19 @@ def write_predictions(
         DiffLensError: an image cannot be read or is too large, or there are no images.
     """
     out, skipped = _folder(config), list[str]()
-    paths = list_images(config.images)
+    pictures_before = [out / name for name in _pictures(out) or ()]
+    made = {picture.resolve() for picture in pictures_before}
+    paths = [path for path in list_images(config.images) if path.resolve() not in made]
+    if not paths:
+        raise DiffLensError(f"no images but those that an earlier prediction wrote to {out}")
     # an unreadable image is an error before any file is written
     readable = list(_readable(paths, config, skipped, check))
     backbone = model.probe.extractor.backbone
-    say_changes(FileSplit("images", [*map(str, paths)]), backbone.spec, backbone.in_channels, model.head.side)
+    split, whole = FileSplit("images", [*map(str, paths)]), isinstance(model, DetectionModel)
+    say_changes(split, backbone.spec, backbone.in_channels, model.head.side, whole)
     # nothing of another model or of other images stays
-    for earlier in _pictures(out) or ():
-        (out / earlier).unlink(missing_ok=True)
+    for before in pictures_before:
+        before.unlink(missing_ok=True)
     predictions: list[DensePrediction] = []
     for path, name in zip(readable, _names(readable), strict=True):
         image = read_image(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision import tv_tensors
 
 from difflens.data.dense.base import IGNORED
 from difflens.data.dense.coco import load_coco
@@ -37,6 +38,25 @@ def test_image_and_mask_change_together(scene_folder: Path, whole: bool) -> None
             # nearest against bilinear: alike but at edges
             difference = (image[0].int() - each["mask"].int()).abs()[seen]
             assert (difference > 40).float().mean() < 0.1
+
+
+def test_a_mask_stays_where_its_image_is() -> None:
+    """The mean of a mask's columns, scaled, is that of the resized mask; likewise of its box."""
+    torch.manual_seed(0)
+    scale = DenseAugmentation(64, True, (1.0, 1.0), False).transform()
+    shifts = []
+    for _ in range(200):
+        left, top = (int(torch.randint(0, 60, ())) for _ in range(2))
+        width, height = (int(torch.randint(20, 100, ())) for _ in range(2))
+        mask = torch.zeros(1, 167, 167, dtype=torch.uint8)
+        mask[:, top : top + height, left : left + width] = 1
+        image = tv_tensors.Image(torch.zeros(3, 167, 167, dtype=torch.uint8))
+        _, found = scale((image, tv_tensors.Mask(mask)))
+        for dim, first, length in ((0, left, width), (1, top, height)):
+            positions = found[0].any(dim).nonzero()[:, 0].double()
+            shifts.append(float(positions.mean()) + 0.5 - (first + length / 2) * 64 / 167)
+    assert abs(sum(shifts) / len(shifts)) < 0.05
+    assert max(map(abs, shifts)) < 0.6
 
 
 def test_batches_depend_on_the_seed_alone(scene_folder: Path) -> None:

@@ -64,6 +64,19 @@ def test_parquet_with_class_labels_and_a_validation_split(tmp_path: Path) -> Non
     assert data.train.ids == ["train/00000", "train/00001", "train/00002"]
 
 
+def test_each_split_has_its_own_order_of_names(tmp_path: Path) -> None:
+    train = table([0, 1], datasets.ClassLabel(names=["cat", "dog"]))
+    test = table([0, 1, 1], datasets.ClassLabel(names=["dog", "cat"]))
+    datasets.DatasetDict(train=train, test=test).save_to_disk(str(tmp_path / "set"))
+    data = load_data(f"hf:{tmp_path / 'set'}")
+    assert data.test.labels is not None
+    assert [data.classes[label] for label in data.test.labels] == ["dog", "cat", "cat"]
+    more = table([2], datasets.ClassLabel(names=["dog", "cat", "fox"]))
+    datasets.DatasetDict(train=train, test=more).save_to_disk(str(tmp_path / "more"))
+    with pytest.raises(DiffLensError, match="labels that its training split lacks: fox"):
+        load_data(f"hf:{tmp_path / 'more'}")
+
+
 def test_a_test_split_with_secret_labels_is_passed_over(tmp_path: Path) -> None:
     names = datasets.ClassLabel(names=["cat", "dog"])
     spec = parquet(

@@ -102,6 +102,16 @@ def test_a_table_names_images_labels_and_splits(tree: Tree) -> None:
     assert load_unlabelled(f"csv:{file}").ids == data.train.ids
 
 
+def test_labels_of_rows_that_are_left_out_are_no_classes(tree: Tree) -> None:
+    root = tree({"some": 5})
+    rows = ("some/0.png,a,train", "some/1.png,b,train", "some/2.png,a,test", "some/3.png,b,test")
+    data = load_data(table(root, "path,label,split", *rows, "some/4.png,c,val"))
+    assert data.classes == ("a", "b")
+    several = [row.replace(",a,", ",a|b,") for row in rows]
+    data = load_data(table(root, "path,labels,split", *several, "some/4.png,c,val"))
+    assert data.classes == ("a", "b")
+
+
 def test_a_table_without_a_split_takes_the_fraction(tree: Tree) -> None:
     root = tree({"a": 5, "b": 5})
     names = [f"{kind}/{k}.png" for kind in "ab" for k in range(5)]

@@ -30,6 +30,7 @@ from difflens.data.dense.coco import load_coco
 from difflens.data.dense.run_lengths import compressed
 from difflens.heads.detection import _regions
 from difflens.metrics.detection import coco_metrics
+from difflens.reports.overlays import object_overlay
 from difflens.tasks.detection.detect import sure
 from difflens.tasks.detection.inference import coco_results, detect_objects
 
@@ -66,6 +67,12 @@ def test_pictures_show_sure_objects_or_else_the_best(scores: list[float], shown:
     assert found.scores is not None
     assert found.scores.tolist() == pytest.approx(shown)
     assert len(found.boxes) == len(shown)
+
+
+def test_colours_of_many_classes_repeat() -> None:
+    found = Objects(torch.tensor([[1.0, 1.0, 9.0, 9.0]]), torch.tensor([300]), torch.ones(1))
+    names = [f"class {k}" for k in range(400)]
+    assert object_overlay(torch.zeros(3, 20, 20, dtype=torch.uint8), found, names).size == (320, 320)
 
 
 def log(run: Path) -> list[dict[str, float]]:
@@ -311,6 +318,12 @@ def test_nothing_found_and_nothing_to_find() -> None:
     found = coco_metrics(truth, [], masks=True)
     assert found["box_ap"] == found["mask_ap50"] == 0
     assert found["box_ap_by_class"]["unseen"] is None
+    # sizes that no object has are not measured, with results or without
+    wrong = {"image_id": truth["images"][0]["id"], "category_id": truth["annotations"][0]["category_id"]}
+    some = coco_metrics(truth, [{**wrong, "bbox": [0, 0, 1, 1], "score": 0.1}], masks=False)
+    sizes = [f"box_ap_{size}" for size in ("small", "medium", "large")]
+    assert [found[size] is None for size in sizes] == [some[size] is None for size in sizes]
+    assert any(found[size] is None for size in sizes)
     with pytest.raises(DiffLensError, match="no objects"):
         coco_metrics({**truth, "annotations": []}, [], masks=True)
 

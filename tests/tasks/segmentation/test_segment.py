@@ -254,6 +254,7 @@ def test_pairs_of_folders_with_bad_masks(backbone_folder: Path, scene_folder: Pa
     [
         ({"side": 33}, "multiple of 2"),
         ({"batch_size": 1}, "batch-size 2 or more"),
+        ({"batch_size": 4, "accumulate": 4}, "batch-size 8 or more"),
         ({"preset": "paper"}, "no preset"),
         ({"data": None}, "name the data"),
         ({"blocks": (99,)}, "no block 99"),
@@ -392,6 +393,14 @@ def test_prediction_writes_overlays_masks_and_json(trained: Path, scene_folder: 
         assert np.array_equal(loaded.numpy(), mask)
     alone = predict(PredictConfig(model=trained, images=(images / "00002.png",), out=tmp_path / "one"))
     assert alone.predictions[0].classes == records[2]["classes"]  # the same noise, whatever else is asked
+    # the folder of the photographs holds the predictions, which are not read
+    inside = tmp_path / "photos"
+    shutil.copytree(images, inside)
+    for _ in range(3):
+        asked = PredictConfig(model=trained, images=(inside,), out=inside / "predictions")
+        assert len(predict(asked).records()) == 5
+    with pytest.raises(DiffLensError, match="no images but those that an earlier prediction wrote"):
+        predict(replace(asked, images=(inside / "predictions",)))
     # again into the same folder; a folder of something else is left alone
     predict(PredictConfig(model=trained, images=(images / "00000.png",), out=out))
     (tmp_path / "mine").mkdir()

@@ -84,7 +84,20 @@ class _RandomScale(v2.Transform):  # type: ignore[misc]
         return {"size": list(scaled_size((size[0], size[1]), self.side * factor, self.whole))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.wrap(_nearest(inpt.as_subclass(Tensor), params["size"]), like=inpt)
         return self._call_kernel(v2.functional.resize, inpt, params["size"], antialias=True)
+
+
+def _nearest(masks: Tensor, size: list[int]) -> Tensor:
+    """Return masks, (..., H, W), of `size` (height, width), by the value at each new pixel's centre.
+
+    torchvision takes the value at its upper left corner, which moves a mask by half a pixel.
+    """
+    for dim, length in zip((-2, -1), size, strict=True):
+        centres = (2 * torch.arange(length) + 1) * masks.shape[dim] // (2 * length)
+        masks = masks.index_select(dim, centres)
+    return masks
 
 
 @dataclass

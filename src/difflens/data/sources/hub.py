@@ -99,16 +99,17 @@ def _hub_classes(name: str, dataset: Any) -> tuple[str, ...]:
 
 def _hub_labels(name: str, dataset: Any, classes: tuple[str, ...]) -> Tensor:
     column = _label_column(name, dataset)
-    values = [-1 if value is None else value for value in dataset[column]]
-    if getattr(dataset.features[column], "names", None):
-        return torch.tensor(values)
-    number = {"-1": -1} | {title: i for i, title in enumerate(classes)}
-    unknown = sorted({str(value) for value in values} - {*number})
+    # each split has its own order of names
+    names = getattr(dataset.features[column], "names", None)
+    secret = (None, -1)
+    titles = [None if value in secret else names[value] if names else str(value) for value in dataset[column]]
+    number: dict[str | None, int] = {None: -1} | {title: i for i, title in enumerate(classes)}
+    unknown = sorted(str(title) for title in {*titles} - {*number})
     if unknown:
         raise DiffLensError(
             f"the Hugging Face data set {name!r} has labels that its training split lacks: {listing(unknown)}"
         )
-    return torch.tensor([number[str(value)] for value in values])
+    return torch.tensor([number[title] for title in titles])
 
 
 def _label_column(name: str, dataset: Any) -> str:

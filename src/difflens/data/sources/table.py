@@ -67,8 +67,8 @@ def load_table(file: Path, spec: str, labels: bool = True, val_fraction: float |
         raise DiffLensError(f"{file} has a column split: leave out --val-fraction")
     if not has_split and val_fraction is None:
         raise DiffLensError(f"{file} has no column split; --val-fraction 0.2 holds out a fifth of each class")
-    classes = sorted({label for row in rows for label in row.labels or ()})
     if val_fraction is not None:
+        classes = _classes(rows)
         train, test = split_off(_split("train", rows, classes, file, several), val_fraction, labels)
     else:
         present = {row.split for row in rows}
@@ -78,6 +78,8 @@ def load_table(file: Path, spec: str, labels: bool = True, val_fraction: float |
                 raise DiffLensError(f"{file} has no rows of {name if name == 'train' else 'val or test'}")
         if len(present) == len(_SPLITS):
             note(f"{file.name}: rows of val are left out, as there are rows of test")
+        rows = [row for row in rows if row.split in ("train", held_out)]
+        classes = _classes(rows)
         if labels and not several:
             _check_classes(file, rows, held_out)
         kept = classes if labels else []
@@ -108,6 +110,10 @@ def load_table_unlabelled(file: Path, val_fraction: float | None = None) -> Imag
     if rows[0].split or val_fraction is not None:
         return load_table(file, "", False, val_fraction).train
     return _split("train", rows, [], file, False)
+
+
+def _classes(rows: Sequence[_Row]) -> list[str]:
+    return sorted({label for row in rows for label in row.labels or ()})
 
 
 def _split(name: str, rows: Sequence[_Row], classes: Sequence[str], file: Path, several: bool) -> FileSplit:

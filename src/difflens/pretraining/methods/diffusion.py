@@ -51,9 +51,10 @@ class DiffusionMethod(PretrainingMethod):
         )
         assert isinstance(schedule, VariancePreserving), "beta schedules are variance preserving"
         self.schedule = schedule
-        # the checkpoint of a resumed run has the weights
-        if config.init_from is not None and not (config.resume and checkpoint_of(config.out).exists()):
-            self.images_before = load_initial(config.init_from, self.unet, schedule)
+        if config.init_from is not None:
+            # the checkpoint of a resumed run has weights and number
+            resumed = config.resume and checkpoint_of(config.out).exists()
+            self.images_before = None if resumed else load_initial(config.init_from, self.unet, schedule)
         self.ema = [parameter.detach().clone() for parameter in self.unet.parameters()]
         group = ParameterGroup(
             self.unet.parameters(), given(config.learning_rate), given(config.weight_decay)

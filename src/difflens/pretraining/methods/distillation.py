@@ -82,6 +82,20 @@ def check_teacher(backbone: Backbone) -> None:
             f"{backbone.spec} cannot be distilled: its process is {backbone.process.name}, and distill is "
             "for variance-preserving networks, which take an image without noise as it is"
         )
+    with torch.device("meta"):
+        again = type(backbone.unet).from_config(backbone.unet.config)
+    if _outline(again) != _outline(backbone.unet):
+        raise DiffLensError(
+            f"{backbone.spec} cannot be distilled: the configuration of diffusers does not describe its "
+            "layers or attention heads, so its student could not be loaded"
+        )
+
+
+def _outline(network: nn.Module) -> list[tuple[str, object]]:
+    """Return the shapes of all weights, and the numbers of heads of all attention layers, by name."""
+    shapes = [(name, tuple(weight.shape)) for name, weight in network.named_parameters()]
+    heads = [(name, module.heads) for name, module in network.named_modules() if hasattr(module, "heads")]
+    return [*shapes, *heads]
 
 
 class Distillation(PretrainingMethod):
@@ -107,6 +121,7 @@ class Distillation(PretrainingMethod):
         self.channels, self.side = teacher.in_channels, teacher.image_size
         self.images_before = images_seen(given(config.backbone))
         unet = copy.deepcopy(teacher.unet)
+        unet.register_to_config(sample_size=self.side)
         self.student = UNetBackbone(unet, Clean(TIME), "student", teacher.image_size).to(self.device)
         unet.requires_grad_(True)
         self.teacher = teacher.to(self.device)

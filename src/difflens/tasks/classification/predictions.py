@@ -83,7 +83,7 @@ def multi_label_csv(evaluation: MultiLabelEvaluation, ids: Sequence[str]) -> str
         predicted = SEPARATOR.join(
             name for name, share in zip(names, probabilities, strict=True) if share >= THRESHOLD
         )
-        rows.append([ids[row], true, predicted, *(f"{share:.6g}" for share in probabilities)])
+        rows.append([ids[row], true, predicted, *map(repr, probabilities)])
     return csv_text(rows)
 
 

@@ -40,11 +40,11 @@ def segment(config: SegmentConfig) -> SegmentResult:
     """
     config = resolve(config)
     process = accelerator(config.device)
-    least = 2 * process.num_processes
+    least = 2 * process.num_processes * config.accumulate
     if config.head == "upernet" and given(config.batch_size) < least:
         raise DiffLensError(
-            f"UPerNet normalises over the images of a process: give --batch-size {least} or more, or --head "
-            "linear"
+            f"UPerNet normalises over the images of a forward pass: give --batch-size {least} or more, or "
+            "--head linear"
         )
     return run_dense(Segmentation(config), process, SegmentResult.from_metrics)
 
