@@ -176,7 +176,12 @@ def _decided_precision(options: Any) -> Precision:
 
 
 def open_run(
-    config: Options, data: D, *, process: Accelerator | None = None, one_process: str | None = None
+    config: Options,
+    data: D,
+    *,
+    process: Accelerator | None = None,
+    one_process: str | None = None,
+    read: tuple[BackboneConfig, Backbone, str] | None = None,
 ) -> OpenedRun[D]:
     """Open a command's resources; errors that are cheap to detect come first.
 
@@ -184,6 +189,8 @@ def open_run(
         config: resolved options. If they name a backbone, it is loaded on the CPU.
         data: images to read; None for a command that reads none.
         process: device and processes, if another run of the same command has opened them.
+        read: the backbone of a trained model: how it was loaded, itself, and its fingerprint when the model
+            was trained. None: the one that the options name.
         one_process: for a command that runs in one process only: the end of the error message for several.
 
     Raises:
@@ -196,7 +203,9 @@ def open_run(
     fingerprints = {}
     source = loaded = None
     spec = getattr(config, "backbone", None)
-    if isinstance(spec, str):
+    if read is not None:
+        source, loaded, fingerprints["backbone_fingerprint"] = read
+    elif isinstance(spec, str):
         source = BackboneConfig.of(options, spec)
         kept = Path(getattr(config, "out", "")) / CONDITION_FILE
         if getattr(config, "resume", None) and kept.is_file():

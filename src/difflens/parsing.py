@@ -10,7 +10,7 @@ import tyro
 
 from difflens.configs.earlier import FORMER_COMMANDS, upgraded
 from difflens.configs.options import Options, hints_of
-from difflens.errors import DiffLensError, did_you_mean, listing
+from difflens.errors import DiffLensError, did_you_mean, expanded, listing
 from difflens.version import __version__
 
 _DESCRIPTION = """See what a frozen diffusion model already knows.
@@ -76,7 +76,7 @@ def _config_file(words: Sequence[str]) -> tuple[Path | None, list[str]]:
         value = value if equals else next(rest, "")
         if not value or file is not None:
             raise DiffLensError("--config takes one file, the config.yaml of a run")
-        file = Path(value)
+        file = expanded(value)
     return file, others
 
 

@@ -15,6 +15,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
+    DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     MotionAdapter,
     UNet2DModel,
@@ -161,6 +162,61 @@ def test_a_side_that_the_autoencoder_does_not_divide(ldm: Path) -> None:
 def test_the_scheduler_of_another_pipeline(ldm: Path) -> None:
     FlowMatchEulerDiscreteScheduler().save_pretrained(ldm / "scheduler")
     assert_refused(ldm, "names a DDIMScheduler in model_index.json, and its scheduler is a FlowMatchEuler")
+
+
+def test_a_scheduler_that_is_named_and_missing(ldm: Path) -> None:
+    shutil.rmtree(ldm / "scheduler")
+    assert_refused(
+        ldm, "has no scheduler/scheduler_config.json, and its model_index.json names a DDIMScheduler"
+    )
+
+
+@pytest.mark.parametrize("write", [pipelines.write_stable_diffusion_3, pipelines.write_flux])
+def test_a_network_of_flow_matching_with_another_process(tmp_path: Path, write: Callable[..., Path]) -> None:
+    folder = write(tmp_path / "pipeline")
+    options = {"condition": "zero", "image_size": 32}
+    autoencoder = str(folder / "vae")
+    shutil.copytree(folder / "transformer", tmp_path / "alone")
+    assert_refused(
+        tmp_path / "alone", "a network of flow matching, and it has no", autoencoder=autoencoder, **options
+    )
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    DDIMScheduler().save_pretrained(folder / "scheduler")
+    assert_refused(folder, "a network of flow matching, and its process is variance preserving", **options)
+
+
+def test_weights_that_contradict_the_folder(ldm: Path) -> None:
+    shutil.copytree(ldm / "unet", ldm / "unet_ema")
+    assert_refused(ldm / "unet", "holds other weights", weights="ema")
+    assert_refused(ldm / "unet_ema", "holds other weights", weights="raw")
+    assert load_backbone(str(ldm / "unet"), weights="raw").fingerprint()
+
+
+def test_positions_end_somewhere(tmp_path: Path) -> None:
+    folder = pipelines.write_stable_diffusion_3(tmp_path / "sd3")
+    most = json.loads((folder / "transformer" / "config.json").read_text())["pos_embed_max_size"]
+    side = load_backbone(str(folder), condition="zero").input_stride * 2 * (most + 1)
+    assert_refused(folder, "has positions for images of", condition="zero", image_size=side)
+
+
+def test_a_scale_of_null(ldm: Path) -> None:
+    path = ldm / "vqvae" / "config.json"
+    path = path if path.exists() else ldm / "vae" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "scaling_factor": None}))
+    assert_refused(ldm, "scaling_factor")
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_shards_of_a_variant(tmp_path: Path, variant: str) -> None:
+    folder = families.write_unet(tmp_path / "x")
+    expected = load_backbone(str(folder)).fingerprint()
+    network = UNet2DModel.from_pretrained(folder)
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    network.save_pretrained(folder, variant=variant, max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    assert load_backbone(str(folder)).fingerprint() == expected
 
 
 def test_one_part_of_a_pipeline_is_read_with_the_others(

@@ -1,5 +1,6 @@
 """Conditions: what each choice of --condition gives the network, and what is refused."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 
 from difflens import DiffLensError, DiffusionBackbone, load_backbone
+from difflens.backbones.unet import UNetBackbone
 from tests.helpers import families, pipelines
 from tests.helpers.adm import Adm
 from tests.helpers.cli import run
@@ -225,3 +227,53 @@ def test_zero_is_for_the_text_alone(
     backbone = load(folder, condition="zero", image_size=32)
     x_t = torch.randn(1, *backbone.input_shape)
     assert backbone.denoise(x_t, backbone.defaults.noise_step).isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("write", "changes", "told"),
+    [
+        (pipelines.write_stable_diffusion_xl, {}, {"time_ids": [64, 64, 0, 0, 64, 64]}),
+        (pipelines.write_pixart_alpha, {"sample_size": 128}, {"resolution": [64, 64], "aspect_ratio": [1]}),
+    ],
+)
+def test_a_network_is_told_the_size_of_the_images_that_it_reads(
+    tmp_path: Path, write: Callable[..., Path], changes: dict[str, Any], told: dict[str, list[int]]
+) -> None:
+    """Not that of the images for which it was loaded."""
+    folder = write(tmp_path / "pipeline", **changes)
+    backbone, other = (load(folder, condition="zero", image_size=side) for side in (32, 64))
+    x_t = torch.randn(2, *other.input_shape)
+    _, _, given = backbone.fed(x_t, 5)
+    for name, values in told.items():
+        assert given["added_cond_kwargs"][name].tolist() == [values, values]
+    if isinstance(backbone, UNetBackbone):
+        assert torch.equal(backbone.denoise(x_t, 5), other.denoise(x_t, 5))
+
+
+@torch.no_grad()
+def test_conditions_have_the_networks_precision(tmp_path: Path) -> None:
+    backbone = load(pipelines.write_stable_diffusion_xl(tmp_path), condition="zero", image_size=32)
+    backbone.convert(torch.bfloat16)
+    maps = backbone.features(torch.randn(1, *backbone.input_shape), 5, [1])
+    assert maps[1].isfinite().all()
+
+
+def test_embedded_guidance_comes_with_zeros_too(tmp_path: Path) -> None:
+    folder = pipelines.write_stable_diffusion(tmp_path, time_cond_proj_dim=8)
+    empty, zero = (load(folder, condition=name).condition for name in ("null", "zero"))
+    assert empty is not None
+    assert zero is not None
+    assert torch.equal(zero.tensors["timestep_cond"], empty.tensors["timestep_cond"])
+
+
+def test_an_aesthetic_score_is_refused(tmp_path: Path) -> None:
+    folder = pipelines.write_stable_diffusion_xl(tmp_path / "xl", projection_class_embeddings_input_dim=60)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "requires_aesthetics_score": True}))
+    with pytest.raises(DiffLensError, match="is told an aesthetic score of images"):
+        load(folder, condition="zero")
+    refiner = {"projection_class_embeddings_input_dim": 2560, "addition_time_embed_dim": 256}
+    folder = pipelines.write_stable_diffusion_xl(tmp_path / "refiner", **refiner)
+    with pytest.raises(DiffLensError, match="is told an aesthetic score of images"):
+        load(folder, condition="zero")

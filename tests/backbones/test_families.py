@@ -262,3 +262,18 @@ def test_directions_of_time_of_files_in_dits_layout(load: Callable[..., Diffusio
     assert float(load("REPA.pt").add_noise(x_0, 0.25, noise).mean()) == 0.75 * 2 + 0.25 * 5
     assert load("DiT.pt").process.bounds == (0, 999)
     assert len({load(name).fingerprint() for name in ("DiT.pt", "SiT.pt", "REPA.pt")}) == 3
+
+
+@torch.no_grad()
+def test_a_fourier_embedding_keeps_its_frequencies(tmp_path: Path) -> None:
+    """In bfloat16 they would tell another time."""
+    exact, half = (write("NCSN++", tmp_path).load() for _ in range(2))
+    assert isinstance(exact, UNetBackbone)
+    assert isinstance(half, UNetBackbone)
+    half.convert(torch.bfloat16)
+    assert torch.equal(half.unet.time_proj.weight, exact.unet.time_proj.weight)
+    sigma = torch.tensor([0.1, 20.0])
+    assert torch.equal(half.unet.time_proj(sigma), exact.unet.time_proj(sigma))
+    x_t, last = torch.randn(2, *exact.input_shape), len(exact.blocks)
+    maps = [each.features(x_t, exact.process.bounds[0], [last])[last].float() for each in (exact, half)]
+    assert (maps[1] - maps[0]).norm() < 0.05 * maps[0].norm()

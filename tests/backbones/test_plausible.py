@@ -70,6 +70,9 @@ def test_flags_beside_the_checkpoint(tmp_path: Path) -> None:
         DiffLensError, match=r"model.json says num_head_channels 16, and --num-head-channels says 32"
     ):
         load_backbone(str(path), image_size=16, num_head_channels=32)
+    (tmp_path / "model.json").write_text(json.dumps({**flags, "diffusion_steps": 4000}))
+    with pytest.raises(DiffLensError, match="says diffusion_steps 4,000: difflens reads 1,000"):
+        load_backbone(str(path), image_size=16)
     for content in ("[1]", "{", "a: [", ""):
         (tmp_path / "model.json").write_text(content)
         with pytest.raises(DiffLensError, match=r"model\.json"):

@@ -341,3 +341,16 @@ def test_a_run_directory_is_a_backbone(
     probe(tuned)
     with pytest.raises(DiffLensError, match="holds no frozen backbone: training fine-tuned it"):
         load_backbone(tuned.out)
+
+
+def test_another_precision_leaves_a_shared_backbone_as_it_is(images: Tensor) -> None:
+    backbone = load_backbone("fashion")
+    exact = FeatureExtractor(backbone)
+    index = torch.arange(len(images))
+    before = exact(images, index)
+    fast = FeatureExtractor(backbone, precision="bfloat16")
+    assert (backbone.dtype, fast.backbone.dtype) == (torch.float32, torch.bfloat16)
+    after = exact(images, index)
+    assert all(torch.equal(after[place], maps) for place, maps in before.items())
+    with pytest.raises(DiffLensError, match="was converted to bfloat16: load it again"):
+        FeatureExtractor(fast.backbone)

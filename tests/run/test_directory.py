@@ -103,3 +103,18 @@ def test_the_log_goes_back_to_the_checkpoint(tmp_path: Path) -> None:
     assert state["epoch"] == 1
     resumed.cut_log(state["log_lines"])
     assert run.read_log() == [{"epoch": 1}]
+
+
+def test_a_line_that_broke_off_is_cut(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run", "probe", {})
+    run.log({"epoch": 1})
+    run.release()
+    path = tmp_path / "run" / "log.jsonl"
+    for rest in ('{"head": "random_b', '{"epoch": 2, "probe": [{"block": 1}'):
+        path.write_text(path.read_text() + rest)
+        again = RunDirectory(tmp_path / "run", "probe", {}, resume=True)
+        assert again.read_log() == [{"epoch": 1}]
+        again.log({"epoch": 2})
+        assert again.read_log() == [{"epoch": 1}, {"epoch": 2}]
+        again.cut_log(1)
+        again.release()

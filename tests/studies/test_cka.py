@@ -175,6 +175,15 @@ def test_views_are_those_of_all_classes(
     assert views.measure_views(reading, extractor, split, torch.arange(len(split))) == expected
 
 
+def test_a_second_checkpoint_is_read_with_the_options_of_both(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "sit.pt")
+    asked = CkaConfig(out=tmp_path / "run", family="sit", attention_order="new", num_heads=4, image_size=16)
+    second = asked.second(str(tmp_path / "sit.pt"))
+    assert (second.family, second.attention_order, second.num_heads) == ("sit", "new", 4)
+    assert second.image_size is None
+    assert asked.second("timm:resnet18").family is None
+
+
 def test_results_repeat(backbone_folder: Path, images: Path, tmp_path: Path) -> None:
     base = config(tmp_path / "a", backbone_folder, images, blocks=(1, 5), noise_steps=(40,))
     first, again = cka(base), cka(replace(base, out=tmp_path / "b", limit=100))

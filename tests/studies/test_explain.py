@@ -22,6 +22,7 @@ from difflens import (
 from difflens.backbones.maps import pool_to
 from difflens.data.images import to_float
 from difflens.data.loader import iterate
+from tests.helpers.adm import Adm
 from tests.helpers.browser import open_in_browser
 from tests.helpers.cli import run as cli
 from tests.helpers.html import linked
@@ -164,6 +165,30 @@ def test_which_blocks_a_linear_probe_uses(
     model.save(silent)
     shares = explain(config(tmp_path / "other", backbone_folder, images, run=silent)).head.logits
     assert shares["block 3, t = 3"] == 0
+
+
+def test_the_network_of_a_run_is_read_as_the_run_read_it(images: Path, tmp_path: Path) -> None:
+    torch.save(Adm().random_state(), tmp_path / "adm.pt")
+    run = ProbeConfig(
+        out=tmp_path / "probe",
+        backbone=str(tmp_path / "adm.pt"),
+        data=str(images),
+        num_head_channels=16,
+        noise_schedule="squaredcos_cap_v2",
+        image_size=16,
+        head="linear",
+        epochs=1,
+        device="cpu",
+        workers=0,
+    )
+    model = probe(run).model
+    shown = config(tmp_path / "explained", tmp_path, images, backbone=None, run=run.out)
+    explain(shown)
+    report = (shown.out / "report.html").read_text()
+    assert f"fingerprint {model.fingerprint[:12]}" in report
+    assert "squaredcos_cap_v2 betas" in report
+    with pytest.raises(DiffLensError, match="data of a run are split as it says: leave out --val-fraction"):
+        explain(replace(shown, out=tmp_path / "other", data=None, val_fraction=0.3))
 
 
 def test_the_command_with_images_of_ones_own(

@@ -14,6 +14,7 @@ from PIL import Image
 from difflens import DiffLensError, PropagateConfig, presets, propagate
 from difflens.configs.options import resolve
 from difflens.data.dense.masks import read_mask
+from difflens.data.sequences import load_sequences
 from tests.helpers.cli import run as cli
 
 FRAMES = 5
@@ -136,6 +137,17 @@ def test_what_cannot_work_says_so(davis: Path, tmp_path: Path, capsys: pytest.Ca
     (masks / "slow" / "00000.png").unlink()
     with pytest.raises(DiffLensError, match=r"has no mask of the first frame, 00000\.png"):
         propagate(config(tmp_path / "run", davis, frames=frames / "slow", masks=masks / "slow"))
+
+
+def test_two_frames_of_one_name_are_refused(davis: Path, tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for name in ("0.jpg", "0.png", "1.png"):
+        Image.new("RGB", (32, 32)).save(frames / name)
+    (tmp_path / "masks").mkdir()
+    Image.new("P", (32, 32)).save(tmp_path / "masks" / "0.png")
+    with pytest.raises(DiffLensError, match="has two frames of the name 0"):
+        load_sequences(frames, tmp_path / "masks")
 
 
 def test_the_preset_is_difts_protocol() -> None:

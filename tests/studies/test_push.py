@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,7 +13,18 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from difflens import DiffLensError, ProbeConfig, PushConfig, TrainedModel, probe, push
+from difflens import (
+    DiffLensError,
+    PretrainConfig,
+    ProbeConfig,
+    PushConfig,
+    TrainedModel,
+    pretrain,
+    probe,
+    push,
+)
+from tests.helpers import families
+from tests.helpers.adm import Adm
 from tests.helpers.cli import run
 
 
@@ -22,6 +34,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
+        self.private, self.exists = False, False
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -30,6 +43,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/api/repos/create":
+            asked = json.loads(body)
+            private = asked.get("private") or asked.get("visibility") == "private"
+            self.server.private = private and not self.server.exists
             answer: object = {"url": f"http://{self.headers['Host']}/me/clothes", "name": "me/clothes"}
         elif self.path == "/api/validate-yaml":  # the head of the card
             assert "content" in json.loads(body)
@@ -47,7 +63,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(answer)
 
     def do_GET(self) -> None:
-        self._answer({"id": "me/clothes", "sha": "0", "siblings": [], "tags": []})
+        private = bool(self.server.private)
+        self._answer({"id": "me/clothes", "sha": "0", "siblings": [], "tags": [], "private": private})
 
     def _answer(self, value: object) -> None:
         content = json.dumps(value).encode()
@@ -110,6 +127,46 @@ def test_a_model_is_uploaded_with_its_card(
     assert hub.files["model.safetensors"] == (trained / "model/model.safetensors").read_bytes()
     assert b"library_name: difflens" in hub.files["README.md"] or b"---" in hub.files["README.md"]
     assert json.loads(hub.files["config.json"])["backbone"]["spec"] == "./backbone"
+
+
+def test_a_public_repository_is_not_made_private(trained: Path, hub: Hub) -> None:
+    private = PushConfig(model=trained, repo="me/clothes", with_backbone=True, private=True)
+    push(private)
+    hub.exists, hub.files = True, {}
+    with pytest.raises(DiffLensError, match="me/clothes exists and is public"):
+        push(private)
+    assert not hub.files
+
+
+def test_what_a_network_needs_is_packed_with_it(trained: Path, tmp_path: Path) -> None:
+    """The pipeline of a part, the flags of a checkpoint, and of a run the network alone."""
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    pipeline = families.write_unet(tmp_path / "pipeline" / "unet", sample_size=16).parent
+    (pipeline / "scheduler").mkdir()
+    (pipeline / "unet" / "scheduler_config.json").rename(pipeline / "scheduler" / "scheduler_config.json")
+    (pipeline / "model_index.json").write_text(json.dumps({"scheduler": ["diffusers", "DDPMScheduler"]}))
+    adm = Adm()
+    torch.save(adm.random_state(), tmp_path / "adm.pt")
+    (tmp_path / "adm.yaml").write_text("noise_schedule: cosine\nnum_head_channels: 16\n")
+    data = str(trained.parent / "images")
+    pretrained = PretrainConfig(
+        data=data, out=tmp_path / "pretrained", preset="tiny", epochs=1, batch_size=36
+    )
+    pretrain(replace(pretrained, device="cpu", workers=0))
+    for number, spec in enumerate((pipeline / "unet", tmp_path / "adm.pt", pretrained.out)):
+        out = tmp_path / f"run-{number}"
+        size = 16 if spec.suffix == ".pt" else None
+        common = {"data": data, "head": "linear", "epochs": 1, "device": "cpu", "workers": 0}
+        probe(ProbeConfig(backbone=str(spec), out=out, image_size=size, **common))
+        files = push(PushConfig(model=out, with_backbone=True, out=tmp_path / f"packed-{number}")).files
+        assert not any("last.pt" in name or name == "backbone/config.yaml" for name in files)
+        expected = TrainedModel.load(out).probabilities(images)
+        spec.rename(spec.with_name(f"moved-{number}"))
+        assert torch.equal(TrainedModel.load(tmp_path / f"packed-{number}").probabilities(images), expected)
+    again = ProbeConfig(backbone=str(trained), out=tmp_path / "again", **common)
+    probe(again)
+    with pytest.raises(DiffLensError, match="which reads another backbone: train on that one to pack it"):
+        push(PushConfig(model=again.out, with_backbone=True, out=tmp_path / "packed"))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from difflens import (
     load_data,
     sweep,
 )
+from difflens.configs.options import resolve
 from difflens.data.split import every_nth
 from difflens.extractors.cache import read_features
 from difflens.metrics.classifiers import held_out_scores
@@ -150,6 +151,12 @@ def test_the_budget_bounds_images_and_time(
     assert result.metrics()["not_measured"] == [40]
     assert "Not measured" in (short.out / "report.html").read_text()
     assert sweep(replace(short, budget=("1h",), resume=True)).noise_steps == (3, 40)
+
+
+@pytest.mark.parametrize("budget", [("5000", "300"), ("5m", "1h")])
+def test_a_budget_has_one_number_of_a_kind(budget: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(DiffLensError, match=r"one number of images and one time, not '(300|1h)' besides"):
+        resolve(SweepConfig(out=tmp_path / "x", budget=budget))
 
 
 def test_small_classes_are_judged_and_single_images_named(

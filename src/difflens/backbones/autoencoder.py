@@ -54,6 +54,8 @@ class Autoencoder(nn.Module):
         self.stride = 2 ** (len(config.block_out_channels) - 1)
         default = 1.0 if name == "VQModel" else config.scaling_factor
         scale = written.get("scaling_factor", default)
+        if scale is None:
+            raise DiffLensError(f"the scaling_factor of {name} is null: its latents have no known scale")
         shift, mean, std = (config.get(key) for key in ("shift_factor", "latents_mean", "latents_std"))
         if mean is not None and std is not None:  # the normalised latents of SDXL's relatives
             self.scales, self.shifts = tuple(scale / each for each in std), tuple(mean)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from diffusers.models.embeddings import GaussianFourierProjection
 from torch import Tensor, nn
 
 from difflens.backbones.autoencoder import Autoencoder
@@ -374,8 +375,15 @@ class DiffusionBackbone(Backbone):
         return next(self.network.parameters()).dtype
 
     def convert(self, dtype: torch.dtype) -> None:
-        """Convert the network's weights to `dtype`; an autoencoder keeps float32."""
+        """Convert the network's weights to `dtype`; an autoencoder keeps float32.
+
+        The frequencies of a Fourier embedding stay as they are: rounded, they would tell another time.
+        """
+        embeddings = [part for part in self.network.modules() if isinstance(part, GaussianFourierProjection)]
+        frequencies = [part.weight.data for part in embeddings]
         nn.Module.to(self.network, dtype)  # diffusers' own `to` warns of any dtype
+        for part, exact in zip(embeddings, frequencies, strict=True):
+            part.weight.data = exact
 
     @property
     def input_stride(self) -> int:
@@ -410,12 +418,15 @@ class DiffusionBackbone(Backbone):
         return (
             self.process.network_input(x_t, level).to(self.dtype),
             time,
-            self.given(x_t.shape[0], x_t.dtype),
+            self.given(x_t),
         )
 
-    def given(self, count: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the conditions of `count` images by argument, floats in `dtype`."""
-        return {} if self.condition is None else self.condition.arguments(count, dtype)
+    def given(self, x_t: Tensor) -> dict[str, Any]:
+        """Return the conditions of the images x_t, (B, C, H, W), by argument."""
+        if self.condition is None:
+            return {}
+        height, width = (side * self.input_stride for side in x_t.shape[-2:])
+        return self.condition.arguments(len(x_t), self.dtype, (height, width))
 
     def denoise(self, x_t: Tensor, t: Level | Tensor, *, compiled: bool = False) -> Tensor:
         """Return the whole network's output, (B, out_channels, H, W).

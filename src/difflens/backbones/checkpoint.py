@@ -53,6 +53,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items()}
 
 
+FLAGS = (".json", ".yaml", ".yml")
+"""Endings of the file of flags beside a checkpoint, which has the same stem."""
+
+
 @dataclass(frozen=True)
 class _Flags:
     """The flags of guided-diffusion that difflens reads."""
@@ -61,23 +65,27 @@ class _Flags:
     num_heads: Annotated[int, Range(-1, 2**16)] = -1
     use_new_attention_order: bool | None = None
     noise_schedule: ScheduleName | Literal["cosine"] | None = None
+    diffusion_steps: int = 1000
 
 
 def with_flags(config: BackboneConfig, path: Path) -> BackboneConfig:
     """Return `config` with the flags of guided-diffusion in a file beside the checkpoint.
 
     The file has the checkpoint's name with the ending .json, .yaml or .yml, and guided-diffusion's names:
-    `num_heads`, `num_head_channels`, `use_new_attention_order`, `noise_schedule` and `class_cond`. Without
-    such a file, `config` is returned.
+    `num_heads`, `num_head_channels`, `use_new_attention_order`, `noise_schedule` and `diffusion_steps`.
+    Without such a file, `config` is returned.
 
     Raises:
-        DiffLensError: the file cannot be read, or it contradicts an option that was given.
+        DiffLensError: the file cannot be read, it contradicts an option that was given, or it states another
+            number of noise steps than 1,000.
     """
-    files = [path.with_suffix(ending) for ending in (".json", ".yaml", ".yml")]
+    files = [path.with_suffix(ending) for ending in FLAGS]
     file = next((each for each in files if each.exists()), None)
     if file is None:
         return config
     flags = read_yaml(file, _Flags)  # JSON is YAML
+    if flags.diffusion_steps != 1000:
+        raise DiffLensError(f"{file} says diffusion_steps {flags.diffusion_steps:,}: difflens reads 1,000")
     usual = BackboneConfig(config.spec)
     stated: dict[str, Any] = {}
     if flags.num_head_channels > 0:  # guided-diffusion: -1 means a fixed number of heads

@@ -5,12 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel
+from diffusers import (
+    DiTTransformer2DModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from difflens.backbones.text import default_guidance, empty_prompt, load_condition
 from difflens.errors import DiffLensError, counted
+
+# the widths of SDXL's refiner: 1,280 of the text, and five times 256 of sizes and the aesthetic score
+_REFINER = (2560, 256)
 
 
 class Condition(nn.Module):
@@ -35,8 +43,11 @@ class Condition(nn.Module):
         """The arguments by name, each with a first dimension of 1."""
         return {key: self.get_buffer(f"tensor_{number}") for number, key in enumerate(self._names)}
 
-    def arguments(self, count: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the arguments for `count` images, floats in `dtype`."""
+    def arguments(self, count: int, dtype: torch.dtype, size: tuple[int, int]) -> dict[str, Any]:
+        """Return the arguments for `count` images of `size` (height, width), in pixels, floats in `dtype`.
+
+        What a network is told of the size of its images is that of these images.
+        """
         arguments: dict[str, Any] = {}
         for key, tensor in self.tensors.items():
             value = tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -46,6 +57,10 @@ class Condition(nn.Module):
                 arguments.setdefault(name, {})[entry] = expanded
             else:
                 arguments[name] = expanded
+        added = arguments.get("added_cond_kwargs", {})
+        for name, values in _of_size(*size).items():
+            if name in added:
+                added[name] = added[name].new_tensor([values]).expand(count, -1)
         return arguments
 
     def fingerprint(self) -> bytes:
@@ -54,6 +69,16 @@ class Condition(nn.Module):
         for key, tensor in self.tensors.items():
             parts += [key.encode(), tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()]
         return b"".join(parts)
+
+
+def _of_size(height: int, width: int) -> dict[str, list[float]]:
+    """Return what SDXL (time_ids) and PixArt-alpha are told of images as they are."""
+    return {
+        # size of the image as it was, place of the crop, size as it is
+        "time_ids": [height, width, 0, 0, height, width],
+        "resolution": [height, width],
+        "aspect_ratio": [height / width],
+    }
 
 
 class _FixedEmbedding(nn.Module):
@@ -212,6 +237,10 @@ def _check_conditions(network: Any, spec: str) -> None:
     """Raise a DiffLensError if a U-Net takes more than a text: a class or an image, for example."""
     if type(network).__name__ != "UNet2DConditionModel":
         return
+    config = network.config
+    told = config.get("projection_class_embeddings_input_dim"), config.get("addition_time_embed_dim")
+    if told == _REFINER:
+        raise DiffLensError(f"{spec} is told an aesthetic score of images, which difflens does not know")
     known = {
         "class_embed_type": (None,),
         "num_class_embeds": (None,),
@@ -248,17 +277,24 @@ def _zeros(network: Any, side: int) -> dict[str, Tensor]:
         width = max(width) if isinstance(width, list | tuple) else width
         tensors = {"encoder_hidden_states": torch.zeros(1, 77, width)}
         if config.addition_embed_type == "text_time":
-            times = 6
-            pooled = config.projection_class_embeddings_input_dim - times * config.addition_time_embed_dim
+            ids = torch.tensor([_of_size(side, side)["time_ids"]]).float()
+            pooled = (
+                config.projection_class_embeddings_input_dim - ids.numel() * config.addition_time_embed_dim
+            )
             tensors["added_cond_kwargs.text_embeds"] = torch.zeros(1, pooled)
-            # size of the image as it was, place of the crop, size as it is
-            tensors["added_cond_kwargs.time_ids"] = torch.tensor([[side, side, 0, 0, side, side]]).float()
+            tensors["added_cond_kwargs.time_ids"] = ids
+        if config.time_cond_proj_dim is not None:
+            kind = StableDiffusionXLPipeline if config.addition_embed_type else StableDiffusionPipeline
+            scale = torch.tensor([default_guidance(kind.__name__) - 1])
+            tensors["timestep_cond"] = kind.get_guidance_scale_embedding(
+                None, scale, embedding_dim=config.time_cond_proj_dim
+            )
         return tensors
     if name == "PixArtTransformer2DModel":
         tensors = {"encoder_hidden_states": torch.zeros(1, 120, config.caption_channels)}
         if network.use_additional_conditions:
-            tensors["added_cond_kwargs.resolution"] = torch.tensor([[side, side]]).float()
-            tensors["added_cond_kwargs.aspect_ratio"] = torch.ones(1, 1)
+            for part in ("resolution", "aspect_ratio"):
+                tensors[f"added_cond_kwargs.{part}"] = torch.tensor([_of_size(side, side)[part]]).float()
         return tensors
     tensors = {
         "encoder_hidden_states": torch.zeros(1, 77, config.joint_attention_dim),

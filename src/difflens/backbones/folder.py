@@ -20,6 +20,7 @@ from difflens.choices import WeightsName
 from difflens.errors import DiffLensError, counted, expanded
 from difflens.processes.base import NoiseProcess
 from difflens.processes.clean import Clean
+from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.schedulers import process_of
 from difflens.run.console import warn
 from difflens.run.reading import short
@@ -27,6 +28,9 @@ from difflens.run.text import a
 
 _NETWORKS = ("unet", "transformer")
 _AUTOENCODERS = ("vae", "vqvae")
+
+# networks of diffusers that are trained by flow matching alone
+_FLOWS = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 
 # What diffusers called Transformer2DModel before 0.29, by `norm_type`.
 _FORMER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
@@ -62,6 +66,8 @@ class _Pipeline:
         parent = folder.parent
         belongs = any((parent / name).exists() for name in ("model_index.json", "scheduler", DISTILLED))
         if folder.name in parts and belongs:
+            if weights is not None and (weights == "ema") != folder.name.endswith("_ema"):
+                raise DiffLensError(f"{folder} holds other weights: name {parent}, or leave out --weights")
             warn(f"{folder} is part of the pipeline in {parent}, which is read as a whole")
             folder, home = parent, folder
         else:
@@ -96,6 +102,11 @@ class _Pipeline:
         expected = named[1] if isinstance(named, list) and len(named) == 2 else None
         if expected is not None and not isinstance(expected, str):
             raise DiffLensError(f"{self.folder / 'model_index.json'}: scheduler names no class")
+        if expected is not None and self.scheduler is None:
+            raise DiffLensError(
+                f"{self.folder} has no scheduler/scheduler_config.json, and its model_index.json names "
+                f"{a(expected)}: add the file"
+            )
         found = (self.scheduler or {}).get("_class_name")
         try:
             named_process = process_of({"_class_name": expected}) if expected and found else process
@@ -156,6 +167,8 @@ def from_folder(
     if pipeline.scheduler is None and not isinstance(process, Clean):
         latents = "" if autoencoder else ". A network that reads latents also needs its --autoencoder"
         warn(f"{folder} has no scheduler_config.json: DDPM's linear schedule is assumed{latents}")
+    if pipeline.index.get("requires_aesthetics_score"):
+        raise DiffLensError(f"{folder} is told an aesthetic score of images, which difflens does not know")
     network = read_network(kind, pipeline.home, pipeline.written, fresh=fresh, meta=meta)
     condition: Condition | None
     if issubclass(kind, UNet2DModel):
@@ -237,6 +250,13 @@ def _own_side(pipeline: _Pipeline, autoencoder: Autoencoder | None) -> int | Non
 
 def _check_time(pipeline: _Pipeline, process: NoiseProcess) -> None:
     """Refuse a network that cannot embed the time that a process tells."""
+    name = str(pipeline.written.get("_class_name"))
+    if name in _FLOWS and not isinstance(process, LinearInterpolant):
+        told = "it has no scheduler" if pipeline.scheduler is None else f"its process is {process.name}"
+        raise DiffLensError(
+            f"{pipeline.folder} holds {a(name)}, a network of flow matching, and {told}: add the folder "
+            "scheduler/ of its pipeline"
+        )
     kind = pipeline.written.get("time_embedding_type")
     rows = pipeline.written.get("num_train_timesteps") or 0
     if kind == "learned" and (process.unit != "step" or process.bounds[1] >= rows):

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -223,11 +224,13 @@ def check_size(outline: nn.Module, folder: Path, fresh: bool) -> None:
 
 
 def _variant(folder: Path) -> str | None:
-    """Return "fp16" for a folder that holds weights of this variant only."""
+    """Return "fp16" or "bf16" for a folder that holds weights of this variant only."""
     names = [path.name for ending in ("safetensors", "bin") for path in folder.glob(f"*.{ending}")]
-    if names and all(".fp16." in name for name in names):
-        warn(f"{folder} holds weights in float16 only: they are read as float32, rounded as they are")
-        return "fp16"
+    for variant, title in (("fp16", "float16"), ("bf16", "bfloat16")):
+        # shards have a number behind the variant
+        if names and all(re.search(rf"\.{variant}[.-]", name) for name in names):
+            warn(f"{folder} holds weights in {title} only: they are read as float32, rounded as they are")
+            return variant
     return None
 
 

@@ -225,6 +225,10 @@ class TransformerBackbone(DiffusionBackbone):
             raise DiffLensError(
                 f"{self.spec} has a table of positions for images of {own} pixels, and takes no other side"
             )
+        most = int(getattr(self.transformer.config, "pos_embed_max_size", None) or 0)
+        largest = most * self._patch * self.input_stride
+        if most and side > largest:
+            raise DiffLensError(f"{self.spec} has positions for images of {largest} pixels at most")
 
     def facts(self) -> dict[str, str]:
         return {**super().facts(), "Tokens read": self.tap}

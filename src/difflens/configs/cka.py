@@ -1,7 +1,8 @@
 """Options of `difflens cka`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from difflens.backbones.config import BackboneConfig, is_checkpoint
 from difflens.configs.options import (
     BackboneOptions,
     Count,
@@ -40,6 +41,13 @@ class CkaConfig(
     limit: Count = 2000
     """The most images to compare on, drawn by the seed. The number is reduced to minibatches of equal
     size."""
+
+    def second(self, spec: str) -> BackboneConfig:
+        """Return the configuration of the second backbone; a checkpoint file takes all options but the side
+        of the images."""
+        if is_checkpoint(spec):
+            return replace(BackboneConfig.of(self, spec), image_size=None)
+        return BackboneConfig(spec, self.num_head_channels, self.noise_schedule)
 
     def check(self) -> None:
         if not self.pool:

@@ -1,5 +1,6 @@
 """Options of `difflens compare`."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,7 +201,7 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
 
     def folder(self, spec: str) -> Path:
         """Return the folder of a backbone's runs."""
-        return self.out / quote(spec, safe="")
+        return self.out / quote(os.fsencode(spec), safe="")
 
     def samples_of(self, spec: str) -> Path:
         """Return the folder of a backbone's generated images."""

@@ -61,3 +61,5 @@ class ExplainConfig(DataOptions, ReadingOptions, PlaceOptions, CheckpointOptions
         yield from super().without_effect()
         if self.run is not None:
             yield "a run says how its backbone is read", BACKBONE_OPTIONS
+            if self.data is None:
+                yield "the data of a run are split as it says", ("val_fraction",)

@@ -77,6 +77,8 @@ class SweepConfig(
                 raise DiffLensError(
                     f"--budget takes a number of images or a time such as 90s, 10m or 1h, not {word!r}"
                 )
+            if (seconds if unit else images) is not None:
+                raise DiffLensError(f"--budget takes one number of images and one time, not {word!r} besides")
             if unit:
                 seconds = value
             else:

@@ -94,6 +94,10 @@ def _sequence(folder: Path, masks: Path) -> Sequence:
     for mask in find_images(masks):
         if by_stem.setdefault(mask.stem, mask) != mask:
             raise DiffLensError(f"{mask}: {by_stem[mask.stem]} is a mask of this name already")
+    stems = [path.stem for path in files]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice is not None:
+        raise DiffLensError(f"{folder} has two frames of the name {twice}")
     found = {number: by_stem[path.stem] for number, path in enumerate(files) if path.stem in by_stem}
     if 0 not in found:
         raise DiffLensError(f"{masks} has no mask of the first frame, {files[0].name}")

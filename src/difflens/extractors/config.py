@@ -72,6 +72,11 @@ class ExtractorConfig:
 
         if self.checkpoint and self.name == "frozen":
             raise DiffLensError("--checkpoint-activations is for extractors that are trained, not for frozen")
+        if self.precision == "float32" and backbone.dtype != torch.float32:
+            raise DiffLensError(
+                f"{backbone.spec} was converted to {str(backbone.dtype).removeprefix('torch.')}: load it "
+                "again to read it in float32"
+            )
         if self.precision != "float32":
             if self.name == "finetuned":
                 raise DiffLensError("a fine-tuned backbone keeps float32 weights: leave out --precision")

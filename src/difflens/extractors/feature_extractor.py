@@ -79,6 +79,8 @@ class FeatureExtractor(nn.Module):
             backbone = load_backbone(backbone, **options)
         elif options:
             raise DiffLensError(f"{backbone.spec} is loaded already: leave out {listing([*options])}")
+        elif backbone.dtype != getattr(torch, precision):
+            backbone = copy.deepcopy(backbone)  # others may read it in its precision
         defaults = backbone.defaults
         self.extractor = ExtractorConfig(
             extractor,

@@ -167,11 +167,10 @@ class SchedulerSampler(DiffusionSampler):
 
     def _predict(self, scaled: Tensor, t: Tensor) -> Tensor:
         """Return what the scheduler takes of the network's output for a scaled x_t at its time."""
-        backbone, count = self.backbone, len(scaled)
-        time = t.to(scaled.device).expand(count)
+        backbone = self.backbone
+        time = t.to(scaled.device).expand(len(scaled))
         if time.is_floating_point():
             time = time.float()
-        dtype = backbone.dtype
-        fed = scaled.to(dtype), time, backbone.given(count, dtype)
+        fed = scaled.to(backbone.dtype), time, backbone.given(scaled)
         output = self._checked(backbone.output_of(fed, compiled=self.compiled))
         return output if self._learns_variance else output[:, : self.shape[0]]

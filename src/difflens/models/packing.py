@@ -2,11 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from difflens.backbones.checkpoint import FLAGS
 from difflens.backbones.config import CONDITION_FILE
+from difflens.backbones.runs import backbone_beneath, network_folder
 from difflens.errors import DiffLensError
 from difflens.models.saved import model_folder
 from difflens.run.files import write_text
@@ -43,10 +44,7 @@ def pack(model: Path, target: Path, with_backbone: bool) -> None:
             )
         if not path.exists():
             raise DiffLensError(f"the {name} of {model} is missing: there is no {path}")
-        inside = name if path.is_dir() else f"{name}/{path.name}"
-        (target / name).mkdir()
-        copy: Callable[..., object] = shutil.copytree if path.is_dir() else shutil.copyfile
-        copy(path, target / inside, **({"dirs_exist_ok": True} if path.is_dir() else {}))
+        inside = _copied(path, target, name, model)
         backbone[key] = f"{spec[: len(spec) - len(place)]}./{inside}"
         card = card.replace(place, f"./{inside}")
     for name in _FILES:
@@ -54,3 +52,27 @@ def pack(model: Path, target: Path, with_backbone: bool) -> None:
             shutil.copyfile(folder / name, target / name)
     write_text(target / "config.json", json.dumps(config, indent=2) + "\n")
     write_text(target / "README.md", card)
+
+
+def _copied(path: Path, target: Path, name: str, model: Path) -> str:
+    """Copy a network's files into the folder `name` of `target`; return their place, relative to `target`.
+
+    Raises:
+        DiffLensError: the network is that of a run which reads another one.
+    """
+    if path.is_dir():
+        path = network_folder(path)
+        if backbone_beneath(path) is not None:
+            raise DiffLensError(
+                f"the backbone of {model} is {path}, which reads another backbone: train on that one to "
+                "pack it"
+            )
+        # a part of a pipeline needs the others
+        whole = path.parent if (path.parent / "model_index.json").is_file() and name == "backbone" else path
+        shutil.copytree(whole, target / name)
+        return name if whole == path else f"{name}/{path.name}"
+    (target / name).mkdir()
+    beside = [path.with_suffix(ending) for ending in FLAGS]  # of guided-diffusion
+    for file in (path, *filter(Path.is_file, beside)):
+        shutil.copyfile(file, target / name / file.name)
+    return f"{name}/{path.name}"

@@ -170,7 +170,7 @@ def reports_of(folder: Path, runs: Mapping[str, str | Path]) -> dict[str, Path]:
 def report_of(folder: Path, key: str, run: str | Path) -> dict[str, Link]:
     """Return the row of the closing table that leads to the report of a run; none if it has no report."""
     found = reports_of(folder, {key: run})
-    return {title: Link(str(run), quote(path.as_posix())) for title, path in found.items()}
+    return {title: Link(str(run), quote(os.fsencode(path.as_posix()))) for title, path in found.items()}
 
 
 def runs_beneath(reports: Mapping[str, Path]) -> list[Section]:
@@ -179,7 +179,7 @@ def runs_beneath(reports: Mapping[str, Path]) -> list[Section]:
     Args:
         reports: paths relative to this report's folder, by title.
     """
-    links = tuple((title, quote(path.as_posix())) for title, path in reports.items())
+    links = tuple((title, quote(os.fsencode(path.as_posix()))) for title, path in reports.items())
     return [Section("Runs beneath", links=links)] if links else []
 
 

@@ -52,30 +52,15 @@ def counting() -> Iterator[Cost]:
     cost.operations, cost.peak = float(counter.get_total_flops()), float(memory.peak)
 
 
-def cost_of_images(compute: Callable[[int], object], images: int, trains: bool = True) -> Cost:
-    """Return the cost of `compute(images)`, from its cost for two and, if it trains, four images.
-
-    Costs grow linearly with the number of images; gradients of weights are the part that does not.
+def cost_of_images(compute: Callable[[int], object], images: int) -> Cost:
+    """Return the cost of `compute(images)`.
 
     Args:
         compute: does the computation for a number of images, on the meta device.
-        trains: False if it has no backward pass, so that all of its cost grows.
     """
-    if not trains:
-        with counting() as cost:
-            compute(2)
-        return Cost(cost.operations * images / 2, cost.peak * images / 2)
-    costs = []
-    for count in (2, 4):
-        with counting() as cost:
-            compute(count)
-        costs.append(cost)
-    two, four = costs
-
-    def at(first: float, second: float) -> float:
-        return first + (images - 2) * (second - first) / 2
-
-    return Cost(at(two.operations, four.operations), at(two.peak, four.peak))
+    with counting() as cost:
+        compute(images)
+    return cost
 
 
 class _Memory(TorchDispatchMode):

@@ -249,7 +249,9 @@ class RunDirectory:
 
     def _lines_logged(self) -> int:
         if self._log_lines is None:
-            self._log_lines = len(self.read_log())
+            lines = len(self.read_log())
+            self.cut_log(lines)  # no line goes on behind an incomplete one
+            self._log_lines = lines
         return self._log_lines
 
     def read_log(self) -> list[dict[str, Any]]:

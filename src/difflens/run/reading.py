@@ -11,6 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
@@ -132,7 +133,8 @@ def read_lines(path: Path, kind: Parse[T], most: int = 64 * MEBIBYTE) -> list[T]
     if not path.exists() and not path.is_symlink():
         return []
     *lines, rest = read_text(path, most).split("\n")
-    if rest.endswith("}"):
+    with suppress(ValueError):
+        json.loads(rest)
         lines.append(rest)
     return [
         _parsed(f"{path}, line {number}", _json(f"{path}, line {number}", line), kind)

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from difflens.backbones.base import Backbone
-from difflens.backbones.config import BackboneConfig
 from difflens.backbones.maps import pool_to
 from difflens.configs.cka import CkaConfig
 from difflens.configs.command_line import shown_command
@@ -73,7 +72,7 @@ def cka(config: CkaConfig) -> CkaResult:
     opened = open_run(config, split, one_process="")
     backbones = [opened.backbone]
     if config.other is not None:
-        other = BackboneConfig(config.other, config.num_head_channels, config.noise_schedule).load()
+        other = config.second(config.other).load()
         say_changes(split, other.spec, other.in_channels, other.image_size)
         backbones.append(other)
     fingerprints = [backbone.fingerprint() for backbone in backbones]

@@ -75,11 +75,13 @@ def explain(config: ExplainConfig) -> ExplainResult:
             )
         config = replace(config, backbone=model.backbone.spec)
     config = with_backbone(config, data.train)
-    opened = open_run(config, data, one_process="")
+    read = None
+    if model is not None:
+        read = model.backbone, model.probe.extractor.backbone, model.fingerprint
+    opened = open_run(config, data, one_process="", read=read)
     if model is not None:
         model.probe.to(opened.process.device)
-    backbone = opened.backbone.to(opened.process.device) if model is None else model.probe.extractor.backbone
-    explanation = _Explanation(opened, backbone, model)
+    explanation = _Explanation(opened, opened.backbone.to(opened.process.device), model)
     with opened.directory() as run:
         return explanation.write(run)
 

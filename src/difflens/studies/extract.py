@@ -46,6 +46,7 @@ from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.files import write_bytes
 from difflens.run.memory import require_memory
+from difflens.run.text import on_disk
 from difflens.studies.closing import close_store, files_of, stored_images
 from difflens.studies.merge import merge
 from difflens.studies.vectors import check_file_of_vectors, extract_vectors, preprocessing
@@ -420,7 +421,7 @@ def _parquet(split: ImageSplit, rows: Tensor, maps: Mapping[int, Tensor]) -> byt
         import pyarrow.parquet
     except ImportError as error:
         raise DiffLensError('parquet needs pyarrow: `pip install "difflens[hub]"` installs it') from error
-    columns: dict[str, Any] = {"image": [split.ids[row] for row in rows.tolist()]}
+    columns: dict[str, Any] = {"image": [on_disk(split.ids[row]) for row in rows.tolist()]}
     if split.labels is not None:
         columns["label"] = split.labels[rows].numpy()
     for block, values in maps.items():

@@ -21,6 +21,7 @@ from difflens.models.saved import (
     model_task,
 )
 from difflens.processes.clean import Clean
+from difflens.run.reading import reason
 from difflens.tasks.detection.predict import objects_in
 from difflens.tasks.segmentation.predict import mask_of
 
@@ -138,9 +139,8 @@ def _folder(spec: str) -> Path:
     except DiffLensError:
         raise
     except Exception as error:  # no network, no such repository, no permission
-        reason = str(error).strip().splitlines()[0]
         raise DiffLensError(
-            f"no model {spec!r}: it is no folder here, and the hub does not give it ({reason})"
+            f"no model {spec!r}: it is no folder here, and the hub does not give it ({reason(error)})"
         ) from error
 
 

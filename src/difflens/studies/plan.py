@@ -319,7 +319,7 @@ def _plan_generate(config: GenerateConfig) -> PlanResult:
         x_t = torch.empty(count, *backbone.input_shape, device=_META, dtype=backbone.dtype)
         backbone.denoise(x_t, backbone.defaults.noise_step)
 
-    cost = cost_of_images(call, batch, trains=False)
+    cost = cost_of_images(call, batch)
     return PlanResult(
         command="generate",
         backbone=_described(backbone, config.decided_precision),
@@ -510,8 +510,7 @@ def _reading_cost(source: BackboneConfig, config: ExtractorConfig, side: int, ba
                 extractor.zero_grad()
 
     def of(train: bool) -> Cost:
-        trains = train and extractor.trainable
-        cost = cost_of_images(lambda count: read(count, train), batch, trains)
+        cost = cost_of_images(lambda count: read(count, train), batch)
         return Cost(cost.operations / batch, cost.peak)
 
     evaluation = of(train=False)
@@ -568,7 +567,7 @@ def _inception() -> tuple[str, str, Cost, float]:
         with torch.no_grad():
             network(torch.empty(count, 3, _INCEPTION_SIDE, _INCEPTION_SIDE, device=_META))
 
-    cost = cost_of_images(read, READ_BATCH, trains=False)
+    cost = cost_of_images(read, READ_BATCH)
     weights = 4.0 * sum(parameter.numel() for parameter in network.parameters())
     reads = f"its last features, images of {_INCEPTION_SIDE} pixels"
     return "Inception-v3", reads, Cost(cost.operations / READ_BATCH, cost.peak), weights

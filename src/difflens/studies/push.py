@@ -9,6 +9,7 @@ from difflens.configs.push import PushConfig
 from difflens.errors import DiffLensError
 from difflens.models.packing import pack
 from difflens.results.push import PushResult
+from difflens.run.reading import reason
 
 
 def push(config: PushConfig) -> PushResult:
@@ -48,10 +49,15 @@ def _upload(folder: Path, repo: str, private: bool) -> str:
     hub = HfApi()
     try:
         url = hub.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not hub.repo_info(repo).private:  # the hub ignores the wish for one that exists
+            raise DiffLensError(
+                f"{repo} exists and is public: leave out --private, or name another repository"
+            )
         hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload with difflens")
+    except DiffLensError:
+        raise
     except Exception as error:  # no network, no token, no permission
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DiffLensError(
-            f"the hub does not take {repo}: {reason}; `hf auth login` stores a token that may write"
+            f"the hub does not take {repo}: {reason(error)}; `hf auth login` stores a token that may write"
         ) from error
     return str(url)

@@ -150,7 +150,8 @@ def _collect(config: ReportConfig) -> _Evidence:
                 f"{name} is a run of {command or 'no command'}; a report reads {listing(list(_READERS))}"
             )
         if not (path / ("model" if command == "pretrain" else FINISHED)).exists():
-            raise DiffLensError(f"{name} is not finished: `difflens {command}` goes on with --resume")
+            again = "runs again, into another folder" if command == "fidelity" else "goes on with --resume"
+            raise DiffLensError(f"{name} is not finished: `difflens {command}` {again}")
         _READERS[command](name, path, evidence)
     return evidence
 

@@ -115,7 +115,10 @@ def read_multi_label(path: Path, ids: Sequence[str], classes: tuple[str, ...]) -
     if not truths:
         raise DiffLensError(f"{path} holds no predictions")
     return MultiLabelEvaluation(
-        torch.tensor([*truths]), torch.tensor([*truths.values()]), torch.tensor(shares), classes
+        torch.tensor([*truths]),
+        torch.tensor([*truths.values()]),
+        torch.tensor(shares, dtype=torch.float64),
+        classes,
     )
 
 
