@@ -222,6 +222,12 @@ def test_a_folder_without_a_scheduler_says_that_the_schedule_is_assumed(
     printed = capsys.readouterr().out
     assert "no scheduler file was read" in printed
     assert "mit" in printed
+    for text, licence in (
+        (b"---\r\nlicense: mit\r\n---\r\n# A network\r\n", "mit"),
+        (b"# A network\n\n---\nlicense: see the wiki\n---\n", None),
+    ):
+        (tmp_path / "README.md").write_bytes(text)
+        assert info(InfoConfig(backbone=str(tmp_path))).licence == licence
 
 
 def test_json(backbone_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,6 +139,20 @@ def test_what_cannot_work_says_so(davis: Path, tmp_path: Path, capsys: pytest.Ca
         propagate(config(tmp_path / "run", davis, frames=frames / "slow", masks=masks / "slow"))
 
 
+def test_a_first_mask_without_a_label_is_refused(davis: Path, backbone_folder: Path, tmp_path: Path) -> None:
+    frames, masks = tmp_path / "frames", tmp_path / "masks"
+    for folder in (frames, masks):
+        folder.mkdir()
+    for number in range(2):
+        Image.new("RGB", (32, 32)).save(frames / f"{number}.png")
+    Image.new("L", (32, 32), 255).save(masks / "0.png")
+    asked = PropagateConfig(
+        frames=frames, masks=masks, backbone=str(backbone_folder), out=tmp_path / "run", device="cpu"
+    )
+    with pytest.raises(DiffLensError, match="labels no pixel"):
+        propagate(asked)
+
+
 def test_two_frames_of_one_name_are_refused(davis: Path, tmp_path: Path) -> None:
     frames = tmp_path / "frames"
     frames.mkdir()

@@ -104,7 +104,10 @@ def test_every_family_is_read_at_its_own_levels(
 ) -> None:
     folder, out = write(tmp_path / "model"), tmp_path / "run"
     words = ("--backbone", folder, "--data", pictures, "--limit", 12, "--workers", 0, "--device", "cpu")
+    # latents in a file, which is not left behind
+    words = (*words, "--cache-gigabytes", 0)
     assert cli("suggest", *words, "--noise-steps", *levels, "--out", out) == 0
+    assert not (out / "cache").exists()
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Suggested: "))
     assert "(log-SNR " in line
     found = json.loads((out / "metrics.json").read_text())

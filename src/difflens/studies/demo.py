@@ -28,10 +28,11 @@ from difflens.extractors.base import evaluating
 from difflens.extractors.cache import READ_BATCH, FeatureCache
 from difflens.extractors.frozen import FrozenExtractor
 from difflens.extractors.store import FeatureStore
+from difflens.generation.fidelity import at_random
 from difflens.generation.grid import image_grid, to_picture
 from difflens.generation.samplers import sample
 from difflens.metrics.classification import Evaluation
-from difflens.metrics.memorisation import Seen, find_nearest
+from difflens.metrics.memorisation import UNSEEN, Seen, find_nearest
 from difflens.models.feature_space import FeatureSpace
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.pretraining.export import card_fact
@@ -263,7 +264,8 @@ class _Demo:
             index = torch.arange(len(samples), device=backbone.device)
             maps = space.extractor(to_float(samples).to(backbone.device), index)[place]
         generated = samples, maps.mean((2, 3)), index
-        neighbours = find_nearest(generated, stored(self.train), stored(self.data.test), space.name)
+        unseen = at_random(self.data.test, UNSEEN, self.config.seed)
+        neighbours = find_nearest(generated, stored(self.train), stored(unseen), space.name)
         searched = f"the {counted(len(self.train), 'training image')} of this run"
         return copying_section(samples, neighbours, lambda rows: self._images(self.train, rows), searched)
 

@@ -206,8 +206,8 @@ def _card(spec: str) -> tuple[str | None, str | None]:
     if card is None or not card.is_file():
         return None, None
     try:
-        _, marker, rest = read_text(card).partition("---\n")
-        header = yaml_of(card, rest.partition("\n---")[0]) if marker else None
+        start, _, rest = read_text(card).replace("\r\n", "\n").partition("---\n")
+        header = yaml_of(card, rest.partition("\n---")[0]) if rest and not start.strip() else None
     except DiffLensError as error:
         warn(f"the licence is not known: {error}")
         header = None

@@ -18,7 +18,7 @@ from difflens.data.dense.masks import BACKGROUND, read_mask, to_palette_image
 from difflens.data.images import read_image
 from difflens.data.sequences import Sequence, SequenceSet, load_sequences
 from difflens.data.split import FileSplit
-from difflens.errors import counted, plural
+from difflens.errors import DiffLensError, counted, plural
 from difflens.metrics.propagation import boundary_f, carry, jaccard
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.reports.overlays import examples, mask_overlay
@@ -108,6 +108,8 @@ class _Carried:
         given_mask = read_mask(sequence.masks[0])
         self.first_mask = given_mask
         self.values = [int(value) for value in np.unique(given_mask) if value != IGNORED]
+        if not self.values:
+            raise DiffLensError(f"the first mask of {sequence.name} labels no pixel: {IGNORED} is no label")
         self.first: tuple[Tensor, Tensor] | None = None
         self.recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=given(config.context))
         self.scores: dict[int, list[tuple[float, float]]] = {}

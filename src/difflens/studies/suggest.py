@@ -1,5 +1,6 @@
 """`difflens suggest`: the block and noise step that label-free statistics suggest."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -113,6 +114,7 @@ class _Study:
                     for rows in subsets
                 ]
             )
+        shutil.rmtree(spill, ignore_errors=True)
         whole, *halves = (
             {name: torch.stack([level[k][name] for level in levels]) for name in levels[0][k]}
             for k in range(len(levels[0]))
