@@ -29,7 +29,7 @@ class FeatureExtractor(nn.Module):
 
     Args:
         backbone: a name, path, hub id or run directory, as for `load_backbone`; or a loaded backbone, which
-            is shared, not copied.
+            is shared; it is copied for another `precision` than its own.
         blocks, noise_steps: the places that are read: each block at each noise step. None: the backbone's
             default place.
         extractor: frozen; feedback, DifFeed's second pass with feedback layers to train (paper section 3.3);
