@@ -28,6 +28,7 @@ from difflens import (
     compare,
     load_backbone,
 )
+from difflens.data.dense import samples
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "version-0.1.tar.xz"
 BACKBONE = "pretrain/model"
@@ -228,7 +229,15 @@ def test_a_probe_goes_on(run: str, recipe: dict[str, Any]) -> None:
     assert timeless(metrics(f"{run}-stopped")) == close(timeless(metrics(run)))
 
 
-def test_a_segmentation_goes_on() -> None:
+def test_a_segmentation_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With masks resized as then, by the value at the upper left corner of each new pixel."""
+
+    def by_corner(masks: torch.Tensor, size: list[int]) -> torch.Tensor:
+        for dim, length in zip((-2, -1), size, strict=True):
+            masks = masks.index_select(dim, torch.arange(length) * masks.shape[dim] // length)
+        return masks
+
+    monkeypatch.setattr(samples, "_nearest", by_corner)
     difflens.segment(SegmentConfig(out=Path("segment-stopped"), resume=True, **SEGMENT))
     assert log("segment-stopped") == close(log("segment"))
     again = timeless(metrics("segment-stopped"))

@@ -190,5 +190,5 @@ def test_a_transformer_without_positions_for_a_side_says_so(tmp_path: Path) -> N
     folder = write_stable_diffusion_3(tmp_path / "sd3")
     backbone: Backbone = load_backbone(str(folder))
     asked = resolve(segmentation(folder, Path("data"), tmp_path, side=32 * backbone.image_size))
-    with pytest.raises(DiffLensError, match=r"does not take images of side \d+ \(.*\): leave --side at"):
+    with pytest.raises(DiffLensError, match=r"has positions for images of 64 pixels at most, not \d+"):
         make_plan(asked, backbone)

@@ -228,7 +228,9 @@ class TransformerBackbone(DiffusionBackbone):
         most = int(getattr(self.transformer.config, "pos_embed_max_size", None) or 0)
         largest = most * self._patch * self.input_stride
         if most and side > largest:
-            raise DiffLensError(f"{self.spec} has positions for images of {largest} pixels at most")
+            raise DiffLensError(
+                f"{self.spec} has positions for images of {largest} pixels at most, not {side}"
+            )
 
     def facts(self) -> dict[str, str]:
         return {**super().facts(), "Tokens read": self.tap}
