@@ -36,6 +36,13 @@ _FLOWS = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 _FORMER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 
 
+def pipeline_of(folder: Path) -> Path:
+    """Return the folder of the pipeline that the network in `folder` is part of; `folder` for one alone."""
+    parts = [f"{name}{end}" for name in _NETWORKS for end in ("", "_ema")]
+    beside = any((folder.parent / name).exists() for name in ("model_index.json", "scheduler", DISTILLED))
+    return folder.parent if folder.name in parts and beside else folder
+
+
 @dataclass(frozen=True)
 class _Pipeline:
     """The files of a folder.
@@ -62,14 +69,12 @@ class _Pipeline:
         Raises:
             DiffLensError: the folder holds no network, or `weights` names some that it does not have.
         """
-        parts = [f"{name}{end}" for name in _NETWORKS for end in ("", "_ema")]
-        parent = folder.parent
-        belongs = any((parent / name).exists() for name in ("model_index.json", "scheduler", DISTILLED))
-        if folder.name in parts and belongs:
+        whole = pipeline_of(folder)
+        if whole != folder:
             if weights is not None and (weights == "ema") != folder.name.endswith("_ema"):
-                raise DiffLensError(f"{folder} holds other weights: name {parent}, or leave out --weights")
-            warn(f"{folder} is part of the pipeline in {parent}, which is read as a whole")
-            folder, home = parent, folder
+                raise DiffLensError(f"{folder} holds other weights: name {whole}, or leave out --weights")
+            warn(f"{folder} is part of the pipeline in {whole}, which is read as a whole")
+            folder, home = whole, folder
         else:
             home = _network_of(folder, weights)
         written = read_config(home, f"{folder} is not a diffusers model")

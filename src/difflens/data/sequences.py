@@ -6,6 +6,7 @@
 The value of a mask's pixel is its object, 0 the background, and 255 no label.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -94,8 +95,8 @@ def _sequence(folder: Path, masks: Path) -> Sequence:
     for mask in find_images(masks):
         if by_stem.setdefault(mask.stem, mask) != mask:
             raise DiffLensError(f"{mask}: {by_stem[mask.stem]} is a mask of this name already")
-    stems = [path.stem for path in files]
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    stems = Counter(path.stem for path in files)
+    twice = next((stem for stem, count in stems.items() if count > 1), None)
     if twice is not None:
         raise DiffLensError(f"{folder} has two frames of the name {twice}")
     found = {number: by_stem[path.stem] for number, path in enumerate(files) if path.stem in by_stem}

@@ -43,9 +43,9 @@ def measured_precision(backbone: Backbone) -> Precision:
         extractor.compiled = False
 
     def read(dtype: torch.dtype, count: int) -> None:
-        read = images[:count].to(backbone.device)
+        batch, index = (each[:count].to(backbone.device) for each in (images, torch.arange(most)))
         with torch.no_grad():
-            (found,) = extractors[dtype](read, torch.arange(count, device=read.device)).values()
+            (found,) = extractors[dtype](batch, index).values()
         maps[dtype] = found.float().cpu()  # the copy waits for a GPU
 
     factor = bfloat16_speedup(read, most)

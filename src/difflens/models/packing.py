@@ -7,6 +7,7 @@ from typing import Any
 
 from difflens.backbones.checkpoint import FLAGS
 from difflens.backbones.config import CONDITION_FILE
+from difflens.backbones.folder import pipeline_of
 from difflens.backbones.runs import backbone_beneath, network_folder
 from difflens.errors import DiffLensError
 from difflens.models.saved import model_folder
@@ -67,8 +68,7 @@ def _copied(path: Path, target: Path, name: str, model: Path) -> str:
                 f"the backbone of {model} is {path}, which reads another backbone: train on that one to "
                 "pack it"
             )
-        # a part of a pipeline needs the others
-        whole = path.parent if (path.parent / "model_index.json").is_file() and name == "backbone" else path
+        whole = pipeline_of(path)  # a part needs the others
         shutil.copytree(whole, target / name)
         return name if whole == path else f"{name}/{path.name}"
     (target / name).mkdir()

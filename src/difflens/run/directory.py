@@ -249,10 +249,8 @@ class RunDirectory:
 
     def _lines_logged(self) -> int:
         if self._log_lines is None:
-            lines = len(self.read_log())
-            self.cut_log(lines)  # no line goes on behind an incomplete one
-            self._log_lines = lines
-        return self._log_lines
+            self.cut_log(None)  # no line goes on behind an incomplete one
+        return self._log_lines or 0
 
     def read_log(self) -> list[dict[str, Any]]:
         """Return the records of log.jsonl."""
@@ -304,12 +302,16 @@ class RunDirectory:
             )
         return dict(state)
 
-    def cut_log(self, lines: int) -> None:
-        """Cut the log to so many lines, those at the time of the checkpoint from which the run goes on."""
+    def cut_log(self, lines: int | None) -> None:
+        """Cut the log to so many lines, those at the time of the checkpoint from which the run goes on.
+
+        Args:
+            lines: None cuts only a last line that is incomplete.
+        """
         if self.main_process and (self.path / "log.jsonl").exists():
             kept = self.read_log()[:lines]
             self.write("log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-        self._log_lines = None
+            self._log_lines = len(kept)
 
     def read_json(self, name: str, kind: Parse[T]) -> T:
         """Return the content of a JSON file as `kind`; raise DiffLensError if the file or a field is
