@@ -7,8 +7,9 @@ trial trains on the others without labels for as many images as take MINUTES (15
 core. The rate is that of the plain network, measured once, divided by the relative cost of the trial's own
 step, measured in turn with the plain one's. Ridge regression on 2x2 pooled maps learns 10,000 labels of the
 images trained on, and the 5,000 held-out images judge it. Test images are not read. TRIAL names some of the
-trials (all). `SEEDS` says which are made with several seeds; these are compared seed by seed. Finished trials
-are kept, so a run that was stopped goes on. The table is printed, and written to OUTPUT_FOLDER/table.md.
+trials (all). All train in the floating-point format that is faster on this machine. `SEEDS` says which are
+made with several seeds; these are compared seed by seed. Finished trials are kept, so a run that was stopped
+goes on. The table is printed, and written to OUTPUT_FOLDER/table.md.
 """
 
 import json
@@ -25,6 +26,7 @@ from accelerate import Accelerator
 
 from difflens import PretrainConfig, load_backbone, pretrain
 from difflens.backbones.base import Backbone
+from difflens.choices import TrainingPrecision
 from difflens.configs.options import resolve
 from difflens.data.labels import balanced
 from difflens.data.load import load_data
@@ -37,6 +39,7 @@ from difflens.presets import PRETRAIN, UNETS
 from difflens.pretraining.gradients import Gradients
 from difflens.pretraining.loss import DiffusionLoss
 from difflens.pretraining.networks import build_unet
+from difflens.pretraining.precision import choose_precision
 from difflens.processes.schedulers import process_of
 from difflens.processes.variance_preserving import VariancePreserving
 
@@ -60,12 +63,16 @@ NOISE_STEPS = (10, 30, 100)
 LABELS = 10_000
 
 
-def training_step(preset: str, options: dict[str, Any]) -> Callable[[], float]:
-    """Return a function that makes a training step of 64 images in bfloat16, and gives its processor time."""
+def plain_config() -> PretrainConfig:
+    return resolve(PretrainConfig(data="", out=Path(), preset="photos-32"))
+
+
+def training_step(preset: str, options: dict[str, Any], precision: TrainingPrecision) -> Callable[[], float]:
+    """Return a function that makes a training step of 64 images, and gives its processor time."""
     unet = build_unet(resolve(PretrainConfig(data="", out=Path(), preset=preset, **options)))
     process, schedule = Accelerator(cpu=True), process_of({})
     assert isinstance(schedule, VariancePreserving)
-    gradients = Gradients(unet, DiffusionLoss(schedule), process, "bfloat16")
+    gradients = Gradients(unet, DiffusionLoss(schedule), process, precision)
     images, t = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8), torch.randint(1000, (64,))
 
     def step() -> float:
@@ -77,14 +84,15 @@ def training_step(preset: str, options: dict[str, Any]) -> Callable[[], float]:
     return step
 
 
-def images_of(minutes: float, options: dict[str, Any], rate: Path) -> int:
+def images_of(minutes: float, options: dict[str, Any], precision: TrainingPrecision, rate: Path) -> int:
     """Return how many images a trial trains on: as many as take `minutes`.
 
     Args:
         options: of the preset "trial".
         rate: the file of the plain network's rate, in seconds an image; it is written if it is missing.
     """
-    plain, own = training_step("photos-32", {}), training_step("trial", options)
+    plain = training_step("photos-32", {}, precision)
+    own = training_step("trial", options, precision)
     pairs = [(plain(), own()) for _ in range(20)]
     if not rate.exists():
         rate.write_text(str(median(first for first, _ in pairs) / 64))
@@ -133,9 +141,12 @@ def trial(name: str, seed: int, cifar: Path, out: Path, minutes: float) -> dict[
     recipe, preset = dict(TRIALS[name]), UNETS["photos-32"]
     UNETS["trial"] = {**preset, "channels": recipe.pop("channels", preset["channels"])}
     PRETRAIN["trial"] = {**PRETRAIN["photos-32"], "unet": "trial"}
-    plan = out / f"{name}.plan"
+    plan, kept_precision = out / f"{name}.plan", out / "precision"
+    if not kept_precision.exists():
+        kept_precision.write_text(choose_precision(plain_config(), Accelerator(cpu=True)))
+    precision: TrainingPrecision = "bfloat16" if kept_precision.read_text() == "bfloat16" else "float32"
     if not plan.exists():
-        plan.write_text(str(images_of(minutes, recipe, out / "plain.seconds")))
+        plan.write_text(str(images_of(minutes, recipe, precision, out / "plain.seconds")))
     images = int(plan.read_text())
     epochs = math.ceil(images / 45_000)
     config = PretrainConfig(
@@ -146,7 +157,7 @@ def trial(name: str, seed: int, cifar: Path, out: Path, minutes: float) -> dict[
         resume=True,
         epochs=epochs,
         limit=images // epochs,
-        precision="bfloat16",
+        precision=precision,
         workers=0,
         **recipe,
     )
