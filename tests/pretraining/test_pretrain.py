@@ -13,6 +13,7 @@ import yaml
 from diffusers import DDPMPipeline, UNet2DModel
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from torch import Tensor
 
 from difflens import DiffLensError, PretrainConfig, load_backbone, pretrain
@@ -287,6 +288,8 @@ def test_a_run_that_dies_again_and_again_ends_as_one_that_does_not(
     look_every: int,
 ) -> None:
     monkeypatch.setattr(pretraining, "LOOK_EVERY", look_every)
+    # TensorBoard reads files of one second in the order of their names, where number 10 stands before 9
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))
     run = replace(whole, out=tmp_path / "run")
     die_after(monkeypatch, steps)
     deaths = 0
