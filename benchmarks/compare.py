@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from difflens.data.load import load_data
 
@@ -158,7 +159,7 @@ def write_table(
     print(text)
 
 
-def row(name: str, each: list[dict], keys: list[str], epochs: int, minutes: str) -> str:
+def row(name: str, each: list[dict[str, Any]], keys: list[str], epochs: int, minutes: str) -> str:
     places = sorted({f"{backbone['block']}, {backbone['noise_step']}" for backbone in each})
     distances = [
         backbone["frechet_distance"] for backbone in each if backbone["frechet_distance"] is not None

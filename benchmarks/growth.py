@@ -274,7 +274,7 @@ def classes(series: str, size: int, out: Path, photos: Path) -> tuple[float, flo
         pool=16,
         out=out,
         workers=0,
-        **({"epochs": 2} if series == "linear" else {}),
+        epochs=2 if series == "linear" else None,
     )
     start, began = resident(), time.process_time()
     probe(asked)
@@ -356,7 +356,8 @@ def curves(axes: Axes, row: Row, points: list[Point], value: Callable[[Point], f
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
-        row, series, size, folder, number, photos = sys.argv[2:]
-        print(json.dumps(measure(row, series, int(size), Path(folder), int(number), Path(photos))))
+        name, series, size, folder, number, photos = sys.argv[2:]
+        asked = {str(row): row for row in ROWS}[name]
+        print(json.dumps(measure(asked, series, int(size), Path(folder), int(number), Path(photos))))
     else:
         main(tyro.cli(Config, description=__doc__))

@@ -19,18 +19,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 
 from difflens import PretrainConfig, load_backbone, pretrain
 from difflens.backbones.base import Backbone
-from difflens.choices import TrainingPrecision
+from difflens.choices import Precision
 from difflens.configs.options import resolve
 from difflens.data.labels import balanced
 from difflens.data.load import load_data
-from difflens.data.split import every_nth
+from difflens.data.split import FileSplit, every_nth
 from difflens.extractors.cache import read_features
 from difflens.extractors.config import ExtractorConfig
 from difflens.metrics.classifiers import held_out_scores
@@ -67,7 +67,7 @@ def plain_config() -> PretrainConfig:
     return resolve(PretrainConfig(data="", out=Path(), preset="photos-32"))
 
 
-def training_step(preset: str, options: dict[str, Any], precision: TrainingPrecision) -> Callable[[], float]:
+def training_step(preset: str, options: dict[str, Any], precision: Precision) -> Callable[[], float]:
     """Return a function that makes a training step of 64 images, and gives its processor time."""
     unet = build_unet(resolve(PretrainConfig(data="", out=Path(), preset=preset, **options)))
     process, schedule = Accelerator(cpu=True), process_of({})
@@ -84,7 +84,7 @@ def training_step(preset: str, options: dict[str, Any], precision: TrainingPreci
     return step
 
 
-def images_of(minutes: float, options: dict[str, Any], precision: TrainingPrecision, rate: Path) -> int:
+def images_of(minutes: float, options: dict[str, Any], precision: Precision, rate: Path) -> int:
     """Return how many images a trial trains on: as many as take `minutes`.
 
     Args:
@@ -113,7 +113,7 @@ def score(backbone: Backbone, data: Any, held_out: torch.Tensor) -> dict[str, An
         extractor = ExtractorConfig("frozen", blocks, (t,), 0).build(backbone)
         cache = read_features(extractor, 2, split, Accelerator(cpu=True))
         for block in blocks:
-            features = cache.maps[(block, t)][:].flatten(1).float()
+            features = cache.maps[(block, t)][torch.arange(len(split))].flatten(1).float()
             scores = held_out_scores("ridge", features, split.labels, tested, tested[:0], len(data.classes))
             hits = int((scores.argmax(1) == split.labels[tested]).sum())
             if hits / int(tested.sum()) > best["accuracy"]:
@@ -130,6 +130,8 @@ def trial(name: str, seed: int, cifar: Path, out: Path, minutes: float) -> dict[
         found: dict[str, Any] = json.loads(file.read_text())
         return found
     data = load_data(f"folder:{cifar}")
+    assert isinstance(data.train, FileSplit)
+    assert data.train.labels is not None
     held_out = every_nth(data.train.labels, 10)
     kept = out / "images"
     if not kept.exists():
@@ -144,7 +146,9 @@ def trial(name: str, seed: int, cifar: Path, out: Path, minutes: float) -> dict[
     plan, kept_precision = out / f"{name}.plan", out / "precision"
     if not kept_precision.exists():
         kept_precision.write_text(choose_precision(plain_config(), Accelerator(cpu=True)))
-    precision: TrainingPrecision = "bfloat16" if kept_precision.read_text() == "bfloat16" else "float32"
+    precision: Literal["float32", "bfloat16"] = (
+        "bfloat16" if kept_precision.read_text() == "bfloat16" else "float32"
+    )
     if not plan.exists():
         plan.write_text(str(images_of(minutes, recipe, precision, out / "plain.seconds")))
     images = int(plan.read_text())

@@ -112,8 +112,8 @@ def places(asked: argparse.Namespace) -> tuple[list[object], list[object]]:
     options = ["--noise-steps", *asked.noise_steps, "--budget", asked.budget]
     folder = run("sweep", asked.out / "sweep", *asked.common, "--backbone", asked.backbone, *options)
     best: dict[str, list[object]] = metrics(folder)["recommended"]  # type: ignore[assignment]
-    one = ["--blocks", best["block"], "--noise-steps", best["noise_step"]]
-    several = ["--blocks", *best["fusion_blocks"], "--noise-steps", *best["fusion_noise_steps"]]
+    one: list[object] = ["--blocks", best["block"], "--noise-steps", best["noise_step"]]
+    several: list[object] = ["--blocks", *best["fusion_blocks"], "--noise-steps", *best["fusion_noise_steps"]]
     return one, several
 
 

@@ -37,7 +37,8 @@ def main() -> None:
     asked = parser.parse_args()
     if len(asked.pair) < 2:
         parser.error("a rule is judged on a pair that did not choose it: name at least two")
-    print(table([Pair(asked.out, *words, asked.images, asked.seeds) for words in asked.pair]))
+    words: list[tuple[str, str, str]] = asked.pair
+    print(table([Pair(asked.out, *each, asked.images, asked.seeds) for each in words]))
 
 
 class Pair(LabelledPlaces):

@@ -53,11 +53,14 @@ from difflens.data.images import to_float
 from difflens.data.split import FileSplit, ImageSplit
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import FeatureCache, Reading
+from difflens.heads.base import Head
 from difflens.pretraining.gradients import Gradients
 from difflens.pretraining.loss import DiffusionLoss
 from difflens.pretraining.networks import unet_config
 from difflens.pretraining.pretrain import pretrain
+from difflens.processes.base import Level
 from difflens.processes.schedulers import process_of
+from difflens.processes.variance_preserving import VariancePreserving
 from difflens.run.processes import accelerator
 from difflens.tasks.classification.train import cached_batches
 
@@ -73,6 +76,8 @@ Option = Literal[
     "checkpoint",
     "cache",
 ]
+Step = tuple[Option, str, float | None]
+"""An optimisation, the name of its row, and the gain predicted for it."""
 Group = Literal[
     "extraction", "linear", "attention", "difformer", "diffeed", "sampling", "pretraining", "pretrain", "data"
 ]
@@ -126,6 +131,7 @@ class Config:
     """Images a pass where nothing is trained; half of it in training, a quarter in DifFeed's. (default: 32,
     on CUDA 64)"""
     repetitions: int = 9
+    """Times that a row is measured: at least 2."""
     seconds: float = 0.2
     """Steps shorter than this are repeated to fill it."""
     threads: int | None = None
@@ -165,7 +171,7 @@ class Row:
 class WholeNetwork(FrozenExtractor):
     """The released way: runs the network's own forward to its end and catches maps on their way."""
 
-    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
+    def _read(self, x_t: Tensor, t: Level | Tensor) -> dict[int, Tensor]:
         with torch.no_grad():
             if self.compiled:  # nothing can be caught in a graph, so it returns the last map too
                 return self.backbone.features(
@@ -177,7 +183,7 @@ class WholeNetwork(FrozenExtractor):
 class TwoWholePasses(FeedbackExtractor):
     """The released way of DifFeed: both passes run the network to its end."""
 
-    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
+    def _read(self, x_t: Tensor, t: Level | Tensor) -> dict[int, Tensor]:
         with torch.no_grad():
             first = whole_pass(self.backbone, x_t, t, self.feedback_blocks, {})
         return whole_pass(self.backbone, x_t, t, self.blocks, self._respond(first, x_t))
@@ -186,14 +192,18 @@ class TwoWholePasses(FeedbackExtractor):
 class TwoPasses(FeedbackExtractor):
     """DifFeed with two passes that begin at the input and stop after the last block needed."""
 
-    def _read(self, x_t: Tensor, t: int | Tensor) -> dict[int, Tensor]:
+    def _read(self, x_t: Tensor, t: Level | Tensor) -> dict[int, Tensor]:
         with torch.no_grad():
             first = self.backbone.features(x_t, t, self.feedback_blocks)
         return self.backbone.features(x_t, t, self.blocks, self._respond(first, x_t))
 
 
+def chosen(*options: Option) -> frozenset[Option]:
+    return frozenset(options)
+
+
 def whole_pass(
-    backbone: Any, x_t: Tensor, t: int | Tensor, blocks: tuple[int, ...], feedback: dict[int, Tensor]
+    backbone: Any, x_t: Tensor, t: Level | Tensor, blocks: tuple[int, ...], feedback: dict[int, Tensor]
 ) -> dict[int, Tensor]:
     maps: dict[int, Tensor] = {}
 
@@ -269,9 +279,7 @@ class Bench:
         labels = torch.randint(self.classes, (count,), generator=generator)
         return images.to(self.device), torch.arange(count, device=self.device), labels.to(self.device)
 
-    def ladder(
-        self, *steps: tuple[Option, str, float | None]
-    ) -> Iterator[tuple[frozenset[Option], str, float | None]]:
+    def ladder(self, *steps: Step) -> Iterator[tuple[frozenset[Option], str, float | None]]:
         """The released way, then each optimisation on top of those before it, but for those switched off."""
         options: frozenset[Option] = frozenset()
         yield options, "the released way", None
@@ -280,11 +288,9 @@ class Bench:
                 options |= {option}
                 yield options, name, gain
 
-    def hardware_steps(self) -> list[tuple[Option, str, float | None]]:
+    def hardware_steps(self) -> list[Step]:
         """Options that run the same operations faster, with the gain predicted for it."""
-        steps: list[tuple[Option, str, float | None]] = [
-            ("channels-last", "+ channels-last", 1.1 if self.cuda else 1.0)
-        ]
+        steps: list[Step] = [("channels-last", "+ channels-last", 1.1 if self.cuda else 1.0)]
         if self.cuda:
             steps += [
                 ("bfloat16", "+ bfloat16 for float16", 1.0),
@@ -295,7 +301,7 @@ class Bench:
         return steps
 
     def frozen(
-        self, options: frozenset[Option], blocks: tuple[int, ...], steps: tuple[int, ...]
+        self, options: frozenset[Option], blocks: tuple[int, ...], steps: tuple[Level, ...]
     ) -> Extractor:
         kind = FrozenExtractor if "stop" in options else WholeNetwork
         extractor = kind(self.network(options), blocks, steps)
@@ -305,7 +311,7 @@ class Bench:
     def extraction(self) -> Iterator[Row]:
         images, index, _ = self.images(self.batch_size)
         blocks, steps = (self.defaults.block,), self.defaults.fusion_noise_steps
-        ladder = [
+        ladder: list[Step] = [
             ("stop", f"+ stop after block {blocks[0]}", None),
             ("joint", f"+ {len(steps)} noise steps in one batch", 1.0),
             *self.hardware_steps(),
@@ -313,11 +319,11 @@ class Bench:
         if not self.cuda:
             ladder += [("compile", "+ compiled", 1.0)]
         rungs = list(self.ladder(*ladder))
-        stopped = frozenset({"stop"}) - set(self.config.without)
+        stopped = chosen("stop") - {*self.config.without}
         if (
             not self.cuda and "bfloat16" not in self.config.without
         ):  # twice the products in an instruction of AVX-512
-            rungs.append((stopped | {"bfloat16"}, "stop, with --precision bfloat16", 2.0))
+            rungs.append((stopped | chosen("bfloat16"), "stop, with --precision bfloat16", 2.0))
         for options, name, gain in rungs:
             extractor = self.frozen(options, blocks, steps)
 
@@ -334,16 +340,16 @@ class Bench:
         many = head == "difformer"
         blocks = self.defaults.fusion_blocks if many else (self.defaults.block,)
         steps = self.defaults.fusion_noise_steps if many else (self.defaults.noise_step,)
-        ladder = [("stop", f"+ stop after block {max(blocks)}", None)]
+        ladder: list[Step] = [("stop", f"+ stop after block {max(blocks)}", None)]
         if many:
             ladder += [("joint", f"+ {len(steps)} noise steps in one batch", 1.0)]
         if self.cuda:
             ladder += self.hardware_steps()
-        for options, name, gain in self.ladder(*ladder):  # type: ignore[arg-type]
+        for options, name, gain in self.ladder(*ladder):
             extractor = self.frozen(options, blocks, steps)
             probe = Probe(extractor, self.head(head, extractor)).to(self.device)
             probe.head.train()
-            step = stepper(probe, lambda probe=probe: probe(images, index, 1), labels)
+            step = stepper(probe, partial(probe, images, index, 1), labels)
             yield self.row(head, name, step, len(images) * len(steps), gain, extractor, probe.head)
         if "cache" not in self.config.without:
             extractor = self.frozen(frozenset({"stop"}), blocks, steps)
@@ -356,14 +362,14 @@ class Bench:
             row.products = products_of(step)
             yield row
 
-    def head(self, name: Any, extractor: Extractor) -> nn.Module:
+    def head(self, name: Any, extractor: Extractor) -> Head:
         pool = None if name == "linear" else self.defaults.token_side
         return make_head(HeadConfig(name, pool=pool), extractor.shapes(), self.classes)
 
     def diffeed(self) -> Iterator[Row]:
         images, index, labels = self.images(max(2, self.batch_size // 4))
         block, step_read = self.defaults.block, self.defaults.noise_step
-        ladder: list[tuple[Option, str, float | None]] = [
+        ladder: list[Step] = [
             ("stop", "+ stop after the last block of each pass", None),
             ("gradient", "+ no gradient for frozen weights", None),
             ("shared", "+ early blocks shared by both passes", None),
@@ -373,9 +379,8 @@ class Bench:
         ladder += [("checkpoint", "+ checkpointing (for memory)", None)]
         rungs = list(self.ladder(*ladder))
         if not self.cuda and "bfloat16" not in self.config.without:
-            shared = {"stop", "gradient", "shared"} - set(self.config.without)
-            half = frozenset({*shared, "bfloat16"})
-            rungs.append((half, "shared, with --precision bfloat16", 2.0))  # type: ignore[arg-type]
+            half = (chosen("stop", "gradient", "shared") - {*self.config.without}) | chosen("bfloat16")
+            rungs.append((half, "shared, with --precision bfloat16", 2.0))
         for options, name, gain in rungs:
             network = self.network(options, trained="gradient" not in options)
             kind: type[FeedbackExtractor] = TwoWholePasses
@@ -386,7 +391,7 @@ class Bench:
             probe = Probe(extractor, self.head("attention", extractor)).to(self.device)
             head = nn.ModuleList([probe.head, extractor.feedback])
             head.train()
-            step = stepper(probe, lambda probe=probe: probe(images, index, 1), labels, head)
+            step = stepper(probe, partial(probe, images, index, 1), labels, head)
             row = self.row("diffeed", name, step, len(images), gain, extractor, head)
             if "bfloat16" in options and not self.cuda:
                 row.over = "+ early blocks shared by both passes"
@@ -406,7 +411,9 @@ class Bench:
             precisions.append(("bfloat16, float32 weights", "bfloat16"))
         for name, precision in precisions:
             unet = UNet2DModel(**network).to(self.device)
-            loss = DiffusionLoss(process_of({}), device=self.device)
+            schedule = process_of({})
+            assert isinstance(schedule, VariancePreserving)
+            loss = DiffusionLoss(schedule, device=self.device)
             gradients = Gradients(unet, loss, process, precision)
             step = partial(gradients, images, index, t, draw)
             yield Row("pretraining", name, step, count, size_of(unet), 2.0)
@@ -649,10 +656,11 @@ def waiting(bench: Bench) -> Iterator[dict[str, Any]]:
     probe = Probe(extractor, bench.head("linear", extractor)).to(bench.device)
     rows = torch.arange(8192 if bench.cuda else 512)
     with tempfile.TemporaryDirectory() as folder:
-        for name, split, augment in (
+        sources: list[tuple[str, ImageSplit, Augmentation]] = [
             ("linear head, online, images in memory", load_data("fashion").train, "flip"),
             ("linear head, online, JPEG files of 500 x 375", photographs(Path(folder)), "crop"),
-        ):
+        ]
+        for name, split, augment in sources:
             yield shares(name, probe, probe, online(bench, extractor, split, rows, augment), bench.device)
         decoded = online(bench, extractor, photographs(Path(folder)), torch.arange(64), "crop", workers=0)
         yield {
