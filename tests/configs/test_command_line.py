@@ -50,7 +50,7 @@ def test_the_shown_command_can_be_pasted() -> None:
             classes=Path("f"),
             scale=(0.5, 2.0),
         ),
-        ReportConfig(runs=("runs/a", "runs/b"), samples=4),
+        ReportConfig(runs=("runs/a", "runs/b"), samples=4, out=Path("a b.html")),
         PredictConfig(model=Path("m"), images=(Path("a.png"), Path("b c.png")), format="json"),
     ],
     ids=lambda config: config.command,

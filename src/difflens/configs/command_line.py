@@ -23,12 +23,14 @@ def shown_command(config: Options, out: Path | str = "DIR") -> str:
     """Return the command line that repeats a run: the options that differ from their defaults, and --out.
 
     Args:
-        out: the value of --out, which a run of its own needs.
+        out: the value of --out of a command that makes a run directory; another one keeps its own.
     """
     words, positional = ["difflens", config.command], []
     for field in fields(config):
         value, name = getattr(config, field.name), field.name.replace("_", "-")
-        if value == field.default or value is None or field.name in ("out", "resume"):
+        if value == field.default or value is None or field.name == "resume":
+            continue
+        if field.name == "out" and config.HAS_DIRECTORY:
             continue
         values = [str(item) for item in (value if isinstance(value, tuple) else (value,))]
         if field.name in config.POSITIONAL:

@@ -41,7 +41,7 @@ class DemoResult(Result):
     Attributes:
         out: the run directory.
         results: by head, and by baseline: "pixels" and "random_backbone".
-        seconds: seconds of the whole run.
+        seconds: seconds since the run was started or, at last, resumed.
         train_images, test_images: how many were read.
         best: the head with the highest accuracy.
         saved_head: the head that model/ holds.

@@ -283,7 +283,7 @@ class _Demo:
             f"{listing(defaults.fusion_blocks)} at t = {in_words(log_snr(defaults.fusion_noise_steps))}; "
             f"DifFeed returns {named('block', defaults.feedback_blocks)}",
             "Parameters": f"{sum(p.numel() for p in self.backbone.parameters()):,} in the backbone",
-            "Whole run": f"{result.seconds} s",
+            "Time": f"{result.seconds} s since the last start",
             **self.opened.provenance(),
         }
 
