@@ -5,7 +5,8 @@
 
 PYTHON ?= python3
 VENV := .venv
-PIP := $(VENV)/bin/python -m pip install --editable
+# Python compiles a module when it is first imported, so pip need not compile all of them
+PIP := $(VENV)/bin/python -m pip install --no-compile --editable
 INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 
