@@ -17,6 +17,10 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _PRIME = 2**31 - 1
 
+TEST_IMAGES = 2**30
+"""The number of the first test image. Training images count from 0, so no test image has the noise of a
+training image, by which a head could know it."""
+
 
 class Stream(IntEnum):
     """All random streams of a seed, besides the noise of images at their noise levels.
@@ -61,7 +65,7 @@ def seeded_noise(
 
     Args:
         shape: shape of one image, (C, H, W), or of one latent.
-        index: numbers of the images in their data set, (B,) long.
+        index: numbers of the images, (B,) long; see `ImageSplit.noise_index`.
         t: the noise level, one for all images or (B,): a whole step, or a float that is not negative; or a
             stream that replaces it.
         seed: 64-bit seed of the run.

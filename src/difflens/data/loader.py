@@ -35,7 +35,7 @@ class Batch:
     Attributes:
         images: uint8, (B, C, S, S).
         labels: (B,) long, (B, K) bool of several labels an image, or None.
-        index: (B,) long: the position of each image in the full split, which seeds its noise.
+        index: (B,) long: the number that seeds the noise of each image, see `ImageSplit.noise_index`.
         rows: (B,) long: positions in the split.
     """
 
@@ -209,7 +209,7 @@ class _Prepare(Dataset[tuple[Tensor, list[int], list[tuple[int, BadImage]]]]):
                 except BadImage as error:  # as a value, because DataLoader would wrap the exception
                     failures.append((row, error))
                 else:
-                    images.append(self(image[None], self.split.index[row : row + 1]))
+                    images.append(self(image[None], self.split.noise_index[row : row + 1]))
                     readable.append(row)
                     break
             else:
@@ -232,7 +232,7 @@ def _resident(prepare: _Prepare, rows: Tensor, batch_size: int, device: torch.de
     pixels = split.pixels_on(device)
     # copy everything to the device once, so that no step of a small network waits for a copy
     rows = rows.to(device)
-    index = split.index.to(device)[rows]
+    index = split.noise_index.to(device)[rows]
     labels = None if split.labels is None else split.labels.to(device)[rows]
     for start in range(0, len(rows), batch_size):
         chunk = slice(start, start + batch_size)
@@ -273,5 +273,5 @@ def _decoded(
 
 def _batch(split: ImageSplit, images: Tensor, rows: Tensor, device: torch.device) -> Batch:
     labels = None if split.labels is None else split.labels[rows].to(device)
-    index = split.index[rows].to(device)
+    index = split.noise_index[rows].to(device)
     return Batch(images.to(device, non_blocking=True), labels, index, rows.to(device))

@@ -17,7 +17,7 @@ from difflens.choices import Exif
 from difflens.data.content import content_digest
 from difflens.data.images import BadImage, decode_image, from_pil, image_shape, read_image
 from difflens.errors import DiffLensError, counted
-from difflens.noise import Stream, random_order
+from difflens.noise import TEST_IMAGES, Stream, random_order
 from difflens.run.console import note
 
 Metric = Literal["top1", "mean_per_class", "map"]
@@ -36,8 +36,9 @@ class ImageSplit(ABC):
         ids: a readable name for each image: its file relative to the root, or "train/00012".
         labels: (N,) long: the class of each image; (N, K) bool, if an image has several labels: the classes
             that are in it; or None if the images have none.
-        index: (N,) long: the position of each image in the full split. It seeds the image's noise; a subset
-            keeps it.
+        index: (N,) long: the position of each image in the full split; a subset keeps it.
+        noise_index: (N,) long: the number that seeds the noise of each image; a subset keeps it. It is
+            `index`, but test images count from `TEST_IMAGES`.
         pixels: uint8, (N, C, H, W): the whole split where it is in memory, else None.
     """
 
@@ -51,6 +52,7 @@ class ImageSplit(ABC):
     ) -> None:
         self.name, self.ids, self.labels, self.pixels = name, ids, labels, pixels
         self.index = torch.arange(len(ids)) if index is None else index
+        self.noise_index = self.index
         self._resident: dict[torch.device, Tensor] = {}
         self._fingerprint: str | None = None
 
@@ -248,6 +250,7 @@ class _Subset(ImageSplit):
             None if full.pixels is None else full.pixels[rows],
         )
         self.full, self.rows = full, rows
+        self.noise_index = full.noise_index[rows]
 
     def image(self, i: int) -> Tensor:
         return self.full.image(int(self.rows[i]))
@@ -266,6 +269,7 @@ class _Mirrored(ImageSplit):
         pixels = None if plain.pixels is None else plain.pixels.flip(-1)
         super().__init__(plain.name, plain.ids, plain.labels, plain.index, pixels)
         self.plain = plain
+        self.noise_index = plain.noise_index
 
     def image(self, i: int) -> Tensor:
         return self.plain.image(i).flip(-1)
@@ -279,7 +283,7 @@ class _Mirrored(ImageSplit):
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set to train on and to evaluate on.
+    """A data set to train on and to evaluate on. Its test images have noise of their own.
 
     Attributes:
         spec: the argument of `load_data`.
@@ -299,6 +303,9 @@ class ImageData:
     train: ImageSplit
     test: ImageSplit
     metric: Metric = field(default="top1", kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.test.noise_index = self.test.index + TEST_IMAGES
 
     @property
     def multi_label(self) -> bool:

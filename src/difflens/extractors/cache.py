@@ -168,7 +168,7 @@ class Reading:
         with evaluating(extractor):
             for known, x_0 in self.inputs(extractor, split, rows, latents):
                 size = len(known)
-                index = split.index[known[filled(size)]].to(x_0.device)
+                index = split.noise_index[known[filled(size)]].to(x_0.device)
                 features = extractor.read(x_0, index, draw)
                 yield known, {place: whole[:size] for place, whole in features.items()}
 

@@ -142,9 +142,23 @@ def check_file(path: Path, shard: Shard, layout: Layout, latents: bool = False) 
 def write_images(folder: Path, split: ImageSplit) -> None:
     """Write SPLIT/images.csv: name, label and noise index of each image."""
     labels = [""] * len(split) if split.labels is None else split.labels.tolist()
-    rows = zip(split.ids, labels, split.index.tolist(), strict=True)
+    rows = zip(split.ids, labels, split.noise_index.tolist(), strict=True)
     text = csv_text([("image", "label", "noise_index"), *rows])
     write_bytes(folder / split.name / IMAGES, on_disk(text).encode())
+
+
+def recorded_noise(folder: Path, split: ImageSplit) -> Tensor:
+    """Return the noise indices, (N,) long, that SPLIT/images.csv records, or else those of `split`.
+
+    A store that is continued keeps them: in those of earlier versions, test images count from 0.
+    """
+    path = folder / split.name / IMAGES
+    if not path.exists():
+        return split.noise_index
+    try:
+        return _read_images(path, len(split))[2]
+    except DiffLensError:  # it is damaged, and written again
+        return split.noise_index
 
 
 class StoredMaps:

@@ -172,5 +172,5 @@ def _in_memory(split: ImageSplit, channels: int, side: int, config: PretrainConf
     rows = torch.cat([rows for _, rows in read])
     assert split.labels is not None
     images = MemorySplit(split.name, torch.cat([pixels for pixels, _ in read]), split.labels[rows])
-    images.index = split.index[rows]
+    images.index, images.noise_index = split.index[rows], split.noise_index[rows]
     return images

@@ -34,6 +34,7 @@ from difflens.extractors.store import (
     read_checksums,
     read_latents,
     record_checksum,
+    recorded_noise,
     verified,
     write_images,
     write_latents,
@@ -219,6 +220,8 @@ class _Extraction:
         self._require_room(left)
         largest = max((self.layout.bytes_of(s, len(t), latents=True) for s, t in missing), default=0)
         require_memory(largest, "a shard of the store", "lower --shard-megabytes, or pool the maps")
+        for split in self.sources.values():
+            split.noise_index = recorded_noise(self.out, split)
         self.process.wait_for_everyone()
         if self.process.num_processes > 1:  # a failing process must not delete the shards of another
             self.run.keep()
