@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from difflens import DiffLensError, ExtractConfig, FeatureStore, ProbeConfig, extract, probe
+from difflens.data import split
 from difflens.data.images import read_image, to_float
 from difflens.data.labels import limited
 from difflens.data.load import load_data
@@ -87,6 +88,23 @@ def test_noise_steps_can_be_added(backbone_folder: Path, image_tree: Path, tmp_p
     extract(replace(one, noise_steps=(3, 9), resume=True))
     assert contents(one.out) == contents(both.out)
     assert all((one.out / name).stat().st_mtime_ns == time for name, time in kept.items())
+
+
+def test_a_store_that_is_continued_keeps_its_noise(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In stores of earlier versions, test images have the noise of training images."""
+    both = config(tmp_path / "both", backbone_folder, image_tree)
+    extract(both)
+    monkeypatch.setattr(split, "TEST_IMAGES", 0)
+    earlier = replace(both, out=tmp_path / "earlier")
+    extract(earlier)
+    one = replace(both, out=tmp_path / "one", noise_steps=(9,))
+    extract(one)
+    monkeypatch.undo()
+    extract(replace(one, noise_steps=(3, 9), resume=True))
+    assert contents(one.out) == contents(earlier.out) != contents(both.out)
+    assert FeatureStore(one.out).index("val").tolist() == [*range(15)]
 
 
 @pytest.mark.parametrize(("count", "module"), [(4, "difflens"), (2, "tests.helpers.slow_files")])

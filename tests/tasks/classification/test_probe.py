@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -411,6 +412,22 @@ def test_nearest_neighbours(backbone_folder: Path, image_tree: Path, tmp_path: P
     torch.testing.assert_close(
         TrainedModel.load(tmp_path / "run").probabilities(images), result.model.probabilities(images)
     )
+
+
+def test_no_head_knows_a_test_image_by_its_noise(backbone_folder: Path, tmp_path: Path) -> None:
+    """Pictures without a class, of which both splits hold as many in one order: chance is 50 %."""
+    generator = torch.Generator().manual_seed(0)
+    for split, name in product(("train", "val"), "ab"):
+        folder = tmp_path / "images" / split / name
+        folder.mkdir(parents=True)
+        for number in range(60):
+            pixels = torch.randint(256, (16, 16, 3), generator=generator).to(torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / f"{number:02}.png")
+    changes = {"head": "knn", "noise_steps": (99,), "pool": 8}
+    run = config(tmp_path / "run", backbone_folder, tmp_path / "images", **changes)
+    assert probe(run).metrics()["top1"] < 0.7
+    index = load_data(run.data).test.subset(torch.tensor([3, 1])).mirrored().noise_index
+    assert index.tolist() == [2**30 + 3, 2**30 + 1]
 
 
 @pytest.mark.parametrize("kind", ["standard", "whiten"])
