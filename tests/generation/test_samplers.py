@@ -293,6 +293,8 @@ def test_steps_if_none_are_named() -> None:
         (lambda: tiny(prediction_type="flow"), {}, "unknown prediction_type 'flow'"),
         (lambda: tiny(5), {"steps": 1}, "it makes 5 channels out of 3"),
         (lambda: tiny(6, variance_type="learned"), {"sampler": "ddpm"}, "predicts its variance itself"),
+        (lambda: tiny(variance_type="learned_range"), {"sampler": "ddpm"}, "predicts no variance, and its"),
+        (lambda: tiny(variance_type="huge"), {"sampler": "ddpm"}, "its variance_type is huge"),
     ],
 )
 def test_what_cannot_be_drawn(backbone: Callable[[], Any], settings: dict[str, Any], message: str) -> None:

@@ -71,8 +71,9 @@ def test_u_centring() -> None:
     assert not centred.diagonal().any()
 
 
-def test_constant_features_have_no_cka() -> None:
-    values = cka_of(torch.ones(8, 3), normal(8, 3))
+@pytest.mark.parametrize("value", [1.0, 0.1, 7.7])
+def test_constant_features_have_no_cka(value: float) -> None:
+    values = cka_of(torch.full((16, 3), value), normal(16, 3))
     assert values[0].isnan().all()
     assert float(values[1, 1]) == pytest.approx(1)
 

@@ -6,10 +6,12 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
+from difflens.metrics import classifiers
 from difflens.metrics.classifiers import (
     NEIGHBOURS,
     TEMPERATURE,
     Standardiser,
+    left_out_neighbours,
     logistic,
     neighbour_votes,
     ridge,
@@ -95,6 +97,15 @@ def _scikit(bank: torch.Tensor, labels: torch.Tensor, k: int, queries: torch.Ten
         k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / TEMPERATURE)
     )
     return model.fit(bank.numpy(), labels.numpy()).predict_proba(queries.numpy())
+
+
+def test_queries_are_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours know class 0 and not class 1, and the two come in turn."""
+    monkeypatch.setattr(classifiers, "_MOST_QUERIES", 10)
+    labels = torch.arange(40) % 2
+    bank = torch.nn.functional.one_hot(torch.where(labels == 0, 0, torch.arange(40))).float()
+    bank[labels == 1, 0] = 1
+    assert left_out_neighbours(bank, labels, 2, [1]) == [0.5]
 
 
 def test_more_neighbours_than_images_means_all() -> None:

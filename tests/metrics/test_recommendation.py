@@ -52,6 +52,14 @@ def test_chance_is_not_recommended_as_skill() -> None:
     assert best.fusion_cross_validated_interval[0] < 0.5 < best.fusion_cross_validated_interval[1]
 
 
+def test_halves_hold_every_class_whatever_the_order_of_the_images() -> None:
+    generator = torch.Generator().manual_seed(2)
+    scores, labels = torch.rand(3, 4, 60, 2, generator=generator), torch.arange(60) % 2
+    by_class = labels.argsort(stable=True)
+    in_turn = recommend(scores, labels, (1, 2, 3, 4), (5, 6, 7))
+    assert in_turn == recommend(scores[:, :, by_class], labels[by_class], (1, 2, 3, 4), (5, 6, 7))
+
+
 def test_one_place_alone_can_be_recommended() -> None:
     labels = torch.zeros(10, dtype=torch.long)
     best = recommend(scores_of(torch.ones(1, 1, 10, dtype=torch.bool)), labels, (5,), (0,))

@@ -154,6 +154,8 @@ def test_which_blocks_a_linear_probe_uses(
     run = config(tmp_path / "run", backbone_folder, images, run=probes["linear"])
     metrics = explain(replace(run, data=None, backbone=None)).metrics()  # the run says which
     assert metrics["images"][0].startswith("val/")
+    with pytest.raises(DiffLensError, match="two test images or more: raise --limit"):
+        explain(replace(run, out=tmp_path / "one", limit=1))
     assert list(metrics["logit_shares"]) == [f"block {b}, t = {t}" for b in (3, 6) for t in (3, 40)]
     assert sum(metrics["logit_shares"].values()) == pytest.approx(1)
     # a place whose weights are 0 has no share

@@ -43,7 +43,7 @@ class FidelityConfig(DataOptions, DryRunOptions, ReadingOptions, CheckpointOptio
     the backbone."""
     reference_distances: Annotated[bool, tyro.conf.arg(aliases=("--ruler",))] = False
     """Also measure the reference distances: those of as many images of the other split, without and with a
-    little noise."""
+    little noise. For data without a split: those of the same images with a little noise."""
     limit: Annotated[int, Range(2, 10**9)] | None = None
     """The most images of each set, drawn by the seed. None: all."""
     kid_subsets: Annotated[int, Range(1, 10**5)] = 100

@@ -25,7 +25,8 @@ from difflens.data.load import load_data, load_unlabelled, without_split
 from difflens.data.split import FileSplit, ImageSplit
 from difflens.errors import DiffLensError
 from difflens.extractors.cache import Reading
-from difflens.metrics.distances import Moments, frechet_distance, kernel_distance
+from difflens.metrics.distances import frechet_distance, kernel_distance
+from difflens.metrics.moments import Moments
 from difflens.models.feature_space import FeatureSpace
 from difflens.noise import Stream, random_order
 from difflens.opening import bundled_backbone, open_run
@@ -155,19 +156,20 @@ class _Set:
     ):
         chosen = torch.zeros(len(split), dtype=torch.bool)
         chosen[random_order(Stream.KERNEL_IMAGES, split.index, config.seed)[:KERNEL_IMAGES]] = True
-        self.moments, parts = Moments(), []
+        moments, parts = None, []
         self.votes: Tensor | None = None
         for read in space.read(split, reading, noise):
-            self.moments.add(read.vectors)
+            moments = moments or Moments(read.vectors.shape[1])
+            moments.add(read.vectors)
             parts.append(read.vectors.cpu()[chosen[read.batch.rows.cpu()]])
             if read.logits is not None:
                 votes = read.logits.argmax(1).cpu().bincount(minlength=read.logits.shape[1])
                 self.votes = votes if self.votes is None else self.votes + votes
-        if self.moments.count < 2:
+        if moments is None or moments.count < 2:
             raise DiffLensError(
                 f"a distance needs at least two images, and fewer of the {split.name} could be read"
             )
-        self.vectors = torch.cat(parts)
+        self.moments, self.vectors = moments, torch.cat(parts)
 
 
 def _in_space(

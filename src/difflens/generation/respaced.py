@@ -14,7 +14,7 @@ from torch import Tensor
 
 from difflens.backbones.base import DiffusionBackbone
 from difflens.choices import SamplerName
-from difflens.errors import DiffLensError, counted, require
+from difflens.errors import DiffLensError, counted, listing, require
 from difflens.generation.base import DiffusionSampler, refuse_eta
 from difflens.noise import Stream, seeded_noise
 from difflens.processes.variance_preserving import VariancePreserving
@@ -128,8 +128,22 @@ class RespacedSampler(DiffusionSampler):
         if output.shape[1] == 2 * channels:
             prediction, learned = output.chunk(2, dim=1)
             return prediction, (learned + 1) / 2
-        named = str(self.backbone.process.config.get("variance_type"))
-        return output, 1.0 if named.startswith("fixed_large") else 0.0
+        return output, 1.0 if self._variance_type().startswith("fixed_large") else 0.0
+
+    def _variance_type(self) -> str:
+        """Return the variance of ddpm's noise, of a network that predicts none.
+
+        Raises:
+            DiffLensError: it is not known.
+        """
+        named = self.backbone.process.config.get("variance_type") or "fixed_small"
+        known = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+        if self.name == "ddpm" and named not in known:
+            raise DiffLensError(
+                f"{self.backbone.spec} predicts no variance, and its variance_type is {named}, not one of "
+                f"{listing(known)}: choose the sampler ddim"
+            )
+        return str(named)
 
     def _variance_ratio(self, s: int) -> float:
         """Return beta divided by the posterior's variance at the visited step `s`."""

@@ -20,6 +20,9 @@ GROUPS = 20
 LEAST = GROUPS * LEAST_IMAGES
 """The smallest number of images that a comparison needs."""
 
+_ROUNDING = 1e-6
+"""The largest deviation of equal values from their mean in float32, as a share of the largest value."""
+
 _STUDENT_19 = 2.093024
 """The two-sided 95 % quantile of Student's distribution with GROUPS - 1 degrees of freedom."""
 
@@ -31,8 +34,11 @@ def gram(features: Tensor) -> Tensor:
     2014).
     """
     vectors = features.flatten(1).float()
-    vectors = vectors - vectors.mean(0)  # U-centring would remove the mean too; here it reduces rounding
-    return u_centred((vectors @ vectors.T).cpu().double())
+    centred = vectors - vectors.mean(0)  # U-centring would remove the mean too; here it reduces rounding
+    # what is left of a value that all images share is rounding
+    varying = centred.abs().amax(0) > _ROUNDING * vectors.abs().amax(0)
+    centred = centred * varying
+    return u_centred((centred @ centred.T).cpu().double())
 
 
 def u_centred(kernel: Tensor) -> Tensor:

@@ -183,11 +183,12 @@ def left_out_neighbours(
     """Return the leave-one-out accuracy, in [0, 1], of each number of neighbours.
 
     Args:
-        bank: (N, D) features with labels (N,) long. If there are many, some 5,000 of them are queries.
+        bank: (N, D) features with labels (N,) long. Of many, some 5,000 are queries, of each class in
+            proportion.
         classes: K.
         neighbours: numbers of neighbours.
     """
-    own = torch.arange(len(labels), device=bank.device)[:: max(1, len(labels) // _MOST_QUERIES)]
+    own = labels.argsort(stable=True)[:: max(1, len(labels) // _MOST_QUERIES)]
     all_votes = neighbour_votes(bank, labels, bank[own], classes, neighbours, own=own)
     return [float((votes.argmax(1) == labels[own]).double().mean()) for votes in all_votes]
 

@@ -3,54 +3,17 @@
 import torch
 from torch import Tensor
 
-
-class Moments:
-    """Mean and covariance of features that come batch by batch, in constant memory.
-
-    Sums are float64 and relative to the mean of the first batch, so that a large mean costs no precision.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def add(self, features: Tensor) -> None:
-        """Add features (B, D)."""
-        features = features.cpu().double()
-        if not self.count:
-            self._origin = features.mean(0)
-            self._sum = torch.zeros_like(self._origin)
-            self._products = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
-        centred = features - self._origin
-        self.count += len(features)
-        self._sum += centred.sum(0)
-        self._products += centred.T @ centred
-
-    @classmethod
-    def of(cls, features: Tensor) -> "Moments":
-        """Return the moments of features (N, D)."""
-        moments = cls()
-        moments.add(features)
-        return moments
-
-    @property
-    def mean(self) -> Tensor:
-        """(D,) float64: the mean."""
-        return self._origin + self._sum / self.count
-
-    @property
-    def covariance(self) -> Tensor:
-        """(D, D) float64: the unbiased covariance, which exists for two features and more."""
-        return (self._products - self._sum.outer(self._sum) / self.count) / (self.count - 1)
+from difflens.metrics.moments import Moments
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Return the squared Fréchet distance between Gaussians with these moments.
+    """Return the squared Fréchet distance between Gaussians with these full moments, of two vectors or more.
 
-    It is |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with covariances A and B (Dowson and Landau,
-    1982), in squared units of the features. The trace of the root is the sum of the roots of the eigenvalues
-    of A^(1/2) B A^(1/2), which is symmetric.
+    It is |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with unbiased covariances A and B (Dowson and
+    Landau, 1982), in squared units of the features. The trace of the root is the sum of the roots of the
+    eigenvalues of A^(1/2) B A^(1/2), which is symmetric.
     """
-    first, second = a.covariance, b.covariance
+    first, second = (moments.scatter / (moments.count - 1) for moments in (a, b))
     values, vectors = torch.linalg.eigh(first)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()

@@ -5,25 +5,24 @@ import math
 import torch
 from torch import Tensor
 
-_EPSILON = 1e-7  # as in RankMe
-
 _CHUNK_BYTES = 64 << 20
 
 
 def effective_rank(second: Tensor) -> float:
-    """Return the effective rank of features, from 1 to D (RankMe, Garrido et al., 2023, equation 1).
+    """Return the effective rank of features, from 1 to D (Roy and Vetterli, 2007).
 
     It is the exponential of the entropy of the features' singular values, as shares of their sum. The rank of
-    N images is at most N. Features are not centred, as in RankMe. It is NaN for features that are all 0.
+    N images is at most N. Features are not centred, as in RankMe (Garrido et al., 2023), whose 1e-7 beside
+    each share is left out. It is NaN for features that are all 0.
 
     Args:
-        second: (D, D), the mean outer product of the features, or any multiple of it.
+        second: (D, D), the mean outer product of the features, or any multiple of it; or their Gram matrix,
+            (N, N), which has the same eigenvalues.
     """
     values = torch.linalg.eigvalsh(second.double()).clamp(min=0).sqrt()
     if not float(values.sum()) > 0:
         return math.nan
-    shares = values / values.sum() + _EPSILON
-    return float((-(shares * shares.log()).sum()).exp())
+    return float(torch.special.entr(values / values.sum()).sum().exp())
 
 
 def alignment(first: Tensor, second: Tensor, power: float = 2.0) -> float:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from difflens.metrics.cka import LEAST_IMAGES, alignment, gram, hsic
 from difflens.metrics.classifiers import Standardiser
+from difflens.metrics.geometry import effective_rank
 
 LEAST = 2 * LEAST_IMAGES
 """The smallest number of images: half of them must still have an unbiased HSIC."""
@@ -24,7 +25,7 @@ def high_frequency_share(maps: Tensor) -> Tensor:
         maps: (N, C, H, W).
 
     Returns:
-        NaN for a map that is the same everywhere, such as one of a single cell.
+        NaN for a map that is the same everywhere, and for one of a side below 4: it has no low frequencies.
     """
     height, width = maps.shape[-2:]
     energy = torch.fft.fft2(maps.float()).abs().double().square().sum(1)
@@ -32,20 +33,7 @@ def high_frequency_share(maps: Tensor) -> Tensor:
     frequency = torch.maximum(rows[:, None], columns)  # in cycles per cell; the highest is 1 / 2
     varying = (energy * (frequency > 0)).sum((1, 2))
     high = (energy * (frequency > 0.25)).sum((1, 2))
-    return torch.where(varying > 0, high / varying, torch.nan)
-
-
-def effective_rank(features: Tensor) -> float:
-    """Return the effective rank of features (N, D), between 1 and min(N, D).
-
-    It is the exponential of the entropy of the singular values, divided by their sum (Roy and Vetterli,
-    2007), which RankMe (Garrido et al., 2023) compares representations by. NaN for features that are all 0.
-    """
-    vectors = features.double()
-    kernel = vectors @ vectors.T if len(vectors) <= vectors.shape[1] else vectors.T @ vectors
-    values = torch.linalg.eigvalsh(kernel).clamp(min=0).sqrt()
-    shares = values / values.sum()
-    return float(torch.special.entr(shares).sum().exp())
+    return torch.where((varying > 0) & (min(height, width) >= 4), high / varying, torch.nan)
 
 
 def draw_agreement(first: Tensor, second: Tensor) -> float:
@@ -90,7 +78,7 @@ def level_statistics(first: Sequence[Tensor], second: Sequence[Tensor], shares: 
     for one, other in zip(first, second, strict=True):
         standardise = Standardiser(torch.cat([one, other]))
         one, other = standardise(one), standardise(other)
-        ranks.append(effective_rank(one))
+        ranks.append(effective_rank(_smaller_product(one)))
         agreements.append(draw_agreement(one, other))
         grams.append(gram(one))
     return {
@@ -99,3 +87,9 @@ def level_statistics(first: Sequence[Tensor], second: Sequence[Tensor], shares: 
         "draw_agreement": torch.tensor(agreements, dtype=torch.float64),
         "neighbour_alignment": neighbour_alignment(torch.stack(grams)),
     }
+
+
+def _smaller_product(features: Tensor) -> Tensor:
+    """Return the Gram matrix of features (N, D), (N, N), or their second moment, (D, D): the smaller one."""
+    vectors = features.double()
+    return vectors @ vectors.T if len(vectors) <= vectors.shape[1] else vectors.T @ vectors

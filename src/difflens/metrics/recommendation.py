@@ -58,9 +58,11 @@ def recommend(
     t, b = _best_cell(correct, left_out)
     count = len(labels)
     hits = int(correct[t, b].sum())
-    # two-fold cross-validation: one half of the images chooses, the other half measures
+    # two-fold cross-validation: one half of each class chooses, the other half measures
+    half = torch.empty(count, dtype=torch.long)
+    half[labels.argsort(stable=True)] = torch.arange(count) % 2
     cross_hits = fused_cross_hits = 0
-    for measuring in (torch.arange(count) % 2 == 0, torch.arange(count) % 2 == 1):
+    for measuring in (half == 0, half == 1):
         cell = _best_cell(correct[..., ~measuring], left_out)
         cross_hits += int(correct[cell][measuring].sum())
         fusion = _fusion(scores[:, :, ~measuring], labels[~measuring], cell)

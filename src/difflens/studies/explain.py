@@ -255,6 +255,8 @@ class _Explanation:
                 own.append(on_itself.cpu())
                 for place, weights in attention_by_place.items():
                     shares.setdefault(place, []).append(weights.sum((1, 2)).cpu())
+        if images_seen < 2:
+            raise DiffLensError("the shares of logits need two test images or more: raise --limit")
         contributions = logit_shares(torch.cat(parts, dim=1)).tolist()
         if isinstance(probe.head, LinearHead):
             by_place = dict(zip(probe.head.places, contributions, strict=True))
