@@ -115,6 +115,15 @@ def test_snapshots(image_tree: Path, tmp_path: Path, no_samples: None) -> None:
     load_backbone(str(tmp_path / "run" / "snapshots" / "epoch-0002"))
 
 
+def test_a_batch_larger_than_the_data_says_so(
+    image_tree: Path, tmp_path: Path, no_samples: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(config(tmp_path / "run", image_tree, epochs=1, batch_size=64))
+    assert (
+        "a batch of 64 repeats 36 images, with the same noise: lower --batch-size" in capsys.readouterr().err
+    )
+
+
 def test_a_loss_that_explodes_names_step_and_checkpoint(image_tree: Path, tmp_path: Path) -> None:
     with pytest.raises(DiffLensError, match=r"no longer finite in epoch \d+ \(step \d+\).*last\.pt"):
         pretrain(config(tmp_path / "run", image_tree, learning_rate=1e6, warmup_steps=0))

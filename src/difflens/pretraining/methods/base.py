@@ -25,9 +25,11 @@ from difflens.configs.pretrain import PretrainConfig
 from difflens.data.images import BadImage
 from difflens.data.loader import Batch, epoch_order, iterate
 from difflens.data.split import ImageSplit
+from difflens.errors import counted
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card
 from difflens.pretraining.online_probe import OnlineProbe, scalars
+from difflens.run.console import note
 from difflens.run.reading import checked
 from difflens.training.batch_norm import steady_batch_norms
 from difflens.training.objectives import Look, Objective
@@ -101,6 +103,11 @@ class PretrainingMethod(Objective):
         usual: Precision = "bfloat16" if self.device.type == "cuda" else "float32"
         self.precision: Precision = usual if config.precision == "auto" else config.precision
         self.batch_size = given(config.batch_size)
+        if self.batch_size > len(images):
+            repeated = counted(len(images), "image")
+            note(
+                f"a batch of {self.batch_size:,} repeats {repeated}, with the same noise: lower --batch-size"
+            )
         self.epoch_iterations = math.ceil(len(images) / self.batch_size)
         self.iterations = given(config.epochs) * self.epoch_iterations
         self.epoch = 0
