@@ -87,11 +87,12 @@ def test_an_image_is_anything_that_shows_one(tmp_path: Path, backbone: Backbone)
         ("nowhere.png", "there is no such file"),
         (Image.new("F", (4, 4)), "floating-point pixels have no defined range"),
         (np.zeros((4, 4), np.uint8), "not ndarray: PIL.Image.fromarray takes arrays"),
+        (torch.zeros(1, 2, 101), "it has 101 x 2 pixels; the longer side is at most 50 times"),
         (torch.zeros(2, 4, 4), r"shape \(2, 4, 4\) is not \(C, H, W\)"),
         (torch.full((1, 4, 4), 255.0), r"lie in \[255, 255\]"),
         (torch.zeros(1, 4, 4, dtype=torch.long), "images of int64: they must be floating-point"),
     ],
-    ids=["path", "mode", "array", "channels", "range", "type"],
+    ids=["path", "mode", "array", "long", "channels", "range", "type"],
 )
 def test_what_is_no_image_is_refused_by_name(backbone: Backbone, image: Any, message: str) -> None:
     with pytest.raises(DiffLensError, match=message):
@@ -129,6 +130,14 @@ def test_seed_and_draw_give_other_noise(backbone: Backbone, images: Tensor) -> N
         extractor(images, index=torch.arange(5)),
     ):
         assert not torch.allclose(other[6, 30], first, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "feedback", "finetuned"])
+def test_no_image_gives_no_map(backbone: Backbone, kind: Any) -> None:
+    extractor = FeatureExtractor(backbone, blocks=(4, 6), extractor=kind)
+    none = torch.zeros(0, 1, 16, 16)
+    assert {place: maps.shape[1:] for place, maps in extractor(none).items()} == extractor.shapes()
+    assert extractor.pooled(none, index=torch.zeros(0, dtype=torch.long)).shape[0] == 0
 
 
 def test_draws_are_averaged(backbone: Backbone, images: Tensor) -> None:

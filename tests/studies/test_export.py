@@ -75,7 +75,20 @@ def test_onnxruntime_gives_the_same_masks(
     assert (masks == probabilities.argmax(1)).all()
 
 
-def test_what_cannot_be_written(tmp_path: Path) -> None:
+def test_what_cannot_be_written(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    common = {"backbone": str(backbone_folder), "data": str(image_tree), "device": "cpu", "workers": 0}
+    for head, options, message in (
+        ("knn", {}, "k-NN compares with all training images"),
+        (
+            "linear",
+            {"precision": "bfloat16", "epochs": 1},
+            "in bfloat16, and ONNX files are written in float32",
+        ),
+    ):
+        probe(ProbeConfig(out=tmp_path / "runs" / head, head=head, **common, **options))
+        with pytest.raises(DiffLensError, match=message):
+            export(ExportConfig(model=tmp_path / "runs" / head, file=tmp_path / "model.onnx"))
+        assert not [*tmp_path.glob("*.onnx*")]
     with pytest.raises(DiffLensError, match="nowhere"):
         export(ExportConfig(model=tmp_path / "nowhere", file=tmp_path / "model.onnx"))
-    assert not [*tmp_path.iterdir()]
+    assert not [*tmp_path.glob("*.onnx*")]

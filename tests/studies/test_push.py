@@ -12,6 +12,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 from difflens import (
     DiffLensError,
@@ -23,6 +24,7 @@ from difflens import (
     probe,
     push,
 )
+from difflens.studies import load_model
 from tests.helpers import families
 from tests.helpers.adm import Adm
 from tests.helpers.cli import run
@@ -159,6 +161,8 @@ def test_what_a_network_needs_is_packed_with_it(trained: Path, tmp_path: Path) -
         common = {"data": data, "head": "linear", "epochs": 1, "device": "cpu", "workers": 0}
         probe(ProbeConfig(backbone=str(spec), out=out, image_size=size, **common))
         files = push(PushConfig(model=out, with_backbone=True, out=tmp_path / f"packed-{number}")).files
+        needed = {name for name in files if not name.endswith((".png", ".md"))}
+        assert needed <= {*filter_repo_objects(files, allow_patterns=[*load_model.FILES])}
         assert not any("last.pt" in name or name == "backbone/config.yaml" for name in files)
         expected = TrainedModel.load(out).probabilities(images)
         spec.rename(spec.with_name(f"moved-{number}"))

@@ -103,6 +103,11 @@ def test_bad_images_are_left_out(image_tree: Path, tmp_path: Path, options: list
     names = json.loads((tmp_path / "f.json").read_text())["images"]
     assert len(np.load(out)) == len(names) == 50
     assert "train/red/3.png" not in names
+    # the numbers of the others are what they were
+    noise = json.loads((tmp_path / "f.json").read_text())["noise_index"]
+    (missing,) = {*range(51)} - {*noise}
+    assert missing < 50
+    assert noise == sorted(noise)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +122,7 @@ def test_bad_images_are_left_out(image_tree: Path, tmp_path: Path, options: list
         (["--out", "f.npy", "--data", "fashion"], "PHOTOS are the images to read: leave out --data"),
         (["--out", "store", "--unlabelled"], "PHOTOS are the images to read: leave out --unlabelled"),
         (["--out", "f.npy", "--dtype", "bfloat16"], "npy has no type bfloat16"),
+        (["--out", "f.npz"], "files of vectors are .npy, .pt, .csv, .parquet; a store is a folder"),
         (["--out", "there.npy"], "there.json exists already: choose another name, or remove it"),
     ],
     ids=str,

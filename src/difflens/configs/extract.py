@@ -23,13 +23,16 @@ from difflens.configs.options import (
     Times,
     given,
 )
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, listing
 
 _SPLITS: tuple[SplitName, ...] = ("train", "test")
 
 
 VECTOR_FILES = (".npy", ".pt", ".csv", ".parquet")
 """The suffixes of files that hold a vector for each image."""
+
+_OTHER_FILES = (".npz", ".h5", ".hdf5", ".json", ".pkl", ".safetensors", ".tsv", ".txt", ".zip")
+"""Suffixes of other files, which no folder of a store has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,10 @@ class ExtractConfig(
         if self.part and self.part[0] > self.part[1]:
             raise DiffLensError(
                 f"--part {self.part[0]} {self.part[1]}: there is no part {self.part[0]} of {self.part[1]}"
+            )
+        if self.out.suffix.lower() in _OTHER_FILES:
+            raise DiffLensError(
+                f"--out {self.out}: files of vectors are {listing(VECTOR_FILES)}; a store is a folder"
             )
         if not self.splits:
             raise DiffLensError("there is no split to read: --splits takes train, test or both")

@@ -169,7 +169,7 @@ def _opened(source: Path | BinaryIO, where: str) -> Iterator[Image.Image]:
             source.open("rb") if isinstance(source, Path) else nullcontext(source) as file,
             Image.open(file, formats=_FORMATS) as image,
         ):
-            _check_shape(image)
+            _check_shape(*image.size)
             yield image
     except BadImage:
         raise
@@ -188,7 +188,7 @@ def from_pil(image: Image.Image, exif: Exif = "apply") -> Tensor:
     Raises:
         ValueError: the image has floating-point pixels (mode F), no pixels, or is too long (`LONGEST`).
     """
-    _check_shape(image)
+    _check_shape(*image.size)
     pixels = torch.from_numpy(np.array(_plain(image, exif)))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
@@ -218,6 +218,10 @@ def pixels_of(image: Image.Image | Path | str | Tensor) -> Tensor:
         )
     if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
         raise DiffLensError(f"an image of shape {tuple(image.shape)} is not (C, H, W) with C 1 or 3")
+    try:
+        _check_shape(image.shape[2], image.shape[1])
+    except ValueError as error:
+        raise BadImage("in memory", str(error)) from error
     return image if image.dtype == torch.uint8 else to_uint8(in_range(image))
 
 
@@ -304,15 +308,14 @@ def _turned(image: Image.Image, exif: Exif) -> Image.Image:
     return image.transpose(_UNDO[stored]) if image.format == "TIFF" and stored in _UNDO else image
 
 
-def _check_shape(image: Image.Image) -> None:
+def _check_shape(width: int, height: int) -> None:
     """Raise ValueError if an image has no pixels, or is too long to be scaled."""
-    shorter, longer = sorted(image.size)
+    shorter, longer = sorted((width, height))
     if shorter < 1:
-        raise ValueError(f"it has {image.width} x {image.height} pixels")
+        raise ValueError(f"it has {width} x {height} pixels")
     if longer > LONGEST * shorter:
         raise ValueError(
-            f"it has {image.width} x {image.height} pixels; the longer side is at most {LONGEST} times the "
-            "shorter"
+            f"it has {width} x {height} pixels; the longer side is at most {LONGEST} times the shorter"
         )
 
 

@@ -342,6 +342,10 @@ def hold_out(split: ImageSplit, every: int = 5) -> tuple[ImageSplit, ImageSplit]
     held_out = every_nth(labels, every)
     train, test = split.subset((~held_out).nonzero()[:, 0]), split.subset(held_out.nonzero()[:, 0])
     train.name, test.name = "train", "held-out"
+    note(
+        f"split: no test images are given, so every {every}th image of each class is one: {len(train):,} to "
+        f"train on, {len(test):,} to test on"
+    )
     return train, test
 
 

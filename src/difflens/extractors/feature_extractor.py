@@ -202,6 +202,9 @@ class FeatureExtractor(nn.Module):
             ) from error
 
     def _read(self, images: Tensor, index: Tensor, draw: int) -> dict[Place, Tensor]:
+        if not len(images):
+            shapes = self.extractor.shapes(images.shape[-1])
+            return {place: images.new_zeros(0, *shape) for place, shape in shapes.items()}
         if not self._whole:
             return self.extractor(images, index, draw)
         return functional_call(self._whole[0], dict(_tensors_of(self.extractor)), (images, index, draw))

@@ -84,14 +84,15 @@ def record_checksum(folder: Path, process: int, name: str, digest: str) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """Return the recorded checksums of a store by file, also of an unfinished store.
+    """Return the recorded checksums of a store by file, also of an unfinished store: the latest of each.
 
     Raises:
         DiffLensError: a file of checksums is damaged; the message names the line. In an unfinished store,
             a stop can leave incomplete lines, which are left out.
     """
     recorded = {}
-    for path in (folder / CHECKSUMS, *sorted(folder.glob(_JOURNAL.format("*")))):
+    journals = sorted(folder.glob(_JOURNAL.format("*")), key=lambda path: path.stat().st_mtime_ns)
+    for path in (folder / CHECKSUMS, *journals):
         lines = read_text(path, _MOST).removesuffix("\n").split("\n") if path.exists() else []
         for number, line in enumerate(lines, start=1):
             if found := _CHECKSUM.fullmatch(line):
@@ -329,7 +330,7 @@ class FeatureStore:
             side: the side of the pooled maps; None: unpooled.
 
         Raises:
-            DiffLensError: an image or a place is not in the store.
+            DiffLensError: an image or a place is not in the store, or its labels are others.
         """
         self.check_places(places)
         self._check(split.name)
@@ -345,7 +346,13 @@ class FeatureStore:
         entry = torch.full((len(number_of),), -1)
         rows = self.rows(split.name)
         entry[rows] = torch.arange(len(rows))
-        entries = entry[torch.tensor([number_of[name] for name in names])]
+        numbers = torch.tensor([number_of[name] for name in names], dtype=torch.long)
+        known = self._images[split.name][1][numbers]
+        if split.labels is not None and bool(((known != split.labels) & (known >= 0)).any()):
+            raise DiffLensError(
+                f"{self.path} has other labels of the {split.name} images: it is of other data"
+            )
+        entries = entry[numbers]
         stored = (entries >= 0).nonzero()[:, 0]
         maps = {place: self.maps(split.name, *place).subset(entries[stored]) for place in places}
         shapes = [pooled_shape((*values.shape[1:],), side) for values in maps.values()]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from difflens.errors import DiffLensError
+from difflens.heads.knn import NeighbourHead
 from difflens.models.probe import Probe
 from difflens.models.saved import SegmentationModel, TrainedModel
 from difflens.noise import seeded_noise
@@ -73,7 +74,8 @@ def write_onnx(model: TrainedModel | SegmentationModel, file: Path) -> float:
         The largest difference of a probability, for three images of noise.
 
     Raises:
-        DiffLensError: a package is missing, the network cannot be converted, or the difference is more than
+        DiffLensError: a package is missing, the head is k-NN, the backbone is not read in float32, the
+            network cannot be converted, or the difference is more than
             `TOLERANCE`.
     """
     try:
@@ -82,6 +84,14 @@ def write_onnx(model: TrainedModel | SegmentationModel, file: Path) -> float:
     except ImportError as error:
         raise DiffLensError(f'{error.name} is missing: pip install "difflens[onnx]"') from error
     backbone = model.probe.extractor.backbone
+    if isinstance(model.probe.head, NeighbourHead):
+        raise DiffLensError("k-NN compares with all training images: it cannot be written as ONNX")
+    if backbone.dtype != torch.float32:
+        read = str(backbone.dtype).removeprefix("torch.")
+        raise DiffLensError(
+            f"the model reads its backbone in {read}, and ONNX files are written in float32: train the head "
+            "with --precision float32"
+        )
     channels = backbone.in_channels
     side = model.head.side if isinstance(model, SegmentationModel) else backbone.image_size
     images = torch.rand(3, channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -104,10 +114,10 @@ def write_onnx(model: TrainedModel | SegmentationModel, file: Path) -> float:
                 dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
                 external_data=False,
             )
-    except Exception as error:  # torch raises many kinds
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(["probabilities"], {"images": images.numpy()})[0])
+    except Exception as error:  # torch and onnxruntime raise many kinds
         raise DiffLensError(f"{backbone.spec} cannot be written as ONNX: {reason(error)}") from error
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    found = torch.from_numpy(session.run(["probabilities"], {"images": images.numpy()})[0])
     difference = float((found - expected).abs().max())
     if not difference <= TOLERANCE:
         raise DiffLensError(

@@ -26,7 +26,11 @@ from difflens.tasks.detection.predict import objects_in
 from difflens.tasks.segmentation.predict import mask_of
 
 _BATCH = 32
-_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
+FILES = (
+    *("*.json", "*.safetensors", "*.txt", "*.model", "README.md"),
+    *("*.pt", "*.pth", "*.bin", "*.yaml", "*.yml"),  # a backbone's checkpoint, and what it does not say
+)
+"""The files of a model that are downloaded."""
 
 Picture = Image.Image | Path | str | Tensor
 """An image: as Pillow reads it, the path of a file, or a tensor (C, H, W), C 1 or 3: uint8, or floating-point
@@ -135,7 +139,7 @@ def _folder(spec: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return model_folder(snapshot_download(spec, allow_patterns=[*_FILES]))
+        return model_folder(snapshot_download(spec, allow_patterns=[*FILES]))
     except DiffLensError:
         raise
     except Exception as error:  # no network, no such repository, no permission

@@ -73,7 +73,7 @@ def extract_vectors(
     reading, began = Reading.of(config), time.monotonic()
     # in one piece: many small tensors would keep the memory of the activations between them
     vectors = torch.empty(count, size, dtype=DTYPES[given(config.dtype)])
-    names, labels = list[str](), list[int]()
+    names, labels, noise = list[str](), list[int](), list[int]()
     with progress_bar() as bar:
         task = bar.add_task("extracting", total=count, note="")
         for split in sources:
@@ -83,6 +83,7 @@ def extract_vectors(
                 found = torch.cat([maps[place].flatten(1) for place in extractor.places], dim=1)
                 vectors[len(names) : len(names) + len(rows)] = found
                 names += [on_disk(split.ids[row]) for row in rows.tolist()]
+                noise += split.noise_index[rows].tolist()
                 labels += [] if split.labels is None else split.labels[rows].tolist()
                 bar.update(task, advance=len(rows))
     if not names:
@@ -91,6 +92,7 @@ def extract_vectors(
     described: dict[str, Any] = {
         "difflens": __version__,
         "images": names,
+        "noise_index": noise,
         **({"labels": labels, "classes": list(images.classes)} if isinstance(images, ImageData) else {}),
         "columns": _columns(extractor),
         "seed": config.seed,

@@ -62,6 +62,12 @@ def test_a_larger_fraction_contains_each_smaller_one() -> None:
         ({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}, 0.2, "a split of its own, val/: leave out"),
         ({"a": 1, "b": 1}, 0.2, "leaves one side empty"),
         (FLAT, 1.5, "must be between 0 and 1"),
+        (
+            {"Train/a": 2, "Val/a": 2},
+            0.2,
+            "a split of its own, Train/, Val/: name its folders train/ and val/",
+        ),
+        ({"train/a": 2, "train/b": 2, "Validation/a": 2}, 0.2, "a split of its own, Validation/: name"),
     ],
 )
 def test_what_cannot_be_split_is_refused(
@@ -131,6 +137,7 @@ def test_a_table_without_a_split_takes_the_fraction(tree: Tree) -> None:
         (("path,class", "a/0.png,x"), "no column label: its first line names path, class"),
         (("path,label", "a/0.png,x", "a/9.png,y"), "line 3: there is no image .*a/9.png"),
         (("path,label", "a/0.png,x", "a/../a/0.png,y"), "line 3: .* is named in line 2 already"),
+        (("path,label,split,split", "a/0.png,x,train,test"), "more than one column split"),
         (("path,label", "a/0.png,"), "line 2: a/0.png has no label"),
         (("path,label,split", "a/0.png,x,dev"), "line 2: no split 'dev'; there are train, val, test"),
         (("path,label,split", "a/0.png,x,train", "a/1.png,x,"), "line 3: a/1.png has no split"),
@@ -145,6 +152,26 @@ def test_a_wrong_line_is_named(tree: Tree, lines: tuple[str, ...], problem: str)
     file = table(tree({"a": 2}), *lines)
     with pytest.raises(DiffLensError, match=problem):
         load_data(file)
+
+
+def test_a_path_is_one_however_it_is_written(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree({"a": 2})
+    monkeypatch.chdir(root)
+    table(root, "path,label", "a/0.png,x", f"{root}/a/0.png,y")
+    with pytest.raises(DiffLensError, match="is named in line 2 already"):
+        load_data("images.csv")
+
+
+def test_labels_that_are_not_utf_8_are_plain_words(tree: Tree) -> None:
+    root = tree({"a": 4})
+    rows = [
+        f"a/{k}.png,{name},{split}"
+        for name, split, k in zip("éàéà", ("train", "train", "val", "val"), range(4), strict=True)
+    ]
+    (root / "images.csv").write_bytes("\n".join(["path,label,split", *rows]).encode("latin-1"))
+    data = load_data(str(root / "images.csv"))
+    assert len({*data.classes}) == 2
+    assert all(name.encode() for name in data.classes)
 
 
 def test_a_fraction_beside_a_column_split_is_refused(tree: Tree) -> None:

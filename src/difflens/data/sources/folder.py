@@ -10,6 +10,8 @@ from difflens.errors import DiffLensError, counted, listing
 from difflens.run.console import note
 from difflens.run.text import on_disk
 
+_SPLIT_WORDS = ("train", "training", "test", "testing", "val", "valid", "validation")
+
 
 def load_folder(root: Path, spec: str, labels: bool = True, val_fraction: float | None = None) -> ImageData:
     """Load an ImageFolder tree: train/CLASS/IMAGE, and test/ or val/ of the same classes.
@@ -82,6 +84,12 @@ def _held_out(root: Path, spec: str, labels: bool, fraction: float) -> ImageData
     where = root / "train" if (root / "train").is_dir() else root
     left_out = Others()
     classes = _class_folders(where) if labels else _subfolders(where)
+    like_splits = [name for name in _subfolders(root) if name.lower() in _SPLIT_WORDS and name != "train"]
+    if like_splits and (where != root or like_splits == _subfolders(root)):
+        raise DiffLensError(
+            f"{root} seems to have a split of its own, {listing([f'{name}/' for name in like_splits])}: name "
+            "its folders train/ and val/, and leave out --val-fraction"
+        )
     if classes:
         whole = _labelled(root, where, classes, left_out)
         loose = sum(path.is_file() and not path.name.startswith(".") for path in where.iterdir())

@@ -15,6 +15,7 @@ from difflens.data.labels import say_few, say_unmeasured
 from difflens.data.split import FileSplit, ImageData, ImageSplit, split_off
 from difflens.errors import DiffLensError, counted, listing
 from difflens.run.console import note
+from difflens.run.text import on_disk
 
 _SPLITS = ("train", "val", "test")
 _WHAT = "a CSV file with the columns path, label (or labels) and, if there is a split, split"
@@ -93,7 +94,7 @@ def load_table(file: Path, spec: str, labels: bool = True, val_fraction: float |
     return ImageData(
         spec,
         file.stem,
-        tuple(classes) if labels else (),
+        tuple(map(on_disk, classes)) if labels else (),
         train,
         test,
         metric="map" if labels and several else "top1",
@@ -164,7 +165,7 @@ def _read(file: Path, labels: bool) -> tuple[list[_Row], bool]:
             raise DiffLensError(f"{where}: {row.path} has no split, unlike other rows")
         if row.split and row.split not in _SPLITS:
             raise DiffLensError(f"{where}: no split {row.split!r}; there are {listing(_SPLITS)}")
-        path = os.path.normpath(file.parent / row.path)
+        path = os.path.normpath(Path.cwd() / file.parent / row.path)
         if path in lines:
             raise DiffLensError(f"{where}: {row.path} is named in line {lines[path]} already")
         if not Path(path).is_file():
@@ -229,6 +230,8 @@ def _header(file: Path, reader: Any, labels: bool) -> list[str]:
                 f"{file} has {'no' if name not in header else 'more than one'} column {name}: its first "
                 f"line names {listing(header)}; expected {_WHAT}"
             )
+    if header.count("split") > 1:
+        raise DiffLensError(f"{file} has more than one column split: its first line names {listing(header)}")
     if labels and {"label", "labels"} <= {*header}:
         raise DiffLensError(
             f"{file} has a column label and a column labels: leave one out, label for one label an image"
