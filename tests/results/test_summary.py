@@ -71,7 +71,7 @@ def test_every_command_has_a_result_with_a_summary() -> None:
         (
             made.SUGGEST,
             "Suggested: Block 6 at noise step 5 (log-SNR 7.0). Of 10 random halves of the images, 8 suggest "
-            "the same place; others suggest block 3 at noise step 20 (2). Without labels, from 125 images.\n"
+            "the same place, 2 suggest block 3 at noise step 20. Without labels, from 125 images.\n"
             "Report: run/report.html, heat map: run/heatmap.png\nNext:\n  difflens probe --out DIR",
         ),
         (

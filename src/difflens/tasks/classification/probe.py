@@ -525,9 +525,9 @@ def _report(
         "Seeds": listing([each.seed for each in result.seeds]),
         **environment(process.device),
     }
+    head = a(given(config.head)).capitalize().replace("difformer", "DifFormer")
     summary = (
-        f"{a(given(config.head)).capitalize()} head on the {model.extractor.name} features of "
-        f"{config.backbone}, trained on "
+        f"{head} head on the {model.extractor.name} features of {config.backbone}, trained on "
         f"{counted(train_images, 'labelled image')} of {data.name}."
     )
     return probe_report(
