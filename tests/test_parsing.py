@@ -26,6 +26,8 @@ def written(folder: Path, **options: object) -> Path:
         (["prob"], "no command prob; did you mean probe? there are demo,"),
         (["probe", "--haed", "mlp"], "probe has no option --haed; did you mean --head?"),
         (["probe", "--head=mlp", "--zzz"], "probe has no option --zzz; `difflens probe --help` lists them"),
+        (["probe", "--no-seed"], "probe has no option --no-seed; did you mean --seed?"),
+        (["segment", "--limit", "5"], "segment has no option --limit; `difflens segment --help` lists them"),
         (["probe", "--backbone", "fashon", "--out", "x"], "did you mean fashion?"),
         (["probe", "--preset", "paper-liner", "--out", "x"], "did you mean paper-linear?"),
         (["probe", "--data", "fashin", "--out", "x"], "did you mean fashion?"),

@@ -44,7 +44,7 @@ def named(noun: str, items: Sequence[object]) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "did you mean X? " for the nearest of the known words, or nothing if none is near."""
-    near = get_close_matches(word, list(known), n=1)
+    near = get_close_matches(word, list(known), n=1, cutoff=0.7)
     return f"did you mean {near[0]}? " if near else ""
 
 

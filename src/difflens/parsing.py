@@ -99,7 +99,9 @@ def _flags(kind: type[Options]) -> Iterable[str]:
     """Yield the names of a command's options, without hyphens in front."""
     for name, hint in hints_of(kind).items():
         shown = name.replace("_", "-")
-        yield from (shown, f"no-{shown}")
+        yield shown
+        if getattr(hint, "__origin__", hint) is bool:
+            yield f"no-{shown}"
         for mark in getattr(hint, "__metadata__", ()):
             yield from (alias.lstrip("-") for alias in getattr(mark, "aliases", None) or ())
 

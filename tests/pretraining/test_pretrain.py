@@ -1,6 +1,7 @@
 """Pre-training at a tiny size: the loss falls, a stop changes nothing, diffusers loads the result."""
 
 import json
+import shlex
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from tensorboard.summary.writer import event_file_writer
 from torch import Tensor
 
 from difflens import DiffLensError, PretrainConfig, load_backbone, pretrain
+from difflens.cli import COMMANDS
+from difflens.parsing import parse
 from difflens.pretraining import pretrain as pretraining
 from difflens.pretraining.gradients import Gradients
 from tests.helpers.files import contents
@@ -165,6 +168,16 @@ def test_a_run_of_an_earlier_version_is_left_as_it_is(image_tree: Path, tmp_path
     with pytest.raises(DiffLensError, match=r"holds another run: .*prediction was None, now 'epsilon'"):
         pretrain(run)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(("data", "fraction"), [("", None), ("train", 0.2), ("train/red", 0)])
+def test_the_next_probe_can_load_its_data(
+    image_tree: Path, tmp_path: Path, no_samples: None, data: str, fraction: float | None
+) -> None:
+    *probes, generate = pretrain(config(tmp_path / "run", image_tree / data)).commands
+    asked = [parse(shlex.split(command)[1:], COMMANDS) for command in probes]
+    assert [each.val_fraction for each in asked] == ([] if fraction == 0 else [fraction])
+    assert generate.startswith("difflens generate")
 
 
 def test_unknown_preset_and_missing_images(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The report of a probe with one seed and with several."""
 
+from statistics import mean, stdev
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ def test_one_seed() -> None:
         "1,200",
         "4,321",
         "tiny, fingerprint 0123",
+        "Numbers of test images; rows are true classes",
     ):
         assert text in document.text
     assert "Shown for" not in document.text
@@ -43,6 +46,11 @@ def test_several_seeds() -> None:
         assert f"seed {seed}" in document.text
     assert "a line for each of 3 runs" in document.text
     assert document.text.count("Shown for seed 10.") == 3  # bars, pairs and matrix
+    for values, digits in (
+        ([100 * one.ece for one in evaluations], 2),
+        ([one.nll for one in evaluations], 3),
+    ):
+        assert f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}" in document.text
 
 
 def test_grid_and_neighbours() -> None:
@@ -75,6 +83,8 @@ def test_many_classes() -> None:
     document = Document(report([evaluation(0, classes)])[0])
     assert "the 20 worst and the 20 best of 45" in document.text
     assert "All classes are in metrics.json." in document.text
+    assert "Numbers of test images;" not in document.text
+    assert "Shares of each true class; rows are true classes" in document.text
 
 
 def test_one_entry_a_seed() -> None:

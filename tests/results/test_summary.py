@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from difflens import Result
+from difflens import MatchedPoint, Result, Score
 from difflens.cli import COMMANDS
 from difflens.parsing import parse
 from tests.helpers import made
@@ -71,7 +71,7 @@ def test_every_command_has_a_result_with_a_summary() -> None:
         (
             made.SUGGEST,
             "Suggested: Block 6 at noise step 5 (log-SNR 7.0). Of 10 random halves of the images, 8 suggest "
-            "the same place; others suggest block 3 at noise step 20 (2). Without labels, from 125 images.\n"
+            "the same place, 2 suggest block 3 at noise step 20. Without labels, from 125 images.\n"
             "Report: run/report.html, heat map: run/heatmap.png\nNext:\n  difflens probe --out DIR",
         ),
         (
@@ -107,7 +107,8 @@ def test_every_command_has_a_result_with_a_summary() -> None:
         ),
         (
             made.EXPLAIN,
-            "block 6, t = 5: 50.0 %\nt = 5: 75.0 %\nt = 40: 25.0 %\n"
+            "Share of CLS's attention:\n  block 6, t = 5: 50.0 %\n"
+            "Share of the variance of the logits:\n  t = 5: 75.0 %\n  t = 40: 25.0 %\n"
             "Report: run/report.html, pictures beside it",
         ),
         (replace(made.EXPLAIN, head=None), "Report: run/report.html, pictures beside it"),
@@ -157,11 +158,15 @@ def test_lines(result: Result, summary: str) -> None:
                 "fashion",
                 "75.00",
                 "37.50",
-                "190,883",
+                "0.2 M",
                 "8.00",
                 "12.35",
                 "Report: run/report.html, plot: run/compare.png",
             ],
+        ),
+        (
+            replace(made.MATCH, matches=(MatchedPoint((-0.4, 0.4), (-0.5, 3.0), 0.5, (0.0, 0.0), True),)),
+            ["0, 0", "0, 3"],
         ),
         (
             made.FIDELITY,
@@ -197,6 +202,15 @@ def test_lines(result: Result, summary: str) -> None:
 def test_tables(result: Result, shown: list[str]) -> None:
     printed = words(result)
     assert [text for text in shown if text not in printed] == []
+
+
+def test_a_comparison_of_many_trials_fits_a_narrow_terminal() -> None:
+    titles = {str(number): f"trial {number}" for number in range(8)}
+    scores = {key: Score(0.75, (0.5, 0.9)) for key in titles}
+    compared = [replace(each, scores=scores, frechet=None) for each in made.COMPARE.backbones]
+    printed = words(replace(made.COMPARE, titles=titles, backbones=tuple(compared)))
+    assert printed.count("75.00") == 16
+    assert "Fréchet" not in printed
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,21 @@ def test_neighbours_and_ranks_are_those_of_features_read_by_hand(
         assert found.uniformity == pytest.approx(float((-2 * distances).exp().mean().log()), abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("limit", "meaning"),
+    [(119, "All other images of a minibatch are neighbours here"), (360, "Their CKNNA is above 0")],
+)
+def test_the_report_says_what_cknna_means(
+    backbone_folder: Path, tmp_path: Path, limit: int, meaning: str
+) -> None:
+    many = make_image_tree(tmp_path / "many", per_class=120)
+    run = config(tmp_path / "run", backbone_folder, many, limit=limit, blocks=(1, 6), noise_steps=(3,))
+    cka(run)
+    report = (run.out / "report.html").read_text()
+    assert meaning in report
+    assert "0 means unrelated" not in report
+
+
 def test_every_comparison_is_shown(backbone_folder: Path, images: Path, tmp_path: Path) -> None:
     run = config(
         tmp_path / "run",

@@ -13,7 +13,7 @@ from tests.helpers.html import linked
 KEYS = {"pixels", "random_backbone", "linear", "mlp", "cnn", "attention", "difformer", "diffeed"}
 
 
-def test_the_demo_end_to_end(tmp_path: Path) -> None:
+def test_the_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = DemoConfig(
         out=tmp_path / "demo",
         train_images=160,
@@ -24,6 +24,7 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
         device="cpu",
     )
     returned = demo(config)
+    assert "--blocks" not in capsys.readouterr().err  # the demo has no such option
     metrics = json.loads((config.out / "metrics.json").read_text())
     assert metrics["results"] == json.loads(json.dumps(returned.metrics()["results"]))
     assert set(metrics["results"]) == KEYS
@@ -43,6 +44,7 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
         "DifFeed",
         "Memorisation check",
         "the 160 training images of this run",
+        "The network predicts epsilon, the noise.",
     ):
         assert title in report
     assert report.count("data:image/png;base64,") == 6

@@ -1,6 +1,7 @@
 """`explain` end to end at a small size: its pictures, its figures, and the errors that it raises."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,6 +214,20 @@ def test_the_command_with_images_of_ones_own(
     assert "Report:" in capsys.readouterr().out
     found = json.loads((tmp_path / "x" / "metrics.json").read_text())
     assert found["images"] == [str(own / "0.png"), str(own / "1.png")]
+    assert f"on the given images ({own})." in (tmp_path / "x" / "report.html").read_text()
+
+
+def test_a_long_class_name_leaves_room_for_the_cosine(
+    images: Path, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, titles = tmp_path / "tree", list[str]()
+    for split in ("train", "val"):
+        (tree / split).mkdir(parents=True)
+        (tree / split / "a class of a long name").symlink_to(images / split / "red")
+    monkeypatch.setattr("difflens.reports.pictures.shortened", lambda text, _: titles.append(text) or "")
+    explain(config(tmp_path / "run", backbone_folder, tree))
+    assert all(re.fullmatch(r"a class of … -?\d\.\d\d", title) for title in titles[1:])
+    assert max(map(len, titles[1:])) <= 18
 
 
 @pytest.mark.parametrize(

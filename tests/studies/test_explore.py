@@ -179,13 +179,15 @@ def test_a_cell_of_a_sweep_shows_its_place(
         device="cpu",
         workers=0,
     )
-    sweep(swept)
+    shares = 100 * sweep(swept).accuracy["ridge"]
     run = config(tmp_path / "run", backbone_folder, pictures, blocks=None, noise_steps=None, sweep=swept.out)
     result = explore(run)
     assert (result.blocks, result.noise_steps) == ((5, 6, 8), (3, 40))
     explore(replace(run, out=tmp_path / "few", blocks=(6,)))
     with driven(run.out / "explore.html", **PHONE) as shown:
         drawn(shown)
+        ends = [f"{round(float(end), 1):g} %" for end in (shares.min(), shares.max())]
+        assert shown.locator("#sweep .scale span").all_inner_texts() == ends
         shown.get_by_label("block 8, t = 40").click()
         assert drawn(shown)[:2] == ["2", "1"]
         assert shown.locator("#heat button[aria-pressed=true]").count() == 1

@@ -169,6 +169,7 @@ def test_small_classes_are_judged_and_single_images_named(
     lines: list[str] = []
     metrics = sweep(config(tmp_path / "run", backbone_folder, image_tree), lines.append).metrics()
     assert metrics["validation_images"] == 2 + 1
+    assert any(line.startswith("16 training images, 3 of them for validation; ") for line in lines)
     assert "Classes with a single image are trained on but not validated: blue" in lines
     sweep(config(tmp_path / "run", backbone_folder, image_tree, budget=("16",), resume=True), lines.append)
     assert "The sweep goes on with the 16 images that it began with" not in lines

@@ -14,8 +14,8 @@ class ReportConfig(DataOptions, ReadingOptions, SeedOptions):
     """Write an HTML report of one backbone: top-1 by head, Fréchet distance, generated samples, memorisation
     check.
 
-    Give its run directories in any order. Sections without a run are left out; samples are generated if there
-    are none.
+    Give its run directories in any order. A section without a run says that none was given; samples are
+    generated if there are none.
     """
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ("runs",)

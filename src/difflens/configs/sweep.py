@@ -35,8 +35,9 @@ class SweepConfig(
 ):
     """Measure the accuracy of each block at each noise step, and recommend a place to read.
 
-    Classifiers train on four fifths of some training images, and are evaluated on the others; the test split
-    is not used. --resume may add noise steps to a finished sweep, and measures only the new ones.
+    Classifiers train on some training images and are evaluated on others: a fifth of each class, at least one
+    image of two, or with --halve half of the new ones. The test split is not used. --resume may add noise
+    steps to a finished sweep, and measures only the new ones.
     """
 
     data: str = "fashion"

@@ -116,7 +116,7 @@ def say_few(split: ImageSplit, classes: Sequence[str]) -> None:
     """
     counts = class_sizes(_labels(split), len(classes))
     if split.multi_label and not counts.all():
-        raise DiffLensError(f"{split.name}: no training image has the label {_named(counts == 0, classes)}")
+        raise DiffLensError(f"{split.name}: no training image has {_label(counts == 0, classes)}")
     for count, kind in ((0, "no training image"), (1, "a single training image")):
         if (counts == count).any():
             note(f"{split.name}: {kind} of {_named(counts == count, classes)}")
@@ -132,7 +132,8 @@ def say_unmeasured(split: ImageSplit, classes: Sequence[str]) -> None:
     if absent.all():
         raise DiffLensError(f"{split.name}: no image has a label, so nothing can be measured")
     if absent.any():
-        note(f"{split.name}: no image has the label {_named(absent, classes)}: the mean leaves it out")
+        them = "it" if absent.sum() == 1 else "them"
+        note(f"{split.name}: no image has {_label(absent, classes)}: the mean leaves {them} out")
 
 
 def one_label(data: ImageData, reader: str) -> ImageData:
@@ -212,6 +213,10 @@ def _labels(split: ImageSplit) -> Tensor:
     if split.labels is None:
         raise DiffLensError(f"the split {split.name} has no labels to choose from")
     return split.labels
+
+
+def _label(chosen: Tensor, classes: Sequence[str]) -> str:
+    return f"{'the label' if chosen.sum() == 1 else 'any of the labels'} {_named(chosen, classes)}"
 
 
 def _named(chosen: Tensor, classes: Sequence[str]) -> str:

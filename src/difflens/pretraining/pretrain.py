@@ -22,6 +22,7 @@ from difflens.data.changes import say_changes
 from difflens.data.labels import limited, one_label
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit
+from difflens.errors import DiffLensError
 from difflens.generation.grid import image_grid
 from difflens.generation.samplers import sample
 from difflens.opening import open_run
@@ -83,8 +84,15 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
 def _commands(config: PretrainConfig, model: Path) -> tuple[str, ...]:
     """Return command lines that read the model, and draw from it."""
     spec, out = str(model), config.out
-    probe = ProbeConfig(out=out, backbone=spec, data=config.data, val_fraction=config.val_fraction)
-    commands = [shown_command(probe, beside(out, "probe"))]
+    commands = []
+    for fraction in (config.val_fraction, 0.2):
+        try:
+            load_data(config.data, val_fraction=fraction)
+        except DiffLensError:  # the images have no labels, or no split without a fraction
+            continue
+        probe = ProbeConfig(out=out, backbone=spec, data=config.data, val_fraction=fraction)
+        commands.append(shown_command(probe, beside(out, "probe")))
+        break
     if config.method in ("diffusion", "bigan"):
         commands.append(shown_command(GenerateConfig(out=out, backbone=spec, n=36), beside(out, "samples")))
     return tuple(commands)

@@ -148,4 +148,4 @@ def _cell(score: Score, seeds: int, metric: str) -> str:
         return f"{100 * score.value:.2f} ± {50 * (high - low):.2f}"
     if metric != "top1":
         return f"{100 * score.value:.2f}"
-    return f"{100 * score.value:.2f} ± {50 * (high - low):.1f}"
+    return f"{100 * score.value:.2f} ({100 * low:.1f} - {100 * high:.1f})"

@@ -35,6 +35,7 @@ BASELINES = ("pixels", "random_backbone")
 def demo_report(
     *,
     backbone: str,
+    network: str,
     data: str,
     result: DemoResult,
     evaluations: Mapping[str, Evaluation],
@@ -54,6 +55,7 @@ def demo_report(
 
     Args:
         backbone, data: their names.
+        network: what the network predicts, in a sentence.
         result: the accuracies of the heads.
         evaluations: predictions on the test split, by the keys of `TITLES`.
         read_at: the noise steps that the heads read, in a sentence.
@@ -85,7 +87,7 @@ def demo_report(
     grid = Picture(samples, sampled, "A grid of generated images", scale=3)
     confusion = Picture(
         heat_maps.confusion_matrix(evaluations[best].confusion, evaluations[best].classes, ""),
-        "Numbers of test images; rows are true classes, columns are predictions.",
+        heat_maps.confusion_caption(len(evaluations[best].classes)),
         "Confusion matrix of the best head",
     )
     sections = [
@@ -109,10 +111,7 @@ def demo_report(
             reports_of(result.out, {TITLES[name]: result.out / "heads" / name for name in result.results})
         ),
     ]
-    lead = (
-        f"Small heads read the features of one frozen, unconditional diffusion network ({backbone}) on "
-        f"{data}. The network was trained to predict noise, without labels."
-    )
+    lead = f"Small heads read the features of one frozen diffusion network ({backbone}) on {data}. {network}"
     return render("Demo: heads on a frozen diffusion network", lead, sections, provenance)
 
 

@@ -22,18 +22,19 @@ Explained = tuple[Section, dict[str, Figure]]
 
 
 def explain_report(
-    *, backbone: str, data: str, head: str, sections: Sequence[Section], provenance: Mapping[str, object]
+    *, backbone: str, images: str, head: str, sections: Sequence[Section], provenance: Mapping[str, object]
 ) -> str:
     """Return the report as one self-contained HTML document.
 
     Args:
-        backbone, data: their names.
+        backbone: its name.
+        images: the explained images, in words.
         head: the head that reads the features, in words; empty for none.
         sections: from the functions below.
         provenance: rows of the closing table.
     """
     reader = f", read by {head}" if head else ""
-    lead = f"The features of {backbone} on images of {data}{reader}."
+    lead = f"The features of {backbone} on {images}{reader}."
     return render(f"Features of {backbone}", lead, sections, provenance)
 
 

@@ -223,7 +223,9 @@
   function addHeatMap(sweep) {
     const grid = element("heat");
     const values = sweep.values.flat().filter((value) => value !== null);
-    const low = Math.min(...values), span = Math.max(Math.max(...values) - low, 1e-6);
+    const low = Math.min(...values), high = Math.max(...values), span = Math.max(high - low, 1e-6);
+    element("least").textContent = `${low} %`;
+    element("most").textContent = `${high} %`;
     grid.style.gridTemplateColumns = `minmax(2rem, 4rem) repeat(${sweep.blocks.length}, minmax(0, 1fr))`;
     const label = (text) => { const span = document.createElement("span"); span.textContent = text; grid.append(span); };
     sweep.levels.forEach((t, row) => {
@@ -252,7 +254,9 @@
   if (data.sweep) addHeatMap(data.sweep);
   element("block").max = data.blocks.length - 1;
   element("level").max = data.levels.length - 1;
-  element("colours").style.background = `linear-gradient(to right, ${STOPS.map((stop) => `rgb(${stop})`)})`;
+  for (const bar of ["colours", "accuracies"]) {
+    element(bar).style.background = `linear-gradient(to right, ${STOPS.map((stop) => `rgb(${stop})`)})`;
+  }
   element("block").addEventListener("input", (event) => place(Number(event.target.value), state.level));
   element("level").addEventListener("input", (event) => place(state.block, Number(event.target.value)));
   for (const choice of document.querySelectorAll("input[name=background]")) {

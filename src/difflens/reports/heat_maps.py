@@ -198,6 +198,12 @@ def confusion_matrix(matrix: Tensor, classes: Sequence[str], title: str) -> Figu
     return _figure(axes)
 
 
+def confusion_caption(classes: int) -> str:
+    """Return what `confusion_matrix` shows of so many classes."""
+    cells = "Numbers of test images" if classes <= _CONFUSION_NUMBERS else "Shares of each true class"
+    return f"{cells}; rows are true classes, columns are predictions."
+
+
 def _heat_map(
     values: Tensor,
     rows: Sequence[str],

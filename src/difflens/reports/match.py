@@ -79,7 +79,7 @@ def match_report(
     rows: list[tuple[object, ...]] = [
         (
             str(number),
-            *(f"{x:.0f}, {y:.0f}" for x, y in (each.point, each.match)),
+            *(f"{round(x)}, {round(y)}" for x, y in (each.point, each.match)),
             f"{each.score:.3f}",
             "yes" if each.mutual else "no",
         )

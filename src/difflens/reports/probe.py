@@ -130,10 +130,12 @@ def _result(kind: _Kind, metrics: Sequence[Mapping[str, Any]]) -> Section:
     if len(metrics) == 1:
         rows: list[tuple[object, ...]] = list(zip(kind.columns, _figures(kind, first), strict=True))
         return Section("Result", parts=(Table(("Figure", "Value"), rows + counts, kind.explained),))
-    main, *others = (f"{_mean_percent(metrics, key)} ± {_spread(metrics, key)}" for key in kind.shares)
+    main, *others = (_deviation(metrics, key, 100, 2) for key in kind.shares)
     rows = [(_run(metrics, k), *_figures(kind, one)) for k, one in enumerate(metrics)]
-    shares = (main, None, *others)
-    rows.append(("Mean ± standard deviation", *shares, *(None,) * (len(kind.columns) - len(shares))))
+    calibration = (_deviation(metrics, "ece", 100, 2), _deviation(metrics, "nll", 1, 3))
+    rows.append(
+        ("Mean ± standard deviation", main, None, *others, *(calibration if kind is _ONE_LABEL else ()), None)
+    )
     text = (
         f"{kind.sentence.format(f'{main} %')} (mean ± standard deviation over {len(metrics)} runs that "
         "differ only in their seed)."
@@ -252,7 +254,7 @@ def _confused(evaluation: Evaluation, examples: Callable[[Sequence[int]], Tensor
 def _confusion(evaluation: Evaluation, which: str) -> Section:
     confusion = Picture(
         heat_maps.confusion_matrix(evaluation.confusion, evaluation.classes, ""),
-        f"Numbers of test images; rows are true classes, columns are predictions.{which}",
+        f"{heat_maps.confusion_caption(len(evaluation.classes))}{which}",
         "Confusion matrix",
     )
     return Section("Confusion matrix", parts=(confusion,))
@@ -304,5 +306,9 @@ def _mean_percent(metrics: Sequence[Mapping[str, Any]], key: str) -> str:
     return f"{100 * mean(one[key] for one in metrics):.2f}"
 
 
-def _spread(metrics: Sequence[Mapping[str, Any]], key: str) -> str:
-    return f"{100 * stdev(one[key] for one in metrics):.2f}"
+def _deviation(metrics: Sequence[Mapping[str, Any]], key: str, factor: int, digits: int) -> str | None:
+    """Return mean ± standard deviation; None if a run of an earlier version has no such figure."""
+    values = [factor * one[key] for one in metrics if one.get(key) is not None]
+    if len(values) < len(metrics):
+        return None
+    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"

@@ -151,15 +151,18 @@ class CompareResult(Result):
         return cls(out=out, backbones=backbones, titles=titles, **figures)
 
     def summary(self) -> str:
-        columns = (*self.titles.values(), "parameters", "speed", "rank", "Fréchet")
-        table = Table(Column("backbone", overflow="fold"), *columns, title="accuracy, %")
+        generated = any(backbone.frechet is not None for backbone in self.backbones)
+        others = ("parameters", "speed", "rank", *(["Fréchet"] if generated else []))
+        # a narrow terminal cuts no number: columns fold, and have no space around them
+        columns = [Column(title, overflow="fold") for title in ("backbone", *self.titles.values(), *others)]
+        table = Table(*columns, title="accuracy, %", padding=0)
         for backbone in self.backbones:
             table.add_row(
                 backbone.name,
                 *(f"{100 * score.value:.2f}" for score in backbone.scores.values()),
-                f"{backbone.parameters:,}",
+                f"{backbone.parameters / 1e6:,.1f} M",
                 f"{backbone.relative_speed:.2f}",
                 "" if backbone.effective_rank is None else f"{backbone.effective_rank:.1f}",
-                "" if backbone.frechet is None else f"{backbone.frechet:.4g}",
+                *(["" if backbone.frechet is None else f"{backbone.frechet:.4g}"] if generated else []),
             )
         return f"{table_text(table)}\nReport: {self.out / 'report.html'}, plot: {self.out / 'compare.png'}"

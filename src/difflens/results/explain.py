@@ -88,9 +88,18 @@ class ExplainResult(Result):
 
     def summary(self) -> str:
         head = self.head
-        parts = () if head is None else (head.attention, head.logits, head.mix)
-        shares = {name: share for part in parts if part for name, share in part.items()}
-        lines = [f"{name}: {100 * share:.1f} %" for name, share in shares.items()]
+        parts: dict[str, Mapping[str, float] | None] = {}
+        if head is not None:
+            parts = {
+                "Share of CLS's attention": head.attention,
+                "Share of the variance of the logits": head.logits,
+                "Weight in the mix": head.mix,
+            }
+        lines = []
+        for title, shares in parts.items():
+            if shares:
+                lines.append(f"{title}:")
+                lines += [f"  {name}: {100 * share:.1f} %" for name, share in shares.items()]
         return "\n".join([*lines, f"Report: {self.out / 'report.html'}, pictures beside it"])
 
     def left_out(self) -> str:

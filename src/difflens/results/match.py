@@ -69,7 +69,7 @@ class MatchResult(Result):
         for each in self.matches[:_ROWS]:
             (x, y), (u, v) = each.point, each.match
             back = "yes" if each.mutual else "no"
-            table.add_row(f"{x:.0f}, {y:.0f}", f"{u:.0f}, {v:.0f}", f"{each.score:.3f}", back)
+            table.add_row(f"{round(x)}, {round(y)}", f"{round(u)}, {round(v)}", f"{each.score:.3f}", back)
         more = len(self.matches) - _ROWS
         rest = f"\n{more} more in metrics.json" if more > 0 else ""
         files = f"Picture: {self.out / 'match.png'}, points: {self.out / 'metrics.json'}"

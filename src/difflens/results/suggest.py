@@ -32,11 +32,11 @@ def describe(best: Suggestion, log_snr: Mapping[Level, float | None]) -> str:
         f"{best.agreeing} suggest the same place"
     )
     others = [
-        f"{words(block, t)} ({count})"
+        f"{count} suggest{'s' * (count == 1)} {words(block, t)}"
         for block, t, count in best.places
         if (block, t) != (best.block, best.noise_step)
     ]
-    return f"{text}; others suggest {listing(others)}." if others else f"{text}."
+    return f"{text}, {listing(others)}." if others else f"{text}."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -277,7 +277,7 @@ def _write(
     report = similarity_report(
         summary=f"The similarity of representations of {' and '.join(names)} on images of {config.data}, by "
         "linear CKA, and by CKNNA, which compares nearest neighbours alone. 1 means equal up to rotation and "
-        "scale, 0 means unrelated.",
+        f"scale. {_low_values(measured)}",
         comparisons=result.comparisons,
         mirrors=result.mirrors,
         log_snr=comparison.log_snr,
@@ -310,6 +310,19 @@ def _write(
     run.write("report.html", report)
     run.write_json(FINISHED, result.metrics())
     return result
+
+
+def _low_values(measured: _Measured) -> str:
+    """Return what CKNNA is in small minibatches, or what it is of unrelated features."""
+    if measured.neighbours >= measured.images / measured.minibatches - 1:
+        return (
+            "Unrelated features are near 0. All other images of a minibatch are neighbours here, so CKNNA is "
+            "CKA."
+        )
+    return (
+        "Unrelated features have a CKA near 0. Their CKNNA is above 0, the higher, the fewer images a "
+        "minibatch has."
+    )
 
 
 def _comparisons(comparison: _Comparison, result: CkaResult) -> tuple[Comparison, ...]:

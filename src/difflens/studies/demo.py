@@ -231,6 +231,7 @@ class _Demo:
         stated = "" if distance is None else f" The network's model card states: Fréchet distance {distance}."
         return demo_report(
             backbone=given(config.backbone),
+            network=f"The network predicts {backbone.process.describe_prediction()}.",
             data=data.name,
             result=result,
             evaluations=self.evaluations,

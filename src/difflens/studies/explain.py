@@ -21,7 +21,7 @@ from difflens.data.labels import balanced, one_label
 from difflens.data.load import load_data
 from difflens.data.loader import epoch_order
 from difflens.data.split import FileSplit, ImageData, ImageSplit
-from difflens.errors import DiffLensError, counted
+from difflens.errors import DiffLensError, counted, listing
 from difflens.extractors.base import evaluating
 from difflens.extractors.cache import READ_BATCH, FeatureCache, Reading, read_features
 from difflens.extractors.frozen import FrozenExtractor
@@ -45,6 +45,7 @@ from difflens.reports.explain import (
 )
 from difflens.reports.html import report_of
 from difflens.reports.png import write_png
+from difflens.reports.style import shortened
 from difflens.results.explain import ExplainResult, HeadShares, Neighbour
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.reading import read_yaml
@@ -157,7 +158,9 @@ class _Explanation:
             run.write_with(f"{name}.png", partial(write_png, figure))
         report = explain_report(
             backbone=given(config.backbone),
-            data=self.data.name,
+            images=f"the given images ({listing(config.images)})"
+            if config.images
+            else f"images of {self.data.name}",
             head="" if self.model is None else f"the {self.model.head.name} head of {config.run}",
             sections=[section for section, _ in explained],
             provenance={
@@ -219,14 +222,14 @@ class _Explanation:
                 tuple(Neighbour(bank_split.ids[row], label, round(value, 4)) for row, label, value in ranked)
             )
             tiles.append(torch.stack([to_float(fit(bank_split.image(row), *shape)) for row in positions]))
-            names.append([f"{label} {value:.2f}".strip() for _, label, value in ranked])
+            # a title has room for 18 letters
+            names.append([f"{shortened(label, 12)} {value:.2f}".strip() for _, label, value in ranked])
         examples = self.examples
         own = [self._class_of(examples, row) or examples.ids[row].rpartition("/")[2] for row in rows]
         level = in_words(self.backbone.process.by_noise((self.step,)))
         searched = (
-            f"The most similar of {counted(len(bank), 'training image')}, by the features of block "
-            f"{self.block} at "
-            f"noise step {level}, pooled to {config.pool} x {config.pool}."
+            f"The most similar of {counted(len(bank), 'training image')} of {self.data.name}, by the "
+            f"features of block {self.block} at noise step {level}, pooled to {config.pool} x {config.pool}."
         )
         return neighbours_section(images, torch.stack(tiles), own, names, searched), tuple(neighbours)
 

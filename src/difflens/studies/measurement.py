@@ -96,7 +96,11 @@ class Measurement:
         count = self.images()
         self.check_normalisation(count - count // 5)  # four fifths train
         split = self.data.train.subset(balanced(self.data.train, count, self.config.seed))
-        self.announce(f"{counted(len(split), 'training image')}, of which a fifth validates; {self._grid()}")
+        assert split.labels is not None
+        held_out = int(every_nth(split.labels, 5).sum())
+        self.announce(
+            f"{counted(len(split), 'training image')}, {held_out:,} of them for validation; {self._grid()}"
+        )
         measured: dict[Level, dict[str, Tensor]] = {}
         for t in self.steps:
             step = self._stored(_file(t), self.blocks)

@@ -39,6 +39,13 @@ from difflens.training.objectives import micro_batch
 EXAMPLES = 6
 """The number of validation images in a report."""
 
+_HEADS = {
+    "upernet": "UPerNet",
+    "linear": "A linear head",
+    "mask-rcnn": "Mask R-CNN",
+    "faster-rcnn": "Faster R-CNN",
+}
+
 C = TypeVar("C", bound=DenseConfig)
 S = TypeVar("S", bound=FileSplit)
 M = TypeVar("M", SegmentationModel, DetectionModel)
@@ -306,8 +313,8 @@ def _train_and_evaluate(
             dense_report(
                 title=task.headline(metrics),
                 command=shown_command(config),
-                summary=f"{model.head.name} on the {config.extractor} features of {config.backbone}, trained "
-                f"on {counted(len(training), 'image')} of {data.name} for "
+                summary=f"{_HEADS[model.head.name]} on the {config.extractor} features of {config.backbone}, "
+                f"trained on {counted(len(training), 'image')} of {data.name} for "
                 f"{counted(given(config.iterations), 'iteration')}.",
                 sections=task.sections(metrics, run.read_log(), examples, data.classes),
                 provenance=provenance(config, model, data, process),

@@ -40,7 +40,7 @@ def test_a_cell_holds_any_number_of_labels(tree: Tree, capsys: pytest.CaptureFix
     assert data.test.labels.dtype == torch.bool
     assert data.test[0][1].tolist() == [True, False, False]  # type: ignore[union-attr]
     said = capsys.readouterr().err
-    assert "val: no image has the label dog, dog, brown: the mean leaves it out" in said
+    assert "val: no image has any of the labels dog, dog, brown: the mean leaves them out" in said
 
 
 def test_labels_are_part_of_the_fingerprint(tree: Tree) -> None:

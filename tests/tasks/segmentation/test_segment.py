@@ -131,7 +131,7 @@ def test_the_loss_falls_and_everything_is_written(trained: Path, scene_folder: P
     assert set(metrics["iou"]) == {"background", "bar", "disc"}
     assert metrics["pixel_accuracy"] > 0.6
     report = (trained / "report.html").read_text()
-    for words in ("Segmentation: ", "Pixel accuracy", "Examples", "difflens segment --backbone"):
+    for words in ("Segmentation: ", "Pixel accuracy", "Examples", "UPerNet on the", "difflens segment"):
         assert words in report
 
 

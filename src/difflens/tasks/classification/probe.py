@@ -43,7 +43,7 @@ from difflens.reports.probe import probe_report
 from difflens.results.base import plain
 from difflens.results.probe import GridTrial, NeighbourTrial, ProbeResult
 from difflens.run.console import note
-from difflens.run.directory import FINISHED, RunDirectory, read_log
+from difflens.run.directory import CONFIG, FINISHED, RunDirectory, read_log
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 from difflens.run.text import a
@@ -145,11 +145,11 @@ def _probe_once(
         head.normalisation.check(len(data.train))  # before features are read
     if store is not None:
         _check_store(store, config, whole, fingerprint, head.pool, extractor)
-        if len(extractor.places) < len(store.blocks) * len(store.noise_steps):
+        in_a_run = (store.path.parent / CONFIG).exists()  # the demo chooses the places itself
+        if len(extractor.places) < len(store.blocks) * len(store.noise_steps) and not in_a_run:
             note(
-                f"{store.path}: read are {named('block', extractor.blocks)} at "
-                f"{named('noise step', extractor.noise_steps)}, of {named('block', store.blocks)} at "
-                f"{named('noise step', store.noise_steps)}; --blocks and --noise-steps choose others"
+                f"Of {store.path}, the head reads {named('block', extractor.blocks)} at "
+                f"{named('noise step', extractor.noise_steps)}; --blocks and --noise-steps choose others"
             )
     kind = kind_of(data).model
     model = kind(
@@ -525,9 +525,9 @@ def _report(
         "Seeds": listing([each.seed for each in result.seeds]),
         **environment(process.device),
     }
+    head = a(given(config.head)).capitalize().replace("difformer", "DifFormer")
     summary = (
-        f"{a(given(config.head)).capitalize()} head on the {model.extractor.name} features of "
-        f"{config.backbone}, trained on "
+        f"{head} head on the {model.extractor.name} features of {config.backbone}, trained on "
         f"{counted(train_images, 'labelled image')} of {data.name}."
     )
     return probe_report(
