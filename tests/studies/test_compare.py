@@ -209,7 +209,7 @@ def test_the_command(
     assert cli("compare", *words) == 0
     printed = capsys.readouterr().out
     assert "random:timm:test_vit, k-NN:" in printed
-    assert "306,240" in printed
+    assert "0.3 M" in printed
 
 
 def test_a_sweep_on_training_images_says_where_to_read(

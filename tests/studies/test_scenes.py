@@ -162,9 +162,21 @@ def _opaque(root: Path) -> ScenesConfig:
     return ScenesConfig(source=str(root / "source"), out=root / "out")
 
 
+def _too_many(root: Path) -> ScenesConfig:
+    for k in range(254):
+        folder = root / "source" / f"{k:03}"
+        folder.mkdir(parents=True)
+        for name, value in (("_flip", 2 * k), ("b", 2 * k + 1)):  # _flip alone names no view of another
+            image = Image.new("RGBA", (4, 4), (value % 256, value // 256, 0, 0))
+            image.putpixel((1, 1), (value % 256, value // 256, 0, 255))
+            image.save(folder / f"{name}.png")
+    return ScenesConfig(source=str(root / "source"), out=root / "out", train=1, val=1)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (_too_many, "254 classes: masks of 8 bits hold at most 253"),
         (lambda root: ScenesConfig(source=str(root / "nowhere"), out=root / "out"), "no such folder"),
         (_opaque, "no class folder with at least two images with transparency"),
         (lambda root: ScenesConfig(out=root / "out", backgrounds=("photo",)), "--photos"),

@@ -25,7 +25,7 @@ class ScenesConfig(SeedOptions):
     size: Annotated[int, Range(8, 4096)] = 64
     """Side of the square scenes, in pixels."""
     objects: tuple[Annotated[int, Range(0, 100)], Annotated[int, Range(1, 100)]] = (1, 4)
-    """The fewest and the most objects in a scene."""
+    """The fewest and the most objects drawn for a scene. One without a free place is left out."""
     scale: tuple[Annotated[float, Range(0.02, 1)], Annotated[float, Range(0.02, 1)]] = (0.25, 0.55)
     """The smallest and the largest of an object's longer side, as a share of the scene's side, drawn
     uniformly."""

@@ -10,10 +10,11 @@ import json
 
 from difflens.configs.options import recorded, resolve
 from difflens.configs.scenes import ScenesConfig
+from difflens.data.dense.base import IGNORED
 from difflens.data.dense.cutouts import fashion_cutouts, folder_cutouts
 from difflens.data.dense.masks import BACKGROUND
 from difflens.data.dense.scenes import ScenePainter, ScenePhotos
-from difflens.errors import expanded
+from difflens.errors import DiffLensError, counted, expanded
 from difflens.results.scenes import ScenesResult, SplitCounts
 from difflens.run.directory import RunDirectory
 
@@ -22,11 +23,16 @@ def scenes(config: ScenesConfig) -> ScenesResult:
     """Write the data set. A scene is a function of (seed, split, number of the scene) and the source.
 
     Raises:
-        DiffLensError: there are no cut-outs or too few photos, or the folder is not empty.
+        DiffLensError: there are no cut-outs, too many classes or too few photos, or the folder is not empty.
     """
     config = resolve(config)
     folder = expanded(config.source)
     cutouts = fashion_cutouts() if config.source == "fashion" else folder_cutouts(folder)
+    if len(cutouts.classes) >= IGNORED - 1:  # the background is a class of the masks, too
+        raise DiffLensError(
+            f"{config.source} has {counted(len(cutouts.classes), 'class')}: masks of 8 bits hold at most "
+            f"{IGNORED - 2}"
+        )
     photos = ScenePhotos(config.photos) if config.photos else None
     counts: dict[str, SplitCounts] = {}
     run = RunDirectory(config.out, "scenes", recorded(config), resume=None)

@@ -197,6 +197,15 @@ def test_boxes_alone(tmp_path: Path) -> None:
     assert set(data.train.target(0, masks=False)) == {"boxes", "labels"}
 
 
+def test_masks_that_are_not_used_are_told(tmp_path: Path) -> None:
+    record, boxes = miniature(), miniature()
+    for each in (*record["annotations"][1:3], *boxes["annotations"]):
+        del each["segmentation"]
+    data = load_coco(write(tmp_path / "mini", record, boxes))
+    assert not data.train.has_masks
+    assert "2 objects with a mask: most have none, so masks are not used" in data.notes
+
+
 def change(place: int, **values: object) -> Callable[[Record], None]:
     def apply(record: Record) -> None:
         record["annotations"][place] |= values

@@ -146,6 +146,7 @@ def load_annotations(
             record.pop("annotations"), images, labels, path, problems, _digest(images, folder)
         )
         parts.append((images, annotations))
+    masked = sum(int(annotations.masked().sum()) for _, annotations in parts)
     masks = _checked_masks([annotations for _, annotations in parts], (train[1], val[1]), problems)
     problems.settle()
     splits = []
@@ -177,7 +178,8 @@ def load_annotations(
                 exif,
             )
         )
-    notes = (*turned(oriented, exif), *_unseen(splits, titles))
+    unused = [f"{counted(masked, 'object')} with a mask: most have none, so masks are not used"]
+    notes = (*turned(oriented, exif), *_unseen(splits, titles), *(unused if masked and not masks else ()))
     return DenseData(
         name or train[1].stem, tuple(titles.values()), splits[0], splits[1], tuple(problems.lines), notes
     )

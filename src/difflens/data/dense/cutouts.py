@@ -102,7 +102,7 @@ def _objects(folder: Path, seen: dict[_Content, Path], left_out: list[str]) -> I
         seen: the pixels of the objects so far, and their files; this function adds to it.
         left_out: receives one line for each file that cannot be used.
     """
-    views: dict[Path, list[Path]] = {}
+    views: dict[tuple[Path, str], list[Path]] = {}
     try:
         paths = find_images(folder)
     except DiffLensError:
@@ -111,7 +111,7 @@ def _objects(folder: Path, seen: dict[_Content, Path], left_out: list[str]) -> I
         stem = path.stem
         for suffix in sorted(_VIEWS, key=len, reverse=True):
             stem = stem.removesuffix(suffix)
-        views.setdefault(path.with_name(stem), []).append(path)
+        views.setdefault((path.parent, stem), []).append(path)
     for paths in views.values():
         cutouts = {}
         for path in paths:
