@@ -41,7 +41,7 @@ def test_points_are_found_in_a_shifted_map() -> None:
 def test_soft_argmax_lies_between_cells_and_ignores_what_is_far() -> None:
     similarity = torch.full((1, 8, 8), -1.0)
     similarity[0, 3, 2] = similarity[0, 3, 3] = 0.9
-    similarity[0, 7, 7] = 0.89
+    similarity[0, 7, 7] = similarity[0, 3, 5] = 0.89  # the second is one cell outside the square
     soft, scores = locate(similarity, "soft-argmax", temperature=0.01, radius=2 / 8)
     torch.testing.assert_close(soft, torch.tensor([[3 / 8, 3.5 / 8]]))
     torch.testing.assert_close(scores, torch.tensor([0.9]))

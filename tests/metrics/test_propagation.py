@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from difflens.metrics import propagation
 from difflens.metrics.propagation import boundary_f, carry, jaccard
 
 
@@ -72,6 +73,12 @@ def test_intersection_over_union() -> None:
     assert jaccard(square(10, 10), square(20, 10)) == pytest.approx(1 / 3)
     empty = torch.zeros(60, 80, dtype=torch.bool)
     assert (jaccard(empty, empty), jaccard(empty, square(10, 10))) == (1, 0)
+
+
+def test_an_outline_is_of_pixels_that_differ_to_the_right_below_or_between() -> None:
+    mask = torch.zeros(3, 3, dtype=torch.bool)
+    mask[1, 1] = True
+    assert propagation._outline(mask).int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
 
 
 def test_outlines_agree_within_the_tolerance() -> None:

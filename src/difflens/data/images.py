@@ -193,22 +193,23 @@ def from_pil(image: Image.Image, exif: Exif = "apply") -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
-def pixels_of(image: Image.Image | Path | str | Tensor) -> Tensor:
+def pixels_of(image: Image.Image | Path | str | Tensor, exif: Exif = "apply") -> Tensor:
     """Return one image, uint8 (C, H, W) with C 1 or 3.
 
     Args:
         image: a Pillow image or the path of a file, which are read by the rules of `read_image`; or a tensor,
             (C, H, W): uint8, or floating-point in [-1, 1].
+        exif: as for `read_image`.
 
     Raises:
         BadImage: for the reasons of `read_image`.
         DiffLensError: it is none of these, or a tensor of another shape or range.
     """
     if isinstance(image, str | Path):
-        return read_image(expanded(image))
+        return read_image(expanded(image), exif)
     if isinstance(image, Image.Image):
         try:
-            return from_pil(image)
+            return from_pil(image, exif)
         except Exception as error:  # an image that is decoded here fails as a file does
             raise BadImage(getattr(image, "filename", "") or "in memory", str(error)) from error
     if not isinstance(image, Tensor):

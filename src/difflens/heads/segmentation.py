@@ -20,7 +20,8 @@ class SegmentationHead(nn.Module):
         num_classes: number of logits of a pixel.
 
     Raises:
-        DiffLensError: segmentation-models-pytorch, which has UPerNet, is not installed.
+        DiffLensError: segmentation-models-pytorch, which has UPerNet, is not installed, or a level has one
+            channel.
     """
 
     def __init__(self, config: SegmentationHeadConfig, shapes: Mapping[Place, MapShape], num_classes: int):
@@ -60,7 +61,11 @@ class _Linear(nn.Module):
 
 
 class _UPerNet(nn.Module):
-    """UPerNet without its auxiliary head (Xiao et al., 2018, "Unified perceptual parsing")."""
+    """UPerNet without its auxiliary head (Xiao et al., 2018, "Unified perceptual parsing").
+
+    Unlike the paper, the library's decoder first normalises the channels of each position (LayerNorm). So a
+    level of one channel, or of equal channels, tells it nothing.
+    """
 
     def __init__(self, channels: tuple[int, ...], num_classes: int, width: int, dropout: float):
         super().__init__()
@@ -70,6 +75,10 @@ class _UPerNet(nn.Module):
             raise DiffLensError(
                 'UPerNet needs `pip install "difflens[dense]"`; --head linear does not'
             ) from error
+        if min(channels) < 2:
+            raise DiffLensError(
+                "UPerNet normalises over channels and reads nothing of one: use --head linear"
+            )
         # the decoder takes an encoder's outputs and ignores the first two
         self.decoder = UPerNetDecoder(
             (0, 0, *channels), encoder_depth=len(channels) + 1, decoder_channels=width

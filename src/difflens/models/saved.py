@@ -18,6 +18,7 @@ from difflens.backbones.encoder import TASK as ENCODER_TASK
 from difflens.backbones.load import resolved
 from difflens.backbones.runs import read_backbone
 from difflens.backbones.text import save_condition
+from difflens.choices import Exif
 from difflens.errors import DiffLensError, counted, expanded
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.config import ExtractorConfig
@@ -76,6 +77,11 @@ class SavedModel(ABC):
     @abstractmethod
     def make(cls, extractor: Extractor, head: Any, num_classes: int) -> Any:
         """Return an untrained probe with the head of a configuration."""
+
+    @property
+    def exif(self) -> Exif:
+        """Whether pictures are turned upright, as those were that the model was trained on."""
+        return "ignore" if self.info.get("exif") == "ignore" else "apply"
 
     @property
     def device(self) -> torch.device:

@@ -84,7 +84,7 @@ class LoadedModel:
         """
         if draws < 1:
             raise DiffLensError(f"draws is {draws}; it must be at least 1")
-        model, pixels = self.saved, [pixels_of(image) for image in _several(images)]
+        model, pixels = self.saved, [pixels_of(image, self.saved.exif) for image in _several(images)]
         backbone = model.probe.extractor.backbone
         if draws > 1 and isinstance(backbone.process, Clean):
             raise DiffLensError(f"{backbone.spec} reads images without noise: leave out draws")

@@ -303,6 +303,7 @@ def _train_and_evaluate(
         "train_images": len(training),
         "iterations": config.iterations,
         "seed": config.seed,
+        **({} if config.exif == "apply" else {"exif": config.exif}),
     }
     run.trackers.results({f"val/{key}": metrics.get(key) for key in task.scores})
     run.write_folder("model", model.save)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from difflens.backbones.base import Backbone
+from difflens.choices import Exif
 from difflens.configs.predict import PredictConfig
 from difflens.data.changes import say_changes
 from difflens.data.files import list_images
@@ -103,16 +104,16 @@ def write_predictions(
     if not paths:
         raise DiffLensError(f"no images but those that an earlier prediction wrote to {out}")
     # an unreadable image is an error before any file is written
-    readable = list(_readable(paths, config, skipped, check))
+    readable = list(_readable(paths, config, model.exif, skipped, check))
     backbone = model.probe.extractor.backbone
-    split, whole = FileSplit("images", [*map(str, paths)]), isinstance(model, DetectionModel)
+    split, whole = FileSplit("images", [*map(str, paths)], exif=model.exif), isinstance(model, DetectionModel)
     say_changes(split, backbone.spec, backbone.in_channels, model.head.side, whole)
     # nothing of another model or of other images stays
     for before in pictures_before:
         before.unlink(missing_ok=True)
     predictions: list[DensePrediction] = []
     for path, name in zip(readable, _names(readable), strict=True):
-        image = read_image(path)
+        image = read_image(path, model.exif)
         found, pictures = answer(image)
         files = {key: f"{name}.{key}.png" for key in pictures}
         for key, picture in pictures.items():
@@ -140,11 +141,15 @@ def _folder(config: PredictConfig) -> Path:
 
 
 def _readable(
-    paths: list[Path], config: PredictConfig, skipped: list[str], check: Callable[[int, int], object]
+    paths: list[Path],
+    config: PredictConfig,
+    exif: Exif,
+    skipped: list[str],
+    check: Callable[[int, int], object],
 ) -> Iterator[Path]:
     for path in paths:
         try:
-            height, width = read_image(path).shape[-2:]
+            height, width = read_image(path, exif).shape[-2:]
         except BadImage as error:
             if config.on_bad_image == "error":
                 raise

@@ -371,6 +371,21 @@ def test_windows_cover_an_image_and_are_averaged(trained: Path) -> None:
         assert torch.allclose(found.sum(0), torch.ones(20, 64), atol=1e-5)
 
 
+def test_a_model_reads_pictures_as_those_it_was_trained_on(
+    trained: Path, backbone_folder: Path, scene_folder: Path, tmp_path: Path
+) -> None:
+    ignoring = tmp_path / "ignoring"
+    segment(config(backbone_folder, scene_folder, ignoring, iterations=2, exif="ignore"))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn
+    photo = tmp_path / "photo.jpg"
+    Image.new("RGB", (30, 20), "red").save(photo, exif=turned)
+    for run, size in ((trained, (20, 30)), (ignoring, (30, 20))):
+        (found,) = predict(PredictConfig(model=run, images=(photo,), out=run / "predicted")).predictions
+        assert (found.width, found.height) == size
+        assert load_model(run)(photo)[0].shape == size[::-1]
+
+
 def test_prediction_writes_overlays_masks_and_json(trained: Path, scene_folder: Path, tmp_path: Path) -> None:
     images = scene_folder / "images" / "val"
     out = tmp_path / "found"
