@@ -162,7 +162,7 @@ def test_a_process_that_reads_images_is_killed(
     main, image = os.getpid(), FileSplit.image
     monkeypatch.setattr(FileSplit, "image", lambda *a: (image if os.getpid() == main else killed)(*a))
     backbone = ["--backbone", backbone_folder, "--head", "linear"] if words[0] == "probe" else []
-    options = ("--data", image_tree, "--workers", 2, "--device", "cpu", "--out", tmp_path / "run")
-    assert run_here(*words, *backbone, *options) == 2
+    options = ("--data", image_tree, "--workers", 2, "--batch-size", 8, "--device", "cpu")
+    assert run_here(*words, *backbone, *options, "--out", tmp_path / "run") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("difflens: error: a process that reads images was lost: DataLoader worker (pid")

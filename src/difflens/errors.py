@@ -42,9 +42,10 @@ def named(noun: str, items: Sequence[object]) -> str:
     return f"{plural(noun, len(items))} {listing(items)}"
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return "did you mean X? " for the nearest of the known words, or nothing if none is near."""
-    near = get_close_matches(word, list(known), n=1, cutoff=0.7)
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return "did you mean X? " for the nearest of the known words, or nothing if none is as similar as
+    `cutoff`, 0 to 1."""
+    near = get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"did you mean {near[0]}? " if near else ""
 
 

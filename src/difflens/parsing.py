@@ -89,9 +89,9 @@ def _check_options(command: str, kind: type[Options], words: Iterable[str]) -> N
         name = word.partition("=")[0][2:].replace("_", "-")
         if word.startswith("--") and name not in known and not name.startswith("tyro-"):
             shown = [f"--{each}" for each in known]
+            hint = did_you_mean(f"--{name}", shown, 0.7)  # all begin with hyphens
             raise DiffLensError(
-                f"{command} has no option --{name}; {did_you_mean(f'--{name}', shown)}`difflens {command} "
-                "--help` lists them"
+                f"{command} has no option --{name}; {hint}`difflens {command} --help` lists them"
             )
 
 

@@ -1,7 +1,6 @@
 """The feature store: the maps that are read are those that were written, and damage is refused."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from difflens import DiffLensError, ExtractConfig, FeatureStore, extract, load_data
 from difflens.extractors.manifest import Layout
-from difflens.extractors.store import StoredMaps, read_checksums, record_checksum, write_shard
+from difflens.extractors.store import StoredMaps, write_shard
 from tests.helpers.images import make_image_tree
 
 
@@ -90,13 +89,6 @@ def test_data_of_the_same_names_and_other_labels_is_refused(stored: tuple[Path, 
     other.labels = other.labels + 1
     with pytest.raises(DiffLensError, match="has other labels of the train images"):
         store.cache(other, [(4, 3)])
-
-
-def test_the_latest_checksum_counts_whoever_wrote_it(tmp_path: Path) -> None:
-    record_checksum(tmp_path, 1, "train/a", "1" * 64)
-    os.utime(tmp_path / ".checksums-1.partial", (1, 1))
-    record_checksum(tmp_path, 0, "train/a", "2" * 64)
-    assert read_checksums(tmp_path) == {"train/a": "2" * 64}
 
 
 def test_what_is_not_there_is_named(stored: tuple[Path, Path], tmp_path: Path) -> None:

@@ -383,7 +383,7 @@ class Stopped(Exception):
     """A stop in the middle of a shard."""
 
 
-@pytest.mark.parametrize("damage", [None, "cut", "steps"])
+@pytest.mark.parametrize("damage", [None, "process", "cut", "steps"])
 def test_a_stop_within_a_shard_loses_only_what_was_read_since_it_was_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str | None
 ) -> None:
@@ -409,27 +409,34 @@ def test_a_stop_within_a_shard_loses_only_what_was_read_since_it_was_kept(
 
     def features(*arguments: object) -> object:
         for number, (rows, maps) in enumerate(real(*arguments)):
-            if stop and number == 2:
+            if stop and number == stop:
                 raise Stopped
             read.append(len(rows))
             yield rows, maps
 
     monkeypatch.setattr(extraction.Reading, "features", features)
-    stop = True
+    stop = 2
+    if damage == "process":  # the first of two stops was in a process of another number
+        stop = 1
+        with pytest.raises(Stopped):
+            extract(stopped)
+        (stopped.out / ".checksums-0.partial").rename(stopped.out / ".checksums-1.partial")
+        stopped = replace(stopped, resume=True)
     with pytest.raises(Stopped):
         extract(stopped)
     (kept,) = (stopped.out / "train").glob(".shard-*")
     lines: list[str] = []
     if damage == "cut":
         kept.write_bytes(kept.read_bytes()[:-100])
-    stop = False
+    stop = 0
     del read[:]
     again = replace(stopped, resume=True)
     if damage == "steps":
         again = replace(again, noise_steps=(3, 9))
     extract(again, lines.append)
-    assert read == ([64, 8] if damage is None else [64, 64, 64, 8])
-    assert any("does not fit and is read again" in line for line in lines) == (damage is not None)
+    lost = damage in ("cut", "steps")
+    assert read == ([64, 64, 64, 8] if lost else [64, 8])
+    assert any("does not fit and is read again" in line for line in lines) == lost
     if damage != "steps":
         assert contents(stopped.out) == expected
     assert not kept.exists()

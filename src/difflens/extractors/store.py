@@ -84,15 +84,14 @@ def record_checksum(folder: Path, process: int, name: str, digest: str) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """Return the recorded checksums of a store by file, also of an unfinished store: the latest of each.
+    """Return the recorded checksums of a store by file, also of an unfinished store.
 
     Raises:
         DiffLensError: a file of checksums is damaged; the message names the line. In an unfinished store,
             a stop can leave incomplete lines, which are left out.
     """
     recorded = {}
-    journals = sorted(folder.glob(_JOURNAL.format("*")), key=lambda path: path.stat().st_mtime_ns)
-    for path in (folder / CHECKSUMS, *journals):
+    for path in (folder / CHECKSUMS, *sorted(folder.glob(_JOURNAL.format("*")))):
         lines = read_text(path, _MOST).removesuffix("\n").split("\n") if path.exists() else []
         for number, line in enumerate(lines, start=1):
             if found := _CHECKSUM.fullmatch(line):
@@ -102,12 +101,15 @@ def read_checksums(folder: Path) -> dict[str, str]:
     return recorded
 
 
-def write_checksums(folder: Path, digests: Mapping[str, str]) -> None:
-    """Write checksums.sha256 of a finished store."""
-    write_bytes(
-        folder / CHECKSUMS, "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()
-    )
-    for path in folder.glob(_JOURNAL.format("*")):
+def write_checksums(folder: Path, digests: Mapping[str, str], finished: bool = True) -> None:
+    """Write checksums.sha256 of a finished store, or put together what processes noted of an unfinished one.
+
+    A run begins with the latter: its processes have other files than those of the run before, and what they
+    note must count.
+    """
+    target = folder / (CHECKSUMS if finished else _JOURNAL.format(0))
+    write_bytes(target, "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode())
+    for path in {*folder.glob(_JOURNAL.format("*"))} - {target}:
         path.unlink()
 
 

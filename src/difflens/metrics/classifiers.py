@@ -221,14 +221,17 @@ def neighbour_votes(
     most = min(max(neighbours), len(bank) - (own is not None))
     votes: list[list[Tensor]] = [[] for _ in neighbours]
     # the similarities of one chunk of queries take at most about 64 MB
-    for chunk in torch.arange(len(queries), device=bank.device).split(max(1, 2**24 // len(bank))):
+    # `len` and chunks would fix the number of queries in an exported file
+    rows = torch.arange(queries.shape[0], device=bank.device)
+    chunks = [rows] if torch.compiler.is_exporting() else rows.split(max(1, 2**24 // len(bank)))
+    for chunk in chunks:
         similarity = queries[chunk] @ bank.T
         if own is not None:
             similarity.scatter_(1, own[chunk, None], -math.inf)
         nearest = similarity.topk(most)
         weight = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
         voted = labels[nearest.indices]
-        for chunks, k in zip(votes, neighbours, strict=True):
-            empty = torch.zeros(len(chunk), classes, device=bank.device)
-            chunks.append(empty.scatter_add_(1, voted[:, :k], weight[:, :k]))
-    return [torch.cat(chunks) for chunks in votes]
+        for parts, k in zip(votes, neighbours, strict=True):
+            empty = torch.zeros(chunk.shape[0], classes, device=bank.device)
+            parts.append(empty.scatter_add_(1, voted[:, :k], weight[:, :k]))
+    return [torch.cat(parts) for parts in votes]

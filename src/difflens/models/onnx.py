@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from difflens.errors import DiffLensError
-from difflens.heads.knn import NeighbourHead
 from difflens.models.probe import Probe
 from difflens.models.saved import SegmentationModel, TrainedModel
 from difflens.noise import seeded_noise
@@ -74,7 +73,7 @@ def write_onnx(model: TrainedModel | SegmentationModel, file: Path) -> float:
         The largest difference of a probability, for three images of noise.
 
     Raises:
-        DiffLensError: a package is missing, the head is k-NN, the backbone is not read in float32, the
+        DiffLensError: a package is missing, the backbone is not read in float32, the
             network cannot be converted, or the difference is more than
             `TOLERANCE`.
     """
@@ -84,8 +83,6 @@ def write_onnx(model: TrainedModel | SegmentationModel, file: Path) -> float:
     except ImportError as error:
         raise DiffLensError(f'{error.name} is missing: pip install "difflens[onnx]"') from error
     backbone = model.probe.extractor.backbone
-    if isinstance(model.probe.head, NeighbourHead):
-        raise DiffLensError("k-NN compares with all training images: it cannot be written as ONNX")
     if backbone.dtype != torch.float32:
         read = str(backbone.dtype).removeprefix("torch.")
         raise DiffLensError(

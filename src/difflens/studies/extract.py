@@ -36,6 +36,7 @@ from difflens.extractors.store import (
     record_checksum,
     recorded_noise,
     verified,
+    write_checksums,
     write_images,
     write_latents,
     write_shard,
@@ -222,6 +223,8 @@ class _Extraction:
         require_memory(largest, "a shard of the store", "lower --shard-megabytes, or pool the maps")
         for split in self.sources.values():
             split.noise_index = recorded_noise(self.out, split)
+        if self.process.is_main_process:  # all have read them in `_verify`
+            write_checksums(self.out, self.recorded, finished=False)
         self.process.wait_for_everyone()
         if self.process.num_processes > 1:  # a failing process must not delete the shards of another
             self.run.keep()

@@ -37,6 +37,8 @@ def load_folder(root: Path, spec: str, labels: bool = True, val_fraction: float 
         advice = "; --val-fraction 0.2 holds out a fifth of each class" if _subfolders(root) else ""
         raise DiffLensError(f"{root} has no train/ folder; expected {_TREE}{advice}")
     test = _test_folder(root)
+    if test.name == "test" and (root / "val").is_dir():
+        note(f"val/ of {root} left out, as there is test/")
     left_out = Others()
     if not labels:
         splits = [
