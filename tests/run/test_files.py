@@ -48,7 +48,7 @@ def test_a_full_disk(tmp_path: Path, write: Callable[[RunDirectory], object], na
         ["sweep", "--noise-steps", 5, "--pool", 8],
         ["segment", "--data", "SCENES", "--width", 64],
         ["detect", "--data", "SCENES", "--width", 64],
-        ["pretrain", "--preset", "tiny", "--precision", "float32"],
+        ["pretrain", "--preset", "tiny", "--precision", "float32", "--batch-size", 8],
         ["extract", "--noise-steps", 5],
         ["compare", "--protocols", "linear", "--samples", 0],
     ],
