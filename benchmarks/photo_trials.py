@@ -63,13 +63,13 @@ NOISE_STEPS = (10, 30, 100)
 LABELS = 10_000
 
 
-def plain_config() -> PretrainConfig:
-    return resolve(PretrainConfig(data="", out=Path(), preset="photos-32"))
+def config_of(preset: str, **options: Any) -> PretrainConfig:
+    return resolve(PretrainConfig(data="", out=Path(), preset=preset, **options))
 
 
 def training_step(preset: str, options: dict[str, Any], precision: Precision) -> Callable[[], float]:
     """Return a function that makes a training step of 64 images, and gives its processor time."""
-    unet = build_unet(resolve(PretrainConfig(data="", out=Path(), preset=preset, **options)))
+    unet = build_unet(config_of(preset, **options))
     process, schedule = Accelerator(cpu=True), process_of({})
     assert isinstance(schedule, VariancePreserving)
     gradients = Gradients(unet, DiffusionLoss(schedule), process, precision)
@@ -145,7 +145,7 @@ def trial(name: str, seed: int, cifar: Path, out: Path, minutes: float) -> dict[
     PRETRAIN["trial"] = {**PRETRAIN["photos-32"], "unet": "trial"}
     plan, kept_precision = out / f"{name}.plan", out / "precision"
     if not kept_precision.exists():
-        kept_precision.write_text(choose_precision(plain_config(), Accelerator(cpu=True)))
+        kept_precision.write_text(choose_precision(config_of("photos-32"), Accelerator(cpu=True)))
     precision: Literal["float32", "bfloat16"] = (
         "bfloat16" if kept_precision.read_text() == "bfloat16" else "float32"
     )

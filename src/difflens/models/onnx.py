@@ -73,9 +73,8 @@ def write_onnx(model: TrainedModel | SegmentationModel, file: Path) -> float:
         The largest difference of a probability, for three images of noise.
 
     Raises:
-        DiffLensError: a package is missing, the backbone is not read in float32, the
-            network cannot be converted, or the difference is more than
-            `TOLERANCE`.
+        DiffLensError: a package is missing, the backbone is not read in float32, the network cannot be
+            converted, or the difference is more than `TOLERANCE`.
     """
     try:
         import onnxruntime

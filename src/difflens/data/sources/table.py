@@ -224,14 +224,12 @@ def _header(file: Path, reader: Any, labels: bool) -> list[str]:
     except csv.Error as error:
         raise DiffLensError(f"{file}, line {reader.line_num}: {error}; expected {_WHAT}") from error
     kind = "labels" if "labels" in header and "label" not in header else "label"
-    for name in ("path", kind) if labels else ("path",):
-        if header.count(name) != 1:
+    for name in ("path", kind, "split") if labels else ("path", "split"):
+        if header.count(name) > 1 or (name not in header and name != "split"):
             raise DiffLensError(
                 f"{file} has {'no' if name not in header else 'more than one'} column {name}: its first "
                 f"line names {listing(header)}; expected {_WHAT}"
             )
-    if header.count("split") > 1:
-        raise DiffLensError(f"{file} has more than one column split: its first line names {listing(header)}")
     if labels and {"label", "labels"} <= {*header}:
         raise DiffLensError(
             f"{file} has a column label and a column labels: leave one out, label for one label an image"
