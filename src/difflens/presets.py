@@ -61,7 +61,7 @@ PRETRAIN: dict[str, dict[str, Any]] = {
     "fashion-32": {"unet": "fashion-32", "epochs": 200, "batch_size": 256, "learning_rate": 6e-4, "augment": "flip"},
     # for comparisons of methods on a CPU
     "fashion-small": {"unet": "fashion-small", "epochs": 20, "batch_size": 64, "learning_rate": 1e-3, "augment": "flip"},
-    "photos-32": {"unet": "photos-32", "epochs": 60, "batch_size": 64, "learning_rate": 2e-3, "augment": "flip"},
+    "photos-32": {"unet": "photos-32", "epochs": 60, "batch_size": 64, "learning_rate": 1e-3, "augment": "flip"},
     "rgb-32": {**_RGB, "unet": "rgb-32", "epochs": 500, "learning_rate": 2e-4},
     "rgb-64": {**_RGB, "unet": "rgb-64", "epochs": 300},
     "rgb-128": {**_RGB, "unet": "rgb-128", "epochs": 300},

@@ -1,6 +1,7 @@
 """Denoising diffusion (Ho et al., 2020): a U-Net learns to remove noise from images; its weights are
 averaged."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
-from difflens.errors import counted
+from difflens.errors import DiffLensError, counted
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card, write_pipeline
 from difflens.pretraining.gradients import Gradients
@@ -25,8 +26,9 @@ from difflens.processes.schedulers import process_of
 from difflens.processes.variance_preserving import VariancePreserving
 from difflens.ranges import Natural
 from difflens.run.directory import checkpoint_of
-from difflens.run.reading import field_in
+from difflens.run.reading import checked, field_in
 from difflens.run.text import markdown_code
+from difflens.training.objectives import Look
 from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer
 
 _NEEDS_DIFFLENS = (
@@ -34,10 +36,22 @@ _NEEDS_DIFFLENS = (
     "something else."
 )
 
+_ZEROS = 1.0
+"""The loss of a network that predicts zeros for the noise, which has variance 1."""
+_HORIZON = 5_000
+"""Images of the running mean of the loss. The loss of an image differs by two orders of magnitude with t."""
+_COLLAPSE = 4.0
+"""A training has collapsed whose running mean is so many times its lowest one. A network whose residual
+stream explodes predicts zeros from then on; a loss of 0.04 became 1."""
+
 
 class DiffusionMethod(PretrainingMethod):
     """A U-Net, plain or self-conditioned, trained with `DiffusionLoss`; the running average of its weights is
-    saved."""
+    saved.
+
+    Raises:
+        DiffLensError: the loss rose as it does when a training collapses; the learning rate is too high.
+    """
 
     config: PretrainConfig
 
@@ -69,6 +83,8 @@ class DiffusionMethod(PretrainingMethod):
             self.device,
         )
         self.description = loss.description
+        # the running mean, which begins at the loss of a network that predicts zeros, and its lowest value
+        self.mean_loss = _ZEROS, _ZEROS
         self.gradients = Gradients(
             self.unet,
             loss,
@@ -121,6 +137,19 @@ class DiffusionMethod(PretrainingMethod):
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.unet.parameters()], 1 - decay)
         return loss
 
+    def record(self, look: Look) -> dict[str, Any] | None:
+        share = 1 - math.exp(-len(look.losses) * self.batch_size / _HORIZON)
+        before, lowest = self.mean_loss
+        mean = before + share * (look.loss - before)
+        self.mean_loss = mean, min(lowest, mean)
+        if mean > _COLLAPSE * lowest:
+            raise DiffLensError(
+                f"the training has collapsed {self.where(look.iteration)}: the mean loss of the last "
+                f"{_HORIZON:,} images rose from {lowest:.3g} to {mean:.3g}; start again in "
+                "another folder with a lower --learning-rate"
+            )
+        return super().record(look)
+
     def weights(self) -> list[Tensor]:
         return self.ema
 
@@ -128,7 +157,7 @@ class DiffusionMethod(PretrainingMethod):
         return {"unet": self.unet, "optimizer": self.optimizer, "rates": self.rates}
 
     def state(self) -> dict[str, Any]:
-        state = super().state() | {"ema": self.ema}
+        state = super().state() | {"ema": self.ema, "mean_loss": self.mean_loss}
         # earlier versions have no such name in their checkpoints
         return state if self.config.init_from is None else state | {"images_before": self.images_before}
 
@@ -136,6 +165,8 @@ class DiffusionMethod(PretrainingMethod):
         super().load_state(state)
         for average, stored in zip(self.ema, state["ema"], strict=True):
             average.copy_(stored)
+        # earlier versions have no such name in their checkpoints
+        self.mean_loss = checked(tuple[float, float], state.get("mean_loss", (_ZEROS, _ZEROS)), "mean_loss")
         if self.config.init_from is not None:
             self.images_before = field_in(state, "images_before", Natural | None)
 
