@@ -14,8 +14,8 @@ from difflens.run.reading import check_files
 def load_hub(name: str, spec: str, labels: bool = True) -> ImageData:
     """Load a Hugging Face data set.
 
-    Columns are chosen by their types. Images: "image" or "img", else the first column of images. Labels:
-    "label", "labels" or "fine_label", else the first column of class labels; or a column "label" of numbers
+    Columns are chosen by their types. Images: "image" or "img", else the only column of images. Labels:
+    "label", "labels" or "fine_label", else the only column of class labels; or a column "label" of numbers
     or words. The test split is the first of test and validation that has all its labels. Without such a
     split, the training split is split 4 : 1, class by class.
 
@@ -24,7 +24,7 @@ def load_hub(name: str, spec: str, labels: bool = True) -> ImageData:
 
     Raises:
         DiffLensError: `datasets` is not installed, or the data set cannot be loaded or has no images or
-            labels.
+            labels, or several columns of them without one of these names.
     """
     splits = _hub_splits(name)
     train, classes = _hub_train(name, splits, labels)
@@ -84,7 +84,7 @@ def _hub_split(name: str, split: str, dataset: Any, classes: tuple[str, ...]) ->
         raise DiffLensError(
             f"the Hugging Face data set {name!r} has no column of images; {_columns(dataset)}"
         )
-    key = next((column for column in ("image", "img") if column in images), images[0])
+    key = _chosen(name, "images", images, ("image", "img"))
     targets = _hub_labels(name, dataset, classes) if classes else None
     # undecoded, so that all images go through the same decoder
     undecoded = dataset.select_columns([key]).cast_column(key, datasets.Image(decode=False))
@@ -117,13 +117,24 @@ def _label_column(name: str, dataset: Any) -> str:
 
     columns = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
     if columns:
-        return next((key for key in ("label", "labels", "fine_label") if key in columns), columns[0])
+        return _chosen(name, "class labels", columns, ("label", "labels", "fine_label"))
     dtype = str(getattr(dataset.features.get("label"), "dtype", ""))
     if not dtype.startswith(("int", "uint", "string", "bool")):
         raise DiffLensError(
             f"the Hugging Face data set {name!r} has no column of class labels; {_columns(dataset)}"
         )
     return "label"
+
+
+def _chosen(name: str, what: str, columns: list[str], usual: tuple[str, ...]) -> str:
+    """Return the column with a usual name, or the only one."""
+    chosen = [key for key in usual if key in columns]
+    if not chosen and len(columns) > 1:
+        raise DiffLensError(
+            f"the Hugging Face data set {name!r} has {what} in the columns {listing(columns)}; rename the one "
+            f"that is meant to {usual[0]}"
+        )
+    return [*chosen, *columns][0]
 
 
 def _columns(dataset: Any) -> str:
