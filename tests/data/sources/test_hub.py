@@ -156,9 +156,9 @@ def test_several_columns_without_a_usual_name_are_refused(tmp_path: Path) -> Non
     fields = {"front": datasets.Image(), "back": datasets.Image(), "animal": kind, "coat": kind}
     rows = {"front": [image(1)] * 2, "back": [image(2)] * 2, "animal": [0, 1], "coat": [1, 0]}
     two = datasets.Dataset.from_dict(rows, features=datasets.Features(fields))
-    with pytest.raises(DiffLensError, match="class labels in the columns animal, coat; .* meant to label"):
+    with pytest.raises(DiffLensError, match=r"class labels in the columns animal, coat; .* meant to label"):
         load_data(parquet(tmp_path / "labels", train=two))
-    with pytest.raises(DiffLensError, match="images in the columns front, back; .* meant to image"):
+    with pytest.raises(DiffLensError, match=r"images in the columns front, back; .* meant to image"):
         load_data(parquet(tmp_path / "images", train=two.rename_column("animal", "label")))
     named = two.rename_columns({"animal": "label", "back": "img"})
     data = load_data(parquet(tmp_path / "named", train=named, test=named))

@@ -346,6 +346,9 @@ def test_an_image_whose_probabilities_do_not_fit_is_refused(trained: Path) -> No
     image = torch.zeros(3, 1, 1, dtype=torch.uint8).expand(3, 400_000, 400_000)  # takes three bytes
     with pytest.raises(DiffLensError, match=r"at 400000 x 400000 pixels takes at least .* smaller picture"):
         class_probabilities(probe, image, 0, Sliding(32))
+    # a strip of few pixels is enlarged until its shorter side fills a window
+    with pytest.raises(DiffLensError, match=r"at 16000000 x 1 pixels takes at least .* smaller picture"):
+        class_probabilities(probe, image[:, :1, :1].expand(3, 1, 16_000_000), 0, Sliding(32))
 
 
 def test_windows_cover_an_image_and_are_averaged(trained: Path) -> None:

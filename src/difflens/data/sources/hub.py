@@ -131,8 +131,8 @@ def _chosen(name: str, what: str, columns: list[str], usual: tuple[str, ...]) ->
     chosen = [key for key in usual if key in columns]
     if not chosen and len(columns) > 1:
         raise DiffLensError(
-            f"the Hugging Face data set {name!r} has {what} in the columns {listing(columns)}; rename the one "
-            f"that is meant to {usual[0]}"
+            f"the Hugging Face data set {name!r} has {what} in the columns {listing(columns)}; rename the "
+            f"one that is meant to {usual[0]}"
         )
     return [*chosen, *columns][0]
 

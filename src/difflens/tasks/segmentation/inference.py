@@ -78,8 +78,12 @@ def class_probabilities(
 def require_probabilities(classes: int, height: int, width: int, sliding: Sliding) -> None:
     """Raise DiffLensError if the probabilities of `class_probabilities` do not fit into main memory."""
     copies = 1 + (sliding.flip or len(sliding.scales) > 1)
+    sizes = [scaled_size((height, width), sliding.side * scale, whole=False) for scale in sliding.scales]
+    # the picture that the windows cover: their sum and its mean, then the mean beside the probabilities
+    covered = max(max(sliding.side, high) * max(sliding.side, wide) for high, wide in sizes)
+    pixels = max(2 * covered, covered + copies * height * width)
     what = f"the probabilities of {counted(classes, 'class')} at {width} x {height} pixels"
-    require_memory(4 * copies * classes * height * width, what, "give a smaller picture")
+    require_memory(4 * classes * pixels, what, "give a smaller picture")
 
 
 def evaluate_segmentation(
