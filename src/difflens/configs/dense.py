@@ -56,8 +56,8 @@ class DenseConfig(
     dropout see micro-batches, and their losses count equally, so results differ a little."""
     iterations: Count | None = None
     """Number of training steps. None: the preset's, or 2000 for segment and 3000 for detect."""
-    momentum: Share = 0.9
-    """sgd: momentum, 0 to 1."""
+    momentum: Annotated[float, Range(0, 0.9999)] = 0.9
+    """sgd: momentum, at least 0 and below 1."""
     lr_schedule: ScheduleKind | None = None
     """Learning rate after the warm-up: poly, (1 - i/n)^0.9; step, times 0.1 at each of --step-at; cosine to
     zero; or constant. None: the preset's, or poly for segment and step for detect."""
@@ -69,8 +69,8 @@ class DenseConfig(
     the preset's, or 0.5 2 for segment and 0.8 1.25 for detect."""
     augment: Literal["none", "flip"] = "flip"
     """flip mirrors a training image with probability 1/2; none mirrors no image."""
-    image_fraction: Share | None = None
-    """Train on this share of the images, 0 to 1, drawn by the seed. None: all."""
+    image_fraction: Annotated[float, Range(0.0001, 1)] | None = None
+    """Train on this share of the images, above 0 and at most 1, drawn by the seed. None: all."""
     exif: Exif = "apply"
     """apply turns images upright by their EXIF orientation, and labels are drawn on upright images; ignore
     reads images as stored, and labels are drawn on the stored pixels."""

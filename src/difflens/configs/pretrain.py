@@ -19,7 +19,6 @@ from difflens.configs.options import (
     Range,
     ReadingOptions,
     ResumeOptions,
-    Share,
     Side,
 )
 
@@ -75,9 +74,9 @@ class PretrainConfig(DataOptions, DryRunOptions, ReadingOptions, LogOptions, Res
     """Steps over which the learning rate rises linearly; at most a tenth of all steps."""
     weight_decay: NonNegative | None = None
     """Weight decay of AdamW. None: the preset's, or the method's, or 0.01."""
-    ema_decay: Share | None = None
-    """diffusion, bigan: decay, 0 to 1, of the average of the weights (EMA), which is saved. BiGAN averages
-    its generator. None: the preset's or the method's, or 0.9995."""
+    ema_decay: Annotated[float, Range(0, 0.999999)] | None = None
+    """diffusion, bigan: decay, at least 0 and below 1, of the average of the weights (EMA), which is saved.
+    BiGAN averages its generator. None: the preset's or the method's, or 0.9995."""
     precision: TrainingPrecision = "auto"
     """Floating-point format of the network: auto, float32 or bfloat16; weights stay float32. auto: bfloat16
     on a GPU; on a CPU the faster one for diffusion, by a measurement of two seconds at the start, and float32
