@@ -102,6 +102,8 @@ def test_per_class_bars() -> None:
     assert axes.get_xlabel() == "accuracy, %"
     assert draw(figure)
     assert draw(charts.per_class_bars(accuracy, None))
+    nothing = charts.per_class_bars({"one": 0.0, "two": 0.0}, None)
+    assert nothing.axes[0].get_xlim() == pytest.approx((-0.9, 10.9))
 
 
 @pytest.mark.parametrize(("count", "shown"), [(1, 1), (40, 40), (41, 40), (1000, 40)])

@@ -411,7 +411,11 @@ def _dots(
     axes.set_ylim(count - 0.4, -0.6)
     axes.margins(x=0.09)
     axes.set_xlabel(label, color=INK)
-    left, right = axes.get_xlim()  # margins may exceed 0 .. 100 %, ticks may not
+    left, right = axes.get_xlim()
+    if right - left < 1:  # points; equal values get an axis of ten
+        low = min(max((left + right) / 2 - 5, 0), 90)
+        left, right = axes.set_xlim(low - 0.9, low + 10.9)
+    # margins may exceed 0 .. 100 %, ticks may not
     ticks = [tick for tick in axes.get_xticks() if max(left, 0) <= tick <= min(right, 100)]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.grid(axis="x", color=LINE, linewidth=0.8)

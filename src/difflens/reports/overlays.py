@@ -1,6 +1,7 @@
 """Labels or predictions of a dense task drawn over the image: classes of pixels, or objects."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from matplotlib.figure import Figure
@@ -91,10 +92,13 @@ def examples(
             for no legend.
     """
     step = _SMALLEST + _GAP
-    sheet = Image.new("RGB", (step * len(titles) - _GAP, step * len(rows) - _GAP), "white")
-    for k, picture in enumerate(picture for row in rows for picture in row):
-        fitted = ImageOps.contain(picture, (_SMALLEST, _SMALLEST))
-        sheet.paste(fitted, (k % len(titles) * step, k // len(titles) * step))
+    fitted = [[ImageOps.contain(picture, (_SMALLEST, _SMALLEST)) for picture in row] for row in rows]
+    # a row is as high as its highest picture
+    tops = [0, *accumulate(max(picture.height for picture in row) + _GAP for row in fitted)]
+    sheet = Image.new("RGB", (step * len(titles) - _GAP, tops.pop() - _GAP), "white")
+    for top, row in zip(tops, fitted, strict=True):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (column * step, top))
     legend = 0.25 * -(-len(classes[:_NAMED]) // 4)
     width = min(WIDTH, _TILE * len(titles))
     height = width * sheet.height / sheet.width + 0.3 + legend
