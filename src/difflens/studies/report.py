@@ -130,8 +130,6 @@ def _out(config: ReportConfig) -> Path:
     if config.out is None and not (first / CONFIG).exists():
         raise DiffLensError(f"{first} is no run directory: name the report's file with --out")
     out = config.out or first / "backbone.html"
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise DiffLensError(f"--out {out} is no HTML file: name one that ends with .html")
     if out.exists():
         raise DiffLensError(f"{out} exists: name another file with --out")
     return out
