@@ -297,9 +297,7 @@ def _beneath(config: CompareConfig) -> dict[str, str | Path]:
 def _scores(candidate: _Candidate, first: _Candidate, speed: float, metric: Metric) -> BackboneScores:
     """Return the scores of a backbone, and its paired differences from the first one."""
     differences = {
-        key: (0.0, 0.0)
-        if candidate is first
-        else paired_difference(result.evaluations[0], first.results[key].evaluations[0])
+        key: paired_difference(result.evaluations[0], first.results[key].evaluations[0])
         for key, result in candidate.results.items()
     }
     return BackboneScores(
