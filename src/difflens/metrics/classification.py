@@ -172,11 +172,7 @@ def joined(parts: Sequence[E]) -> E:
 def paired_difference(a: Evaluation, b: Evaluation) -> tuple[float, float]:
     """Return top-1 of `a` minus top-1 of `b` on the same images, and the half-width of its 95 % interval.
 
-    The images are paired: only images on which one is right and the other wrong add to the uncertainty. For
-    the width, half an image is added to each of the four outcomes (Agresti and Min, 2005), so few images that
-    agree are not certain.
+    The images are paired: only images on which one is right and the other wrong add to the uncertainty.
     """
     difference = a.correct.double() - b.correct.double()
-    total = len(difference) + 2
-    mean, share = difference.sum() / total, (difference.abs().sum() + 1) / total
-    return float(difference.mean()), float(Z95 * ((share - mean**2) / total) ** 0.5)
+    return float(difference.mean()), float(Z95 * difference.std() / len(difference) ** 0.5)

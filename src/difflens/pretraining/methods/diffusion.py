@@ -157,7 +157,9 @@ class DiffusionMethod(PretrainingMethod):
         return {"unet": self.unet, "optimizer": self.optimizer, "rates": self.rates}
 
     def state(self) -> dict[str, Any]:
-        state = super().state() | {"ema": self.ema, "mean_loss": self.mean_loss}
+        state = super().state() | {"ema": self.ema}
+        if self.mean_loss != (_ZEROS, _ZEROS):  # a new training does not ask earlier checkpoints for it
+            state["mean_loss"] = self.mean_loss
         # earlier versions have no such name in their checkpoints
         return state if self.config.init_from is None else state | {"images_before": self.images_before}
 
