@@ -11,6 +11,11 @@ from difflens.errors import listing
 from difflens.run.console import note
 
 
+def usual_font() -> str:
+    """Return the file of the font that comes with matplotlib."""
+    return str(findfont("DejaVu Sans"))
+
+
 def with_letters(figure: Figure) -> None:
     """Let the text of a figure take letters from all fonts that are needed for them.
 
@@ -18,7 +23,7 @@ def with_letters(figure: Figure) -> None:
     """
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
     missing = frozenset(letter for text in texts for letter in text.get_text() if letter.isprintable())
-    missing -= _letters(str(findfont("DejaVu Sans")))
+    missing -= _letters(usual_font())
     if not missing:
         return
     families, missing = _fallbacks(missing)
@@ -42,10 +47,12 @@ def _fallbacks(missing: frozenset[str]) -> tuple[list[str], frozenset[str]]:
 
 @cache
 def _letters(file: str) -> frozenset[str]:
+    """Return the letters of a font; none if matplotlib cannot draw it: fonts of pixels, as for emojis."""
     try:
-        return frozenset(map(chr, get_font(file).get_charmap()))
-    except RuntimeError:  # a font that matplotlib cannot read
+        font = get_font(file)
+    except RuntimeError:
         return frozenset()
+    return frozenset(map(chr, font.get_charmap())) if font.scalable else frozenset()
 
 
 @cache

@@ -5,7 +5,6 @@ from itertools import accumulate
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont
 from matplotlib.patches import Patch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -14,6 +13,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from difflens.data.dense.base import IGNORED, Objects
 from difflens.data.dense.masks import class_palette, palette
 from difflens.data.images import with_channels
+from difflens.reports.fonts import usual_font
 from difflens.reports.style import INK, WIDTH, shortened
 
 _OPAQUE = 0.6
@@ -69,7 +69,7 @@ def object_overlay(image: Tensor, objects: Objects, classes: Sequence[str]) -> I
         names,
         colours,
         width=2,
-        font=_font(),
+        font=usual_font(),
         font_size=_LETTERS,
         label_colors=[_legible(colour) for colour in colours],
         label_background_colors=colours,
@@ -125,11 +125,6 @@ def _legible(colour: tuple[int, int, int]) -> str:
     """Return the colour of letters on a background colour, by its luma."""
     red, green, blue = colour
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
-
-
-def _font() -> str:
-    """Return the file of the font that comes with matplotlib."""
-    return str(findfont("DejaVu Sans"))
 
 
 def _enlarged(image: Tensor) -> tuple[Tensor, int]:

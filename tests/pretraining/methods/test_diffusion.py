@@ -24,11 +24,11 @@ def new_method(images: Path, folder: Path) -> DiffusionMethod:
     return DiffusionMethod(resolved, load_data(str(images)).train, Accelerator(cpu=True))
 
 
-def train(method: DiffusionMethod, *losses: float, first: int = 1) -> None:
-    """Let the method see 50 steps of 8 images at each of these losses."""
+def train(method: DiffusionMethod, *losses: float, first: int = 1, steps: int = 50) -> None:
+    """Let the method see some steps of 8 images at each of these losses."""
     for number, loss in enumerate(losses, first):
         method.began, method.first = 0.0, 0
-        method.record(Look(50 * number, torch.full((50, 1), loss), 1.0, 1.0))
+        method.record(Look(steps * number, torch.full((steps, 1), loss), 1.0, 1.0))
 
 
 def test_a_collapse_is_told_with_the_losses(method: DiffusionMethod) -> None:
@@ -48,9 +48,7 @@ def test_noisy_losses_of_few_images_are_no_collapse(method: DiffusionMethod) -> 
     """Single images have losses of 0.005 to 0.9: the running mean is of thousands."""
     generator = torch.Generator().manual_seed(0)
     losses = 0.005 * 180 ** torch.rand(400, generator=generator).pow(4)
-    for loss in losses.tolist():
-        method.began, method.first = 0.0, 0
-        method.record(Look(1, torch.full((1, 1), loss), 1.0, 1.0))
+    train(method, *losses.tolist(), steps=1)
 
 
 def test_a_resumed_run_knows_its_lowest_loss(

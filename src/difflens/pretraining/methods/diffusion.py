@@ -36,8 +36,9 @@ _NEEDS_DIFFLENS = (
     "something else."
 )
 
-_ZEROS = 1.0
-"""The loss of a network that predicts zeros for the noise, which has variance 1."""
+_UNTRAINED = 1.0, 1.0
+"""The running mean of the loss and its lowest value at the start: the loss of a network that predicts zeros
+for the noise, which has variance 1. Checkpoints of earlier versions have no other."""
 _HORIZON = 5_000
 """Images of the running mean of the loss. The loss of an image differs by two orders of magnitude with t."""
 _COLLAPSE = 4.0
@@ -83,8 +84,7 @@ class DiffusionMethod(PretrainingMethod):
             self.device,
         )
         self.description = loss.description
-        # the running mean, which begins at the loss of a network that predicts zeros, and its lowest value
-        self.mean_loss = _ZEROS, _ZEROS
+        self.mean_loss = _UNTRAINED
         self.gradients = Gradients(
             self.unet,
             loss,
@@ -158,7 +158,7 @@ class DiffusionMethod(PretrainingMethod):
 
     def state(self) -> dict[str, Any]:
         state = super().state() | {"ema": self.ema}
-        if self.mean_loss != (_ZEROS, _ZEROS):  # a new training does not ask earlier checkpoints for it
+        if self.mean_loss != _UNTRAINED:  # a new training does not ask earlier checkpoints for it
             state["mean_loss"] = self.mean_loss
         # earlier versions have no such name in their checkpoints
         return state if self.config.init_from is None else state | {"images_before": self.images_before}
@@ -167,8 +167,7 @@ class DiffusionMethod(PretrainingMethod):
         super().load_state(state)
         for average, stored in zip(self.ema, state["ema"], strict=True):
             average.copy_(stored)
-        # earlier versions have no such name in their checkpoints
-        self.mean_loss = checked(tuple[float, float], state.get("mean_loss", (_ZEROS, _ZEROS)), "mean_loss")
+        self.mean_loss = checked(tuple[float, float], state.get("mean_loss", _UNTRAINED), "mean_loss")
         if self.config.init_from is not None:
             self.images_before = field_in(state, "images_before", Natural | None)
 
