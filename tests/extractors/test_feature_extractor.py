@@ -67,6 +67,13 @@ def test_the_default_place_is_the_backbones(backbone: Backbone) -> None:
     assert FeatureExtractor(backbone).places == [(backbone.defaults.block, backbone.defaults.noise_step)]
 
 
+def test_one_block_and_one_noise_step_are_numbers(backbone: Backbone) -> None:
+    assert FeatureExtractor(backbone, 3, 7).places == [(3, 7)]
+    assert FeatureExtractor(backbone, 3, (7, 9)).places == [(3, 7), (3, 9)]
+    feedback = FeatureExtractor(backbone, 6, 7, extractor="feedback", feedback_blocks=8)
+    assert feedback.extractor.feedback_blocks == (8,)
+
+
 def test_an_image_is_anything_that_shows_one(tmp_path: Path, backbone: Backbone) -> None:
     transform = FeatureExtractor(backbone).transform
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8))

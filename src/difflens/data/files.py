@@ -12,7 +12,7 @@ from difflens.run.console import note
 
 _MOST_TEXT = 2**28
 """The largest size of a list in bytes: a line for each image of the largest data sets."""
-_TREE = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE), or CLASS/IMAGE with --val-fraction"
+TREE = "train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE), or CLASS/IMAGE with --val-fraction"
 
 
 def cache_folder() -> Path:
@@ -140,7 +140,7 @@ def require_folder(path: Path) -> None:
     if not path.exists():
         raise DiffLensError(f"no such folder: {path}")
     if not path.is_dir():
-        raise DiffLensError(f"{path} is a file; expected a folder with {_TREE}")
+        raise DiffLensError(f"{path} is a file; expected a folder with {TREE}")
 
 
 def refuse_batches(folder: Path) -> None:

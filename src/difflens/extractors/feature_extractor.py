@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,13 @@ from difflens.extractors.config import ExtractorConfig, options_without_effect
 from difflens.noise import content_index
 from difflens.processes.base import Level
 
+_N = TypeVar("_N", int, Level)
+
+
+def _several(values: Iterable[_N] | _N) -> tuple[_N, ...]:
+    """Return numbers as a tuple; one number is a tuple of one."""
+    return (values,) if isinstance(values, int | float) else tuple(values)
+
 
 class FeatureExtractor(nn.Module):
     """Images to the feature maps of a backbone, at chosen blocks and noise levels.
@@ -30,8 +37,8 @@ class FeatureExtractor(nn.Module):
     Args:
         backbone: a name, path, hub id or run directory, as for `load_backbone`; or a loaded backbone, which
             is shared; it is copied for another `precision` than its own.
-        blocks, noise_steps: the places that are read: each block at each noise step. None: the backbone's
-            default place.
+        blocks, noise_steps: the places that are read: each block at each noise step, several or one. None:
+            those of the backbone's default place.
         extractor: frozen; feedback, DifFeed's second pass with feedback layers to train (paper section 3.3);
             or finetuned, whose backbone is trained too.
         seed: seed of the noise.
@@ -51,13 +58,13 @@ class FeatureExtractor(nn.Module):
     def __init__(
         self,
         backbone: str | Path | Backbone,
-        blocks: Iterable[int] | None = None,
-        noise_steps: Iterable[Level] | None = None,
+        blocks: Iterable[int] | int | None = None,
+        noise_steps: Iterable[Level] | Level | None = None,
         *,
         extractor: ExtractorName = "frozen",
         seed: int = 0,
         draws: int = 1,
-        feedback_blocks: Iterable[int] | None = None,
+        feedback_blocks: Iterable[int] | int | None = None,
         from_block: int = 1,
         precision: Precision = "float32",
         **options: Any,
@@ -84,10 +91,10 @@ class FeatureExtractor(nn.Module):
         defaults = backbone.defaults
         self.extractor = ExtractorConfig(
             extractor,
-            (defaults.block,) if blocks is None else tuple(blocks),
-            (defaults.noise_step,) if noise_steps is None else tuple(noise_steps),
+            _several(defaults.block if blocks is None else blocks),
+            _several(defaults.noise_step if noise_steps is None else noise_steps),
             seed,
-            None if feedback_blocks is None else tuple(feedback_blocks),
+            None if feedback_blocks is None else _several(feedback_blocks),
             from_block,
             precision,
             draws,

@@ -260,6 +260,7 @@ def image(place: int, **values: object) -> Callable[[Record], None]:
         (change(1, segmentation=run_lengths(np.zeros((10, 20), bool))), "annotations[1] (id 2)", "no pixels"),
         (change(1, segmentation=None), "annotation with id 2", "has no mask, and others have"),
         (image(2, id=7), "images[2] (id 7)", "earlier image"),
+        (image(2, file_name="7.png"), "images[2] (id 9)", "its file 7.png is that of image id 7"),
         (image(2, file_name="gone.png"), "images[2] (id 9)", "no such file"),
         (image(2, width=21), "images[2] (id 9)", "recorded as 21 x 10 pixels, but the file has 20 x 10"),
     ],

@@ -67,6 +67,8 @@ def test_a_larger_fraction_contains_each_smaller_one() -> None:
             0.2,
             "a split of its own, Train/, Val/: name its folders train/ and val/",
         ),
+        ({"Train/a": 2, "Train/b": 2, "Val/a": 1, "Val/b": 1}, None, "Train/, Val/: name its folders train/"),
+        ({"test/a": 2, "val/a": 2}, None, r"has no train/ folder; expected .* with --val-fraction$"),
         ({"train/a": 2, "train/b": 2, "Validation/a": 2}, 0.2, "a split of its own, Validation/: name"),
     ],
 )

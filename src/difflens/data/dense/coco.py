@@ -124,8 +124,8 @@ def load_annotations(
     Raises:
         DiffLensError: a file is missing, is no JSON, is too large or is not in COCO's format, or the splits
             have other categories. With "error" also: a field is not of its kind, a box is outside its image
-            or has no area, a mask does not fit its image, a category is not in the list, an id appears twice,
-            or an image is missing or has another size than recorded.
+            or has no area, a mask does not fit its image, a category is not in the list, an id or a file
+            appears twice, or an image is missing or has another size than recorded.
     """
     problems = Problems(on_bad)
     records = [_read(path) for _, path in (train, val)]
@@ -289,6 +289,7 @@ def _checked_images(
         )
 
     usable: dict[int, dict[str, Any]] = {}
+    ids: dict[str, int] = {}
     count = 0
     with ThreadPoolExecutor(8) as pool, progress_bar() as bar:
         task = bar.add_task(f"checking images of {path.name}", total=len(entries), note="")
@@ -299,6 +300,8 @@ def _checked_images(
                 problems.add(where, found)
             elif entry["id"] in usable:
                 problems.add(where, "this id belongs to an earlier image")
+            elif (earlier := ids.setdefault(entry["file_name"], entry["id"])) != entry["id"]:
+                problems.add(where, f"its file {entry['file_name']} is that of image id {earlier}")
             else:
                 usable[entry["id"]] = entry
                 count += found > 1

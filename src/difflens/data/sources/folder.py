@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from difflens.data.files import _TREE, Others, find_images, refuse_batches, require_folder
+from difflens.data.files import TREE, Others, find_images, refuse_batches, require_folder
 from difflens.data.split import FileSplit, ImageData, ImageSplit, split_off
 from difflens.errors import DiffLensError, counted, listing
 from difflens.run.console import note
@@ -34,8 +34,11 @@ def load_folder(root: Path, spec: str, labels: bool = True, val_fraction: float 
         return _held_out(root, spec, labels, val_fraction)
     train = root / "train"
     if not train.is_dir():
-        advice = "; --val-fraction 0.2 holds out a fifth of each class" if _subfolders(root) else ""
-        raise DiffLensError(f"{root} has no train/ folder; expected {_TREE}{advice}")
+        others = {*_subfolders(root)} - {"test", "val"}
+        if others and others <= {*_split_folders(root)}:
+            raise _other_names(root)
+        advice = "; --val-fraction 0.2 holds out a fifth of each class" if others else ""
+        raise DiffLensError(f"{root} has no train/ folder; expected {TREE}{advice}")
     test = _test_folder(root)
     if test.name == "test" and (root / "val").is_dir():
         note(f"val/ of {root} left out, as there is test/")
@@ -47,9 +50,9 @@ def load_folder(root: Path, spec: str, labels: bool = True, val_fraction: float 
         ]
         left_out.tell()
         return ImageData(spec, root.name, (), *splits)
-    classes, others = _class_folders(train), _class_folders(test)
-    if classes != others:
-        differences = (train, {*classes} - {*others}), (test, {*others} - {*classes})
+    classes, tested = _class_folders(train), _class_folders(test)
+    if classes != tested:
+        differences = (train, {*classes} - {*tested}), (test, {*tested} - {*classes})
         one_sided = [
             f"only in {folder.name}/: {listing(sorted(names))}" for folder, names in differences if names
         ]
@@ -86,12 +89,9 @@ def _held_out(root: Path, spec: str, labels: bool, fraction: float) -> ImageData
     where = root / "train" if (root / "train").is_dir() else root
     left_out = Others()
     classes = _class_folders(where) if labels else _subfolders(where)
-    like_splits = [name for name in _subfolders(root) if name.lower() in _SPLIT_WORDS and name != "train"]
+    like_splits = _split_folders(root)
     if like_splits and (where != root or like_splits == _subfolders(root)):
-        raise DiffLensError(
-            f"{root} seems to have a split of its own, {listing([f'{name}/' for name in like_splits])}: name "
-            "its folders train/ and val/, and leave out --val-fraction"
-        )
+        raise _other_names(root)
     if classes:
         whole = _labelled(root, where, classes, left_out)
         loose = sum(path.is_file() and not path.name.startswith(".") for path in where.iterdir())
@@ -102,6 +102,19 @@ def _held_out(root: Path, spec: str, labels: bool, fraction: float) -> ImageData
     left_out.tell()
     splits = split_off(whole, fraction, labels)
     return ImageData(spec, root.name, tuple(map(on_disk, classes)) if labels else (), *splits)
+
+
+def _split_folders(root: Path) -> list[str]:
+    """Return the folders, other than train/, whose name is that of a split."""
+    return [name for name in _subfolders(root) if name.lower() in _SPLIT_WORDS and name != "train"]
+
+
+def _other_names(root: Path) -> DiffLensError:
+    named = listing([f"{name}/" for name in _split_folders(root)])
+    return DiffLensError(
+        f"{root} seems to have a split of its own, {named}: name its folders train/ and val/, and leave out "
+        "--val-fraction"
+    )
 
 
 def load_photos(root: Path) -> FileSplit:
@@ -120,14 +133,14 @@ def load_photos(root: Path) -> FileSplit:
 def _test_folder(root: Path) -> Path:
     candidates = [root / name for name in ("test", "val") if (root / name).is_dir()]
     if not candidates:
-        raise DiffLensError(f"{root} has neither a test/ nor a val/ folder; expected {_TREE}")
+        raise DiffLensError(f"{root} has neither a test/ nor a val/ folder; expected {TREE}")
     return next((path for path in candidates if _subfolders(path)), candidates[0])
 
 
 def _class_folders(split: Path) -> list[str]:
     names = _subfolders(split)
     if not names:
-        raise DiffLensError(f"{split} has no class folders; expected {_TREE}")
+        raise DiffLensError(f"{split} has no class folders; expected {TREE}")
     return names
 
 
