@@ -39,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[object,
     """An uninterrupted run of pretrain, and its words."""
     root = tmp_path_factory.mktemp("whole")
     words = ("pretrain", "--data", make_image_tree(root / "images"), *PRETRAIN, "--precision", "float32")
-    assert start(*words, "--out", root / "run").wait() == 0
+    assert run_here(*words, "--out", root / "run") == 0
     return root / "run", words
 
 
@@ -59,7 +59,7 @@ def test_a_signal_keeps_the_steps_of_pretrain(
     (line,) = errors.splitlines()
     assert line.startswith("difflens: stopped in epoch 1 (step ")
     assert 0 < checkpoint(stopped)["step"] < 27
-    assert start(*words, "--out", stopped, "--resume").wait() == 0
+    assert run_here(*words, "--out", stopped, "--resume") == 0
     assert curve(stopped) == curve(uninterrupted)
     ends = [checkpoint(folder) for folder in (stopped, uninterrupted)]
     for part in ("unet", "optimizer", "ema"):
