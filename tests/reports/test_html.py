@@ -194,7 +194,10 @@ def test_commands_are_copied_and_runs_beneath_are_linked() -> None:
     page = render("Title", "", sections, {"Command": command, "Seed": 0})
     document = Document(page)
     assert len(document.all("button")) == 2
-    assert page.count(f"<code>{escape(command, quote=True).replace('&#x27;', '&#39;')}</code>") == 2
+    parts = ["difflens probe", "--data 'a & b'", "--out DIR"]  # a line ends between these
+    spans = (escape(part, quote=True).replace("&#x27;", "&#39;") for part in parts)
+    assert page.count(f"<code>{' '.join(f'<span>{span}</span>' for span in spans)}</code>") == 2
+    assert document.text.count(command) == 2
     links = [link["href"] for link in document.all("a") if not link["href"].startswith("#")]
     assert links == ["seed-0/report.html", "a%252Fb/report.html"]
     assert runs_beneath({}) == []

@@ -35,7 +35,7 @@ def images() -> Tensor:
 
 def rows_of(figure: Figure) -> list[list[AxesImage]]:
     """The images by their places: from the top, in each row from the left. None overlaps another."""
-    (axes,) = figure.axes
+    axes = figure.axes[0]  # others hold scales
     found: dict[float, list[AxesImage]] = {}
     for image in axes.get_images():
         found.setdefault(round(image.get_extent()[3], 3), []).append(image)
@@ -191,13 +191,21 @@ def test_components_over_noise_share_their_colours() -> None:
     assert draw(figure)
 
 
-def test_overlays_are_bright_where_the_attention_is() -> None:
-    weights = torch.zeros(2, 4, 4)
-    weights[0, 0, 0] = 0.3
-    figure = pictures.attention_overlays(torch.zeros(2, 3, 8, 8), {"block 1": weights})
-    brightness = shown(figure, 0, 1).sum(-1)
-    assert brightness[0, 0] == brightness.max() > brightness[7, 7] + 0.5
-    assert np.ptp(shown(figure, 1, 1).sum(-1)) == 0  # no attention at all is the same everywhere
+def test_overlays_are_red_where_attention_is_above_its_mean_and_blue_below() -> None:
+    """The picture beneath does not matter: its left half is black, and its right half white."""
+    images = torch.ones(2, 3, 8, 8)
+    images[..., :4] = -1
+    weights = torch.full((2, 4, 4), 0.01)
+    weights[0, :, :2] = 0.04
+    maps = {"block 1": weights, "block 2": 7 * weights}
+    figure = pictures.attention_overlays(images, maps)
+    redness = shown(figure, 0, 1)[..., 0] - shown(figure, 0, 1)[..., 2]
+    assert (redness[:, 0] > 0.2).all()
+    assert (redness[:, 7] < -0.2).all()
+    assert np.ptp(shown(figure, 1, 1)[:, :4]) < 0.01  # the same everywhere: no colour
+    np.testing.assert_allclose(shown(figure, 0, 1), shown(figure, 0, 2), atol=1e-6)
+    bar = figure.axes[1]
+    assert [label.get_text() for label in bar.get_xticklabels()] == ["1/4", "1/2", "1", "2", "4"]
     assert draw(figure)
 
 

@@ -61,8 +61,8 @@ def test_every_command_has_a_result_with_a_summary() -> None:
         (
             made.SWEEP,
             "Recommended: Block 6 at noise step 5 (log-SNR 7.0) classifies 87.50 % of 1,000 validation "
-            "images correctly (95 % interval 75.00 to 95.00). The place was chosen on these images, so this "
-            "figure is slightly too high. Cross-validated over two halves of the images, it is 85.00 % "
+            "images correctly (95 % interval 75.00 to 95.00). The place was chosen on these images, which "
+            "makes this figure too high. Cross-validated over two halves of the images, it is 85.00 % "
             "(70.00 to 93.00). Block 3 at noise step 20 costs less, and its accuracy on these images does "
             "not differ significantly from the best.\n"
             "For DifFormer: blocks 5, 6 at noise steps 5, 20\nReport: "

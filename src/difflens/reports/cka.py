@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
+
 from difflens.errors import counted
 from difflens.processes.base import Level, bracketed, in_words
 from difflens.reports.heat_maps import similarity_map
@@ -74,9 +76,12 @@ def similarity_report(
 
 
 def _pictures(comparison: Comparison) -> list[Picture]:
-    """Return the heat map of CKA, and beside it that of CKNNA."""
+    """Return the heat map of CKA, and beside it that of CKNNA if it differs."""
+    measures = {"CKA": comparison.values, "CKNNA": comparison.cknna}
+    if torch.allclose(comparison.values, comparison.cknna, rtol=0, atol=1e-9, equal_nan=True):
+        del measures["CKNNA"]  # all other images of a minibatch are neighbours
     pictures = []
-    for measure, values in (("CKA", comparison.values), ("CKNNA", comparison.cknna)):
+    for measure, values in measures.items():
         figure = similarity_map(
             values,
             comparison.rows,
@@ -87,7 +92,7 @@ def _pictures(comparison: Comparison) -> list[Picture]:
             measure,
         )
         alt = f"Heat map of {measure}, {comparison.kind}, {comparison.title}"
-        pictures.append(Picture(figure, f"{measure}, {comparison.title}.", alt))
+        pictures.append(Picture(figure, f"{comparison.title}: {measure}.", alt))
     return pictures
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from difflens.errors import counted
 from difflens.processes.base import bracketed
-from difflens.reports.html import Picture, Section, Table, percent, render, runs_beneath
+from difflens.reports.html import Picture, Section, Table, interval, percent, render, runs_beneath
 from difflens.results.compare import BackboneScores, Score
 
 _METRICS = {"top1": "Top-1 accuracy", "mean_per_class": "Mean accuracy per class"}
@@ -47,36 +47,21 @@ def compare_report(
         uncertainty = f"means over {counted(seeds, 'seed')} with their standard deviation"
     else:
         uncertainty = "with 95 % intervals of the test images" if metric == "top1" else "of one seed"
-    others = ("Parameters", "Images/s, relative", "Effective rank")
-    columns = ("Backbone", "Block, t (log-SNR)", *titles.values(), *others)
-    rows: list[tuple[object, ...]] = []
-    for backbone in backbones:
-        cells = (_cell(backbone.scores[trial], seeds, metric) for trial in titles)
-        speed = f"{backbone.relative_speed:.2f}"
-        rows.append(
-            (
-                backbone.name,
-                f"{backbone.place[0]}, {bracketed(backbone.place[1], backbone.log_snr)}",
-                *cells,
-                backbone.parameters,
-                speed,
-                None if backbone.effective_rank is None else f"{backbone.effective_rank:.1f}",
-            )
+    rows: list[tuple[object, ...]] = [
+        (
+            backbone.name,
+            f"{backbone.place[0]}, {bracketed(backbone.place[1], backbone.log_snr)}",
+            *(_cell(backbone.scores[trial], seeds, metric) for trial in titles),
         )
-    if distances:
-        columns = (*columns, "Fréchet distance")
-        rows = [(*row, _distance(backbone.frechet)) for row, backbone in zip(rows, backbones, strict=True)]
-    caption = (
-        f"{_METRICS[metric]} in per cent on {counted(test_images, 'test image')}, {uncertainty}. Speed is "
-        "the speed "
-        f"of feature extraction, relative to the first backbone. The effective rank (RankMe) is that of the "
-        f"place's maps, averaged over positions. {distances}"
-    )
+        for backbone in backbones
+    ]
+    caption = f"{_METRICS[metric]} in per cent on {counted(test_images, 'test image')}, {uncertainty}."
+    table = Table(("Backbone", "Block, t (log-SNR)", *titles.values()), rows, caption)
     picture = Picture(figure, "The accuracies of the table.", "Accuracy of every backbone in every trial")
-    sections = [Section("Result", parts=(picture, Table(columns, rows, caption.strip())))]
+    sections = [Section("Result", parts=(picture, table)), _networks(backbones, distances)]
     if any(backbone.ece for backbone in backbones):
         sections.append(_calibration(backbones, titles))
-    if any(backbone.alignment is not None for backbone in backbones):
+    if any(backbone.effective_rank is not None for backbone in backbones):
         sections.append(_geometry(backbones))
     if len(backbones) > 1:
         sections.append(_differences(backbones, titles, seeds))
@@ -91,6 +76,22 @@ def compare_report(
         f"images and labels. Each backbone is read {places}."
     )
     return render("Comparison of frozen backbones", lead, sections, provenance)
+
+
+def _networks(backbones: Sequence[BackboneScores], distances: str) -> Section:
+    """Return the section on what the networks cost, and on what they generate."""
+    columns: tuple[str, ...] = ("Backbone", "Parameters", "Relative speed")
+    rows: list[tuple[object, ...]] = [
+        (backbone.name, backbone.parameters, f"{backbone.relative_speed:.2f}") for backbone in backbones
+    ]
+    if distances:
+        columns = (*columns, "Fréchet distance")
+        rows = [(*row, _distance(backbone.frechet)) for row, backbone in zip(rows, backbones, strict=True)]
+    caption = (
+        "Relative speed: images per second of feature extraction, divided by those of the first backbone. "
+        f"{distances}"
+    )
+    return Section("Networks", parts=(Table(columns, rows, caption.strip()),))
 
 
 def _calibration(backbones: Sequence[BackboneScores], titles: Mapping[str, str]) -> Section:
@@ -118,8 +119,9 @@ def _geometry(backbones: Sequence[BackboneScores]) -> Section:
         for backbone in backbones
     ]
     caption = (
-        "Of the place's maps, averaged over positions. Alignment: mean squared distance of an image and its "
-        "mirror image as unit vectors, 0 is best. Uniformity: from -8, the best, to 0 (Wang and Isola, 2020)."
+        "Of the place's maps, averaged over positions. Effective rank: RankMe. Alignment: mean squared "
+        "distance of an image and its mirror image as unit vectors, 0 is best. Uniformity: from -8, the "
+        "best, to 0 (Wang and Isola, 2020)."
     )
     table = Table(("Backbone", "Effective rank", "Alignment", "Uniformity"), rows, caption)
     return Section("Features without labels", parts=(table,))
@@ -148,4 +150,4 @@ def _cell(score: Score, seeds: int, metric: str) -> str:
         return f"{100 * score.value:.2f} ± {50 * (high - low):.2f}"
     if metric != "top1":
         return f"{100 * score.value:.2f}"
-    return f"{100 * score.value:.2f} ({100 * low:.1f} - {100 * high:.1f})"
+    return f"{100 * score.value:.2f} ({interval(score.interval)})"

@@ -1,6 +1,6 @@
 """The report of `difflens demo`: heads against two baselines, feature maps, samples, memorisation check."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -10,7 +10,16 @@ from difflens.errors import counted
 from difflens.metrics.classification import Evaluation, paired_difference
 from difflens.processes.base import Level, in_words
 from difflens.reports import charts, heat_maps, pictures
-from difflens.reports.html import UNSELECTED, Picture, Section, Table, render, reports_of, runs_beneath
+from difflens.reports.html import (
+    UNSELECTED,
+    Picture,
+    Section,
+    Table,
+    interval,
+    render,
+    reports_of,
+    runs_beneath,
+)
 from difflens.results.demo import DemoResult, DemoScore
 
 TITLES = {
@@ -121,7 +130,7 @@ def _results(result: DemoResult, evaluations: Mapping[str, Evaluation]) -> Secti
         (
             TITLES[name],
             f"{100 * row.top1:.2f}",
-            "{:.1f} - {:.1f}".format(*(100 * bound for bound in row.top1_interval_95)),
+            interval(row.top1_interval_95),
             f"{row.trainable_parameters:,}",
             f"{row.train_seconds:.1f}",
         )
@@ -142,7 +151,9 @@ def _results(result: DemoResult, evaluations: Mapping[str, Evaluation]) -> Secti
         [TITLES[name] for name in BASELINES],
     )
     picture = Picture(
-        bars, "Top-1 accuracy with 95 % intervals.", "Top-1 accuracy of every head with its interval"
+        bars,
+        "Top-1 accuracy with 95 % intervals. Baselines are grey; the dotted line marks the better one.",
+        "Top-1 accuracy of every head with its interval",
     )
     return Section("Results", _findings(results, evaluations), (table, picture))
 
@@ -152,19 +163,21 @@ def _findings(results: Mapping[str, DemoScore], evaluations: Mapping[str, Evalua
     sentences = []
     for a, b in (("attention", "linear"), ("difformer", "attention"), ("diffeed", "attention")):
         difference, half = paired_difference(evaluations[a], evaluations[b])
-        verdict = "above" if difference > half else "below" if difference < -half else "not different from"
+        verdict = "which is significant" if abs(difference) > half else "which is not significant"
         sentences.append(
             f"{TITLES[a]} minus {TITLES[b]}: {100 * difference:+.2f} ± {100 * half:.2f} points on the same "
-            f"test images (95 % interval), so {TITLES[a]} is {verdict} {TITLES[b]}."
+            f"test images (95 % interval), {verdict}."
         )
-    not_above = _not_above_pixels(results)
-    if not_above:
-        sentences.append(f"Not above raw pixels: {', '.join(not_above)}.")
+    unsure = [
+        TITLES[name] for name in results if name not in BASELINES and not _above_pixels(evaluations, name)
+    ]
+    if unsure:
+        sentences.append(f"Not significantly above raw pixels: {', '.join(unsure)}.")
     else:
-        sentences.append("Every head on the frozen backbone is above raw pixels.")
+        sentences.append("Every head on the frozen backbone is significantly above raw pixels.")
     return " ".join(sentences)
 
 
-def _not_above_pixels(results: Mapping[str, DemoScore]) -> Sequence[str]:
-    pixels = results["pixels"].top1
-    return [TITLES[name] for name, row in results.items() if name not in BASELINES and row.top1 <= pixels]
+def _above_pixels(evaluations: Mapping[str, Evaluation], name: str) -> bool:
+    difference, half = paired_difference(evaluations[name], evaluations["pixels"])
+    return difference > half

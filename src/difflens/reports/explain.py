@@ -13,6 +13,7 @@ from difflens.reports.html import Picture, Section, Table, render
 from difflens.reports.pictures import attention_overlays, components_over_noise, nearest_neighbours
 
 _OVERLAYS = 8  # the most maps beside each other; more maps are summed by noise step
+_SCALE = "Red is more than the mean of a map, blue is less, and all maps share the scale."
 
 Place = tuple[int, Level]
 """(block, noise step)."""
@@ -131,6 +132,8 @@ def mix_section(
         for block in sorted({block for block, _ in weights})
     }
     bars = share_bars({names[place]: float(weights[place].mean()) for place in names}, "weight in the mix")
+    spatial = any(each.numel() > 1 for each in weights.values())
+    over = " They are means over positions." if spatial else ""
     text = (
         "Each block's map is normalised and projected, and the maps are added with these weights, which are "
         "the same for all images. Noise steps of one block share a projection, so their weights compare. "
@@ -139,20 +142,21 @@ def mix_section(
     parts: list[Picture | Table] = [
         Picture(
             bars,
-            "The weights sum to 100 %. With --mix spatial, means over positions. The log-SNR is in brackets.",
+            f"The weights sum to 100 %.{over} The log-SNR is in brackets.",
             "Weights of the mix by block and noise step",
         )
     ]
     overlays = {"CLS's attention": attention}
-    if any(each.numel() > 1 for each in weights.values()) and len(weights) <= _OVERLAYS:
+    shown = "The attention of CLS over the mixed map"
+    if spatial and len(weights) <= _OVERLAYS:
+        shown += ", and the weights of each position"
         spread = {names[p].replace(", ", "\n"): weights[p].expand(len(images), -1, -1) for p in names}
         overlays |= spread
     overlay = attention_overlays(images, overlays)
     parts.append(
         Picture(
             overlay,
-            "The attention of CLS over the mixed map, and the weights of each position where they differ. "
-            "Each overlay is scaled to its own maximum.",
+            f"{shown}. {_SCALE}",
             "Attention of CLS over images",
         )
     )
@@ -208,8 +212,7 @@ def attention_section(
     parts = (
         Picture(
             overlay,
-            "Attention over the positions of the image; each overlay is scaled to its own maximum. The "
-            "log-SNR is in brackets.",
+            f"Attention over the positions of the image. {_SCALE} The log-SNR is in brackets.",
             "Attention of CLS over images",
         ),
         Table(columns, rows, "Mean shares. The last row is uniform attention over all tokens."),

@@ -3,6 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const element = (id) => document.getElementById(id);
   const SIDE = 256; // pixels of a canvas
+  const OPAQUE = 0.6; // colours over a picture
   const STOPS = [[13, 8, 60], [84, 39, 143], [182, 55, 121], [251, 136, 97], [252, 253, 191]]; // dark to light
   const state = {
     block: data.start[0],
@@ -11,7 +12,7 @@
     u: 0.5, // position in the picture, from 0 to 1
     v: 0.5,
     held: false,
-    mouse: true,
+    mouse: matchMedia("(hover: hover)").matches,
     background: "picture",
   };
   const views = []; // canvas, image and readout of each picture
@@ -61,8 +62,10 @@
     return sums;
   }
 
-  function range(values, low, high) {
-    const sorted = Float32Array.from(values).sort();
+  // quantiles of values, one of which may be left out: a position's similarity to itself
+  function range(values, low, high, but = -1) {
+    const others = values.filter((_, i) => i !== but);
+    const sorted = Float32Array.from(others.length ? others : values).sort();
     const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
     return [at(low), at(high)];
   }
@@ -109,7 +112,8 @@
     if (block !== state.block || level !== state.level) return; // a later choice draws itself
     const { side } = place, cells = side * side;
     const values = similarities(place);
-    const [low, high] = range(values, 0.01, 0.995);
+    const here = cellOf(side);
+    const [low, high] = range(values, 0.01, 0.995, state.picture * cells + here.y * side + here.x);
     const span = Math.max(high - low, 1e-6);
     views.forEach(({ canvas, image, readout }, number) => {
       const context = canvas.getContext("2d");
@@ -129,19 +133,20 @@
       } else if (state.background === "components") {
         paint(context, components(place).slice(4 * number * cells, 4 * (number + 1) * cells), side, 1);
       }
-      paint(context, heat, side, state.background === "nothing" ? 1 : 0.6);
+      paint(context, heat, side, state.background === "nothing" ? 1 : OPAQUE);
       const asked = number === state.picture;
-      ring(context, asked ? cellOf(side) : { x: best % side, y: Math.floor(best / side) }, side, asked ? 3 : 1.5);
-      readout.textContent = asked ? "asked" : values[number * cells + best].toFixed(2);
+      ring(context, asked ? here : { x: best % side, y: Math.floor(best / side) }, side, asked ? 3 : 1.5);
+      readout.textContent = asked ? "chosen" : values[number * cells + best].toFixed(2);
     });
-    element("low").textContent = low.toFixed(2);
-    element("high").textContent = high.toFixed(2);
+    element("low").textContent = `\u2264 ${low.toFixed(2)}`;
+    element("high").textContent = `\u2265 ${high.toFixed(2)}`;
+    showScale("colours", state.background === "nothing" ? 1 : OPAQUE);
     const { index, part } = data.blocks[block], { t, logSnr } = data.levels[level];
     element("block-value").textContent = `${index}, ${part}, ${side} × ${side}`;
     element("level-value").textContent = `t = ${t}, log-SNR ${logSnr}`;
     element("block").setAttribute("aria-valuetext", `block ${index}, ${part}`);
     element("level").setAttribute("aria-valuetext", `t = ${t}`);
-    const { x, y } = cellOf(side);
+    const { x, y } = here;
     const how = state.held ? ": held; click again or press Escape to release" : state.mouse ? ": click to hold" : "";
     element("status").textContent = `Picture ${state.picture + 1}, column ${x + 1}, row ${y + 1}${how}.`;
     element("agreement").textContent =
@@ -151,6 +156,12 @@
       button.setAttribute("aria-pressed", String(Number(button.dataset.block) === block && Number(button.dataset.level) === level && !button.disabled));
     }
     document.body.dataset.drawn = `${block} ${level} ${state.picture} ${x} ${y} ${state.background}`;
+  }
+
+  // the colours as they are over a middle grey
+  function showScale(name, opaque) {
+    const stops = STOPS.map((stop) => `rgb(${stop.map((value) => Math.round(opaque * value + (1 - opaque) * 128))})`);
+    element(name).style.background = `linear-gradient(to right, ${stops})`;
   }
 
   function redraw() {
@@ -233,8 +244,8 @@
       sweep.blocks.forEach((block, column) => {
         const button = document.createElement("button"), value = sweep.values[row][column];
         const [level, index] = [sweep.rows[row], sweep.columns[column]];
-        const share = value === null ? 0 : (value - low) / span;
-        button.style.background = `rgb(${colour(share).map(Math.round)})`;
+        const share = value === null ? 1 : (value - low) / span;
+        button.style.backgroundColor = value === null ? "transparent" : `rgb(${colour(share).map(Math.round)})`;
         button.style.color = share > 0.6 ? "#000" : "#fff";
         button.textContent = value === null || sweep.blocks.length > 14 ? "" : value.toFixed(0);
         button.disabled = level === null || index === null;
@@ -254,9 +265,7 @@
   if (data.sweep) addHeatMap(data.sweep);
   element("block").max = data.blocks.length - 1;
   element("level").max = data.levels.length - 1;
-  for (const bar of ["colours", "accuracies"]) {
-    element(bar).style.background = `linear-gradient(to right, ${STOPS.map((stop) => `rgb(${stop})`)})`;
-  }
+  showScale("accuracies", 1);
   element("block").addEventListener("input", (event) => place(Number(event.target.value), state.level));
   element("level").addEventListener("input", (event) => place(state.block, Number(event.target.value)));
   for (const choice of document.querySelectorAll("input[name=background]")) {

@@ -32,9 +32,11 @@ BACKBONE_REPORT = "Report of the backbone"
 _CSS_DPI = 96
 _DENSITY = 2  # figures have two pixels for each CSS pixel, for sharp screens
 
-# numbers, intervals, differences, shares and times: "1,234", "86.1 - 88.2", "+0.5 ± 0.3", "12 %", "1.5 s"
-_NUMERIC = re.compile(r"(?=.*\d)[\d\s.,+\-\u2212\u2013±%()/e]+s?")
+# numbers, intervals, differences, shares and times: "1,234", "86.1 to 88.2", "+0.5 ± 0.3", "12 %", "1.5 s"
+_NUMERIC = re.compile(r"(?=.*\d)(?:[\d\s.,+\-\u2212\u2013±%()/e]|\bto\b)+s?")
 _MISSING = ("", "-", "\u2013", "\u2014")
+
+_OPTION = re.compile(r" (?=--[a-z])")
 
 # spaces that must not end a line: "95 %", "+0.5 ± 0.3"
 _UNBROKEN = re.compile(r" (?=[%±])|(?<=±) ")
@@ -43,6 +45,11 @@ _UNBROKEN = re.compile(r" (?=[%±])|(?<=±) ")
 def percent(share: float | None) -> str | None:
     """Return a share in [0, 1] in percent, with two digits; None, a dash in a table, stays None."""
     return None if share is None else f"{100 * share:.2f}"
+
+
+def interval(bounds: Sequence[float]) -> str:
+    """Return an interval of shares in [0, 1] in percent, with one digit: "86.1 to 88.2"."""
+    return "{:.1f} to {:.1f}".format(*(100 * bound for bound in bounds))
 
 
 @dataclass(frozen=True)
@@ -199,6 +206,7 @@ def render(title: str, lead: str, sections: Sequence[Section], provenance: Mappi
     digest = b64encode(sha256(_COPY.encode()).digest()).decode()
     environment = templates()
     environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{b64encode(png).decode()}"
+    environment.filters["options"] = _OPTION.split
     environment.filters["prose"] = lambda text: _UNBROKEN.sub("\u00a0", text)
     environment.tests["table"] = lambda part: isinstance(part, Table)
     return environment.get_template("report.html.j2").render(

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from torch import Tensor
@@ -13,14 +13,17 @@ from difflens.reports.html import Picture, Section, Table, render
 from difflens.reports.style import WIDTH
 from difflens.results.match import KeypointResult, MatchedPoint, MatchResult
 
-_COLOURS = matplotlib.colormaps["turbo"]
-_NUMBERED = 30  # the most points that have numbers beside them
+_LINES = 30  # the most points that lines connect
+_NUMBERED = 100  # the most points that have numbers beside them
+_DOT: dict[str, Any] = {"markersize": 6, "markeredgecolor": "white", "markeredgewidth": 1, "clip_on": False}
 
 
 def match_figure(source: Tensor, target: Tensor, matches: Sequence[MatchedPoint]) -> Figure:
-    """Draw two pictures side by side, with a line from each point to its match.
+    """Draw two pictures side by side, with points that match in one colour.
 
-    Lines are dashed where the match does not match back. Numbers are those of the table.
+    The colour tells the place in the first picture: red grows to the right, green downwards. A line goes from
+    each of few points to its match; it is dashed where the match does not match back. Numbers are those of
+    the table.
 
     Args:
         source, target: uint8, (C, H, W).
@@ -36,21 +39,23 @@ def match_figure(source: Tensor, target: Tensor, matches: Sequence[MatchedPoint]
         each.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
         each.set_axis_off()
     for number, found in enumerate(matches):
-        colour = _COLOURS((number + 0.5) / len(matches))
-        line = ConnectionPatch(
-            found.point,
-            found.match,
-            "data",
-            "data",
-            axesA=axes[0],
-            axesB=axes[1],
-            color=colour,
-            linewidth=1.4,
-            linestyle="-" if found.mutual else (0, (4, 3)),
-        )
-        figure.add_artist(line)
+        right, down = found.point[0] / source.shape[-1], found.point[1] / source.shape[-2]
+        colour = tuple(min(max(part, 0.0), 1.0) for part in (right, down, 1 - right))
+        if len(matches) <= _LINES:
+            line = ConnectionPatch(
+                found.point,
+                found.match,
+                "data",
+                "data",
+                axesA=axes[0],
+                axesB=axes[1],
+                color=colour,
+                linewidth=1.4,
+                linestyle="-" if found.mutual else (0, (4, 3)),
+            )
+            figure.add_artist(line)
         for each, (x, y) in zip(axes, (found.point, found.match), strict=True):
-            each.plot([x], [y], "o", color=colour, markersize=6, markeredgecolor="white", markeredgewidth=1)
+            each.plot([x], [y], "o", color=colour, **_DOT)
             if len(matches) <= _NUMBERED:
                 box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
                 each.annotate(
@@ -59,7 +64,7 @@ def match_figure(source: Tensor, target: Tensor, matches: Sequence[MatchedPoint]
                     xytext=(6, 5),
                     textcoords="offset points",
                     annotation_clip=False,
-                    size=8,
+                    size=8 if len(matches) <= _LINES else 6,
                     bbox=box,
                 )
     return figure
@@ -76,26 +81,28 @@ def match_report(
         place: the block and the noise step, in words.
         provenance: rows of the closing table.
     """
+    both = sum(each.mutual for each in result.matches)
+    mutual = both == len(result.matches)
     rows: list[tuple[object, ...]] = [
         (
             str(number),
             *(f"{round(x)}, {round(y)}" for x, y in (each.point, each.match)),
             f"{each.score:.3f}",
-            "yes" if each.mutual else "no",
+            *(() if mutual else ("yes" if each.mutual else "no",)),
         )
         for number, each in enumerate(result.matches, start=1)
     ]
-    columns = ("Point", "First picture", "Second picture", "Cosine", "Matches back")
-    both = sum(each.mutual for each in result.matches)
+    columns = ("Point", "First picture", "Second picture", "Cosine", *(() if mutual else ("Matches back",)))
     text = (
-        f"{counted(asked, 'point')} searched, {len(rows):,} shown, of which {both:,} "
-        f"match{'es' * (both == 1)} back to within one cell of the feature map. A similar position exists "
-        "for every point, also where the second picture does not show it."
+        f"{counted(asked, 'point')} searched, of which {both:,} match{'es' * (both == 1)} back to within one "
+        f"cell of the feature map.{' Only these are shown.' if len(rows) < asked else ''} A similar position "
+        "exists for every point, also where the second picture does not show it."
     )
+    lines = "" if mutual or len(rows) > _LINES else " Dashed lines do not match back."
     picture = Picture(
         figure,
-        "Points of the first picture and their matches in the second. Dashed lines do not match back.",
-        "Two pictures with lines between points that correspond",
+        f"Points of the first picture, and in the same colour their matches in the second.{lines}",
+        "Two pictures with points that correspond",
     )
     table = Table(columns, rows, "Positions are x, y in pixels from the upper left.")
     parts = (picture, table) if rows else (picture,)

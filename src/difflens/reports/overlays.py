@@ -16,7 +16,7 @@ from difflens.data.images import with_channels
 from difflens.reports.fonts import usual_font
 from difflens.reports.style import INK, WIDTH, shortened
 
-_OPAQUE = 0.6
+_OPAQUE = 0.75  # colours over a grey picture, near those of the legend
 _SMALLEST = 320
 """Least pixels of an overlay's longer side; smaller images are enlarged, to make room for lines and names."""
 _GAP = 6  # pixels between the pictures of a grid
@@ -38,7 +38,8 @@ def mask_overlay(image: Tensor, mask: Tensor, classes: Sequence[str]) -> Image.I
     values = _repeated(mask, factor)
     painted = colours[values.long()].permute(2, 0, 1)
     covered = (painted != 0).any(0) & (values != IGNORED)
-    mixed = (_OPAQUE * painted + (1 - _OPAQUE) * canvas).round().to(torch.uint8)
+    grey = canvas.float().mean(0)
+    mixed = (_OPAQUE * painted + (1 - _OPAQUE) * grey).round().to(torch.uint8)
     return _to_pil(torch.where(covered, mixed, canvas))
 
 

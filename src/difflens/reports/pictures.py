@@ -3,11 +3,14 @@
 Every function returns a matplotlib figure of its own, outside pyplot's global state.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -22,7 +25,8 @@ _GAP = 0.05
 _LINE = 0.17  # a line of a title
 _TEXT_WIDTH = 2.3  # the names of two classes, beside the examples
 
-_HEAT = matplotlib.colormaps["inferno"]
+_HEAT = matplotlib.colormaps["RdBu_r"]
+_OCTAVES = 4  # the furthest that weights are told apart: 16 times the mean, and 1/16 of it
 
 _EXAMPLES = 6  # the most images of a pair of classes
 
@@ -91,23 +95,46 @@ def _title(block: int, maps: Tensor) -> str:
 
 
 def attention_overlays(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
-    """Draw attention over images: one row an image, one column a map; dark is no attention.
+    """Draw attention over images: one row an image, one column a map.
 
-    Each overlay is scaled to its own maximum, so overlays do not compare with each other.
+    A colour is the weight of a position, divided by the mean weight of the map. All maps share its
+    logarithmic scale, which reaches from a half to twice the mean, or further where 99 % of the weights do.
 
     Args:
         images: (N, C, S, S) in [-1, 1].
         maps: (N, H, W) weights, at least 0, by title.
     """
+    octaves = [_octaves(weights.detach().cpu().float()[:, None]) for weights in maps.values()]
+    reach = torch.cat([each.flatten().abs() for each in octaves]).quantile(0.99)
+    limit = min(max(math.ceil(float(reach)), 1), _OCTAVES)
     pixels = _pixels(images).mean(1, keepdim=True)
     columns = [_pixels(images)]
-    for weights in maps.values():
-        heat = weights.detach().cpu().float()[:, None]
-        heat = heat / heat.amax((2, 3), keepdim=True).clamp(min=1e-12)
-        heat = torch.nn.functional.interpolate(heat, tuple(pixels.shape[-2:]), mode="bilinear").clamp(0, 1)
-        colour = torch.from_numpy(_HEAT(heat[:, 0].numpy())[..., :3]).permute(0, 3, 1, 2).float()
-        columns.append((0.35 * pixels + 0.65 * colour).clamp(0, 1))
-    return _tiles(["input", *maps], columns)
+    for values in octaves:
+        values = torch.nn.functional.interpolate(values, tuple(pixels.shape[-2:]), mode="bilinear")
+        colour = torch.from_numpy(_HEAT((0.5 + values[:, 0] / (2 * limit)).numpy())[..., :3])
+        # a dim picture shows outlines, and leaves the colours as the scale has them
+        columns.append(colour.permute(0, 3, 1, 2).float() * (0.75 + 0.25 * pixels))
+    figure = _tiles(["input", *maps], columns)
+    height = figure.get_figheight()
+    axes = figure.add_axes((1 / len(columns), -0.3 / height, min(0.5, 1 - 1 / len(columns)), 0.12 / height))
+    scale = ScalarMappable(Normalize(-limit, limit), _HEAT)
+    bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
+    steps = range(-limit, limit + 1)
+    bar.set_ticks(steps, labels=[_times(step) for step in steps])
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.set_label("times the mean weight", color=INK, size=8)
+    axes.tick_params(length=0, labelsize=8, labelcolor=INK)
+    return figure
+
+
+def _octaves(weights: Tensor) -> Tensor:
+    """Return the binary logarithm of weights, (N, 1, H, W), relative to the mean of each map."""
+    relative = weights / weights.mean((2, 3), keepdim=True).clamp(min=1e-12)
+    return relative.log2().clamp(-_OCTAVES, _OCTAVES)
+
+
+def _times(octave: int) -> str:
+    return str(2**octave) if octave >= 0 else f"1/{2**-octave}"
 
 
 def nearest_neighbours(

@@ -12,7 +12,7 @@ from difflens.errors import listing
 from difflens.metrics.classification import MOST_MATRIX_CLASSES, Evaluation
 from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.reports import charts, heat_maps, pictures
-from difflens.reports.html import Picture, Section, Table, percent, render, runs_beneath
+from difflens.reports.html import Picture, Section, Table, interval, percent, render, runs_beneath
 
 _EXAMPLES = 6  # the most images of a pair of confused classes
 _SURE = "The interval is the uncertainty of one run that comes from its test images. "
@@ -152,8 +152,8 @@ def _figures(kind: _Kind, one: Mapping[str, Any]) -> tuple[object, ...]:
     main, *others = (percent(one[share]) for share in kind.shares)
     nll = None if one.get("nll") is None else f"{one['nll']:.3f}"
     calibration = (percent(one.get("ece")), nll) if kind is _ONE_LABEL else ()
-    interval = _interval(one[f"{kind.shares[0]}_interval_95"])
-    return main, interval, *others, *calibration, f"{one['train_seconds']:.1f}"
+    bounds = interval(one[f"{kind.shares[0]}_interval_95"])
+    return main, bounds, *others, *calibration, f"{one['train_seconds']:.1f}"
 
 
 def _training(
@@ -211,8 +211,7 @@ def _per_class(
     accuracies, intervals = evaluation.per_class, evaluation.per_class_intervals
     worst, best = charts.worst_and_best(accuracies)
     rows: list[tuple[object, ...]] = [
-        (name, totals[name], percent(accuracies[name]), _interval(intervals[name]))
-        for name in (*worst, *best)
+        (name, totals[name], percent(accuracies[name]), interval(intervals[name])) for name in (*worst, *best)
     ]
     selection = f"the {len(worst)} worst and the {len(best)} best of {len(intervals)}"
     order = selection if best else "the worst first"
@@ -296,10 +295,6 @@ def _surest(evaluation: Evaluation, true: int, predicted: int) -> list[int]:
 
 def _run(metrics: Sequence[Mapping[str, Any]], k: int) -> str:
     return f"seed {metrics[k]['seed']}" if "seed" in metrics[k] else f"run {k + 1}"
-
-
-def _interval(shares: Sequence[float]) -> str:
-    return " - ".join(f"{100 * share:.1f}" for share in shares)
 
 
 def _mean_percent(metrics: Sequence[Mapping[str, Any]], key: str) -> str:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from difflens.errors import counted
 from difflens.reports import charts
-from difflens.reports.html import UNSELECTED, Picture, Section, Table, render, runs_beneath
+from difflens.reports.html import UNSELECTED, Picture, Section, Table, interval, render, runs_beneath
 from difflens.reports.memorisation import TITLE
 from difflens.results.fidelity import FidelityResult, caution
 from difflens.results.report import HeadScore
@@ -65,10 +65,9 @@ def _heads(heads: Sequence[HeadScore]) -> Section:
     rows: list[tuple[object, ...]] = []
     for head in heads:
         deviation = "" if head.deviation is None else f" ± {100 * head.deviation:.2f}"
-        low, high = head.interval or (0, 0)
-        interval = None if head.interval is None else f"{100 * low:.1f} - {100 * high:.1f}"
+        bounds = None if head.interval is None else interval(head.interval)
         counts = (head.train_images, head.test_images, head.trainable_parameters)
-        rows.append((head.title, head.data, f"{100 * head.top1:.2f}{deviation}", interval, *counts))
+        rows.append((head.title, head.data, f"{100 * head.top1:.2f}{deviation}", bounds, *counts))
     columns = ("Head", "Data", "Top-1, %", "95 % interval", "Training images", "Test images", "Parameters")
     caption = "Every test image is evaluated once; ± is the standard deviation between seeds."
     parts: tuple[Table | Picture, ...] = (Table(columns, rows, caption),)

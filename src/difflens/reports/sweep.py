@@ -10,14 +10,14 @@ from difflens.metrics.recommendation import Recommendation
 from difflens.processes.base import Level, bracketed, in_words
 from difflens.reports.charts import accuracy_curves
 from difflens.reports.heat_maps import accuracy_map
-from difflens.reports.html import Picture, Section, Table, render
+from difflens.reports.html import Picture, Section, Table, interval, render
 from difflens.results.sweep import describe
 
 _TITLES = {"ridge": "ridge regression", "logistic": "logistic regression", "knn": "nearest neighbours"}
 
 _HALVED = (
     "Successive halving: the better half of the places was measured again on twice as many images, and so "
-    "on. Accuracies of places with fewer images are lower, because their classifiers learnt from fewer."
+    "on. Accuracies of places with fewer images tend to be lower: their classifiers learnt from fewer."
 )
 
 
@@ -107,7 +107,7 @@ def _recommendation(best: Recommendation, log_snr: Mapping[Level, float]) -> Tab
             bracketed(best.noise_step, log_snr[best.noise_step]),
             f"{100 * best.top1:.2f}",
             f"{100 * best.cross_validated:.2f}",
-            _interval(best.cross_validated_interval),
+            interval(best.cross_validated_interval),
         ),
         (
             "DifFormer",
@@ -115,7 +115,7 @@ def _recommendation(best: Recommendation, log_snr: Mapping[Level, float]) -> Tab
             ", ".join(bracketed(t, log_snr[t]) for t in log_snr if t in best.fusion_noise_steps),
             f"{100 * best.fusion_top1:.2f}",
             f"{100 * best.fusion_cross_validated:.2f}",
-            _interval(best.fusion_cross_validated_interval),
+            interval(best.fusion_cross_validated_interval),
         ),
     ]
     caption = (
@@ -129,10 +129,6 @@ def _recommendation(best: Recommendation, log_snr: Mapping[Level, float]) -> Tab
 def _heat_map(classifier: str, figure: Figure) -> Picture:
     return Picture(
         figure,
-        f"Validation accuracy in per cent, {_TITLES[classifier]}.",
+        f"Accuracy in per cent, {_TITLES[classifier]}. Accuracies below the scale have one colour.",
         f"Heat map of accuracy by block and noise step, {classifier}",
     )
-
-
-def _interval(bounds: tuple[float, float]) -> str:
-    return f"{100 * bounds[0]:.2f} to {100 * bounds[1]:.2f}"

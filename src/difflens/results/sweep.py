@@ -43,7 +43,7 @@ def describe(best: Recommendation, log_snr: Mapping[Level, float | None], images
         f"Block {best.block} at noise step {_words((best.noise_step,), log_snr)} classifies "
         f"{100 * best.top1:.2f} % of {counted(images, 'validation image')} correctly (95 % interval "
         f"{low:.2f} to "
-        f"{high:.2f}). The place was chosen on these images, so this figure is slightly too high. "
+        f"{high:.2f}). The place was chosen on these images, which makes this figure too high. "
         f"Cross-validated over two halves of the images, it is {100 * best.cross_validated:.2f} % "
         f"({cross_low:.2f} to {cross_high:.2f})."
     )

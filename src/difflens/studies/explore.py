@@ -111,7 +111,7 @@ def _write(
                     features.shape[-1], project(vectors, max(1, _BYTES // len(vectors)))
                 )
                 bar.update(task, advance=1)
-    names = [split.ids[row].replace("\\", "/").rpartition("/")[2] for row in rows]
+    names = ["/".join(split.ids[row].replace("\\", "/").split("/")[-2:]) for row in rows]
     images = [fit(split.image(row), int(split.shape(row)[0]), _SHOWN) for row in rows]
     start = (
         min(blocks, key=lambda block: abs(block - default[0])),
