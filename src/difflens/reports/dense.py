@@ -57,7 +57,7 @@ def segmentation_sections(
         caption += f" Classes without a validation pixel: {listing(absent)}."
     bars = Picture(
         charts.per_class_bars(metrics["iou"], None, "intersection over union, %"),
-        "The dotted line is the mean. All classes are in metrics.json.",
+        "The worst class is on top; the dotted line is the mean. All classes are in metrics.json.",
         "Intersection over union by class",
     )
     masks = [mask for example in examples for mask in (example.true, example.predicted)]
@@ -115,7 +115,11 @@ def detection_sections(
     counts = Table(("In this run", "Number"), _counts(metrics))
     main = kinds[-1]
     bars = charts.per_class_bars(metrics[f"{main}_ap_by_class"], None, f"{main} AP, %")
-    by_class = Picture(bars, "The dotted line is the mean.", "Average precision by class")
+    by_class = Picture(
+        bars,
+        "The worst class is on top; the dotted line is the mean. Classes without objects are left out.",
+        "Average precision by class",
+    )
     pairs = [(example.image, (example.true, example.predicted)) for example in examples]
     pictures = [
         [overlays.object_overlay(image, objects, classes) for objects in pair] for image, pair in pairs

@@ -82,7 +82,7 @@ def match_report(
         provenance: rows of the closing table.
     """
     both = sum(each.mutual for each in result.matches)
-    mutual = both == len(result.matches)
+    mutual = len(result.matches) < asked  # the others are left out
     rows: list[tuple[object, ...]] = [
         (
             str(number),
@@ -95,10 +95,10 @@ def match_report(
     columns = ("Point", "First picture", "Second picture", "Cosine", *(() if mutual else ("Matches back",)))
     text = (
         f"{counted(asked, 'point')} searched, of which {both:,} match{'es' * (both == 1)} back to within one "
-        f"cell of the feature map.{' Only these are shown.' if len(rows) < asked else ''} A similar position "
+        f"cell of the feature map.{' Only these are shown.' if mutual else ''} A similar position "
         "exists for every point, also where the second picture does not show it."
     )
-    lines = "" if mutual or len(rows) > _LINES else " Dashed lines do not match back."
+    lines = "" if both == len(rows) or len(rows) > _LINES else " Dashed lines do not match back."
     picture = Picture(
         figure,
         f"Points of the first picture, and in the same colour their matches in the second.{lines}",

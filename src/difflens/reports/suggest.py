@@ -70,14 +70,14 @@ def suggest_report(
         Section(
             "Score by block and noise step",
             f"The mean rank of a place among all places, by {decisive}. 1 is first by each of them. The "
-            "score is no accuracy.",
+            "score is not an accuracy.",
             (Picture(figure, "The score of every place.", "Heat map of the score by block and noise step"),),
         ),
     ]
     for name, values in statistics.items():
         outline = place if name in DIRECTIONS else None
         figure = place_map(values, blocks, log_snr, roles, outline, _TITLES[name], "{:.2f}", _limits(values))
-        role = "It decides." if name in DIRECTIONS else "It does not decide."
+        role = "" if name in DIRECTIONS else "For comparison; the score does not use it."
         picture = Picture(figure, _MEANINGS[name], f"Heat map of {_TITLES[name]} by block and noise step")
         sections.append(Section(_TITLES[name], role, (picture,)))
     sections.append(Section("Next commands", commands=tuple(commands)))
