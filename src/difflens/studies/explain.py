@@ -1,9 +1,7 @@
 """`difflens explain`: feature maps and nearest neighbours of a backbone, and what a trained head reads."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +31,6 @@ from difflens.models.probe import Probe
 from difflens.models.saved import TrainedModel
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import bracketed, in_words
-from difflens.ranges import Share
 from difflens.reports.explain import (
     Explained,
     attention_section,
@@ -47,8 +44,9 @@ from difflens.reports.html import report_of
 from difflens.reports.png import write_png
 from difflens.reports.style import shortened
 from difflens.results.explain import ExplainResult, HeadShares, Neighbour
-from difflens.run.directory import FINISHED, RunDirectory
+from difflens.run.directory import CONFIG, FINISHED, RunDirectory
 from difflens.run.reading import read_yaml
+from difflens.studies.run_data import RunData
 
 _COUNT = 4  # images, where none are named
 _BLOCKS = 7  # the most blocks beside each other
@@ -63,9 +61,8 @@ def explain(config: ExplainConfig) -> ExplainResult:
             run's head has neither attention nor weights of places.
     """
     config = resolve(config)
-    if config.data is None:
-        config = replace(config, **_data_of(config.run))
-    data = one_label(load_data(given(config.data), val_fraction=config.val_fraction), "explain")
+    config, data = _with_data(config)
+    data = one_label(data, "explain")
     model = None if config.run is None else TrainedModel.load(config.run, config.backbone)
     if model is not None:
         if not isinstance(model.probe.head, (LinearHead, DifFormerHead, MixHead)):
@@ -87,22 +84,17 @@ def explain(config: ExplainConfig) -> ExplainResult:
         return explanation.write(run)
 
 
-def _data_of(run: Path | None) -> dict[str, Any]:
-    """Return the options of the data that a run was trained on; the bundled data without a run."""
-    if run is None:
-        return {"data": "fashion"}
-    for folder in (run, run.parent):
-        if (folder / "config.yaml").exists():
-            return asdict(read_yaml(folder / "config.yaml", _DataRecord))
-    raise DiffLensError(f"{run} does not say what it was trained on: name the data with --data")
-
-
-@dataclass(frozen=True)
-class _DataRecord:
-    """What the configuration of a run says about its data."""
-
-    data: str
-    val_fraction: Share | None = None
+def _with_data(config: ExplainConfig) -> tuple[ExplainConfig, ImageData]:
+    """Return the configuration and the data that it names: else those of the run, else the bundled ones."""
+    run = config.run
+    if config.data is not None or run is None:
+        config = replace(config, data=config.data or "fashion")
+        return config, load_data(given(config.data), val_fraction=config.val_fraction)
+    folder = next((each for each in (run, run.parent) if (each / CONFIG).exists()), None)
+    if folder is None:
+        raise DiffLensError(f"{run} does not say what it was trained on: name the data with --data")
+    record = read_yaml(folder / CONFIG, RunData)
+    return replace(config, data=record.data, val_fraction=record.val_fraction), record.load(run)
 
 
 class _Explanation:

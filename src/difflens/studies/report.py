@@ -14,7 +14,6 @@ from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.options import resolve
 from difflens.configs.report import ReportConfig
 from difflens.data.images import fit, read_image, to_float, to_uint8
-from difflens.data.labels import limited
 from difflens.data.load import load_data, load_unlabelled
 from difflens.data.split import ImageSplit, MemorySplit
 from difflens.errors import DiffLensError, counted, expanded, listing, named
@@ -26,7 +25,6 @@ from difflens.metrics.memorisation import UNSEEN, Seen, find_nearest
 from difflens.models.feature_space import FeatureSpace
 from difflens.models.saved import TrainedModel, stored_model
 from difflens.processes.base import NoiseProcess, in_words
-from difflens.ranges import Count, Natural, Share
 from difflens.reports.demo import BASELINES
 from difflens.reports.html import Section, reports_of
 from difflens.reports.memorisation import copying_section
@@ -40,17 +38,7 @@ from difflens.run.files import write_text
 from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 from difflens.run.reading import checked, field_in, read_yaml
-
-
-@dataclass(frozen=True)
-class _DataRecord:
-    """What the configuration of a run says about its data."""
-
-    data: str
-    val_fraction: Share | None = None
-    limit: Count | None = None
-    limit_keeps: str | None = None
-    seed: Natural = 0
+from difflens.studies.run_data import RunData
 
 
 @dataclass
@@ -64,10 +52,9 @@ class _Evidence:
         heads: accuracies of heads, from probe and demo runs.
         distances: distances of samples from real images, from fidelity runs.
         generated: folder of a generate run; None without one.
-        trained_on: data of the pretrain run; None without one.
+        trained_on: name and data of the pretrain run; None without one.
         log: the records of the pretrain run.
-        data: data of the first probe or demo run; None without one.
-        val_fraction: the share of `data` that this run holds out; None if it has a split.
+        read: name and data of the first probe or demo run; None without one.
     """
 
     backbone: Backbone | None = None
@@ -76,15 +63,9 @@ class _Evidence:
     heads: list[HeadScore] = field(default_factory=list)
     distances: list[FidelityResult] = field(default_factory=list)
     generated: Path | None = None
-    trained_on: _DataRecord | None = None
+    trained_on: tuple[str, RunData] | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
-    data: str | None = None
-    val_fraction: float | None = None
-
-    @property
-    def trained_data(self) -> str | None:
-        """The data of the pretrain run."""
-        return None if self.trained_on is None else self.trained_on.data
+    read: tuple[str, RunData] | None = None
 
 
 def report(config: ReportConfig) -> ReportResult:
@@ -158,16 +139,16 @@ def _collect(config: ReportConfig) -> _Evidence:
 
 def _read_pretrain(name: str, path: Path, evidence: _Evidence) -> None:
     _load_backbone(name, BackboneConfig(str(path / "model")), evidence)
-    evidence.trained_on = read_yaml(path / CONFIG, _DataRecord)
+    evidence.trained_on = name, read_yaml(path / CONFIG, RunData)
     evidence.log = read_log(path, "epoch", "step", "loss")
 
 
 def _read_probe(name: str, path: Path, evidence: _Evidence) -> None:
-    record = read_yaml(path / CONFIG, _DataRecord)
+    record = read_yaml(path / CONFIG, RunData)
     data = record.data
     model = stored_model(path / "model", TrainedModel)
-    if evidence.data is None:
-        evidence.data, evidence.val_fraction = data, record.val_fraction
+    if evidence.read is None:
+        evidence.read = name, record
     _name_backbone(name, model.backbone, model.fingerprint, evidence)
     seeds = read_results(path, read_seeds)
     extractor = model.extractor
@@ -189,11 +170,11 @@ def _read_probe(name: str, path: Path, evidence: _Evidence) -> None:
 
 
 def _read_demo(name: str, path: Path, evidence: _Evidence) -> None:
-    record = read_yaml(path / CONFIG, _DataRecord)
+    record = read_yaml(path / CONFIG, RunData)
     data = record.data
     model = stored_model(path / "model", TrainedModel)
-    if evidence.data is None:
-        evidence.data, evidence.val_fraction = data, record.val_fraction
+    if evidence.read is None:
+        evidence.read = name, record
     _name_backbone(name, model.backbone, model.fingerprint, evidence)
     result = read_results(path, lambda metrics: DemoResult.from_metrics(metrics, path))
     for head, row in result.results.items():
@@ -263,27 +244,45 @@ def _backbone(evidence: _Evidence) -> Backbone:
     return backbone
 
 
-def _fraction(config: ReportConfig, evidence: _Evidence, data: str) -> float | None:
-    """Return the share of `data` that is held out: that of the option, or of the run that read the data."""
+def _data(config: ReportConfig, evidence: _Evidence, trained_first: bool) -> RunData | None:
+    """Return the data of --data, else of a run; None without any.
+
+    Args:
+        trained_first: the pretrain run comes before the runs of heads.
+
+    Raises:
+        DiffLensError: the data of the run cannot be loaded, or are other images now.
+    """
+    runs = [evidence.trained_on, evidence.read]
+    named = [run for run in (runs if trained_first else runs[::-1]) if run is not None]
+    if config.data is not None:
+        same = [record.val_fraction for _, record in named if record.data == config.data]
+        fraction = same[0] if same and config.val_fraction is None else config.val_fraction
+        return RunData(config.data, val_fraction=fraction)
+    if not named:
+        return None
+    name, record = named[0]
     if config.val_fraction is not None:
-        return config.val_fraction
-    if evidence.trained_on is not None and data == evidence.trained_on.data:
-        return evidence.trained_on.val_fraction
-    return evidence.val_fraction if data == evidence.data else None
+        return replace(record, val_fraction=config.val_fraction)
+    if record.command == "pretrain":
+        record.require_images(name)
+    else:
+        record.load(name)
+    return record
 
 
 def _measure(config: ReportConfig, evidence: _Evidence) -> FidelityResult:
     """Measure the distance of the generated images from test images in the features of the configuration."""
     assert config.features is not None
-    data = config.data or evidence.data or evidence.trained_data
+    data = _data(config, evidence, trained_first=False)
     if evidence.generated is None or data is None:
         missing = "a run of `difflens generate`" if evidence.generated is None else "--data"
         raise DiffLensError(f"--features measures generated images against test images: name {missing}")
     return fidelity(
         FidelityConfig(
             samples=evidence.generated,
-            data=data,
-            val_fraction=_fraction(config, evidence, data),
+            data=data.data,
+            val_fraction=data.val_fraction,
             features=config.features,
             seed=config.seed,
             workers=config.workers,
@@ -341,13 +340,14 @@ class _Page:
     def _memorisation(self, samples: torch.Tensor) -> Section | None:
         """Compare the samples with training images; None without training images."""
         config, evidence = self.config, self.evidence
-        trained_on = evidence.trained_data
-        data = config.data or trained_on or evidence.data
-        if data is None:
+        found = _data(config, evidence, trained_first=True)
+        if found is None:
             return None
-        train, test = _splits(data, _fraction(config, evidence, data))
-        if data == trained_on and evidence.trained_on is not None:
-            train = _limited(train, evidence.trained_on)
+        data, trained_on = found.data, None if evidence.trained_on is None else evidence.trained_on[1]
+        train, test = _splits(data, found.val_fraction)
+        on_these = trained_on is not None and data == trained_on.data
+        if trained_on is not None and on_these:
+            train = trained_on.part_of(train)
         backbone = self.backbone
         space = FeatureSpace.of(backbone, seed=config.seed)
         reading = Reading(config.workers, config.on_bad_image, self.skipped)
@@ -366,16 +366,9 @@ class _Page:
             images = (train.image(int(row)) for row in rows)
             return torch.stack([fit(image, backbone.in_channels, backbone.image_size) for image in images])
 
-        note = ", on which it was trained" if data == trained_on else ""
+        note = ", on which it was trained" if on_these else ""
         searched = f"the {counted(len(train), 'training image')} of {data}{note}"
         return copying_section(fitted.cpu(), neighbours, train_images, searched)
-
-
-def _limited(train: ImageSplit, run: _DataRecord) -> ImageSplit:
-    """Return the images that a pretrain run was trained on; version 0.1 took the first ones."""
-    if run.limit is None or run.limit_keeps is not None:
-        return limited(train, run.limit, run.seed)
-    return train.subset(torch.arange(min(run.limit, len(train))))
 
 
 def _splits(data: str, val_fraction: float | None) -> tuple[ImageSplit, ImageSplit | None]:
