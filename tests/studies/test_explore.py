@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from difflens import (
 from difflens.data.images import fit, read_image, to_float
 from difflens.metrics.projection import project
 from difflens.reports.explore import MapOfPlace, explore_page
-from difflens.studies.explore import _BYTES, spread
+from difflens.studies.explore import _BYTES, PAGE, spread
 from tests.helpers.browser import driven
 from tests.helpers.html import HOSTILE, Document
 
@@ -247,6 +248,21 @@ def test_places_are_spread_evenly_around_the_wanted_one() -> None:
     assert spread(list(range(1, 26)), 18) == [1, 6, 11, 15, 18, 25]
 
 
+def test_of_many_pictures_some_are_shown_evenly(
+    backbone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    album = tmp_path / "album"
+    for kind in ("car", "sky"):
+        (album / kind).mkdir(parents=True)
+        for k in range(4):
+            Image.new("RGB", (16, 16), (30 * k, 90, 200)).save(album / kind / f"{k}.png")
+    run = config(tmp_path / "run", backbone_folder, album, count=4)
+    explore(run)
+    assert "4 pictures of 8, evenly over their order; --count shows more" in capsys.readouterr().err
+    shown = re.findall(r'"name":"([^"]+)"', (run.out / PAGE).read_text())
+    assert shown == ["car/0.png", "car/2.png", "sky/1.png", "sky/3.png"]
+
+
 def test_what_cannot_work_says_so(backbone_folder: Path, pictures: Path, tmp_path: Path) -> None:
     run = config(tmp_path / "run", backbone_folder, pictures)
     (tmp_path / "bad.png").write_bytes(b"?")
@@ -256,7 +272,7 @@ def test_what_cannot_work_says_so(backbone_folder: Path, pictures: Path, tmp_pat
         ({"images": (tmp_path / "bad.png",), "on_bad_image": "skip"}, "none of the images can be read"),
         ({"blocks": (10,)}, "no block 10"),
         ({"cells": 1}, "cells is 1"),
-        ({"sweep": tmp_path}, r"there is no config.yaml"),
+        ({"sweep": tmp_path}, "is no run directory; --sweep takes that of a sweep"),
     ):
         with pytest.raises(DiffLensError, match=message):
             explore(replace(run, **changes))

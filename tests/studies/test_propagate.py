@@ -139,6 +139,31 @@ def test_what_cannot_work_says_so(davis: Path, tmp_path: Path, capsys: pytest.Ca
         propagate(config(tmp_path / "run", davis, frames=frames / "slow", masks=masks / "slow"))
 
 
+def test_frames_are_in_the_order_of_their_numbers(davis: Path, tmp_path: Path) -> None:
+    """Names without leading zeros, as ffmpeg gives them, and 12 frames."""
+    for kind in ("frames", "masks"):
+        source = davis / {"frames": "JPEGImages", "masks": "Annotations"}[kind] / "slow"
+        (tmp_path / kind).mkdir()
+        for number in range(12 if kind == "frames" else 1):
+            name = f"{min(number, FRAMES - 1):05}.png"
+            shutil.copy(source / name, tmp_path / kind / f"frame {number + 1}.png")
+    found = load_sequences(tmp_path / "frames", tmp_path / "masks").sequences[0]
+    assert [path.stem for path in found.frames] == [f"frame {number}" for number in range(1, 13)]
+    assert [*found.masks] == [0]
+
+
+@pytest.mark.parametrize("other", [0, 255])
+def test_a_first_mask_without_an_object_is_refused(davis: Path, tmp_path: Path, other: int) -> None:
+    """Also one of 0 and 255, as binary masks have; and before the sequences that come first are read."""
+    first = davis / "Annotations" / "slow" / "00000.png"
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:9] = other
+    Image.fromarray(mask).save(first)
+    with pytest.raises(DiffLensError, match=r"slow shows no object: its value.* 0.*Number objects from 1"):
+        propagate(config(tmp_path / "run", davis))
+    assert not (tmp_path / "run" / "masks").exists()
+
+
 def test_a_first_mask_without_a_label_is_refused(davis: Path, backbone_folder: Path, tmp_path: Path) -> None:
     frames, masks = tmp_path / "frames", tmp_path / "masks"
     for folder in (frames, masks):
@@ -149,7 +174,7 @@ def test_a_first_mask_without_a_label_is_refused(davis: Path, backbone_folder: P
     asked = PropagateConfig(
         frames=frames, masks=masks, backbone=str(backbone_folder), out=tmp_path / "run", device="cpu"
     )
-    with pytest.raises(DiffLensError, match="labels no pixel"):
+    with pytest.raises(DiffLensError, match="shows no object: its value is 255"):
         propagate(asked)
 
 

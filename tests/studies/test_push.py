@@ -131,6 +131,20 @@ def test_a_model_is_uploaded_with_its_card(
     assert json.loads(hub.files["config.json"])["backbone"]["spec"] == "./backbone"
 
 
+def test_a_failed_upload_leaves_no_folder(
+    trained: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command can run again."""
+    asked = PushConfig(model=trained, repo="me/clothes", with_backbone=True, out=tmp_path / "packed")
+    with monkeypatch.context() as away:
+        away.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(DiffLensError, match="me/clothes was not uploaded: "):
+            push(asked)
+    assert not asked.out.exists()
+    push(asked)
+    assert (asked.out / "README.md").is_file()
+
+
 def test_a_public_repository_is_not_made_private(trained: Path, hub: Hub) -> None:
     private = PushConfig(model=trained, repo="me/clothes", with_backbone=True, private=True)
     push(private)

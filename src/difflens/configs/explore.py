@@ -26,7 +26,7 @@ class ExploreConfig(ReadingOptions, PrecisionOptions, PlaceOptions, BackboneOpti
     images: tuple[Path, ...]
     """Image files or folders to show, in this order."""
     count: Annotated[int, Range(1, 48)] = 12
-    """The most pictures to show."""
+    """The most pictures to show. Of more, some evenly over their order are shown."""
     sweep: Path | None = None
     """Run directory of a sweep of this backbone. Its heat map stands on the page, to choose places in, and
     its blocks and noise levels are shown by default."""

@@ -1,11 +1,12 @@
 """Sequences of frames with masks of objects, in DAVIS' layout: a folder a sequence, or frames alone.
 
-    FRAMES/SEQUENCE/00000.jpg     frames, in the order of their names
+    FRAMES/SEQUENCE/00000.jpg     frames, in the order of their names, where 9 comes before 10
     MASKS/SEQUENCE/00000.png      the mask of the frame of this name; that of the first frame is needed
 
 The value of a mask's pixel is its object, 0 the background, and 255 no label.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,8 +86,14 @@ def load_sequences(frames: Path, masks: Path, names: Path | None = None) -> Sequ
     return SequenceSet(frames.name, tuple(_sequence(each, masks / each.name) for each in folders))
 
 
+def _in_order(path: Path) -> list[tuple[int, str]]:
+    """Return a key that sorts names by their letters and by the values of their numbers."""
+    parts = re.split(r"([0-9]+)", path.as_posix())
+    return [(int(part), "") if number % 2 else (0, part) for number, part in enumerate(parts)]
+
+
 def _sequence(folder: Path, masks: Path) -> Sequence:
-    files = tuple(find_images(folder))
+    files = tuple(sorted(find_images(folder), key=_in_order))
     if len(files) < 2:
         raise DiffLensError(f"{folder} has one frame; a sequence has two or more")
     if not masks.is_dir():

@@ -284,6 +284,8 @@ def model_folder(folder: Path | str) -> Path:
         DiffLensError: the folder holds no model.
     """
     folder = expanded(folder)
+    if not folder.is_dir():
+        raise DiffLensError(f"{folder} is a file" if folder.exists() else f"no such folder: {folder}")
     folder = folder / "model" if (folder / "model").is_dir() else folder
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():

@@ -24,8 +24,8 @@ from difflens.processes.base import Level
 from difflens.reports.explore import MapOfPlace, explore_page
 from difflens.results.explore import ExploreResult
 from difflens.results.sweep import SweepResult
-from difflens.run.console import progress_bar
-from difflens.run.directory import FINISHED, RunDirectory, read_record, read_results
+from difflens.run.console import note, progress_bar
+from difflens.run.directory import CONFIG, FINISHED, RunDirectory, read_record, read_results
 from difflens.studies.places import default_levels
 
 L = TypeVar("L", bound=Level)
@@ -46,7 +46,14 @@ def explore(config: ExploreConfig) -> ExploreResult:
             sweep is of another backbone or no sweep.
     """
     config = resolve(config)
-    paths = list_images(config.images)[: config.count]
+    paths = list_images(config.images)
+    if len(paths) > config.count:
+        note(
+            f"{counted(config.count, 'picture')} of {len(paths):,}, evenly over their order; --count shows "
+            "more, up to 48"
+        )
+        last = max(1, config.count - 1)
+        paths = [paths[round(k * (len(paths) - 1) / last)] for k in range(config.count)]
     split = FileSplit("pictures", [str(path) for path in paths])
     config = with_backbone(config, split)
     opened = open_run(config, split, one_process="")
@@ -78,6 +85,8 @@ def spread(values: Sequence[L], wanted: Level, count: int = _PLACES) -> list[L]:
 
 def _read_sweep(config: ExploreConfig, fingerprint: str) -> SweepResult:
     folder = given(config.sweep)
+    if not (folder / CONFIG).is_file():
+        raise DiffLensError(f"{folder} is no run directory; --sweep takes that of a sweep")
     record = read_record(folder)
     if record["command"] != "sweep":
         raise DiffLensError(f"{folder} is a run of {record['command']}; --sweep takes one of sweep")

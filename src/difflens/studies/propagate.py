@@ -18,7 +18,7 @@ from difflens.data.dense.masks import BACKGROUND, read_mask, to_palette_image
 from difflens.data.images import read_image
 from difflens.data.sequences import Sequence, SequenceSet, load_sequences
 from difflens.data.split import FileSplit
-from difflens.errors import DiffLensError, counted, plural
+from difflens.errors import DiffLensError, counted, listing, plural
 from difflens.metrics.propagation import boundary_f, carry, jaccard
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.reports.overlays import examples, mask_overlay
@@ -57,6 +57,8 @@ def _write(opened: OpenedRun[SequenceSet], reader: WholePictures, run: RunDirect
     sequences = opened.data.sequences
     with progress_bar() as bar:
         task = bar.add_task("frames", total=sum(len(each.frames) for each in sequences), note="")
+        for sequence in sequences:  # before any is read at length
+            _values(sequence, read_mask(sequence.masks[0]))
         for sequence in sequences:
             carried = _Carried(config, reader, sequence)
             for number, path in enumerate(sequence.frames):
@@ -96,6 +98,19 @@ def _write(opened: OpenedRun[SequenceSet], reader: WholePictures, run: RunDirect
     return result
 
 
+def _values(sequence: Sequence, mask: np.ndarray) -> list[int]:
+    """Return the labels of the first mask, sorted; raise DiffLensError if it shows no object."""
+    there = np.unique(mask).tolist()
+    values = [value for value in there if value != IGNORED]
+    if not any(values):
+        raise DiffLensError(
+            f"the first mask of {sequence.name} shows no object: {plural('its value', len(there))} "
+            f"{'are' if len(there) > 1 else 'is'} {listing(there)}. Number objects from 1; 0 is the "
+            f"background and {IGNORED} is no label"
+        )
+    return values
+
+
 class _Carried:
     """The masks of one sequence, frame by frame.
 
@@ -107,9 +122,7 @@ class _Carried:
         self.config, self.reader, self.sequence = config, reader, sequence
         given_mask = read_mask(sequence.masks[0])
         self.first_mask = given_mask
-        self.values = [int(value) for value in np.unique(given_mask) if value != IGNORED]
-        if not self.values:
-            raise DiffLensError(f"the first mask of {sequence.name} labels no pixel: {IGNORED} is no label")
+        self.values = _values(sequence, given_mask)
         self.first: tuple[Tensor, Tensor] | None = None
         self.recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=given(config.context))
         self.scores: dict[int, list[tuple[float, float]]] = {}

@@ -29,22 +29,23 @@ def push(config: PushConfig) -> PushResult:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             pack(config.model, folder, config.with_backbone)
+            files = {
+                path.relative_to(folder).as_posix(): path.stat().st_size
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            }
+            url = None if config.repo is None else _upload(folder, config.repo, config.private)
         except BaseException:
             if config.out is not None:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        files = {
-            path.relative_to(folder).as_posix(): path.stat().st_size
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-        url = None if config.repo is None else _upload(folder, config.repo, config.private)
     return PushResult(files=files, out=config.out, url=url)
 
 
 def _upload(folder: Path, repo: str, private: bool) -> str:
     """Upload a folder to a repository of the hub, which is created; return the repository's address."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     hub = HfApi()
     try:
@@ -56,8 +57,10 @@ def _upload(folder: Path, repo: str, private: bool) -> str:
         hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload with difflens")
     except DiffLensError:
         raise
-    except Exception as error:  # no network, no token, no permission
+    except HfHubHTTPError as error:  # no token, no permission
         raise DiffLensError(
             f"the hub does not take {repo}: {reason(error)}; `hf auth login` stores a token that may write"
         ) from error
+    except Exception as error:
+        raise DiffLensError(f"{repo} was not uploaded: {reason(error)}") from error
     return str(url)

@@ -109,6 +109,10 @@ def _out(config: ReportConfig) -> Path:
     """Return the path of the report; its default lies in the first run."""
     first = Path(config.runs[0])
     if config.out is None and not (first / CONFIG).exists():
+        if not first.exists():
+            raise DiffLensError(
+                f"no such run: {first}; for the report of a backbone, name its file with --out"
+            )
         raise DiffLensError(f"{first} is no run directory: name the report's file with --out")
     out = config.out or first / "backbone.html"
     if out.exists():
