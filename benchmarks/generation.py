@@ -116,7 +116,7 @@ def head(*columns: str) -> list[str]:
 
 
 def kid(distance: Any) -> str:
-    return f"{1000 * distance.kid:.3f} ± {1000 * distance.kid_std:.3f}"
+    return distance.kid_text
 
 
 def quality(config: Config) -> list[str]:

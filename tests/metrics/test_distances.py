@@ -64,6 +64,11 @@ def test_kid_equals_its_definition_and_is_unbiased() -> None:
     expected = sum(kernel(a[i], a[j]) + kernel(b[i], b[j]) for i, j in pairs if i != j) / 30
     expected -= 2 * sum(kernel(a[i], b[j]) for i, j in pairs) / 36
     assert kernel_distance(a, b, 1, 6, 0)[0] == pytest.approx(expected, rel=1e-5)
+    assert kernel_distance(a, b, 1, 4, 0)[1] is None
+    every, spread = kernel_distance(a, b, 100, 6, 0)  # each subset would hold all vectors
+    assert every == pytest.approx(expected, rel=1e-5)
+    assert spread is None
     same = torch.randn(4000, 4, generator=generator)
     mean, spread = kernel_distance(same[:2000], same[2000:], 50, 200, 0)
+    assert spread is not None
     assert abs(mean) < 0.5 * spread

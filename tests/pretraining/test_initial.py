@@ -61,6 +61,21 @@ def test_network_and_average_start_from_the_saved_weights(former: PretrainConfig
         assert torch.equal(value, average), name
 
 
+def test_the_average_of_a_short_training_is_not_that_of_its_start(
+    former: PretrainConfig, tmp_path: Path
+) -> None:
+    """With the usual decay of 0.9995, which 60 steps would hardly move."""
+    initial = UNet2DModel.from_pretrained(former.out / "model" / "unet", torch_dtype=torch.float32)
+    run = replace(later(former, tmp_path / "run"), epochs=12, ema_decay=0.9995)
+    pretrain(run)
+    state = checkpoint(run.out)
+    moved = trained = 0.0
+    for (name, before), average in zip(initial.named_parameters(), state["ema"], strict=True):
+        moved += float((average - before.detach()).square().sum())
+        trained += float((state["unet"][name] - before.detach()).square().sum())
+    assert moved > 0.5 * trained > 0
+
+
 def test_a_stopped_run_goes_on_without_the_initial_folder(former: PretrainConfig, tmp_path: Path) -> None:
     """The checkpoint holds the weights, and the images that they had seen."""
     moved = tmp_path / "moved"

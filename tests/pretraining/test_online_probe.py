@@ -1,6 +1,7 @@
 """The probe of a network in training: what it measures, and that the training does not notice it."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,10 +149,14 @@ def test_folders_without_a_split(probed: PretrainConfig, tmp_path: Path) -> None
     run = replace(probed, out=tmp_path / "same", data=str(flat), probe_data=str(flat), val_fraction=0.25)
     pretrain(replace(run, epochs=1, probe_every=1))
     assert "27 training images" in (run.out / "model" / "README.md").read_text()
-    other = replace(probed, out=tmp_path / "other", probe_data=str(flat), epochs=1, probe_every=1)
-    pretrain(other)
-    card = (other.out / "model" / "README.md").read_text()
-    assert any(f"{count} training images" in card for count in (27, 28, 29, 30))
+    # whether the training reads this folder, however it is written, or another one
+    for name, data in (("all", str(flat)), ("slash", f"{flat}/"), ("other", probed.data)):
+        run = replace(probed, out=tmp_path / name, data=data, probe_data=str(flat), epochs=1, probe_every=1)
+        pretrain(run)
+        card = (run.out / "model" / "README.md").read_text()
+        assert any(f"{count} training images" in card for count in (27, 28, 29, 30))
+        (share,) = re.findall(r"([0-9.]+) % of the time", card)
+        assert 0 < float(share) < 100
 
 
 def test_data_without_labels_or_with_too_few_images_is_refused(

@@ -76,7 +76,8 @@ class PretrainConfig(DataOptions, DryRunOptions, ReadingOptions, LogOptions, Res
     """Weight decay of AdamW. None: the preset's, or the method's, or 0.01."""
     ema_decay: Annotated[float, Range(0, 0.999999)] | None = None
     """diffusion, bigan: decay, at least 0 and below 1, of the average of the weights (EMA), which is saved.
-    BiGAN averages its generator. None: the preset's or the method's, or 0.9995."""
+    BiGAN averages its generator. With --init-from, the horizon 1 / (1 - decay) is at most a tenth of all
+    steps. None: the preset's or the method's, or 0.9995."""
     precision: TrainingPrecision = "auto"
     """Floating-point format of the network: auto, float32 or bfloat16; weights stay float32. auto: bfloat16
     on a GPU; on a CPU the faster one for diffusion, by a measurement of two seconds at the start, and float32
@@ -110,7 +111,7 @@ class PretrainConfig(DataOptions, DryRunOptions, ReadingOptions, LogOptions, Res
     its training images are read, or 10 of each class if that is more. None: nothing is measured."""
     probe_every: Annotated[Count | None, MAY_CHANGE] = None
     """Epochs between two measurements on --probe-data: ridge and k-NN accuracy, and effective rank, at a few
-    places. The last epoch is always measured. None: 5."""
+    places. The last of --epochs is always measured. None: 5."""
     snapshot_epochs: Annotated[Count | None, MAY_CHANGE] = None
     """Epochs between two snapshots of the model, with generated samples, in `snapshots/`. None: no
     snapshots."""

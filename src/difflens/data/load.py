@@ -77,6 +77,12 @@ def without_split(spec: str) -> bool:
     return folder.is_dir() and not (folder / "train").is_dir()
 
 
+def same_data(one: str, other: str) -> bool:
+    """Return True if two descriptions name one data set: they are equal, or one folder or file."""
+    paths = [expanded(spec.removeprefix("folder:").removeprefix("csv:")) for spec in (one, other)]
+    return one == other or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))
+
+
 def load_unlabelled(spec: str | Path, val_fraction: float | None = None) -> ImageSplit:
     """Load images for pre-training: the training split of any data set of `load_data`, without labels.
 

@@ -258,10 +258,12 @@ def _inception(
         rng_seed=config.seed,
         verbose=False,
     )
+    # each subset holds all samples and all real images
+    alike = config.kid_subset_size >= count == max(len(samples), len(real)) or config.kid_subsets == 1
     figures = InceptionFigures(
         fid=float(metrics["frechet_inception_distance"]),
         kid=float(metrics["kernel_inception_distance_mean"]),
-        kid_std=float(metrics["kernel_inception_distance_std"]),
+        kid_std=None if alike else float(metrics["kernel_inception_distance_std"]),
         inception_score=float(metrics["inception_score_mean"]),
         inception_score_std=float(metrics["inception_score_std"]),
         precision=float(metrics["precision"]),

@@ -1,9 +1,9 @@
 """Samplers of variance-preserving processes; all random numbers are functions of the image.
 
-The T noise steps of a schedule are first respaced to the S visited ones, after Nichol and Dhariwal (2021).
-This gives a shorter schedule, whose abar are those of the visited steps. A scheduler of diffusers walks it
-from S - 1 to 0 without skipping. For any S, each of its steps therefore ends at exactly the next noise level
-of the network.
+The T noise steps of a schedule are first respaced to the S visited ones, as Nichol and Dhariwal (2021) do,
+here at equal distances down from T ("trailing", Lin et al., 2024). This gives a shorter schedule, whose abar
+are those of the visited steps. A scheduler of diffusers walks it from S - 1 to 0 without skipping. For any S,
+each of its steps therefore ends at exactly the next noise level of the network.
 """
 
 from collections.abc import Callable

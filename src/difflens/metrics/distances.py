@@ -20,7 +20,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return float((a.mean - b.mean).square().sum() + first.trace() + second.trace() - 2 * cross)
 
 
-def kernel_distance(a: Tensor, b: Tensor, subsets: int, size: int, seed: int) -> tuple[float, float]:
+def kernel_distance(a: Tensor, b: Tensor, subsets: int, size: int, seed: int) -> tuple[float, float | None]:
     """Return the kernel distance of features of any network: its mean and standard deviation over subsets.
 
     It is the estimator of the kernel inception distance (Binkowski et al., 2018): the unbiased squared
@@ -28,11 +28,16 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int, size: int, seed: int) ->
 
     Args:
         a, b: features (N, D) and (M, D).
-        subsets: number of subsets; the standard deviation for one is 0.
+        subsets: number of subsets.
         size: size of a subset, or all features if there are fewer.
         seed: seed of the subsets.
+
+    Returns:
+        The standard deviation is None for one subset, and where each subset would be all of `a` and of `b`.
     """
     size = min(size, len(a), len(b))
+    if size == len(a) == len(b):
+        subsets = 1
     generator = torch.Generator().manual_seed(seed)
     discrepancies = []
     for _ in range(subsets):
@@ -42,7 +47,7 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int, size: int, seed: int) ->
         same = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
         discrepancies.append(same - 2 * xy.mean())
     values = torch.stack(discrepancies)
-    return float(values.mean()), float(values.std()) if subsets > 1 else 0.0
+    return float(values.mean()), float(values.std()) if subsets > 1 else None
 
 
 class Nearest:

@@ -17,7 +17,7 @@ from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.changes import say_changes
 from difflens.data.labels import balanced, one_label
-from difflens.data.load import load_data, without_split
+from difflens.data.load import load_data, same_data, without_split
 from difflens.data.loader import iterate
 from difflens.data.split import ImageSplit, MemorySplit, every_nth
 from difflens.errors import DiffLensError, counted
@@ -52,9 +52,10 @@ class OnlineProbe:
     def __init__(self, config: PretrainConfig, channels: int, side: int, process: Accelerator):
         self.config, self.process = config, process
         spec = given(config.probe_data)
-        # of another folder without a split, a fifth of each class is left unread
-        others = 0.2 if without_split(spec) else None
-        fraction = config.val_fraction if spec == config.data else others
+        # of a folder without a split, a fifth of each class is left unread
+        fraction = 0.2 if without_split(spec) else None
+        if config.val_fraction is not None and same_data(spec, config.data):
+            fraction = config.val_fraction
         data = one_label(load_data(spec, val_fraction=fraction), "the probe of --probe-every")
         if data.train.labels is None:
             raise DiffLensError(f"--probe-data {config.probe_data} has no labels, which a probe needs")

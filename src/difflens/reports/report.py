@@ -85,8 +85,7 @@ def _distances(distances: Sequence[FidelityResult]) -> Section:
     tables = []
     for result in distances:
         rows: list[tuple[object, ...]] = [
-            (row.images, row.count, f"{row.frechet:.4g}", f"{1000 * row.kid:.3f} ± {1000 * row.kid_std:.3f}")
-            for row in result.distances
+            (row.images, row.count, f"{row.frechet:.4g}", row.kid_text) for row in result.distances
         ]
         source = result.source
         sampler = f" Samples: {source.sampler}, {counted(source.steps, 'step')}." if source else ""

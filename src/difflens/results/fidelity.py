@@ -22,14 +22,20 @@ class Distance:
         count: number of images.
         frechet: Fréchet distance between Gaussians fitted to the features (Heusel et al., 2017).
         kid, kid_std: mean and standard deviation over subsets of the unbiased squared maximum mean
-            discrepancy (Bińkowski et al., 2018).
+            discrepancy (Bińkowski et al., 2018). No deviation is known where there is one subset.
     """
 
     images: str
     count: Natural
     frechet: float
     kid: float
-    kid_std: NonNegative
+    kid_std: NonNegative | None
+
+    @property
+    def kid_text(self) -> str:
+        """The kernel distance x 1,000, with its standard deviation."""
+        deviation = "" if self.kid_std is None else f" ± {1000 * self.kid_std:.3f}"
+        return f"{1000 * self.kid:.3f}{deviation}"
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class InceptionFigures:
 
     fid: float
     kid: float
-    kid_std: float
+    kid_std: float | None
     inception_score: float
     inception_score_std: float
     precision: float
@@ -108,8 +114,7 @@ class FidelityResult(Result):
         name = "FID" if self.inception is not None else "Fréchet distance"
         table = Table("images", Column("number", justify="right"), name, "KID x 1,000")
         for row in self.distances:
-            kid = f"{1000 * row.kid:.3f} ± {1000 * row.kid_std:.3f}"
-            table.add_row(row.images, f"{row.count:,}", f"{row.frechet:.4g}", kid)
+            table.add_row(row.images, f"{row.count:,}", f"{row.frechet:.4g}", row.kid_text)
         lines = [
             f"Features: {self.space}",
             f"Compared with: {self.real}, {self.real_images:,}",

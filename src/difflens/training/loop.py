@@ -144,6 +144,7 @@ class TrainingLoop:
                         self.run.trackers.log(look.iteration, objective.curves(look, record))
                     on_look(look)
                     self._recent = torch.empty(0)
+                    self.seconds = earlier + time.monotonic() - began  # with the probe and snapshots
                 # keep, and stop if the time is up or a signal came
                 pace = (now - waited[0]) / (self.iteration - waited[1])
                 goes_on = self._keep(time.monotonic() - began, pace, held.received)

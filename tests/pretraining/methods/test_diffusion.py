@@ -1,12 +1,14 @@
 """A pre-training that collapses ends, and says so; one spike is no collapse."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from difflens import DiffLensError
+from difflens.choices import Prediction
 from difflens.configs.options import resolve
 from difflens.data.load import load_data
 from difflens.pretraining.methods.diffusion import DiffusionMethod
@@ -19,8 +21,8 @@ def method(image_tree: Path, tmp_path: Path) -> DiffusionMethod:
     return new_method(image_tree, tmp_path)
 
 
-def new_method(images: Path, folder: Path) -> DiffusionMethod:
-    resolved = resolve(config(folder / "run", images, epochs=5_000))
+def new_method(images: Path, folder: Path, **changes: Any) -> DiffusionMethod:
+    resolved = resolve(config(folder / "run", images, epochs=5_000, **changes))
     return DiffusionMethod(resolved, load_data(str(images)).train, Accelerator(cpu=True))
 
 
@@ -37,6 +39,19 @@ def test_a_collapse_is_told_with_the_losses(method: DiffusionMethod) -> None:
         DiffLensError, match=r"collapsed in epoch \d+ \(step 51\d0\).* from 0.04\d* to 0.\d+; .*rate"
     ):
         train(method, 1.0, 1.0, 1.0, first=102)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "lowest", "zeros"), [("epsilon", 0.023, 0.999), ("v_prediction", 0.23, 0.587)]
+)
+def test_a_network_that_predicts_zeros_has_collapsed(
+    image_tree: Path, tmp_path: Path, prediction: Prediction, lowest: float, zeros: float
+) -> None:
+    """With losses of the bundled network of photographs, and of one that predicts zeros."""
+    method = new_method(image_tree, tmp_path, prediction=prediction)
+    train(method, 1.0, *[lowest] * 100)
+    with pytest.raises(DiffLensError, match="collapsed"):
+        train(method, *[zeros] * 100, first=102)
 
 
 def test_a_spike_and_a_slow_rise_are_no_collapse(method: DiffusionMethod) -> None:

@@ -37,6 +37,14 @@ def test_nt_xent_is_the_papers(count: int, temperature: float) -> None:
     assert float(found) == pytest.approx(direct_nt_xent(first, second, temperature), rel=1e-12)
 
 
+def test_autocast_does_not_round_the_similarities() -> None:
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 16, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = nt_xent(first, second, 0.1)
+    assert found == nt_xent(first, second, 0.1)
+
+
 def test_nt_xent_of_orthogonal_images_is_known() -> None:
     """Equal views of n orthogonal images: log(e^(1/tau) + 2n - 2) - 1/tau."""
     views = 3 * torch.eye(4, dtype=torch.float64)

@@ -95,13 +95,14 @@ class PretrainingMethod(Objective):
     description: str
     channels: int
     side: int
-    remedy = "lower --learning-rate, or use --precision float32"
     counter = "step"
 
     def __init__(self, config: TrainingOptions, images: ImageSplit, process: Accelerator):
         self.config, self.images, self.process, self.device = config, images, process, process.device
         usual: Precision = "bfloat16" if self.device.type == "cuda" else "float32"
         self.precision: Precision = usual if config.precision == "auto" else config.precision
+        rounded = ", or use --precision float32" if self.precision != "float32" else ""
+        self.remedy = f"lower --learning-rate{rounded}"
         self.batch_size = given(config.batch_size)
         if self.batch_size > len(images):
             repeated = counted(len(images), "image")

@@ -41,9 +41,10 @@ _UNTRAINED = 1.0, 1.0
 for the noise, which has variance 1. Checkpoints of earlier versions have no other."""
 _HORIZON = 5_000
 """Images of the running mean of the loss. The loss of an image differs by two orders of magnitude with t."""
-_COLLAPSE = 4.0
-"""A training has collapsed whose running mean is so many times its lowest one. A network whose residual
-stream explodes predicts zeros from then on; a loss of 0.04 became 1."""
+_COLLAPSE = {"epsilon": 4.0, "v_prediction": 2.0}
+"""A training has collapsed whose running mean is so many times its lowest one, by prediction. A network whose
+residual stream explodes predicts zeros from then on: of the noise, a loss of 0.04 became 1; of v, which is
+harder to predict, 0.23 would become 0.59."""
 
 
 class DiffusionMethod(PretrainingMethod):
@@ -130,19 +131,26 @@ class DiffusionMethod(PretrainingMethod):
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()
         self.rates.step()
-        steps = self.rates.last_epoch
-        decay = given(self.config.ema_decay)
-        if self.config.init_from is None:  # forget random weights sooner
-            decay = min(decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(self.ema, [p.detach() for p in self.unet.parameters()], 1 - decay)
+        torch._foreach_lerp_(self.ema, [p.detach() for p in self.unet.parameters()], 1 - self.ema_decay())
         return loss
+
+    def ema_decay(self) -> float:
+        """Return the decay of the average at the present step.
+
+        Random weights are forgotten sooner than others. Of trained ones, exp(-10) remains at the end: the
+        average of a short training would else be that of the start.
+        """
+        steps = self.rates.last_epoch
+        trained = self.config.init_from is not None
+        most = max(0.0, 1 - 10 / self.iterations) if trained else (1 + steps) / (10 + steps)
+        return min(given(self.config.ema_decay), most)
 
     def record(self, look: Look) -> dict[str, Any] | None:
         share = 1 - math.exp(-len(look.losses) * self.batch_size / _HORIZON)
         before, lowest = self.mean_loss
         mean = before + share * (look.loss - before)
         self.mean_loss = mean, min(lowest, mean)
-        if mean > _COLLAPSE * lowest:
+        if mean > _COLLAPSE[given(self.config.prediction)] * lowest:
             raise DiffLensError(
                 f"the training has collapsed {self.where(look.iteration)}: the mean loss of the last "
                 f"{_HORIZON:,} images rose from {lowest:.3g} to {mean:.3g}; start again in "

@@ -81,5 +81,6 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
         views = torch.cat(all_gather(mine))
         start = torch.distributed.get_rank() * len(mine)
     own = torch.arange(len(mine), device=mine.device)
-    similarity = (mine @ views.T / temperature).scatter(1, start + own[:, None], -torch.inf)
-    return F.cross_entropy(similarity, start + own.roll(len(first)))
+    with torch.autocast(mine.device.type, enabled=False):  # it would round the similarities
+        similarity = (mine @ views.T / temperature).scatter(1, start + own[:, None], -torch.inf)
+        return F.cross_entropy(similarity, start + own.roll(len(first)))
