@@ -120,7 +120,9 @@ def _write(
                     features.shape[-1], project(vectors, max(1, _BYTES // len(vectors)))
                 )
                 bar.update(task, advance=1)
-    names = ["/".join(split.ids[row].replace("\\", "/").split("/")[-2:]) for row in rows]
+    paths = [split.ids[row].replace("\\", "/").split("/") for row in rows]
+    parts = 2 if len({tuple(path[:-1]) for path in paths}) > 1 else 1  # the folder, if there are several
+    names = ["/".join(path[-parts:]) for path in paths]
     images = [fit(split.image(row), int(split.shape(row)[0]), _SHOWN) for row in rows]
     start = (
         min(blocks, key=lambda block: abs(block - default[0])),
