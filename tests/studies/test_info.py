@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from diffusers import UNet2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from difflens import DiffLensError, InfoConfig, info, load_backbone
+from difflens import DiffLensError, InfoConfig, ProbeConfig, info, load_backbone, probe
 from difflens.backbones.base import DiffusionBackbone
 from difflens.studies.info import block_costs
 from tests.helpers import families, pipelines
@@ -249,3 +250,26 @@ def test_json_has_no_infinite_numbers(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_what_is_not_there() -> None:
     with pytest.raises(DiffLensError, match=r"no backbone 'nowhere\.pt'"):
         info(InfoConfig(backbone="nowhere.pt"))
+
+
+def test_a_run_has_the_licence_of_its_backbone(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    backbone = tmp_path / "backbone"
+    shutil.copytree(backbone_folder, backbone)
+    (backbone / "README.md").write_text("---\nlicense: mit\n---\n# A network\n")
+    out = tmp_path / "run"
+    probe(
+        ProbeConfig(
+            backbone=str(backbone),
+            data=str(image_tree),
+            out=out,
+            head="linear",
+            epochs=1,
+            device="cpu",
+            workers=0,
+        )
+    )
+    result = info(InfoConfig(backbone=str(out)))
+    assert result.licence == "mit"
+    assert result.card == str(backbone / "README.md")

@@ -20,7 +20,7 @@ from difflens.backbones.bigan import BiGANBackbone
 from difflens.backbones.conditions import condition_choices
 from difflens.backbones.config import BackboneConfig
 from difflens.backbones.load import BUNDLED, bundled_folder
-from difflens.backbones.runs import network_folder
+from difflens.backbones.runs import backbone_beneath, network_folder
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.choices import SamplerName
 from difflens.configs.info import InfoConfig
@@ -216,12 +216,19 @@ def _card(spec: str) -> tuple[str | None, str | None]:
 
 
 def _card_file(name: str) -> Path | None:
-    """Return where the model card of a backbone would be: in its folder, or in the hub's cache."""
+    """Return where the model card of a backbone would be: in its folder, or in the hub's cache.
+
+    A run of a head has that of the backbone which it reads.
+    """
     if name in BUNDLED:
         return bundled_folder(name) / "README.md"
     folder = expanded(name)
     if folder.is_dir():
-        return network_folder(folder) / "README.md"
+        home = network_folder(folder)
+        beneath = backbone_beneath(home)
+        return (
+            home / "README.md" if beneath is None else _card_file(beneath.config.spec.removeprefix("random:"))
+        )
     if folder.exists() or name.count("/") != 1:
         return folder / "README.md"
     from huggingface_hub import try_to_load_from_cache
