@@ -116,7 +116,7 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
         "Difference from",
         "372,688",
         "15 test images",
-        "({:.1f} - {:.1f})".format(*(100 * bound for bound in second.scores["linear"].interval)),
+        "({:.1f} to {:.1f})".format(*(100 * bound for bound in second.scores["linear"].interval)),
     )
     for words in titles:
         assert words in dom

@@ -237,7 +237,7 @@ def test_a_long_class_name_leaves_room_for_the_cosine(
         ({"block": 99}, "no block 99"),
         ({"noise_step": 100}, "noise step 100 is outside"),
         ({"images": (Path("/nowhere.png"),)}, "no such file or folder: /nowhere.png"),
-        ({"run": Path("/nowhere")}, "not a difflens model"),
+        ({"run": Path("/nowhere")}, "no such folder: /nowhere"),
         ({"run": Path("/nowhere"), "data": None}, "does not say what it was trained on"),
         ({"count": 0}, "count is 0"),
     ],

@@ -30,6 +30,7 @@ from difflens.studies.halving import HalvingMeasurement
 from difflens.studies.measurement import Measurement
 from tests.helpers.browser import open_in_browser
 from tests.helpers.cli import run as cli
+from tests.helpers.html import Document
 from tests.helpers.images import make_image_tree
 
 
@@ -77,7 +78,7 @@ def test_every_place_is_measured_and_shown(backbone_folder: Path, image_tree: Pa
         "Provenance",
     ):
         assert heading in dom
-    assert f"--blocks {best.block} --noise-steps {best.noise_step}" in dom
+    assert f"--blocks {best.block} --noise-steps {best.noise_step}" in Document(dom).text
 
 
 def test_the_next_commands_work(

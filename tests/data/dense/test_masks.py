@@ -294,4 +294,4 @@ def test_one_palette_for_masks_overlays_and_legends() -> None:
     assert np.array_equal(np.asarray(written.convert("RGB"))[0, [0, 399]], colours[[0, 1]])
     image = torch.zeros(3, 400, 400, dtype=torch.uint8)
     drawn = np.asarray(mask_overlay(image, torch.from_numpy(mask), classes))
-    assert np.array_equal(drawn[0, [0, 399]], (0.6 * colours[[0, 1]]).round().astype(np.uint8))
+    assert np.array_equal(drawn[0, [0, 399]], (0.75 * colours[[0, 1]]).round().astype(np.uint8))

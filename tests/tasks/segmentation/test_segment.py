@@ -113,7 +113,7 @@ def test_mask_overlay_and_legend_have_one_palette(
             assert (overlay[mask.numpy() == value] == 100).all()
         else:
             assert legends[0][name] == tuple(colour[0])
-            expected = np.round(0.6 * colour.astype(float) + 0.4 * 100)
+            expected = np.round(0.75 * colour.astype(float) + 0.25 * 100)
             assert np.abs(overlay[mask.numpy() == value] - expected).max() <= 1
 
 
