@@ -20,7 +20,7 @@ from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
 from difflens.processes.base import Level, bracketed
-from difflens.reports.style import BASELINE, INK, LINE, WIDTH, quiet, shortened
+from difflens.reports.style import BASELINE, INK, LINE, WIDTH, quiet, quiet_bar, shortened
 
 # the most rows and columns whose cells hold numbers
 _ACCURACY_NUMBERS = (12, 26)
@@ -286,9 +286,7 @@ def _frame(axes: Axes, row: int, column: int, half: float) -> Rectangle:
 
 def _colour_bar(picture: AxesImage, label: str, **placing: Any) -> Colorbar:
     bar = _figure(picture.axes).colorbar(picture, ax=picture.axes, pad=0.02, **placing)
-    bar.set_label(label, size=8, color=INK)
-    bar.ax.tick_params(length=0, labelsize=8, labelcolor=INK)
-    bar.outline.set_visible(False)
+    quiet_bar(bar, label)
     return bar
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from difflens.errors import counted
 from difflens.processes.base import Level, log_snr_text
-from difflens.reports.style import BASELINE, INK, WIDTH, shortened
+from difflens.reports.style import BASELINE, INK, WIDTH, quiet_bar, shortened
 
 # inches
 _TILE = 1.5
@@ -121,9 +121,7 @@ def attention_overlays(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
     bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
     steps = range(-limit, limit + 1)
     bar.set_ticks(steps, labels=[_times(step) for step in steps])
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.set_label("times the mean weight", color=INK, size=8)
-    axes.tick_params(length=0, labelsize=8, labelcolor=INK)
+    quiet_bar(bar, "times the mean weight")
     return figure
 
 

@@ -1,6 +1,7 @@
 """Colours, sizes and letters that all figures of reports share."""
 
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 
 from difflens.run.text import one_line
 
@@ -21,6 +22,13 @@ def shortened(name: str, length: int = 24) -> str:
     """Return a name as one line of at most `length` characters."""
     line = one_line(name)
     return line if len(line) <= length else f"{line[: length - 1]}\u2026"
+
+
+def quiet_bar(bar: Colorbar, label: str) -> None:
+    """Name what a colour bar measures, and remove its frame and tick marks."""
+    bar.set_label(label, size=8, color=INK)
+    bar.ax.tick_params(length=0, labelsize=8, labelcolor=INK)
+    bar.outline.set_visible(False)  # type: ignore[operator]
 
 
 def quiet(axes: Axes) -> None:

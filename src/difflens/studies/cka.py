@@ -47,6 +47,7 @@ from difflens.run.console import progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
 from difflens.run.text import csv_text
+from difflens.studies.places import evenly
 
 _MOST_BLOCKS = 6  # blocks that have heat maps of noise steps or poolings
 _NEEDED = f"CKA needs at least {LEAST} images ({GROUPS} minibatches of {LEAST_IMAGES})"
@@ -381,8 +382,7 @@ def _comparisons(comparison: _Comparison, result: CkaResult) -> tuple[Comparison
 
 def _spread(blocks: Sequence[int], always: int) -> list[int]:
     """Return at most six of `blocks`, evenly spaced; `always` is among them if it is one of `blocks`."""
-    count = min(_MOST_BLOCKS, len(blocks))
-    chosen = {blocks[round(k * (len(blocks) - 1) / max(1, count - 1))] for k in range(count)}
+    chosen = {*evenly(blocks, _MOST_BLOCKS)}
     if always in blocks and always not in chosen:
         chosen.remove(min(chosen, key=lambda block: abs(block - always)))
         chosen.add(always)

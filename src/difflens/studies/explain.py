@@ -46,6 +46,7 @@ from difflens.reports.style import shortened
 from difflens.results.explain import ExplainResult, HeadShares, Neighbour
 from difflens.run.directory import CONFIG, FINISHED, RunDirectory
 from difflens.run.reading import read_yaml
+from difflens.studies.places import evenly
 from difflens.studies.run_data import RunData
 
 _COUNT = 4  # images, where none are named
@@ -106,9 +107,7 @@ class _Explanation:
         self.data = data = opened.data
         config = self.config
         blocks = [block.index for block in backbone.blocks]
-        count = min(_BLOCKS, len(blocks))
-        evenly = {blocks[round(k * (len(blocks) - 1) / max(1, count - 1))] for k in range(count)}
-        self.blocks = backbone.check_blocks(config.blocks or evenly)
+        self.blocks = backbone.check_blocks(config.blocks or evenly(blocks, _BLOCKS))
         ladder = {*map(backbone.process.at, _STEPS)}
         self.steps = backbone.check_noise_steps(config.noise_steps or ladder)
         self.block = backbone.block(config.block or backbone.defaults.block).index

@@ -26,7 +26,7 @@ from difflens.results.explore import ExploreResult
 from difflens.results.sweep import SweepResult
 from difflens.run.console import note, progress_bar
 from difflens.run.directory import CONFIG, FINISHED, RunDirectory, read_record, read_results
-from difflens.studies.places import default_levels
+from difflens.studies.places import default_levels, evenly
 
 L = TypeVar("L", bound=Level)
 
@@ -52,9 +52,7 @@ def explore(config: ExploreConfig) -> ExploreResult:
             f"{counted(config.count, 'picture')} of {len(paths):,}, evenly over their order; --count shows "
             "more, up to 48"
         )
-        last = max(1, config.count - 1)
-        paths = [paths[round(k * (len(paths) - 1) / last)] for k in range(config.count)]
-    split = FileSplit("pictures", [str(path) for path in paths])
+    split = FileSplit("pictures", [str(path) for path in evenly(paths, config.count)])
     config = with_backbone(config, split)
     opened = open_run(config, split, one_process="")
     backbone = opened.backbone
@@ -77,7 +75,7 @@ def spread(values: Sequence[L], wanted: Level, count: int = _PLACES) -> list[L]:
     if len(values) <= count:
         return list(values)
     nearest = min(range(len(values)), key=lambda k: abs(values[k] - wanted))
-    even = [round(k * (len(values) - 1) / (count - 1)) for k in range(count)]
+    even = evenly(range(len(values)), count)
     replaced = min(range(count), key=lambda k: abs(even[k] - nearest))
     even[replaced] = nearest
     return [values[k] for k in sorted({*even})]

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from typing import TypeVar
 
 from difflens.backbones.base import Backbone
 from difflens.configs.options import Options
 from difflens.configs.probe import ProbeConfig
 from difflens.processes.base import Level
+
+V = TypeVar("V")
 
 _LADDER = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)  # default noise levels, as shares of the schedule
 
@@ -17,6 +20,13 @@ PLACE_COLUMNS = ("noise_step", "log_snr", "block", "part", "channels", "stride")
 def default_levels(backbone: Backbone) -> list[Level]:
     """Return noise levels that span the useful part of the backbone's noise process."""
     return sorted({*map(backbone.process.at, _LADDER)})
+
+
+def evenly(values: Sequence[V], count: int) -> list[V]:
+    """Return `count` of `values`, evenly over their order, from the first to the last; all if there are no
+    more."""
+    count = min(count, len(values))
+    return [values[round(k * (len(values) - 1) / max(1, count - 1))] for k in range(count)]
 
 
 def place_rows(

@@ -248,8 +248,10 @@ def _backbone(evidence: _Evidence) -> Backbone:
     return backbone
 
 
-def _data(config: ReportConfig, evidence: _Evidence, trained_first: bool) -> RunData | None:
-    """Return the data of --data, else of a run; None without any.
+def _data(
+    config: ReportConfig, evidence: _Evidence, trained_first: bool
+) -> tuple[RunData | None, ImageSplit | None]:
+    """Return the data of --data, else of a run, or None without any; and the images of a pretrain run.
 
     Args:
         trained_first: the pretrain run comes before the runs of heads.
@@ -262,23 +264,22 @@ def _data(config: ReportConfig, evidence: _Evidence, trained_first: bool) -> Run
     if config.data is not None:
         same = [record.val_fraction for _, record in named if record.data == config.data]
         fraction = same[0] if same and config.val_fraction is None else config.val_fraction
-        return RunData(config.data, val_fraction=fraction)
+        return RunData(config.data, val_fraction=fraction), None
     if not named:
-        return None
+        return None, None
     name, record = named[0]
     if config.val_fraction is not None:
-        return replace(record, val_fraction=config.val_fraction)
+        return replace(record, val_fraction=config.val_fraction), None
     if record.command == "pretrain":
-        record.require_images(name)
-    else:
-        record.load(name)
-    return record
+        return record, record.load_images(name)
+    record.load(name)
+    return record, None
 
 
 def _measure(config: ReportConfig, evidence: _Evidence) -> FidelityResult:
     """Measure the distance of the generated images from test images in the features of the configuration."""
     assert config.features is not None
-    data = _data(config, evidence, trained_first=False)
+    data, _ = _data(config, evidence, trained_first=False)
     if evidence.generated is None or data is None:
         missing = "a run of `difflens generate`" if evidence.generated is None else "--data"
         raise DiffLensError(f"--features measures generated images against test images: name {missing}")
@@ -344,13 +345,15 @@ class _Page:
     def _memorisation(self, samples: torch.Tensor) -> Section | None:
         """Compare the samples with training images; None without training images."""
         config, evidence = self.config, self.evidence
-        found = _data(config, evidence, trained_first=True)
+        found, trained = _data(config, evidence, trained_first=True)
         if found is None:
             return None
         data, trained_on = found.data, None if evidence.trained_on is None else evidence.trained_on[1]
         train, test = _splits(data, found.val_fraction)
         on_these = trained_on is not None and data == trained_on.data
-        if trained_on is not None and on_these:
+        if trained is not None:
+            train = trained
+        elif trained_on is not None and on_these:
             train = trained_on.part_of(train)
         backbone = self.backbone
         space = FeatureSpace.of(backbone, seed=config.seed)

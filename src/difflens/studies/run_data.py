@@ -50,15 +50,16 @@ class RunData:
         self._require(run, read)
         return data
 
-    def require_images(self, run: str | Path) -> None:
-        """Raise DiffLensError if the images of a run of pretrain cannot be loaded, or are other ones."""
-        if self.method == "supervised":
-            return  # its fingerprint is that of images with labels
+    def load_images(self, run: str | Path) -> ImageSplit:
+        """Return the images that a run of pretrain was trained on; arguments and errors as in `load`."""
         try:
             images = load_unlabelled(self.data, val_fraction=self.val_fraction)
         except DiffLensError as error:
             raise self._lost(run, error) from error
-        self._require(run, self.part_of(images))
+        trained = self.part_of(images)
+        if self.method != "supervised":  # whose fingerprint is that of images with labels
+            self._require(run, trained)
+        return trained
 
     def part_of(self, images: ImageSplit) -> ImageSplit:
         """Return the images that a run of pretrain was trained on."""
@@ -67,7 +68,8 @@ class RunData:
         return images.subset(torch.arange(min(self.limit, len(images))))
 
     def _require(self, run: str | Path, data: ImageData | ImageSplit) -> None:
-        if self.data_fingerprint not in (None, data.fingerprint(), data.former_fingerprint()):
+        read = self.data_fingerprint
+        if read is not None and read != data.fingerprint() and read != data.former_fingerprint():
             raise DiffLensError(
                 f"{run} read other images than --data {self.data} names here; --data names the images to read"
             )
