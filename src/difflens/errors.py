@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from math import inf
 from pathlib import Path
+
+from difflens.ranges import Range, shown_number
 
 _LONGEST = 200  # characters of a word in a message
 
@@ -67,11 +68,8 @@ def require(**ranges: tuple[float | None, float, float | None]) -> None:
         DiffLensError: a value is outside its range; the message names the first one and its range.
     """
     for name, (value, least, most) in ranges.items():
-        if value is not None and not (least <= value < inf and (most is None or value <= most)):
-            span = (
-                f"at least {_shown(least)}" if most is None else f"between {_shown(least)} and {_shown(most)}"
-            )
-            raise DiffLensError(f"{name.replace('_', '-')} is {_shown(value)}; it must be {span}")
+        if value is not None and value not in (allowed := Range(least, most)):
+            raise DiffLensError(f"{name.replace('_', '-')} is {shown_number(value)}; it must be {allowed}")
 
 
 def expanded(path: Path | str) -> Path:
@@ -80,10 +78,3 @@ def expanded(path: Path | str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise DiffLensError(f"no such file or folder: {path}; there is no user of this name") from error
-
-
-def _shown(value: float) -> str:
-    """Return a number for a message."""
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) < 10**30 else "a number of more than 30 digits"
-    return f"{value:g}"

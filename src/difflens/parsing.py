@@ -2,14 +2,15 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import tyro
 
 from difflens.configs.earlier import FORMER_COMMANDS, upgraded
-from difflens.configs.options import Options, hints_of
+from difflens.configs.options import Options, check_values, hints_of
 from difflens.errors import DiffLensError, did_you_mean, expanded, listing
 from difflens.version import __version__
 
@@ -19,6 +20,7 @@ A command that writes a run also takes --config FILE, the config.yaml of another
 the command line gives none. --version prints the version."""
 
 _SETTINGS = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+_REGISTRY = tyro.constructors.ConstructorRegistry()
 
 # what config.yaml holds besides options: it identifies the content that the run read
 _IDENTITY = {
@@ -38,7 +40,7 @@ def parse(words: Sequence[str], commands: Mapping[str, type[Options]]) -> Option
 
     Raises:
         DiffLensError: there is no such command or option, or the file of --config is not of this command.
-        SystemExit: help or the version was asked for, or a value is wrong.
+        SystemExit: help or the version was asked for, or a value is missing.
     """
     words = list(words)
     if words == ["--version"]:
@@ -54,14 +56,47 @@ def parse(words: Sequence[str], commands: Mapping[str, type[Options]]) -> Option
         return tyro.extras.subcommand_cli_from_dict(
             dict(commands), prog="difflens", description=_DESCRIPTION, args=words, config=_SETTINGS
         )
+    prog = f"difflens {command}"
     kind = commands[command]
     file, words = _config_file(words[1:])
     _check_options(command, kind, words)
     if file is None:
-        return tyro.cli(kind, prog=f"difflens {command}", args=words, config=_SETTINGS)
+        return tyro.cli(kind, prog=prog, args=words, config=_SETTINGS, registry=_REGISTRY)
     base = _from_file(command, kind, file)
-    config = tyro.cli(kind, prog=f"difflens {command}", default=base, args=words, config=_SETTINGS)
+    config = tyro.cli(kind, prog=prog, default=base, args=words, config=_SETTINGS, registry=_REGISTRY)
+    check_values(config)
     return _without_idle(config, base)
+
+
+@_REGISTRY.primitive_rule
+def _number_or_choice(
+    option: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Leave a word that is no number, or not among the choices, as it is: `resolve` says what it must be."""
+    kinds = get_args(option.type) or (option.type,)
+    if get_origin(option.type) is Literal:
+        values = {str(choice): choice for choice in kinds}
+        metavar = f"{{{','.join(values)}}}"
+    elif {*kinds} <= {int, float}:
+        values = {}
+        metavar = "|".join(kind.__name__.upper() for kind in kinds)
+    else:
+        return None
+
+    def read(words: Sequence[str]) -> Any:
+        (word,) = words
+        for kind in kinds if not values else ():
+            with suppress(ValueError):
+                return kind(word)
+        return values.get(word, word)
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: value in kinds if values else type(value) in kinds,
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def _config_file(words: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -1,7 +1,7 @@
 """The range of a number, as a part of its type."""
 
-import sys
 from dataclasses import dataclass
+from math import inf
 from typing import Annotated, Any
 
 
@@ -13,10 +13,12 @@ class Range:
     least: float
     most: float | None = None
 
+    def __contains__(self, value: float) -> bool:
+        return self.least <= value < inf and (self.most is None or value <= self.most)
+
     def __str__(self) -> str:
-        return (
-            f"at least {self.least:g}" if self.most is None else f"between {self.least:g} and {self.most:g}"
-        )
+        least = shown_number(self.least)
+        return f"at least {least}" if self.most is None else f"between {least} and {shown_number(self.most)}"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """Hold the numbers of a file to the range, too."""
@@ -25,10 +27,17 @@ class Range:
         return core_schema.no_info_after_validator_function(self._checked, handler(source))
 
     def _checked(self, value: Any) -> Any:
-        most = self.most or (2**63 - 1 if isinstance(value, int) else sys.float_info.max)
-        if not self.least <= value <= most:
+        largest = 2**63 - 1 if isinstance(value, int) else inf
+        if value not in self or value > largest:
             raise ValueError(f"it must be {self}")
         return value
+
+
+def shown_number(value: float) -> str:
+    """Return a number for a message."""
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) < 10**30 else "a number of more than 30 digits"
+    return f"{value:g}"
 
 
 Natural = Annotated[int, Range(0)]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from difflens import (
@@ -14,7 +15,7 @@ from difflens import (
     SweepConfig,
 )
 from difflens.configs.earlier import upgraded
-from difflens.configs.options import LIMIT_KEEPS, Options, recorded, resolve
+from difflens.configs.options import LIMIT_KEEPS, Options, given, recorded, resolve
 from difflens.configs.pretrain import PretrainConfig
 from difflens.configs.probe import ProbeConfig
 from difflens.configs.segment import SegmentConfig
@@ -45,14 +46,28 @@ def pretrain(**options: Any) -> PretrainConfig:
         (probe(seed=-1), "seed is -1"),
         (segment(step_at=(0.5, 1.5), lr_schedule="step"), "step-at is 1.5"),
         (segment(scale=(0.01, 1.0)), "scale is 0.01"),
-        (probe(precision="float8"), "no precision 'float8'; there are auto, float32, bfloat16, float16"),
-        (pretrain(method="gan"), "no method 'gan'; there are diffusion"),
+        (probe(precision="double"), "no precision 'double'; there are auto, float32, bfloat16, float16"),
+        (pretrain(method="gan"), r"no method 'gan'; did you mean bigan\? there are diffusion"),
+        (probe(epochs="x"), "epochs is 'x'; it must be a whole number between 1 and 1,000,000"),
+        (probe(epochs=1.5), "epochs is 1.5; it must be a whole number"),
+        (probe(seed=True), "seed is True; it must be a whole number"),
+        (probe(seed=None), "seed is None; it must be a whole number"),
+        (probe(blocks=(3, "a")), "blocks is 'a'; it must be a whole number"),
+        (probe(noise_steps=("x",)), "noise-steps is 'x'; it must be a number between 0"),
+        (probe(data=5), "data is 5; it must be text"),
+        (probe(grid=1), "grid is 1; it must be True or False"),
         (pretrain(preset="huge"), "no preset 'huge'; there are tiny"),
     ],
 )
 def test_what_cannot_be_right_is_named(config: Options, message: str) -> None:
     with pytest.raises(DiffLensError, match=message):
         resolve(config)
+
+
+def test_numbers_of_numpy_are_those_of_python() -> None:
+    config = resolve(probe(blocks=np.array([3, 4]), epochs=np.int64(2), dropout=np.float32(0.5)))
+    assert (config.blocks, config.epochs, config.dropout) == ((3, 4), 2, 0.5)
+    assert {type(number) for number in (*given(config.blocks), config.epochs)} == {int}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ NEEDED: dict[str, list[str]] = {
     "match": ["a.png", "b.png"],
     "propagate": ["--frames", "frames", "--masks", "masks"],
 }
-WRONG = ("nan", "inf", "-1", "1000000000000", "9" * 400)
+WRONG = ("nan", "inf", "-1", "1000000000000", "9" * 400, "x")
 
 
 def numbers(hint: Any) -> Iterator[Any]:

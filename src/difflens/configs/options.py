@@ -42,6 +42,15 @@ T = TypeVar("T")
 C = TypeVar("C", bound="Options")
 
 
+_WORDS: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    bool: "True or False",
+}
+
+
 @dataclass(frozen=True)
 class _MayChange:
     """Marks an option that may differ between a run and its continuation."""
@@ -70,7 +79,8 @@ NoiseStep = Annotated[int | float, Range(0, 10**6)]
 class Options:
     """Base of the configuration of a command.
 
-    In Python, a string may stand for a path and a path for a string; a list, or one value, for a tuple.
+    In Python, a string may stand for a path and a path for a string; a list, an array
+    of NumPy or PyTorch, or one value for a tuple.
     """
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -133,6 +143,7 @@ def resolve(config: C) -> C:
     """
     if getattr(config, "dry_run", False):
         raise DiffLensError("dry_run is for `difflens.plan`, which --dry-run calls")
+    check_values(config)
     config = config.expanded()
     validate(config)
     idle = {name for _, names in config.without_effect() for name in names}
@@ -150,11 +161,9 @@ def validate(config: Options) -> None:
     """Check the options as the user gave them.
 
     Raises:
-        DiffLensError: a number is out of its range, a word is not among the choices, there is no such preset,
-            or an option has no effect.
+        DiffLensError: for the reasons of `check_values`, there is no such preset, or an option has no effect.
     """
-    for name, hint in hints_of(type(config)).items():
-        _check_value(name, getattr(config, name), hint)
+    check_values(config)
     preset = getattr(config, "preset", None)
     if preset is not None and preset not in config.PRESETS:
         hint = did_you_mean(preset, config.PRESETS)
@@ -197,9 +206,20 @@ def given(value: T | None) -> T:
     return value
 
 
+def check_values(config: Options) -> None:
+    """Check each option by itself, as the user gave it.
+
+    Raises:
+        DiffLensError: it is of another type, out of its range, or not among the choices.
+    """
+    for name, hint in hints_of(type(config)).items():
+        _check_value(name, getattr(config, name), hint)
+
+
 def _check_value(name: str, value: object, hint: Any) -> None:
-    """Raise DiffLensError if a value is not among the choices or in the ranges of its type hint."""
-    if value is None:
+    """Raise DiffLensError if a value is not of the type, among the choices or in the ranges of its hint."""
+    kinds = [get_origin(part) or part for part in _parts(hint)]
+    if value is None and type(None) in kinds:
         return
     if isinstance(value, tuple):
         for number, item in enumerate(value):
@@ -207,17 +227,35 @@ def _check_value(name: str, value: object, hint: Any) -> None:
         return
     choices = [choice for part in _parts(hint) if get_origin(part) is Literal for choice in get_args(part)]
     if choices and value not in choices:
-        known = listing([choice for choice in choices if choice])
-        raise DiffLensError(f"no {name.replace('_', '-')} {value!r}; there are {known}")
-    for range_ in (mark for mark in _metadata(hint) if isinstance(mark, Range)):
-        assert isinstance(value, int | float)
-        require(**{f"--{name}": (value, range_.least, range_.most)})
+        known = [str(choice) for choice in choices if choice]
+        meant = did_you_mean(str(value), known, 0.7)
+        raise DiffLensError(f"no {name.replace('_', '-')} {value!r}; {meant}there are {listing(known)}")
+    ranges = [mark for mark in _metadata(hint) if isinstance(mark, Range)]
+    fitting = [kind for kind in kinds if kind in _WORDS]
+    if fitting and not any(_fits(value, kind) for kind in fitting):
+        allowed = " or ".join(_WORDS[kind] for kind in fitting if not (kind is int and float in fitting))
+        span = "".join(f" {range_}" for range_ in ranges)
+        raise DiffLensError(
+            f"--{name.replace('_', '-')} is {listing([repr(value)])}; it must be {allowed}{span}"
+        )
+    if isinstance(value, int | float):
+        for range_ in ranges:
+            require(**{f"--{name}": (value, range_.least, range_.most)})
+
+
+def _fits(value: object, kind: type) -> bool:
+    """Return True for a value of the type; a whole number is a number, too, and True is none."""
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def _converted(value: Any, hint: Any) -> Any:
     """Return a value with strings as paths, paths as strings, and lists and single values as tuples, where
-    its type hint says so."""
+    its type hint says so, and with numbers as Python's."""
     kinds = [get_origin(part) or part for part in _parts(hint)]
+    if hasattr(value, "tolist"):  # a number, or an array, of NumPy or PyTorch
+        value = value.tolist()
     if tuple in kinds and isinstance(value, list | tuple | str | Path | int | float):
         items = value if isinstance(value, list | tuple) else (value,)
         return tuple(_converted(item, _element(hint, number)) for number, item in enumerate(items))
