@@ -186,7 +186,7 @@ def test_round_trip(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
         save_file(state, path)
     else:
         torch.save(state, path, _use_new_zipfile_serialization=name != "legacy.pt")
-    read = read_checkpoint(path)
+    read = read_checkpoint(path).state
     assert set(read) == set(state)
     assert all(read[key].dtype == dtype and torch.equal(read[key], state[key]) for key in state)
     expected = unet_from_adm(state, 16).state_dict()
@@ -199,7 +199,7 @@ def test_round_trip(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
 def test_nested_and_prefixed(tmp_path: Path, key: str, prefix: str) -> None:
     state = {f"{prefix}a.weight": nn.Parameter(torch.arange(3.0)), f"{prefix}b": torch.ones(2)}
     torch.save({key: state, "step": 3, "optimizer": {"state": {}}}, tmp_path / "training.pt")
-    read = read_checkpoint(tmp_path / "training.pt")
+    read = read_checkpoint(tmp_path / "training.pt").state
     assert list(read) == ["a.weight", "b"]
     assert read["a.weight"].tolist() == [0, 1, 2]
     assert not read["a.weight"].requires_grad
@@ -207,7 +207,7 @@ def test_nested_and_prefixed(tmp_path: Path, key: str, prefix: str) -> None:
 
 def test_ema_before_model(tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.zeros(1)}, "ema": {"a": torch.ones(1)}}, tmp_path / "training.pt")
-    assert read_checkpoint(tmp_path / "training.pt")["a"].item() == 1
+    assert read_checkpoint(tmp_path / "training.pt").state["a"].item() == 1
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
@@ -215,7 +215,7 @@ def test_file_is_never_written_to(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     (torch.save if name.endswith("pt") else save_file)({"a": torch.zeros(1000)}, path)
     before = path.read_bytes()
-    read_checkpoint(path)["a"].add_(1)
+    read_checkpoint(path).state["a"].add_(1)
     assert path.read_bytes() == before
 
 
@@ -275,7 +275,8 @@ def test_text_file(tmp_path: Path, name: str, text: str) -> None:
     [
         ("absent.pt", "no checkpoint at .*absent.pt: the file does not exist"),
         ("folder", "folder is a directory"),
-        ("model.ckpt", r"model.ckpt is not a checkpoint: expected \.safetensors, \.pt"),
+        ("model.onnx", r"model.onnx is not a checkpoint: expected \.safetensors, \.pt"),
+        ("model.gguf", "quantised weights, and difflens reads float ones"),
         ("list.pt", "list.pt is not a state dict.*it holds one list"),
         ("empty.pt", "empty.pt is not a state dict.*it holds one dict"),
         ("numbers.pt", r"numbers.pt is not a state dict.*it holds 'a' \(Tensor\), 'step' \(int\)"),
@@ -283,7 +284,8 @@ def test_text_file(tmp_path: Path, name: str, text: str) -> None:
 )
 def test_not_a_checkpoint(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
-    (tmp_path / "model.ckpt").touch()
+    for name in ("model.onnx", "model.gguf"):
+        (tmp_path / name).touch()
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     torch.save({}, tmp_path / "empty.pt")
     torch.save({"a": torch.zeros(1), "step": 3}, tmp_path / "numbers.pt")

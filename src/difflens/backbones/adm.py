@@ -106,6 +106,12 @@ def unet_from_adm(
         DiffLensError: `state` is no guided-diffusion U-Net that diffusers can express, or
             `num_head_channels` or `num_heads` does not divide the width of its attention.
     """
+    if any(name.endswith(".qkv.weight") and weight.dim() == 4 for name, weight in state.items()):
+        raise DiffLensError(
+            f"{source} has convolutions of four dimensions as attention, as files of consistency_models and "
+            "EDM: their noise process is x_0 + sigma noise. Name a folder in diffusers format, as "
+            "openai/diffusers-cd_bedroom256_l2 is"
+        )
     config = _config(state, num_head_channels, num_heads, source)
     # The meta device allocates nothing: only the weights of `state` take memory.
     with torch.device("meta"):

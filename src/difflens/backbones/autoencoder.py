@@ -57,6 +57,11 @@ class Autoencoder(nn.Module):
         if scale is None:
             raise DiffLensError(f"the scaling_factor of {name} is null: its latents have no known scale")
         shift, mean, std = (config.get(key) for key in ("shift_factor", "latents_mean", "latents_std"))
+        stated = [len(each) for each in (mean, std) if each is not None]
+        if stated not in ([], [self.channels] * 2):
+            raise DiffLensError(
+                f"latents_mean and latents_std of {name} must both have {self.channels} numbers"
+            )
         if mean is not None and std is not None:  # the normalised latents of SDXL's relatives
             self.scales, self.shifts = tuple(scale / each for each in std), tuple(mean)
         else:
@@ -85,10 +90,9 @@ class Autoencoder(nn.Module):
 
     def describe(self) -> str:
         """Return its class, scale and shift, in words."""
-        scale, shift = self.scale.flatten().tolist(), self.shift.flatten().tolist()
-        if len(scale) > 1:
+        if len(self.scales) > 1:
             return f"{type(self.network).__name__}, scaled and shifted by channel"
-        return f"{type(self.network).__name__}, scale {scale[0]:g}, shift {shift[0]:g}"
+        return f"{type(self.network).__name__}, scale {self.scales[0]:g}, shift {self.shifts[0]:g}"
 
     def fingerprint(self) -> str:
         """Return a hex digest of weights, scale and shift."""

@@ -337,11 +337,7 @@ class DiffusionBackbone(Backbone):
         super().__init__()
         self.process, self.spec = process, spec
         self.autoencoder, self.condition = autoencoder, condition
-        if autoencoder is not None and autoencoder.channels != channels:
-            raise DiffLensError(
-                f"{spec} takes {counted(channels, 'channel')}, and its autoencoder makes latents of "
-                f"{autoencoder.channels}: they do not belong together"
-            )
+        check_channels(channels, None, autoencoder, spec)
         stride = self.input_stride
         self.image_size = image_size or side * stride
         if self.image_size % stride:
@@ -486,3 +482,38 @@ class DiffusionBackbone(Backbone):
             self._graphs = CompiledGraphs(small if self.cuda_graphs is None else self.cuda_graphs)
             self.network.to(memory_format=torch.channels_last)
         return self._graphs(name, (key, self.dtype), function, *inputs)
+
+
+def check_channels(taken: int, given: int | None, autoencoder: Autoencoder | None, source: str) -> None:
+    """Refuse a network that takes more than x_t, or whose output is no prediction for x_t.
+
+    Args:
+        taken, given: channels of the network's input and of its output; None: not known.
+        autoencoder: makes the latents that the network reads; None: it reads pixels.
+        source: the network's name in the message.
+
+    Raises:
+        DiffLensError: the channels say so, or the latents have others.
+    """
+    read = taken if autoencoder is None else autoencoder.channels
+    possible = (1, 3) if autoencoder is None else (read,)
+    predicted = [*possible, *(2 * channels for channels in possible)]  # the latter with a learned variance
+    if taken not in possible and given is not None and given in predicted and given < taken:
+        raise DiffLensError(
+            f"{source} takes {counted(taken, 'channel')} and gives {given}: besides x_t it is fed more, an "
+            "image or a mask for example, which difflens cannot give"
+        )
+    if taken != read:
+        raise DiffLensError(
+            f"{source} takes {counted(taken, 'channel')}, and its autoencoder makes latents of {read}: they "
+            "do not belong together"
+        )
+    if taken not in possible:
+        raise DiffLensError(
+            f"{source} takes {counted(taken, 'channel')}, which are latents, and has no vae/ or vqvae/ "
+            "folder: name the autoencoder's folder with --autoencoder"
+        )
+    if given not in (None, read, 2 * read):
+        raise DiffLensError(
+            f"{source} takes {counted(taken, 'channel')} and gives {given}: that is no prediction for x_t"
+        )

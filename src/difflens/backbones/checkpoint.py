@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,20 @@ from difflens.ranges import Range
 from difflens.run.reading import read_tensors, read_yaml
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in a `.safetensors`, `.pt`, `.pth` or `.bin` file, on the CPU.
+class Checkpoint(NamedTuple):
+    """The content of a checkpoint file.
+
+    Attributes:
+        state: the parameters by name, on the CPU.
+        arguments: what the training script was told, by name; empty if the file does not hold it.
+    """
+
+    state: dict[str, Tensor]
+    arguments: Mapping[str, Any]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a state dict in a `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt` file.
 
     A training checkpoint may hold the tensors one level down, under "ema", "state_dict" or "model"; the first
     of these is taken. A "module." before every name is dropped. Large files are mapped, not copied.
@@ -37,10 +49,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise DiffLensError(f"no checkpoint at {path}: the file does not exist")
     if path.suffix == ".safetensors":
         content = _read_safetensors(path)
-    elif path.suffix in (".pt", ".pth", ".bin"):
+    elif path.suffix in CHECKPOINTS:
         content = _read_pickle(path)
     else:
-        raise DiffLensError(f"{path} is not a checkpoint: expected .safetensors, .pt, .pth or .bin")
+        quantised = "quantised weights, and difflens reads float ones; " * (path.suffix == ".gguf")
+        raise DiffLensError(f"{path} is not a checkpoint: {quantised}expected {', '.join(CHECKPOINTS)}")
     entries = content if isinstance(content, Mapping) else {}
     state = next(filter(_is_state_dict, (content, *map(entries.get, ("ema", "state_dict", "model")))), None)
     if state is None:
@@ -50,9 +63,46 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{listing(held) or f'one {type(content).__name__}'}"
         )
     prefix = "module." if all(name.startswith("module.") for name in state) else ""
-    return {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items()}
+    arguments = entries.get("args")
+    return Checkpoint(
+        {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items()},
+        vars(arguments) if isinstance(arguments, argparse.Namespace) else {},
+    )
 
 
+# Files of other projects, by how a name of theirs begins or what it holds: what they are, and what to do.
+_OTHERS = (
+    (
+        r"model\.diffusion_model\.",
+        "one file with all parts of a latent diffusion model: convert it with from_single_file of its "
+        "pipeline in diffusers and save_pretrained, and name that folder",
+    ),
+    (
+        r".*(\.lora_[AB]\.|\.lora\.(up|down)\.|\.lora_(up|down)\.)",
+        "a LoRA, which changes another network: let diffusers fuse it into that network and save the "
+        "pipeline, and name that folder",
+    ),
+    (
+        r"(conv_in|time_embedding\.linear_1|pos_embed\.proj|transformer_blocks\.0\..*)\.(weight|bias)$",
+        "the weights of a network in diffusers format: name their folder, which holds config.json",
+    ),
+    (
+        r"(double_blocks|joint_blocks)\.",
+        "a file of the authors of Flux or Stable Diffusion 3: convert it with from_single_file of its "
+        "pipeline in diffusers and save_pretrained, and name that folder",
+    ),
+)
+
+
+def refuse_others(state: Mapping[str, Tensor], source: str) -> None:
+    """Raise DiffLensError for a file of another project that is known by its names."""
+    for pattern, advice in _OTHERS:
+        if name := next((name for name in state if re.match(pattern, name)), None):
+            raise DiffLensError(f"{source} is {advice} ({listing([name])})")
+
+
+CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+"""Endings of checkpoint files."""
 FLAGS = (".json", ".yaml", ".yml")
 """Endings of the file of flags beside a checkpoint, which has the same stem."""
 

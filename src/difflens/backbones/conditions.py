@@ -5,16 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    DiTTransformer2DModel,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DiTTransformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
-from difflens.backbones.text import default_guidance, empty_prompt, load_condition
+from difflens.backbones.text import default_guidance, empty_prompt, load_condition, pipeline_class
 from difflens.errors import DiffLensError, counted
 
 # the widths of SDXL's refiner: 1,280 of the text, and five times 256 of sizes and the aesthetic score
@@ -177,7 +172,7 @@ def dit_condition(network: Any, asked: str | None, spec: str) -> Condition:
             f"mean of {counted(classes, 'class embedding')}" if asked == "mean" else "class embedding of zero"
         )
         return Condition(name, {"class_labels": label})
-    if asked.isdecimal() and int(asked) <= classes:
+    if asked.isdecimal() and int(asked) < classes:
         return Condition(f"class {int(asked)}", {"class_labels": label + int(asked)})
     raise DiffLensError(
         f"{spec} has no condition {asked!r}: --condition takes null, mean, zero or a class from 0 "
@@ -210,34 +205,35 @@ def text_condition(
     Raises:
         DiffLensError: the network has no such condition, or the text encoders cannot run.
     """
-    _check_conditions(network, spec)
     if asked == "zero":
-        return Condition("text embedding of zeros", _zeros(network, side or 0))
+        return Condition("text embedding of zeros", _zeros(network, side or 0, folder))
     if asked not in (None, "null"):
         raise DiffLensError(
             f"{spec} has no condition {asked!r}: a text-to-image network takes null (the empty prompt) or "
             "zero"
         )
+    zeros = _zeros(network, side or 0, folder)
     if meta:
-        return Condition("empty prompt", _zeros(network, side or 0), computed=True)
-    tensors = empty_prompt(folder, side) if stored is None else load_condition(stored)
+        return Condition("empty prompt", zeros, computed=True)
+    try:
+        tensors = empty_prompt(folder, side) if stored is None else load_condition(stored)
+    except DiffLensError as error:
+        raise DiffLensError(f"{error}. --condition zero reads the network without text") from error
     # the positions of Flux follow from the side of x_t
     given = {name: tensor for name, tensor in tensors.items() if name not in ("img_ids", "txt_ids")}
-    for name, zeros in _zeros(network, side or 0).items():
+    for name, zero in zeros.items():
         shape = tuple(given[name].shape) if name in given else None
-        if shape is None or (shape[0], shape[-1]) != (1, zeros.shape[-1]):
+        if shape is None or (shape[0], shape[-1]) != (1, zero.shape[-1]):
             raise DiffLensError(
-                f"{spec} takes {name} of width {zeros.shape[-1]}, and the empty prompt has "
+                f"{spec} takes {name} of width {zero.shape[-1]}, and the empty prompt has "
                 f"{'none' if shape is None else f'the shape {shape}'}: they do not belong together"
             )
     return Condition("empty prompt", given, computed=True)
 
 
-def _check_conditions(network: Any, spec: str) -> None:
-    """Raise a DiffLensError if a U-Net takes more than a text: a class or an image, for example."""
-    if type(network).__name__ != "UNet2DConditionModel":
-        return
-    config = network.config
+def check_conditions(config: Mapping[str, Any], spec: str) -> None:
+    """Raise DiffLensError if a `UNet2DConditionModel` takes more than a text: a class or an image, for
+    example."""
     told = config.get("projection_class_embeddings_input_dim"), config.get("addition_time_embed_dim")
     if told == _REFINER:
         raise DiffLensError(f"{spec} is told an aesthetic score of images, which difflens does not know")
@@ -248,10 +244,9 @@ def _check_conditions(network: Any, spec: str) -> None:
         "encoder_hid_dim_type": (None, "text_proj"),
     }
     for field, values in known.items():
-        if network.config.get(field) not in values:
+        if config.get(field) not in values:
             raise DiffLensError(
-                f"{spec} takes a condition that difflens cannot give: its {field} is "
-                f"{network.config.get(field)!r}"
+                f"{spec} takes a condition that difflens cannot give: its {field} is {config.get(field)!r}"
             )
 
 
@@ -269,8 +264,9 @@ def condition_choices(network: Any) -> str:
     return "zero" if isinstance(embedding, nn.Identity) else "zero or a class"
 
 
-def _zeros(network: Any, side: int) -> dict[str, Tensor]:
-    """Return a text embedding of zeros, with what a network is told of images of `side` pixels."""
+def _zeros(network: Any, side: int, folder: Path) -> dict[str, Tensor]:
+    """Return a text embedding of zeros, with what a network is told of images of `side` pixels, and of the
+    scale of guidance, which is that of the pipeline in `folder`."""
     config, name = network.config, type(network).__name__
     if name == "UNet2DConditionModel":
         width = config.encoder_hid_dim or config.cross_attention_dim
@@ -284,9 +280,8 @@ def _zeros(network: Any, side: int) -> dict[str, Tensor]:
             tensors["added_cond_kwargs.text_embeds"] = torch.zeros(1, pooled)
             tensors["added_cond_kwargs.time_ids"] = ids
         if config.time_cond_proj_dim is not None:
-            kind = StableDiffusionXLPipeline if config.addition_embed_type else StableDiffusionPipeline
-            scale = torch.tensor([default_guidance(kind.__name__) - 1])
-            tensors["timestep_cond"] = kind.get_guidance_scale_embedding(
+            scale = torch.tensor([default_guidance(pipeline_class(folder)) - 1])
+            tensors["timestep_cond"] = StableDiffusionPipeline.get_guidance_scale_embedding(
                 None, scale, embedding_dim=config.time_cond_proj_dim
             )
         return tensors
@@ -301,5 +296,5 @@ def _zeros(network: Any, side: int) -> dict[str, Tensor]:
         "pooled_projections": torch.zeros(1, config.pooled_projection_dim),
     }
     if getattr(config, "guidance_embeds", False):
-        tensors["guidance"] = torch.tensor([default_guidance("FluxPipeline")])
+        tensors["guidance"] = torch.tensor([default_guidance(pipeline_class(folder))])
     return tensors

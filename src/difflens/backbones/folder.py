@@ -5,14 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, UNet2DConditionModel, UNet2DModel
 
 from difflens.backbones.autoencoder import Autoencoder
-from difflens.backbones.base import Backbone, Defaults
-from difflens.backbones.conditions import Condition, class_condition, dit_condition, text_condition
+from difflens.backbones.base import Backbone, Defaults, check_channels
+from difflens.backbones.conditions import (
+    Condition,
+    check_conditions,
+    class_condition,
+    dit_condition,
+    text_condition,
+)
 from difflens.backbones.config import BackboneConfig
 from difflens.backbones.distilled import DISTILLED, distilled_process
-from difflens.backbones.pretrained import read_config, read_json, read_network
+from difflens.backbones.pretrained import check_config, read_json, read_network
 from difflens.backbones.self_condition import SELF_CONDITION, SelfConditionedUNet2DModel
 from difflens.backbones.transformer import WALKED, TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
@@ -32,6 +38,9 @@ _AUTOENCODERS = ("vae", "vqvae")
 # networks of diffusers that are trained by flow matching alone
 _FLOWS = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 
+# networks of diffusers that are trained by several schedules: scaled linear by Stable Diffusion, for example
+_OF_MANY_SCHEDULES = ("UNet2DConditionModel",)
+
 # What diffusers called Transformer2DModel before 0.29, by `norm_type`.
 _FORMER = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 
@@ -50,6 +59,7 @@ class _Pipeline:
     Attributes:
         folder: the folder that the user named.
         home: the folder of the network.
+        kind: the network's class.
         written: the network's config.json.
         index: the pipeline's model_index.json; empty for a network alone.
         scheduler, scheduler_file: the scheduler's configuration and its file; None if there is no file.
@@ -57,6 +67,7 @@ class _Pipeline:
 
     folder: Path
     home: Path
+    kind: Any
     written: dict[str, Any]
     index: dict[str, Any]
     scheduler: dict[str, Any] | None
@@ -77,15 +88,20 @@ class _Pipeline:
             folder, home = whole, folder
         else:
             home = _network_of(folder, weights)
-        written = read_config(home, f"{folder} is not a diffusers model")
+        file, problem = home / "config.json", f"{folder} is not a diffusers model"
+        if not file.exists() and (why := _why_no_network(folder)):
+            raise DiffLensError(f"{problem}: {why}")
+        written = read_json(file, problem)
+        kind = _class_of(written, folder)  # a class that difflens does not walk has other fields
+        check_config(written, file)
         path = folder / "model_index.json"
         index = read_json(path, f"{folder} is not a pipeline") if path.exists() else {}
         files = (each / "scheduler_config.json" for each in (folder / "scheduler", folder))
         path = next(filter(Path.exists, files), path)
         if path.name == "model_index.json":
-            return cls(folder, home, written, index, None)
+            return cls(folder, home, kind, written, index, None)
         scheduler = read_json(path, f"{path} is no scheduler's configuration")
-        return cls(folder, home, written, index, scheduler, path)
+        return cls(folder, home, kind, written, index, scheduler, path)
 
     def process(self) -> NoiseProcess:
         """Return the noise process of the scheduler; DDPM's linear schedule if there is no file.
@@ -96,9 +112,9 @@ class _Pipeline:
         student = distilled_process(self.folder)
         if student is not None:
             return student
-        name = (self.scheduler or {}).get("_class_name", "")
-        if not isinstance(name, str):
-            raise DiffLensError(f"{self.scheduler_file}: _class_name is {short(name)}: it must be text")
+        found = (self.scheduler or {}).get("_class_name")
+        if self.scheduler is not None and not isinstance(found, str):
+            raise DiffLensError(f"{self.scheduler_file}: _class_name is {short(found)}: it must name a class")
         try:
             process = process_of(self.scheduler)
         except DiffLensError as error:
@@ -112,7 +128,6 @@ class _Pipeline:
                 f"{self.folder} has no scheduler/scheduler_config.json, and its model_index.json names "
                 f"{a(expected)}: add the file"
             )
-        found = (self.scheduler or {}).get("_class_name")
         try:
             named_process = process_of({"_class_name": expected}) if expected and found else process
         except DiffLensError as error:
@@ -163,12 +178,17 @@ def from_folder(
             its conditions are not known.
     """
     pipeline = _Pipeline.open(folder, config.weights)
-    kind = _class_of(pipeline.written, folder)
+    kind = pipeline.kind
     _check_self_condition(pipeline, kind)
     process = pipeline.process()
     _check_time(pipeline, process)
+    if kind is UNet2DConditionModel:
+        check_conditions(pipeline.written, config.spec)
     autoencoder = pipeline.autoencoder(config.autoencoder, meta)
-    _check_channels(pipeline, autoencoder)
+    taken, given = (pipeline.written.get(f"{end}_channels") for end in ("in", "out"))
+    packed = 4 if kind is FluxTransformer2DModel else 1  # Flux stacks 2 x 2 latents
+    if taken is not None:
+        check_channels(taken // packed, given and given // packed, autoencoder, str(folder))
     if pipeline.scheduler is None and not isinstance(process, Clean):
         latents = "" if autoencoder else ". A network that reads latents also needs its --autoencoder"
         warn(f"{folder} has no scheduler_config.json: DDPM's linear schedule is assumed{latents}")
@@ -191,12 +211,12 @@ def from_folder(
             config.spec,
             meta=meta,
         )
-    given = process, config.spec, config.image_size, defaults, autoencoder, condition
+    parts = process, config.spec, config.image_size, defaults, autoencoder, condition
     if not issubclass(kind, UNet2DModel | UNet2DConditionModel):
-        return TransformerBackbone(network, *given, tap=config.tap or "raw")
+        return TransformerBackbone(network, *parts, tap=config.tap or "raw")
     if config.tap is not None:
         raise DiffLensError(f"{config.spec} is a U-Net, whose maps are read as they are: leave out --tap")
-    return UNetBackbone(network, *given)
+    return UNetBackbone(network, *parts)
 
 
 def _network_of(folder: Path, weights: WeightsName | None) -> Path:
@@ -218,7 +238,12 @@ def _class_of(written: dict[str, Any], folder: Path) -> Any:
     Raises:
         DiffLensError: it is no denoiser that difflens can walk.
     """
-    name = str(written.get("_class_name"))
+    name = written.get("_class_name")
+    if not isinstance(name, str):
+        raise DiffLensError(
+            f"{folder} is not a diffusers model: the _class_name in config.json is {short(name)}, and must "
+            "name a class"
+        )
     if name == "Transformer2DModel":  # the name before diffusers 0.29
         name = _FORMER.get(str(written.get("norm_type")), name)
     size = written.get("sample_size")
@@ -262,6 +287,11 @@ def _check_time(pipeline: _Pipeline, process: NoiseProcess) -> None:
             f"{pipeline.folder} holds {a(name)}, a network of flow matching, and {told}: add the folder "
             "scheduler/ of its pipeline"
         )
+    if name in _OF_MANY_SCHEDULES and pipeline.scheduler is None and not isinstance(process, Clean):
+        raise DiffLensError(
+            f"{pipeline.folder} holds {a(name)} without a scheduler, and networks of this class have several "
+            "noise schedules: add the folder scheduler/ of its pipeline"
+        )
     kind = pipeline.written.get("time_embedding_type")
     rows = pipeline.written.get("num_train_timesteps") or 0
     if kind == "learned" and (process.unit != "step" or process.bounds[1] >= rows):
@@ -278,11 +308,16 @@ def _check_time(pipeline: _Pipeline, process: NoiseProcess) -> None:
         )
 
 
-def _check_channels(pipeline: _Pipeline, autoencoder: Autoencoder | None) -> None:
-    channels = pipeline.written.get("in_channels")
-    if autoencoder is None and channels not in (1, 3, None):
-        raise DiffLensError(
-            f"{pipeline.folder} takes {counted(channels, 'channel')}, which are latents, and has no vae/ or "
-            "vqvae/ "
-            "folder: name the autoencoder's folder with --autoencoder"
-        )
+def _why_no_network(folder: Path) -> str:
+    """Return what a folder without a network's config.json looks like, for a message; "" if nothing known."""
+    if (folder / "snapshots").is_dir():
+        return "it is a cache of the hub: name the id of the model, or the folder within snapshots/"
+    if (folder / "modular_model_index.json").exists():
+        return "it is a modular pipeline: name the folder of its network"
+    if any(folder.glob("*lora*.safetensors")):
+        return "it is a LoRA, which changes another network: let diffusers fuse it and save the pipeline"
+    path = folder / "model_index.json"
+    if not path.exists():
+        return ""
+    name = read_json(path, f"{folder} is not a pipeline").get("_class_name")
+    return f"it is {a(str(name))}, whose network is in neither unet/ nor transformer/"

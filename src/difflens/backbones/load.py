@@ -1,5 +1,6 @@
 """`load_backbone`: a backbone from its name."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -10,9 +11,9 @@ from diffusers import UNet2DModel
 
 from difflens.backbones.adm import known_release, unet_from_adm
 from difflens.backbones.autoencoder import Autoencoder
-from difflens.backbones.base import Backbone, Defaults, DiffusionBackbone
+from difflens.backbones.base import Backbone, Defaults, DiffusionBackbone, check_channels
 from difflens.backbones.bigan import BiGANBackbone
-from difflens.backbones.checkpoint import read_checkpoint, with_flags
+from difflens.backbones.checkpoint import CHECKPOINTS, read_checkpoint, refuse_others, with_flags
 from difflens.backbones.conditions import class_condition, dit_condition
 from difflens.backbones.config import FILE_OPTIONS, BackboneConfig, is_checkpoint
 from difflens.backbones.dit import has_projectors, is_dit, transformer_from_dit
@@ -62,7 +63,6 @@ _PICKLED = (
     *(f"{home}diffusion_pytorch_model.bin" for home in _PARTS),
     "text_encoder*/pytorch_model.bin",
 )
-_CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
 _KNOWN = (
     f"{', '.join(BUNDLED)}, a diffusers folder, a run directory of pretrain or probe, a checkpoint of "
     "guided-diffusion, DiT, SiT or REPA (.pt, .safetensors), a hub id (OWNER/NAME), timm:NAME, pixels, or "
@@ -178,7 +178,7 @@ def _load(config: BackboneConfig, fresh: bool, meta: bool) -> Backbone:
         return _from_folder(config, bundled_folder(spec), _PLACES.get(spec), fresh, meta)
     if path.is_dir():
         return _from_directory(config, path, fresh, meta)
-    if path.suffix in _CHECKPOINTS or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
+    if path.suffix in CHECKPOINTS or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         hint = did_you_mean(spec, (*BUNDLED, "pixels", *nearby(path)))
         raise DiffLensError(f"no backbone {spec!r}: no such file or folder; {hint}known are {_KNOWN}")
     return _from_folder(config, _download(spec), None, fresh, meta)
@@ -263,7 +263,8 @@ def _from_checkpoint(config: BackboneConfig, path: Path, meta: bool) -> Diffusio
 
     For `meta`, only the names and shapes of the file are read.
     """
-    state, source, spec = read_checkpoint(path), str(path), config.spec
+    (state, arguments), source, spec = read_checkpoint(path), str(path), config.spec
+    refuse_others(state, source)
     if config.weights is not None:
         raise DiffLensError(f"{spec} is one file of weights: leave out --weights")
     config = with_flags(config, path)
@@ -276,9 +277,16 @@ def _from_checkpoint(config: BackboneConfig, path: Path, meta: bool) -> Diffusio
             raise DiffLensError(
                 f"{spec} is a guided-diffusion checkpoint: leave out --family, --tap and --autoencoder"
             )
+        if unet.config.in_channels not in (1, 3):
+            raise DiffLensError(
+                f"{source} takes {counted(unet.config.in_channels, 'channel')}: difflens reads "
+                "guided-diffusion checkpoints of 1 or 3. An upsampler is also fed a small image"
+            )
+        check_channels(unet.config.in_channels, unet.config.out_channels, None, source)
         schedule = process_of({"beta_schedule": _schedule(config, unet)})
         condition = class_condition(unet, config.condition, spec)
         return UNetBackbone(unet, schedule, spec, config.image_size, condition=condition)
+    _check_arguments(arguments, config.family, source)
     process = _process_of_family(config, has_projectors(state), source)
     if config.num_heads is not None or config.attention_order is not None:
         raise DiffLensError(f"{source} has DiT's layout: leave out --num-heads and --attention-order")
@@ -325,6 +333,24 @@ def _process_of_family(config: BackboneConfig, projectors: bool, source: str) ->
     return LinearInterpolant(towards_noise=family == "repa")
 
 
+def _check_arguments(arguments: Mapping[str, Any], family: FamilyName | None, source: str) -> None:
+    """Refuse what the training scripts of SiT and REPA say of the process, where difflens reads another."""
+    path, prediction = arguments.get("path_type"), arguments.get("prediction")
+    if path is None:
+        return
+    if family == "dit":
+        raise DiffLensError(
+            f"{source} has path_type {path!r} among its arguments, as SiT and REPA, not as DiT"
+        )
+    if str(path).lower() != "linear" or str(prediction or "v").lower() not in ("v", "velocity"):
+        said = {"path_type": path, "prediction": prediction}
+        known = ", ".join(f"{name} {value!r}" for name, value in said.items() if value is not None)
+        raise DiffLensError(
+            f"{source} has {known} among its arguments: difflens reads linear paths whose network predicts "
+            "the velocity"
+        )
+
+
 def _refuse_network_options(config: BackboneConfig) -> None:
     names = {
         "condition": config.condition,
@@ -347,10 +373,9 @@ def _download(spec: str) -> Path:
         # repositories of before safetensors
         return Path(snapshot_download(spec, allow_patterns=[*_DESCRIBED, *_PICKLED]))
     except Exception as error:  # no network, no such repository, no permission
-        reason = str(error).strip().splitlines()[0]
         raise DiffLensError(
-            f"no backbone {spec!r}: it is no file or folder here, and the hub does not give it ({reason}); "
-            f"{did_you_mean(spec, nearby(Path(spec)))}known are {_KNOWN}"
+            f"no backbone {spec!r}: it is no file or folder here, and the hub does not give it "
+            f"({reason(error)}); {did_you_mean(spec, nearby(Path(spec)))}known are {_KNOWN}"
         ) from error
 
 

@@ -9,6 +9,11 @@ from difflens.backbones.base import Block, CleanBackbone, Defaults
 from difflens.errors import DiffLensError
 
 
+def is_pixels(spec: str) -> bool:
+    """Return True for the name of a pixel backbone, "pixels" or "pixels:CHANNELSxSIDE"."""
+    return spec.partition(":")[0] == "pixels"
+
+
 class PixelBackbone(CleanBackbone):
     """One block, the clean image, (B, channels, side, side) in [-1, 1]; noise step 0 only.
 
@@ -36,7 +41,7 @@ class PixelBackbone(CleanBackbone):
         """
         _, _, shape = spec.partition(":")
         channels, _, side = (shape or "3x32").partition("x")
-        if channels not in ("1", "3") or not side.isdigit() or int(side) < 1:
+        if channels not in ("1", "3") or not side.isdecimal() or int(side) < 1:
             raise DiffLensError(
                 f"{spec!r} is not a pixel backbone; write pixels or pixels:1x28 (channels x side)"
             )

@@ -20,6 +20,8 @@ from difflens.run import reading
 from difflens.run.console import warn
 from difflens.run.reading import FieldError, check_files, checked, reason, short
 
+# shards have a number, before the variant in some files and behind it in others
+_WEIGHTS = r"diffusion_pytorch_model(\.(fp16|bf16))?(-\d{5}-of-\d{5})?(\.(fp16|bf16))?\.(safetensors|bin)"
 _MOST = 2**24  # any whole number of a configuration
 _MOST_LAYERS = 1000
 _MOST_POSITIONS = 1024  # patches along a side; their table is made at once, whatever the device
@@ -51,12 +53,33 @@ def read_config(folder: Path, problem: str) -> dict[str, Any]:
         DiffLensError: as for `read_json`, or a field that difflens reads itself, or a number, is wrong.
     """
     config = read_json(folder / "config.json", problem)
+    check_config(config, folder / "config.json")
+    return config
+
+
+def check_config(config: dict[str, Any], file: Path) -> None:
+    """Check the content of a network's config.json.
+
+    Raises:
+        DiffLensError: a field that difflens reads itself, or a number, is wrong, or the weights are
+            quantised.
+    """
     try:
         checked(_NetworkFields, {name: config[name] for name in _NETWORK_FIELDS if name in config})
         check_numbers(config)
     except FieldError as error:
-        raise DiffLensError(f"{folder / 'config.json'}: {error}") from error
-    return config
+        raise DiffLensError(f"{file}: {error}") from error
+    refuse_quantised(config, file)
+
+
+def refuse_quantised(config: Mapping[str, Any], file: Path) -> None:
+    """Raise DiffLensError for the configuration of a network whose weights are quantised."""
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
+        known = f" ({method})" if isinstance(method, str) else ""
+        raise DiffLensError(
+            f"{file} says that the weights are quantised{known}: difflens reads float weights"
+        )
 
 
 def read_network(
@@ -83,6 +106,8 @@ def read_network(
     if meta:
         return outline
     check_size(outline, folder, fresh)
+    if not fresh:
+        _check_names(folder)
     if fresh:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -90,7 +115,8 @@ def read_network(
     try:
         network, info = kind.from_pretrained(
             folder,
-            variant=_variant(folder),
+            variant=variant_of(folder),
+            use_safetensors=any(folder.glob("*.safetensors")),
             torch_dtype=torch.float32,
             output_loading_info=True,
             low_cpu_mem_usage=False,
@@ -148,7 +174,7 @@ class _NetworkFields:
     patch_size: Pixels | None = None
     block_out_channels: tuple[Width, ...] | None = None
     norm_num_groups: Width | None = None
-    scaling_factor: float | None = None
+    scaling_factor: Annotated[float, Range(1e-12)] | None = None
     shift_factor: float | None = None
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[Annotated[float, Range(1e-12)], ...] | None = None
@@ -223,7 +249,14 @@ def check_size(outline: nn.Module, folder: Path, fresh: bool) -> None:
         raise DiffLensError(f"{described}, which take more than this machine's memory")
 
 
-def _variant(folder: Path) -> str | None:
+def _check_names(folder: Path) -> None:
+    """Refuse weights under names that are not read, as of another variant."""
+    held = sorted(path.name for end in ("safetensors", "bin", "msgpack") for path in folder.glob(f"*.{end}"))
+    if held and not any(re.fullmatch(_WEIGHTS, name) for name in held):
+        raise DiffLensError(f"{folder} has no weights under a name that is read: it holds {listing(held)}")
+
+
+def variant_of(folder: Path) -> str | None:
     """Return "fp16" or "bf16" for a folder that holds weights of this variant only."""
     names = [path.name for ending in ("safetensors", "bin") for path in folder.glob(f"*.{ending}")]
     for variant, title in (("fp16", "float16"), ("bf16", "bfloat16")):

@@ -16,11 +16,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from difflens.backbones.pretrained import check_numbers, check_size, outline_of
+from difflens.backbones.pretrained import (
+    check_numbers,
+    check_size,
+    outline_of,
+    refuse_quantised,
+    variant_of,
+)
 from difflens.errors import DiffLensError, counted
 from difflens.ranges import Range
 from difflens.run.files import replace_with
-from difflens.run.reading import FieldError, check_files, checked, read_json, read_tensors, reason
+from difflens.run.reading import FieldError, check_files, checked, read_json, read_tensors, reason, short
 from difflens.run.text import a
 
 _TABLE = dict[str, Any]
@@ -244,10 +250,23 @@ def _index(folder: Path) -> dict[str, Any]:
 def _kind(folder: Path, index: Mapping[str, Any]) -> tuple[str, _Kind]:
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in _KINDS:
-        raise DiffLensError(
-            f"{folder} is {a(str(name))}; the text-to-image pipelines read are {', '.join(_KINDS)}"
-        )
+        held = "a pipeline of its own class" if not isinstance(name, str) else a(name)
+        raise DiffLensError(f"{folder} is {held}; the text-to-image pipelines read are {', '.join(_KINDS)}")
     return name, _KINDS[name]
+
+
+def pipeline_class(folder: Path) -> str:
+    """Return the class of a pipeline of diffusers, by its model_index.json.
+
+    Raises:
+        DiffLensError: there is no such file, or it names no pipeline of diffusers.
+    """
+    import diffusers
+
+    name = _index(folder).get("_class_name")
+    if not isinstance(name, str) or not hasattr(diffusers, name):
+        raise DiffLensError(f"{folder / 'model_index.json'} names {short(name)}, no pipeline of diffusers")
+    return name
 
 
 def _component(folder: Path, index: Mapping[str, Any], component: str, optional: bool) -> Any:
@@ -301,6 +320,7 @@ def _tokenizer(home: Path, loader: Any, name: str) -> Any:
 def _encoder(home: Path, loader: Any) -> nn.Module:
     file = home / "config.json"
     content = read_json(file, _TABLE)
+    refuse_quantised(content, file)
     try:
         check_numbers(content)
     except FieldError as error:
@@ -309,7 +329,11 @@ def _encoder(home: Path, loader: Any) -> nn.Module:
     check_size(outline, home, fresh=False)
     try:
         encoder, info = loader.from_pretrained(
-            home, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+            home,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            variant=variant_of(home),
         )
     except Exception as error:  # transformers raises many types for damaged weights and configurations
         raise DiffLensError(f"{home} cannot be loaded: {reason(error)}") from error
@@ -369,8 +393,10 @@ def default_guidance(pipeline: str) -> float:
     """Return the scale of guidance by which a class of pipelines of diffusers calls its network."""
     import diffusers
 
-    call = getattr(diffusers, pipeline).__call__
-    return float(inspect.signature(call).parameters["guidance_scale"].default)
+    stated = inspect.signature(getattr(diffusers, pipeline).__call__).parameters.get("guidance_scale")
+    if stated is None or not isinstance(stated.default, int | float):
+        raise DiffLensError(f"{pipeline} of diffusers states no scale of guidance, which its network is told")
+    return float(stated.default)
 
 
 def _own_side(folder: Path, kind: _Kind, config: Mapping[str, Any]) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from difflens.backbones.base import Block, CleanBackbone, Defaults
 from difflens.backbones.pretrained import digest_of
 from difflens.errors import DiffLensError, expanded, listing
+from difflens.run.reading import reason
 
 _SUGGESTIONS = 5  # most model names that an error message suggests
 
@@ -91,10 +92,9 @@ class TimmBackbone(CleanBackbone):
                 torch.manual_seed(0)
                 network = timm.create_model(name, pretrained=not (untrained or at), num_classes=0, **options)
         except Exception as error:  # no network, no published weights, an image size that the model refuses
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DiffLensError(
-                f"timm does not give the model {name} ({reason}). Without the hub, give its weights as "
-                f"timm:{name}@FILE; random:timm:{name} is the untrained network"
+                f"timm does not give the model {name} ({reason(error)}). Without the hub, give its weights "
+                f"as timm:{name}@FILE; random:timm:{name} is the untrained network"
             ) from error
         if at:
             _load_file(network, expanded(file))
@@ -168,8 +168,9 @@ class TimmBackbone(CleanBackbone):
         try:
             maps = self._maps_of_blank(torch.zeros(1, self.in_channels, side, side))
         except Exception as error:  # each family of models refuses sizes and formats in its own way
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DiffLensError(f"{self.spec} does not take images of {side} pixels: {reason}") from error
+            raise DiffLensError(
+                f"{self.spec} does not take images of {side} pixels: {reason(error)}"
+            ) from error
         blocks = []
         for number, features in enumerate(maps, start=1):
             _, channels, height, width = features.shape

@@ -9,7 +9,8 @@ as the network's forward pass, without a second implementation:
   self-conditioned network, the first block also adds what it reads of the middle to the time embedding.
 
 The output of an encoder block is stored as a skip; a decoder block takes the last skip stored. This pairing
-is the mirror of the paper (decoder block b reads encoder block N + 1 - b of N).
+is the mirror of the paper. With N encoder and N decoder blocks, each counted from 1, decoder block b takes
+the skip of encoder block N + 1 - b.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

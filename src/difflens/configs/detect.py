@@ -14,7 +14,8 @@ _RECIPE: dict[str, Any] = {"iterations": 3000, "lr_schedule": "step", "scale": (
 
 @dataclass(frozen=True, kw_only=True)
 class DetectConfig(DenseConfig):
-    """Train Mask R-CNN on diffusion features, and evaluate it once on the validation images."""
+    """Train Mask R-CNN or Faster R-CNN on diffusion features, and evaluate it once on the validation
+    images."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = presets.DETECT
 

@@ -206,8 +206,8 @@ def given(value: T | None) -> T:
     return value
 
 
-def check_values(config: Options) -> None:
-    """Check each option by itself, as the user gave it.
+def check_values(config: Any) -> None:
+    """Check each field of a configuration by itself, as the user gave it.
 
     Raises:
         DiffLensError: it is of another type, out of its range, or not among the choices.

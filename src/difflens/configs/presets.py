@@ -7,7 +7,7 @@ import tyro
 
 from difflens.configs.options import Options
 
-PresetCommand = Literal["probe", "pretrain", "segment", "detect"]
+PresetCommand = Literal["probe", "pretrain", "segment", "detect", "match", "propagate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class PresetsConfig(Options):
     HAS_DIRECTORY: ClassVar[bool] = False
 
     of: tyro.conf.Positional[PresetCommand | None] = None
-    """A command: probe, pretrain, segment or detect. None: all of them."""
+    """A command: probe, pretrain, segment, detect, match or propagate. None: all of them."""
 
     @property
     def function(self) -> str:

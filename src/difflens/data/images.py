@@ -20,6 +20,7 @@ from torch import Tensor
 from difflens.choices import Augmentation, Exif
 from difflens.errors import DiffLensError, counted, expanded
 from difflens.noise import Stream, draws
+from difflens.run.console import note
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif"),
@@ -238,6 +239,12 @@ def in_range(images: Tensor) -> Tensor:
     if not bool((images.detach().abs() <= 1 + 1e-3).all()):
         least, most = (float(end) for end in images.detach().aminmax())
         raise DiffLensError(f"images lie in [{least:.3g}, {most:.3g}], and must lie in [-1, 1]")
+    # pictures of more than noise have dark parts
+    if images.numel() and not bool((images < 0).any()) and bool(images.any()):
+        note(
+            "warning: images of a batch have no value below 0, as if they lay in [0, 1]: difflens takes "
+            "[-1, 1], in which black is -1"
+        )
     return images
 
 
@@ -374,8 +381,7 @@ def augment(images: Tensor, kind: Augmentation, channels: int, side: int, draws:
         images: uint8, (B, C, H, W), C 1 or 3.
         kind: "none" is `fit`; "flip" adds a horizontal flip with probability 1/2; "crop" is the paper's
             training transform: shorter side uniform in side .. 1.25 side, random crop, flip. With "crop",
-                images that `fit`
-            pads are shifted by at most `MARGIN` pixels, not resized.
+            images that `fit` pads are shifted by at most `MARGIN` pixels, not resized.
         channels, side: the channels and the side of the result, see `fit`.
         draws: (B, 4) long from `augmentation_draws`, on the device of `images`.
 

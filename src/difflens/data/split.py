@@ -91,9 +91,28 @@ class ImageSplit(ABC):
         channels, height, width = self.image(i).shape
         return channels, height, width
 
-    def subset(self, rows: Tensor) -> "ImageSplit":
-        """Return the images at positions `rows`, (M,) long, with the noise that they have in this split."""
-        return _Subset(self, rows)
+    def subset(self, rows: Tensor | Sequence[int]) -> "ImageSplit":
+        """Return some of the images, with the noise that they have in this split.
+
+        Args:
+            rows: (M,) whole numbers, the positions of the images; or (N,) bool, True for each that is kept.
+
+        Raises:
+            DiffLensError: `rows` is neither, or there is no such position.
+        """
+        chosen = rows if isinstance(rows, Tensor) else torch.tensor(list(rows))
+        if chosen.dtype == torch.bool and chosen.shape == (len(self),):
+            chosen = chosen.nonzero()[:, 0]
+        whole = not (chosen.is_floating_point() or chosen.dtype == torch.bool) or not chosen.numel()
+        if chosen.ndim != 1 or not whole:
+            raise DiffLensError(
+                f"rows of {str(chosen.dtype).removeprefix('torch.')} {tuple(chosen.shape)}: a subset takes "
+                f"positions, (M,) of whole numbers, or ({len(self):,},) of bool"
+            )
+        chosen = chosen.long().cpu()
+        if bool(((chosen < 0) | (chosen >= len(self))).any()):
+            raise DiffLensError(f"positions of a subset lie in 0 to {len(self) - 1:,}")
+        return _Subset(self, chosen)
 
     def mirrored(self) -> "ImageSplit":
         """Return the mirror images, left for right, with the noise that the images have in this split."""

@@ -24,8 +24,11 @@ _N = TypeVar("_N", int, Level)
 
 
 def _several(values: Iterable[_N] | _N) -> tuple[_N, ...]:
-    """Return numbers as a tuple; one number is a tuple of one."""
-    return (values,) if isinstance(values, int | float) else tuple(values)
+    """Return numbers as a tuple; one number is a tuple of one. They may be NumPy's or PyTorch's."""
+    plain: Any = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(plain, int | float):
+        return (plain,)  # type: ignore[return-value]
+    return tuple(each.item() if hasattr(each, "item") else each for each in plain)
 
 
 class FeatureExtractor(nn.Module):
@@ -36,7 +39,7 @@ class FeatureExtractor(nn.Module):
 
     Args:
         backbone: a name, path, hub id or run directory, as for `load_backbone`; or a loaded backbone, which
-            is shared; it is copied for another `precision` than its own.
+            is shared; it is copied to be fine-tuned, and for another `precision` than its own.
         blocks, noise_steps: the places that are read: each block at each noise step, several or one. None:
             those of the backbone's default place.
         extractor: frozen; feedback, DifFeed's second pass with feedback layers to train (paper section 3.3);
@@ -86,8 +89,8 @@ class FeatureExtractor(nn.Module):
             backbone = load_backbone(backbone, **options)
         elif options:
             raise DiffLensError(f"{backbone.spec} is loaded already: leave out {listing([*options])}")
-        elif backbone.dtype != getattr(torch, precision):
-            backbone = copy.deepcopy(backbone)  # others may read it in its precision
+        elif extractor == "finetuned" or backbone.dtype != getattr(torch, precision):
+            backbone = copy.deepcopy(backbone)  # others may read it as it is
         defaults = backbone.defaults
         self.extractor = ExtractorConfig(
             extractor,
@@ -194,6 +197,8 @@ class FeatureExtractor(nn.Module):
         """Raise DiffLensError if the images are not such as `transform` gives."""
         channels = self.backbone.in_channels
         try:
+            if not isinstance(images, Tensor):
+                raise DiffLensError(f"images of type {type(images).__name__}: a batch is one tensor")
             if images.ndim != 4 or images.shape[1] != channels:
                 raise DiffLensError(
                     f"images of shape {tuple(images.shape)}: {self.backbone.spec} takes (B, {channels}, S, S)"

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from functools import partial
 
 from difflens.backbones.maps import MapShape, Place
-from difflens.errors import DiffLensError
+from difflens.configs.options import check_values
+from difflens.errors import DiffLensError, require
 from difflens.heads.base import Head
 from difflens.heads.cnn import CNNHead
-from difflens.heads.config import HeadConfig
+from difflens.heads.config import HeadConfig, options_without_effect
 from difflens.heads.difformer import DifFormerHead
 from difflens.heads.knn import NeighbourHead
 from difflens.heads.linear import LinearHead, MLPHead
@@ -19,10 +20,21 @@ from difflens.run.memory import built
 def make_head(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int) -> Head:
     """Return an untrained head for maps of `shapes`, (C, H, W) by place.
 
+    Args:
+        num_classes: K, the number of scores of an image, at least 1.
+
     Raises:
-        DiffLensError: the attention head, which reads one map, is given several; or the head does not fit
+        DiffLensError: the configuration has a wrong value, or a normalisation that the head does not read;
+            the attention head, which reads one map, is given several, or any head none; or it does not fit
             into memory.
     """
+    check_values(config)
+    require(num_classes=(num_classes, 1, None))
+    if not shapes:
+        raise DiffLensError("a head reads at least one map, and there is none")
+    idle = {name for _, names in options_without_effect(config.name) for name in names}
+    if config.normalise != "none" and "normalise" in idle:
+        raise DiffLensError(f"the {config.name} head does not normalise: leave out normalise")
     make = partial(_normalising, config, shapes, num_classes)
     # counting parameters takes seconds for a transformer, and one of this size takes less than about 1 GB
     transformer = config.name in ("attention", "difformer", "mix")
@@ -62,7 +74,8 @@ def _make(config: HeadConfig, shapes: Mapping[Place, MapShape], num_classes: int
         )
     if config.name == "mix":
         width = config.width or 64
-    heads = max(1, min(8, width // 16))  # the paper's 8, or fewer so that each has at least 16 channels
+    # the paper's 8, or fewer: each has at least 16 channels, and all have as many
+    heads = max(each for each in range(1, max(1, min(8, width // 16)) + 1) if width % each == 0)
     if config.name == "mix":
         return MixHead(
             shapes,

@@ -46,6 +46,11 @@ class Normalisation(nn.Module):
             return maps * matrix[:, None, None] + shift[:, None, None]
         return F.conv2d(maps, matrix[:, :, None, None], shift)
 
+    @property
+    def fitted(self) -> bool:
+        """False for the identity."""
+        return any(bool(self.affine(place)[1].any()) for place in self.channels)
+
     def check(self, images: int) -> None:
         """Raise DiffLensError if there are too few images: a whitening needs as many as there are
         channels."""

@@ -183,8 +183,8 @@ def left_out_neighbours(
     """Return the leave-one-out accuracy, in [0, 1], of each number of neighbours.
 
     Args:
-        bank: (N, D) features with labels (N,) long. Of many, some 5,000 are queries, of each class in
-            proportion.
+        bank: (N, D) features with labels (N,) long. Of more than 5,000, every (N // 5,000)-th is a query, in
+            the order of classes.
         classes: K.
         neighbours: numbers of neighbours.
     """

@@ -38,8 +38,14 @@ class MultiLabelEvaluation:
     def of(
         cls, rows: Tensor, labels: Tensor, logits: Tensor, classes: tuple[str, ...]
     ) -> "MultiLabelEvaluation":
-        """Return the predictions of logits, (N, K), on the CPU."""
-        return cls(rows.cpu(), labels.cpu(), logits.double().sigmoid().cpu(), classes)
+        """Return the predictions of logits, (N, K), on the CPU; labels may also be numbers, 0 or 1.
+
+        Raises:
+            DiffLensError: a label is another number.
+        """
+        if not bool(((labels == 0) | (labels == 1)).all()):
+            raise DiffLensError("labels of several classes an image must be 0 or 1")
+        return cls(rows.cpu(), labels.bool().cpu(), logits.double().sigmoid().cpu(), classes)
 
     @property
     def positives(self) -> dict[str, int]:

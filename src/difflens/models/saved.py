@@ -19,7 +19,8 @@ from difflens.backbones.load import resolved
 from difflens.backbones.runs import read_backbone
 from difflens.backbones.text import save_condition
 from difflens.choices import Exif
-from difflens.errors import DiffLensError, counted, expanded
+from difflens.data.images import in_range
+from difflens.errors import DiffLensError, counted, expanded, require
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.config import ExtractorConfig
 from difflens.heads.config import DetectionHeadConfig, HeadConfig, SegmentationHeadConfig
@@ -219,8 +220,20 @@ class TrainedModel(SavedModel):
         images get the noise of index 0: the result for one does not depend on the others.
 
         Args:
-            draws: number of noise samples to average over.
+            draws: number of noise samples to average over, at least 1.
+
+        Raises:
+            DiffLensError: the images have other channels or another range, or there are no draws.
         """
+        require(draws=(draws, 1, None))
+        channels = self.probe.extractor.backbone.in_channels
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise DiffLensError(
+                f"images of shape {tuple(images.shape)}: the model takes (B, {channels}, S, S)"
+            )
+        in_range(images)
+        if not len(images):
+            return images.new_zeros(0, len(self.classes))
         index = torch.zeros(len(images), dtype=torch.long, device=images.device)
         with evaluating(self.probe):
             logits = (self.probe(images, index, draw) for draw in range(draws))

@@ -37,9 +37,6 @@ from difflens.run.text import markdown_code
 from difflens.training.loop import TrainingLoop
 from difflens.training.objectives import Look, micro_batch
 
-__all__ = ["PretrainConfig", "pretrain"]
-
-
 LOOK_EVERY = 50
 """Steps between looks at the loss. A look waits for the device; checkpoints and stops happen only there."""
 

@@ -40,7 +40,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class SampleSource:
-    """The backbone and sampler of samples that `difflens generate` made."""
+    """The backbone and sampler of samples that `difflens generate` made, and the number of its steps."""
 
     backbone: str
     backbone_fingerprint: str
@@ -50,7 +50,16 @@ class SampleSource:
 
 @dataclass(frozen=True)
 class InceptionFigures:
-    """The metrics of torch-fidelity in the features of Inception."""
+    """The metrics of torch-fidelity in the features of Inception, of the samples and the real images.
+
+    Attributes:
+        fid: Fréchet distance (Heusel et al., 2017), at least 0; smaller is better.
+        kid, kid_std: kernel distance (Binkowski et al., 2018), not times 1,000, and its standard deviation
+            over subsets; None where there is one subset.
+        inception_score, inception_score_std: of the samples (Salimans et al., 2016), at least 1, and its
+            standard deviation over parts of them.
+        precision, recall: of Kynkaanniemi et al. (2019), in [0, 1].
+    """
 
     fid: float
     kid: float

@@ -75,7 +75,16 @@ class ConditionInfo:
 
 @dataclass(frozen=True)
 class BlockInfo:
-    """One block: as in `difflens.Block`, and its share of the network's multiplications, in [0, 1]."""
+    """One block of the network.
+
+    Attributes:
+        index: its number, from 1, in the order in which blocks run.
+        role: encoder, middle or decoder.
+        channels: those of its map.
+        stride: pixels of the image for each position of its map, along a side.
+        mirror: the encoder block whose map a decoder block takes; None for other blocks.
+        cost: its share of the network's multiplications, in [0, 1]; None where it is not known.
+    """
 
     index: int
     role: str
@@ -87,7 +96,7 @@ class BlockInfo:
 
 @dataclass(frozen=True)
 class DefaultsInfo:
-    """The places that are read by default, as in `difflens.Defaults`, with the log-SNR of their levels.
+    """The places that are read by default, as in `Backbone.defaults`, with the log-SNR of their levels.
 
     Attributes:
         log_snr: at `noise_step`; None where it is infinite.

@@ -320,8 +320,9 @@ def _distances(config: CompareConfig, measured: FidelityResult | None) -> str:
         return ""
     return (
         f"The Fréchet distance is measured between {counted(config.samples, 'sample')} (seed {config.seed}; "
-        f"DPM-Solver++ with 20 steps for diffusion networks) and {measured.real_images:,} {measured.real} in "
-        f"the features of {measured.space}. {caution(config.samples, measured.dimensions)}"
+        "20 steps of DPM-Solver++ for variance-preserving networks, and of their own sampler for others) and "
+        f"{measured.real_images:,} {measured.real} in the features of {measured.space}. "
+        f"{caution(config.samples, measured.dimensions)}"
     ).strip()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from difflens.backbones.base import DiffusionBackbone
 from difflens.backbones.config import BACKBONE_OPTIONS
+from difflens.backbones.pixels import is_pixels
 from difflens.choices import ExtractorName, HeadName
 from difflens.configs.command_line import shown_command
 from difflens.configs.demo import DemoConfig
@@ -173,7 +174,7 @@ class _Demo:
             limit=config.train_images,
             log=config.log,
             **self._common,
-            **({} if backbone.startswith("pixels") else self._network),
+            **({} if is_pixels(backbone) else self._network),
         )
         epochs = max(1, round(options.usual_epochs * config.effort))
         result = probe(replace(options, epochs=epochs), self.data)

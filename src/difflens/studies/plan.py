@@ -16,6 +16,7 @@ from difflens.backbones.bigan import BiGANBackbone
 from difflens.backbones.config import BackboneConfig
 from difflens.backbones.load import BUNDLED, load_backbone
 from difflens.backbones.maps import MapShape, Place, pooled_shape
+from difflens.backbones.pixels import is_pixels
 from difflens.backbones.unet import UNetBackbone
 from difflens.choices import Precision
 from difflens.configs.cka import CkaConfig
@@ -164,12 +165,17 @@ def _plan_dense(config: DenseConfig) -> PlanResult:
         head: nn.Module
         name: str
         if isinstance(config, SegmentConfig):
-            kind = SegmentationHeadConfig(config.head, made.side, made.strides, made.width)
+            kind = SegmentationHeadConfig(config.head, made.side, made.strides, made.width, mix=config.mix)
             head, name = SegmentationHead(kind, shapes, data.classes), config.head
         else:
             assert isinstance(config, DetectConfig)
             detector = DetectionHeadConfig(
-                config.head or "mask-rcnn", made.side, made.strides, made.width, given(config.proposals)
+                config.head or "mask-rcnn",
+                made.side,
+                made.strides,
+                made.width,
+                given(config.proposals),
+                config.mix,
             )
             name = detector.name
             head = DetectionHead(detector, shapes, data.classes)
@@ -474,10 +480,10 @@ def _loaded(source: BackboneConfig) -> Backbone:
         with _META:
             unet = UNet2DModel(**unet_config("adm-256", learned_variance=True)).eval()
         return UNetBackbone(unet, process_of({"beta_schedule": "linear"}), source.spec, source.image_size)
-    here = name in BUNDLED or name.startswith(("timm:", "pixels")) or path.exists()
+    here = name in BUNDLED or name.startswith("timm:") or is_pixels(name) or path.exists()
     if not here:
         raise DiffLensError(f"a dry run downloads nothing, and {name} is no file or folder here")
-    if name.startswith("pixels"):
+    if is_pixels(name):
         return load_backbone(name, image_size=source.image_size)
     # no weights are read, whichever file of weights is named
     kind = name.partition("@")[0] if name.startswith("timm:") else name

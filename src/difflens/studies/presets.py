@@ -10,6 +10,8 @@ _TABLES = {
     "pretrain": presets.PRETRAIN,
     "segment": presets.SEGMENT,
     "detect": presets.DETECT,
+    "match": presets.MATCH,
+    "propagate": presets.PROPAGATE,
 }
 
 

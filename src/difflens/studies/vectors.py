@@ -182,7 +182,7 @@ def _write_parquet(content: io.BytesIO, vectors: Tensor, described: dict[str, An
     pyarrow = _pyarrow()
     columns: dict[str, Any] = {"image": described["images"]}
     if described.get("labels"):
-        columns["label"] = described["labels"]
+        columns["label"] = [described["classes"][label] for label in described["labels"]]
     flat = pyarrow.array(vectors.flatten().numpy())
     columns["vector"] = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     settings = {name: value for name, value in described.items() if name not in ("images", "labels")}

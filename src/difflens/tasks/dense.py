@@ -32,6 +32,7 @@ from difflens.results.dense import Example
 from difflens.run.console import note, progress_bar
 from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.provenance import environment
+from difflens.run.reading import reason
 from difflens.tasks.objectives import DenseObjective, Loss
 from difflens.training.loop import TrainingLoop
 from difflens.training.objectives import micro_batch
@@ -65,9 +66,8 @@ def check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
             x_t = torch.zeros(1, channels, length, length)
             maps = backbone.features(x_t, backbone.defaults.noise_step, blocks)
     except Exception as error:  # each family of networks refuses sizes in its own way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DiffLensError(
-            f"{backbone.spec} does not take images of side {side} ({reason}): leave --side at "
+            f"{backbone.spec} does not take images of side {side} ({reason(error)}): leave --side at "
             f"{backbone.image_size}, or say with --image-size what the network is to be made for"
         ) from error
     for index, each in maps.items():

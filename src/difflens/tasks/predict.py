@@ -161,11 +161,13 @@ def _readable(
 
 def _names(paths: list[Path]) -> list[str]:
     """Return a name for each path: its stem, with a number if an earlier path has the same stem."""
-    names: list[str] = []
+    numbers: dict[str, int] = {}  # the last number of each name; insertion keeps the order
+    names: dict[str, None] = {}
     for path in paths:
-        name, number = path.stem, 1
+        name, number = path.stem, numbers.get(path.stem, 1)
         while name in names:
             number += 1
             name = f"{path.stem}-{number}"
-        names.append(name)
-    return names
+        numbers[path.stem] = number
+        names[name] = None
+    return [*names]

@@ -37,7 +37,8 @@ class TrainingLoop:
         title: the title of the progress bar.
         look_every: iterations between looks within an epoch; each look waits for the device. None: an epoch.
         checkpoint_seconds: a checkpoint is written if the last one is this old, and at the end.
-        max_seconds: stop after so long.
+        max_seconds: stop when this sitting has lasted so many seconds; those before a resumption do not
+            count.
 
     Attributes:
         iteration: the number of iterations done.

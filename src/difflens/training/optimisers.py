@@ -38,7 +38,11 @@ class ParameterGroup:
 
 
 def make_optimizer(name: OptimizerName, *groups: ParameterGroup, momentum: float = 0.0) -> Optimizer:
-    """Return AdamW or SGD; SGD is without momentum by default, as in the paper's released code."""
+    """Return AdamW or SGD; SGD is without momentum by default, as in the paper's released code.
+
+    Raises:
+        DiffLensError: no parameter is trained, or memory is too small.
+    """
     settings: list[dict[str, Any]] = [
         {
             "params": [parameter for parameter in group.parameters if parameter.requires_grad],
@@ -49,6 +53,8 @@ def make_optimizer(name: OptimizerName, *groups: ParameterGroup, momentum: float
     ]
     settings = [group for group in settings if group["params"]]
     trained = [parameter for group in settings for parameter in group["params"]]
+    if not trained:
+        raise DiffLensError("nothing can be trained: the head has no parameters, as k-NN has none")
     if trained[0].device.type == "cpu":
         size = sum(parameter.numel() * parameter.element_size() for parameter in trained)
         copies = 3 if name == "adamw" else 1  # the gradient, and AdamW's two averages

@@ -94,8 +94,7 @@ def load_fine_grained(name: str, root: Path | None, spec: str, labels: bool = Tr
             joined.
         root: for aircraft, cars and flowers the root of torchvision; for cub, nabirds and dogs the folder
             that their archives unpack to. None: aircraft and flowers are downloaded into `cache_folder()`;
-                the others must be in
-            it (CUB_200_2011/, nabirds/, stanford_dogs/ and stanford_cars/).
+            the others must be in it (CUB_200_2011/, nabirds/, stanford_dogs/ and stanford_cars/).
         labels: False loads images without labels and classes.
 
     Returns:

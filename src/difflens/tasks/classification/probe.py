@@ -14,6 +14,7 @@ from torch import Tensor
 from difflens import presets
 from difflens.backbones.base import Defaults
 from difflens.backbones.config import BACKBONE_OPTIONS, BackboneConfig
+from difflens.backbones.pixels import is_pixels
 from difflens.configs.command_line import shown_command
 from difflens.configs.options import given, resolve
 from difflens.configs.probe import ProbeConfig
@@ -85,33 +86,33 @@ def with_store(config: ProbeConfig) -> ProbeConfig:
     if config.store is None or config.expanded().chosen("extractor") not in (None, "frozen"):
         return config  # the second is refused with the other options that do not fit
     store = FeatureStore(config.store)
-    stored, changes, said = store.manifest.backbone, dict[str, Any](), []
+    stored, replaced, said = store.manifest.backbone, dict[str, Any](), []
     if config.chosen("data") is None:
-        changes["data"] = store.manifest.data.spec
-        said.append(f"data {changes['data']}")
+        replaced["data"] = store.manifest.data.spec
+        said.append(f"data {replaced['data']}")
         fraction = store.manifest.data.val_fraction
         if config.val_fraction is None and fraction is not None:
-            changes["val_fraction"] = fraction
+            replaced["val_fraction"] = fraction
             said.append(f"{100 * fraction:g} % of each class held out")
     if config.backbone is None:
         usual = BackboneConfig(stored.spec)
         options = {name: getattr(stored, name) for name in BACKBONE_OPTIONS}
-        changes |= {
+        replaced |= {
             name: value for name, value in options.items() if getattr(config, name) == getattr(usual, name)
         }
-        changes |= {"backbone": stored.spec}
+        replaced |= {"backbone": stored.spec}
         if config.precision == "float32":
-            changes["precision"] = stored.precision
+            replaced["precision"] = stored.precision
         said.append(f"backbone {stored.spec}")
     if config.chosen("head") is None:
         for name, levels in (("blocks", store.blocks), ("noise_steps", store.noise_steps)):
             if config.chosen(name) is None:
-                changes[name] = levels
+                replaced[name] = levels
     if config.precision == "auto":
-        changes["precision"] = stored.precision
+        replaced["precision"] = stored.precision
     if said:
         note(f"{store.path} was read from: {', '.join(said)}")
-    return replace(config, **changes)
+    return replace(config, **replaced)
 
 
 def _load(config: ProbeConfig) -> ImageData:
@@ -260,7 +261,7 @@ def places_and_head(
     if head == "attention" and config.extractor == "feedback" and len(blocks) * len(steps) > 1:
         head = "difformer"  # DifFeed reads several places as DifFormer does
     pool = config.pool
-    if pool is None and given(config.backbone).startswith("pixels"):
+    if pool is None and is_pixels(given(config.backbone)):
         pool = 0  # pooling would leave little of the images to read
     if pool is None and head in ("attention", "difformer", "mix"):
         pool = defaults.token_side

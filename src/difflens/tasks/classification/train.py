@@ -12,12 +12,12 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from difflens.backbones.maps import Place
-from difflens.configs.options import given
+from difflens.configs.options import check_values, given
 from difflens.configs.train import TrainConfig
 from difflens.data.images import to_float
 from difflens.data.loader import epoch_order, share_of
 from difflens.data.split import ImageSplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.extractors.base import evaluating
 from difflens.extractors.cache import READ_BATCH, FeatureCache, Reading
 from difflens.metrics.classification import Evaluation, joined
@@ -54,6 +54,10 @@ def fit(
     same result as an uninterrupted one.
 
     Args:
+        probe: extractor and head; what it trains changes in place.
+        split: the training images, with labels.
+        config: the options of the training.
+        process: this process; None: a process alone.
         run: the run directory for the log, and for checkpoints at the ends of epochs; None: no log.
         cache: the maps of a frozen extractor, which replace the images; None: the extractor reads the images.
         skipped: receives one line for each image that cannot be read.
@@ -63,28 +67,47 @@ def fit(
         The seconds of training, without the extraction of a cache.
 
     Raises:
-        DiffLensError: loss or weights are no longer finite, or the probe is for other labels.
+        DiffLensError: an option has a wrong value, loss or weights are no longer finite, the probe is for
+            other labels, or its head has nothing to train or a normalisation that is not measured.
     """
+    check_values(config)
     _check_labels(probe, split)
+    if (normalisation := probe.head.normalisation) is not None and not normalisation.fitted:
+        raise DiffLensError(
+            "the normalisation of the head is not measured: `difflens.probe` measures it on the training "
+            "features"
+        )
     config = config.filled()
     process = process or accelerator()
     probe.to(process.device)
-    if cache is None:
-        read = partial(_online_batches, probe, split, config, Reading.of(config, skipped))
-        share = process.process_index, process.num_processes
-        objective = HeadObjective(probe, process.prepare(probe), read, len(split), config, process, *share)
-    else:  # a cache holds this process's share already
-        read = partial(_cached_inputs, cache, process.device)
-        objective = HeadObjective(probe, process.prepare(probe.head), read, len(cache), config, process)
-    loop = TrainingLoop(objective, process, run, label or "training", checkpoint_seconds=_CHECKPOINT_SECONDS)
-    return loop.train()
+    with torch.random.fork_rng():  # the seeds of dropout are not those of the caller
+        if cache is None:
+            read = partial(_online_batches, probe, split, config, Reading.of(config, skipped))
+            share = process.process_index, process.num_processes
+            objective = HeadObjective(
+                probe, process.prepare(probe), read, len(split), config, process, *share
+            )
+        else:  # a cache holds this process's share already
+            read = partial(_cached_inputs, cache, process.device)
+            objective = HeadObjective(probe, process.prepare(probe.head), read, len(cache), config, process)
+        title = label or "training"
+        loop = TrainingLoop(objective, process, run, title, checkpoint_seconds=_CHECKPOINT_SECONDS)
+        return loop.train()
 
 
 def _check_labels(probe: Probe, split: ImageSplit) -> None:
-    """Raise DiffLensError unless the probe is for one label an image, or several, as the split."""
+    """Raise DiffLensError unless the split has images with labels such as the probe gives."""
+    if not len(split) or split.labels is None:
+        raise DiffLensError(f"{split.name} has no {'images' if not len(split) else 'labels'}")
     if split.multi_label != isinstance(probe, MultiLabelProbe):
         labels, kind = ("several labels", MultiLabelProbe) if split.multi_label else ("one label", Probe)
         raise DiffLensError(f"{split.name}: an image has {labels}, so the probe must be a {kind.__name__}")
+    classes = split.labels.shape[1] if split.multi_label else int(split.labels.max()) + 1
+    if classes > probe.head.num_classes:
+        raise DiffLensError(
+            f"{split.name} has labels of {counted(classes, 'class')}, and the head is for "
+            f"{probe.head.num_classes}"
+        )
 
 
 Inputs = tuple[tuple[Any, ...], Tensor]
@@ -209,6 +232,8 @@ def evaluate(
     restored.
 
     Args:
+        classes: the names of the classes, in the order of the probe's scores.
+        process: this process; None: a process alone.
         cache: the maps of the split; None: the extractor reads the images.
         skipped: receives one line for each image that cannot be read.
 
@@ -216,6 +241,10 @@ def evaluate(
         DiffLensError: no image can be read, or the probe is for other labels.
     """
     _check_labels(probe, split)
+    if len(classes) != probe.head.num_classes:
+        raise DiffLensError(
+            f"the head is for {counted(probe.head.num_classes, 'class')}, and {len(classes)} are named"
+        )
     process = process or accelerator()
     device = process.device
     probe.to(device)
