@@ -284,8 +284,8 @@ def test_text_file(tmp_path: Path, name: str, text: str) -> None:
 )
 def test_not_a_checkpoint(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
-    for name in ("model.onnx", "model.gguf"):
-        (tmp_path / name).touch()
+    (tmp_path / "model.onnx").touch()
+    (tmp_path / "model.gguf").touch()
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     torch.save({}, tmp_path / "empty.pt")
     torch.save({"a": torch.zeros(1), "step": 3}, tmp_path / "numbers.pt")

@@ -333,7 +333,7 @@ def test_transformers_that_are_refused_by_class_name(dit: Path, name: object) ->
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("_class_name", 3, "_class_name is 3: it should be a valid string"),
+        ("_class_name", 3, "_class_name is 3: it must name a class"),
         ("norm_eps", "small", "norm_eps is 'small': it must be of the type float"),
         ("freq_shift", "0", "freq_shift is '0': it must be of the type int"),
         ("down_block_types", ["DownBlock2D", 2], "down_block_types is .*: it must be of the type list, str"),

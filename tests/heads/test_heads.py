@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,9 +120,39 @@ def test_difformer_needs_a_full_grid() -> None:
         make_head(HeadConfig("difformer"), {(3, 10): (8, 4, 4), (3, 20): (8, 4, 4), (5, 10): (8, 4, 4)}, 10)
 
 
+@pytest.mark.parametrize("width", [1, 50, 84, 97, 100, 150])
+def test_any_width_divides_into_heads(width: int) -> None:
+    """As half of 168 channels, for example, which networks of timm have."""
+    head = make_head(HeadConfig("attention", width=width), {(1, 0): (8, 4, 4)}, 10)
+    assert head({(1, 0): torch.rand(2, 8, 4, 4)}).shape == (2, 10)
+
+
 def test_width_must_divide_into_heads() -> None:
     with pytest.raises(DiffLensError, match="not a multiple of its 3 attention heads"):
-        make_head(HeadConfig("attention", width=50), {(1, 0): (8, 4, 4)}, 10)
+        DifFormerHead({(1, 0): (8, 4, 4)}, 10, 50, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "atention"}, r"no name 'atention'; did you mean attention\?"),
+        ({"name": "linear", "mix": "foo"}, "no mix 'foo'"),
+        ({"name": "linear", "normalise": "foo"}, "no normalise 'foo'"),
+        ({"name": "attention", "width": 0}, "width is 0"),
+        ({"name": "attention", "depth": "2"}, "depth is '2'; it must be a whole number"),
+        ({"name": "attention", "normalise": "whiten"}, "the attention head does not normalise"),
+    ],
+)
+def test_a_wrong_configuration_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DiffLensError, match=message):
+        make_head(HeadConfig(**options), {(1, 0): (8, 4, 4)}, 10)
+
+
+def test_a_head_needs_maps_and_classes() -> None:
+    with pytest.raises(DiffLensError, match="reads at least one map"):
+        make_head(HeadConfig("linear"), {}, 10)
+    with pytest.raises(DiffLensError, match="num-classes is 0"):
+        make_head(HeadConfig("linear"), {(1, 0): (8, 4, 4)}, 0)
 
 
 def test_where_cls_looks() -> None:

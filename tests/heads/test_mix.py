@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difflens.errors import DiffLensError
 from difflens.heads.config import HeadConfig
 from difflens.heads.difformer import DifFormerHead
 from difflens.heads.make import make_head
@@ -97,8 +96,3 @@ def test_weights_are_learned_for_the_place_that_tells_classes_apart() -> None:
         optimizer.step()
     weights = dict(zip(head.mixture.places, head.mixture.weights.flatten().tolist(), strict=True))
     assert max(weights, key=weights.__getitem__) == (3, 20)
-
-
-def test_width_must_divide_into_heads() -> None:
-    with pytest.raises(DiffLensError, match="not a multiple of its 3 attention heads"):
-        make_head(HeadConfig("mix", width=50), SEVERAL, 10)

@@ -92,7 +92,7 @@ class _Pipeline:
         if not file.exists() and (why := _why_no_network(folder)):
             raise DiffLensError(f"{problem}: {why}")
         written = read_json(file, problem)
-        kind = _class_of(written, folder)  # a class that difflens does not walk has other fields
+        kind = _class_of(written, file, folder)  # a class that difflens does not walk has other fields
         check_config(written, file)
         path = folder / "model_index.json"
         index = read_json(path, f"{folder} is not a pipeline") if path.exists() else {}
@@ -232,18 +232,16 @@ def _network_of(folder: Path, weights: WeightsName | None) -> Path:
     return raw if weights == "raw" else averaged
 
 
-def _class_of(written: dict[str, Any], folder: Path) -> Any:
-    """Return the class of diffusers that a config.json names.
+def _class_of(written: dict[str, Any], file: Path, folder: Path) -> Any:
+    """Return the class of diffusers that `written`, the content of config.json in `file`, names.
 
     Raises:
         DiffLensError: it is no denoiser that difflens can walk.
     """
     name = written.get("_class_name")
-    if not isinstance(name, str):
-        raise DiffLensError(
-            f"{folder} is not a diffusers model: the _class_name in config.json is {short(name)}, and must "
-            "name a class"
-        )
+    if not isinstance(name, str | None):
+        raise DiffLensError(f"{file}: _class_name is {short(name)}: it must name a class")
+    name = str(name)
     if name == "Transformer2DModel":  # the name before diffusers 0.29
         name = _FORMER.get(str(written.get("norm_type")), name)
     size = written.get("sample_size")
