@@ -108,8 +108,9 @@ def content_index(images: Tensor) -> Tensor:
     """Return a number for each image that its content decides, (B,) long in [0, 2**31 - 1).
 
     It takes the place of a position in a data set for images that have none. Pixels are rounded to 256
-    levels, so that rounding errors change nothing. Their weighted sum modulo a prime is a universal hash
-    (Carter and Wegman, 1979): two different images have one number with probability 2**-31.
+    levels: rounding errors change nothing in images of 8 bits; others may lie between two levels. The
+    weighted sum of the levels modulo a prime is a universal hash (Carter and Wegman, 1979): two different
+    images have one number with probability 2**-31.
 
     Args:
         images: (B, C, H, W) in [-1, 1].

@@ -2,6 +2,7 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -87,6 +88,22 @@ def test_a_subset_keeps_its_augmentation(splits: tuple[ImageSplit, ImageSplit]) 
         images, index, rows = joined(list(iterate(part, **OPTIONS, augment="crop")))
         assert torch.equal(images, whole[[9, 4]])
         assert (index.tolist(), rows.tolist()) == ([9, 4], [0, 1])
+
+
+def test_a_subset_takes_positions_or_a_mask(splits: tuple[ImageSplit, ImageSplit]) -> None:
+    for split in splits:
+        mask = torch.zeros(len(split), dtype=torch.bool)
+        mask[[4, 9]] = True
+        for rows in (torch.tensor([4, 9]), [4, 9], (4, 9), range(4, 10, 5), mask, np.array([4, 9])):
+            part = split.subset(rows)
+            assert (part.index.tolist(), len(part)) == ([4, 9], 2)
+        assert len(split.subset([])) == 0
+        for wrong in (mask[1:], torch.tensor([1.5]), torch.tensor([[4, 9]])):
+            with pytest.raises(DiffLensError, match="a subset takes positions"):
+                split.subset(wrong)
+        for wrong in (torch.tensor([-1]), [len(split)]):
+            with pytest.raises(DiffLensError, match="positions of a subset lie in 0 to"):
+                split.subset(wrong)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from difflens import (
 from difflens.backbones.base import Backbone
 from difflens.data.images import BadImage
 from difflens.noise import content_index
+from difflens.run.console import note
 from tests.helpers import every
 from tests.helpers.networks import make_backbone
 
@@ -370,3 +371,42 @@ def test_another_precision_leaves_a_shared_backbone_as_it_is(images: Tensor) -> 
     assert all(torch.equal(after[place], maps) for place, maps in before.items())
     with pytest.raises(DiffLensError, match="was converted to bfloat16: load it again"):
         FeatureExtractor(fast.backbone)
+
+
+def test_fine_tuning_leaves_the_backbone_of_others_as_it_is() -> None:
+    shared = make_backbone()
+    frozen = FeatureExtractor(shared, **PLACES)
+    tuned = FeatureExtractor(shared, extractor="finetuned", **PLACES)
+    fed = FeatureExtractor(shared, extractor="feedback", **PLACES)
+    assert frozen.backbone is shared
+    assert not any(parameter.requires_grad for parameter in shared.parameters())
+    assert {name.split(".")[1] for name, each in fed.named_parameters() if each.requires_grad} == {"feedback"}
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.1)
+    images = torch.rand(2, 1, 16, 16) * 2 - 1
+    expected = FeatureExtractor(make_backbone(), **PLACES)(images)
+    assert all(torch.equal(maps, expected[place]) for place, maps in frozen(images).items())
+
+
+@pytest.mark.parametrize("numbers", [np.array([4, 6]), torch.tensor([4, 6]), [np.int64(4), 6]])
+def test_places_as_numbers_of_numpy_and_torch(backbone: Backbone, numbers: Any) -> None:
+    extractor = FeatureExtractor(backbone, numbers, np.int64(30))
+    assert extractor.places == [(4, 30), (6, 30)]
+    assert {type(number) for place in extractor.places for number in place} == {int}
+
+
+def test_what_is_no_tensor_is_named(backbone: Backbone) -> None:
+    with pytest.raises(DiffLensError, match="images of type ndarray: a batch is one tensor"):
+        FeatureExtractor(backbone, **PLACES)(np.zeros((1, 1, 16, 16)))
+
+
+def test_images_that_begin_at_0_are_doubted(backbone: Backbone, capsys: pytest.CaptureFixture[str]) -> None:
+    note.cache_clear()
+    extractor, images = FeatureExtractor(backbone, **PLACES), torch.rand(2, 1, 16, 16)
+    for each in (2 * images - 1, torch.zeros(2, 1, 16, 16), torch.zeros(0, 1, 16, 16)):
+        extractor(each)
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        extractor(images)
+    assert capsys.readouterr().err.count("as if they lay in [0, 1]") == 1

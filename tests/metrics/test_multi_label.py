@@ -53,6 +53,15 @@ def test_a_class_that_no_image_has_is_left_out_of_the_mean() -> None:
         _ = evaluation([[0, 0, 0]], [[0.9, 0.8, 0.1]]).map
 
 
+def test_labels_as_numbers() -> None:
+    labels, logits = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]]), torch.randn(4, 2)
+    expected = MultiLabelEvaluation.of(torch.arange(4), labels.bool(), logits, ("a", "b")).map
+    for each in (labels, labels.float()):
+        assert MultiLabelEvaluation.of(torch.arange(4), each, logits, ("a", "b")).map == expected
+    with pytest.raises(DiffLensError, match="must be 0 or 1"):
+        MultiLabelEvaluation.of(torch.arange(4), 2 * labels, logits, ("a", "b"))
+
+
 def test_confident_predictions_are_ranked() -> None:
     logits = torch.tensor([[30.0], [18.0], [20.0], [-3.0]])
     labels = torch.tensor([[True], [False], [False], [False]])

@@ -100,7 +100,7 @@ class ImageSplit(ABC):
         Raises:
             DiffLensError: `rows` is neither, or there is no such position.
         """
-        chosen = rows if isinstance(rows, Tensor) else torch.tensor(list(rows))
+        chosen = rows if isinstance(rows, Tensor) else torch.tensor([*rows])
         if chosen.dtype == torch.bool and chosen.shape == (len(self),):
             chosen = chosen.nonzero()[:, 0]
         whole = not (chosen.is_floating_point() or chosen.dtype == torch.bool) or not chosen.numel()
