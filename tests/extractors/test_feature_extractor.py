@@ -18,10 +18,13 @@ from difflens import (
     ExtractConfig,
     FeatureExtractor,
     FeatureStore,
+    HeadConfig,
+    Probe,
     ProbeConfig,
     extract,
     load_backbone,
     load_data,
+    make_head,
     probe,
 )
 from difflens.backbones.base import Backbone
@@ -410,3 +413,37 @@ def test_images_that_begin_at_0_are_doubted(backbone: Backbone, capsys: pytest.C
     for _ in range(2):
         extractor(images)
     assert capsys.readouterr().err.count("as if they lay in [0, 1]") == 1
+
+
+def test_a_frozen_extractor_says_that_it_has_no_gradient(
+    backbone: Backbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note.cache_clear()
+    extractor = FeatureExtractor(backbone, **PLACES)
+    images = (torch.rand(2, 1, 16, 16) * 2 - 1).requires_grad_()
+    with torch.no_grad():
+        extractor(images)
+    assert capsys.readouterr().err == ""
+    assert not extractor.pooled(images).requires_grad
+    assert "gives its images no gradient" in capsys.readouterr().err
+
+
+def test_it_is_exported(backbone: Backbone) -> None:
+    extractor, images = FeatureExtractor(backbone, **PLACES), torch.rand(2, 1, 16, 16) * 2 - 1
+    exported = torch.export.export(extractor, (images,)).module()
+    other = images.flip(0)
+    for place, maps in exported(other).items():
+        torch.testing.assert_close(maps, extractor(other)[place], atol=1e-5, rtol=1e-5)
+
+
+def test_a_probe_takes_it(backbone: Backbone) -> None:
+    extractor, images = FeatureExtractor(backbone, 6, 30), torch.rand(4, 1, 16, 16) * 2 - 1
+    model = Probe(extractor, make_head(HeadConfig("linear"), extractor.shapes(), 3))
+    assert model.extractor is extractor.extractor
+    torch.testing.assert_close(model(images), model.head(extractor(images)))
+
+
+@pytest.mark.parametrize("device", ["gpu0", "cuda:99"])
+def test_a_device_that_does_not_exist(device: str) -> None:
+    with pytest.raises(DiffLensError, match=f"device '?{device}"):
+        FeatureExtractor("fashion", device=device)

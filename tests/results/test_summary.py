@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import MISSING, fields, replace
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,12 @@ def test_a_comparison_of_many_trials_fits_a_narrow_terminal() -> None:
 )
 def test_what_was_left_out_is_one_line(result: Result, line: str) -> None:
     assert result.left_out() == line
+
+
+def test_a_notebook_shows_the_summary() -> None:
+    shown = made.OBJECTS._repr_html_()
+    assert shown.startswith("<pre>")
+    assert escape(made.OBJECTS.summary()) in shown
 
 
 @pytest.mark.parametrize("name", made.EVERY)

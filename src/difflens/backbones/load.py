@@ -140,11 +140,17 @@ def load_backbone(
         condition_file=condition_file,
     )
     fresh = spec.startswith("random:") and spec != "random:"
-    meta = torch.device(device).type == "meta"
+    try:
+        meta = torch.device(device).type == "meta"
+    except RuntimeError as error:
+        raise DiffLensError(f"no device {str(device)!r}: {reason(error)}") from error
     backbone = _load(replace(config, spec=spec.removeprefix("random:") if fresh else spec), fresh, meta)
     if fresh:
         backbone.spec = spec
-    return backbone.to(device)
+    try:
+        return backbone.to(device)
+    except (RuntimeError, AssertionError) as error:  # no such GPU, no driver, or too little memory
+        raise DiffLensError(f"the device {device} cannot be used: {reason(error)}") from error
 
 
 def _load(config: BackboneConfig, fresh: bool, meta: bool) -> Backbone:

@@ -19,6 +19,7 @@ from difflens.extractors.cache import READ_BATCH, filled
 from difflens.extractors.config import ExtractorConfig, options_without_effect
 from difflens.noise import content_index
 from difflens.processes.base import Level
+from difflens.run.console import note
 
 _N = TypeVar("_N", int, Level)
 
@@ -35,7 +36,8 @@ class FeatureExtractor(nn.Module):
     """Images to the feature maps of a backbone, at chosen blocks and noise levels.
 
     Noise is an image's own: its content, the seed and the number of the draw decide it, not its batch.
-    A frozen extractor begins in evaluation mode, the others in training mode.
+    A frozen extractor begins in evaluation mode, the others in training mode. A frozen one has no gradient,
+    not even for its images.
 
     Args:
         backbone: a name, path, hub id or run directory, as for `load_backbone`; or a loaded backbone, which
@@ -161,9 +163,12 @@ class FeatureExtractor(nn.Module):
             DiffLensError: the images have other channels, another side or another range; the message says
                 what `transform` does.
         """
-        self._check(images)
+        if not torch.compiler.is_exporting():  # a graph cannot raise
+            self._check(images)
         images = images.float()
         trainable = self.extractor.trainable
+        if images.requires_grad and torch.is_grad_enabled() and not trainable:
+            note("warning: a frozen extractor gives its images no gradient; a finetuned one does")
         with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
             if index is None:
                 return self._read(images, content_index(images), draw)

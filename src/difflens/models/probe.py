@@ -9,9 +9,11 @@ from torch.nn import functional as F
 
 from difflens.errors import DiffLensError
 from difflens.extractors.base import Extractor
+from difflens.extractors.feature_extractor import FeatureExtractor
 from difflens.heads.base import Head
 from difflens.metrics.classification import Evaluation
 from difflens.metrics.multi_label import MultiLabelEvaluation
+from difflens.noise import content_index
 from difflens.training.optimisers import ParameterGroup
 
 
@@ -88,15 +90,16 @@ class Probe(FeatureModel):
     head: Head
     evaluation: ClassVar[type[Evaluation | MultiLabelEvaluation]] = Evaluation
 
-    def __init__(self, extractor: Extractor, head: Head):
-        super().__init__(extractor, head)
+    def __init__(self, extractor: Extractor | FeatureExtractor, head: Head):
+        super().__init__(extractor.extractor if isinstance(extractor, FeatureExtractor) else extractor, head)
 
-    def forward(self, images: Tensor, index: Tensor, draw: int = 0) -> Tensor:
+    def forward(self, images: Tensor, index: Tensor | None = None, draw: int = 0) -> Tensor:
         """Return logits (B, num_classes) of images (B, C, S, S) in [-1, 1].
 
         Args:
-            index, draw: as in extractors.
+            index, draw: as in extractors; without an index, an image's content decides its noise.
         """
+        index = content_index(images) if index is None else index
         return self.head(self.extractor(images, index, draw))
 
     @staticmethod

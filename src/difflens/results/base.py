@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from html import escape
 from typing import Any
 
 from difflens.errors import counted, listing
@@ -15,6 +16,10 @@ class Result(ABC):
     @abstractmethod
     def summary(self) -> str:
         """The text that the command line prints."""
+
+    def _repr_html_(self) -> str:
+        """Show the summary in a notebook."""
+        return f"<pre>{escape(self.summary())}</pre>"
 
     def closing(self) -> str:
         """The text that the command line prints after what it has announced; empty for nothing."""
