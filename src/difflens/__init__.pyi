@@ -30,6 +30,7 @@ from .configs.suggest import SuggestConfig as SuggestConfig
 from .configs.sweep import SweepConfig as SweepConfig
 from .configs.train import TrainConfig as TrainConfig
 from .data.load import load_data as load_data
+from .data.sources.arrays import data_from_arrays as data_from_arrays
 from .errors import DiffLensError as DiffLensError
 from .extractors.base import Extractor as Extractor
 from .extractors.feature_extractor import FeatureExtractor as FeatureExtractor

@@ -18,6 +18,7 @@ from difflens.choices import Precision
 from difflens.configs.earlier import upgraded
 from difflens.configs.options import Options, PrecisionOptions, changeable, changeable_values, recorded
 from difflens.data.changes import channels_of, say_changes
+from difflens.data.sources.arrays import ARRAYS
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError
 from difflens.extractors.precision import measured_precision
@@ -133,6 +134,14 @@ class OpenedRun(Generic[D]):
         if self.changes:
             rows["Images as read"] = self.changes
         return {**rows, **environment(self.process.device)}
+
+
+def with_data(config: C, data: DataSet | None) -> C:
+    """Return `config` with the name of data that a program gives: of arrays, or where it names none."""
+    options: Any = config
+    if isinstance(data, ImageData) and (data.spec == ARRAYS or options.data is None):
+        return cast(C, replace(options, data=data.spec))
+    return config
 
 
 def bundled_backbone(channels: int) -> str:

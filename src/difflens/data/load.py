@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from difflens.data.sources.arrays import ARRAYS
 from difflens.data.sources.fine_grained import FINE_GRAINED, load_fine_grained
 from difflens.data.sources.folder import load_folder, load_folder_unlabelled
 from difflens.data.sources.hub import load_hub, load_hub_unlabelled
@@ -50,6 +51,8 @@ def load_data(spec: str | Path, labels: bool = True, val_fraction: float | None 
             fraction.
     """
     spec = str(spec)
+    if spec == ARRAYS:
+        raise DiffLensError("the images were arrays of a program, which alone can give them again: data=")
     kind, place = _parse(spec)
     _check_fraction(kind, spec, val_fraction)
     if kind == "torchvision":

@@ -41,7 +41,7 @@ from difflens.extractors.store import (
     write_latents,
     write_shard,
 )
-from difflens.opening import open_run, with_backbone
+from difflens.opening import open_run, with_backbone, with_data
 from difflens.processes.base import Level, finite
 from difflens.results.extract import ExtractResult, VectorsResult
 from difflens.run.console import progress_bar
@@ -65,14 +65,14 @@ def extract(
 
     Args:
         announce: receives a line on the content and the size of the store before anything is written.
-        data: the loaded data of `config.data` or a part of it; None loads it.
+        data: as for `probe`.
 
     Raises:
         DiffLensError: an option is out of range, the data or the backbone cannot be loaded, the folder holds
             another store, the file exists, or the disk has too little room; with `merge`, for the reasons of
             `merge.merge`.
     """
-    config = resolve(config)
+    config = resolve(with_data(config, data))
     if config.merge:
         return merge(config, announce)
     if config.vectors:

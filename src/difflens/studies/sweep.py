@@ -11,10 +11,11 @@ from difflens.configs.options import resolve
 from difflens.configs.sweep import SweepConfig
 from difflens.data.labels import one_label
 from difflens.data.load import load_data
+from difflens.data.split import ImageData
 from difflens.errors import DiffLensError, counted
 from difflens.metrics.recommendation import Recommendation, recommend
 from difflens.metrics.statistics import wilson
-from difflens.opening import open_run, with_backbone
+from difflens.opening import open_run, with_backbone, with_data
 from difflens.processes.base import Level, finite
 from difflens.reports.heat_maps import accuracy_map
 from difflens.reports.png import write_png
@@ -27,20 +28,25 @@ from difflens.studies.measurement import Measured, Measurement
 from difflens.studies.places import PLACE_COLUMNS, default_levels, place_rows, probe_like
 
 
-def sweep(config: SweepConfig, announce: Callable[[str], object] = lambda line: None) -> SweepResult:
+def sweep(
+    config: SweepConfig,
+    announce: Callable[[str], object] = lambda line: None,
+    data: ImageData | None = None,
+) -> SweepResult:
     """Measure the accuracy of simple classifiers at every place, recommend one, and write a table and a
     report.
 
     Args:
         announce: receives a line on the number of images, and one on each finished noise step.
+        data: as for `probe`.
 
     Raises:
         DiffLensError: an option is out of range, the data or the backbone cannot be loaded, or the budget is
             too small.
     """
-    config = resolve(config)
+    config = resolve(with_data(config, data))
     began = time.monotonic()
-    data = one_label(load_data(config.data, val_fraction=config.val_fraction), "a sweep")
+    data = one_label(data or load_data(config.data, val_fraction=config.val_fraction), "a sweep")
     if len(data.classes) < 2:
         raise DiffLensError(f"a sweep needs at least two classes, and {data.name} has {len(data.classes)}")
     config = with_backbone(config, data.train)

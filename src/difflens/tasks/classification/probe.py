@@ -37,7 +37,7 @@ from difflens.heads.make import make_head
 from difflens.metrics.classification import Evaluation
 from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.models.saved import TrainedModel
-from difflens.opening import OpenedRun, open_run, with_backbone
+from difflens.opening import OpenedRun, open_run, with_backbone, with_data
 from difflens.processes.base import Level, in_words
 from difflens.reports.html import BACKBONE_REPORT, report_of, reports_of
 from difflens.reports.probe import probe_report
@@ -62,13 +62,14 @@ def probe(
     """Run `config` and fill its run directory.
 
     Args:
-        data: what `config.data` names, or a part of it, where it is loaded already.
+        data: what `config.data` names, or a part of it, where it is loaded already; or those of
+            `data_from_arrays`. None loads what `config` names.
         shared: features that other runs on the same backbone read too.
 
     Raises:
         DiffLensError: the configuration, the data or the backbone has an error, which the message names.
     """
-    config = resolve(with_store(config))
+    config = resolve(with_data(with_store(config), data))
     process = accelerator(config.device)
     data = data or _load(config)
     check_labels(config, data)
