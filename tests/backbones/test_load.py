@@ -17,6 +17,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 
 from difflens import DiffLensError, load_backbone, sample
+from difflens.backbones.pixels import is_pixels
 from difflens.backbones.unet import UNetBackbone
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "adm_tiny.safetensors"
@@ -249,3 +250,15 @@ def test_only_weights_that_are_read_come_from_the_hub(monkeypatch: pytest.Monkey
     with pytest.raises(DiffLensError, match="stopped here"):
         load_backbone("owner/name")
     assert asked == read
+
+
+def test_a_folder_may_begin_with_pixels(
+    backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(backbone_folder, tmp_path / "pixels-ddpm")
+    monkeypatch.chdir(tmp_path)
+    assert not is_pixels("pixels-ddpm")
+    assert [*map(is_pixels, ("pixels", "pixels:3x16"))] == [True, True]
+    assert load_backbone("pixels-ddpm").fingerprint() == load_backbone(backbone_folder).fingerprint()
+    with pytest.raises(DiffLensError, match="is not a pixel backbone"):
+        load_backbone("pixels:1x\u00b2")

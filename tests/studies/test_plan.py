@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +19,13 @@ from difflens import (
     ProbeConfig,
     SegmentConfig,
     SweepConfig,
+    detect,
     extract,
     fidelity,
     generate,
     plan,
     probe,
+    segment,
     sweep,
 )
 from difflens.run.counting import cost_of_images, counting
@@ -111,6 +114,30 @@ def test_a_plan_of_pretrain_counts_activations_that_are_computed_again(
     assert again.hours > 1.1 * plain.hours
     with pytest.raises(DiffLensError, match="is not a multiple of 3"):
         plan(replace(options, batch_size=64, accumulate=3))
+
+
+@pytest.mark.parametrize("kind", [SegmentConfig, DetectConfig])
+def test_a_plan_of_a_dense_task_has_the_parameters_of_its_mix(
+    kind: type[SegmentConfig | DetectConfig], backbone_folder: Path, scene_folder: Path, tmp_path: Path
+) -> None:
+    extra: dict[str, Any] = {"head": "upernet"} if kind is SegmentConfig else {"proposals": 8}
+    options = kind(
+        data=scene_folder,
+        backbone=str(backbone_folder),
+        out=tmp_path / "run",
+        side=32,
+        blocks=(4, 6),
+        noise_steps=(5, 20),
+        width=16,
+        iterations=1,
+        batch_size=2,
+        workers=0,
+        **extra,
+    )
+    plain, mixed = plan(options), plan(replace(options, mix=True))
+    assert mixed.trainable_parameters < plain.trainable_parameters
+    command: Any = segment if kind is SegmentConfig else detect
+    assert command(replace(options, mix=True)).trainable_parameters == mixed.trainable_parameters
 
 
 def test_a_plan_of_a_generator_in_one_pass(tmp_path: Path) -> None:
