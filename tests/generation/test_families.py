@@ -433,7 +433,7 @@ class _Refused:
             "names a scheduler .*: choose ddim, ddpm or dpm-solver",
         ),
         (_Refused.without_variance, {"sampler": "own"}, "the network predicts none: choose ddim"),
-        (_Refused.three_channels, {}, "makes 5 channels out of 3"),
+        (_Refused.three_channels, {}, "takes 3 channels and gives 5: that is no prediction for x_t"),
     ],
 )
 def test_what_cannot_be_drawn(

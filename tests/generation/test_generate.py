@@ -178,7 +178,7 @@ def test_what_cannot_work_says_so_and_leaves_nothing(
     ("channels", "out_channels", "bias", "message"),
     [
         (2, 2, 0.0, "takes 2 channels, which are latents"),
-        (1, 3, 0.0, "makes 3 channels out of 1"),
+        (1, 3, 0.0, "takes 1 channel and gives 3: that is no prediction for x_t"),
         (1, 1, torch.nan, "images that are not finite: check its weights"),
     ],
 )

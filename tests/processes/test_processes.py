@@ -41,6 +41,13 @@ def test_levels_of_a_log_snr(process: NoiseProcess) -> None:
     assert low <= process.at_log_snr(50.0) <= high
 
 
+@pytest.mark.parametrize(("step", "message"), [(-5, "outside"), (1000, "outside"), (5.7, "no whole number")])
+def test_a_number_that_is_no_step(step: float, message: str) -> None:
+    images = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(DiffLensError, match=message):
+        DDPM.add_noise(images, step, images)
+
+
 def test_both_directions_of_time() -> None:
     images, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 5.0)
     assert float(FLOW.add_noise(images, 0.25, noise)) == 0.75 * 2 + 0.25 * 5

@@ -345,7 +345,7 @@ def test_a_file_with_many_changed_fields(reader: Reader) -> None:
             "probe/model/config.json",
             '"draws": 1',
             '"draws": -1',
-            r"extractor\.draws is -1: it must be between 1 and 1000",
+            r"extractor\.draws is -1: it must be between 1 and 1,000",
         ),
         ("probe/model/config.json", '"seed": 0', '"sed": 0', r"extractor\.sed is not known to this version"),
         ("probe/metrics.json", '"epochs": 2', '"epochs": "2"', r"epochs is '2': it should be a valid int"),

@@ -67,7 +67,11 @@ class NoiseProcess(ABC):
         return self.describe().encode()
 
     def level_tensor(self, level: Level | Tensor, count: int, device: torch.device | str = "cpu") -> Tensor:
-        """Return one level for each of `count` images, (count,): long for steps, else float64."""
+        """Return one level for each of `count` images, (count,): long for steps, else float64.
+
+        Raises:
+            DiffLensError: a number is no step of a schedule; the values of tensors are not looked at.
+        """
         dtype = torch.long if self.unit == "step" else torch.float64
         return torch.as_tensor(level, device=device).to(dtype).expand(count)
 

@@ -79,6 +79,11 @@ class VariancePreserving(NoiseProcess):
     def bounds(self) -> tuple[Level, Level]:  # type: ignore[override]
         return 0, self.num_steps - 1
 
+    def level_tensor(self, level: Level | Tensor, count: int, device: torch.device | str = "cpu") -> Tensor:
+        if not isinstance(level, Tensor):
+            self.check((level,))  # -1 would be the last step, and 5.7 the fifth
+        return super().level_tensor(level, count, device)
+
     @property
     def prediction(self) -> str:  # type: ignore[override]
         return str(self.config.get("prediction_type", "epsilon"))

@@ -101,7 +101,8 @@ def test_a_loss_that_explodes_stops_the_run(
     method: Any, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A learning rate beyond the range of the option: BiGAN's losses stay finite within it."""
-    monkeypatch.setattr(options, "validate", lambda config: None)
+    for name in ("check_values", "validate"):
+        monkeypatch.setattr(options, name, lambda config: None)
     run = config(tmp_path / "run", image_tree, method=method, learning_rate=1e30, warmup_steps=0)
     with pytest.raises(DiffLensError, match=r"no longer finite in epoch \d+ \(step \d+\)"):
         pretrain(run)
@@ -110,7 +111,10 @@ def test_a_loss_that_explodes_stops_the_run(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "gan"}, "no method 'gan'; there are diffusion, bigan, simclr, mae, supervised"),
+        (
+            {"method": "gan"},
+            r"no method 'gan'; did you mean bigan\? there are diffusion, bigan, simclr, mae, supervised",
+        ),
         (
             {"method": "bigan", "prediction": "epsilon"},
             "bigan does not read options of diffusion: leave out --prediction",
