@@ -356,7 +356,11 @@ def _check_tokens(home: Path, tokenizer: Any, encoder: Any) -> None:
         return
     embeddings = encoder.get_input_embeddings().num_embeddings
     for role, token in tokenizer.special_tokens_map.items():
-        if isinstance(token, str) and tokenizer.convert_tokens_to_ids(token) >= embeddings:
+        try:
+            known = not isinstance(token, str) or tokenizer.convert_tokens_to_ids(token) < embeddings
+        except RecursionError:  # an unknown token is looked up as the unknown token, which is unknown itself
+            known = False
+        if not known:
             raise DiffLensError(
                 f"{home / 'tokenizer_config.json'}: {role} {token!r} is not among the {embeddings:,} tokens "
                 "of the text encoder"
