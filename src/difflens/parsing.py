@@ -73,28 +73,30 @@ def _number_or_choice(
     option: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
     """Leave a word that is no number, or not among the choices, as it is: `resolve` says what it must be."""
-    kinds = get_args(option.type) or (option.type,)
+    parts = get_args(option.type) or (option.type,)
+    choices: dict[str, Any] = {}
+    numbers: tuple[type, ...] = ()
     if get_origin(option.type) is Literal:
-        values = {str(choice): choice for choice in kinds}
-        metavar = f"{{{','.join(values)}}}"
-    elif {*kinds} <= {int, float}:
-        values = {}
-        metavar = "|".join(kind.__name__.upper() for kind in kinds)
+        choices = {str(choice): choice for choice in parts}
+        metavar = f"{{{','.join(choices)}}}"
+    elif {*parts} <= {int, float}:
+        numbers = parts
+        metavar = "|".join(kind.__name__.upper() for kind in numbers)
     else:
         return None
 
     def read(words: Sequence[str]) -> Any:
         (word,) = words
-        for kind in kinds if not values else ():
+        for kind in numbers:
             with suppress(ValueError):
                 return kind(word)
-        return values.get(word, word)
+        return choices.get(word, word)
 
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
         instance_from_str=read,
-        is_instance=lambda value: value in kinds if values else type(value) in kinds,
+        is_instance=lambda value: value in choices.values() or type(value) in numbers,
         str_from_instance=lambda value: [str(value)],
     )
 

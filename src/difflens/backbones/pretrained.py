@@ -106,12 +106,11 @@ def read_network(
     if meta:
         return outline
     check_size(outline, folder, fresh)
-    if not fresh:
-        _check_names(folder)
     if fresh:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return kind.from_config(config)
+    _check_names(folder)
     try:
         network, info = kind.from_pretrained(
             folder,

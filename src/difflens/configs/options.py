@@ -1,8 +1,9 @@
 """Option groups that commands compose, the range of each number, and the functions that check options.
 
-    resolve    fills in options that are None: with the preset's value, or else the recipe's
-    validate   refuses options that are out of range, have no effect, or contradict each other
-    recorded   returns the options that identify a run, which --resume compares
+    resolve        fills in options that are None: with the preset's value, or else the recipe's
+    check_values   refuses options of another type, out of range, or not among the choices
+    validate       refuses options that have no effect, and presets that do not exist
+    recorded       returns the options that identify a run, which --resume compares
 
 A group is a dataclass of keyword arguments. A command's configuration inherits the groups that it needs, so
 flags stay flat and each option is declared once.
@@ -139,7 +140,8 @@ def resolve(config: C) -> C:
     """Fill in all options that are None and have a value in the recipe.
 
     Raises:
-        DiffLensError: for the reasons of `validate`, options contradict each other, or it is a dry run.
+        DiffLensError: for the reasons of `check_values` and `validate`, options contradict each other, or it
+            is a dry run.
     """
     if getattr(config, "dry_run", False):
         raise DiffLensError("dry_run is for `difflens.plan`, which --dry-run calls")
@@ -158,12 +160,11 @@ def resolve(config: C) -> C:
 
 
 def validate(config: Options) -> None:
-    """Check the options as the user gave them.
+    """Check the options as the user gave them, each of which has passed `check_values`.
 
     Raises:
-        DiffLensError: for the reasons of `check_values`, there is no such preset, or an option has no effect.
+        DiffLensError: there is no such preset, or an option has no effect.
     """
-    check_values(config)
     preset = getattr(config, "preset", None)
     if preset is not None and preset not in config.PRESETS:
         hint = did_you_mean(preset, config.PRESETS)

@@ -235,17 +235,24 @@ def in_range(images: Tensor) -> Tensor:
     """
     if not images.is_floating_point():
         raise DiffLensError(f"images of {_type(images)}: they must be floating-point in [-1, 1]")
+    if not images.numel():
+        return images
+    least, most = (float(end) for end in images.detach().aminmax())
     # a little more than 1 for rounding errors; a comparison with NaN is False
-    if not bool((images.detach().abs() <= 1 + 1e-3).all()):
-        least, most = (float(end) for end in images.detach().aminmax())
+    if not (least >= -1 - 1e-3 and most <= 1 + 1e-3):
         raise DiffLensError(f"images lie in [{least:.3g}, {most:.3g}], and must lie in [-1, 1]")
-    # pictures of more than noise have dark parts
-    if images.numel() and not bool((images < 0).any()) and bool(images.any()):
+    if least >= 0 and most > 0:  # pictures have dark parts
         note(
             "warning: images of a batch have no value below 0, as if they lay in [0, 1]: difflens takes "
             "[-1, 1], in which black is -1"
         )
     return images
+
+
+def check_shape(images: Tensor, channels: int, taker: str) -> None:
+    """Raise DiffLensError if images are not (B, C, S, S) with the channels that `taker` takes."""
+    if images.ndim != 4 or images.shape[1] != channels:
+        raise DiffLensError(f"images of shape {tuple(images.shape)}: {taker} takes (B, {channels}, S, S)")
 
 
 def _type(images: Tensor) -> str:

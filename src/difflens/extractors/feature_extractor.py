@@ -13,7 +13,7 @@ from difflens.backbones.base import Backbone
 from difflens.backbones.load import load_backbone
 from difflens.backbones.maps import MapShape, Place, pool_to
 from difflens.choices import ExtractorName, Precision
-from difflens.data.images import ImageTransform, in_range
+from difflens.data.images import ImageTransform, check_shape, in_range
 from difflens.errors import DiffLensError, counted, listing
 from difflens.extractors.cache import READ_BATCH, filled
 from difflens.extractors.config import ExtractorConfig, options_without_effect
@@ -200,14 +200,10 @@ class FeatureExtractor(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _check(self, images: Tensor) -> None:
         """Raise DiffLensError if the images are not such as `transform` gives."""
-        channels = self.backbone.in_channels
         try:
             if not isinstance(images, Tensor):
                 raise DiffLensError(f"images of type {type(images).__name__}: a batch is one tensor")
-            if images.ndim != 4 or images.shape[1] != channels:
-                raise DiffLensError(
-                    f"images of shape {tuple(images.shape)}: {self.backbone.spec} takes (B, {channels}, S, S)"
-                )
+            check_shape(images, self.backbone.in_channels, self.backbone.spec)
             height, width = images.shape[2:]
             if height != width:
                 raise DiffLensError(f"images of {width} x {height} pixels: they must be square")

@@ -19,7 +19,7 @@ from difflens.backbones.load import resolved
 from difflens.backbones.runs import read_backbone
 from difflens.backbones.text import save_condition
 from difflens.choices import Exif
-from difflens.data.images import in_range
+from difflens.data.images import check_shape, in_range
 from difflens.errors import DiffLensError, counted, expanded, require
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.config import ExtractorConfig
@@ -226,11 +226,7 @@ class TrainedModel(SavedModel):
             DiffLensError: the images have other channels or another range, or there are no draws.
         """
         require(draws=(draws, 1, None))
-        channels = self.probe.extractor.backbone.in_channels
-        if images.ndim != 4 or images.shape[1] != channels:
-            raise DiffLensError(
-                f"images of shape {tuple(images.shape)}: the model takes (B, {channels}, S, S)"
-            )
+        check_shape(images, self.probe.extractor.backbone.in_channels, "the model")
         in_range(images)
         if not len(images):
             return images.new_zeros(0, len(self.classes))

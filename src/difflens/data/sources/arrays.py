@@ -41,7 +41,7 @@ def data_from_arrays(
 
 
 def _split(name: str, images: Any, labels: Any) -> MemorySplit:
-    pixels, each = torch.as_tensor(images), torch.as_tensor(labels)
+    given = pixels = torch.as_tensor(images)
     if pixels.dtype != torch.uint8:
         kind = str(pixels.dtype).removeprefix("torch.")
         raise DiffLensError(f"{name}: images of {kind}: they must be uint8, 0 to 255")
@@ -51,10 +51,10 @@ def _split(name: str, images: Any, labels: Any) -> MemorySplit:
         pixels = pixels.permute(0, 3, 1, 2)
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not pixels.numel():
         raise DiffLensError(
-            f"{name}: images of shape {tuple(torch.as_tensor(images).shape)}: they must be (N, C, H, W), "
+            f"{name}: images of shape {tuple(given.shape)}: they must be (N, C, H, W), "
             "(N, H, W, C) or (N, H, W), with C 1 or 3"
         )
-    return MemorySplit(name, pixels.contiguous(), _labels(name, each, len(pixels)))
+    return MemorySplit(name, pixels.contiguous(), _labels(name, torch.as_tensor(labels), len(pixels)))
 
 
 def _labels(name: str, labels: Tensor, count: int) -> Tensor:
