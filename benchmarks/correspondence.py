@@ -100,7 +100,7 @@ class Reader:
             self.channels = int(name.partition(":")[2] or 3)
             return
         backbone: Backbone = load_backbone(name)
-        backbone.check_side(side)
+        backbone.check_size(side)
         self.channels = backbone.in_channels
         usual = spread([block.index for block in backbone.blocks], backbone.defaults.block)
         self.extractor = FrozenExtractor(

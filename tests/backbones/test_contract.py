@@ -59,6 +59,7 @@ KINDS = {
     "mean class": BackboneConfig("classes", condition="mean"),
 }
 ENCODERS = ("timm ResNet", "timm ViT", "BiGAN", "pre-trained ViT", "untrained ViT")
+SQUARE = ("DiT", "untrained DiT", "DiT, adaln", "DiT.pt", "SiT.pt", "REPA.pt")
 WITHOUT_DECODER = ("pixels", *ENCODERS, *TRANSFORMERS, "DiT, adaln", "untrained DiT")
 
 
@@ -146,6 +147,25 @@ def test_maps_are_as_the_blocks_say(backbone: Backbone) -> None:
         side = backbone.image_size // block.stride
         assert maps[block.index].shape == (2, block.channels, side, side)
         assert maps[block.index].isfinite().all()
+
+
+def test_rectangles_keep_their_rows_and_columns(backbone: Backbone, request: pytest.FixtureRequest) -> None:
+    kind, side, t = request.node.callspec.id, backbone.image_size, backbone.defaults.noise_step
+    if kind in SQUARE:
+        with pytest.raises(DiffLensError, match=f"{2 * side} x {side} pixels: .* square|other size"):
+            backbone.check_size((side, 2 * side))
+        return
+    backbone.check_size((side, 2 * side))
+    image = images_for(backbone, 1).repeat(1, 1, 1, 2)
+    changed = image.clone()
+    stride = backbone.block(1).stride
+    changed[..., :stride, -stride:] *= -1  # the first row, the last column
+    first, second = (backbone.features(backbone.encode(each), t, [1])[1] for each in (image, changed))
+    assert first.shape[2:] == (side // stride, 2 * side // stride)
+    difference = (first - second).abs().sum(1)[0]
+    row, column = divmod(int(difference.argmax()), difference.shape[1])
+    assert row <= 2
+    assert column >= difference.shape[1] - 3
 
 
 def test_a_block_alone_is_the_same_map(backbone: Backbone) -> None:

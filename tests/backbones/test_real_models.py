@@ -422,7 +422,7 @@ def test_files_in_the_layout_of_dit(dit: Dit, process: NoiseProcess, facts: Fact
     # 28 equal blocks; the embedding that they share runs in each
     assert list(block_costs(backbone.to("meta")).values()) == pytest.approx([1 / 28] * 28)
     with pytest.raises(DiffLensError, match=f"table of positions for images of {facts.image_size} pixels"):
-        backbone.check_side(facts.image_size // 2)
+        backbone.check_size(facts.image_size // 2)
 
 
 def test_positions_of_a_file_are_not_computed_for_another_side(tmp_path: Path) -> None:

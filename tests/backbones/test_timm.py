@@ -169,3 +169,10 @@ def test_a_spec_that_means_the_same_elsewhere(tmp_path: Path, monkeypatch: pytes
     assert resolved("timm:resnet18@x.pth") == f"timm:resnet18@{tmp_path / 'x.pth'}"
     assert resolved("random:resnet18") == f"random:{tmp_path / 'resnet18'}"
     assert resolved("fashion") == "fashion"
+
+
+def test_a_vit_takes_images_of_its_own_size() -> None:
+    backbone = load_backbone("random:timm:vit_tiny_patch16_224", image_size=32)
+    for size in ((48, 48), (32, 48)):
+        with pytest.raises(DiffLensError, match="of 32 pixels, as it was loaded"):
+            backbone.check_size(size)

@@ -170,7 +170,7 @@ def test_two_passes_equal_two_calls(collect: Sequence[int]) -> None:
         (lambda b, x: b.features(x, 0, [5], {7: x}), "encoder blocks only, not block 7"),
         (lambda b, x: b.check_noise_steps([3, 1000]), "noise step 1000 is outside .* 0 to 999"),
         (lambda b, x: b.check_noise_steps([-1]), "noise step -1"),
-        (lambda b, x: b.check_side(17), "not a multiple of 2"),
+        (lambda b, x: b.check_size(17), "not a multiple of 2"),
     ],
 )
 def test_what_does_not_exist_is_named(call: object, message: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from difflens.backbones.autoencoder import Autoencoder
 from difflens.backbones.compiled import CompiledGraphs
 from difflens.backbones.conditions import Condition
-from difflens.backbones.maps import MapShape
+from difflens.backbones.maps import ImageSize, MapShape, sides_of
 from difflens.backbones.pretrained import digest_of
 from difflens.errors import DiffLensError, counted, listing
 from difflens.processes.base import Level, NoiseProcess
@@ -256,13 +256,17 @@ class Backbone(nn.Module, ABC):
         """Return `noise_steps` sorted and without repetitions; errors as in `NoiseProcess.check`."""
         return self.process.check(noise_steps)
 
-    def check_side(self, side: int) -> None:
-        """Raise a DiffLensError if the largest stride of the blocks does not divide `side`, in pixels."""
+    def check_size(self, size: ImageSize) -> None:
+        """Raise a DiffLensError if the backbone does not take images of this size.
+
+        The largest stride of the blocks must divide both sides; a network may ask for more.
+        """
         stride = max(block.stride for block in self.blocks)
-        if side % stride:
-            raise DiffLensError(
-                f"image side {side} is not a multiple of {stride}, the backbone's largest stride"
-            )
+        for side in sides_of(size):
+            if side % stride:
+                raise DiffLensError(
+                    f"image side {side} is not a multiple of {stride}, the backbone's largest stride"
+                )
 
     def require_memory(
         self, images: int, blocks: Iterable[int] | None = None, side: int | None = None

@@ -2,11 +2,29 @@
 
 from torch import Tensor, nn
 
+from difflens.errors import counted
+
 Place = tuple[int, int | float]
 """(block, noise level): the key of a feature map."""
 
 MapShape = tuple[int, int, int]
 """(C, H, W) of a feature map."""
+
+ImageSize = int | tuple[int, int]
+"""(height, width) of images in pixels, or the side of square ones."""
+
+
+def sides_of(size: ImageSize) -> tuple[int, int]:
+    """Return the height and the width of images."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def size_in_words(size: ImageSize) -> str:
+    """Return, for example, "images of 64 pixels", or of width x height if they are not square."""
+    height, width = sides_of(size)
+    return (
+        f"images of {counted(width, 'pixel')}" if height == width else f"images of {width} x {height} pixels"
+    )
 
 
 def module_name(place: Place) -> str:

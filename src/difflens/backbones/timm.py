@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from difflens.backbones.base import Block, CleanBackbone, Defaults
+from difflens.backbones.maps import ImageSize, sides_of, size_in_words
 from difflens.backbones.pretrained import digest_of
 from difflens.errors import DiffLensError, expanded, listing
 from difflens.run.reading import reason
@@ -53,9 +54,10 @@ class TimmBackbone(CleanBackbone):
         mean, deviation = [2 * m - 1 for m in settings["mean"]], [2 * d for d in settings["std"]]
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, -1, 1, 1), persistent=False)
+        self._fixed = bool(settings["fixed_input_size"]) and not getattr(network, "dynamic_img_size", False)
         self._has_norm = True
         self.blocks = self._describe()
-        self.check_side(image_size)
+        self.check_size(image_size)
         depth = len(self.blocks)
         self.defaults = Defaults(
             block=depth,
@@ -113,6 +115,15 @@ class TimmBackbone(CleanBackbone):
         if feedback:
             raise DiffLensError(f"{self.spec} has no decoder, so there is nothing to feed back")
         return dict(zip(wanted, self._maps(x_t, [index - 1 for index in wanted]), strict=True))
+
+    def check_size(self, size: ImageSize) -> None:
+        super().check_size(size)
+        own = self.image_size
+        if self._fixed and sides_of(size) != (own, own):
+            raise DiffLensError(
+                f"{size_in_words(size)}: {self.spec} takes images of {own} pixels, as it was loaded; another "
+                "side is its --image-size"
+            )
 
     def fingerprint(self) -> str:
         settings = [type(self.network).__name__, self.image_size, self.mean.tolist(), self.deviation.tolist()]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from difflens.backbones.autoencoder import Autoencoder
 from difflens.backbones.base import Block, Defaults, DiffusionBackbone, Fed
 from difflens.backbones.conditions import Condition
+from difflens.backbones.maps import ImageSize, sides_of, size_in_words
 from difflens.choices import TapName
 from difflens.errors import DiffLensError
 from difflens.processes.base import Level, NoiseProcess
@@ -38,6 +39,7 @@ class _Family:
         modulate_last: shift and scale of the network's output norm, in place of the next block's.
         packs: side of the square of positions that enters as one token, outside the network.
         time_divisor: its pipeline divides the process' time by this.
+        square: its forward takes square images only.
     """
 
     lists: tuple[str, ...]
@@ -45,6 +47,7 @@ class _Family:
     modulate_last: Callable[[Any, Tensor, _Call, Fed], Tensor]
     packs: int = 1
     time_divisor: float = 1.0
+    square: bool = False
 
 
 def _dit(block: Any, tokens: Tensor, call: _Call) -> Tensor:
@@ -84,7 +87,7 @@ def _joint_last(network: Any, tokens: Tensor, call: _Call, fed: Fed) -> Tensor:
 
 _BLOCKS = ("transformer_blocks",)
 _FAMILIES = {
-    "DiTTransformer2DModel": _Family(_BLOCKS, _dit, _dit_last),
+    "DiTTransformer2DModel": _Family(_BLOCKS, _dit, _dit_last, square=True),
     "FluxTransformer2DModel": _Family(
         (*_BLOCKS, "single_transformer_blocks"), _joint, _joint_last, packs=2, time_divisor=1000
     ),
@@ -174,7 +177,7 @@ class TransformerBackbone(DiffusionBackbone):
         for index, module in enumerate(self._walked, start=1):
             place = TransformerBlockRegistry.get(type(module)).return_hidden_states_index
             module.register_forward_hook(_Collector(self, index, place), with_kwargs=True)
-        self.check_side(self.image_size)
+        self.check_size(self.image_size)
         self.defaults = defaults or self._paper_defaults()
 
     @property
@@ -198,7 +201,7 @@ class TransformerBackbone(DiffusionBackbone):
         wanted = self.check_blocks(blocks)
         if feedback:
             raise DiffLensError(f"{self.spec} has no decoder, so there is nothing to feed back")
-        side = x_t.shape[-1] // self._patch
+        grid = [side // self._patch for side in x_t.shape[-2:]]
 
         def walk(fed: Fed) -> dict[int, Tensor]:
             seen: dict[int, tuple[Tensor, _Call]] = {}
@@ -206,7 +209,7 @@ class TransformerBackbone(DiffusionBackbone):
             self._forward(*fed)
             self._seen = None
             tokens = {index: self._tapped(index, *seen[index], fed=fed) for index in wanted}
-            return {k: each.transpose(1, 2).unflatten(2, (side, side)) for k, each in tokens.items()}
+            return {k: each.transpose(1, 2).unflatten(2, grid) for k, each in tokens.items()}
 
         with self._cut_behind(wanted[-1]):
             return self.run(compiled, f"the walk to block {wanted[-1]}", wanted, walk, self.fed(x_t, t))
@@ -218,18 +221,22 @@ class TransformerBackbone(DiffusionBackbone):
         ]
         return sha256(f"{super().fingerprint()} {self.tap} {times}".encode()).hexdigest()
 
-    def check_side(self, side: int) -> None:
-        super().check_side(side)
+    def check_size(self, size: ImageSize) -> None:
+        super().check_size(size)
+        height, width = sides_of(size)
         own = int(getattr(self.transformer.config, "sample_size", None) or 0) * self.input_stride
-        if side != own and getattr(getattr(self.transformer, "pos_embed", None), "of_file", False):
+        of_file = getattr(getattr(self.transformer, "pos_embed", None), "of_file", False)
+        if of_file and (height, width) != (own, own):
             raise DiffLensError(
-                f"{self.spec} has a table of positions for images of {own} pixels, and takes no other side"
+                f"{self.spec} has a table of positions for images of {own} pixels, and takes no other size"
             )
+        if self.family.square and height != width:
+            raise DiffLensError(f"{size_in_words(size)}: {self.spec} takes square images only")
         most = int(getattr(self.transformer.config, "pos_embed_max_size", None) or 0)
         largest = most * self._patch * self.input_stride
-        if most and side > largest:
+        if most and max(height, width) > largest:
             raise DiffLensError(
-                f"{self.spec} has positions for images of {largest} pixels at most, not {side}"
+                f"{self.spec} has positions for images of {largest} pixels at most, not {max(height, width)}"
             )
 
     def facts(self) -> dict[str, str]:

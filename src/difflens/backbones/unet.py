@@ -175,7 +175,7 @@ class UNetBackbone(DiffusionBackbone):
             first.condition = unet.self_condition
             first.beside.append(unet.self_condition)
         self.blocks = _describe(self._units, self.input_stride)
-        self.check_side(self.image_size)
+        self.check_size(self.image_size)
         self.defaults = defaults or self._paper_defaults()
 
     @property

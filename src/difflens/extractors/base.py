@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from difflens.backbones.base import Backbone
-from difflens.backbones.maps import MapShape, Place
+from difflens.backbones.maps import ImageSize, MapShape, Place, sides_of
 from difflens.errors import DiffLensError, counted
 from difflens.noise import seeded_noise
 from difflens.processes.base import Level
@@ -78,17 +78,17 @@ class Extractor(nn.Module, ABC):
         """The places that are read: (block, noise step)."""
         return [(block, t) for t in self.noise_steps for block in self.blocks]
 
-    def shapes(self, side: int | None = None) -> dict[Place, MapShape]:
-        """Return (C, H, W) of the map at each place for images of `side` pixels; None: the backbone's own
-        size.
+    def shapes(self, size: ImageSize | None = None) -> dict[Place, MapShape]:
+        """Return (C, H, W) of the map at each place for images of `size`; None: the backbone's own size.
 
         Raises:
             DiffLensError: the backbone does not take images of this size.
         """
-        side = side or self.backbone.image_size
-        self.backbone.check_side(side)
+        size = size or self.backbone.image_size
+        self.backbone.check_size(size)
+        height, width = sides_of(size)
         return {
-            (index, t): (block.channels, side // block.stride, side // block.stride)
+            (index, t): (block.channels, height // block.stride, width // block.stride)
             for index, t in self.places
             for block in [self.backbone.block(index)]
         }
@@ -97,7 +97,7 @@ class Extractor(nn.Module, ABC):
         """Return the maps, (B, C, H, W) float32, by place.
 
         Args:
-            images: (B, C, S, S) in [-1, 1].
+            images: (B, C, H, W) in [-1, 1]; see `Backbone.check_size`.
             index: (B,) long: the position of each image in its data set. With the seed it decides the image's
                 noise.
             draw: the number of the noise sample: 0 for evaluation, epoch + 1 in training with fresh

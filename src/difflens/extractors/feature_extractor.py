@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from difflens.backbones.base import Backbone
 from difflens.backbones.load import load_backbone
-from difflens.backbones.maps import MapShape, Place, pool_to
+from difflens.backbones.maps import ImageSize, MapShape, Place, pool_to
 from difflens.choices import ExtractorName, Precision
 from difflens.data.images import ImageTransform, check_shape, in_range
 from difflens.errors import DiffLensError, counted, listing
@@ -132,7 +132,7 @@ class FeatureExtractor(nn.Module):
 
     @property
     def strides(self) -> dict[Place, int]:
-        """The side of the images divided by the side of the map, at each place."""
+        """The height of the images divided by that of the map, at each place; the same for the width."""
         return {(block, t): self.backbone.block(block).stride for block, t in self.places}
 
     @property
@@ -140,19 +140,23 @@ class FeatureExtractor(nn.Module):
         """D, the size of an image's vector from `pooled`."""
         return sum(self.channels.values())
 
-    def shapes(self, side: int | None = None) -> dict[Place, MapShape]:
-        """Return (C, H, W) of the map at each place, for images of `side` pixels; None: the backbone's side.
-
-        Raises:
-            DiffLensError: the backbone does not take images of this side.
-        """
-        return self.extractor.shapes(side)
-
-    def forward(self, images: Tensor, index: Tensor | None = None, draw: int = 0) -> dict[Place, Tensor]:
-        """Return the maps, (B, C, S / stride, S / stride) float32, by place.
+    def shapes(self, size: ImageSize | None = None) -> dict[Place, MapShape]:
+        """Return (C, H, W) of the map at each place, for images of `size`; None: the backbone's own size.
 
         Args:
-            images: (B, C, S, S) in [-1, 1], as `transform` gives them; S is a multiple of the largest stride.
+            size: (height, width) in pixels, or the side of square images.
+
+        Raises:
+            DiffLensError: the backbone does not take images of this size.
+        """
+        return self.extractor.shapes(size)
+
+    def forward(self, images: Tensor, index: Tensor | None = None, draw: int = 0) -> dict[Place, Tensor]:
+        """Return the maps, (B, C, H / stride, W / stride) float32, by place.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1]. `transform` gives squares of the backbone's own size. Most
+                backbones also take other sizes, H and W multiples of the largest stride.
             index: (B,) long: numbers that take the place of the images' content in their noise, such as
                 `FeatureStore.index`. With the seed and the draws of a store, a frozen extractor in evaluation
                 mode then gives the features that `difflens extract` stored, to the last bit. For this it
@@ -160,8 +164,8 @@ class FeatureExtractor(nn.Module):
             draw: the number of the noise sample: 0 for evaluation, epoch + 1 for fresh noise in training.
 
         Raises:
-            DiffLensError: the images have other channels, another side or another range; the message says
-                what `transform` does.
+            DiffLensError: the images have channels, a size or a range that the backbone does not take; the
+                message says what `transform` does.
         """
         if not torch.compiler.is_exporting():  # a graph cannot raise
             self._check(images)
@@ -205,9 +209,7 @@ class FeatureExtractor(nn.Module):
                 raise DiffLensError(f"images of type {type(images).__name__}: a batch is one tensor")
             check_shape(images, self.backbone.in_channels, self.backbone.spec)
             height, width = images.shape[2:]
-            if height != width:
-                raise DiffLensError(f"images of {width} x {height} pixels: they must be square")
-            self.backbone.check_side(width)
+            self.backbone.check_size((height, width))
             in_range(images)
         except DiffLensError as error:
             raise DiffLensError(
@@ -216,7 +218,8 @@ class FeatureExtractor(nn.Module):
 
     def _read(self, images: Tensor, index: Tensor, draw: int) -> dict[Place, Tensor]:
         if not len(images):
-            shapes = self.extractor.shapes(images.shape[-1])
+            height, width = images.shape[2:]
+            shapes = self.extractor.shapes((height, width))
             return {place: images.new_zeros(0, *shape) for place, shape in shapes.items()}
         if not self._whole:
             return self.extractor(images, index, draw)

@@ -38,7 +38,7 @@ class WholePictures:
         step = backbone.defaults.noise_step if options.noise_step is None else options.noise_step
         (self.noise_step,) = backbone.check_noise_steps((step,))
         self.side = options.side or backbone.image_size
-        backbone.check_side(self.side)
+        backbone.check_size(self.side)
         check_maps(backbone, (self.block,), self.side)
         backbone.require_memory(1, (self.block,), self.side)
         self.extractor = ExtractorConfig(

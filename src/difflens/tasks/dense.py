@@ -115,7 +115,7 @@ def make_plan(config: DenseConfig, backbone: Backbone) -> Plan:
         checkpoint=config.checkpoint_activations,
     )
     side = config.side or backbone.image_size
-    backbone.check_side(side)
+    backbone.check_size(side)
     check_maps(backbone, blocks, side)
     strides = usual_strides(backbone, blocks)
     wide = max(backbone.block(index).channels for index in blocks) >= 512
