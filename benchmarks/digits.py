@@ -14,11 +14,12 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+RAW = ["--normalise", "none"]
 PROBES = {
-    "pixels": ["--backbone", "pixels:1x8", "--head", "linear"],
-    "untrained": ["--backbone", "random:fashion", "--head", "linear"],
-    "fashion-knn": ["--head", "knn"],
-    "fashion-linear": ["--head", "linear"],
+    "pixels": ["--backbone", "pixels:1x8", "--head", "linear", *RAW],
+    "untrained": ["--backbone", "random:fashion", "--head", "linear", *RAW],
+    "fashion-knn": ["--head", "knn", *RAW],
+    "fashion-linear": ["--head", "linear", *RAW],
     "fashion-attention": ["--head", "attention"],
     "fashion-difformer": ["--head", "difformer"],
 }

@@ -170,6 +170,7 @@ def along_pretraining(config: Config) -> list[str]:
                         backbone=backbone,
                         data=config.data,
                         head=name,
+                        normalise="none" if name == "linear" else None,
                         limit=config.probe_images,
                         blocks=config.blocks,
                         noise_steps=config.noise_steps,

@@ -54,10 +54,12 @@ ORDERINGS = (
     *((name, "linear") for name in ("draws-4", "draws-16", "standard", "whiten")),
     *((name, "pixels") for name in FROZEN),
 )
-# a linear head on features that are read or normalised in another way
+RAW: list[object] = ["--normalise", "none"]
+# a linear head on features that are read or normalised in several ways
 READINGS: dict[str, list[object]] = {
-    "draws-4": ["--draws", 4],
-    "draws-16": ["--draws", 16],
+    "linear": RAW,
+    "draws-4": [*RAW, "--draws", 4],
+    "draws-16": [*RAW, "--draws", 16],
     "standard": ["--normalise", "standard"],
     "whiten": ["--normalise", "whiten"],
 }
@@ -124,11 +126,13 @@ def options_of(
     training = ["--epochs", epochs, "--augment", asked.augment]
     untrained = f"random:{asked.backbone}"
     if name == "pixels":
-        return ["--backbone", f"pixels:{asked.pixels}", "--head", "linear", *training]
-    if name.startswith("untrained"):
-        return ["--backbone", untrained, "--head", name.partition("-")[2] or "linear", *one, *training]
+        return ["--backbone", f"pixels:{asked.pixels}", "--head", "linear", *RAW, *training]
+    if name == "untrained":
+        return ["--backbone", untrained, "--head", "linear", *RAW, *one, *training]
+    if name == "untrained-attention":
+        return ["--backbone", untrained, "--head", "attention", *one, *training]
     if name == "knn":
-        return ["--backbone", asked.backbone, "--head", "knn", *one]
+        return ["--backbone", asked.backbone, "--head", "knn", *RAW, *one]
     if name == "finetuned":
         return ["--backbone", asked.backbone, "--head", "linear", "--extractor", "finetuned", *one, *training]
     if name == "scratch":

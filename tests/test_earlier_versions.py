@@ -255,9 +255,10 @@ def test_a_finished_run_is_taken_as_it_is(run: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(nn.Conv2d, "forward", refuse)
     before, common = metrics(run), {"out": Path(run), "resume": True}
     if run == "probe":
-        difflens.probe(ProbeConfig(head="linear", epochs=2, batch_size=8, **common, **COMMON))
+        options = {"normalise": "none", **common}  # the default then
+        difflens.probe(ProbeConfig(head="linear", epochs=2, batch_size=8, **options, **COMMON))
     elif run == "seeds":
-        difflens.probe(ProbeConfig(head="knn", seeds=2, **common, **COMMON))
+        difflens.probe(ProbeConfig(head="knn", seeds=2, normalise="none", **common, **COMMON))
     elif run == "sweep":
         difflens.sweep(SweepConfig(blocks=(6, 8), noise_steps=(20,), **common, **COMMON))
     elif run == "generate":

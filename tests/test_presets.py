@@ -75,3 +75,20 @@ def test_an_option_takes_precedence_over_the_recipe(tmp_path: Path) -> None:
     assert resolve(ProbeConfig(out=tmp_path, preset="photos-linear", normalise="none")).normalise == "none"
     with pytest.raises(DiffLensError, match="take --normalise none"):
         resolve(ProbeConfig(out=tmp_path, preset="photos-linear", augment="flip"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"head": "linear"}, "standard"),
+        ({"head": "knn"}, "standard"),
+        ({"head": "mix"}, "none"),
+        ({"head": "linear", "augment": "flip"}, "none"),
+        ({"head": "linear", "extractor": "finetuned"}, "none"),
+        ({"preset": "paper-linear"}, "none"),
+    ],
+)
+def test_what_reads_cached_features_linearly_standardises_them(
+    options: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    assert resolve(ProbeConfig(out=tmp_path, **options)).normalise == expected

@@ -85,7 +85,7 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
     protocols: tuple[EvaluationProtocol, ...] = ("linear", "attention", "knn", "few")
     """linear, attention and knn train or fill this head on all labels; few trains a linear head on a fraction
     of them. Linear heads choose learning rate and weight decay for each backbone (`probe --grid`), since
-    features differ in scale."""
+    features differ in scale. Features are not normalised."""
     label_fraction: tuple[Share, ...] = (0.1,)
     """few: shares of each class to train on, 0 to 1; the table has one column for each."""
     sweep: Annotated[int, Range(2, 10**9)] | None = None
@@ -257,6 +257,7 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
             head=trial.head,
             label_fraction=trial.label_fraction,
             grid=trial.head == "linear",
+            normalise="none" if trial.head in ("linear", "knn") else None,
             epochs=None if trial.head == "knn" else self.epochs,
             log=() if trial.head == "knn" else self.log,
             width=self.width if trial.head == "attention" else None,

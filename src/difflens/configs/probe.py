@@ -83,7 +83,8 @@ class ProbeConfig(
     normalise: NormaliseName | None = None
     """linear, knn and mix: none; standard, each channel of a place with mean 0 and variance 1 over training
     images and positions; or whiten, also without correlation between channels (ZCA, with a thousandth of the
-    mean variance added). It is folded into the saved head. None: the preset's, or none."""
+    mean variance added). It is folded into the saved head. None: the preset's, or standard for linear and
+    knn on cached features, else none."""
     grid: bool = False
     """linear: choose learning rate and weight decay from a grid, by the accuracy on a held-out fifth of the
     training images."""
@@ -137,7 +138,7 @@ class ProbeConfig(
             "data": "fashion",
             "head": self._head,
             "extractor": "frozen",
-            "normalise": "none",
+            "normalise": "standard" if self._head in ("linear", "knn") and not self._online else "none",
             **self._training,
         }
         if self._head == "mix":

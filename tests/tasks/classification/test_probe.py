@@ -138,11 +138,12 @@ def test_a_cache_gives_what_reading_the_images_gives(
     backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights are equal up to the cache's float16."""
-    cached = probe(config(tmp_path / "cached", backbone_folder, image_tree, epochs=1))
+    options = {"epochs": 1, "normalise": "none"}
+    cached = probe(config(tmp_path / "cached", backbone_folder, image_tree, **options))
     monkeypatch.setattr(probing._Run, "_read", lambda *_: None)
     monkeypatch.setattr(ProbeConfig, "_online", True)
-    options = config(tmp_path / "online", backbone_folder, image_tree, epochs=1, fresh_noise=False)
-    online = probe(options).model.probe.own_state()
+    run = config(tmp_path / "online", backbone_folder, image_tree, **options, fresh_noise=False)
+    online = probe(run).model.probe.own_state()
     for name, value in cached.model.probe.own_state().items():
         torch.testing.assert_close(value, online[name], atol=2e-3, rtol=2e-2)
 
