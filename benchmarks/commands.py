@@ -22,12 +22,11 @@ from difflens import load_backbone
 
 STEPS = (1, 5, 10, 20, 50, 100, 200, 400)
 BACKBONES = ("fashion", "random:fashion", "photos", "random:photos", "pixels:1x28", "random:timm:resnet18")
-RAW = ("--normalise", "none")  # as `compare` reads features
 PROTOCOLS = {
-    "linear": ("--head", "linear", "--grid", *RAW),
+    "linear": ("--head", "linear", "--grid"),
     "attention": ("--head", "attention"),
-    "knn": ("--head", "knn", *RAW),
-    "few": ("--head", "linear", "--grid", *RAW, "--label-fraction", "0.1"),
+    "knn": ("--head", "knn"),
+    "few": ("--head", "linear", "--grid", "--label-fraction", "0.1"),
 }
 
 

@@ -122,6 +122,8 @@ def main() -> None:
             asked.features,
             "--samples",
             asked.samples,
+            "--normalise",
+            "none",
             *(["--epochs", asked.epochs] if asked.epochs else []),
             *(["--resume"] if compared.exists() else []),
             "--out",

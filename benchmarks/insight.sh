@@ -9,6 +9,8 @@ places=(--blocks 9 13 18 20 --noise-steps 5 50 200)
 difflens cka --data fashion --limit 2000 --noise-steps 5 20 50 100 200 400 --out "$out/cka"
 difflens cka --backbone random:fashion --data fashion --limit 2000 --noise-steps 5 --out "$out/cka-untrained"
 for head in difformer linear; do
-  difflens probe --data fashion --head "$head" "${places[@]}" --out "$out/$head"
+  raw=()
+  [ "$head" = linear ] && raw=(--normalise none)
+  difflens probe --data fashion --head "$head" "${raw[@]}" "${places[@]}" --out "$out/$head"
   difflens explain --run "$out/$head" --out "$out/explain-$head"
 done

@@ -101,6 +101,11 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
     assert second.alignment == pytest.approx(float((x - y).square().sum(1).mean()), rel=1e-3)
     distances = torch.cdist(x, x).square()[~torch.eye(len(x), dtype=torch.bool)]
     assert second.uniformity == pytest.approx(float((-2 * distances).exp().mean().log()), abs=1e-4)
+    # CKNNA of two representations, by hand
+    assert first.cknna == pytest.approx(1)
+    read = FrozenExtractor(load_backbone(first.name, image_size=32), first.place[:1], first.place[1:])
+    theirs = read(images, train.index)[first.place].mean((2, 3))
+    assert second.cknna == pytest.approx(_cknna(theirs, features), abs=1e-3)
     few = json.loads((run.out / "random%3Atimm%3Atest_resnet" / "few-0.5" / "metrics.json").read_text())
     assert few["train_images"] == 18
     assert few["top1"] == second.scores["few-0.5"].value
@@ -111,6 +116,7 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
     titles = (
         "Calibration",
         "Effective rank",
+        "CKNNA",
         "50 % of labels",
         "random:timm:test_resnet",
         "Difference from",
@@ -120,6 +126,26 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
     )
     for words in titles:
         assert words in dom
+
+
+def _cknna(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return CKNNA of ten neighbours, element by element (Huh et al., 2024)."""
+    count, grams, near = len(first), [], []
+    for vectors in (first.double(), second.double()):
+        products = (vectors @ vectors.T).fill_diagonal_(0)
+        rows = products.sum(1) / (count - 2)
+        mean = products.sum() / ((count - 1) * (count - 2))
+        grams.append((products - rows[:, None] - rows + mean).fill_diagonal_(0))
+        unit = torch.nn.functional.normalize(vectors)
+        ranked = (unit @ unit.T).fill_diagonal_(-2).argsort(1, descending=True)[:, :10]
+        near.append([set(each) for each in ranked.tolist()])
+
+    def shared(a: int, b: int) -> float:
+        return sum(
+            float(grams[a][i, j] * grams[b][i, j]) for i in range(count) for j in near[a][i] & near[b][i]
+        )
+
+    return shared(0, 1) / (shared(0, 0) * shared(1, 1)) ** 0.5
 
 
 def test_what_generates_is_measured_in_one_feature_space(

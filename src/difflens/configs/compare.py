@@ -14,7 +14,7 @@ from difflens.backbones.config import (
     is_checkpoint,
     names_files,
 )
-from difflens.choices import EvaluationProtocol, HeadChoice, SamplerName
+from difflens.choices import EvaluationProtocol, HeadChoice, NormaliseName, SamplerName
 from difflens.configs.extract import ExtractConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.generate import GenerateConfig
@@ -85,7 +85,7 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
     protocols: tuple[EvaluationProtocol, ...] = ("linear", "attention", "knn", "few")
     """linear, attention and knn train or fill this head on all labels; few trains a linear head on a fraction
     of them. Linear heads choose learning rate and weight decay for each backbone (`probe --grid`), since
-    features differ in scale. Features are not normalised."""
+    features differ in scale."""
     label_fraction: tuple[Share, ...] = (0.1,)
     """few: shares of each class to train on, 0 to 1; the table has one column for each."""
     sweep: Annotated[int, Range(2, 10**9)] | None = None
@@ -98,6 +98,8 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
     token_side: Side | None = None
     """Side, in cells, that larger maps are pooled to for the attention head, and in a store. None: chosen by
     the backbone, and whole maps in a store."""
+    normalise: NormaliseName | None = None
+    """linear, knn and few: the normalisation of features, as for `probe`. None: standard."""
     limit: Count | None = None
     """Train on so many images, drawn by the seed: equally many of each class. None: all."""
     store: bool = False
@@ -118,6 +120,8 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
         if "attention" not in self.protocols:
             unread = ("width",) if self.store else ("width", "token_side")
             yield "only the protocol attention reads it", unread
+        if {*self.protocols} == {"attention"}:
+            yield "the protocol attention does not read it", ("normalise",)
         if not {*self.protocols} - {"knn"}:
             yield "k-NN trains nothing", ("epochs", "log")
         if not self.samples:
@@ -257,7 +261,7 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
             head=trial.head,
             label_fraction=trial.label_fraction,
             grid=trial.head == "linear",
-            normalise="none" if trial.head in ("linear", "knn") else None,
+            normalise=None if trial.head == "attention" else self.normalise,
             epochs=None if trial.head == "knn" else self.epochs,
             log=() if trial.head == "knn" else self.log,
             width=self.width if trial.head == "attention" else None,

@@ -42,17 +42,22 @@ def measure_views(
     """
     if len(rows) > MOST_VIEWED:
         rows = rows[torch.arange(MOST_VIEWED) * len(rows) // MOST_VIEWED]
-    plain = _means(reading, extractor, split, rows, draw=0)
-    mirrored = _means(reading, extractor, split.mirrored(), rows, draw=1)
+    plain = mean_features(reading, extractor, split, rows)
+    mirrored = mean_features(reading, extractor, split.mirrored(), rows, draw=1)
     return {
         place: Views(alignment(plain[place], mirrored[place]), uniformity(plain[place])) for place in plain
     }
 
 
-def _means(
-    reading: Reading, extractor: Extractor, split: ImageSplit, rows: Tensor, draw: int
+def mean_features(
+    reading: Reading, extractor: Extractor, split: ImageSplit, rows: Tensor, draw: int = 0
 ) -> dict[Place, Tensor]:
-    """Return the maps' means over positions, (M, C) float32, by place."""
+    """Return the maps' means over positions, (M, C) float32, by place.
+
+    Args:
+        rows: (M,) long: positions in the split.
+        draw: the number of the noise sample.
+    """
     parts: dict[Place, list[Tensor]] = {}
     for _, features in reading.features(extractor, split, rows, 1, torch.float32, draw=draw):
         for place, maps in features.items():

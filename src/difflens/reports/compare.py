@@ -115,15 +115,17 @@ def _geometry(backbones: Sequence[BackboneScores]) -> Section:
             cell(backbone.effective_rank, 1),
             cell(backbone.alignment, 3),
             cell(backbone.uniformity, 3),
+            cell(backbone.cknna, 3),
         )
         for backbone in backbones
     ]
     caption = (
         "Of the place's maps, averaged over positions. Effective rank: RankMe. Alignment: mean squared "
         "distance of an image and its mirror image as unit vectors, 0 is best. Uniformity: from -8, the "
-        "best, to 0 (Wang and Isola, 2020)."
+        "best, to 0 (Wang and Isola, 2020). CKNNA: alignment of nearest neighbours with those of "
+        f"{backbones[0].name}, at most 1 (Huh et al., 2024)."
     )
-    table = Table(("Backbone", "Effective rank", "Alignment", "Uniformity"), rows, caption)
+    table = Table(("Backbone", "Effective rank", "Alignment", "Uniformity", "CKNNA"), rows, caption)
     return Section("Features without labels", parts=(table,))
 
 

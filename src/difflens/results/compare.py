@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from difflens.backbones.maps import Place
 
 
-GEOMETRY = ("effective_rank", "alignment", "uniformity")
+GEOMETRY = ("effective_rank", "alignment", "uniformity", "cknna")
 """The measures of a backbone's features that need no labels."""
 
 
@@ -54,6 +54,9 @@ class BackboneScores:
             positions, from 1 to the number of channels; None for a run of an earlier version.
         alignment, uniformity: of the same maps (Wang and Isola, 2020); lower is better. None for a run of an
             earlier version.
+        cknna: alignment of nearest neighbours (CKNNA, Huh et al., 2024) of the same maps with those of the
+            first backbone, in [-1, 1]; it is 1 for the first. None for fewer than 4 images, for features that
+            do not vary, and for a run of an earlier version.
         ece: expected calibration errors by key of the trial, in [0, 1], means over seeds; empty for a run of
             an earlier version.
     """
@@ -70,6 +73,7 @@ class BackboneScores:
     ece: Mapping[str, float] = field(default_factory=dict)
     alignment: float | None = None
     uniformity: float | None = None
+    cknna: float | None = None
 
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from difflens.backbones.base import Backbone, DiffusionBackbone
 from difflens.backbones.bigan import BiGANBackbone
@@ -29,11 +30,12 @@ from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.shared import SharedFeatures
 from difflens.generation.fidelity import fidelity
 from difflens.generation.generate import generate
+from difflens.metrics.cka import LEAST_IMAGES
+from difflens.metrics.cknna import cknna
 from difflens.metrics.classification import paired_difference
 from difflens.metrics.geometry import effective_rank
-from difflens.metrics.moments import Moments
 from difflens.models.feature_space import FeatureSpace
-from difflens.models.views import measure_views
+from difflens.models.views import Views, mean_features, measure_views
 from difflens.opening import OpenedRun, open_run
 from difflens.processes.base import NoiseProcess, finite, in_words
 from difflens.processes.variance_preserving import VariancePreserving
@@ -73,7 +75,7 @@ class _Candidate:
     sampler: SamplerName | None
     process: NoiseProcess
     place: Place
-    geometry: Mapping[str, float] = field(default_factory=dict)
+    geometry: Mapping[str, float | None] = field(default_factory=dict)
     distance: FidelityResult | None = None
     results: dict[str, ProbeResult] = field(default_factory=dict)
 
@@ -132,8 +134,9 @@ def _compare(config: CompareConfig, announce: Callable[[str], object]) -> Compar
                 candidate.distance = fidelity(config.fidelity(candidate.spec))
                 space, distance = candidate.distance.space, candidate.distance.sample_distance
                 announce(f"{candidate.spec}, Fréchet distance in {space}: {distance.frechet:.4g}")
-        for candidate in candidates:
-            candidate.geometry = _geometry(config, data, candidate, process)
+        read = [_features(config, data, candidate, process) for candidate in candidates]
+        for candidate, each in zip(candidates, read, strict=True):
+            candidate.geometry = _geometry(each, read[0])
         speeds = _images_per_second(config, data, candidates, process)
         return _write(opened, candidates, speeds, run)
 
@@ -194,19 +197,36 @@ def _score(result: ProbeResult, metric: Metric) -> Score:
     return Score(value, result.seeds[0].interval if metric == "top1" else (value, value))
 
 
-def _geometry(
+@dataclass(frozen=True)
+class _Features:
+    """What is measured of a backbone's place on at most `_RANKED` training images.
+
+    Attributes:
+        means: (N, C) float32, the maps averaged over positions.
+        views: their alignment and uniformity.
+    """
+
+    means: Tensor
+    views: Views
+
+
+def _features(
     config: CompareConfig, data: ImageData, candidate: _Candidate, process: Accelerator
-) -> dict[str, float]:
-    """Return the measures of `GEOMETRY` at a backbone's place, on at most `_RANKED` training images."""
+) -> _Features:
+    """Read a backbone's place."""
     split = data.train.subset(balanced(data.train, _RANKED, config.seed))
     extractor = _extractor(config, candidate, process.device)
     reading = Reading(config.workers, config.on_bad_image, [])
-    rows = torch.arange(len(split))
-    moments = Moments(extractor.backbone.block(candidate.place[0]).channels)
-    for _, maps in reading.features(extractor, split, rows, 1, torch.float32):
-        moments.add(maps[candidate.place])
-    views = measure_views(reading, extractor, split, rows)[candidate.place]
-    measured = effective_rank(moments.second), views.alignment, views.uniformity
+    rows, place = torch.arange(len(split)), candidate.place
+    means = mean_features(reading, extractor, split, rows)[place]
+    return _Features(means, measure_views(reading, extractor, split, rows)[place])
+
+
+def _geometry(features: _Features, first: _Features) -> dict[str, float | None]:
+    """Return the measures of `GEOMETRY`; `first` are the features of the first backbone."""
+    means, views = features.means.double(), features.views
+    near = finite(cknna(means, first.means)) if len(means) >= LEAST_IMAGES else None
+    measured = effective_rank(means.T @ means), views.alignment, views.uniformity, near
     return dict(zip(GEOMETRY, measured, strict=True))
 
 
