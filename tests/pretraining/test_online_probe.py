@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,21 @@ def test_folders_without_a_split(probed: PretrainConfig, tmp_path: Path) -> None
         assert 0 < float(share) < 100
 
 
+def test_labelled_data_need_no_test_images(probed: PretrainConfig, tmp_path: Path) -> None:
+    """Four fifths of each class are read: of a CSV file without a split, and of a folder with train/ alone."""
+    train = Path(probed.data) / "train"
+    lines = [f"{path},{path.parent.name}" for path in sorted(train.glob("*/*.png"))]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["path,label", *lines]) + "\n")
+    alone = tmp_path / "alone"
+    shutil.copytree(train, alone / "train")
+    for name, spec in (("table", table), ("folder", alone)):
+        run = replace(probed, out=tmp_path / name, probe_data=str(spec), epochs=1, probe_every=1)
+        pretrain(run)
+        card = (run.out / "model" / "README.md").read_text()
+        assert any(f"{count} training images" in card for count in (27, 28, 29, 30))
+
+
 def test_data_without_labels_or_with_too_few_images_is_refused(
     probed: PretrainConfig, tmp_path: Path
 ) -> None:
@@ -167,7 +183,7 @@ def test_data_without_labels_or_with_too_few_images_is_refused(
     broken = make_image_tree(tmp_path / "broken")
     (broken / "train" / "red" / "3.png").write_bytes(b"no image")
     for changes, message in (
-        ({"probe_data": str(flat)}, "red"),
+        ({"probe_data": str(flat)}, f"--probe-data needs images with labels: {flat} has no class folders"),
         ({"probe_data": str(single)}, "holds out a fifth of each class, and no class has two images"),
         ({"probe_data": str(broken)}, r"3\.png"),
         ({"probe_data": None}, "without --probe-data nothing is measured: leave out --probe-every"),

@@ -264,6 +264,16 @@ def test_a_sweep_that_halves_reads_more_images_at_the_better_places(
     assert not (run.out / "cache").exists()
 
 
+def test_a_budget_that_cannot_be_halved_says_so(
+    backbone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = replace(halved(tmp_path / "run", backbone_folder, tmp_path), noise_steps=(20,), blocks=(6,))
+    sweep(run)
+    assert "nothing may be halved" not in capsys.readouterr().err
+    sweep(replace(run, out=tmp_path / "small", budget=("20",)))
+    assert "15 here, and the budget of 20 images pays for no second round" in capsys.readouterr().err
+
+
 def test_a_stopped_sweep_that_halves_ends_with_the_same_files(
     backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

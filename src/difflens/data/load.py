@@ -8,7 +8,7 @@ from difflens.data.sources.folder import load_folder, load_folder_unlabelled
 from difflens.data.sources.hub import load_hub, load_hub_unlabelled
 from difflens.data.sources.idx import load_fashion, load_full_fashion, load_idx, read_idx_split
 from difflens.data.sources.shards import load_shards, load_shards_unlabelled
-from difflens.data.sources.table import load_table, load_table_unlabelled
+from difflens.data.sources.table import has_split, load_table, load_table_unlabelled
 from difflens.data.sources.torchvision_sets import load_torchvision, load_torchvision_unlabelled
 from difflens.data.split import ImageData, ImageSplit, MemorySplit
 from difflens.errors import DiffLensError, did_you_mean, expanded, nearby
@@ -78,6 +78,19 @@ def without_split(spec: str) -> bool:
     """Return True for a folder of images without train/."""
     folder = expanded(spec.removeprefix("folder:"))
     return folder.is_dir() and not (folder / "train").is_dir()
+
+
+def without_test(spec: str) -> bool:
+    """Return True for data that needs a fraction to have test images: a folder without test/ and val/, or a
+    CSV file without the column split.
+
+    Raises:
+        DiffLensError: there is no such data set, or the CSV file is damaged or incomplete.
+    """
+    kind, place = _parse(spec)
+    if kind == "csv":
+        return not has_split(expanded(place))
+    return kind == "folder" and not any((expanded(place) / name).is_dir() for name in ("test", "val"))
 
 
 def same_data(one: str, other: str) -> bool:

@@ -17,7 +17,7 @@ from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.changes import say_changes
 from difflens.data.labels import balanced, one_label
-from difflens.data.load import load_data, same_data, without_split
+from difflens.data.load import load_data, same_data, without_test
 from difflens.data.loader import iterate
 from difflens.data.split import ImageSplit, MemorySplit, every_nth
 from difflens.errors import DiffLensError, counted
@@ -52,13 +52,14 @@ class OnlineProbe:
     def __init__(self, config: PretrainConfig, channels: int, side: int, process: Accelerator):
         self.config, self.process = config, process
         spec = given(config.probe_data)
-        # of a folder without a split, a fifth of each class is left unread
-        fraction = 0.2 if without_split(spec) else None
-        if config.val_fraction is not None and same_data(spec, config.data):
-            fraction = config.val_fraction
-        data = one_label(load_data(spec, val_fraction=fraction), "the probe of --probe-every")
-        if data.train.labels is None:
-            raise DiffLensError(f"--probe-data {config.probe_data} has no labels, which a probe needs")
+        try:
+            # of data without a split, a fifth of each class is left unread
+            fraction = 0.2 if without_test(spec) else None
+            if config.val_fraction is not None and same_data(spec, config.data):
+                fraction = config.val_fraction
+            data = one_label(load_data(spec, val_fraction=fraction), "the probe of --probe-every")
+        except DiffLensError as error:
+            raise DiffLensError(f"--probe-data needs images with labels: {error}") from error
         self.name, self.classes = data.name, len(data.classes)
         count = max(_IMAGES, _IMAGES_A_CLASS * self.classes)
         chosen = data.train.subset(balanced(data.train, count, config.seed))

@@ -14,6 +14,7 @@ from difflens.errors import DiffLensError, counted
 from difflens.extractors.cache import FeatureCache
 from difflens.metrics.halving import FIRST_SHARE, Rung, successive_halving
 from difflens.processes.base import Level, level_name
+from difflens.run.console import warn
 from difflens.run.reading import read_tensors
 from difflens.studies.measurement import Measured, Measurement
 
@@ -35,6 +36,12 @@ class HalvingMeasurement(Measurement):
         self._last: dict[Level, dict[str, Tensor]] = {}
         least = min(len(train), 5 * len(self.data.classes))
         first = max(least, ceil(budget / FIRST_SHARE))
+        if 2 * budget < 3 * first < 3 * len(train):  # the next rung reads half as many again, or none
+            warn(
+                f"a sweep that halves reads 5 images of each class first, {first:,} here, and the budget of "
+                f"{counted(budget, 'image')} pays for no second round: nothing may be halved. Give --budget "
+                f"{2 * first:,} or more, or leave out --halve"
+            )
         self.check_normalisation(first - first // 2)  # half of the first rung's images trains
         self.announce(f"Successive halving from {counted(first, 'training image')} on; {self._grid()}")
         everywhere = torch.ones(shape[1:], dtype=torch.bool)

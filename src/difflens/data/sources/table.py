@@ -101,6 +101,12 @@ def load_table(file: Path, spec: str, labels: bool = True, val_fraction: float |
     )
 
 
+def has_split(file: Path) -> bool:
+    """Return True if the images of a CSV file have splits; errors as for `load_table`."""
+    rows, _ = _read(file, labels=False)
+    return bool(rows[0].split)
+
+
 def load_table_unlabelled(file: Path, val_fraction: float | None = None) -> ImageSplit:
     """Load the training images of a CSV file without labels: all of them without a split and a fraction.
 
