@@ -161,7 +161,7 @@ def test_folders_without_a_split(probed: PretrainConfig, tmp_path: Path) -> None
 
 
 def test_labelled_data_need_no_test_images(probed: PretrainConfig, tmp_path: Path) -> None:
-    """Four fifths of each class are read: of a CSV file without a split, and of a folder with train/ alone."""
+    """Four fifths of a class are read, of a CSV file without a split and of a folder with train/ alone."""
     train = Path(probed.data) / "train"
     lines = [f"{path},{path.parent.name}" for path in sorted(train.glob("*/*.png"))]
     table = tmp_path / "labels.csv"

@@ -258,6 +258,11 @@ def test_a_sweep_that_halves_reads_more_images_at_the_better_places(
     assert SweepResult.from_metrics(result.metrics(), run.out).metrics() == result.metrics()
     rows = list(csv.DictReader((run.out / "table.csv").open()))
     assert [int(row["images"]) for row in rows] == counts.flatten().tolist()
+    assert [bool(row["low_95"]) for row in rows] == (counts.flatten() == 60).tolist()
+    (best_row,) = [
+        row for row in rows if (row["block"], row["noise_step"]) == (str(best.block), str(best.noise_step))
+    ]
+    assert float(best_row["low_95"]) <= best.top1 <= float(best_row["high_95"])
     dom, console = open_in_browser(run.out / "report.html")
     assert console == []
     assert "Table of images" in dom

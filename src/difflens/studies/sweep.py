@@ -125,14 +125,20 @@ def _commands(config: SweepConfig, best: Recommendation) -> tuple[str, ...]:
 
 
 def _table(backbone: Backbone, result: SweepResult, log_snr: dict[Level, float]) -> str:
-    """Return the text of table.csv, one line for each place and classifier."""
+    """Return the text of table.csv, one line for each place and classifier.
+
+    A place that halving has left out has no interval: it was measured on other images than the last places.
+    """
     count, images = result.validation_images, result.images_by_place
-    more = ("low_95", "high_95") if images is None else ("images",)
-    rows: list[list[object]] = [[*PLACE_COLUMNS, "classifier", "accuracy", *more]]
+    bounds = ["low_95", "high_95"]
+    rows: list[list[object]] = [
+        [*PLACE_COLUMNS, "classifier", "accuracy", *bounds, *([] if images is None else ["images"])]
+    ]
     for name, values in result.accuracy.items():
         for at, place in place_rows(backbone, result.blocks, log_snr):
             value = float(values[at])
-            bounds = [f"{share:.4f}" for share in wilson(round(value * count), count)]
-            last = bounds if images is None else [str(int(images[at]))]
-            rows.append([*place, name, f"{value:.4f}", *last])
+            interval = [f"{share:.4f}" for share in wilson(round(value * count), count)]
+            if images is not None:
+                interval = [*(interval if images[at] == images.max() else ["", ""]), str(int(images[at]))]
+            rows.append([*place, name, f"{value:.4f}", *interval])
     return csv_text(rows)
