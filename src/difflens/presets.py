@@ -118,6 +118,7 @@ FEW_IMAGES = 2000
 _PAPER: dict[str, Any] = {
     "optimizer": "sgd", "weight_decay": 0.0, "lr_schedule": "step", "step_epochs": 7, "warmup_steps": 0,
     "epochs": 28, "batch_size": 128, "augment": "crop", "mixup": 0.0, "blocks": (24,), "noise_steps": (150,),
+    "normalise": "none",
 }  # fmt: skip
 # DifFeed (paper section 3.3): the attention head on the feedback extractor.
 DIFFEED: dict[str, Any] = {"head": "attention", "extractor": "feedback"}

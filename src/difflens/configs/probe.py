@@ -83,8 +83,8 @@ class ProbeConfig(
     normalise: NormaliseName | None = None
     """linear, knn and mix: none; standard, each channel of a place with mean 0 and variance 1 over training
     images and positions; or whiten, also without correlation between channels (ZCA, with a thousandth of the
-    mean variance added). It is folded into the saved head. None: the preset's, or standard for linear and
-    knn on cached features, else none."""
+    mean variance added). It is folded into the saved head. None: the preset's, or whiten for linear and
+    knn on cached features (standard with fewer training images than channels), else none."""
     grid: bool = False
     """linear: choose learning rate and weight decay from a grid, by the accuracy on a held-out fifth of the
     training images."""
@@ -138,9 +138,11 @@ class ProbeConfig(
             "data": "fashion",
             "head": self._head,
             "extractor": "frozen",
-            "normalise": "standard" if self._head in ("linear", "knn") and not self._online else "none",
+            "normalise": "none",
             **self._training,
         }
+        if self._head in ("linear", "knn") and not self._online and "normalise" not in self._training:
+            del recipe["normalise"]  # it depends on the number of images (`usual_normalisation`)
         if self._head == "mix":
             recipe["mix"] = "image"
         if "epochs" not in presets.PROBE.get(self.preset or "", {}):

@@ -20,8 +20,8 @@ _MEANINGS = {
     "high_frequency_share": "The share of a map's spatial energy above half the highest frequency, without "
     "the mean (A-SelecT, Liu et al., 2026).",
     "effective_rank": "The number of directions that the pooled features span, by the entropy of their "
-    "singular values (RankMe, Garrido et al., 2023). Features are standardised first, as in a sweep, so values "
-    "are not those of `cka` and `compare`, and at most the number of images.",
+    "singular values (RankMe, Garrido et al., 2023), at most the number of images. Features are standardised "
+    "first, as in a sweep, so values are not those of `cka` and `compare`.",
     "draw_agreement": "The share of the features' variance that belongs to the image, not to the noise.",
     "neighbour_alignment": "The mean linear CKA of a block with the blocks before and after it.",
 }

@@ -61,6 +61,7 @@ from difflens.tasks.classification.probe import (
     epochs_of,
     places_and_head,
     training_images,
+    with_normalisation,
     with_store,
     within_store,
 )
@@ -117,6 +118,7 @@ def _plan_probe(config: ProbeConfig) -> PlanResult:
     )
     with _META:
         extractor = extractor_config.build(backbone)
+        head_config = with_normalisation(head_config, config, extractor, train)
         head: Any = make_head(head_config, extractor.shapes(), data.classes)
     online = extractor.trainable or config.augment != "none"
     trains = not isinstance(head, NeighbourHead)

@@ -19,6 +19,7 @@ from difflens.data.labels import limited
 from difflens.metrics.calibration import expected_calibration_error
 from difflens.metrics.classification import Evaluation, paired_difference
 from difflens.metrics.statistics import wilson
+from difflens.run.console import note
 from difflens.tasks.classification import probe as probing
 from tests.helpers.browser import open_in_browser
 from tests.helpers.cli import run as cli
@@ -428,6 +429,21 @@ def test_no_head_knows_a_test_image_by_its_noise(backbone_folder: Path, tmp_path
     assert probe(run).metrics()["top1"] < 0.7
     index = load_data(run.data).test.subset(torch.tensor([3, 1])).mirrored().noise_index
     assert index.tolist() == [2**30 + 3, 2**30 + 1]
+
+
+@pytest.mark.parametrize("head", ["linear", "knn"])
+def test_features_are_whitened_where_there_are_enough_images(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], head: str
+) -> None:
+    for limit, kind, said in ((36, "whiten", "features are whitened;"), (12, "standard", "too few images")):
+        run = config(tmp_path / f"{limit}", backbone_folder, image_tree, head=head, limit=limit)
+        note.cache_clear()
+        result = probe(run)  # of a map with 16 channels
+        assert said in capsys.readouterr().err
+        assert f"normalise: {kind}" in (run.out / "config.yaml").read_text()
+        named = probe(replace(run, out=tmp_path / f"{limit}-named", normalise=kind))
+        assert torch.equal(*(each.evaluations[0].confidence for each in (result, named)))
+        assert probe(replace(run, resume=True)).metrics() == result.metrics()
 
 
 @pytest.mark.parametrize("kind", ["standard", "whiten"])

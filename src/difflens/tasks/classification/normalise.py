@@ -1,13 +1,29 @@
-"""Measures the statistics that a head's normalisation needs on the training features."""
+"""The default of a head's normalisation, and the statistics that it needs on the training features."""
+
+from collections.abc import Iterable
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from difflens.backbones.maps import pool_to
+from difflens.choices import NormaliseName
 from difflens.extractors.cache import READ_BATCH, FeatureCache
 from difflens.heads.normalise import Normalisation
 from difflens.tasks.classification.train import cached_batches
+
+
+def usual_normalisation(channels: Iterable[int], images: int) -> NormaliseName:
+    """Return how linear heads and k-NN normalise cached features by default.
+
+    Whitening was the best on held-out training images (benchmarks/RESULTS.md, "Mix and normalisation"). It
+    needs as many images as there are channels; with fewer, features are standardised.
+
+    Args:
+        channels: the channels of the maps that are read.
+        images: the number of training images.
+    """
+    return "whiten" if images >= max(channels) else "standard"
 
 
 def fit_normalisation(

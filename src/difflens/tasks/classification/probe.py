@@ -49,11 +49,15 @@ from difflens.run.processes import accelerator
 from difflens.run.provenance import environment
 from difflens.run.text import a
 from difflens.tasks.classification.kinds import check_labels, kind_of
-from difflens.tasks.classification.normalise import fit_normalisation
+from difflens.tasks.classification.normalise import fit_normalisation, usual_normalisation
 from difflens.tasks.classification.selection import choose_linear, choose_neighbours
 from difflens.tasks.classification.train import evaluate, fit
 
 L = TypeVar("L", int, Level)
+
+_NORMALISED = ("linear", "knn")
+"""The heads whose features are normalised unless the options say otherwise."""
+_NORMALISING = {"standard": "standardised, as there are too few images to whiten them", "whiten": "whitened"}
 
 
 def probe(
@@ -142,6 +146,7 @@ def _probe_once(
     extractor_config, head_config = places_and_head(config, backbone.defaults, store)
     torch.manual_seed(config.seed)
     extractor = extractor_config.build(backbone)
+    head_config = with_normalisation(head_config, config, extractor, len(data.train))
     head = make_head(head_config, extractor.shapes(), len(data.classes))
     if head.normalisation is not None:
         head.normalisation.check(len(data.train))  # before features are read
@@ -169,6 +174,8 @@ def _probe_once(
         "draws": extractor.draws,
         "labels_sha256": data.train.former_fingerprint() if config.label_list else None,
     }
+    if head_config.name in _NORMALISED:
+        identity["normalise"] = head_config.normalise
     with opened.directory(identity) as run:
         if run.finished:
             return _finished(config, data, run)
@@ -274,6 +281,21 @@ def places_and_head(
     return extractor, HeadConfig(
         head, pool, config.width, config.depth, dropout, mix=mix, normalise=config.normalise or "none"
     )
+
+
+def with_normalisation(
+    head: HeadConfig, config: ProbeConfig, extractor: Extractor, images: int
+) -> HeadConfig:
+    """Return the configuration of a head, with the default normalisation where `config` names none.
+
+    Args:
+        images: the number of training images.
+    """
+    if config.normalise is not None or head.name not in _NORMALISED:
+        return head
+    kind = usual_normalisation((channels for channels, *_ in extractor.shapes().values()), images)
+    note(f"features are {_NORMALISING[kind]}; --normalise chooses another way")
+    return replace(head, normalise=kind)
 
 
 def _usual(usual: tuple[L, ...], stored: tuple[L, ...]) -> tuple[L, ...]:
