@@ -15,6 +15,14 @@ from difflens.errors import DiffLensError, did_you_mean, expanded, nearby
 
 _PREFIXES = ("idx", "folder", "csv", "torchvision", "hf", "wds")
 _WITHOUT_SPLIT = ("folder", "csv")
+# sources that hold out a fifth of each class where there are no test images; and, for data without labels,
+# all of their training images
+_HELD_OUT = {"torchvision": load_torchvision, "hf": load_hub, "wds": load_shards}
+_UNLABELLED = {
+    "torchvision": load_torchvision_unlabelled,
+    "hf": load_hub_unlabelled,
+    "wds": load_shards_unlabelled,
+}
 _ALONE = ("fashion", "fashion-full", *FINE_GRAINED)
 _KNOWN = (
     "fashion, fashion-full, idx:FOLDER, folder:PATH, csv:FILE (or the path alone), torchvision:NAME, hf:ID, "
@@ -55,12 +63,11 @@ def load_data(spec: str | Path, labels: bool = True, val_fraction: float | None 
         raise DiffLensError("the images were arrays of a program, which alone can give them again: data=")
     kind, place = _parse(spec)
     _check_fraction(kind, spec, val_fraction)
-    if kind == "torchvision":
-        return load_torchvision(place, spec, labels)
-    if kind == "hf":
-        return load_hub(place, spec, labels)
-    if kind == "wds":
-        return load_shards(place, spec, labels)
+    if kind in _HELD_OUT:
+        load = _HELD_OUT[kind]
+        if labels:
+            return load(place, spec)
+        return _by_class(kind, place, spec) or load(place, spec, labels=False)
     if kind == "folder":
         return load_folder(expanded(place), spec, labels, val_fraction)
     if kind == "csv":
@@ -71,7 +78,7 @@ def load_data(spec: str | Path, labels: bool = True, val_fraction: float | None 
         data = load_idx(expanded(place), spec)
     else:
         data = load_fashion() if kind == "fashion" else load_full_fashion()
-    return data if labels else ImageData(spec, data.name, (), _unlabelled(data.train), _unlabelled(data.test))
+    return data if labels else _unlabelled_data(data)
 
 
 def without_split(spec: str) -> bool:
@@ -103,7 +110,8 @@ def load_unlabelled(spec: str | Path, val_fraction: float | None = None) -> Imag
     """Load images for pre-training: the training split of any data set of `load_data`, without labels.
 
     A folder without train/ gives all images in it and its subfolders, and a CSV file without a split all of
-    its images, but for those that `val_fraction` holds out.
+    its images, but for those that `val_fraction` holds out. Of torchvision, hub and WebDataset data with
+    labels and without test images, those that `load_data` holds out are left out.
 
     Raises:
         DiffLensError: there is no such data set, it is damaged or incomplete, or it has a split and a
@@ -112,12 +120,9 @@ def load_unlabelled(spec: str | Path, val_fraction: float | None = None) -> Imag
     spec = str(spec)
     kind, place = _parse(spec)
     _check_fraction(kind, spec, val_fraction)
-    if kind == "torchvision":
-        return load_torchvision_unlabelled(place)
-    if kind == "hf":
-        return load_hub_unlabelled(place)
-    if kind == "wds":
-        return load_shards_unlabelled(place)
+    if kind in _HELD_OUT:
+        data = _by_class(kind, place, spec)
+        return _UNLABELLED[kind](place) if data is None else data.train
     if kind == "folder":
         return load_folder_unlabelled(expanded(place), val_fraction)
     if kind == "csv":
@@ -126,7 +131,23 @@ def load_unlabelled(spec: str | Path, val_fraction: float | None = None) -> Imag
         return load_fine_grained(kind, Path(place) if place else None, spec, labels=False).train
     if kind == "idx":
         return MemorySplit("train", read_idx_split(expanded(place), "train")[0])
-    return _unlabelled(load_fashion().train if kind == "fashion" else load_full_fashion().train)
+    return (load_fashion() if kind == "fashion" else load_full_fashion()).train.unlabelled()
+
+
+def _by_class(kind: str, place: str, spec: str) -> ImageData | None:
+    """Load data without labels, of which the same images are held out, class by class, as with labels.
+
+    Returns:
+        None for data that cannot be loaded with labels.
+    """
+    try:
+        return _unlabelled_data(_HELD_OUT[kind](place, spec))
+    except DiffLensError:
+        return None
+
+
+def _unlabelled_data(data: ImageData) -> ImageData:
+    return ImageData(data.spec, data.name, (), data.train.unlabelled(), data.test.unlabelled())
 
 
 def _check_fraction(kind: str, spec: str, fraction: float | None) -> None:
@@ -155,8 +176,3 @@ def _parse(spec: str) -> tuple[str, str]:
     raise DiffLensError(
         f"{spec!r} is neither a known data set nor a folder or file; {hint}known are {_KNOWN}"
     )
-
-
-def _unlabelled(split: ImageSplit) -> ImageSplit:
-    assert split.pixels is not None
-    return MemorySplit(split.name, split.pixels)

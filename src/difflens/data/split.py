@@ -1,5 +1,6 @@
 """Splits of images with labels, and the data set of two splits that every source gives."""
 
+import copy
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -113,6 +114,12 @@ class ImageSplit(ABC):
         if bool(((chosen < 0) | (chosen >= len(self))).any()):
             raise DiffLensError(f"positions of a subset lie in 0 to {len(self) - 1:,}")
         return _Subset(self, chosen)
+
+    def unlabelled(self) -> "ImageSplit":
+        """Return the same images without labels."""
+        bare = copy.copy(self)
+        bare.labels, bare._fingerprint = None, None
+        return bare
 
     def mirrored(self) -> "ImageSplit":
         """Return the mirror images, left for right, with the noise that the images have in this split."""

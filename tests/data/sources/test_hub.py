@@ -94,6 +94,10 @@ def test_a_set_with_training_images_only_is_split(tmp_path: Path) -> None:
     assert (data.classes, data.test.name) == (("0", "1"), "held-out")
     assert data.test.index.tolist() == [8, 9, 18, 19]
     assert data.test.image(1).unique().tolist() == [9]
+    # whoever reads them without labels holds out the same images
+    bare = load_data(spec, labels=False)
+    assert (bare.classes, bare.test.labels, bare.test.index.tolist()) == ((), None, [8, 9, 18, 19])
+    assert load_unlabelled(spec).index.tolist() == data.train.index.tolist()
 
 
 def test_words_as_labels_and_another_name_for_the_images(tmp_path: Path) -> None:

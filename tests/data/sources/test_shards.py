@@ -175,9 +175,19 @@ def test_a_shard_that_is_cut_is_named_with_its_last_key(tmp_path: Path) -> None:
         load_data(f"wds:{path}")
 
 
+def test_without_labels_the_same_images_are_held_out(tmp_path: Path) -> None:
+    spec = f"wds:{write_tar(tmp_path / 'a.tar', samples(20))}"
+    data, bare = load_data(spec), load_data(spec, labels=False)
+    assert bare.test.ids == data.test.ids
+    assert load_unlabelled(spec).ids == bare.train.ids == data.train.ids
+    assert len(data.test) == 4
+    assert bare.test.labels is None
+    assert bare.test.noise_index.equal(data.test.noise_index)
+
+
 def test_a_picture_that_cannot_be_decoded_is_named_with_its_key(tmp_path: Path) -> None:
-    files = samples(6)
-    files[4] = ("0002.png", files[4][1][:40])
+    files = samples(6)[::2]  # without labels
+    files[2] = ("0002.png", files[2][1][:40])
     path = write_tar(tmp_path / "a.tar", files)
     split = load_unlabelled(f"wds:{path}")
     with pytest.raises(BadImage, match=rf"cannot read image {path}, key 0002: "):

@@ -43,10 +43,11 @@ def test_a_set_without_splits_is_split_class_by_class(name: str) -> None:
 
 
 @pytest.mark.usefixtures("small_fake")
-def test_unlabelled_takes_all_of_it() -> None:
-    split = load_unlabelled("torchvision:FakeData")
-    assert (len(split), split.labels) == (60, None)
-    assert load_data("torchvision:FakeData", labels=False).classes == ()
+def test_unlabelled_leaves_out_the_same_images() -> None:
+    split, data = load_unlabelled("torchvision:FakeData"), load_data("torchvision:FakeData")
+    assert (split.ids, split.labels) == (data.train.ids, None)
+    bare = load_data("torchvision:FakeData", labels=False)
+    assert (bare.classes, bare.test.labels, bare.test.ids) == ((), None, data.test.ids)
 
 
 def mnist_files(root: Path) -> None:
