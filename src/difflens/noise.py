@@ -21,6 +21,10 @@ TEST_IMAGES = 2**30
 """The number of the first test image. Training images count from 0, so no test image has the noise of a
 training image, by which a head could know it."""
 
+PICTURE = TEST_IMAGES
+"""The number of a picture in no data set. All pictures have it, so none is read with the noise of a training
+image."""
+
 
 class Stream(IntEnum):
     """All random streams of a seed, besides the noise of images at their noise levels.

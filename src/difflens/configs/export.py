@@ -13,7 +13,7 @@ from difflens.configs.options import Options
 class ExportConfig(Options):
     """Write a trained model as an ONNX file: images in, probabilities out, and for segments a mask.
 
-    Images are float32, (B, C, S, S), in [-1, 1]. All of them get the noise of index 0, as in `predict`. The
+    Images are float32, (B, C, S, S), in [-1, 1]. All of them get the same noise, as in `predict`. The
     file is run with onnxruntime and compared with the model before it is kept.
     """
 

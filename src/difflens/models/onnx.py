@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from difflens.errors import DiffLensError
 from difflens.models.probe import Probe
 from difflens.models.saved import SegmentationModel, TrainedModel
-from difflens.noise import seeded_noise
+from difflens.noise import PICTURE, seeded_noise
 from difflens.processes.base import Level
 from difflens.processes.clean import Clean
 from difflens.run.reading import reason
@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 
 
 class _Network(nn.Module):
-    """Images to probabilities, with the noise of index 0 as a constant.
+    """Images to probabilities, with the noise of pictures as a constant.
 
     Args:
         model: the model, which must not be used afterwards: its noise is fixed.
@@ -40,7 +40,7 @@ class _Network(nn.Module):
             return
         with torch.no_grad():
             shape = tuple(backbone.encode(torch.zeros(1, channels, side, side)).shape[1:])
-        index = torch.zeros(1, dtype=torch.long)
+        index = torch.tensor([PICTURE])
         noise = {
             (t, draw): seeded_noise(shape, index, t, extractor.seed, draw)
             for t in extractor.noise_steps
@@ -53,7 +53,7 @@ class _Network(nn.Module):
         extractor._noised = noised  # type: ignore[method-assign]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        index = images.new_zeros(images.shape[:1], dtype=torch.long)
+        index = images.new_full(images.shape[:1], PICTURE, dtype=torch.long)
         if isinstance(self.probe, Probe):
             return (self.probe.probabilities(self.probe(images, index, 0)),)
         probabilities = self.probe(images, index, 0, size=(self.side, self.side)).softmax(1)

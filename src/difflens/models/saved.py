@@ -28,6 +28,7 @@ from difflens.heads.detection import DetectionHead
 from difflens.heads.make import make_head
 from difflens.heads.segmentation import SegmentationHead
 from difflens.models.probe import DenseProbe, MultiLabelProbe, Probe
+from difflens.noise import PICTURE
 from difflens.run.files import write_text
 from difflens.run.memory import built
 from difflens.run.reading import (
@@ -217,7 +218,7 @@ class TrainedModel(SavedModel):
         """Return class probabilities (B, num_classes) of images (B, C, S, S) in [-1, 1].
 
         They sum to 1; of a model of several labels an image, each is the probability of having the class. All
-        images get the noise of index 0: the result for one does not depend on the others.
+        images get the same noise (`noise.PICTURE`): the result for one does not depend on the others.
 
         Args:
             draws: number of noise samples to average over, at least 1.
@@ -230,7 +231,7 @@ class TrainedModel(SavedModel):
         in_range(images)
         if not len(images):
             return images.new_zeros(0, len(self.classes))
-        index = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        index = torch.full((len(images),), PICTURE, device=images.device)
         with evaluating(self.probe):
             logits = (self.probe(images, index, draw) for draw in range(draws))
             return torch.stack([self.probe.probabilities(each) for each in logits]).mean(0)

@@ -24,6 +24,7 @@ from difflens.generation.samplers import make_sampler, sample
 from difflens.metrics.memorisation import UNSEEN, Seen, find_nearest
 from difflens.models.feature_space import FeatureSpace
 from difflens.models.saved import TrainedModel, stored_model
+from difflens.noise import TEST_IMAGES
 from difflens.processes.base import NoiseProcess, in_words
 from difflens.reports.demo import BASELINES
 from difflens.reports.html import Section, reports_of
@@ -363,9 +364,9 @@ class _Page:
             for part in space.read(split, reading):
                 yield part.batch.images, part.vectors, part.batch.rows
 
-        fitted, vectors, rows = (
-            torch.cat(parts) for parts in zip(*features(MemorySplit("samples", samples)), strict=True)
-        )
+        generated = MemorySplit("samples", samples)
+        generated.noise_index = generated.index + TEST_IMAGES  # as test images, not as training images
+        fitted, vectors, rows = (torch.cat(parts) for parts in zip(*features(generated), strict=True))
         unseen = None if test is None else features(at_random(test, UNSEEN, config.seed))
         neighbours = find_nearest((fitted, vectors, rows), features(train), unseen, space.name)
 

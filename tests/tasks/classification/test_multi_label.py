@@ -32,6 +32,7 @@ from difflens import (
 )
 from difflens.data.images import to_float
 from difflens.models.saved import MultiLabelModel, TrainedModel
+from difflens.noise import PICTURE
 from tests.helpers.cli import run
 from tests.helpers.html import Document
 from tests.helpers.multi_label import make_bands
@@ -113,7 +114,7 @@ def test_probabilities_are_sigmoids_also_in_a_loaded_model(trained: Path, bands:
     pixels = torch.stack([data.test.image(k) for k in range(4)])
     found = model(pixels)
     with torch.no_grad():
-        logits = model.saved.probe(to_float(pixels), torch.zeros(4, dtype=torch.long))
+        logits = model.saved.probe(to_float(pixels), torch.full((4,), PICTURE))
     torch.testing.assert_close(found, logits.sigmoid())
     assert ((found >= 0.5) == data.test.labels[:4]).float().mean() > 0.9  # type: ignore[index]
     with pytest.raises(DiffLensError, match="is a model of multi-label classification, not of class"):

@@ -9,6 +9,7 @@ from difflens.data.images import with_channels
 from difflens.errors import DiffLensError
 from difflens.extractors.base import evaluating
 from difflens.models.saved import DetectionModel
+from difflens.noise import PICTURE
 from difflens.reports.overlays import object_overlay
 from difflens.results.predict import DensePredictResult, DetectedImage, DetectedObject
 from difflens.run.processes import accelerator
@@ -21,10 +22,10 @@ def objects_in(model: DetectionModel, image: Tensor) -> Objects:
     """Return the objects in an image, the highest score first, in its pixels, on the CPU.
 
     Args:
-        image: uint8, (C, H, W) of any size, C 1 or 3. It gets the noise of index 0.
+        image: uint8, (C, H, W) of any size, C 1 or 3. It gets the noise of pictures (`noise.PICTURE`).
     """
     seen = with_channels(image, model.probe.extractor.backbone.in_channels).to(model.device)
-    index = torch.zeros(1, dtype=torch.long, device=seen.device)
+    index = torch.tensor([PICTURE], device=seen.device)
     with evaluating(model.probe):
         (found,) = detect_objects(model.probe, [seen], index, model.head.side)
     return found

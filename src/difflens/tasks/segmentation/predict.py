@@ -11,6 +11,7 @@ from difflens.data.dense.masks import to_palette_image
 from difflens.data.images import with_channels
 from difflens.extractors.base import evaluating
 from difflens.models.saved import SegmentationModel
+from difflens.noise import PICTURE
 from difflens.reports.overlays import mask_overlay
 from difflens.results.predict import DensePredictResult, SegmentedImage
 from difflens.run.processes import accelerator
@@ -22,14 +23,14 @@ def mask_of(model: SegmentationModel, image: Tensor, draws: int = 1, threshold: 
     """Return the class at each pixel, (H, W) uint8, on the CPU.
 
     Args:
-        image: uint8, (C, H, W) of any size, C 1 or 3. It gets the noise of index 0.
+        image: uint8, (C, H, W) of any size, C 1 or 3. It gets the noise of pictures (`noise.PICTURE`).
         draws: the number of noise samples that the probabilities are averaged over.
         threshold: a pixel whose class has less probability is `IGNORED`.
     """
     seen = with_channels(image, model.probe.extractor.backbone.in_channels).to(model.device)
     sliding = Sliding(model.head.side)
     with evaluating(model.probe):
-        each = (class_probabilities(model.probe, seen, 0, sliding, draw) for draw in range(draws))
+        each = (class_probabilities(model.probe, seen, PICTURE, sliding, draw) for draw in range(draws))
         share, best = (reduce(torch.Tensor.add_, each) / draws).max(0)
     return best.masked_fill(share < threshold, IGNORED).to(torch.uint8).cpu()
 
