@@ -219,6 +219,8 @@ def test_inception_with_weights_at_random(image_tree: Path, tmp_path: Path) -> N
     run = config(red, green, Path("inception"), inception_weights=tmp_path / "weights.pth", kid_subsets=2)
     result = fidelity(run)
     assert result.inception is not None
+    with pytest.raises(DiffLensError, match="and 3 real images: precision and recall compare"):
+        fidelity(replace(run, limit=3))
     assert result.metrics()["inception"].keys() >= {"fid", "kid", "inception_score", "precision", "recall"}
     assert (result.space, result.distances[0].count, result.real_images) == ("Inception (FID)", 5, 5)
     assert result.distances[0].frechet > 0

@@ -289,6 +289,8 @@ def test_steps_if_none_are_named() -> None:
         (tiny, {"sampler": "euler"}, "no sampler 'euler'; there are ddpm, ddim, dpm-solver"),
         (tiny, {"count": 0}, "count is 0"),
         (tiny, {"batch_size": 0}, "batch-size is 0"),
+        (tiny, {"steps": 10.0}, "steps is 10.0: it must be a whole number"),
+        (tiny, {"count": 2.5}, "count is 2.5: it must be a whole number"),
         (lambda: load_backbone("pixels"), {}, "pixels:3x32 cannot generate"),
         (lambda: tiny(prediction_type="flow"), {}, "unknown prediction_type 'flow'"),
         (lambda: tiny(5), {"steps": 1}, "it makes 5 channels out of 3"),

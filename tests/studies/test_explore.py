@@ -25,7 +25,7 @@ from difflens import (
 from difflens.data.images import fit, read_image, to_float
 from difflens.metrics.projection import project
 from difflens.reports.explore import MapOfPlace, explore_page
-from difflens.studies.explore import _BYTES, PAGE, spread
+from difflens.studies.explore import _BYTES, PAGE, _shown, spread
 from tests.helpers.browser import driven
 from tests.helpers.html import HOSTILE, Document
 
@@ -277,3 +277,13 @@ def test_what_cannot_work_says_so(backbone_folder: Path, pictures: Path, tmp_pat
         with pytest.raises(DiffLensError, match=message):
             explore(replace(run, **changes))
         assert not run.out.exists()
+
+
+def test_a_picture_is_shown_with_the_border_that_the_network_sees() -> None:
+    picture = torch.full((1, 28, 28), 255, dtype=torch.uint8)
+    shown = _shown(picture, 32)
+    side = shown.shape[-1]
+    edge = side * 2 // 32
+    assert shown[0, : edge // 2].max() < 30
+    assert shown[0, edge + 2 : -edge - 2, edge + 2 : -edge - 2].min() > 220
+    assert torch.equal(_shown(picture, 64), fit(picture, 1, side))

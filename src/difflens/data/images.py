@@ -354,7 +354,7 @@ def fit(images: Tensor, channels: int, side: int) -> Tensor:
     """
     images = with_channels(images, channels)
     height, width = images.shape[-2:]
-    if _is_padded(images, side):
+    if is_padded(images, side):
         top, left = (side - height) // 2, (side - width) // 2
         return F.pad(images, (left, side - width - left, top, side - height - top))
     images = _resize(images, side)
@@ -399,7 +399,7 @@ def augment(images: Tensor, kind: Augmentation, channels: int, side: int, draws:
         return fit(images, channels, side)
     if kind == "flip":
         return _random_window(fit(images, channels, side), side, draws)
-    if _is_padded(images, side):
+    if is_padded(images, side):
         return _random_window(F.pad(fit(images, channels, side), (MARGIN,) * 4), side, draws)
     images = with_channels(images, channels)
     shorter = side + _pick(draws[:, 0], side // 4 + 1)
@@ -452,7 +452,8 @@ def with_channels(images: Tensor, channels: int) -> Tensor:
     )
 
 
-def _is_padded(images: Tensor, side: int) -> bool:
+def is_padded(images: Tensor, side: int) -> bool:
+    """Return True if `fit` pads images, (..., H, W), instead of resizing them."""
     return all(side - MARGIN <= length <= side for length in images.shape[-2:])
 
 

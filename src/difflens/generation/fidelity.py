@@ -46,6 +46,9 @@ INCEPTION_URL = (
     "weights-inception-2015-12-05-6726825d.pth"
 )
 
+_PRC_NEIGHBOURS = 3
+"""Precision and recall take the distance to this nearest neighbour (Kynkäänniemi et al., 2019)."""
+
 
 def fidelity(config: FidelityConfig) -> FidelityResult:
     """Measure the distances that `config` describes; with `out`, also write metrics.json.
@@ -237,6 +240,11 @@ def _inception(
         import torch_fidelity
     except ImportError as error:
         raise DiffLensError('features of Inception need `pip install "difflens[fidelity]"`') from error
+    if min(len(samples), len(real)) <= _PRC_NEIGHBOURS:
+        raise DiffLensError(
+            f"{len(samples):,} samples and {len(real):,} real images: precision and recall compare an image "
+            f"with {_PRC_NEIGHBOURS} others, so they need {_PRC_NEIGHBOURS + 1} of each or more"
+        )
     weights = _inception_weights(config)
     count, side = min(len(samples), len(real)), min(samples.image(0).shape[-2:])
     metrics = torch_fidelity.calculate_metrics(
@@ -250,7 +258,8 @@ def _inception(
         feature_extractor="inception-v3-compat",
         feature_extractor_weights_path=str(weights),
         cuda=accelerator(config.device).device.type == "cuda",
-        save_cpu_ram=config.workers == 0,
+        save_cpu_ram=True,  # distances in blocks, and images read here, where their errors keep their names
+        prc_neighborhood=_PRC_NEIGHBOURS,
         cache=False,
         kid_subset_size=min(config.kid_subset_size, count),
         kid_subsets=config.kid_subsets,

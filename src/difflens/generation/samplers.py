@@ -1,5 +1,6 @@
 """Drawing images from any backbone that generates: the choice of the sampler, and `sample`."""
 
+from numbers import Integral
 from typing import get_args
 
 import torch
@@ -88,8 +89,11 @@ def sample(
         steps, seed, eta: as in `make_sampler`.
 
     Raises:
-        DiffLensError: as in `make_sampler`; or `count` or `batch_size` is less than 1.
+        DiffLensError: as in `make_sampler`; `count` or `batch_size` is less than 1, or a number is not whole.
     """
+    for name, value in {"count": count, "batch_size": batch_size, "steps": steps}.items():
+        if value is not None and not isinstance(value, Integral):
+            raise DiffLensError(f"{name} is {value!r}: it must be a whole number")
     require(count=(count, 1, None), batch_size=(batch_size, 1, None))
     draw = make_sampler(backbone, sampler, steps, eta, seed)
     numbers = torch.arange(count, device=backbone.device)

@@ -142,8 +142,10 @@ class SchedulerSampler(DiffusionSampler):
         if self.kind == "ScoreSdeVeScheduler":
             return self._walk_with_corrector(scheduler, x, generators, watch)
         scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
-        drawing = "generator" in inspect.signature(scheduler.step).parameters
-        given = {"generator": generators} if drawing else {}
+        parameters = inspect.signature(scheduler.step).parameters
+        # as the pipelines, whose eta is 0
+        usual = {"generator": generators, "eta": 0.0}
+        given = {name: value for name, value in usual.items() if name in parameters}
         for t in scheduler.timesteps:
             output = self._predict(scaled(x, t), t)
             x = scheduler.step(output, t, x, **given).prev_sample

@@ -274,6 +274,8 @@ class RunDirectory:
             def save(path: Path) -> None:
                 with path.open("wb") as file:  # through Python, whose errors say why a file is not written
                     torch.save(record, file)
+                    file.flush()
+                    os.fsync(file.fileno())
 
             self.write_with("checkpoints/last.pt", save)
 

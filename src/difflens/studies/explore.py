@@ -12,7 +12,7 @@ from difflens.configs.command_line import shown_command
 from difflens.configs.explore import ExploreConfig
 from difflens.configs.options import given, resolve
 from difflens.data.files import list_images
-from difflens.data.images import fit, to_float
+from difflens.data.images import fit, is_padded, to_float
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, counted
 from difflens.extractors.base import evaluating
@@ -121,7 +121,7 @@ def _write(
     paths = [split.ids[row].replace("\\", "/").split("/") for row in rows]
     parts = 2 if len({tuple(path[:-1]) for path in paths}) > 1 else 1  # the folder, if there are several
     names = ["/".join(path[-parts:]) for path in paths]
-    images = [fit(split.image(row), int(split.shape(row)[0]), _SHOWN) for row in rows]
+    images = [_shown(split.image(row), backbone.image_size) for row in rows]
     start = (
         min(blocks, key=lambda block: abs(block - default[0])),
         min(levels, key=lambda t: abs(t - default[1])),
@@ -149,6 +149,13 @@ def _write(
     run.write(PAGE, page)
     run.write_json(FINISHED, result.metrics())
     return result
+
+
+def _shown(image: Tensor, side: int) -> Tensor:
+    """Return a picture as it is shown, uint8 (C, S, S), with the border that a network of this side sees."""
+    channels = len(image)
+    framed = fit(image, channels, side) if is_padded(image, side) else image
+    return fit(framed, channels, _SHOWN)
 
 
 def _read(

@@ -77,7 +77,9 @@ def extract(
         return merge(config, announce)
     if config.vectors:
         check_file_of_vectors(config)
-    images: ImageData | ImageSplit = data or _images(config)
+    if data is not None and config.unlabelled:
+        raise DiffLensError("arrays are read with their labels: leave out unlabelled")
+    images: ImageData | ImageSplit = _images(config) if data is None else one_label(data, "extract")
     sources = _sources(config, images)
     config = with_backbone(config, images.train if isinstance(images, ImageData) else images)
     if config.vectors:
@@ -374,10 +376,10 @@ class _Extraction:
         try:
             self.digests[name] = write(self.out / name, *content)
             record_checksum(self.out, self.process.process_index, name, self.digests[name])
-        except OSError as error:
+        except (OSError, DiffLensError) as error:
+            reason = f"{self.out / name}: {error.strerror}" if isinstance(error, OSError) else error
             raise DiffLensError(
-                f"{self.out / name} cannot be written: {error.strerror}. The shards before it are complete; "
-                "--resume goes on from there"
+                f"{reason}. The shards before it are complete; --resume goes on from there"
             ) from error
 
     def _name(self, shard: Shard, t: Level) -> str:

@@ -68,6 +68,8 @@ def test_what_cannot_be_right_is_named(images: Any, labels: Any, message: str) -
         data_from_arrays((images, labels), (IMAGES, LABELS))
     with pytest.raises(DiffLensError, match="labels are of 3 classes, and 2 are named"):
         data(classes=["a", "b"])
+    with pytest.raises(DiffLensError, match="two classes are named 'a', and figures are by name"):
+        data(classes=["a", "b", "a"])
 
 
 def test_commands_take_them_and_record_it(backbone_folder: Path, tmp_path: Path) -> None:

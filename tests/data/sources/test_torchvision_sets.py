@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from difflens.data.images import from_pil
 from difflens.data.load import load_data, load_unlabelled
+from difflens.data.sources.torchvision_sets import class_names
 from difflens.errors import DiffLensError
 
 
@@ -134,3 +136,9 @@ def test_a_set_for_another_task_is_explained(tmp_path: Path) -> None:
         assert len(load_data("torchvision:VOCDetection", labels=False).test) == 1
     finally:
         voc.__init__ = make
+
+
+def test_classes_of_one_name_get_their_numbers() -> None:
+    """ImageNet has two cranes."""
+    dataset = SimpleNamespace(classes=[("crane", "bird"), ("kite",), ("crane", "machine")])
+    assert class_names(dataset) == ("crane (0)", "kite", "crane (2)")

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -429,6 +430,13 @@ def test_no_head_knows_a_test_image_by_its_noise(backbone_folder: Path, tmp_path
     assert probe(run).metrics()["top1"] < 0.7
     index = load_data(run.data).test.subset(torch.tensor([3, 1])).mirrored().noise_index
     assert index.tolist() == [2**30 + 3, 2**30 + 1]
+
+
+def test_one_class_is_refused(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    for folder in (image_tree / split / colour for split in ("train", "val") for colour in ("green", "blue")):
+        shutil.rmtree(folder)
+    with pytest.raises(DiffLensError, match="has one class, 'red': a probe tells several apart"):
+        probe(config(tmp_path / "run", backbone_folder, image_tree, head="knn"))
 
 
 @pytest.mark.parametrize("head", ["linear", "knn"])

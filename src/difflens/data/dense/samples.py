@@ -169,7 +169,7 @@ class Samples(Dataset["_Packed | BadImage"]):
                     chosen.append((order[position % count], position + 1))
                 yield chosen
 
-        return self._load(keys, min(count, (stop - start) * batch_size))
+        return self._load(keys, (stop - start) * batch_size)
 
     def _load(self, keys: "Callable[[], Iterator[list[_Key]]]", count: int) -> Iterator[Any]:
         for rows, images, packed in read_batches(self, keys, count, self.workers):

@@ -25,7 +25,7 @@ def data_from_arrays(
         classes: names of the K classes, in the order of the labels; None: "0", "1" and so on.
 
     Raises:
-        DiffLensError: shapes, types or labels are others, or there are no images.
+        DiffLensError: shapes, types or labels are others, there are no images, or two classes have one name.
     """
     splits = [_split(name, *pair) for name, pair in (("train", train), ("test", test))]
     first, second = (split.labels for split in splits)
@@ -37,6 +37,9 @@ def data_from_arrays(
     names = tuple(map(str, range(count) if classes is None else classes))
     if len(names) < count:
         raise DiffLensError(f"labels are of {counted(count, 'class')}, and {len(names)} are named")
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise DiffLensError(f"two classes are named {twice[0]!r}, and figures are by name")
     return ImageData(ARRAYS, ARRAYS, names, *splits, metric="map" if first.ndim == 2 else "top1")
 
 

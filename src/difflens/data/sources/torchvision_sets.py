@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,10 +187,15 @@ def _pixels(dataset: Any) -> Tensor | None:
 
 
 def class_names(dataset: Any) -> tuple[str, ...]:
-    """Return the names that a torchvision data set gives its classes; () if it gives none."""
-    names: Sequence[Any] = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or ()
+    """Return the names that a torchvision data set gives its classes; () if it gives none.
+
+    Of classes of one name, such as ImageNet's two cranes, each has its number behind the name.
+    """
+    given: Sequence[Any] = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or ()
     # ImageNet's names are tuples of synonyms
-    return tuple(str(name[0] if isinstance(name, tuple) else name) for name in names)
+    names = [str(name[0] if isinstance(name, tuple) else name) for name in given]
+    shared = Counter(names)
+    return tuple(name if shared[name] == 1 else f"{name} ({k})" for k, name in enumerate(names))
 
 
 def _numbers(*splits: ImageSplit) -> tuple[str, ...]:

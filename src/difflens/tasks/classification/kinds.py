@@ -8,6 +8,7 @@ from typing import Any
 from difflens.configs.probe import ProbeConfig
 from difflens.data.labels import one_label
 from difflens.data.split import ImageData
+from difflens.errors import DiffLensError
 from difflens.models.saved import MultiLabelModel, TrainedModel
 from difflens.results.probe import MultiLabelSeedResult, SeedFigures, SeedResult
 from difflens.tasks.classification.predictions import (
@@ -48,8 +49,11 @@ def check_labels(config: ProbeConfig, data: ImageData) -> None:
     """Check that a probe's options have a meaning for the labels of its data.
 
     Raises:
-        DiffLensError: names the option that reads one label an image, where images have several.
+        DiffLensError: names the option that reads one label an image, where images have several; or there is
+            one class, so nothing to tell apart.
     """
+    if len(data.classes) == 1 and not data.multi_label:
+        raise DiffLensError(f"{data.name} has one class, {data.classes[0]!r}: a probe tells several apart")
     if config.head == "knn":
         one_label(data, "k-NN")
     if config.store is not None:
