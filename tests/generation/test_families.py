@@ -308,6 +308,18 @@ def test_own_ddpm_is_its_pipeline(
     assert make_sampler(backbone, "own").steps == 40
 
 
+def test_tcd_adds_no_noise_as_in_a_pipeline(tmp_path: Path) -> None:
+    """Pipelines pass eta = 0, and the scheduler's own default is 0.3."""
+    backbone, scheduler = load(write_unet(tmp_path, diffusers.TCDScheduler())), diffusers.TCDScheduler()
+    scheduler.set_timesteps(4)
+    x = start(backbone)
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            output = backbone.network(x, t).sample
+        x = scheduler.step(output, t, x, eta=0.0).prev_sample
+    torch.testing.assert_close(sample(backbone, 2, 4, SEED, sampler="own"), x.clamp(-1, 1), **CLOSE)
+
+
 @pytest.mark.parametrize("kind", VARIANCE_PRESERVING)
 def test_any_variance_preserving_scheduler_draws_by_image(tmp_path: Path, kind: str) -> None:
     """Image k is the same alone and in a batch, and the global generator is left alone."""

@@ -285,5 +285,5 @@ def test_a_picture_is_shown_with_the_border_that_the_network_sees() -> None:
     side = shown.shape[-1]
     edge = side * 2 // 32
     assert shown[0, : edge // 2].max() < 30
-    assert shown[0, edge + 2 : -edge - 2, edge + 2 : -edge - 2].min() > 220
+    assert shown[0, 2 * edge : -2 * edge, 2 * edge : -2 * edge].min() > 240
     assert torch.equal(_shown(picture, 64), fit(picture, 1, side))
