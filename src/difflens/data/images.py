@@ -250,9 +250,9 @@ def in_range(images: Tensor) -> Tensor:
 
 
 def check_shape(images: Tensor, channels: int, taker: str) -> None:
-    """Raise DiffLensError if images are not (B, C, S, S) with the channels that `taker` takes."""
+    """Raise DiffLensError if images are not (B, C, H, W) with the channels that `taker` takes."""
     if images.ndim != 4 or images.shape[1] != channels:
-        raise DiffLensError(f"images of shape {tuple(images.shape)}: {taker} takes (B, {channels}, S, S)")
+        raise DiffLensError(f"images of shape {tuple(images.shape)}: {taker} takes (B, {channels}, H, W)")
 
 
 def _type(images: Tensor) -> str:
