@@ -8,6 +8,7 @@ import pytest
 
 from difflens import DemoConfig, DiffLensError, TrainedModel, demo
 from difflens.pretraining.export import card_fact
+from difflens.reports.demo import TITLES
 from tests.helpers.html import linked
 
 KEYS = {"pixels", "random_backbone", "linear", "mlp", "cnn", "attention", "difformer", "diffeed"}
@@ -23,7 +24,11 @@ def test_the_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         sampling_steps=2,
         device="cpu",
     )
-    returned = demo(config)
+    said: list[str] = []
+    returned = demo(config, said.append)
+    assert said[0] == "Top-1 accuracy on 64 test images, 95 % intervals:"
+    assert [line.partition(": ")[0] for line in said[1:]] == [TITLES[name] for name in returned.results]
+    assert f"{100 * returned.results['pixels'].top1:.1f} % (" in said[1]
     assert "--blocks" not in capsys.readouterr().err  # the demo has no such option
     metrics = json.loads((config.out / "metrics.json").read_text())
     assert metrics["results"] == json.loads(json.dumps(returned.metrics()["results"]))

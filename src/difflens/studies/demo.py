@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,12 @@ from difflens.generation.samplers import sample
 from difflens.metrics.classification import Evaluation
 from difflens.metrics.memorisation import UNSEEN, Seen, find_nearest
 from difflens.models.feature_space import FeatureSpace
+from difflens.noise import TEST_IMAGES
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.pretraining.export import card_fact
 from difflens.processes.base import in_words
-from difflens.reports.demo import BASELINES, EXPLORER, demo_report
-from difflens.reports.html import Section
+from difflens.reports.demo import BASELINES, EXPLORER, TITLES, demo_report
+from difflens.reports.html import Section, interval
 from difflens.reports.memorisation import copying_section
 from difflens.results.demo import DemoResult, DemoScore
 from difflens.run.directory import FINISHED, RunDirectory, read_log
@@ -55,8 +56,11 @@ _LARGEST = 16  # side of the largest maps that a head reads
 _NOISED, _MAPPED = 4, 6  # numbers of images in the pictures of noise and of feature maps
 
 
-def demo(config: DemoConfig) -> DemoResult:
+def demo(config: DemoConfig, announce: Callable[[str], object] = lambda line: None) -> DemoResult:
     """Extract the frozen features, probe them with every head, and write a report.
+
+    Args:
+        announce: receives a line on the accuracy of each head as soon as it is known.
 
     Raises:
         DiffLensError: the folder holds another run, the backbone is not a diffusion network, or backbone or
@@ -73,14 +77,20 @@ def demo(config: DemoConfig) -> DemoResult:
     with opened.directory() as run:
         if run.finished:
             return run.read_json(FINISHED, lambda metrics: DemoResult.from_metrics(metrics, config.out))
-        return _Demo(opened, backbone, run).run_all()
+        return _Demo(opened, backbone, run, announce).run_all()
 
 
 class _Demo:
     """The steps of a demo, and the results that it has so far."""
 
-    def __init__(self, opened: OpenedRun[ImageData], backbone: DiffusionBackbone, run: RunDirectory):
-        self.opened, self.backbone, self.run = opened, backbone, run
+    def __init__(
+        self,
+        opened: OpenedRun[ImageData],
+        backbone: DiffusionBackbone,
+        run: RunDirectory,
+        announce: Callable[[str], object],
+    ):
+        self.opened, self.backbone, self.run, self.announce = opened, backbone, run, announce
         self.config: DemoConfig = opened.config
         self.data = opened.data
         self.train = limited(self.data.train, self.config.train_images, self.config.seed)
@@ -107,6 +117,7 @@ class _Demo:
             self.backbone.image_size,
             self.backbone.in_channels,
         )
+        self.announce(f"Top-1 accuracy on {counted(len(self.data.test), 'test image')}, 95 % intervals:")
         self._probe("pixels", "linear", f"pixels:{channels}x{side}")
         self._probe("random_backbone", "linear", f"random:{name}")
         self._extract()
@@ -186,6 +197,7 @@ class _Demo:
             trainable_parameters=figures.trainable_parameters,
             train_seconds=figures.train_seconds,
         )
+        self.announce(f"{TITLES[name]}: {100 * score.top1:.1f} % ({interval(score.top1_interval_95)})")
         logged = {record["head"] for record in read_log(self.run.path, "head")}
         if name not in logged:  # a resumed run has logged some heads
             self.run.log({"head": name, **score.metrics()})
@@ -264,7 +276,8 @@ class _Demo:
 
         with evaluating(space.extractor):
             index = torch.arange(len(samples), device=backbone.device)
-            maps = space.extractor(to_float(samples).to(backbone.device), index)[place]
+            # as test images: not with the noise of training images
+            maps = space.extractor(to_float(samples).to(backbone.device), index + TEST_IMAGES)[place]
         generated = samples, maps.mean((2, 3)), index
         unseen = at_random(self.data.test, UNSEEN, self.config.seed)
         neighbours = find_nearest(generated, stored(self.train), stored(unseen), space.name)
