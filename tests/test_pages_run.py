@@ -112,7 +112,7 @@ def small(words: list[str]) -> list[str]:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone_folder: Path, stamps: Path) -> Path:
     """A working directory that holds a small example of everything that the pages name."""
     monkeypatch.chdir(tmp_path)
-    photos = make_image_tree(tmp_path / "photos")
+    photos = make_image_tree(tmp_path / "my-photos")
     shutil.copytree(photos / "train", tmp_path / "flat")
     shutil.copytree(photos / "val", tmp_path / "album")
     for number, name in enumerate(("photo.jpg", "A.jpg", "B.jpg")):
