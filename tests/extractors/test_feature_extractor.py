@@ -295,7 +295,7 @@ def test_it_moves_and_says_what_it_is(backbone_folder: Path) -> None:
         (lambda images: images * 255, r"lie in \[-25.*, 25.*\], and must lie in \[-1, 1\]"),
         (lambda images: images / 0, "must lie in"),
         (lambda images: (images > 0).byte() * 255, "images of uint8: they must be floating-point"),
-        (lambda images: images.expand(-1, 3, -1, -1), r"\(5, 3, 16, 16\): test takes \(B, 1, S, S\)"),
+        (lambda images: images.expand(-1, 3, -1, -1), r"\(5, 3, 16, 16\): test takes \(B, 1, H, W\)"),
         (lambda images: images[0], r"\(1, 16, 16\): test takes"),
         (lambda images: images[..., :15, :15], "image side 15 is not a multiple of 2"),
         (lambda images: images[..., :7], "image side 7 is not a multiple of 2"),

@@ -58,7 +58,7 @@ PAIR = {
     "trg_kps": [[4, 5]],
 }
 IMAGE = Path("data/test/dark/0.png")
-PROBE: dict[str, Any] = {"head": "linear", "epochs": 2, "batch_size": 8, **COMMON}
+PROBE: dict[str, Any] = {"head": "linear", "normalise": "none", "epochs": 2, "batch_size": 8, **COMMON}
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,13 @@ def extract() -> object:
 
 
 def compare() -> object:
-    options: dict[str, Any] = {"protocols": ("knn",), "samples": 0, "data": "data", **HERE}
+    options: dict[str, Any] = {
+        "protocols": ("knn",),
+        "normalise": "none",
+        "samples": 0,
+        "data": "data",
+        **HERE,
+    }
     backbones = (BACKBONE, "pixels:1x16")
     return difflens.compare(CompareConfig(out=Path("rivals"), backbones=backbones, resume=True, **options))
 

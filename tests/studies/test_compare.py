@@ -79,6 +79,7 @@ def test_one_table_and_one_plot(backbone_folder: Path, image_tree: Path, tmp_pat
             data=str(image_tree),
             head="linear",
             grid=True,
+            normalise="standard",
             epochs=1,
             image_size=32,
             device="cpu",

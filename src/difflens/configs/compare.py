@@ -98,8 +98,9 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
     token_side: Side | None = None
     """Side, in cells, that larger maps are pooled to for the attention head, and in a store. None: chosen by
     the backbone, and whole maps in a store."""
-    normalise: NormaliseName | None = None
-    """linear, knn and few: the normalisation of features, as for `probe`. None: standard."""
+    normalise: NormaliseName = "standard"
+    """linear, knn and few: the normalisation of features, as for `probe`. Whitening needs as many training
+    images as the widest backbone has channels."""
     limit: Count | None = None
     """Train on so many images, drawn by the seed: equally many of each class. None: all."""
     store: bool = False

@@ -32,8 +32,8 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
         record.setdefault("exif", "apply")
         record.setdefault("mix", False)
         record.setdefault("accumulate", 1)
-    if command == "compare":
-        record.setdefault("normalise", "none")
+    if command == "compare":  # the protocol attention does not read it
+        record.setdefault("normalise", "standard" if record.get("protocols") == ["attention"] else "none")
     if command == "sweep":
         record.setdefault("normalise", "none")
         record.setdefault("halve", False)

@@ -60,7 +60,8 @@ class ExtractConfig(
     data: str | None = None
     """The images: any data that `probe` takes. None: PHOTOS, or fashion."""
     unlabelled: bool = False
-    """Read all images of --data as one split without labels. The data may be any folder of images."""
+    """Read the training images of --data, or all images of a folder without train/, as one split without
+    labels."""
     splits: tuple[SplitName, ...] = _SPLITS
     """Splits to read: train, test or both."""
     pool: Pool = 0

@@ -7,9 +7,9 @@ from difflens.data.sources.fine_grained import FINE_GRAINED, load_fine_grained
 from difflens.data.sources.folder import load_folder, load_folder_unlabelled
 from difflens.data.sources.hub import load_hub, load_hub_unlabelled
 from difflens.data.sources.idx import load_fashion, load_full_fashion, load_idx, read_idx_split
-from difflens.data.sources.shards import load_shards, load_shards_unlabelled
+from difflens.data.sources.shards import has_test_shards, load_shards, load_shards_unlabelled
 from difflens.data.sources.table import has_split, load_table, load_table_unlabelled
-from difflens.data.sources.torchvision_sets import load_torchvision, load_torchvision_unlabelled
+from difflens.data.sources.torchvision_sets import has_test, load_torchvision, load_torchvision_unlabelled
 from difflens.data.split import ImageData, ImageSplit, MemorySplit
 from difflens.errors import DiffLensError, did_you_mean, expanded, nearby
 
@@ -138,8 +138,10 @@ def _by_class(kind: str, place: str, spec: str) -> ImageData | None:
     """Load data without labels, of which the same images are held out, class by class, as with labels.
 
     Returns:
-        None for data that cannot be loaded with labels.
+        None for data that has test images of its own or cannot be loaded with labels.
     """
+    if (kind == "torchvision" and has_test(place)) or (kind == "wds" and has_test_shards(place)):
+        return None
     try:
         return _unlabelled_data(_HELD_OUT[kind](place, spec))
     except DiffLensError:

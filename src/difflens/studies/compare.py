@@ -50,6 +50,7 @@ from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.text import csv_text
 from difflens.studies.extract import extract
 from difflens.studies.sweep import sweep
+from difflens.tasks.classification.kinds import check_classes
 from difflens.tasks.classification.probe import places_and_head, probe
 
 _TIMINGS = 3  # readings; the fastest one counts
@@ -145,8 +146,9 @@ def _check_labels(config: CompareConfig, data: ImageData, trial: Trial) -> None:
     """Check that a trial has enough labels.
 
     Raises:
-        DiffLensError: no class has two training images left.
+        DiffLensError: there is one class, or no class has two training images left.
     """
+    check_classes(data)
     train = limited(data.train, config.limit, config.seed)
     if trial.label_fraction is not None:
         train = label_fraction(train, trial.label_fraction, config.seed, data.classes)

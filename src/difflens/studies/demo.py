@@ -184,6 +184,7 @@ class _Demo:
             store=store,
             limit=config.train_images,
             log=config.log,
+            normalise="none" if head == "linear" else None,  # all heads read the same features
             **self._common,
             **({} if is_pixels(backbone) else self._network),
         )

@@ -448,7 +448,7 @@ def test_features_are_whitened_where_there_are_enough_images(
         note.cache_clear()
         result = probe(run)  # of a map with 16 channels
         assert said in capsys.readouterr().err
-        assert f"normalise: {kind}" in (run.out / "config.yaml").read_text()
+        assert f"normalised: {kind}" in (run.out / "config.yaml").read_text()
         named = probe(replace(run, out=tmp_path / f"{limit}-named", normalise=kind))
         assert torch.equal(*(each.evaluations[0].confidence for each in (result, named)))
         assert probe(replace(run, resume=True)).metrics() == result.metrics()

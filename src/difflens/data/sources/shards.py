@@ -112,6 +112,11 @@ def load_shards(pattern: str, spec: str, labels: bool = True) -> ImageData:
     return ImageData(spec, name, classes, trained, _split("test", test, others, number if labels else None))
 
 
+def has_test_shards(pattern: str) -> bool:
+    """Return True if shards of a test split are named; errors as for `load_shards`."""
+    return bool(_splits(_shards(pattern))[1])
+
+
 def load_shards_unlabelled(pattern: str) -> ImageSplit:
     """Load the images of the training shards, without labels; arguments and errors as for `load_shards`."""
     shards = _splits(_shards(pattern))[0]

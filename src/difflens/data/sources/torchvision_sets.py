@@ -59,6 +59,11 @@ def load_torchvision_unlabelled(name: str) -> ImageSplit:
     return _torchvision_split(make, name, "train", _split_options(make, name)[0], labels=False)[0]
 
 
+def has_test(name: str) -> bool:
+    """Return True if a torchvision data set has a test split; errors as for `load_torchvision`."""
+    return _split_options(*_torchvision_class(name))[1] is not None
+
+
 def _torchvision_class(name: str) -> tuple[Callable[..., Any], str]:
     """Return torchvision's class whose name is `name` in any case, and the name as torchvision spells it."""
     titles = {

@@ -45,6 +45,12 @@ def kind_of(data: ImageData) -> Kind:
     return _SEVERAL if data.multi_label else _ONE
 
 
+def check_classes(data: ImageData) -> None:
+    """Raise DiffLensError if the data has one class, so nothing to tell apart."""
+    if len(data.classes) == 1 and not data.multi_label:
+        raise DiffLensError(f"{data.name} has one class, {data.classes[0]!r}: a probe tells several apart")
+
+
 def check_labels(config: ProbeConfig, data: ImageData) -> None:
     """Check that a probe's options have a meaning for the labels of its data.
 
@@ -52,8 +58,7 @@ def check_labels(config: ProbeConfig, data: ImageData) -> None:
         DiffLensError: names the option that reads one label an image, where images have several; or there is
             one class, so nothing to tell apart.
     """
-    if len(data.classes) == 1 and not data.multi_label:
-        raise DiffLensError(f"{data.name} has one class, {data.classes[0]!r}: a probe tells several apart")
+    check_classes(data)
     if config.head == "knn":
         one_label(data, "k-NN")
     if config.store is not None:

@@ -174,8 +174,8 @@ def _probe_once(
         "draws": extractor.draws,
         "labels_sha256": data.train.former_fingerprint() if config.label_list else None,
     }
-    if head_config.name in _NORMALISED:
-        identity["normalise"] = head_config.normalise
+    if config.normalise is None and head_config.name in _NORMALISED:
+        identity["normalised"] = head_config.normalise  # the option itself stays open for other runs
     with opened.directory(identity) as run:
         if run.finished:
             return _finished(config, data, run)
