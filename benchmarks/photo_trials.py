@@ -7,9 +7,9 @@ trial trains on the others without labels for as many images as take MINUTES (15
 core. The rate is that of the plain network, measured once, divided by the relative cost of the trial's own
 step, measured in turn with the plain one's. Ridge regression on 2x2 pooled maps learns 10,000 labels of the
 images trained on, and the 5,000 held-out images judge it. Test images are not read. TRIAL names some of the
-trials (all). All train in the floating-point format that is faster on this machine. `SEEDS` says which are
-made with several seeds; these are compared seed by seed. Finished trials are kept, so a run that was stopped
-goes on. The table is printed, and written to OUTPUT_FOLDER/table.md.
+trials (all). All train in the floating-point format that is faster on this machine, with seed 0. Finished
+trials are kept, so a run that was stopped goes on. The table is printed, and written to
+OUTPUT_FOLDER/table.md.
 """
 
 import json
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -43,10 +43,9 @@ from difflens.pretraining.precision import choose_precision
 from difflens.processes.schedulers import process_of
 from difflens.processes.variance_preserving import VariancePreserving
 
-PLAIN, OWN = "channels 16, 32, 96, 160", "self-conditioned"
+PLAIN = "channels 16, 32, 96, 160"
 TRIALS: dict[str, dict[str, Any]] = {
     PLAIN: {},
-    OWN: {"self_condition": True},
     "channels 16, 64, 128, 192": {"channels": (16, 64, 128, 192)},
     "channels 32, 64, 128, 192": {"channels": (32, 64, 128, 192)},
     "predicts v": {"prediction": "v_prediction"},
@@ -57,8 +56,6 @@ TRIALS: dict[str, dict[str, Any]] = {
     "EMA 0.999": {"ema_decay": 0.999},
     "batches of 32": {"batch_size": 32},
 }
-SEEDS = {PLAIN: (0, 1, 2), OWN: (0, 1, 2)}
-"""The seeds of a trial; the others have seed 0."""
 NOISE_STEPS = (10, 30, 100)
 LABELS = 10_000
 
@@ -122,10 +119,9 @@ def score(backbone: Backbone, data: Any, held_out: torch.Tensor) -> dict[str, An
     return best
 
 
-def trial(name: str, seed: int, cifar: Path, out: Path, minutes: float) -> dict[str, Any]:
+def trial(name: str, cifar: Path, out: Path, minutes: float) -> dict[str, Any]:
     """Train and score one trial."""
-    title = f"{name}, seed {seed}" if seed else name
-    file = out / f"{title}.json"
+    file = out / f"{name}.json"
     if file.exists():
         found: dict[str, Any] = json.loads(file.read_text())
         return found
@@ -156,8 +152,7 @@ def trial(name: str, seed: int, cifar: Path, out: Path, minutes: float) -> dict[
     config = PretrainConfig(
         data=f"folder:{kept}",
         preset="trial",
-        out=out / title.replace(" ", "-"),
-        seed=seed,
+        out=out / name.replace(" ", "-"),
         resume=True,
         epochs=epochs,
         limit=images // epochs,
@@ -175,34 +170,23 @@ def trial(name: str, seed: int, cifar: Path, out: Path, minutes: float) -> dict[
     return result
 
 
-def compared(found: dict[tuple[str, int], dict[str, Any]]) -> str:
-    """Return the difference of the self-conditioned and the plain network by seed, in points."""
-    accuracy = {key: 100 * result["accuracy"] for key, result in found.items()}
-    seeds = [seed for name, seed in found if name == OWN and (PLAIN, seed) in found]
-    points = [accuracy[OWN, seed] - accuracy[PLAIN, seed] for seed in seeds]
-    listed = ", ".join(f"{each:+.1f}" for each in points)
-    return f"\n{OWN} minus plain, points by seed: {listed}; mean {fmean(points):+.2f}\n" if points else ""
-
-
 def main(cifar: Path, out: Path, minutes: float, names: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     lines = [
-        "| trial | seed | parameters | images | loss | ridge, % | 95 % interval | block, t |",
-        "|---|" + "---|" * 7,
+        "| trial | parameters | images | loss | ridge, % | 95 % interval | block, t |",
+        "|---|" + "---|" * 6,
     ]
-    results: dict[tuple[str, int], dict[str, Any]] = {}
-    for seed, name in sorted((seed, each) for each in names for seed in SEEDS.get(each, (0,))):
-        results[name, seed] = found = trial(name, seed, cifar, out, minutes)
+    for name in names:
+        found = trial(name, cifar, out, minutes)
         accuracy, low, high = (f"{100 * found[key]:.1f}" for key in ("accuracy", "low", "high"))
         block, t = found["place"]
         lines.append(
-            f"| {name} | {seed} | {found['parameters'] / 1e6:.1f} M | {found['images']:,} "
+            f"| {name} | {found['parameters'] / 1e6:.1f} M | {found['images']:,} "
             f"| {found['loss']:.4f} | {accuracy} | {low} to {high} | {block}, {t} |"
         )
         print(lines[-1], flush=True)
-        (out / "table.md").write_text("\n".join(lines) + "\n" + compared(results))
-    print(compared(results))
+        (out / "table.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -228,7 +228,6 @@ def test_only_weights_that_are_read_come_from_the_hub(monkeypatch: pytest.Monkey
     read = ["unet/config.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt", "README.md"]
     read += [f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")]
     read += [
-        "unet/self_condition.safetensors",
         "text_encoder/model.safetensors",
         "text_encoder_2/model-00001-of-00002.safetensors",
     ]

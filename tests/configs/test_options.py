@@ -113,7 +113,6 @@ def test_numbers_of_numpy_are_those_of_python() -> None:
         ),
         (probe(augment="flip", cache_gigabytes=1.0), "leave out --cache-gigabytes"),
         (pretrain(method="mae", min_snr_gamma=5.0), "leave out --min-snr-gamma"),
-        (pretrain(method="mae", self_condition=True), "options of diffusion: leave out --self-condition"),
         (
             GenerateConfig(out=Path("x"), n=4, tap="norm"),
             "the whole network, .*: leave out --tap",
@@ -203,7 +202,6 @@ def test_records_of_version_0_1() -> None:
         "command": "pretrain",
         "augment": "flip",
         "precision": "auto",
-        "self_condition": False,
     }
     assert upgraded({"command": "detect", "flip": False, "label_fraction": 0.1, "warmup_iterations": 3}) == {
         "command": "detect",

@@ -14,7 +14,6 @@ from tests.helpers.dit import Dit
 
 _FOLDERS: dict[str, Callable[[Path], Path]] = {
     "DDPM": families.write_unet,
-    "self-conditioned": families.write_self_conditioned,
     "NCSN++": families.write_ncsnpp,
     "EDM": families.write_edm,
     "consistency model": families.write_consistency_model,

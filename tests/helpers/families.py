@@ -12,7 +12,6 @@ from diffusers import (
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
     DDIMScheduler,
-    DDPMPipeline,
     DDPMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
@@ -24,8 +23,6 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
-
-from difflens.backbones.self_condition import SelfConditionedUNet2DModel
 
 UNET: dict[str, Any] = {
     "sample_size": 16,
@@ -52,15 +49,6 @@ DIT: dict[str, Any] = {
     "sample_size": 8,
     "num_embeds_ada_norm": 10,
 }
-
-
-def write_self_conditioned(folder: Path) -> Path:
-    """A self-conditioned U-Net on pixels, as a pipeline, whose projection is as after a training."""
-    torch.manual_seed(0)
-    network = SelfConditionedUNet2DModel(**UNET)
-    torch.nn.init.normal_(network.self_condition.weight)
-    DDPMPipeline(network, DDPMScheduler()).save_pretrained(folder)
-    return folder
 
 
 def write_unet(folder: Path, scheduler: Any = None, **changes: Any) -> Path:

@@ -8,7 +8,6 @@ from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
-from difflens.backbones.self_condition import SelfConditionedUNet2DModel
 from difflens.pretraining import networks
 from difflens.pretraining.gradients import Gradients
 from difflens.pretraining.loss import DiffusionLoss
@@ -16,12 +15,10 @@ from difflens.processes.schedulers import process_of
 from difflens.run.processes import accelerator
 
 
-def gradients_of(kind: Any = UNet2DModel, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients_of(**options: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of the tiny network, with learned variance, on eight images."""
     torch.manual_seed(0)
-    unet = kind(**networks.unet_config("tiny", learned_variance=True))
-    if kind is SelfConditionedUNet2DModel:
-        torch.nn.init.normal_(unet.self_condition.weight)
+    unet = UNet2DModel(**networks.unet_config("tiny", learned_variance=True))
     loss = DiffusionLoss(process_of({}), learned_variance=True, min_snr_gamma=5.0)
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
     gradients = Gradients(unet, loss, accelerator("cpu"), **options)
@@ -61,13 +58,12 @@ def test_micro_batches_have_the_batchs_gradient() -> None:
         torch.testing.assert_close(parts[name], gradient, atol=2e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", [UNet2DModel, SelfConditionedUNet2DModel])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_recomputed_activations_give_the_same_gradient(kind: Any, precision: str, calls: list[int]) -> None:
-    loss, kept = gradients_of(kind, precision=precision)
+def test_recomputed_activations_give_the_same_gradient(precision: str, calls: list[int]) -> None:
+    loss, kept = gradients_of(precision=precision)
     once = len(calls)
     calls.clear()
-    same, recomputed = gradients_of(kind, precision=precision, recompute=True)
+    same, recomputed = gradients_of(precision=precision, recompute=True)
     assert 1.5 * once < len(calls) <= 2 * once
     assert same == loss
     assert recomputed.keys() == kept.keys()

@@ -19,7 +19,6 @@ from difflens.backbones.conditions import (
 from difflens.backbones.config import BackboneConfig
 from difflens.backbones.distilled import DISTILLED, distilled_process
 from difflens.backbones.pretrained import check_config, read_json, read_network
-from difflens.backbones.self_condition import SELF_CONDITION, SelfConditionedUNet2DModel
 from difflens.backbones.transformer import WALKED, TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.choices import WeightsName
@@ -179,7 +178,6 @@ def from_folder(
     """
     pipeline = _Pipeline.open(folder, config.weights)
     kind = pipeline.kind
-    _check_self_condition(pipeline, kind)
     process = pipeline.process()
     _check_time(pipeline, process)
     if kind is UNet2DConditionModel:
@@ -247,26 +245,10 @@ def _class_of(written: dict[str, Any], file: Path, folder: Path) -> Any:
     size = written.get("sample_size")
     if isinstance(size, list | tuple) and len({*map(str, size)}) > 1:
         raise DiffLensError(f"{folder} takes images of {size[0]} x {size[1]} pixels, not square ones")
-    if name == SelfConditionedUNet2DModel.__name__:
-        return SelfConditionedUNet2DModel
     readable = ("UNet2DModel", "UNet2DConditionModel", *WALKED)
     if name not in readable:
         raise DiffLensError(f"{folder} holds {a(name)}; difflens walks {', '.join(readable)}")
     return getattr(diffusers, name)
-
-
-def _check_self_condition(pipeline: _Pipeline, kind: Any) -> None:
-    """Refuse a network that is no self-conditioned one, in a folder that says it is."""
-    if kind is SelfConditionedUNet2DModel:
-        return
-    name, file = SelfConditionedUNet2DModel.__name__, pipeline.home / SELF_CONDITION
-    named = name in str(pipeline.index.get("unet"))
-    if named or file.exists():
-        says = f"{pipeline.folder / 'model_index.json'} names" if named else f"{file} belongs to"
-        raise DiffLensError(
-            f"{says} {a(name)}, and {pipeline.home / 'config.json'} names {a(kind.__name__)}: they do not "
-            "belong together"
-        )
 
 
 def _own_side(pipeline: _Pipeline, autoencoder: Autoencoder | None) -> int | None:

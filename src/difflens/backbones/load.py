@@ -24,7 +24,6 @@ from difflens.backbones.pixels import PixelBackbone
 from difflens.backbones.plausible import warn_if_implausible
 from difflens.backbones.pretrained import check_size, read_json
 from difflens.backbones.runs import backbone_beneath, network_folder
-from difflens.backbones.self_condition import SELF_CONDITION
 from difflens.backbones.timm import TimmBackbone
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
@@ -57,7 +56,6 @@ _SAFE = (
         for home in homes
         for shard in ("", "-?????-of-?????")
     ),
-    *(f"{home}{SELF_CONDITION}" for home in ("", "unet/")),
 )
 _PICKLED = (
     *(f"{home}diffusion_pytorch_model.bin" for home in _PARTS),

@@ -5,8 +5,7 @@ as the network's forward pass, without a second implementation:
 
 - encoder: the input convolution; each residual block with its attention; each downsampler;
 - middle: one block;
-- decoder: each residual block with its attention; an upsampler belongs to the block before it. In a
-  self-conditioned network, the first block also adds what it reads of the middle to the time embedding.
+- decoder: each residual block with its attention; an upsampler belongs to the block before it.
 
 The output of an encoder block is stored as a skip; a decoder block takes the last skip stored. This pairing
 is the mirror of the paper. With N encoder and N decoder blocks, each counted from 1, decoder block b takes
@@ -29,7 +28,6 @@ from torch.utils.checkpoint import checkpoint as checkpoint_of
 from difflens.backbones.autoencoder import Autoencoder
 from difflens.backbones.base import Block, Defaults, DiffusionBackbone, Fed, Respond, Role
 from difflens.backbones.conditions import Condition
-from difflens.backbones.self_condition import SelfConditionedUNet2DModel
 from difflens.errors import DiffLensError
 from difflens.processes.base import Level, NoiseProcess
 
@@ -75,11 +73,9 @@ class _Unit:
         self.role: Role = role
         self.modules = list(modules)
         self.beside: list[nn.Module] = []
-        """Modules beside the main path: of NCSN++, or of a self-conditioned network."""
+        """Modules beside the main path, of NCSN++."""
         self.scale = scale
         """The side of the output map divided by the side of the input map."""
-        self.condition: nn.Module | None = None
-        """What the embedding gets of the map that enters, in a self-conditioned network."""
 
     @property
     def channels(self) -> int:
@@ -87,8 +83,6 @@ class _Unit:
         return int([count for count in channels if count is not None][-1])
 
     def __call__(self, state: _State) -> None:
-        if self.condition is not None:
-            state.embedding = state.embedding + self.condition(state.hidden)
         if self.role == "decoder":
             state.hidden = torch.cat([state.hidden, state.skips.pop()], dim=1)
         for module in self.modules:
@@ -169,11 +163,6 @@ class UNetBackbone(DiffusionBackbone):
             raise DiffLensError(f"{spec} is conditional, and no condition is given")
         self.unet = unet.requires_grad_(False).eval()
         self._units = list(_units(unet))
-        if isinstance(unet, SelfConditionedUNet2DModel):
-            # the first block of the decoder reads the map of the middle
-            first = next(unit for unit in self._units if unit.role == "decoder")
-            first.condition = unet.self_condition
-            first.beside.append(unet.self_condition)
         self.blocks = _describe(self._units, self.input_stride)
         self.check_size(self.image_size)
         self.defaults = defaults or self._paper_defaults()

@@ -23,7 +23,8 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     record["command"] = command = FORMER_COMMANDS.get(record.get("command", ""), record.get("command"))
     if command == "pretrain":
         record["precision"] = record.get("precision") or "auto"
-        record.setdefault("self_condition", False)
+        if record.get("self_condition") is False:  # an option that was tried and removed
+            del record["self_condition"]
     if "flip" in record:
         record["augment"] = "flip" if record.pop("flip") else "none"
     if command in ("segment", "detect") and "label_fraction" in record:

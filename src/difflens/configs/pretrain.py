@@ -25,7 +25,7 @@ from difflens.configs.options import (
 # options that diffusion alone reads
 _DIFFUSION = (
     *("init_from", "schedule", "prediction", "learned_variance", "min_snr_gamma"),
-    *("self_condition", "accumulate", "checkpoint_activations", "compile"),
+    *("accumulate", "checkpoint_activations", "compile"),
 )
 
 _RECIPE: dict[str, Any] = {
@@ -93,9 +93,6 @@ class PretrainConfig(DataOptions, DryRunOptions, ReadingOptions, LogOptions, Res
     min_snr_gamma: Annotated[float, Range(1e-3, 10**6)] | None = None
     """diffusion: gamma of min-SNR weighting; Hang et al. (2023) propose 5. None: all noise steps have equal
     weight."""
-    self_condition: bool = False
-    """diffusion: the decoder's time embedding gets a learned projection of the network's own pooled middle
-    features (Xiang et al., 2025). The folder is read by difflens, not by diffusers alone."""
     accumulate: Annotated[Batch, MAY_CHANGE] = 1
     """diffusion: micro-batches that a step is divided into. More of them take less memory."""
     checkpoint_activations: Annotated[bool, MAY_CHANGE] = False

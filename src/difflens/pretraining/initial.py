@@ -3,11 +3,9 @@
 import json
 from typing import Any
 
-import torch
 from diffusers import UNet2DModel
 
 from difflens.backbones.load import load_backbone
-from difflens.backbones.self_condition import SelfConditionedUNet2DModel
 from difflens.backbones.unet import UNetBackbone
 from difflens.errors import DiffLensError
 from difflens.pretraining.export import images_seen
@@ -19,8 +17,7 @@ from difflens.run.reading import short
 def load_initial(spec: str, unet: UNet2DModel, schedule: VariancePreserving) -> int | None:
     """Load the weights of the backbone `spec` into `unet`.
 
-    The side of the images may differ, since weights do not depend on it. A plain network may start a
-    self-conditioned one, whose projection stays zero.
+    The side of the images may differ, since weights do not depend on it.
 
     Args:
         spec: the argument of `load_backbone`.
@@ -45,9 +42,7 @@ def load_initial(spec: str, unet: UNet2DModel, schedule: VariancePreserving) -> 
     sides = backbone.unet.config.sample_size, unet.config.sample_size
     if sides[0] != sides[1]:
         note(f"init-from: {spec} was trained on images of side {sides[0]}, and goes on with side {sides[1]}")
-    with torch.no_grad():
-        # a plain network says nothing of the projection of a self-conditioned one, which stays zero
-        unet.load_state_dict({**unet.state_dict(), **backbone.unet.state_dict()})
+    unet.load_state_dict(backbone.unet.state_dict())
     return images_seen(spec)
 
 
@@ -55,11 +50,7 @@ def _differences(stored: UNet2DModel, new: UNet2DModel) -> list[str]:
     """Return a line for each field of the architecture in which two networks differ."""
     fields = (name for name in new.config if not name.startswith("_") and name != "sample_size")
     pairs = ((name, _plain(stored.config.get(name)), _plain(new.config[name])) for name in fields)
-    lines = [f"{name} is {short(old)}, not {short(value)}" for name, old, value in pairs if old != value]
-    conditioned = (isinstance(unet, SelfConditionedUNet2DModel) for unet in (stored, new))
-    if [*conditioned] == [True, False]:
-        lines.append("it is self-conditioned: add --self-condition")
-    return lines
+    return [f"{name} is {short(old)}, not {short(value)}" for name, old, value in pairs if old != value]
 
 
 def _process_differences(stored: Any, new: VariancePreserving) -> list[str]:

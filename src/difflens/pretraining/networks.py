@@ -5,7 +5,6 @@ from typing import Any, Literal
 from diffusers import UNet2DModel
 
 from difflens.backbones.encoder import ArgumentName, EncoderConfig
-from difflens.backbones.self_condition import SelfConditionedUNet2DModel
 from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
 from difflens.errors import DiffLensError, listing
@@ -56,7 +55,7 @@ def encoder_config(name: str, kind: Literal["resnet", "vit"], side: int | None =
 def build_unet(config: PretrainConfig) -> UNet2DModel:
     """Return the U-Net of a resolved configuration, with fresh weights; errors as in `unet_config`."""
     fields = unet_config(PRETRAIN[config.preset]["unet"], given(config.learned_variance), config.image_size)
-    return SelfConditionedUNet2DModel(**fields) if config.self_condition else UNet2DModel(**fields)
+    return UNet2DModel(**fields)
 
 
 def unet_config(name: str, learned_variance: bool = False, side: int | None = None) -> dict[str, Any]:

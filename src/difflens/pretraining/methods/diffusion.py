@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from difflens.backbones.self_condition import SELF_CONDITION
 from difflens.backbones.unet import UNetBackbone
 from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
@@ -31,11 +30,6 @@ from difflens.run.text import markdown_code
 from difflens.training.objectives import Look
 from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer
 
-_NEEDS_DIFFLENS = (
-    f" difflens reads this folder; diffusers alone would leave out `unet/{SELF_CONDITION}` and predict "
-    "something else."
-)
-
 _UNTRAINED = 1.0, 1.0
 """The running mean of the loss and its lowest value at the start: the loss of a network that predicts zeros
 for the noise, which has variance 1. Checkpoints of earlier versions have no other."""
@@ -48,8 +42,7 @@ harder to predict, 0.23 would become 0.59."""
 
 
 class DiffusionMethod(PretrainingMethod):
-    """A U-Net, plain or self-conditioned, trained with `DiffusionLoss`; the running average of its weights is
-    saved.
+    """A U-Net trained with `DiffusionLoss`; the running average of its weights is saved.
 
     Raises:
         DiffLensError: the loss rose as it does when a training collapses; the learning rate is too high.
@@ -107,13 +100,11 @@ class DiffusionMethod(PretrainingMethod):
         return {"initial weights": f"{markdown_code(initial)}, which had seen {seen}"}
 
     def card(self) -> Card:
-        alone = not self.config.self_condition
         return Card(
-            title="Unconditional diffusion U-Net" if alone else "Self-conditioned diffusion U-Net",
+            title="Unconditional diffusion U-Net",
             introduction="Pre-trained by difflens, without labels. "
-            f"{counted(self.unet.num_parameters(), 'parameter')}, averaged weights (EMA), float16."
-            + ("" if alone else _NEEDS_DIFFLENS),
-            library="diffusers" if alone else "difflens",
+            f"{counted(self.unet.num_parameters(), 'parameter')}, averaged weights (EMA), float16.",
+            library="diffusers",
             tags=("unconditional-image-generation", "difflens"),
             samples="DDIM, 50 steps",
         )
