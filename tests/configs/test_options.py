@@ -215,7 +215,10 @@ def test_records_of_version_0_1() -> None:
     assert upgraded({"command": "rivals", "label_fraction": [0.1]}) == {
         "command": "compare",
         "label_fraction": [0.1],
+        "normalise": "none",
     }
+    attention = {"command": "compare", "protocols": ["attention"]}  # which does not read the option
+    assert upgraded(attention) == {**attention, "normalise": "standard"}
 
 
 def test_a_limited_run_of_version_0_1_kept_other_images() -> None:
