@@ -431,7 +431,7 @@ def test_what_a_file_in_dits_layout_needs(checkpoint: Path, tmp_path: Path) -> N
     assert_refused(checkpoint, "layout of DiT, SiT and REPA, .*: say --family dit, sit or repa", **head)
     assert_refused(checkpoint, "name the folder of its autoencoder with --autoencoder", family="dit", **head)
     given = {"family": "dit", "autoencoder": vae, **head}
-    assert_refused(checkpoint, "takes no other side", image_size=32, **given)
+    assert_refused(checkpoint, "takes no other size", image_size=32, **given)
     assert_refused(
         checkpoint, "is no such folder|is not an autoencoder", **{**given, "autoencoder": "nowhere"}
     )

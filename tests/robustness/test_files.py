@@ -117,7 +117,10 @@ def predict(name: str) -> Read:
 
 
 def again(name: str, **options: Any) -> Read:
-    config = ProbeConfig(out=Path(name), resume=True, **{**PROBE, **options})
+    given = {**PROBE, **options}
+    if given["head"] == "attention":
+        given.pop("normalise")
+    config = ProbeConfig(out=Path(name), resume=True, **given)
     return lambda: difflens.probe(config)
 
 
