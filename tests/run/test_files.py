@@ -73,4 +73,5 @@ def test_commands(
         assert run(*given, "--device", "cpu", "--out", tmp_path / "run") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"difflens: error: cannot write {tmp_path / 'run'}")
-    assert ": File too large" in line
+    advice = ". The shards before it are complete; --resume goes on from there"
+    assert line.endswith(f": File too large{advice if words[0] == 'extract' else ''}")

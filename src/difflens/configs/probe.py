@@ -122,6 +122,11 @@ class ProbeConfig(
         """True if images go through the backbone in each epoch."""
         return self.chosen("extractor", "frozen") != "frozen" or self.chosen("augment", "none") != "none"
 
+    @property
+    def normalises_by_images(self) -> bool:
+        """True if nothing names a normalisation of the features, so the number of images decides it."""
+        return self._head in ("linear", "knn") and self.chosen("normalise") is None and not self._online
+
     def expanded(self) -> Self:
         """Return the configuration with the head diffeed replaced by the head and the extractor of
         DifFeed."""
@@ -141,8 +146,8 @@ class ProbeConfig(
             "normalise": "none",
             **self._training,
         }
-        if self._head in ("linear", "knn") and not self._online and "normalise" not in self._training:
-            del recipe["normalise"]  # it depends on the number of images (`usual_normalisation`)
+        if self.normalises_by_images:
+            del recipe["normalise"]  # `usual_normalisation` chooses it
         if self._head == "mix":
             recipe["mix"] = "image"
         if "epochs" not in presets.PROBE.get(self.preset or "", {}):

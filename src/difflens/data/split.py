@@ -115,6 +115,10 @@ class ImageSplit(ABC):
             raise DiffLensError(f"positions of a subset lie in 0 to {len(self) - 1:,}")
         return _Subset(self, chosen)
 
+    def use_test_noise(self) -> None:
+        """Give the images the noise of test images, which no training image has."""
+        self.noise_index = self.index + TEST_IMAGES
+
     def unlabelled(self) -> "ImageSplit":
         """Return the same images without labels."""
         bare = copy.copy(self)
@@ -331,7 +335,7 @@ class ImageData:
     metric: Metric = field(default="top1", kw_only=True)
 
     def __post_init__(self) -> None:
-        self.test.noise_index = self.test.index + TEST_IMAGES
+        self.test.use_test_noise()
 
     @property
     def multi_label(self) -> bool:

@@ -97,6 +97,7 @@ def compare(config: CompareConfig, announce: Callable[[str], object] = lambda li
 
 def _compare(config: CompareConfig, announce: Callable[[str], object]) -> CompareResult:
     data = one_label(load_data(config.data, val_fraction=config.val_fraction), "compare")
+    check_classes(data)
     for trial in config.trials:
         _check_labels(config, data, trial)  # before hours of other trials
     opened = open_run(config, data, one_process="; each of its probes can be run in several")
@@ -146,9 +147,8 @@ def _check_labels(config: CompareConfig, data: ImageData, trial: Trial) -> None:
     """Check that a trial has enough labels.
 
     Raises:
-        DiffLensError: there is one class, or no class has two training images left.
+        DiffLensError: no class has two training images left.
     """
-    check_classes(data)
     train = limited(data.train, config.limit, config.seed)
     if trial.label_fraction is not None:
         train = label_fraction(train, trial.label_fraction, config.seed, data.classes)

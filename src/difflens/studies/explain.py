@@ -29,7 +29,6 @@ from difflens.heads.mix import MixHead
 from difflens.metrics.attribution import logit_shares
 from difflens.models.probe import Probe
 from difflens.models.saved import TrainedModel
-from difflens.noise import TEST_IMAGES
 from difflens.opening import OpenedRun, open_run, with_backbone
 from difflens.processes.base import bracketed, in_words
 from difflens.reports.explain import (
@@ -123,7 +122,7 @@ class _Explanation:
                     "or give --count"
                 )
             self.examples: ImageSplit = FileSplit("images", [str(path) for path in paths])
-            self.examples.noise_index = self.examples.index + TEST_IMAGES  # not that of training images
+            self.examples.use_test_noise()
             say_changes(self.examples, backbone.spec, backbone.in_channels, backbone.image_size)
         else:
             self.examples = data.test.subset(balanced(data.test, config.count or _COUNT, config.seed))

@@ -377,7 +377,8 @@ class _Extraction:
             self.digests[name] = write(self.out / name, *content)
             record_checksum(self.out, self.process.process_index, name, self.digests[name])
         except (OSError, DiffLensError) as error:
-            reason = f"{self.out / name}: {error.strerror}" if isinstance(error, OSError) else error
+            failed = f"{self.out / name} cannot be written"
+            reason = f"{failed}: {error.strerror}" if isinstance(error, OSError) else error
             raise DiffLensError(
                 f"{reason}. The shards before it are complete; --resume goes on from there"
             ) from error

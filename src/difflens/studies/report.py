@@ -24,7 +24,6 @@ from difflens.generation.samplers import make_sampler, sample
 from difflens.metrics.memorisation import UNSEEN, Seen, find_nearest
 from difflens.models.feature_space import FeatureSpace
 from difflens.models.saved import TrainedModel, stored_model
-from difflens.noise import TEST_IMAGES
 from difflens.processes.base import NoiseProcess, in_words
 from difflens.reports.demo import BASELINES
 from difflens.reports.html import Section, reports_of
@@ -365,7 +364,7 @@ class _Page:
                 yield part.batch.images, part.vectors, part.batch.rows
 
         generated = MemorySplit("samples", samples)
-        generated.noise_index = generated.index + TEST_IMAGES  # as test images, not as training images
+        generated.use_test_noise()
         fitted, vectors, rows = (torch.cat(parts) for parts in zip(*features(generated), strict=True))
         unseen = None if test is None else features(at_random(test, UNSEEN, config.seed))
         neighbours = find_nearest((fitted, vectors, rows), features(train), unseen, space.name)

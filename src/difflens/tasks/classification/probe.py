@@ -55,8 +55,6 @@ from difflens.tasks.classification.train import evaluate, fit
 
 L = TypeVar("L", int, Level)
 
-_NORMALISED = ("linear", "knn")
-"""The heads whose features are normalised unless the options say otherwise."""
 _NORMALISING = {"standard": "standardised, as there are too few images to whiten them", "whiten": "whitened"}
 
 
@@ -174,7 +172,7 @@ def _probe_once(
         "draws": extractor.draws,
         "labels_sha256": data.train.former_fingerprint() if config.label_list else None,
     }
-    if config.normalise is None and head_config.name in _NORMALISED:
+    if config.normalises_by_images:
         identity["normalised"] = head_config.normalise  # the option itself stays open for other runs
     with opened.directory(identity) as run:
         if run.finished:
@@ -291,7 +289,7 @@ def with_normalisation(
     Args:
         images: the number of training images.
     """
-    if config.normalise is not None or head.name not in _NORMALISED:
+    if not config.normalises_by_images:
         return head
     kind = usual_normalisation((channels for channels, *_ in extractor.shapes().values()), images)
     note(f"features are {_NORMALISING[kind]}; --normalise chooses another way")
