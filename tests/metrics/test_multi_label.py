@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, log_loss
 
 from difflens import DiffLensError
 from difflens.metrics.multi_label import MultiLabelEvaluation, average_precision
@@ -51,6 +51,21 @@ def test_a_class_that_no_image_has_is_left_out_of_the_mean() -> None:
     assert set(result.per_class_intervals) == {"a", "b"}
     with pytest.raises(DiffLensError, match="no test image that could be read has a label"):
         _ = evaluation([[0, 0, 0]], [[0.9, 0.8, 0.1]]).map
+
+
+def test_calibration_is_over_all_pairs_of_image_and_class() -> None:
+    labels = [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
+    result = evaluation(labels, [[0.9, 0.8, 0.1], [0.5, 0.6, 0.2], [0.6, 0.7, 0.3]])
+    true, said = result.labels.numpy().ravel(), result.probabilities.numpy().ravel()
+    assert result.nll == pytest.approx(log_loss(true, said), abs=1e-6)
+    # each probability is alone in its bin of a fifteenth, but for the pair (1, 0) of 0.6
+    gaps = [0.1, 0.8, 0.1, 0.5, 0.2, 0.3, 0.3, (0.6 + 0.6 - 1)]
+    assert result.ece == pytest.approx(sum(gaps) / 9, abs=1e-6)
+    assert {"ece": result.ece, "nll": result.nll}.items() <= result.metrics().items()
+
+
+def test_the_likelihood_of_a_sure_mistake_is_finite() -> None:
+    assert evaluation([[1, 0, 0]], [[0.0, 0.0, 0.0]]).nll == pytest.approx(100 / 3)
 
 
 def test_labels_as_numbers() -> None:

@@ -5,8 +5,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy
 
 from difflens.errors import DiffLensError
+from difflens.metrics.calibration import expected_calibration_error
 from difflens.metrics.statistics import Z95
 
 RESAMPLES = 1000
@@ -87,6 +89,24 @@ class MultiLabelEvaluation:
             if value is not None
         }
 
+    @property
+    def ece(self) -> float:
+        """The expected calibration error of the probabilities, in [0, 1], over all pairs of image and class.
+
+        The share of the pairs in which the image has the class is compared with their mean probability, in 15
+        bins of probability (Guo et al., 2017).
+        """
+        return expected_calibration_error(self.probabilities.flatten(), self.labels.flatten())
+
+    @property
+    def nll(self) -> float:
+        """The mean negative log-likelihood of a class being in an image or not, in nats.
+
+        The mean is over all pairs of image and class. A pair counts at most 100, as much as a probability of
+        exactly 0 or 1 that is wrong.
+        """
+        return float(binary_cross_entropy(self.probabilities.double(), self.labels.double()))
+
     def misranked(self, count: int = 3) -> list[tuple[str, bool, list[int]]]:
         """Return the images that are ranked wrongly, of the `count` classes of the least average precision.
 
@@ -115,6 +135,8 @@ class MultiLabelEvaluation:
             "per_class": self.per_class,
             "positives": self.positives,
             "metric": "map",
+            "ece": self.ece,
+            "nll": self.nll,
         }
 
     @cached_property

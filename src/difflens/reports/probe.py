@@ -16,6 +16,7 @@ from difflens.reports.html import Picture, Section, Table, interval, percent, re
 
 _EXAMPLES = 6  # the most images of a pair of confused classes
 _SURE = "The interval is the uncertainty of one run that comes from its test images. "
+_CALIBRATION = ("ECE, %", "NLL, nats", "Training, s")
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,7 @@ class _Kind:
 
 _ONE_LABEL = _Kind(
     shares=("top1", "top5", "mean_per_class"),
-    columns=(
-        *("Top-1, %", "95 % interval of top-1", "Top-5, %", "Mean per class, %"),
-        *("ECE, %", "NLL, nats", "Training, s"),
-    ),
+    columns=("Top-1, %", "95 % interval of top-1", "Top-5, %", "Mean per class, %", *_CALIBRATION),
     explained=f"{_SURE}The mean per class weights all classes equally. ECE is the expected calibration "
     "error: the mean distance of confidence from accuracy in 15 bins of confidence. NLL is the negative "
     "log-likelihood of the true class.",
@@ -57,10 +55,12 @@ _ONE_LABEL = _Kind(
 )
 _SEVERAL_LABELS = _Kind(
     shares=("map",),
-    columns=("mAP, %", "95 % interval of mAP", "Training, s"),
+    columns=("mAP, %", "95 % interval of mAP", *_CALIBRATION),
     explained=f"{_SURE}A bootstrap over them measures it. mAP is the mean of the classes' "
     "average precisions. An average precision is the area under the curve of precision by recall, without "
-    "interpolation.",
+    "interpolation. ECE is the expected calibration error over all pairs of image and class, in 15 bins of "
+    "probability: the mean distance between the probability and the share of images that have the class. NLL "
+    "is the mean negative log-likelihood of these pairs.",
     title="mAP",
     sentence="The mean average precision is {}",
     of_class="average precision",
@@ -133,9 +133,7 @@ def _result(kind: _Kind, metrics: Sequence[Mapping[str, Any]]) -> Section:
     main, *others = (_deviation(metrics, key, 100, 2) for key in kind.shares)
     rows = [(_run(metrics, k), *_figures(kind, one)) for k, one in enumerate(metrics)]
     calibration = (_deviation(metrics, "ece", 100, 2), _deviation(metrics, "nll", 1, 3))
-    rows.append(
-        ("Mean ± standard deviation", main, None, *others, *(calibration if kind is _ONE_LABEL else ()), None)
-    )
+    rows.append(("Mean ± standard deviation", main, None, *others, *calibration, None))
     text = (
         f"{kind.sentence.format(f'{main} %')} (mean ± standard deviation over {len(metrics)} runs that "
         "differ only in their seed)."
@@ -151,9 +149,8 @@ def _figures(kind: _Kind, one: Mapping[str, Any]) -> tuple[object, ...]:
     """Return the cells of the columns of a kind."""
     main, *others = (percent(one[share]) for share in kind.shares)
     nll = None if one.get("nll") is None else f"{one['nll']:.3f}"
-    calibration = (percent(one.get("ece")), nll) if kind is _ONE_LABEL else ()
     bounds = interval(one[f"{kind.shares[0]}_interval_95"])
-    return main, bounds, *others, *calibration, f"{one['train_seconds']:.1f}"
+    return main, bounds, *others, percent(one.get("ece")), nll, f"{one['train_seconds']:.1f}"
 
 
 def _training(

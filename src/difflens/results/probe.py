@@ -110,6 +110,9 @@ class MultiLabelSeedResult(SeedFigures):
             mean leaves out.
         positives: number of test images by class.
         metric: "map".
+        ece: expected calibration error over all pairs of test image and class, in [0, 1] (15 bins); None for
+            a run of a version that did not measure it.
+        nll: mean negative log-likelihood of a class being in a test image or not, in nats; None as for `ece`.
     """
 
     SHARES = ("map",)
@@ -126,6 +129,8 @@ class MultiLabelSeedResult(SeedFigures):
     epochs: Natural
     seed: Natural
     skipped_images: tuple[str, ...]
+    ece: Share | None = None
+    nll: NonNegative | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
