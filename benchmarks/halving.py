@@ -9,10 +9,11 @@ accuracy in the full sweep is compared. Noise is that of one draw. The table is 
 
 import argparse
 import statistics
-from math import ceil
+from math import ceil, sqrt
 from pathlib import Path
 
 import torch
+from scipy.stats import t
 from torch import Tensor
 
 from difflens.data.split import every_nth, place_in_class
@@ -47,7 +48,13 @@ def table(pair: LabelledPlaces, budgets: list[int], seeds: int) -> str:
             halved.append(float(pair.accuracy[place]))
             passes.append(spent)
         better = [b - a for a, b in zip(plain, halved, strict=True)]
-        cells = [str(budget), f"{budget * len(pair.steps):,}", *map(spread, (plain, halved, better))]
+        cells = [
+            str(budget),
+            f"{budget * len(pair.steps):,}",
+            spread(plain),
+            spread(halved),
+            mean_interval(better),
+        ]
         lines.append(row([*cells, f"{statistics.mean(passes):,.0f}"]))
     return "\n".join(lines) + "\n"
 
@@ -101,6 +108,13 @@ def halving_choice(pair: LabelledPlaces, order: Tensor, budget: int) -> tuple[tu
 
 def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def mean_interval(values: list[float]) -> str:
+    """Return the mean and its 95 % interval over seeds, by Student's t."""
+    mean, error = statistics.mean(values), statistics.stdev(values) / sqrt(len(values))
+    low, high = t.interval(0.95, len(values) - 1, mean, error)
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 if __name__ == "__main__":
