@@ -24,6 +24,9 @@ from diffusers import (
     VQModel,
 )
 
+from difflens.backbones.distilled import write_distilled
+from difflens.processes.clean import Clean
+
 UNET: dict[str, Any] = {
     "sample_size": 16,
     "block_out_channels": (8, 16),
@@ -91,6 +94,14 @@ def write_ncsnpp(folder: Path, **changes: Any) -> Path:
         **changes,
     }
     ScoreSdeVePipeline(UNet2DModel(**config), ScoreSdeVeScheduler()).save_pretrained(folder)
+    return folder
+
+
+def write_student(folder: Path, **changes: Any) -> Path:
+    """A student of `difflens distill`: a `UNet2DModel` on clean images of 16 pixels."""
+    torch.manual_seed(0)
+    UNet2DModel(**{**UNET, **changes}).save_pretrained(folder / "unet")
+    write_distilled(folder, Clean(5))
     return folder
 
 

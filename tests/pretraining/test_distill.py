@@ -10,19 +10,31 @@ import pytest
 import torch
 
 from difflens import (
+    CkaConfig,
     DiffLensError,
     DistillConfig,
+    ExplainConfig,
+    ExploreConfig,
     ExtractConfig,
     GenerateConfig,
     InfoConfig,
+    MatchConfig,
+    PredictConfig,
     ProbeConfig,
+    SuggestConfig,
     SweepConfig,
+    cka,
     distill,
+    explain,
+    explore,
     extract,
     generate,
     info,
     load_backbone,
+    match,
+    predict,
     probe,
+    suggest,
     sweep,
 )
 from difflens.pretraining.methods.distillation import Adapter, Distillation
@@ -120,6 +132,28 @@ def test_probe_sweep_extract_and_info_read_it(
     inside = load_backbone(f"{student}/unet")
     assert inside.fingerprint() == load_backbone(student).fingerprint()
     assert load_backbone(f"random:{student}").process.bounds == (0, 0)
+
+
+def test_the_other_commands_read_it(student: str, images: Path, tmp_path: Path) -> None:
+    pictures = tuple(sorted((images / "train" / "red").iterdir()))[:4]
+    common: dict[str, Any] = {"device": "cpu", "workers": 0}
+    place: dict[str, Any] = {"blocks": (5, 6), "epochs": 1, "width": 8}
+    data: dict[str, Any] = {"data": str(images), "backbone": student}
+    suggested = suggest(SuggestConfig(**common, **data, out=tmp_path / "suggested"))
+    assert suggested.noise_steps == (0,)
+    many = {**data, "data": str(make_image_tree(tmp_path / "many", per_class=27))}
+    cka(CkaConfig(**common, **many, blocks=(5, 6), out=tmp_path / "cka"))
+    run = ProbeConfig(**common, **data, **place, head="mix", out=tmp_path / "mix")
+    probe(run)
+    assert "block" in explain(ExplainConfig(run=run.out, out=tmp_path / "explained", device="cpu")).summary()
+    for model in (run.out, tmp_path / "diffeed"):
+        if model != run.out:
+            probe(replace(run, head="diffeed", blocks=(5,), out=model))
+        predicted = predict(PredictConfig(model=model, images=pictures, device="cpu"))
+        assert len(predicted.predictions) == 4
+    explore(ExploreConfig(images=pictures, backbone=student, out=tmp_path / "explored", device="cpu"))
+    found = match(MatchConfig(pictures=pictures[:2], backbone=student, out=tmp_path / "match", device="cpu"))
+    assert found.summary()
 
 
 def test_it_generates_nothing(student: str, tmp_path: Path) -> None:

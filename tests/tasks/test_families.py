@@ -1,4 +1,5 @@
-"""Every task on a network that reads latents, on one whose levels are times, and on a transformer."""
+"""Every task on a network that reads latents, on one whose levels are times, on a transformer, and on a
+student without noise."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from difflens.configs.options import resolve
 from difflens.extractors.config import ExtractorConfig
 from difflens.models.feature_space import FeatureSpace
 from difflens.tasks.dense import make_plan
-from tests.helpers.families import write_dit, write_edm, write_flow, write_ldm
+from tests.helpers.families import write_dit, write_edm, write_flow, write_ldm, write_student
 from tests.helpers.pipelines import write_stable_diffusion_3
 
 FAMILIES: dict[str, Callable[[Path], Path]] = {
@@ -36,8 +37,15 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "flow": write_flow,
     "edm": write_edm,
     "dit": write_dit,
+    "student": write_student,
 }
-LEVELS = {"ldm": (20, 200), "flow": (0.1, 0.5), "edm": (0.002, 0.5), "dit": (20, 200)}
+LEVELS: dict[str, tuple[float, ...]] = {
+    "ldm": (20, 200),
+    "flow": (0.1, 0.5),
+    "edm": (0.002, 0.5),
+    "dit": (20, 200),
+    "student": (0,),
+}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -103,7 +111,7 @@ def test_probe_and_predict(family: tuple[str, Path], image_tree: Path, tmp_path:
         data=str(image_tree),
         out=tmp_path / "run",
         head=head,  # type: ignore[arg-type]
-        noise_steps=LEVELS[name] if head == "difformer" else LEVELS[name][1:],
+        noise_steps=LEVELS[name] if head == "difformer" else LEVELS[name][-1:],
         epochs=1,
         width=16,
         device="cpu",
@@ -129,7 +137,7 @@ def test_online_training_encodes_each_batch(
         out=tmp_path / "run",
         head="linear",
         augment="flip",
-        noise_steps=LEVELS[name][1:],
+        noise_steps=LEVELS[name][-1:],
         epochs=1,
         device="cpu",
         workers=0,
@@ -142,7 +150,7 @@ def test_fidelity_in_the_space_of_the_network(
     family: tuple[str, Path], image_tree: Path, tmp_path: Path
 ) -> None:
     name, backbone = family
-    level = LEVELS[name][1]
+    level = LEVELS[name][-1]
     run = FidelityConfig(
         samples=image_tree / "train" / "red",
         data=str(image_tree / "val"),
