@@ -159,6 +159,15 @@ def test_masks_of_0_and_255_are_refused_by_their_values(tmp_path: Path) -> None:
         load_masks(two(tmp_path / "mini", [[0, 255]]), ignore=())
 
 
+def test_images_of_both_splits_are_named(tmp_path: Path) -> None:
+    root = two(tmp_path / "mini", [[0, 1]])
+    pair, other = ((root / "images" / split, root / "masks" / split) for split in ("train", "val"))
+    assert load_pairs(pair, other, root / "classes.txt").notes == ()
+    (note,) = load_pairs(pair, pair, root / "classes.txt").notes
+    image = next((root / "images" / "train").iterdir())
+    assert note == f"images of both train and val: {image}; they make the figures too high"
+
+
 def test_classes_that_do_not_occur_are_named(tmp_path: Path) -> None:
     root = two(tmp_path / "mini", [[0, 1, 2]], "ground\ntree\nhouse\nsea\n")
     save(root / "masks" / "val" / "0.png", [[0, 255, 0]])

@@ -16,7 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from difflens.choices import Exif, OnBadAnnotation
-from difflens.data.dense.base import DenseData, Problems, distinct, misfit, require_entries, turned
+from difflens.data.dense.base import (
+    DenseData,
+    Problems,
+    distinct,
+    misfit,
+    repeated,
+    require_entries,
+    turned,
+)
 from difflens.data.dense.objects import ANNOTATION, ObjectSplit, ObjectTable
 from difflens.data.dense.run_lengths import area, encode, runs_of
 from difflens.data.files import require_regular
@@ -179,7 +187,12 @@ def load_annotations(
             )
         )
     unused = [f"{counted(masked, 'object')} with a mask: most have none, so masks are not used"]
-    notes = (*turned(oriented, exif), *_unseen(splits, titles), *(unused if masked and not masks else ()))
+    notes = (
+        *turned(oriented, exif),
+        *repeated(*splits),
+        *_unseen(splits, titles),
+        *(unused if masked and not masks else ()),
+    )
     return DenseData(
         name or train[1].stem, tuple(titles.values()), splits[0], splits[1], tuple(problems.lines), notes
     )
