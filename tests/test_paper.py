@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import tyro
 
-from difflens import plan
+from difflens import DiffLensError, load_backbone, plan
 from difflens.cli import COMMANDS
 from difflens.configs.options import Options
+from difflens.parsing import parse
 from difflens.presets import DETECT, PROBE, SEGMENT
 from difflens.results.plan import in_hours
 
@@ -36,6 +37,18 @@ def parsed(command: str) -> Options:
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     return config
+
+
+def test_a_recipe_of_the_paper_names_its_data_and_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = next(command for _, _, command in ROWS if "paper-linear --data folder:imagenet" in command)
+    for dry in ("--dry-run", "--dry_run"):
+        words = ["probe", "--preset", "paper-linear", "--precision", "bfloat16", dry]
+        assert plan(parse(words, COMMANDS)) == plan(parsed(row))
+    with pytest.raises(DiffLensError, match=r"download it from https://.*/256x256_diffusion_uncond\.pt"):
+        load_backbone(PROBE["paper-linear"]["backbone"])
 
 
 def test_every_recipe_of_the_paper_has_a_row() -> None:

@@ -1,5 +1,6 @@
 """A command line as a configuration: words, a run's config.yaml, and what a misspelt word may have meant."""
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -60,6 +61,9 @@ def parse(words: Sequence[str], commands: Mapping[str, type[Options]]) -> Option
     kind = commands[command]
     file, words = _config_file(words[1:])
     _check_options(command, kind, words)
+    flags = {word.partition("=")[0].replace("_", "-") for word in words}
+    if "--dry-run" in flags and "--out" not in flags:
+        words = ["--out", os.devnull, *words]  # a dry run writes nothing
     if file is None:
         return tyro.cli(kind, prog=prog, args=words, config=_SETTINGS, registry=_REGISTRY)
     base = _from_file(command, kind, file)

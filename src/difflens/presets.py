@@ -113,12 +113,16 @@ EXTRACTORS: dict[str, dict[str, Any]] = {
 # the same.
 FEW_IMAGES = 2000
 
+# OpenAI's file of the paper's network, 2.2 GB
+ADM_256 = "256x256_diffusion_uncond.pt"
+ADM_256_URL = f"https://openaipublic.blob.core.windows.net/diffusion/jul-2021/{ADM_256}"
+
 # The paper's runs on ImageNet-1k with ADM-256: SGD without momentum or weight decay, learning rate x0.1 every
 # 7 of 28 epochs, batch 32 on each of 4 GPUs (DifFeed: 4 on each).
 _PAPER: dict[str, Any] = {
     "optimizer": "sgd", "weight_decay": 0.0, "lr_schedule": "step", "step_epochs": 7, "warmup_steps": 0,
     "epochs": 28, "batch_size": 128, "augment": "crop", "mixup": 0.0, "blocks": (24,), "noise_steps": (150,),
-    "normalise": "none",
+    "normalise": "none", "data": "folder:imagenet", "backbone": ADM_256,
 }  # fmt: skip
 # DifFeed (paper section 3.3): the attention head on the feedback extractor.
 DIFFEED: dict[str, Any] = {"head": "attention", "extractor": "feedback"}
@@ -136,7 +140,7 @@ PROBE: dict[str, dict[str, Any]] = {
 
 # Heads on the bundled `photos`, chosen with 10,000 labels by 5,000 held-out training images of CIFAR-10
 # (benchmarks/RESULTS.md).
-_PHOTOS: dict[str, Any] = {"blocks": (12,), "noise_steps": (50,), "epochs": 28}
+_PHOTOS: dict[str, Any] = {"backbone": "photos", "blocks": (12,), "noise_steps": (50,), "epochs": 28}
 _PHOTOS_TOKENS: dict[str, Any] = {**_PHOTOS, "pool": 4, "dropout": 0.2, "mixup": 0.5, "augment": "none"}
 _PHOTOS_FUSED: dict[str, Any] = {**_PHOTOS_TOKENS, "blocks": (12, 13), "noise_steps": (5, 50)}
 PROBE |= {
@@ -186,6 +190,7 @@ PROBE |= {
 _ADE20K: dict[str, Any] = {
     "iterations": 16_000, "batch_size": 16, "optimizer": "sgd", "learning_rate": 1e-2, "weight_decay": 5e-4,
     "lr_schedule": "poly", "warmup_steps": 0, "scale": (0.5, 2.0), "side": 512, "width": 512, "noise_steps": (90,),
+    "backbone": ADM_256,
 }  # fmt: skip
 SEGMENT: dict[str, dict[str, Any]] = {
     "paper-ade20k": {**_ADE20K, "blocks": (24, 27, 30, 33)},  # 44.3; with --extractor feedback 44.0
@@ -199,7 +204,7 @@ DETECT: dict[str, dict[str, Any]] = {
     "paper-coco": {
         "iterations": 90_000, "batch_size": 16, "optimizer": "sgd", "learning_rate": 2e-2, "weight_decay": 1e-4,
         "lr_schedule": "step", "warmup_steps": 1000, "scale": (0.5, 1.5), "side": 512, "width": 256,
-        "proposals": 1000, "blocks": (24, 27, 30, 33), "noise_steps": (90,),
+        "proposals": 1000, "blocks": (24, 27, 30, 33), "noise_steps": (90,), "backbone": ADM_256,
     },
 }  # fmt: skip
 

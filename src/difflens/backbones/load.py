@@ -29,6 +29,7 @@ from difflens.backbones.transformer import TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.choices import AttentionOrder, FamilyName, ScheduleName, TapName, WeightsName
 from difflens.errors import DiffLensError, counted, did_you_mean, expanded, nearby
+from difflens.presets import ADM_256, ADM_256_URL
 from difflens.processes.base import NoiseProcess
 from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.schedulers import process_of
@@ -184,6 +185,7 @@ def _load(config: BackboneConfig, fresh: bool, meta: bool) -> Backbone:
         return _from_directory(config, path, fresh, meta)
     if path.suffix in CHECKPOINTS or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         hint = did_you_mean(spec, (*BUNDLED, "pixels", *nearby(path)))
+        hint = f"download it from {ADM_256_URL} (2.2 GB); " if path.name == ADM_256 else hint
         raise DiffLensError(f"no backbone {spec!r}: no such file or folder; {hint}known are {_KNOWN}")
     return _from_folder(config, _download(spec), None, fresh, meta)
 

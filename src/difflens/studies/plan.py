@@ -47,7 +47,7 @@ from difflens.heads.knn import NeighbourHead
 from difflens.heads.make import make_head
 from difflens.heads.segmentation import SegmentationHead
 from difflens.opening import bundled_backbone
-from difflens.presets import PRETRAIN
+from difflens.presets import ADM_256, PRETRAIN
 from difflens.pretraining.gradients import recomputed
 from difflens.pretraining.networks import build_unet, unet_config
 from difflens.processes.base import in_words
@@ -69,9 +69,6 @@ from difflens.tasks.dense import chosen_rows, make_plan
 from difflens.tasks.detection.detect import Detection
 from difflens.tasks.segmentation.segment import Segmentation
 from difflens.training.objectives import micro_batch
-
-ADM_256 = "256x256_diffusion_uncond.pt"
-"""OpenAI's file of the paper's network, whose shapes are known without it."""
 
 FID_IMAGES = 50_000
 """The usual number of generated images for FID, assumed where they do not exist yet."""
