@@ -45,6 +45,14 @@ def test_pictures_are_known_by_suffix_or_content_and_the_rest_is_counted(
     assert ".heic (2), .txt (1), no suffix (2)" in shown
 
 
+@pytest.mark.parametrize("spec", [".", "train/.."])
+def test_data_of_the_working_directory_has_its_name(
+    spec: str, image_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(image_tree)
+    assert load_data(spec).name == image_tree.name
+
+
 def test_one_line_tells_of_a_whole_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     note.cache_clear()
     for split in ("train", "test"):

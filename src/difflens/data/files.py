@@ -20,6 +20,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DIFFLENS_CACHE") or "~/.cache/difflens").expanduser()
 
 
+def folder_name(folder: Path) -> str:
+    """Return the name of a folder, also of `.` and of a path that ends with `..`."""
+    return folder.resolve().name if folder.name in ("", "..") else folder.name
+
+
 def list_images(paths: Iterable[Path | str]) -> list[Path]:
     """Return the image files that `paths` name: files as given, and the images in folders and subfolders,
     sorted.

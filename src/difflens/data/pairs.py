@@ -17,6 +17,7 @@ import torch
 
 from difflens.choices import PairSplit
 from difflens.data.content import content_digest
+from difflens.data.files import folder_name
 from difflens.data.images import image_size
 from difflens.errors import DiffLensError
 from difflens.ranges import Pixels, Range
@@ -160,7 +161,7 @@ def load_pairs_of_points(root: Path, split: PairSplit, limit: int | None = None,
                 (sizes[target][1], sizes[target][0]),
             )
         )
-    return PairSet(f"{root.name} ({split})", tuple(pairs), digest.hexdigest())
+    return PairSet(f"{folder_name(root)} ({split})", tuple(pairs), digest.hexdigest())
 
 
 def _drawn(

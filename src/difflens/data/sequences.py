@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from difflens.data.content import content_digest
-from difflens.data.files import find_images, read_lines
+from difflens.data.files import find_images, folder_name, read_lines
 from difflens.data.images import image_size
 from difflens.errors import DiffLensError
 
@@ -82,8 +82,8 @@ def load_sequences(frames: Path, masks: Path, names: Path | None = None) -> Sequ
             raise DiffLensError(f"{names} {what}")
         folders = [frames / name for name in dict.fromkeys(wanted)]
     if not folders:
-        return SequenceSet(frames.name, (_sequence(frames, masks),))
-    return SequenceSet(frames.name, tuple(_sequence(each, masks / each.name) for each in folders))
+        return SequenceSet(folder_name(frames), (_sequence(frames, masks),))
+    return SequenceSet(folder_name(frames), tuple(_sequence(each, masks / each.name) for each in folders))
 
 
 def _in_order(path: Path) -> list[tuple[int, str]]:

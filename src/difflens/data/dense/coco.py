@@ -27,7 +27,7 @@ from difflens.data.dense.base import (
 )
 from difflens.data.dense.objects import ANNOTATION, ObjectSplit, ObjectTable
 from difflens.data.dense.run_lengths import area, encode, runs_of
-from difflens.data.files import require_regular
+from difflens.data.files import folder_name, require_regular
 from difflens.data.images import BadImage, image_size, orientation
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, counted, listing
@@ -110,7 +110,7 @@ def load_coco(root: Path, on_bad: OnBadAnnotation = "error", exif: Exif = "apply
     if not root.is_dir():
         raise DiffLensError(f"no such folder: {root}; expected {_LAYOUT}")
     train, val = (_find(root, split) for split in ("train", "val"))
-    return load_annotations(train, val, on_bad, exif, root.name)
+    return load_annotations(train, val, on_bad, exif, folder_name(root))
 
 
 def load_annotations(

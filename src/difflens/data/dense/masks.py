@@ -33,7 +33,7 @@ from difflens.data.dense.base import (
     require_entries,
     turned,
 )
-from difflens.data.files import Others, find_images, read_lines
+from difflens.data.files import Others, find_images, folder_name, read_lines
 from difflens.data.images import BadImage, image_size, open_image, orientation
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, counted, listing
@@ -132,7 +132,7 @@ def load_masks(
             return _load_voc(voc, on_bad, ignore, exif)
     if (root / "masks").is_dir():
         train, val = ((root / "images" / split, root / "masks" / split) for split in ("train", "val"))
-        return load_pairs(train, val, root / "classes.txt", on_bad, ignore, exif, root.name)
+        return load_pairs(train, val, root / "classes.txt", on_bad, ignore, exif, folder_name(root))
     raise DiffLensError(f"{root} has no layout of masks that is known; expected {_LAYOUTS}")
 
 
@@ -159,7 +159,7 @@ def load_pairs(
     meaning = _Meaning.of(names, {IGNORED} if ignore is None else ignore, classes)
     problems = Problems(on_bad)
     pairs = _matched([train, val], problems)
-    return _assemble(name or train[0].parent.name, meaning, pairs, problems, exif)
+    return _assemble(name or folder_name(train[0].parent), meaning, pairs, problems, exif)
 
 
 def _load_ade20k(
@@ -196,7 +196,7 @@ def _load_voc(
         stems = read_lines(root / "ImageSets" / "Segmentation" / f"{split}.txt", _LAYOUTS, files=True)
         pairs.append([(images / f"{stem}.jpg", masks / f"{stem}.png") for stem in stems if stem])
     problems = Problems(on_bad)
-    return _assemble(f"Pascal VOC ({root.name})", meaning, pairs, problems, exif)
+    return _assemble(f"Pascal VOC ({folder_name(root)})", meaning, pairs, problems, exif)
 
 
 def read_mask(path: Path, exif: Exif = "apply") -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from difflens.data.files import TREE, Others, find_images, refuse_batches, require_folder
+from difflens.data.files import TREE, Others, find_images, folder_name, refuse_batches, require_folder
 from difflens.data.split import FileSplit, ImageData, ImageSplit, split_off
 from difflens.errors import DiffLensError, counted, listing
 from difflens.run.console import note
@@ -49,7 +49,7 @@ def load_folder(root: Path, spec: str, labels: bool = True, val_fraction: float 
             for where in (train, test)
         ]
         left_out.tell()
-        return ImageData(spec, root.name, (), *splits)
+        return ImageData(spec, folder_name(root), (), *splits)
     classes, tested = _class_folders(train), _class_folders(test)
     if classes != tested:
         differences = (train, {*classes} - {*tested}), (test, {*tested} - {*classes})
@@ -60,7 +60,7 @@ def load_folder(root: Path, spec: str, labels: bool = True, val_fraction: float 
         raise DiffLensError(f"{root} must have the same class folders in {both}; {'; '.join(one_sided)}")
     splits = [_labelled(root, where, classes, left_out) for where in (train, test)]
     left_out.tell()
-    return ImageData(spec, root.name, tuple(map(on_disk, classes)), *splits)
+    return ImageData(spec, folder_name(root), tuple(map(on_disk, classes)), *splits)
 
 
 def load_folder_unlabelled(root: Path, val_fraction: float | None = None) -> ImageSplit:
@@ -101,7 +101,7 @@ def _held_out(root: Path, spec: str, labels: bool, fraction: float) -> ImageData
         whole = FileSplit("train", _names(root, find_images(where, left_out)), root=root)
     left_out.tell()
     splits = split_off(whole, fraction, labels)
-    return ImageData(spec, root.name, tuple(map(on_disk, classes)) if labels else (), *splits)
+    return ImageData(spec, folder_name(root), tuple(map(on_disk, classes)) if labels else (), *splits)
 
 
 def _split_folders(root: Path) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from difflens.data.files import cache_folder
+from difflens.data.files import cache_folder, folder_name
 from difflens.data.split import ImageData, MemorySplit
 from difflens.errors import DiffLensError, counted, expanded
 
@@ -53,7 +53,7 @@ def load_idx(folder: Path, spec: str, classes: tuple[str, ...] | None = None) ->
         raise DiffLensError(
             f"{folder} has labels up to {count - 1}, but names of {counted(len(classes), 'class')}"
         )
-    return ImageData(spec, folder.name, classes or tuple(map(str, range(count))), train, test)
+    return ImageData(spec, folder_name(folder), classes or tuple(map(str, range(count))), train, test)
 
 
 def read_idx_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
