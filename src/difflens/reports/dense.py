@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor
 
 from difflens.data.dense.base import IGNORED
-from difflens.data.dense.masks import class_palette
 from difflens.errors import counted, listing
 from difflens.reports import charts, overlays
 from difflens.reports.html import Picture, Section, Table, percent, render
@@ -61,9 +60,7 @@ def segmentation_sections(
         "Intersection over union by class",
     )
     masks = [mask for example in examples for mask in (example.true, example.predicted)]
-    values = {value for mask in masks for value in mask.unique().tolist()} - {IGNORED}
-    colours = class_palette(classes)
-    legend = [(tuple(colours[value]), classes[value]) for value in sorted(values) if colours[value].any()]
+    legend = overlays.legend_of((value for mask in masks for value in mask.unique().tolist()), classes)
     pictures = [
         [
             overlays.mask_overlay(example.image, mask, classes)

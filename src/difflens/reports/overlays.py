@@ -1,12 +1,13 @@
 """Labels or predictions of a dense task drawn over the image: classes of pixels, or objects."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from math import ceil
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
@@ -77,6 +78,42 @@ def object_overlay(image: Tensor, objects: Objects, classes: Sequence[str]) -> I
         fill_labels=True,
     )
     return _to_pil(labelled)
+
+
+def legend_of(values: Iterable[int], classes: Sequence[str]) -> list[tuple[tuple[int, ...], str]]:
+    """Return (colour, name) of the classes that overlays paint, of the values of masks."""
+    colours = class_palette(classes).tolist()
+    shown = (value for value in sorted({*values} - {IGNORED}) if any(colours[value]))
+    return [(tuple(colours[value]), classes[value]) for value in shown]
+
+
+def with_legend(picture: Image.Image, classes: Sequence[tuple[tuple[int, ...], str]]) -> Image.Image:
+    """Return a picture above the colours and names of classes, in as many rows as they need.
+
+    Args:
+        picture: an RGB image.
+        classes: as in `examples`.
+    """
+    font = ImageFont.truetype(usual_font(), _LETTERS)
+    places, x, rows = [], _GAP, 1
+    for colour, name in classes:
+        text = shortened(name)
+        length = _LETTERS + _GAP + ceil(font.getlength(text)) + 2 * _GAP
+        if x > _GAP and x + length > picture.width:
+            x, rows = _GAP, rows + 1
+        places.append((x, rows - 1, colour, text))
+        x += length
+    if not places:
+        return picture
+    row = _LETTERS + _GAP
+    sheet = Image.new("RGB", (picture.width, picture.height + rows * row + _GAP), "white")
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    for x, k, colour, text in places:
+        top = picture.height + _GAP + k * row
+        draw.rectangle((x, top, x + _LETTERS - 1, top + _LETTERS - 1), fill=colour)
+        draw.text((x + _LETTERS + _GAP, top + _LETTERS // 2), text, "black", font, anchor="lm")
+    return sheet
 
 
 def examples(

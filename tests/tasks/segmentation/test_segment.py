@@ -44,7 +44,7 @@ from difflens.metrics.segmentation import SegmentationEvaluation
 from difflens.processes.schedulers import process_of
 from difflens.reports import overlays
 from difflens.reports.dense import segmentation_sections
-from difflens.reports.overlays import mask_overlay
+from difflens.reports.overlays import legend_of, mask_overlay, with_legend
 from difflens.results.dense import Example
 from difflens.run import memory
 from difflens.run.console import note
@@ -406,7 +406,9 @@ def test_prediction_writes_overlays_masks_and_json(trained: Path, scene_folder: 
         assert record["classes"] == pytest.approx(
             {name: share for name, share in counts.items() if share}, abs=1e-6
         )
-        assert Image.open(out / record["overlay"]).size == (320, 320)
+        named = set(record["classes"]) - {"background"}
+        width, height = Image.open(out / record["overlay"]).size
+        assert (width, height > 320) == (320, bool(named))  # the legend is beneath
         (loaded,) = load_model(trained)(record["image"])
         assert np.array_equal(loaded.numpy(), mask)
     alone = predict(PredictConfig(model=trained, images=(images / "00002.png",), out=tmp_path / "one"))
@@ -427,6 +429,20 @@ def test_prediction_writes_overlays_masks_and_json(trained: Path, scene_folder: 
         predict(PredictConfig(model=trained, images=(images,), out=tmp_path / "mine"))
     with pytest.raises(DiffLensError, match="a model of segmentation"):
         predict_classes(PredictConfig(model=trained, images=(images,)))
+
+
+def test_the_legend_of_an_overlay_has_as_many_rows_as_its_names_need() -> None:
+    classes = ("background", *(f"class number {k}" for k in range(1, 9)))
+    picture = Image.new("RGB", (320, 100), "#010203")
+    assert with_legend(picture, legend_of([0, IGNORED], classes)) is picture
+    heights = []
+    for count in (2, 3, 9):
+        legend = legend_of(range(count), classes)
+        drawn = with_legend(picture, legend)
+        heights.append(drawn.height)
+        pixels = np.asarray(drawn).reshape(-1, 3)
+        assert all((pixels == colour).all(1).sum() == 13 * 13 for colour, _ in legend)
+    assert heights == [125, 125, 182]
 
 
 def test_a_first_class_that_is_no_background_is_painted() -> None:

@@ -12,7 +12,7 @@ from difflens.data.images import with_channels
 from difflens.extractors.base import evaluating
 from difflens.models.saved import SegmentationModel
 from difflens.noise import PICTURE
-from difflens.reports.overlays import mask_overlay
+from difflens.reports.overlays import legend_of, mask_overlay, with_legend
 from difflens.results.predict import DensePredictResult, SegmentedImage
 from difflens.run.processes import accelerator
 from difflens.tasks.predict import Announce, Answer, check_dense, check_draws, write_predictions
@@ -36,7 +36,7 @@ def mask_of(model: SegmentationModel, image: Tensor, draws: int = 1, threshold: 
 
 
 def predict_masks(config: PredictConfig, announce: Announce | None = None) -> DensePredictResult:
-    """Segment images, and write NAME.overlay.png, NAME.mask.png with the classes as values, and
+    """Segment images, and write NAME.overlay.png with a legend, NAME.mask.png with the classes as values, and
     predictions.json.
 
     The prediction for an image does not depend on the other images.
@@ -56,8 +56,9 @@ def predict_masks(config: PredictConfig, announce: Announce | None = None) -> De
         counts = known.bincount(minlength=len(model.classes)) / mask.numel()
         order = counts.argsort(descending=True, stable=True).tolist()
         shares = {model.classes[k]: round(float(counts[k]), 6) for k in order if counts[k]}
+        legend = legend_of(mask.unique().tolist(), model.classes)
         pictures = {
-            "overlay": mask_overlay(image, mask, model.classes),
+            "overlay": with_legend(mask_overlay(image, mask, model.classes), legend),
             "mask": to_palette_image(mask.numpy(), model.classes),
         }
         return {"classes": shares}, pictures
