@@ -147,6 +147,17 @@ def one_label(data: ImageData, reader: str) -> ImageData:
     return data
 
 
+def several_classes(data: ImageData, reader: str) -> ImageData:
+    """Return `data`, or raise DiffLensError if it has one class, so nothing to tell apart.
+
+    Args:
+        reader: what tells classes apart, for the message.
+    """
+    if len(data.classes) == 1 and not data.multi_label:
+        raise DiffLensError(f"{data.name} has one class, {data.classes[0]!r}: {reader} tells several apart")
+    return data
+
+
 def label_list(split: ImageSplit, path: Path, classes: Sequence[str]) -> ImageSplit:
     """Return the images that a text file names, one a line.
 

@@ -16,7 +16,7 @@ from difflens.choices import ClassifierName
 from difflens.configs.options import given
 from difflens.configs.pretrain import PretrainConfig
 from difflens.data.changes import say_changes
-from difflens.data.labels import balanced, one_label
+from difflens.data.labels import balanced, one_label, several_classes
 from difflens.data.load import load_data, same_data, without_test
 from difflens.data.loader import iterate
 from difflens.data.split import ImageSplit, MemorySplit, every_nth
@@ -57,7 +57,8 @@ class OnlineProbe:
             fraction = 0.2 if without_test(spec) else None
             if config.val_fraction is not None and same_data(spec, config.data):
                 fraction = config.val_fraction
-            data = one_label(load_data(spec, val_fraction=fraction), "the probe of --probe-every")
+            data = load_data(spec, val_fraction=fraction)
+            data = several_classes(one_label(data, "the probe of --probe-every"), "a probe")
         except DiffLensError as error:
             raise DiffLensError(f"--probe-data needs images with labels: {error}") from error
         self.name, self.classes = data.name, len(data.classes)

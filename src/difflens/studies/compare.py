@@ -20,7 +20,7 @@ from difflens.configs.command_line import shown_command
 from difflens.configs.compare import CompareConfig, Trial
 from difflens.configs.options import resolve
 from difflens.configs.probe import ProbeConfig
-from difflens.data.labels import balanced, label_fraction, limited, one_label
+from difflens.data.labels import balanced, label_fraction, limited, one_label, several_classes
 from difflens.data.load import load_data
 from difflens.data.split import ImageData, Metric, every_nth
 from difflens.errors import DiffLensError, counted
@@ -50,7 +50,6 @@ from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.text import csv_text
 from difflens.studies.extract import extract
 from difflens.studies.sweep import sweep
-from difflens.tasks.classification.kinds import check_classes
 from difflens.tasks.classification.probe import places_and_head, probe
 
 _TIMINGS = 3  # readings; the fastest one counts
@@ -96,8 +95,8 @@ def compare(config: CompareConfig, announce: Callable[[str], object] = lambda li
 
 
 def _compare(config: CompareConfig, announce: Callable[[str], object]) -> CompareResult:
-    data = one_label(load_data(config.data, val_fraction=config.val_fraction), "compare")
-    check_classes(data)
+    data = load_data(config.data, val_fraction=config.val_fraction)
+    data = several_classes(one_label(data, "compare"), "a probe")
     for trial in config.trials:
         _check_labels(config, data, trial)  # before hours of other trials
     opened = open_run(config, data, one_process="; each of its probes can be run in several")

@@ -21,7 +21,7 @@ from difflens.configs.extract import ExtractConfig
 from difflens.configs.options import given, resolve
 from difflens.configs.probe import ProbeConfig
 from difflens.data.images import fit, to_float, to_uint8
-from difflens.data.labels import limited, one_label
+from difflens.data.labels import limited, one_label, several_classes
 from difflens.data.load import load_data
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError, counted, listing, named
@@ -67,7 +67,8 @@ def demo(config: DemoConfig, announce: Callable[[str], object] = lambda line: No
             data cannot be loaded.
     """
     config = resolve(config)
-    data = one_label(load_data(config.data, val_fraction=config.val_fraction), "the demo")
+    data = load_data(config.data, val_fraction=config.val_fraction)
+    data = several_classes(one_label(data, "the demo"), "the demo")
     config = with_backbone(config, data.train)
     data = replace(data, test=limited(data.test, config.test_images, config.seed))
     opened = open_run(config, data, one_process="; `difflens probe` runs in several")

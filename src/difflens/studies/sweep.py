@@ -9,10 +9,10 @@ from difflens.backbones.base import Backbone
 from difflens.configs.command_line import beside, shown_command
 from difflens.configs.options import resolve
 from difflens.configs.sweep import SweepConfig
-from difflens.data.labels import one_label
+from difflens.data.labels import one_label, several_classes
 from difflens.data.load import load_data
 from difflens.data.split import ImageData
-from difflens.errors import DiffLensError, counted
+from difflens.errors import counted
 from difflens.metrics.recommendation import Recommendation, recommend
 from difflens.metrics.statistics import wilson
 from difflens.opening import open_run, with_backbone, with_data
@@ -46,9 +46,8 @@ def sweep(
     """
     config = resolve(with_data(config, data))
     began = time.monotonic()
-    data = one_label(data or load_data(config.data, val_fraction=config.val_fraction), "a sweep")
-    if len(data.classes) < 2:
-        raise DiffLensError(f"a sweep needs at least two classes, and {data.name} has {len(data.classes)}")
+    data = data or load_data(config.data, val_fraction=config.val_fraction)
+    data = several_classes(one_label(data, "a sweep"), "a sweep")
     config = with_backbone(config, data.train)
     opened = open_run(config, data, one_process="; `difflens extract` runs in several")
     backbone = opened.backbone

@@ -432,11 +432,17 @@ def test_no_head_knows_a_test_image_by_its_noise(backbone_folder: Path, tmp_path
     assert index.tolist() == [2**30 + 3, 2**30 + 1]
 
 
-def test_one_class_is_refused(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+def test_one_class_is_refused(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for folder in (image_tree / split / colour for split in ("train", "val") for colour in ("green", "blue")):
         shutil.rmtree(folder)
     with pytest.raises(DiffLensError, match="has one class, 'red': a probe tells several apart"):
         probe(config(tmp_path / "run", backbone_folder, image_tree, head="knn"))
+    for command, name in (("sweep", "a sweep"), ("demo", "the demo")):
+        words = ("--backbone", backbone_folder, "--data", image_tree, "--out", tmp_path / "run")
+        assert cli(command, *words) == 2
+        assert f"has one class, 'red': {name} tells several apart" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("head", ["linear", "knn"])

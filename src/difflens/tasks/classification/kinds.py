@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from difflens.configs.probe import ProbeConfig
-from difflens.data.labels import one_label
+from difflens.data.labels import one_label, several_classes
 from difflens.data.split import ImageData
-from difflens.errors import DiffLensError
 from difflens.models.saved import MultiLabelModel, TrainedModel
 from difflens.results.probe import MultiLabelSeedResult, SeedFigures, SeedResult
 from difflens.tasks.classification.predictions import (
@@ -45,12 +44,6 @@ def kind_of(data: ImageData) -> Kind:
     return _SEVERAL if data.multi_label else _ONE
 
 
-def check_classes(data: ImageData) -> None:
-    """Raise DiffLensError if the data has one class, so nothing to tell apart."""
-    if len(data.classes) == 1 and not data.multi_label:
-        raise DiffLensError(f"{data.name} has one class, {data.classes[0]!r}: a probe tells several apart")
-
-
 def check_labels(config: ProbeConfig, data: ImageData) -> None:
     """Check that a probe's options have a meaning for the labels of its data.
 
@@ -58,7 +51,7 @@ def check_labels(config: ProbeConfig, data: ImageData) -> None:
         DiffLensError: names the option that reads one label an image, where images have several; or there is
             one class, so nothing to tell apart.
     """
-    check_classes(data)
+    several_classes(data, "a probe")
     if config.head == "knn":
         one_label(data, "k-NN")
     if config.store is not None:
