@@ -168,6 +168,11 @@ def test_names_that_mean_nothing(spec: str, message: str) -> None:
         load_backbone(spec)
 
 
+def test_a_network_in_memory_is_no_name() -> None:
+    with pytest.raises(DiffLensError, match="a name or a path, not a Conv2d: save a pipeline"):
+        load_backbone(torch.nn.Conv2d(1, 1, 1))  # type: ignore[arg-type]
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(DiffLensError, match=r"not a diffusers model: there is no config\.json"):
         load_backbone(str(tmp_path))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.embeddings import GaussianFourierProjection
 from PIL import Image
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from difflens.data.images import BadImage
 from difflens.noise import content_index
 from difflens.run.console import note
 from tests.helpers import every
+from tests.helpers.families import write_ncsnpp
 from tests.helpers.networks import make_backbone
 
 PLACES = {"blocks": (4, 6), "noise_steps": (30,)}
@@ -415,17 +417,81 @@ def test_images_that_begin_at_0_are_doubted(backbone: Backbone, capsys: pytest.C
     assert capsys.readouterr().err.count("as if they lay in [0, 1]") == 1
 
 
-def test_a_frozen_extractor_says_that_it_has_no_gradient(
-    backbone: Backbone, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kind", ["frozen", "feedback", "finetuned", "finetuned of latents"])
+def test_it_says_where_images_get_no_gradient(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     note.cache_clear()
-    extractor = FeatureExtractor(backbone, **PLACES)
-    images = (torch.rand(2, 1, 16, 16) * 2 - 1).requires_grad_()
+    name, _, latents = kind.partition(" of ")
+    backbone = make_backbone() if not latents else every.write("LDM", tmp_path).load()
+    extractor = FeatureExtractor(backbone, blocks=(6,), noise_steps=(30,), extractor=name)
+    side = backbone.image_size
+    images = (torch.rand(2, backbone.in_channels, side, side) * 2 - 1).requires_grad_()
     with torch.no_grad():
         extractor(images)
     assert capsys.readouterr().err == ""
-    assert not extractor.pooled(images).requires_grad
-    assert "gives its images no gradient" in capsys.readouterr().err
+    vectors = extractor.pooled(images)
+    if vectors.requires_grad:
+        vectors.sum().backward()
+    whole = kind == "finetuned"
+    assert (images.grad is not None) == (whole or kind == "feedback")  # of the second pass alone
+    assert ("the gradient of these images is missing or incomplete" in capsys.readouterr().err) != whole
+
+
+def test_images_of_integers_are_refused(backbone: Backbone) -> None:
+    """Their noise would be rounded to 0, and so would they."""
+    pixels, index = torch.full((2, 1, 16, 16), 200, dtype=torch.uint8), torch.arange(2)
+    extractor = FeatureExtractor(backbone, **PLACES)
+    for read in (
+        lambda: extractor.extractor(pixels, index),
+        lambda: Probe(extractor, make_head(HeadConfig("difformer"), extractor.shapes(), 3))(pixels),
+        lambda: backbone.add_noise(pixels, 30, torch.randn(2, 1, 16, 16)),
+    ):
+        with pytest.raises(DiffLensError, match=r"images of dtype torch\.uint8"):
+            read()
+
+
+@pytest.mark.parametrize("family", ["LDM", "U-Net"])
+@pytest.mark.parametrize("kind", ["frozen", "feedback"])
+def test_it_reads_in_half_precision(kind: Any, family: str, tmp_path: Path) -> None:
+    backbone = make_backbone() if family == "U-Net" else every.write(family, tmp_path).load()
+    extractor = FeatureExtractor(backbone, blocks=(6,), noise_steps=(30,), extractor=kind).eval()
+    images = torch.rand(2, backbone.in_channels, backbone.image_size, backbone.image_size) * 2 - 1
+    expected = extractor.pooled(images)
+    found = extractor.to(torch.bfloat16).pooled(images)
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_frequencies_stay_exact_in_half_precision(tmp_path: Path) -> None:
+    backbone = load_backbone(write_ncsnpp(tmp_path / "sde"))
+    (before,) = (part.weight for part in backbone.modules() if isinstance(part, GaussianFourierProjection))
+    exact = before.detach().clone()
+    FeatureExtractor(backbone, 2, 1.0).half()
+    (after,) = (part.weight for part in backbone.modules() if isinstance(part, GaussianFourierProjection))
+    assert torch.equal(after, exact)
+    assert backbone.dtype == torch.float16
+
+
+def test_feedback_layers_lie_where_the_backbone_does() -> None:
+    extractor = FeatureExtractor(make_backbone().to("meta"), 6, 30, extractor="feedback")
+    assert {parameter.device.type for parameter in extractor.parameters()} == {"meta"}
+
+
+def test_clean_images_need_no_index(backbone: Backbone) -> None:
+    pixels = FeatureExtractor("pixels:1x16")
+    assert pixels.extractor.content_index(torch.rand(3, 1, 16, 16)).tolist() == [0, 0, 0]
+    assert pixels.to("meta").backbone.device.type == "meta"
+
+
+def test_random_networks_leave_the_generators_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.manual_seed` would seed GPUs too."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU was seeded"))
+    torch.default_generator.manual_seed(3)
+    state = torch.get_rng_state()
+    for spec in ("random:fashion", "random:timm:resnet18"):
+        load_backbone(spec)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_it_is_exported(backbone: Backbone) -> None:

@@ -46,6 +46,9 @@ def test_reading_by_rows_slices_and_shards(stored: tuple[Path, Path]) -> None:
     data = load_data(str(stored[1]))
     assert store.ids("train") == data.train.ids
     assert torch.equal(store.labels("val"), data.test.labels)
+    for read in (store.ids, store.labels, store.index, store.rows):
+        with pytest.raises(DiffLensError, match="has no split 'test'; it has train, val"):
+            read("test")
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=6).filter(any), st.data())

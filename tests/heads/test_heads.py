@@ -104,6 +104,12 @@ def test_maps_pooled_beforehand_give_the_same_logits(name: str) -> None:
     torch.testing.assert_close(head({(1, 0): maps}), head({(1, 0): pool_to(maps, head.pool)}))
 
 
+def test_the_cnn_joins_maps_of_images_that_are_not_square() -> None:
+    shapes = {(1, 5): (4, 16, 32), (2, 5): (6, 8, 16)}
+    head = make_head(HeadConfig("cnn"), shapes, 3)
+    assert head({place: torch.randn(2, *shape) for place, shape in shapes.items()}).shape == (2, 3)
+
+
 def test_only_needed_outputs_equal_all_outputs() -> None:
     block = TransformerBlock(16, heads=4)
     x = torch.randn(2, 9, 16)

@@ -79,6 +79,13 @@ def test_levels_are_checked_in_the_unit_of_the_process() -> None:
         FLOW.check([])
 
 
+@pytest.mark.parametrize("process", ALL, ids=lambda process: process.name)
+def test_a_number_outside_the_process_adds_no_noise(process: NoiseProcess) -> None:
+    images = torch.zeros(2, 1, 4, 4)
+    with pytest.raises(DiffLensError, match="is outside the schedule"):
+        process.add_noise(images, 1e6, images)
+
+
 def test_noise_is_a_function_of_the_level() -> None:
     index = torch.tensor([3, 8])
     half = seeded_noise((3, 4, 4), index, 0.5, 7)

@@ -1,6 +1,7 @@
 """`load_model` on a classifier; the tests of segment and detect have those of masks and boxes."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,28 @@ def test_it_gives_the_probabilities_of_predict(trained: Path, images: Path) -> N
     expected = [[each.probabilities[name] for name in model.classes] for each in predicted.predictions]
     assert [each.image for each in predicted.predictions] == [str(path) for path in paths]
     torch.testing.assert_close(answers, torch.tensor(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_pictures_are_read_when_they_are_needed(
+    trained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many photographs, those of one batch are in memory."""
+    model, paths, read, seen = load_model(trained), sorted(images.rglob("*.png")), list[Path](), list[int]()
+    module, inner = sys.modules["difflens.studies.load_model"], model.saved.probabilities  # type: ignore[attr-defined]
+    whole = module.pixels_of
+
+    def pixels_of(image: Path, exif: Any) -> Any:
+        read.append(image)
+        return whole(image, exif)
+
+    def probabilities(batch: torch.Tensor, draws: int) -> torch.Tensor:
+        seen.append(len(read))
+        return inner(batch, draws)
+
+    monkeypatch.setattr(module, "pixels_of", pixels_of)
+    monkeypatch.setattr(model.saved, "probabilities", probabilities)
+    assert len(model(path for path in paths)) == len(paths) == 51
+    assert seen == [32, 51]
 
 
 def test_pictures_paths_and_tensors_are_the_same_images(trained: Path, images: Path) -> None:

@@ -108,10 +108,13 @@ class Autoencoder(nn.Module):
         Raises:
             DiffLensError: a latent is not finite.
         """
-        z = torch.cat([self._encoded(part) for part in images.float().split(_IMAGES)])
+        exporting = torch.compiler.is_exporting()  # a graph takes any number of images, and cannot raise
+        images = images.to(self.network.dtype)
+        parts = (images,) if exporting else images.split(_IMAGES)
+        z = torch.cat([self._encoded(part).float() for part in parts])
         # one order in memory: kernels choose by it, and stored latents must give the same bits
-        latents = ((z - self.shift) * self.scale).contiguous()
-        if not (latents.is_meta or latents.isfinite().all()):
+        latents = ((z - self.shift.float()) * self.scale.float()).contiguous()
+        if not (exporting or latents.is_meta or latents.isfinite().all()):
             raise DiffLensError(
                 f"the latents of {type(self.network).__name__} are not finite: check the weights of the "
                 "autoencoder, and the images"
@@ -125,8 +128,8 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return images, (B, C, H, W) float32 in about [-1, 1], of latents (B, channels, H / stride, ...)."""
-        z = latents.float() / self.scale + self.shift
-        return torch.cat([self.network.decode(part).sample for part in z.split(_IMAGES)])
+        z = (latents.float() / self.scale.float() + self.shift.float()).to(self.network.dtype)
+        return torch.cat([self.network.decode(part).sample.float() for part in z.split(_IMAGES)])
 
     def train(self, mode: bool = True) -> "Autoencoder":
         """Stay in evaluation mode."""

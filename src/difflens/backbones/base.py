@@ -4,7 +4,8 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import chain
+from typing import Any, Literal, Self
 
 import torch
 from diffusers.models.embeddings import GaussianFourierProjection
@@ -213,7 +214,8 @@ class Backbone(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """The device of the weights; the CPU for a backbone without weights."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+        tensors = chain(self.parameters(), self.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def block(self, index: int) -> Block:
         """Return the block numbered `index`, from 1.
@@ -385,6 +387,16 @@ class DiffusionBackbone(Backbone):
         for part, exact in zip(embeddings, frequencies, strict=True):
             part.weight.data = exact
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert all tensors, for `.to()` and `.half()`; frequencies stay exact, as in `convert`."""
+        embeddings = [part for part in self.modules() if isinstance(part, GaussianFourierProjection)]
+        frequencies = [part.weight.data for part in embeddings]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for part, exact in zip(embeddings, frequencies, strict=True):
+            if not exact.is_meta:
+                part.weight.data = exact.to(part.weight.device)
+        return self
+
     @property
     def input_stride(self) -> int:
         return 1 if self.autoencoder is None else self.autoencoder.stride
@@ -484,7 +496,8 @@ class DiffusionBackbone(Backbone):
         if self._graphs is None:
             small = sum(parameter.numel() for parameter in self.network.parameters()) < _LAUNCH_BOUND
             self._graphs = CompiledGraphs(small if self.cuda_graphs is None else self.cuda_graphs)
-            self.network.to(memory_format=torch.channels_last)
+            with torch.inference_mode(False), torch.no_grad():  # weights of a later training
+                self.network.to(memory_format=torch.channels_last)
         return self._graphs(name, (key, self.dtype), function, *inputs)
 
 

@@ -35,6 +35,7 @@ from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.schedulers import process_of
 from difflens.run.console import note, warn
 from difflens.run.reading import reason
+from difflens.run.seeding import seeded
 
 _ASSETS = Path(str(files("difflens") / "assets"))
 
@@ -123,6 +124,11 @@ def load_backbone(
         DiffLensError: there is no such backbone, its files are damaged or of another kind, or an option has
             no meaning for it.
     """
+    if not isinstance(spec, str | Path):
+        raise DiffLensError(
+            f"a backbone is a name or a path, not a {type(spec).__name__}: save a pipeline of diffusers with "
+            "`save_pretrained`, and name its folder"
+        )
     spec = str(spec)
     config = BackboneConfig(
         spec=spec,
@@ -389,8 +395,7 @@ def _encoder(description: dict[str, Any], source: str, spec: str, image_size: in
     """Return the encoder of `description`, the content of `source`, with fresh weights (seed 0)."""
     kind = BiGANBackbone if "generator" in description else EncoderBackbone
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded():
             return kind.from_description(description, spec, image_size)
     except DiffLensError as error:
         raise DiffLensError(f"{source} does not describe an encoder: {error}") from error
@@ -401,8 +406,7 @@ def _encoder(description: dict[str, Any], source: str, spec: str, image_size: in
 def _untrained(backbone: Backbone) -> Backbone:
     if isinstance(backbone, EncoderBackbone):
         return _encoder(backbone.describe(), backbone.spec, backbone.spec, backbone.image_size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded():
         network: Any = backbone.network if isinstance(backbone, DiffusionBackbone) else backbone
         for module in network.modules():
             reset = getattr(module, "reset_parameters", None)

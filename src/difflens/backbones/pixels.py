@@ -24,6 +24,7 @@ class PixelBackbone(CleanBackbone):
 
     def __init__(self, channels: int = 3, side: int = 32):
         super().__init__()
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)  # it moves with the module
         self.spec = f"pixels:{channels}x{side}"
         self.in_channels, self.image_size = channels, side
         self.blocks = (Block(1, "encoder", channels, 1),)

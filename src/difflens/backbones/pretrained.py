@@ -19,6 +19,7 @@ from difflens.ranges import Pixels, Range, Width
 from difflens.run import reading
 from difflens.run.console import warn
 from difflens.run.reading import FieldError, check_files, checked, reason, short
+from difflens.run.seeding import seeded
 
 # shards have a number, before the variant in some files and behind it in others
 _WEIGHTS = r"diffusion_pytorch_model(\.(fp16|bf16))?(-\d{5}-of-\d{5})?(\.(fp16|bf16))?\.(safetensors|bin)"
@@ -107,8 +108,7 @@ def read_network(
         return outline
     check_size(outline, folder, fresh)
     if fresh:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded():
             return kind.from_config(config)
     _check_names(folder)
     try:

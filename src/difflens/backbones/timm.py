@@ -22,6 +22,7 @@ from difflens.backbones.maps import ImageSize, sides_of, size_in_words
 from difflens.backbones.pretrained import digest_of
 from difflens.errors import DiffLensError, expanded, listing
 from difflens.run.reading import reason
+from difflens.run.seeding import seeded
 
 _SUGGESTIONS = 5  # most model names that an error message suggests
 
@@ -90,8 +91,7 @@ class TimmBackbone(CleanBackbone):
         size = image_size or int(settings.input_size[-1])
         options = {"img_size": size} if settings.fixed_input_size and image_size else {}
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            with seeded():
                 network = timm.create_model(name, pretrained=not (untrained or at), num_classes=0, **options)
         except Exception as error:  # no network, no published weights, an image size that the model refuses
             raise DiffLensError(

@@ -113,7 +113,7 @@ class _Collector:
 
     def __call__(self, module: nn.Module, given: Any, call: Mapping[str, Any], output: Any) -> None:
         seen = self.backbone._seen
-        if seen is not None:
+        if seen is not None and self.index in seen:
             seen[self.index] = (output[self.place] if isinstance(output, tuple) else output, call)
 
 
@@ -173,7 +173,7 @@ class TransformerBackbone(DiffusionBackbone):
         width, stride = int(network.inner_dim), self.input_stride * self._patch
         self.blocks = tuple(Block(k, "encoder", width, stride) for k in range(1, len(self._walked) + 1))
         self._cuts: dict[int, dict[str, nn.Module]] = {}
-        self._seen: dict[int, tuple[Tensor, Mapping[str, Any]]] | None = None
+        self._seen: dict[int, tuple[Tensor, Mapping[str, Any]] | None] | None = None
         for index, module in enumerate(self._walked, start=1):
             place = TransformerBlockRegistry.get(type(module)).return_hidden_states_index
             module.register_forward_hook(_Collector(self, index, place), with_kwargs=True)
@@ -204,12 +204,18 @@ class TransformerBackbone(DiffusionBackbone):
         grid = [side // self._patch for side in x_t.shape[-2:]]
 
         def walk(fed: Fed) -> dict[int, Tensor]:
-            seen: dict[int, tuple[Tensor, _Call]] = {}
+            seen: dict[int, Any] = dict.fromkeys(wanted)
             self._seen = seen
-            self._forward(*fed)
-            self._seen = None
-            tokens = {index: self._tapped(index, *seen[index], fed=fed) for index in wanted}
-            return {k: each.transpose(1, 2).unflatten(2, grid) for k, each in tokens.items()}
+            try:
+                self._forward(*fed)
+            finally:
+                self._seen = None
+            maps = {}
+            for index in wanted:
+                output, call = seen[index]
+                tokens = self._tapped(index, output, call, fed)
+                maps[index] = tokens.transpose(1, 2).unflatten(2, grid)
+            return maps
 
         with self._cut_behind(wanted[-1]):
             return self.run(compiled, f"the walk to block {wanted[-1]}", wanted, walk, self.fed(x_t, t))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from difflens.backbones.base import Backbone
 from difflens.backbones.maps import ImageSize, MapShape, Place, sides_of
 from difflens.errors import DiffLensError, counted
-from difflens.noise import seeded_noise
+from difflens.noise import content_index, seeded_noise
 from difflens.processes.base import Level
 from difflens.processes.clean import Clean
 from difflens.run.console import warn
@@ -104,9 +104,17 @@ class Extractor(nn.Module, ABC):
                 noise. With several `draws`, each number stands for so many samples.
 
         Raises:
-            DiffLensError: a latent is not finite.
+            DiffLensError: the images are not floating-point, or a latent is not finite.
         """
+        if not images.is_floating_point():
+            raise DiffLensError(f"images of dtype {images.dtype}: give floating-point numbers in [-1, 1]")
         return self.read(self.backbone.encode(images), index, draw)
+
+    def content_index(self, images: Tensor) -> Tensor:
+        """Return (B,) long: numbers by the images' content, which decide their noise; 0 without noise."""
+        if isinstance(self.backbone.process, Clean):
+            return torch.zeros(len(images), dtype=torch.long, device=images.device)
+        return content_index(images)
 
     def read(self, x_0: Tensor, index: Tensor, draw: int = 0) -> dict[Place, Tensor]:
         """Return the maps, (B, C, H, W) float32, by place.

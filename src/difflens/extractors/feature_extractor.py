@@ -17,7 +17,7 @@ from difflens.data.images import ImageTransform, check_shape, in_range
 from difflens.errors import DiffLensError, counted, listing
 from difflens.extractors.cache import READ_BATCH, filled
 from difflens.extractors.config import ExtractorConfig, options_without_effect
-from difflens.noise import content_index
+from difflens.extractors.finetuned import FineTunedExtractor
 from difflens.processes.base import Level
 from difflens.run.console import note
 
@@ -36,8 +36,9 @@ class FeatureExtractor(nn.Module):
     """Images to the feature maps of a backbone, at chosen blocks and noise levels.
 
     Noise is an image's own: its content, the seed and the number of the draw decide it, not its batch.
-    A frozen extractor begins in evaluation mode, the others in training mode. A frozen one has no gradient,
-    not even for its images.
+    A frozen extractor begins in evaluation mode, the others in training mode. A frozen one has no gradient.
+    Images get their gradient from a finetuned one alone, and not through an autoencoder; that of a feedback
+    extractor leaves out the first pass.
 
     Args:
         backbone: a name, path, hub id or run directory, as for `load_backbone`; or a loaded backbone, which
@@ -171,11 +172,14 @@ class FeatureExtractor(nn.Module):
             self._check(images)
         images = images.float()
         trainable = self.extractor.trainable
-        if images.requires_grad and torch.is_grad_enabled() and not trainable:
-            note("warning: a frozen extractor gives its images no gradient; a finetuned one does")
+        if images.requires_grad and torch.is_grad_enabled() and not self._reaches_images():
+            note(
+                "warning: the gradient of these images is missing or incomplete: a finetuned extractor gives "
+                "it, unless its network reads latents"
+            )
         with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
             if index is None:
-                return self._read(images, content_index(images), draw)
+                return self._read(images, self.extractor.content_index(images), draw)
             index = torch.as_tensor(index, device=images.device)
             if index.shape != images.shape[:1]:
                 raise DiffLensError(
@@ -216,6 +220,10 @@ class FeatureExtractor(nn.Module):
                 f"{error}; `transform` gives such images: {self.transform.describe()}"
             ) from error
 
+    def _reaches_images(self) -> bool:
+        """Return True if gradients of the maps reach the images."""
+        return isinstance(self.extractor, FineTunedExtractor) and self.backbone.latent_shape is None
+
     def _read(self, images: Tensor, index: Tensor, draw: int) -> dict[Place, Tensor]:
         if not len(images):
             height, width = images.shape[2:]
@@ -231,7 +239,11 @@ class FeatureExtractor(nn.Module):
         nn.DataParallel copies modules one by one, and a backbone's list of blocks would hold the old ones.
         """
         replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
-        replica._whole = [copy.deepcopy(self.extractor)]
+        # tensors are shared, since those of the replica take their place; a graph is not compiled for each
+        shared = {id(tensor): tensor for tensor in (*self.extractor.parameters(), *self.extractor.buffers())}
+        whole = copy.deepcopy(self.extractor, shared)
+        whole.compiled = False
+        replica._whole = [whole]
         return replica
 
     def extra_repr(self) -> str:

@@ -2,6 +2,7 @@
 pass."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,8 @@ class FeedbackExtractor(Extractor):
                 f"block {listing(early)} comes before block {entered}, the first that feedback enters: read "
                 "later blocks, or feed back later decoder blocks"
             )
-        self.feedback = nn.ModuleDict({str(block): self._layer(block) for block in self.feedback_blocks})
+        layers = {str(block): self._layer(block) for block in self.feedback_blocks}
+        self.feedback = nn.ModuleDict(layers).to(backbone.device)
 
     def _mirror(self, block: int) -> Block:
         """Return the encoder block that receives the feedback of `block`: the other end of its skip
@@ -98,7 +100,8 @@ class FeedbackExtractor(Extractor):
         for block in self.feedback_blocks:
             mirror = self._mirror(block)
             size = tuple(side * self.backbone.input_stride // mirror.stride for side in x_t.shape[-2:])
-            sent = self.feedback[str(block)](maps[block].float())
+            layer: Any = self.feedback[str(block)]
+            sent = layer(maps[block].to(layer[0].weight.dtype))
             sent = nn.functional.interpolate(sent, size, mode="bilinear", align_corners=False)
             feedback[mirror.index] = sent.to(x_t.dtype)
         return feedback

@@ -278,15 +278,18 @@ class FeatureStore:
 
     def ids(self, split: str) -> list[str]:
         """Return the names of the stored images of a split, in the order of the maps."""
-        return [self._images[split][0][row] for row in self.rows(split).tolist()]
+        rows = self.rows(split).tolist()
+        return [self._images[split][0][row] for row in rows]
 
     def labels(self, split: str) -> Tensor:
         """Return (N,) long: the labels of the stored images; -1 for images without a label."""
-        return self._images[split][1][self.rows(split)]
+        rows = self.rows(split)
+        return self._images[split][1][rows]
 
     def index(self, split: str) -> Tensor:
         """Return (N,) long: the numbers of the stored images, which with the seed decide their noise."""
-        return self._images[split][2][self.rows(split)]
+        rows = self.rows(split)
+        return self._images[split][2][rows]
 
     def rows(self, split: str) -> Tensor:
         """Return (N,) long: positions in the extracted split, without the images that were skipped."""

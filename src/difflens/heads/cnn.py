@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difflens.backbones.maps import MapShape, Place, pool_to
@@ -12,7 +13,7 @@ from difflens.heads.base import Head
 class CNNHead(Head):
     """3x3 convolutions with batch normalisation and ReLU, global average pooling, one linear layer.
 
-    Several maps are pooled to the smallest side among them and concatenated by channel.
+    Several maps are pooled to the smallest height and width among them and concatenated by channel.
 
     Args:
         shapes: (C, H, W) of the maps, by place.
@@ -42,5 +43,9 @@ class CNNHead(Head):
         self.classifier = nn.Linear(before, num_classes)
 
     def forward(self, features: Mapping[Place, Tensor]) -> Tensor:
-        maps = torch.cat([pool_to(features[place].float(), self.pool) for place in self.places], dim=1)
+        pooled = [pool_to(features[place].float(), self.pool) for place in self.places]
+        size = min(each.shape[-2] for each in pooled), min(each.shape[-1] for each in pooled)
+        maps = torch.cat(
+            [each if each.shape[-2:] == size else F.adaptive_avg_pool2d(each, size) for each in pooled], dim=1
+        )
         return self.classifier(self.convolutions(maps).mean(dim=(2, 3)))

@@ -13,7 +13,6 @@ from difflens.extractors.feature_extractor import FeatureExtractor
 from difflens.heads.base import Head
 from difflens.metrics.classification import Evaluation
 from difflens.metrics.multi_label import MultiLabelEvaluation
-from difflens.noise import content_index
 from difflens.training.optimisers import ParameterGroup
 
 
@@ -99,7 +98,7 @@ class Probe(FeatureModel):
         Args:
             index, draw: as in extractors; without an index, an image's content decides its noise.
         """
-        index = content_index(images) if index is None else index
+        index = self.extractor.content_index(images) if index is None else index
         return self.head(self.extractor(images, index, draw))
 
     @staticmethod

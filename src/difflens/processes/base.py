@@ -79,9 +79,17 @@ class NoiseProcess(ABC):
         """Return x_t, (B, C, H, W), of images in [-1, 1] or of latents, with standard normal `noise`.
 
         Args:
-            images, noise: (B, C, H, W).
+            images, noise: (B, C, H, W), floating-point.
             level: the noise level, one for all images or (B,).
+
+        Raises:
+            DiffLensError: a number is outside the process; the values of tensors are not looked at. Or the
+                images are not floating-point.
         """
+        if not isinstance(level, Tensor):
+            self.check((level,))
+        if not images.is_floating_point():
+            raise DiffLensError(f"images of dtype {images.dtype}: noise is added to floating-point numbers")
         signal, scale = self._columns(level, images)
         return signal * images + scale * noise
 

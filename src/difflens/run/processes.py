@@ -1,10 +1,13 @@
 """The processes and the device of a run."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 
 def accelerator(device: str | None = None) -> Accelerator:
@@ -24,6 +27,27 @@ def accelerator(device: str | None = None) -> Accelerator:
         # convolutions
         torch.set_float32_matmul_precision("high")
     return process
+
+
+@contextmanager
+def processes_for(process: Accelerator | None) -> Iterator[Accelerator]:
+    """Give `process`, or for None one that lasts as long as the context.
+
+    accelerate keeps one state for all accelerators: device, mixed precision and accumulation of gradients.
+    That of the caller's own accelerator is put aside meanwhile.
+    """
+    if process is not None:
+        yield process
+        return
+    kinds: tuple[Any, ...] = (PartialState, AcceleratorState, GradientState)
+    theirs = [kind._shared_state for kind in kinds]
+    for kind in kinds:
+        kind._shared_state = {}
+    try:
+        yield accelerator()
+    finally:
+        for kind, state in zip(kinds, theirs, strict=True):
+            kind._shared_state = state
 
 
 def leave_together() -> None:

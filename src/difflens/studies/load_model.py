@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ class LoadedModel:
         """
         if draws < 1:
             raise DiffLensError(f"draws is {draws}; it must be at least 1")
-        model, pixels = self.saved, [pixels_of(image, self.saved.exif) for image in _several(images)]
+        model = self.saved
+        pixels = (pixels_of(image, model.exif) for image in _several(images))  # one after the other
         backbone = model.probe.extractor.backbone
         if draws > 1 and isinstance(backbone.process, Clean):
             raise DiffLensError(f"{backbone.spec} reads images without noise: leave out draws")
@@ -95,13 +97,10 @@ class LoadedModel:
         if isinstance(model, SegmentationModel):
             return [mask_of(model, image, draws) for image in pixels]
         assert isinstance(model, TrainedModel)
+        fitted = (fit(image, backbone.in_channels, backbone.image_size) for image in pixels)
         parts = [torch.empty(0, len(self.classes))]
-        for start in range(0, len(pixels), _BATCH):
-            fitted = [
-                fit(image, backbone.in_channels, backbone.image_size)
-                for image in pixels[start : start + _BATCH]
-            ]
-            batch = to_float(torch.stack(fitted).to(model.device))
+        while some := list(islice(fitted, _BATCH)):
+            batch = to_float(torch.stack(some).to(model.device))
             parts.append(model.probabilities(batch, draws).float().cpu())
         return torch.cat(parts)
 
@@ -148,12 +147,12 @@ def _folder(spec: str) -> Path:
         ) from error
 
 
-def _several(images: Picture | Iterable[Picture]) -> list[Any]:
-    """Return a list of images, also of one."""
+def _several(images: Picture | Iterable[Picture]) -> Iterable[Any]:
+    """Return several images, also of one."""
     one = isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor) and images.ndim < 4)
     if not one and not isinstance(images, Iterable):
         raise DiffLensError(f"images are Pillow images, paths or tensors, not {type(images).__name__}")
-    return [images] if one else list(images)  # type: ignore[arg-type]
+    return [images] if one else images  # type: ignore[return-value]
 
 
 def _detections(model: DetectionModel, image: Tensor) -> Detections:

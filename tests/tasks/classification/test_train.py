@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from difflens import (
     DiffLensError,
@@ -90,3 +92,14 @@ def test_random_numbers_of_the_caller_go_on(split: MemorySplit) -> None:
     torch.manual_seed(5)
     fit(probe, split, TrainConfig(epochs=1))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_an_accelerator_of_the_caller_keeps_its_state(split: MemorySplit) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    own = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=4)
+    probe = make_probe()
+    fit(probe, split, TrainConfig(epochs=1))
+    evaluate(probe, split, ("a", "b", "c"), TrainConfig())
+    assert (own.mixed_precision, own.gradient_accumulation_steps) == ("bf16", 4)
+    assert Accelerator(cpu=True).mixed_precision == "bf16"  # still the same state
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -25,7 +25,7 @@ from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.models.probe import MultiLabelProbe, Probe
 from difflens.run.console import progress_bar
 from difflens.run.directory import RunDirectory
-from difflens.run.processes import accelerator
+from difflens.run.processes import processes_for
 from difflens.tasks.objectives import ProbeObjective
 from difflens.training.loop import TrainingLoop
 from difflens.training.objectives import Look
@@ -78,9 +78,9 @@ def fit(
             "features"
         )
     config = config.filled()
-    process = process or accelerator()
-    probe.to(process.device)
-    with torch.random.fork_rng():  # the seeds of dropout are not those of the caller
+    # the seeds of dropout are not those of the caller
+    with processes_for(process) as process, torch.random.fork_rng():
+        probe.to(process.device)
         if cache is None:
             read = partial(_online_batches, probe, split, config, Reading.of(config, skipped))
             share = process.process_index, process.num_processes
@@ -245,18 +245,18 @@ def evaluate(
         raise DiffLensError(
             f"the head is for {counted(probe.head.num_classes, 'class')}, and {len(classes)} are named"
         )
-    process = process or accelerator()
-    device = process.device
-    probe.to(device)
     parts: list[Any] = []
 
     def keep(logits: Tensor, labels: Tensor, rows: Tensor) -> None:
         parts.append(probe.evaluation.of(rows, labels, logits, classes))
 
-    with evaluating(probe):
+    with processes_for(process) as process, evaluating(probe):
+        probe.to(process.device)
         if cache is not None:
             for chosen in torch.arange(len(cache)).split(256):
-                keep(probe.head(cache.batch(chosen, device)), cache.labels[chosen], cache.rows[chosen])
+                keep(
+                    probe.head(cache.batch(chosen, process.device)), cache.labels[chosen], cache.rows[chosen]
+                )
         else:
             rows = share_of(len(split), process.process_index, process.num_processes)
             with progress_bar(process.is_main_process) as bar:
@@ -265,8 +265,8 @@ def evaluate(
                     assert batch.labels is not None
                     keep(probe(to_float(batch.images), batch.index), batch.labels, batch.rows)
                     bar.update(task, advance=len(batch))
-    if process.num_processes > 1:
-        parts = gather_object(parts)
+        if process.num_processes > 1:
+            parts = gather_object(parts)
     if not parts:
         raise DiffLensError(f"no image of the {split.name} split could be read")
     return joined(parts)
