@@ -494,8 +494,11 @@ def test_random_networks_leave_the_generators_as_they_are(monkeypatch: pytest.Mo
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_it_is_exported(backbone: Backbone) -> None:
-    extractor, images = FeatureExtractor(backbone, **PLACES), torch.rand(2, 1, 16, 16) * 2 - 1
+@pytest.mark.parametrize("family", ["LDM", "U-Net"])
+def test_it_is_exported(family: str, tmp_path: Path) -> None:
+    backbone = make_backbone() if family == "U-Net" else every.write(family, tmp_path).load()
+    extractor = FeatureExtractor(backbone, **PLACES)
+    images = torch.rand(2, backbone.in_channels, backbone.image_size, backbone.image_size) * 2 - 1
     exported = torch.export.export(extractor, (images,)).module()
     other = images.flip(0)
     for place, maps in exported(other).items():
