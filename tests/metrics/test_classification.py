@@ -18,6 +18,12 @@ def evaluation(labels: list[int], predictions: list[int], classes: tuple[str, ..
     )
 
 
+def test_predictions_of_a_file_have_no_top5() -> None:
+    known = Evaluation.of(torch.arange(4), torch.arange(4), torch.eye(4), ("a", "b", "c", "d"))
+    assert known.top5 == 1
+    assert replace(known, ranked=known.ranked[:, :1]).top5 is None
+
+
 @pytest.mark.parametrize("bins", [10, 15])
 def test_expected_calibration_error_is_that_of_a_direct_computation(bins: int) -> None:
     generator = torch.Generator().manual_seed(0)

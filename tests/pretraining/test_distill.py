@@ -156,6 +156,18 @@ def test_the_other_commands_read_it(student: str, images: Path, tmp_path: Path) 
     assert found.summary()
 
 
+def test_images_that_are_held_out_teach_nothing(
+    distilled: DistillConfig, images: Path, tmp_path: Path
+) -> None:
+    """36 images are 5 steps of 8, and 27 are 4."""
+    steps = []
+    for fraction in (None, 0.25):
+        out = tmp_path / f"{fraction}"
+        distill(replace(distilled, data=str(images / "train"), epochs=1, val_fraction=fraction, out=out))
+        steps += [step for _, step, *_ in curve(out)]
+    assert steps == [5, 4]
+
+
 def test_it_generates_nothing(student: str, tmp_path: Path) -> None:
     with pytest.raises(DiffLensError, match="cannot generate: it was distilled to read clean images"):
         generate(GenerateConfig(backbone=student, n=1, out=tmp_path / "run", device="cpu"))

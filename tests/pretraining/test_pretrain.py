@@ -170,13 +170,17 @@ def test_a_run_of_an_earlier_version_is_left_as_it_is(image_tree: Path, tmp_path
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize(("data", "fraction"), [("", None), ("train", 0.2), ("train/red", 0)])
-def test_the_next_probe_can_load_its_data(
-    image_tree: Path, tmp_path: Path, no_samples: None, data: str, fraction: float | None
+@pytest.mark.parametrize(
+    ("data", "fraction", "probed"),
+    [("", None, True), ("train", None, False), ("train", 0.25, True), ("train/red", None, False)],
+)
+def test_the_next_probe_can_load_its_data_and_tests_on_images_that_were_not_trained_on(
+    image_tree: Path, tmp_path: Path, no_samples: None, data: str, fraction: float | None, probed: bool
 ) -> None:
-    *probes, generate = pretrain(config(tmp_path / "run", image_tree / data)).commands
-    asked = [parse(shlex.split(command)[1:], COMMANDS) for command in probes]
-    assert [each.val_fraction for each in asked] == ([] if fraction == 0 else [fraction])
+    asked = config(tmp_path / "run", image_tree / data, val_fraction=fraction)
+    *probes, generate = pretrain(asked).commands
+    parsed = [parse(shlex.split(command)[1:], COMMANDS) for command in probes]
+    assert [each.val_fraction for each in parsed] == ([fraction] if probed else [])
     assert generate.startswith("difflens generate")
 
 

@@ -8,7 +8,29 @@ from pathlib import Path
 import psutil
 import pytest
 
+from difflens.run.processes import accelerator
+from tests.helpers.images import make_image_tree
 from tests.helpers.processes import run_several, run_two, start_two_of
+
+
+def test_settings_of_accelerate_for_other_programs_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    process = accelerator("cpu")
+    assert (process.mixed_precision, process.gradient_accumulation_steps) == ("no", 1)
+
+
+def test_more_processes_than_images_are_refused_in_each(
+    backbone_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tree = make_image_tree(tmp_path / "images", per_class=1)
+    with pytest.raises(AssertionError, match="3 images of the train split for 4 processes: start fewer"):
+        run_several(
+            4,
+            "difflens",
+            *("probe", "--backbone", backbone_folder, "--data", tree, "--head", "linear", "--epochs", 1),
+            *("--device", "cpu", "--out", tmp_path / "run"),
+        )
 
 
 @pytest.mark.parametrize(

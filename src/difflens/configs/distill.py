@@ -11,6 +11,7 @@ from difflens.configs.options import (
     Batch,
     Block,
     Count,
+    DataOptions,
     Epochs,
     LogOptions,
     Natural,
@@ -23,7 +24,7 @@ _RECIPE: dict[str, Any] = {"epochs": 10, "batch_size": 64, "learning_rate": 2e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(ReadingOptions, BackboneOptions, LogOptions, ResumeOptions):
+class DistillConfig(DataOptions, ReadingOptions, BackboneOptions, LogOptions, ResumeOptions):
     """Train a copy of a diffusion U-Net to give, from clean images and in one pass, features without noise.
 
     The student learns maps that agree with the teacher's at all noise levels. What it gives is a backbone

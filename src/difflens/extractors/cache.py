@@ -17,7 +17,7 @@ from difflens.choices import Augmentation, OnBadImage
 from difflens.data.images import BadImage, to_float
 from difflens.data.loader import Batch, iterate, share_of
 from difflens.data.split import ImageSplit
-from difflens.errors import DiffLensError, listing
+from difflens.errors import DiffLensError, counted, listing
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.latents import Latents, allocate
 from difflens.run.console import progress_bar
@@ -272,6 +272,11 @@ def read_sides(
     by_side: dict[int | None, dict[Place, Tensor]] = {side: {} for side in sides}
     rows_read, done = [], 0
     levels = listing(extractor.noise_steps)
+    if len(split) < process.num_processes:
+        raise DiffLensError(
+            f"{counted(len(split), 'image')} of the {split.name} split for {process.num_processes} "
+            "processes: start fewer"
+        )
     title = f"features of {split.name} by {extractor.backbone.spec} at t = {levels}"
     with progress_bar(process.is_main_process and show) as bar:
         task = bar.add_task(title, total=len(rows), note="")

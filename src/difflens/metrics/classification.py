@@ -70,8 +70,13 @@ class Evaluation:
         return wilson(int(self.correct.sum()), len(self.correct))
 
     @property
-    def top5(self) -> float:
-        """The share of images whose true class is among the five most probable, in [0, 1]."""
+    def top5(self) -> float | None:
+        """The share of images whose true class is among the five most probable, in [0, 1].
+
+        None where only the most probable class is known, because the predictions were read from a file.
+        """
+        if self.ranked.shape[1] < min(5, len(self.classes)):
+            return None
         return float((self.ranked == self.labels[:, None]).any(1).double().mean())
 
     @property

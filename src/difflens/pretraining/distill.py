@@ -26,7 +26,7 @@ def distill(config: DistillConfig) -> DistillResult:
             or the loss is no longer finite.
     """
     command, config = shown_command(config), resolve(config)
-    images = limited(load_unlabelled(config.data), config.limit, config.seed)
+    images = limited(load_unlabelled(config.data, config.val_fraction), config.limit, config.seed)
     config = with_backbone(config, images)
     opened = open_run(config, images)
     check_teacher(opened.backbone)

@@ -5,6 +5,7 @@ of processes. A run that is stopped and resumed reads exactly the same batches a
 """
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,14 +83,11 @@ def _commands(config: PretrainConfig, model: Path) -> tuple[str, ...]:
     """Return command lines that read the model, and draw from it."""
     spec, out = str(model), config.out
     commands = []
-    for fraction in (config.val_fraction, 0.2):
-        try:
-            load_data(config.data, val_fraction=fraction)
-        except DiffLensError:  # the images have no labels, or no split without a fraction
-            continue
-        probe = ProbeConfig(out=out, backbone=spec, data=config.data, val_fraction=fraction)
+    # the images have no labels, or no split: then all of them were trained on, and none is left to test on
+    with suppress(DiffLensError):
+        load_data(config.data, val_fraction=config.val_fraction)
+        probe = ProbeConfig(out=out, backbone=spec, data=config.data, val_fraction=config.val_fraction)
         commands.append(shown_command(probe, beside(out, "probe")))
-        break
     if config.method in ("diffusion", "bigan"):
         commands.append(shown_command(GenerateConfig(out=out, backbone=spec, n=36), beside(out, "samples")))
     return tuple(commands)

@@ -69,7 +69,8 @@ def compare_report(
     places = (
         "at its default block and noise step"
         if swept is None
-        else f"where accuracy was highest in a sweep over {counted(swept, 'training image')}"
+        else f"where accuracy was highest in a sweep over {counted(swept, 'training image')}, whose labels "
+        "come on top of those of few labels"
     )
     lead = (
         f"{counted(len(backbones), 'frozen backbone')} on {data}, with the same heads, "

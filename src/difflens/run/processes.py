@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 
 
 def accelerator(device: str | None = None) -> Accelerator:
@@ -20,8 +21,13 @@ def accelerator(device: str | None = None) -> Accelerator:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         # accelerate remembers its first device; each run in this process chooses its own
         AcceleratorState._reset_state(reset_partial_state=True)
-    # without a GPU, accelerate recognises several processes only with cpu=True
-    process = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
+    process = Accelerator(
+        # without a GPU, accelerate recognises several processes only with cpu=True
+        cpu=device == "cpu" or not torch.accelerator.is_available(),
+        # difflens has options of its own for both: a user's `accelerate config` is for other programs
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
     if process.device.type == "cuda":
         # heads train in float32, with matrix products in TF32 (10 bits of mantissa), the default of
         # convolutions

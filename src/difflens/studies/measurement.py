@@ -93,11 +93,10 @@ class Measurement:
 
     def measure_all(self) -> Measured:
         """Measure every noise level that the time budget allows."""
-        count = self.images()
-        self.check_normalisation(count - count // 5)  # four fifths train
-        split = self.data.train.subset(balanced(self.data.train, count, self.config.seed))
+        split = self.data.train.subset(balanced(self.data.train, self.images(), self.config.seed))
         assert split.labels is not None
         held_out = int(every_nth(split.labels, 5).sum())
+        self.check_normalisation(len(split) - held_out)
         self.announce(
             f"{counted(len(split), 'training image')}, {held_out:,} of them for validation; {self._grid()}"
         )

@@ -143,7 +143,7 @@ class DenseObjective(ProbeObjective):
         device = self.process.device
         losses = self.compute(
             to_float(torch.stack(images).to(device)),
-            self.samples.split.index[rows].to(device),
+            self.samples.split.noise_index[rows].to(device),
             number if self.config.fresh_noise else 0,
             [{key: value.to(device) for key, value in each.items()} for each in labels],
         )

@@ -66,7 +66,8 @@ S = TypeVar("S", bound=FileSplit)
 
 @dataclass(frozen=True)
 class DenseData(Generic[S]):
-    """A data set with dense labels, to train on and to evaluate on.
+    """A data set with dense labels, to train on and to evaluate on. Its validation images have noise of their
+    own.
 
     Attributes:
         name: the title in tables and reports.
@@ -84,6 +85,9 @@ class DenseData(Generic[S]):
     val: S
     bad: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.val.use_test_noise()
 
     def fingerprint(self) -> str:
         """Return a hex digest, equal for equal classes, images and annotations."""

@@ -187,10 +187,12 @@ def _probe_seeds(
     """Run each seed in a run directory of its own within the run directory, and write a summary."""
     opened = OpenedRun(config, process, data, None, None, {})
     with opened.directory() as run:
-        results = []
+        results = list[ProbeResult]()
         for seed in range(config.seed, config.seed + config.seeds):
             out = config.out / f"seed-{seed}"
-            results.append(_probe_once(replace(config, out=out, seed=seed, seeds=1), data, process, shared))
+            result = _probe_once(replace(config, out=out, seed=seed, seeds=1), data, process, shared)
+            # each model has a backbone of its own, and that of the first seed is saved
+            results.append(replace(result, model=results[0].model) if results else result)
             run.keep()
         result = ProbeResult(
             out=config.out,

@@ -23,7 +23,7 @@ from difflens.extractors.cache import READ_BATCH, FeatureCache, Reading
 from difflens.metrics.classification import Evaluation, joined
 from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.models.probe import MultiLabelProbe, Probe
-from difflens.run.console import progress_bar
+from difflens.run.console import note, progress_bar
 from difflens.run.directory import RunDirectory
 from difflens.run.processes import processes_for
 from difflens.tasks.objectives import ProbeObjective
@@ -144,8 +144,14 @@ class HeadObjective(ProbeObjective):
         self.trained, self.read, self.config = trained, read, config
         self.count, self.rank, self.world = count, rank, world
         self.targets = partial(probe.targets, classes=probe.head.num_classes)
-        self.share = max(1, min(given(config.batch_size) // process.num_processes, count))
-        steps = math.ceil(math.ceil(count / world) / self.share)
+        own = math.ceil(count / world)
+        self.share = max(1, min(given(config.batch_size) // process.num_processes, own))
+        if process.is_main_process and given(config.batch_size) % process.num_processes:
+            note(
+                f"{process.num_processes} processes do not divide a batch of {given(config.batch_size):,}: a "
+                f"step has {counted(self.share * process.num_processes, 'image')}"
+            )
+        steps = math.ceil(own / self.share)
         if process.num_processes > 1:
             # shares may differ by one image, but all processes must take equally many steps
             steps = max(gather_object([steps]))
@@ -168,7 +174,9 @@ class HeadObjective(ProbeObjective):
             if self.process.num_processes > 1:
                 order = order[torch.arange(self.epoch_iterations * self.share) % len(order)]
             self.generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))  # of mixup
-            torch.manual_seed(epoch_seed(seed, epoch) + self.rank)  # of dropout
+            # of dropout, of each process its own
+            number = epoch * self.process.num_processes + self.process.process_index
+            torch.manual_seed(epoch_seed(seed, number))
             # None stands for a batch without a readable image
             batches = itertools.chain(self.read(order, epoch, self.share), itertools.repeat(None))
             yield from itertools.islice(batches, self.epoch_iterations)

@@ -53,7 +53,7 @@ def detections(
         rows: positions to read; None: this process's share of all images.
     """
     for batch, images, _ in evaluation_batches(probe, samples, BATCH, process, rows):
-        index = samples.split.index[batch].to(process.device)
+        index = samples.split.noise_index[batch].to(process.device)
         yield from zip(batch, detect_objects(probe, images, index, side), strict=True)
 
 

@@ -110,7 +110,7 @@ def predictions(
         rows: positions to read; None: this process's share of all images.
     """
     for (row,), (image,), (labels,) in evaluation_batches(probe, samples, 1, process, rows):
-        index = int(samples.split.index[row])
+        index = int(samples.split.noise_index[row])
         probabilities = class_probabilities(probe, image, index, sliding)
         yield row, probabilities.argmax(0).to(torch.uint8).cpu(), labels["mask"]
 
