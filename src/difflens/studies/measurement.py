@@ -129,7 +129,7 @@ class Measurement:
         """Return how many training images the budget allows; a resumed run reads as many as before."""
         if not (self.run.path / "images.json").exists():
             count = self._affordable()
-            self.run.write_json("images.json", {"images": count})
+            self.run.write_json("images.json", {"images": count, "skipped": self.reading.skipped})
             return count
         written = self.run.read_json("images.json", _Images)
         self.reading.skipped.extend(written.skipped)

@@ -182,6 +182,9 @@ def _plan_dense(config: DenseConfig) -> PlanResult:
     micro = batch // config.accumulate
     read = _reading_cost(source, made.extractor, made.side, micro)
     cost = _head_cost(head, shapes, micro, extractor.trainable, made.side)
+    squares = f"squares of {made.side} pixels"
+    if isinstance(config, SegmentConfig):
+        squares += "; an evaluated image counts as one square a scale, and larger images take more"
     windows = data.test * (
         len(config.eval_scales) * (1 + config.eval_flip) if isinstance(config, SegmentConfig) else 1
     )
@@ -190,7 +193,7 @@ def _plan_dense(config: DenseConfig) -> PlanResult:
         backbone=_described(backbone, config.decided_precision),
         images={"train": data.train, "validation": data.test},
         data=data.source,
-        reads=f"{_places(extractor, made.extractor.name, name)}, squares of {made.side} pixels",
+        reads=f"{_places(extractor, made.extractor.name, name)}, {squares}",
         steps=iterations,
         schedule=f"batch {batch}",
         trainable_parameters=sum(each.numel() for each in _trainable(head, extractor)),

@@ -1,6 +1,7 @@
 """The contract between the training loop and what it trains."""
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from difflens.errors import DiffLensError, counted
+
+_FLAGGED = re.compile(r"param_groups\[\d+\]$|^rates$")
 
 
 @dataclass(frozen=True)
@@ -136,14 +139,18 @@ def micro_batch(batch_size: int, processes: int, accumulate: int) -> int:
 def check_alike(own: Any, stored: Any, name: str = "the checkpoint") -> None:
     """Check that a stored state has the names, kinds and shapes of a new one; what is empty now may be full.
 
+    Flags of optimisers and schedules that an earlier PyTorch did not have may be missing; PyTorch sets them.
+
     Raises:
         DiffLensError: names the first difference.
     """
     if isinstance(own, Mapping):
-        missing = [key for key in own if not isinstance(stored, Mapping) or key not in stored]
-        if missing:
+        known = stored if isinstance(stored, Mapping) else {}
+        missing = [key for key in own if key not in known]
+        flags = [key for key in missing if own[key] is None or isinstance(own[key], bool)]
+        if missing and (missing != flags or not _FLAGGED.search(name)):
             raise DiffLensError(f"{name} has no {missing[0]}")
-        for key in own:
+        for key in (key for key in own if key in known):
             check_alike(own[key], stored[key], f"{key}" if name == "the checkpoint" else f"{name}.{key}")
     elif isinstance(own, list | tuple):
         if not isinstance(stored, list | tuple) or (own and len(own) != len(stored)):
