@@ -40,13 +40,13 @@ def processes_for(process: Accelerator | None) -> Iterator[Accelerator]:
     """Give `process`, or for None one that lasts as long as the context.
 
     accelerate keeps one state for all accelerators: device, mixed precision and accumulation of gradients.
-    That of the caller's own accelerator is put aside meanwhile.
+    That of the caller's own accelerator is put aside meanwhile, and so is the precision of matrix products.
     """
     if process is not None:
         yield process
         return
     kinds: tuple[Any, ...] = (PartialState, AcceleratorState, GradientState)
-    theirs = [kind._shared_state for kind in kinds]
+    theirs, precision = [kind._shared_state for kind in kinds], torch.get_float32_matmul_precision()
     for kind in kinds:
         kind._shared_state = {}
     try:
@@ -54,6 +54,7 @@ def processes_for(process: Accelerator | None) -> Iterator[Accelerator]:
     finally:
         for kind, state in zip(kinds, theirs, strict=True):
             kind._shared_state = state
+        torch.set_float32_matmul_precision(precision)
 
 
 def leave_together() -> None:
