@@ -21,9 +21,6 @@ TEST_IMAGES = 2**30
 """The number of the first test image. Training images count from 0, so no test image has the noise of a
 training image, by which a head could know it."""
 
-GENERATED_IMAGES = TEST_IMAGES + 2**29
-"""The number of the first generated image that is compared with images of a data set."""
-
 PICTURE = TEST_IMAGES
 """The number of a picture in no data set. All pictures have it, so none is read with the noise of a training
 image."""

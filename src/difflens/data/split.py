@@ -117,11 +117,7 @@ class ImageSplit(ABC):
 
     def use_test_noise(self) -> None:
         """Give the images the noise of test images, which no training image has."""
-        self.use_noise_from(TEST_IMAGES)
-
-    def use_noise_from(self, first: int) -> None:
-        """Give the images the noise of the numbers from `first` up, in the order of the full split."""
-        self.noise_index = self.index + first
+        self.noise_index = self.index + TEST_IMAGES
 
     def unlabelled(self) -> "ImageSplit":
         """Return the same images without labels."""

@@ -28,7 +28,7 @@ from difflens.extractors.cache import Reading
 from difflens.metrics.distances import frechet_distance, kernel_distance
 from difflens.metrics.moments import Moments
 from difflens.models.feature_space import FeatureSpace
-from difflens.noise import GENERATED_IMAGES, Stream, random_order
+from difflens.noise import Stream, random_order
 from difflens.opening import bundled_backbone, open_run
 from difflens.results.fidelity import Distance, FidelityResult, InceptionFigures, SampleSource
 from difflens.run.directory import CONFIG, FINISHED, read_record
@@ -93,9 +93,7 @@ def _samples(config: FidelityConfig) -> tuple[ImageSplit, SampleSource | None]:
             raise DiffLensError(f"{folder} is not finished: `difflens generate` goes on with --resume")
         source = read_yaml(folder / CONFIG, SampleSource)
     paths = list_images([images_folder(folder)])
-    whole = FileSplit("samples", [str(path) for path in paths])
-    whole.use_noise_from(GENERATED_IMAGES)  # neither that of real images, nor what a trained head has seen
-    split = at_random(whole, config.limit, config.seed)
+    split = at_random(FileSplit("samples", [str(path) for path in paths]), config.limit, config.seed)
     _check_alike(split)
     return split, source
 

@@ -225,6 +225,8 @@ def run_dense(
             another run.
     """
     data = task.load()
+    if not task.config.fresh_noise:
+        data.val.use_test_noise()  # fresh noise in training is never that of the evaluation
     task.config = config = with_backbone(task.config, data.train)
     for line in data.notes:
         note(line)

@@ -159,11 +159,6 @@ def test_masks_of_0_and_255_are_refused_by_their_values(tmp_path: Path) -> None:
         load_masks(two(tmp_path / "mini", [[0, 255]]), ignore=())
 
 
-def test_validation_images_have_noise_of_their_own(tmp_path: Path) -> None:
-    data = load_masks(two(tmp_path / "mini", [[0, 1]]))
-    assert (data.train.noise_index.tolist(), data.val.noise_index.tolist()) == ([0], [2**30])
-
-
 def test_images_of_both_splits_are_named(tmp_path: Path) -> None:
     root = two(tmp_path / "mini", [[0, 1]])
     pair, other = ((root / "images" / split, root / "masks" / split) for split in ("train", "val"))

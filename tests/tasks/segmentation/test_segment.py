@@ -50,6 +50,7 @@ from difflens.run import memory
 from difflens.run.console import note
 from difflens.tasks.classification.predict import predict_classes
 from difflens.tasks.dense import EXAMPLES, make_plan, spread
+from difflens.tasks.segmentation import inference
 from difflens.tasks.segmentation.inference import Sliding, class_probabilities
 from difflens.training.optimisers import make_schedule
 
@@ -74,6 +75,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, sce
     out = tmp_path_factory.mktemp("segment") / "run"
     segment(config(backbone_folder, scene_folder, out))
     return out
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_no_validation_image_has_the_noise_of_a_training_image(
+    backbone_folder: Path, scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    """Fresh noise differs by its draw, and the evaluation has draw 0."""
+    seen: list[int] = []
+
+    def recorded(probe: Any, image: Any, index: int, *rest: Any) -> torch.Tensor:
+        seen.append(index)
+        return class_probabilities(probe, image, index, *rest)
+
+    monkeypatch.setattr(inference, "class_probabilities", recorded)
+    segment(config(backbone_folder, scene_folder, tmp_path / "run", iterations=1, fresh_noise=fresh))
+    assert seen[:5] == [k if fresh else 2**30 + k for k in range(5)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 11, 13, 500])

@@ -66,8 +66,7 @@ S = TypeVar("S", bound=FileSplit)
 
 @dataclass(frozen=True)
 class DenseData(Generic[S]):
-    """A data set with dense labels, to train on and to evaluate on. Its validation images have noise of their
-    own.
+    """A data set with dense labels, to train on and to evaluate on.
 
     Attributes:
         name: the title in tables and reports.
@@ -85,9 +84,6 @@ class DenseData(Generic[S]):
     val: S
     bad: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        self.val.use_test_noise()
 
     def fingerprint(self) -> str:
         """Return a hex digest, equal for equal classes, images and annotations."""
