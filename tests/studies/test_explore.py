@@ -82,7 +82,7 @@ def cosines(
 
 def drawn(page: Any) -> list[str]:
     """What the page shows, once it stands still: block, level, picture, column, row, background."""
-    page.wait_for_function("document.body.dataset.drawn")
+    page.wait_for_selector("body[data-drawn]")  # a function would be evaluated, which the page forbids
     page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))")
     return str(page.evaluate("document.body.dataset.drawn")).split()
 
