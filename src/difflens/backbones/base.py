@@ -2,7 +2,8 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, Self
@@ -379,23 +380,26 @@ class DiffusionBackbone(Backbone):
     def convert(self, dtype: torch.dtype) -> None:
         """Convert the network's weights to `dtype`; an autoencoder keeps float32.
 
-        The frequencies of a Fourier embedding stay as they are: rounded, they would tell another time.
+        The frequencies of a Fourier embedding stay as they are.
         """
-        embeddings = [part for part in self.network.modules() if isinstance(part, GaussianFourierProjection)]
-        frequencies = [part.weight.data for part in embeddings]
-        nn.Module.to(self.network, dtype)  # diffusers' own `to` warns of any dtype
-        for part, exact in zip(embeddings, frequencies, strict=True):
-            part.weight.data = exact
+        with self._exact_frequencies():
+            nn.Module.to(self.network, dtype)  # diffusers' own `to` warns of any dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert all tensors, for `.to()` and `.half()`; frequencies stay exact, as in `convert`."""
-        embeddings = [part for part in self.modules() if isinstance(part, GaussianFourierProjection)]
+        with self._exact_frequencies():
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    @contextmanager
+    def _exact_frequencies(self) -> Iterator[None]:
+        """Give Fourier embeddings their frequencies back at the end: rounded, they tell another time."""
+        embeddings = [part for part in self.network.modules() if isinstance(part, GaussianFourierProjection)]
         frequencies = [part.weight.data for part in embeddings]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        yield
         for part, exact in zip(embeddings, frequencies, strict=True):
             if not exact.is_meta:
                 part.weight.data = exact.to(part.weight.device)
-        return self
 
     @property
     def input_stride(self) -> int:

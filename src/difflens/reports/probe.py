@@ -16,7 +16,7 @@ from difflens.reports.html import Picture, Section, Table, interval, percent, re
 
 _EXAMPLES = 6  # the most images of a pair of confused classes
 _SURE = "The interval is the uncertainty of one run that comes from its test images. "
-_CALIBRATION = ("ECE, %", "NLL, nats", "Training, s")
+_LAST_COLUMNS = ("ECE, %", "NLL, nats", "Training, s")  # of both kinds
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Kind:
 
 _ONE_LABEL = _Kind(
     shares=("top1", "top5", "mean_per_class"),
-    columns=("Top-1, %", "95 % interval of top-1", "Top-5, %", "Mean per class, %", *_CALIBRATION),
+    columns=("Top-1, %", "95 % interval of top-1", "Top-5, %", "Mean per class, %", *_LAST_COLUMNS),
     explained=f"{_SURE}The mean per class weights all classes equally. ECE is the expected calibration "
     "error: the mean distance of confidence from accuracy in 15 bins of confidence. NLL is the negative "
     "log-likelihood of the true class.",
@@ -55,7 +55,7 @@ _ONE_LABEL = _Kind(
 )
 _SEVERAL_LABELS = _Kind(
     shares=("map",),
-    columns=("mAP, %", "95 % interval of mAP", *_CALIBRATION),
+    columns=("mAP, %", "95 % interval of mAP", *_LAST_COLUMNS),
     explained=f"{_SURE}A bootstrap over them measures it. mAP is the mean of the classes' "
     "average precisions. An average precision is the area under the curve of precision by recall, without "
     "interpolation. ECE is the expected calibration error over all pairs of image and class, in 15 bins of "
