@@ -1,3 +1,4 @@
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 
 from difflens.data.files import list_images
 from difflens.data.images import BadImage, fit, read_image
-from difflens.data.loader import Batch, epoch_order, iterate, read_batches, share_of
+from difflens.data.loader import Batch, epoch_order, iterate, read_batches, share_of, usable_cores
 from difflens.data.split import FileSplit, ImageSplit, MemorySplit
 from difflens.errors import DiffLensError
 
@@ -223,6 +224,21 @@ class LargeBatches(Dataset[list[Tensor]]):
     def __getitem__(self, key: int) -> list[Tensor]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
         return [torch.full((2**16,), key, dtype=torch.uint8)]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system grants no single cores")
+def test_only_cores_that_are_granted_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    granted = os.sched_getaffinity(0)
+    assert usable_cores() == len(granted)
+    os.sched_setaffinity(0, {min(granted)})
+    try:
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, granted)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(len(granted)))
+    assert usable_cores() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(8 * len(granted)))
+    assert usable_cores() == 1
 
 
 def test_too_little_shared_memory_is_said() -> None:

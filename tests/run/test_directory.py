@@ -68,6 +68,18 @@ def test_an_error_before_the_first_checkpoint_leaves_nothing(tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
+def test_an_interruption_keeps_what_the_run_has_written(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "at-once", "probe", {})
+    with pytest.raises(KeyboardInterrupt), run.working():
+        raise KeyboardInterrupt
+    assert not (tmp_path / "at-once").exists()
+    run = RunDirectory(tmp_path / "later", "sweep", {})
+    with pytest.raises(KeyboardInterrupt), run.working():
+        run.write("rungs/3.json", "{}")
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in (tmp_path / "later").iterdir()) == ["config.yaml", "rungs"]
+
+
 def test_an_error_after_a_checkpoint_keeps_it(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run", "probe", {})
     with pytest.raises(DiffLensError), run.working():

@@ -113,7 +113,7 @@ def read_batches(
         DiffLensError: there is too little shared memory.
     """
     if workers is None:
-        workers = 0 if images < _FEW_IMAGES else min(8, os.cpu_count() or 1)
+        workers = 0 if images < _FEW_IMAGES else min(8, usable_cores())
     loader = DataLoader(
         batches,
         batch_size=None,  # each value is a batch already
@@ -127,6 +127,13 @@ def read_batches(
         if isinstance(batch, DiffLensError):
             raise batch
         yield batch
+
+
+def usable_cores() -> int:
+    """Return the number of cores for this process: those that the system grants it, shared by the processes of
+    `torchrun` on this machine."""
+    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, granted // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 class _Keys(Sampler[Any]):

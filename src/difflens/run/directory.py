@@ -156,13 +156,13 @@ class RunDirectory:
         """Return a context in which the run works; at its end trackers are closed and the lock is released.
 
         If an error ends a run in a fresh folder before the first checkpoint or `keep`, the folder's content
-        is removed.
+        is removed. An interruption removes it only before the run has written anything.
         """
         try:
             yield
-        except Exception:
+        except BaseException as error:
             self.trackers.finish()  # before their files are removed
-            if self.main_process and self.fresh and not any(self.path.rglob(self.checkpoint_path.name)):
+            if self.main_process and self.fresh and not self._begun(isinstance(error, Exception)):
                 if self.created:
                     shutil.rmtree(self.path, ignore_errors=True)
                 else:
@@ -172,6 +172,13 @@ class RunDirectory:
         finally:
             self.trackers.finish()
             self.release()
+
+    def _begun(self, failed: bool) -> bool:
+        """Return True if the folder holds work to keep: after a failure a checkpoint, else any file but the
+        configuration."""
+        if failed:
+            return any(self.path.rglob(self.checkpoint_path.name))
+        return any(child.name != CONFIG and not _is_partial(child) for child in self.path.iterdir())
 
     def track(self, names: Sequence[str]) -> None:
         """Start trackers, which receive the curves of the training, on the process that writes.
