@@ -182,8 +182,12 @@ def test_data_without_labels_or_with_too_few_images_is_refused(
     single = make_image_tree(tmp_path / "single", per_class=1)
     broken = make_image_tree(tmp_path / "broken")
     (broken / "train" / "red" / "3.png").write_bytes(b"no image")
+    one_class = make_image_tree(tmp_path / "one-class")
+    for other in (*one_class.glob("*/green"), *one_class.glob("*/blue")):
+        shutil.rmtree(other)
     for changes, message in (
         ({"probe_data": str(flat)}, f"--probe-data needs images with labels: {flat} has no class folders"),
+        ({"probe_data": str(one_class)}, "^one-class has one class, 'red': --probe-data tells several apart"),
         ({"probe_data": str(single)}, "holds out a fifth of each class, and no class has two images"),
         ({"probe_data": str(broken)}, r"3\.png"),
         ({"probe_data": None}, "without --probe-data nothing is measured: leave out --probe-every"),

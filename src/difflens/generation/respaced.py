@@ -81,6 +81,7 @@ class RespacedSampler(DiffusionSampler):
                 "choose another sampler"
             )
         self.name, self.steps, self.calls = name, steps, steps
+        self._large = backbone.out_channels == self.shape[0] and self._variance_type().startswith("fixed_large")
         # DDPM is DDIM at eta = 1 with the noise predicted again from the clipped image: mean and variance
         # are the same (Song et al., 2021, section 4.1). DDIMScheduler takes the noise as an argument, which
         # DDPMScheduler does not.
@@ -128,7 +129,7 @@ class RespacedSampler(DiffusionSampler):
         if output.shape[1] == 2 * channels:
             prediction, learned = output.chunk(2, dim=1)
             return prediction, (learned + 1) / 2
-        return output, 1.0 if self._variance_type().startswith("fixed_large") else 0.0
+        return output, float(self._large)
 
     def _variance_type(self) -> str:
         """Return the variance of ddpm's noise, of a network that predicts none.

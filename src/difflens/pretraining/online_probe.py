@@ -57,10 +57,10 @@ class OnlineProbe:
             fraction = 0.2 if without_test(spec) else None
             if config.val_fraction is not None and same_data(spec, config.data):
                 fraction = config.val_fraction
-            data = load_data(spec, val_fraction=fraction)
-            data = several_classes(one_label(data, "the probe of --probe-every"), "a probe")
+            data = one_label(load_data(spec, val_fraction=fraction), "the probe of --probe-every")
         except DiffLensError as error:
             raise DiffLensError(f"--probe-data needs images with labels: {error}") from error
+        data = several_classes(data, "--probe-data")
         self.name, self.classes = data.name, len(data.classes)
         count = max(_IMAGES, _IMAGES_A_CLASS * self.classes)
         chosen = data.train.subset(balanced(data.train, count, config.seed))
