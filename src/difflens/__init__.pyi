@@ -33,6 +33,8 @@ from .data.load import load_data as load_data
 from .data.sources.arrays import data_from_arrays as data_from_arrays
 from .errors import DiffLensError as DiffLensError
 from .extractors.base import Extractor as Extractor
+from .extractors.cache import FeatureCache as FeatureCache
+from .extractors.cache import read_features as read_features
 from .extractors.feature_extractor import FeatureExtractor as FeatureExtractor
 from .extractors.feedback import FeedbackExtractor as FeedbackExtractor
 from .extractors.finetuned import FineTunedExtractor as FineTunedExtractor

@@ -22,6 +22,7 @@ from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.latents import Latents, allocate
 from difflens.run.console import progress_bar
 from difflens.run.memory import require_memory
+from difflens.run.processes import processes_for
 
 READ_BATCH = 64
 """Images in each batch that the backbone reads without training."""
@@ -221,7 +222,7 @@ def read_features(
     extractor: Extractor,
     side: int | None,
     split: ImageSplit,
-    process: Accelerator,
+    process: Accelerator | None = None,
     reading: Reading | None = None,
     memory_gigabytes: float = 4.0,
     spill: Path | None = None,
@@ -230,15 +231,24 @@ def read_features(
 ) -> FeatureCache:
     """Read the features of each image of `split` once, as float16; each process reads its share.
 
+    `fit` and `evaluate` take them as `cache`.
+
     Args:
-        side: larger maps are average-pooled to this side; None: whole maps.
+        side: larger maps are average-pooled to this side, the `pool` of a head that reads them; None: whole
+            maps.
+        process: this process; None: a process alone.
+        reading: how images are decoded; None: by default, and the first image that cannot be read is an
+            error.
         memory_gigabytes, spill, latents, show: as for `read_sides`.
 
     Raises:
         DiffLensError: a feature is not finite or overflows float16, or no image can be read.
     """
-    there = read_sides(extractor, (side,), split, process, reading, memory_gigabytes, spill, latents, show)
-    return there[side]
+    with processes_for(process) as process:
+        sides = read_sides(
+            extractor, (side,), split, process, reading, memory_gigabytes, spill, latents, show
+        )
+    return sides[side]
 
 
 def read_sides(

@@ -16,7 +16,9 @@ from difflens import (
     evaluate,
     fit,
     make_head,
+    read_features,
 )
+from difflens.data.images import to_float
 from difflens.data.split import MemorySplit
 from difflens.extractors.cache import FeatureCache
 from difflens.tasks.classification import train as classification
@@ -92,6 +94,19 @@ def test_random_numbers_of_the_caller_go_on(split: MemorySplit) -> None:
     torch.manual_seed(5)
     fit(probe, split, TrainConfig(epochs=1))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_features_of_a_frozen_backbone_are_read_once(split: MemorySplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, classes = make_probe(), ("a", "b", "c")
+    features = read_features(probe.extractor, None, split)
+    (whole,) = probe.extractor.read(to_float(split.pixels), split.noise_index).values()
+    torch.testing.assert_close(features.maps[6, 30], whole.half(), atol=1e-3, rtol=1e-2)
+    with monkeypatch.context() as patched:
+        patched.setattr(FrozenExtractor, "read", None)
+        fit(probe, split, TrainConfig(epochs=2), cache=features)
+        read_once = evaluate(probe, split, classes, TrainConfig(), cache=features)
+    read_again = evaluate(probe, split, classes, TrainConfig())
+    torch.testing.assert_close(read_once.confidence, read_again.confidence, atol=1e-3, rtol=0)
 
 
 def test_an_accelerator_of_the_caller_keeps_its_state(split: MemorySplit) -> None:
