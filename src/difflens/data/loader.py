@@ -130,8 +130,10 @@ def read_batches(
 
 
 def usable_cores() -> int:
-    """Return the number of cores for this process: those that the system grants it, shared by the processes of
-    `torchrun` on this machine."""
+    """Return the number of cores for this process.
+
+    The cores that the system grants are shared by the processes of `torchrun` on this machine.
+    """
     granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, granted // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 

@@ -81,7 +81,8 @@ class RespacedSampler(DiffusionSampler):
                 "choose another sampler"
             )
         self.name, self.steps, self.calls = name, steps, steps
-        self._large = backbone.out_channels == self.shape[0] and self._variance_type().startswith("fixed_large")
+        fixed = backbone.out_channels == self.shape[0]
+        self._large = fixed and self._variance_type().startswith("fixed_large")
         # DDPM is DDIM at eta = 1 with the noise predicted again from the clipped image: mean and variance
         # are the same (Song et al., 2021, section 4.1). DDIMScheduler takes the noise as an argument, which
         # DDPMScheduler does not.

@@ -96,7 +96,9 @@ def test_random_numbers_of_the_caller_go_on(split: MemorySplit) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_features_of_a_frozen_backbone_are_read_once(split: MemorySplit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_of_a_frozen_backbone_are_read_once(
+    split: MemorySplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     probe, classes = make_probe(), ("a", "b", "c")
     features = read_features(probe.extractor, None, split)
     (whole,) = probe.extractor.read(to_float(split.pixels), split.noise_index).values()
