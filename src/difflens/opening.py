@@ -1,5 +1,6 @@
 """Opening a run: device and processes, backbone, data, fingerprints, provenance, lock and resume."""
 
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -73,6 +74,16 @@ class OpenedRun(Generic[D]):
         """The backbone, on the CPU until the command moves it."""
         assert self.loaded is not None, f"{self.config.command} reads no backbone"
         return self.loaded
+
+    def move_backbone(self) -> Backbone:
+        """Convert the backbone to the precision of the options, and then move it to the device.
+
+        In this order a GPU needs room for the converted weights alone.
+        """
+        backbone, config = self.backbone, self.config
+        if isinstance(config, PrecisionOptions) and config.decided_precision != "float32":
+            backbone.convert(getattr(torch, config.decided_precision))
+        return backbone.to(self.process.device)
 
     @property
     def backbone_config(self) -> BackboneConfig:
@@ -179,7 +190,13 @@ def _decided_precision(options: Any) -> Precision:
             return cast(Precision, stored)
     process = accelerator(options.device)
     backbone = BackboneConfig.of(options, options.backbone).load()
-    decided: list[Precision] = [measured_precision(backbone.to(process.device))]
+    try:
+        decided: list[Precision] = [measured_precision(backbone.to(process.device))]
+    except torch.OutOfMemoryError:
+        note(f"precision: bfloat16, since {backbone.spec} in float32 does not fit into the GPU's memory")
+        decided = ["bfloat16"]
+    del backbone
+    gc.collect()  # a transformer's hooks refer to it
     broadcast_object_list(decided)  # processes agree on what the first one measured
     return decided[0]
 

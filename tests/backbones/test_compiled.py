@@ -33,12 +33,12 @@ def test_the_compiled_walk_equals_the_plain_one_and_serves_smaller_batches(
 ) -> None:
     monkeypatch.delenv("DIFFLENS_QUIET")
     backbone = make_backbone()
-    x = torch.randn(3, 1, 16, 16)
+    x = torch.randn(5, 1, 16, 16)
     plain = backbone.features(x, 50, [1, 2])
     assert backbone._graphs is None
     through = backbone.features(x, 50, [1, 2], compiled=True)
     assert sorted(through) == [1, 2]
-    assert "compiled the walk to block 2, (3, 1, 16, 16), in" in capfd.readouterr().err
+    assert "compiled the walk to block 2, (5, 1, 16, 16), in" in capfd.readouterr().err
     for block in plain:
         torch.testing.assert_close(through[block], plain[block], atol=1e-4, rtol=1e-4)
     # another noise step, another layout and a smaller batch use the same graph
@@ -46,13 +46,23 @@ def test_the_compiled_walk_equals_the_plain_one_and_serves_smaller_batches(
     torch.testing.assert_close(
         backbone.features(x.to(memory_format=torch.channels_last), 50, [1, 2], compiled=True), through
     )
-    for rows, t in ((3, 7), (2, 50), (1, torch.tensor([9]))):
+    for rows, t in ((5, 7), (3, 50), (3, torch.tensor([9, 9, 200]))):
         through = backbone.features(x[:rows], t, [1, 2], compiled=True)
         expected = backbone.features(x[:rows], t, [1, 2])
         for block in expected:
             torch.testing.assert_close(through[block], expected[block], atol=1e-4, rtol=1e-4)
     assert counters["stats"]["unique_graphs"] == graphs
     assert "compiled" not in capfd.readouterr().err
+
+
+def test_batches_that_share_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda x: (sizes.append(len(x)), 2 * x)[1])
+    graphs = CompiledGraphs()
+    for rows, read in ((96, 96), (70, 96), (64, 64), (50, 64), (30, 30), (64, 64), (20, 30)):
+        x = torch.randn(rows, 3)
+        assert torch.equal(graphs("doubling", "key", lambda x: 2 * x, x), 2 * x)
+        assert sizes[-1] == read
 
 
 @needs_compiler

@@ -1,6 +1,7 @@
 """Features that runs share: the same bits as a reading alone, and each image is read once."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 
 from difflens import FrozenExtractor, load_backbone, load_data
 from difflens.backbones.base import Backbone
+from difflens.backbones.maps import Place
 from difflens.data.split import ImageSplit
 from difflens.extractors.cache import FeatureCache, Reading, read_features
 from difflens.extractors.shared import SharedFeatures
@@ -39,6 +41,27 @@ def alone(backbone: Backbone, side: int | None, split: ImageSplit) -> tuple[Feat
     reading = Reading(0, "skip", [])
     cache = read_features(extractor(backbone), side, split, Accelerator(cpu=True), reading)
     return cache, reading.skipped
+
+
+def test_fewer_images_are_read_at_once_where_memory_is_too_small(
+    backbone: Backbone, split: ImageSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = alone(backbone, 2, split)
+    read, batches = FrozenExtractor.read, list[int]()
+
+    def limited(self: FrozenExtractor, x_0: torch.Tensor, *rest: Any) -> dict[Place, torch.Tensor]:
+        batches.append(len(x_0))
+        if len(x_0) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(self, x_0, *rest)
+
+    monkeypatch.setattr(FrozenExtractor, "read", limited)
+    found, _ = alone(backbone, 2, split)
+    assert batches[:3] == [64, 32, 16]
+    assert {*batches[3:]} <= {16}
+    assert torch.equal(found.rows, expected.rows)
+    for place, maps in expected.maps.items():
+        torch.testing.assert_close(found.maps[place], maps, atol=2e-3, rtol=1e-2)
 
 
 @pytest.mark.parametrize("gigabytes", [1.0, 0.0])

@@ -92,6 +92,17 @@ def test_neighbour_votes_equal_scikit_learn(own: bool) -> None:
         np.testing.assert_allclose(shares.numpy(), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["others", "itself left out"])
+def test_a_bank_that_is_read_in_pieces_votes_alike(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, labels = features(120, 9)
+    queries, rows = (bank, torch.arange(120)) if own else (features(40, 9, seed=1)[0], None)
+    expected = neighbour_votes(bank.half(), labels, queries, 4, [20, 5], own=rows)
+    monkeypatch.setattr(classifiers, "_PIECE", 13)
+    votes = neighbour_votes(bank.half(), labels, queries, 4, [20, 5], own=rows)
+    for mine, theirs in zip(votes, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def _scikit(bank: torch.Tensor, labels: torch.Tensor, k: int, queries: torch.Tensor) -> np.ndarray:
     model = KNeighborsClassifier(
         k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / TEMPERATURE)

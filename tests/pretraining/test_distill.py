@@ -42,6 +42,7 @@ from tests.helpers import families
 from tests.helpers.adm import Adm
 from tests.helpers.images import make_image_tree
 from tests.helpers.pretraining import curve
+from tests.helpers.processes import run_two
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +188,17 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(distilled: DistillConfig, tm
     assert first.last_loss == second.last_loss
     record = json.loads((first.path / "pretraining.json").read_text())
     assert record == {"images_seen": None}  # the teacher's folder does not say
+
+
+def test_two_processes_give_the_same_loss_curve(distilled: DistillConfig, tmp_path: Path) -> None:
+    run_two(
+        "distill",
+        *("--backbone", distilled.backbone, "--data", distilled.data, "--epochs", 10, "--batch-size", 8),
+        *("--learning-rate", 2e-3, "--device", "cpu", "--out", tmp_path / "run"),
+    )
+    for mine, theirs in zip(curve(tmp_path / "run"), curve(distilled.out), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    assert load_backbone(str(tmp_path / "run" / "model")).process.bounds == (0, 0)
 
 
 @pytest.fixture(scope="module")

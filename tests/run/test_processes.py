@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import psutil
 import pytest
 
 from difflens.run.processes import accelerator
+from tests.helpers.families import write_ncsnpp
 from tests.helpers.images import make_image_tree
 from tests.helpers.processes import run_several, run_two, start_two_of
 
@@ -18,6 +21,17 @@ def test_settings_of_accelerate_for_other_programs_are_not_read(monkeypatch: pyt
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     process = accelerator("cpu")
     assert (process.mixed_precision, process.gradient_accumulation_steps) == ("no", 1)
+
+
+def test_a_program_may_choose_its_matrix_products_for_each_backend() -> None:
+    code = (
+        "import torch; from difflens.run.processes import processes_for\n"
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "with processes_for(None): pass\n"
+        "print(torch.backends.cuda.matmul.fp32_precision)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.stdout.split() == ["tf32"], found.stderr
 
 
 def test_more_processes_than_images_are_refused_in_each(
@@ -70,6 +84,18 @@ def test_probe_scores_every_test_image_once(
     assert len({row["image"] for row in rows}) == 15
     assert json.loads((out / "metrics.json").read_text())["test_images"] == 15
     assert len((out / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_fine_tuned_networks_may_leave_parameters_without_a_gradient(
+    image_tree: Path, tmp_path: Path
+) -> None:
+    """NCSN++ adds to its output along a path that no feature map is on."""
+    run_two(
+        *("probe", "--backbone", write_ncsnpp(tmp_path / "ncsnpp"), "--extractor", "finetuned"),
+        *("--data", image_tree, "--head", "linear", "--epochs", 2, "--batch-size", 8),
+        *("--device", "cpu", "--out", tmp_path / "run"),
+    )
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
 
 
 def test_pretrain_with_torchs_launcher(image_tree: Path, tmp_path: Path) -> None:

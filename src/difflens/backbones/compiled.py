@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from difflens.run.console import console, warn
+from difflens.run.processes import float32_products
 
 TOLERANCE = 0.02
 """Largest relative error of a compiled result, in the Euclidean norm of a whole tensor."""
@@ -22,11 +23,12 @@ _GRAPHS = 256
 class CompiledGraphs:
     """One compiled graph for each function and shape, made at first use.
 
-    Shapes are static, and maps enter in channels-last order. A batch that is smaller than one with a graph is
-    padded with its last row and uses that graph; the last batch of an epoch therefore compiles nothing. The
-    first result of a graph is compared with the function's own. If compilation fails or the error exceeds
-    `TOLERANCE`, a warning says so and the function runs uncompiled from then on. Inductor stores compiled
-    code on disk, so the next process starts in seconds.
+    Shapes are static, and maps enter in channels-last order. A batch of more than half the rows of a graph is
+    padded with its last row and uses that graph. A power of two has a graph of its own, so the last bits of
+    its results do not depend on the batches before. The first result of a graph is compared with the
+    function's own. If compilation fails or the error exceeds `TOLERANCE`, a warning says so and the function
+    runs uncompiled from then on. Inductor stores compiled code on disk, so the next process starts in
+    seconds.
 
     Args:
         cuda_graphs: also record the kernels of each graph as one CUDA graph where nothing needs a gradient.
@@ -51,9 +53,11 @@ class CompiledGraphs:
         rows = len(tensors[0])
         gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         shapes = ((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in tensors)
-        kind = (key, gradient, torch.is_inference_mode_enabled(), *shapes)
-        graphs = self._graphs.setdefault(kind, {})
-        size = min((size for size in graphs if size >= rows), default=rows)
+        # what torch guards a graph by, besides its inputs
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), float32_products()
+        graphs = self._graphs.setdefault((key, gradient, *modes, *shapes), {})
+        larger = [size for size in graphs if rows <= size < 2 * rows]
+        size = rows if rows.bit_count() == 1 else min(larger, default=rows)
         padded = tree_map_only(Tensor, lambda tensor: _laid_out(_padded(tensor, size)), inputs)
         if size not in graphs:
             graphs[size] = self._compile(name, function, gradient, padded)
@@ -84,7 +88,7 @@ class CompiledGraphs:
             with torch.no_grad():
                 error = _difference(outputs, function(*inputs))
         except torch.OutOfMemoryError:
-            raise
+            raise  # callers read fewer images at once
         except Exception as problem:  # the compiler, its tools and the driver raise many types
             reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
             warn(f"{name} runs uncompiled: {reason}")

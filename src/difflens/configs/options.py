@@ -111,7 +111,9 @@ class Options:
     @property
     def memory_advice(self) -> str:
         """The advice of the error message if the GPU has too little memory."""
-        return "lower --batch-size"
+        if hasattr(self, "batch_size"):
+            return "lower --batch-size"
+        return "choose a GPU with more of it, or keep the run off the GPU with --device cpu"
 
     def expanded(self) -> Self:
         """Return the configuration with shorthands replaced by the options that they stand for."""

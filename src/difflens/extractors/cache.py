@@ -20,7 +20,7 @@ from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError, counted, listing
 from difflens.extractors.base import Extractor, evaluating
 from difflens.extractors.latents import Latents, allocate
-from difflens.run.console import progress_bar
+from difflens.run.console import note, progress_bar
 from difflens.run.memory import require_memory
 from difflens.run.processes import processes_for
 
@@ -166,12 +166,24 @@ class Reading:
         Raises:
             DiffLensError: a latent is not finite.
         """
+        at_once = READ_BATCH
         with evaluating(extractor):
             for known, x_0 in self.inputs(extractor, split, rows, latents):
-                size = len(known)
-                index = split.noise_index[known[filled(size)]].to(x_0.device)
-                features = extractor.read(x_0, index, draw)
-                yield known, {place: whole[:size] for place, whole in features.items()}
+                index = split.noise_index[known[filled(len(known))]].to(x_0.device)
+                start = 0
+                while start < len(known):
+                    part = slice(start, start + at_once)
+                    try:
+                        maps = extractor.read(x_0[part], index[part], draw)
+                    except torch.OutOfMemoryError:
+                        if at_once == 1:
+                            raise
+                        at_once //= 2
+                        note(f"too little memory for {2 * at_once} images: {at_once} are read at once")
+                        continue
+                    start += at_once
+                    read = known[part]
+                    yield read, {place: whole[: len(read)] for place, whole in maps.items()}
 
 
 def is_about(line: str, names: Collection[str]) -> bool:

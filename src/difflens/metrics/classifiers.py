@@ -25,6 +25,9 @@ LOGISTIC_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 # enough queries to tell numbers of neighbours apart, and few enough to be fast
 _MOST_QUERIES = 5000
 
+# images of the bank whose unit vectors are in memory at once
+_PIECE = 2**16
+
 
 class Linear:
     """A linear classifier with the scores `features @ weight + bias`; weight (D, K), bias (K,)."""
@@ -216,22 +219,52 @@ def neighbour_votes(
         own: (M,) long, positions of the queries in the bank, where they do not vote on themselves; None: the
             queries are not in the bank.
     """
-    bank = nn.functional.normalize(bank.float(), dim=1)
-    queries = nn.functional.normalize(queries.float(), dim=1)
+    whole = len(bank) <= _PIECE
+    bank = _unit(bank) if whole else bank
+    queries = _unit(queries)
     most = min(max(neighbours), len(bank) - (own is not None))
     votes: list[list[Tensor]] = [[] for _ in neighbours]
     # the similarities of one chunk of queries take at most about 64 MB
     # `len` and chunks would fix the number of queries in an exported file
     rows = torch.arange(queries.shape[0], device=bank.device)
-    chunks = [rows] if torch.compiler.is_exporting() else rows.split(max(1, 2**24 // len(bank)))
+    chunks = [rows] if torch.compiler.is_exporting() else rows.split(2**24 // min(len(bank), _PIECE))
     for chunk in chunks:
-        similarity = queries[chunk] @ bank.T
-        if own is not None:
-            similarity.scatter_(1, own[chunk, None], -math.inf)
-        nearest = similarity.topk(most)
-        weight = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
-        voted = labels[nearest.indices]
+        similarity, nearest = _nearest(bank, whole, queries[chunk], most, None if own is None else own[chunk])
+        weight = ((similarity - similarity[:, :1]) / temperature).exp()
+        voted = labels[nearest]
         for parts, k in zip(votes, neighbours, strict=True):
             empty = torch.zeros(chunk.shape[0], classes, device=bank.device)
             parts.append(empty.scatter_add_(1, voted[:, :k], weight[:, :k]))
     return [torch.cat(parts) for parts in votes]
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return nn.functional.normalize(vectors.float(), dim=1)
+
+
+def _nearest(
+    bank: Tensor, are_unit: bool, queries: Tensor, most: int, own: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return cosine similarities, (M, most), descending, and positions in the bank of the nearest images.
+
+    A large bank is read piece by piece: of a million images, unit vectors in float32 take gigabytes.
+
+    Args:
+        are_unit: the bank holds unit vectors in float32.
+        queries: (M, D) unit vectors.
+        own: (M,) long, or None: as in `neighbour_votes`.
+    """
+    found = []
+    for start in range(0, len(bank), _PIECE):
+        piece = bank[start : start + _PIECE]
+        similarity = queries @ (piece if are_unit else _unit(piece)).T
+        if own is not None:
+            there = ((own >= start) & (own < start + len(piece))).nonzero()[:, 0]
+            similarity[there, own[there] - start] = -math.inf
+        values, indices = similarity.topk(min(most, len(piece)))
+        found.append((values, indices + start))
+    if len(found) == 1:
+        return found[0]
+    values, indices = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+    best = values.topk(most)
+    return best.values, indices.gather(1, best.indices)

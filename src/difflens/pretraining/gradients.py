@@ -15,6 +15,7 @@ from difflens.choices import Precision
 from difflens.data.images import to_float
 from difflens.noise import seeded_noise
 from difflens.pretraining.loss import DiffusionLoss
+from difflens.run.processes import averaged
 
 # In bfloat16 on a CPU, the backward pass of PyTorch's flash attention takes 5 times as long as the explicit
 # matrix products for 64 positions, and a quarter of the training step of photos-32; at 256 it is the faster.
@@ -52,7 +53,7 @@ class Gradients:
     ):
         if recompute:
             unet.enable_gradient_checkpointing(recomputed)
-        self.model: nn.Module = process.prepare(unet)
+        self.model: nn.Module = averaged(unet, process)
         self.loss, self.process, self.seed = loss, process, seed
         self.dtype: torch.dtype = getattr(torch, precision)
         self.accumulate = accumulate
@@ -165,5 +166,6 @@ class _Captured:
                 self.compute(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # the thread that pins the memory of loaded images calls CUDA meanwhile
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.loss = self.compute(*self.inputs)

@@ -1,6 +1,7 @@
 """The floating-point format of a pre-training that leaves it open: bfloat16 where it is faster."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -20,9 +21,8 @@ from difflens.run.measuring import WORTH, bfloat16_speedup, images_to_measure
 def choose_precision(config: PretrainConfig, process: Accelerator) -> TrainingPrecision:
     """Return the format of a run's arithmetic: what --precision names, or else what the resumed run has.
 
-    Without either, it is bfloat16 on a GPU. On a CPU it is measured for diffusion in one process, and float32
-    otherwise. A run of an earlier version that left it open keeps "auto", which is bfloat16 on a GPU and
-    float32 on a CPU.
+    Without either, it is `usual_precision` on a GPU. On a CPU it is measured for diffusion in one process,
+    and float32 otherwise. A run of an earlier version that left it open keeps "auto", `usual_precision`.
 
     Raises:
         DiffLensError: the network does not fit into memory, or its size does not suit the images.
@@ -32,10 +32,16 @@ def choose_precision(config: PretrainConfig, process: Accelerator) -> TrainingPr
     if config.resume and (config.out / CONFIG).exists():
         return _kept(config.out)
     if process.device.type == "cuda":
-        return "bfloat16"
+        return usual_precision(process.device)
     if config.method != "diffusion" or process.num_processes > 1:
         return "float32"
     return _measured(config)
+
+
+def usual_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
+    """Return bfloat16 on a GPU that has such units (from Ampere on), and float32 elsewhere."""
+    units = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if units else "float32"
 
 
 def _kept(out: Path) -> TrainingPrecision:

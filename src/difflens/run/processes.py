@@ -3,12 +3,15 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def accelerator(device: str | None = None) -> Accelerator:
@@ -22,13 +25,16 @@ def accelerator(device: str | None = None) -> Accelerator:
         # accelerate remembers its first device; each run in this process chooses its own
         AcceleratorState._reset_state(reset_partial_state=True)
     process = Accelerator(
-        # without a GPU, accelerate recognises several processes only with cpu=True
-        cpu=device == "cpu" or not torch.accelerator.is_available(),
+        # without a GPU, accelerate recognises several processes only with cpu=True; Apple's GPUs (MPS) have
+        # no float64, in which noise levels and statistics are computed
+        cpu=device == "cpu" or not torch.cuda.is_available(),
         # difflens has options of its own for both: a user's `accelerate config` is for other programs
         mixed_precision="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        # processes wait for one that reads a last shard, or draws samples; `torchrun` ends them if it dies
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
-    if process.device.type == "cuda":
+    if process.device.type == "cuda" and float32_products() is not None:
         # heads train in float32, with matrix products in TF32 (10 bits of mantissa), the default of
         # convolutions
         torch.set_float32_matmul_precision("high")
@@ -46,7 +52,7 @@ def processes_for(process: Accelerator | None) -> Iterator[Accelerator]:
         yield process
         return
     kinds: tuple[Any, ...] = (PartialState, AcceleratorState, GradientState)
-    theirs, precision = [kind._shared_state for kind in kinds], torch.get_float32_matmul_precision()
+    theirs, products = [kind._shared_state for kind in kinds], float32_products()
     for kind in kinds:
         kind._shared_state = {}
     try:
@@ -54,7 +60,38 @@ def processes_for(process: Accelerator | None) -> Iterator[Accelerator]:
     finally:
         for kind, state in zip(kinds, theirs, strict=True):
             kind._shared_state = state
-        torch.set_float32_matmul_precision(precision)
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
+
+
+def float32_products() -> str | None:
+    """Return PyTorch's precision of float32 matrix products; None in a program that chooses it for each
+    backend."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it mixes the older and the newer switches
+        return None
+
+
+def averaged(module: nn.Module, process: Accelerator, some_unused: bool = False) -> nn.Module:
+    """Return `module` on the process's device; with several processes, its gradients are means over all.
+
+    accelerate's own `prepare` would keep every module in memory as long as the process.
+
+    Args:
+        some_unused: a backward pass may leave trained parameters without a gradient.
+    """
+    module = module.to(process.device)
+    if process.num_processes == 1:
+        return module
+    return DistributedDataParallel(module, find_unused_parameters=some_unused)
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Give back the state of the generators of the CPU and of `device`."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 def leave_together() -> None:

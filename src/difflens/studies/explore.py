@@ -66,7 +66,7 @@ def explore(config: ExploreConfig) -> ExploreResult:
     chosen = backbone.check_blocks(config.blocks or spread(blocks, default[0]))
     levels = backbone.check_noise_steps(config.noise_steps or spread(steps, default[1]))
     with opened.directory({"blocks": chosen, "noise_steps": levels}) as run:
-        backbone.to(opened.process.device)
+        opened.move_backbone()
         return _write(opened, chosen, levels, default, sweep, run)
 
 

@@ -65,7 +65,7 @@ class Matcher:
 
     def __init__(self, opened: OpenedRun[PictureFiles] | OpenedRun[PairSet]):
         config: MatchConfig = opened.config
-        backbone = opened.backbone.to(opened.process.device)
+        backbone = opened.move_backbone()
         self.config = config
         self.reader = WholePictures(backbone, config, config.decided_precision, config.seed)
         self.resolution = max(_FINEST, self.reader.side)

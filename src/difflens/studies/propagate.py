@@ -43,7 +43,7 @@ def propagate(config: PropagateConfig) -> PropagateResult:
     first = FileSplit("frames", [str(each.frames[0]) for each in data.sequences])
     config = with_backbone(config, first)
     opened = open_run(config, data, one_process="")
-    backbone = opened.backbone.to(opened.process.device)
+    backbone = opened.move_backbone()
     reader = WholePictures(backbone, config, config.decided_precision, config.seed)
     say_changes(first, given(config.backbone), backbone.in_channels, reader.side)
     with opened.directory() as run:

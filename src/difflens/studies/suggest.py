@@ -62,7 +62,7 @@ def suggest(config: SuggestConfig, announce: Callable[[str], object] = lambda li
     blocks = backbone.check_blocks(config.blocks or [block.index for block in backbone.blocks])
     steps = backbone.check_noise_steps(config.noise_steps or default_levels(backbone))
     with opened.directory({"blocks": blocks, "noise_steps": steps}) as run:
-        backbone.to(opened.process.device)
+        opened.move_backbone()
         study = _Study(opened, blocks, backbone.process.by_noise(steps), run)
         announce(
             f"{counted(len(study.split), 'image')}, {study.draws_in_words} each; "

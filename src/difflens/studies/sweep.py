@@ -57,7 +57,7 @@ def sweep(
     growing = None if config.halve else "noise_steps"
     kind = HalvingMeasurement if config.halve else Measurement
     with opened.directory({"blocks": blocks, "noise_steps": steps}, growing=growing) as run:
-        backbone.to(opened.process.device)
+        opened.move_backbone()
         measurement = kind(opened, blocks, backbone.process.by_noise(steps), run, announce, began)
         return _conclude(measurement, measurement.measure_all())
 

@@ -63,7 +63,7 @@ def check_maps(backbone: Backbone, blocks: tuple[int, ...], side: int) -> None:
     length = side // backbone.input_stride
     try:
         with torch.no_grad():
-            x_t = torch.zeros(1, channels, length, length)
+            x_t = torch.zeros(1, channels, length, length, device=backbone.device)
             maps = backbone.features(x_t, backbone.defaults.noise_step, blocks)
     except Exception as error:  # each family of networks refuses sizes in its own way
         raise DiffLensError(

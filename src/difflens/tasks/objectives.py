@@ -17,6 +17,7 @@ from difflens.configs.options import given
 from difflens.data.dense.samples import Labels, Samples
 from difflens.data.images import to_float
 from difflens.models.probe import DenseProbe, FeatureModel
+from difflens.run.processes import averaged
 from difflens.training.batch_norm import steady_batch_norms
 from difflens.training.objectives import Look, Objective, micro_batch
 from difflens.training.optimisers import check_moments, epoch_seed, make_optimizer, make_schedule
@@ -102,7 +103,7 @@ class DenseObjective(ProbeObjective):
         self.iterations, batch_size = given(config.iterations), given(config.batch_size)
         self.epoch_iterations = max(1, min(50, self.iterations // 20))
         self.micro_batch = micro_batch(batch_size, process.num_processes, config.accumulate)
-        self.module = process.prepare(probe.to(process.device))
+        self.module = averaged(probe, process, some_unused=bool(probe.extractor.trained_blocks))
         self.compute = loss(self.module)
         groups = probe.parameter_groups(
             given(config.learning_rate), given(config.weight_decay), config.layer_decay

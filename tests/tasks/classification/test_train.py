@@ -1,5 +1,7 @@
 """The training of a probe: what it refuses, and batches of cached maps."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -109,6 +111,16 @@ def test_features_of_a_frozen_backbone_are_read_once(
         read_once = evaluate(probe, split, classes, TrainConfig(), cache=features)
     read_again = evaluate(probe, split, classes, TrainConfig())
     torch.testing.assert_close(read_once.confidence, read_again.confidence, atol=1e-3, rtol=0)
+
+
+def test_a_trained_probe_is_not_kept_in_memory(split: MemorySplit) -> None:
+    process = Accelerator(cpu=True)
+    probe = make_probe()
+    weight = weakref.ref(probe.head.classifier.weight)
+    fit(probe, split, TrainConfig(epochs=1), process)
+    del probe
+    gc.collect()
+    assert weight() is None
 
 
 def test_an_accelerator_of_the_caller_keeps_its_state(split: MemorySplit) -> None:

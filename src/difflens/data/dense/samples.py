@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from difflens.data.images import BadImage, with_channels
 from difflens.data.loader import chunks, epoch_order, read_batches
+from difflens.run.seeding import seeded
 
 GREY = 127
 """The grey value that fills an image up to a square: the middle of the range."""
@@ -182,8 +183,7 @@ class Samples(Dataset["_Packed | BadImage"]):
         if self.augmentation is None:
             return image, labels
         wrapped = {"image": tv_tensors.Image(image), **_wrapped(labels, image.shape[-2:])}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * 1_000_003 + draw)
+        with seeded(self.seed * 1_000_003 + draw):
             changed = self.augmentation.transform()(wrapped)
         tensors = {key: value.as_subclass(Tensor) for key, value in changed.items()}
         return tensors.pop("image"), _sanitised(tensors)

@@ -29,7 +29,9 @@ from difflens.errors import counted
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card
 from difflens.pretraining.online_probe import OnlineProbe, scalars
+from difflens.pretraining.precision import usual_precision
 from difflens.run.console import note
+from difflens.run.processes import random_state_kept
 from difflens.run.reading import checked
 from difflens.training.batch_norm import steady_batch_norms
 from difflens.training.objectives import Look, Objective
@@ -99,8 +101,9 @@ class PretrainingMethod(Objective):
 
     def __init__(self, config: TrainingOptions, images: ImageSplit, process: Accelerator):
         self.config, self.images, self.process, self.device = config, images, process, process.device
-        usual: Precision = "bfloat16" if self.device.type == "cuda" else "float32"
-        self.precision: Precision = usual if config.precision == "auto" else config.precision
+        self.precision: Precision = (
+            usual_precision(self.device) if config.precision == "auto" else config.precision
+        )
         rounded = ", or use --precision float32" if self.precision != "float32" else ""
         self.remedy = f"lower --learning-rate{rounded}"
         self.batch_size = given(config.batch_size)
@@ -196,7 +199,7 @@ class PretrainingMethod(Objective):
     def _probed(self) -> dict[str, Any]:
         """Measure a copy of the network, and leave the random state as it is."""
         assert self.probe is not None
-        with torch.random.fork_rng():
+        with random_state_kept(self.device):
             return self.probe.measure(self.backbone())
 
     @abstractmethod

@@ -59,7 +59,7 @@ class SimCLRMethod(EncoderMethod):
         first, second = [], []
         with torch.random.fork_rng(devices=[]):
             for image, seed in zip(batch.images.cpu(), seeds, strict=True):
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
                 first.append(self.views(image))
                 second.append(self.views(image))
         return to_float(torch.stack(first + second).to(self.device))

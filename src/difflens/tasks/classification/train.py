@@ -25,7 +25,7 @@ from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.models.probe import MultiLabelProbe, Probe
 from difflens.run.console import note, progress_bar
 from difflens.run.directory import RunDirectory
-from difflens.run.processes import processes_for
+from difflens.run.processes import averaged, processes_for, random_state_kept
 from difflens.tasks.objectives import ProbeObjective
 from difflens.training.loop import TrainingLoop
 from difflens.training.objectives import Look
@@ -79,17 +79,16 @@ def fit(
         )
     config = config.filled()
     # the seeds of dropout are not those of the caller
-    with processes_for(process) as process, torch.random.fork_rng():
+    with processes_for(process) as process, random_state_kept(process.device):
         probe.to(process.device)
         if cache is None:
             read = partial(_online_batches, probe, split, config, Reading.of(config, skipped))
             share = process.process_index, process.num_processes
-            objective = HeadObjective(
-                probe, process.prepare(probe), read, len(split), config, process, *share
-            )
+            module = averaged(probe, process, some_unused=bool(probe.extractor.trained_blocks))
+            objective = HeadObjective(probe, module, read, len(split), config, process, *share)
         else:  # a cache holds this process's share already
             read = partial(_cached_inputs, cache, process.device)
-            objective = HeadObjective(probe, process.prepare(probe.head), read, len(cache), config, process)
+            objective = HeadObjective(probe, averaged(probe.head, process), read, len(cache), config, process)
         title = label or "training"
         loop = TrainingLoop(objective, process, run, title, checkpoint_seconds=_CHECKPOINT_SECONDS)
         return loop.train()
