@@ -1,6 +1,7 @@
 """The lists of images in folders, and text files beside them."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,14 @@ def test_pictures_are_known_by_suffix_or_content_and_the_rest_is_counted(
         "b.jpe": "JPEG",
         "c.avif": "AVIF",
         "d": "PNG",
-        "e.dat": "WEBP",
+        "e.WebP": "WEBP",
         "F.TIF": "TIFF",
     }
     for name, kind in kinds.items():
+        picture(tmp_path / name, kind)
+    # a thumbnail in a RAW file, the copy of an editor, and thumbnails of a server
+    for name, kind in (("g.nef", "TIFF"), ("a.jpg_original", "JPEG"), ("@eaDir/a.jpg", "JPEG")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         picture(tmp_path / name, kind)
     for name in ("1.heic", "2.heic", "README", "notes.txt"):
         (tmp_path / name).write_bytes(b"ftypheic")
@@ -41,8 +46,23 @@ def test_pictures_are_known_by_suffix_or_content_and_the_rest_is_counted(
     os.mkfifo(tmp_path / "pipe")
     assert [path.name for path in find_images(tmp_path)] == sorted(kinds)
     shown = capsys.readouterr().err
-    assert shown.startswith("5 files are left out, as not of a format that is read: ")
-    assert ".heic (2), .txt (1), no suffix (2)" in shown
+    assert shown.startswith("7 files are left out, as not of a format that is read: ")
+    assert ".heic (2), .jpg_original (1), .nef (1), .txt (1), no suffix (2)" in shown
+
+
+def test_links_lead_out_of_the_folder_and_not_back(tmp_path: Path, tree: Callable[..., Path]) -> None:
+    root, elsewhere = tree({"train/cat": 1, "train/dog": 1, "val/cat": 1}), tree({"more": 2}, "elsewhere")
+    cats = root / "train" / "cat"
+    for name, target in (("up", ".."), ("top", "../.."), ("dogs", "../dog"), ("more", elsewhere / "more")):
+        (cats / name).symlink_to(target, target_is_directory=True)
+    (elsewhere / "more" / "back").symlink_to(cats, target_is_directory=True)
+    expected = ["cat/0.png", "cat/more/0.png", "cat/more/1.png", "dog/0.png"]
+    assert [path.relative_to(root / "train").as_posix() for path in find_images(root / "train")] == expected
+    (root / "val" / "dog").mkdir()
+    picture(root / "val" / "dog" / "0.png")
+    train = load_data(str(root)).train
+    assert [name.removeprefix("train/") for name in train.ids] == expected
+    assert train.labels.tolist() == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("spec", [".", "train/.."])

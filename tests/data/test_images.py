@@ -1,6 +1,9 @@
+import errno
 import io
 import os
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from difflens.data.images import (
     BadImage,
+    StorageError,
     augment,
     augmentation_draws,
     fit,
@@ -26,6 +30,8 @@ from difflens.data.images import (
     to_float,
     to_uint8,
 )
+from difflens.data.loader import iterate
+from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -143,6 +149,54 @@ def test_exif_orientation_is_applied_or_ignored(tmp_path: Path, value: int, suff
         assert image_size(path, rule) == (expected.height, expected.width)  # type: ignore[arg-type]
         assert open_image(path, rule).size == expected.size  # type: ignore[arg-type]
     assert open_picture(path).size == upright.size
+
+
+def test_a_photo_is_turned_whatever_its_other_exif_tags_hold(tmp_path: Path) -> None:
+    upright, exif = Image.fromarray(RGB), Image.Exif()
+    exif[0x0112] = 6
+    stored = upright.transpose(UNDO[6])
+    stored.save(tmp_path / "photo.png", exif=exif)
+    image = Image.open(tmp_path / "photo.png")
+    image.getexif()[0x0131] = 5.5  # the program's name as a number, which Pillow cannot write
+    assert torch.equal(from_pil(image), from_pil(upright))
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_sixteen_bit_tiff_files_say_whether_0_is_white(tmp_path: Path, photometric: int) -> None:
+    path, pixels = tmp_path / "scan.tif", RGB[..., 0]
+    stored = pixels if photometric else 255 - pixels
+    Image.fromarray(stored.astype(np.uint16) * 257).save(path, tiffinfo={262: photometric})
+    assert torch.equal(read_image(path), torch.from_numpy(pixels)[None])
+
+
+def test_alpha_of_a_bmp_file_that_is_0_everywhere_means_nothing(tmp_path: Path) -> None:
+    blue_first = np.concatenate([RGB[::-1, :, ::-1], np.zeros((6, 9, 1), np.uint8)], 2).tobytes()
+    # a header of version 4: 32 bits, and masks for red, green, blue and alpha
+    header = struct.pack("<IiiHHIIiiII", 108, 9, 6, 1, 32, 3, len(blue_first), 2835, 2835, 0, 0)
+    header += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    start = struct.pack("<IHHI", 14 + len(header) + len(blue_first), 0, 0, 14 + len(header))
+    (tmp_path / "window.bmp").write_bytes(b"BM" + start + header + blue_first)
+    assert torch.equal(read_image(tmp_path / "window.bmp"), torch.from_numpy(RGB).permute(2, 0, 1))
+
+
+def test_storage_that_fails_leaves_no_image_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{k}.png" for k in range(3)]
+    for path in paths:
+        photo().save(path)
+    split, opened = FileSplit("train", [path.name for path in paths], root=tmp_path), Path.open
+
+    def fail(path: Path, *rest: Any, **options: Any) -> Any:
+        if path.name == "1.png":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(path, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+    for workers in (0, 2):
+        batches = iterate(
+            split, channels=3, side=64, batch_size=2, workers=workers, on_bad_image="skip", bad=[]
+        )
+        with pytest.raises(StorageError, match=r"1\.png: Too many open files; this is no fault of the image"):
+            list(batches)
 
 
 def test_pictures_for_scenes_are_converted_as_images_are(tmp_path: Path) -> None:

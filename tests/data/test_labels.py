@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from difflens.data.labels import balanced, label_fraction, label_list, limited, say_few
-from difflens.data.split import FileSplit, ImageSplit, JoinedSplit, MemorySplit
+from difflens.data.split import FileSplit, ImageSplit, JoinedSplit, MemorySplit, hold_out
 from difflens.errors import DiffLensError
 from difflens.run.console import note
 
@@ -320,3 +320,8 @@ def test_classes_with_too_few_images_are_named(capsys: pytest.CaptureFixture[str
     assert "train: a single training image of dog" in said
     say_few(make([0, 0, 1, 1]), NAMES[:2])
     assert not capsys.readouterr().err
+
+
+def test_single_images_give_none_to_hold_out(tmp_path: Path) -> None:
+    with pytest.raises(DiffLensError, match="none can be held out: no class has two images"):
+        hold_out(FileSplit("train", ["a.png", "b.png"], torch.arange(2), tmp_path))

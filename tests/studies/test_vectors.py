@@ -123,6 +123,7 @@ def test_bad_images_are_left_out(image_tree: Path, tmp_path: Path, options: list
         (["--out", "store", "--unlabelled"], "PHOTOS are the images to read: leave out --unlabelled"),
         (["--out", "f.npy", "--dtype", "bfloat16"], "npy has no type bfloat16"),
         (["--out", "f.npz"], "files of vectors are .npy, .pt, .csv, .parquet; a store is a folder"),
+        (["--out", "there.json/f.npy"], "cannot write there.json/f.npy: "),
         (["--out", "there.npy"], "there.json exists already: choose another name, or remove it"),
     ],
     ids=str,

@@ -48,6 +48,10 @@ def list_images(paths: Iterable[Path | str]) -> list[Path]:
 _CIFAR = {"CIFAR10": ("data_batch_1", "batches.meta"), "CIFAR100": ("train", "test", "meta")}
 
 
+# thumbnails of Synology's servers, and what macOS puts into archives
+_MADE = ("@eaDir", "__MACOSX")
+
+
 class Others(Counter[str]):
     """The files of data folders that are no images: their number by suffix."""
 
@@ -62,30 +66,38 @@ class Others(Counter[str]):
             )
 
 
-def find_images(folder: Path, others: Others | None = None) -> list[Path]:
-    """Return the image files in `folder` and its subfolders, sorted. Links are followed.
+def find_images(folder: Path, others: Others | None = None, whole: Path | None = None) -> list[Path]:
+    """Return the image files in `folder` and its subfolders, sorted.
 
-    A file is an image by its suffix, or else by its content. Hidden files are ignored.
+    A file is an image by its suffix, or without one by its content: RAW files and copies of editors hold
+    images, too. Links are followed, but not to parts and parents of `whole`. Hidden files are ignored, and
+    folders that systems make (`_MADE`).
 
     Args:
         others: receives the files that are no images, for a line about several folders; None: the line is
             printed here.
+        whole: the folder of all classes, whose images a link would bring in twice; None: `folder`.
 
     Raises:
         DiffLensError: there are none, or a folder cannot be read.
     """
     found: list[Path] = []
     here = Others()
+    root = os.path.realpath(whole or folder)
     seen: set[str] = set()
     for where, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(where)
-        if real in seen:  # a link to a parent folder would never end
+        if real in seen:  # by two links
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not (name.startswith(".") or name in _MADE or _leads_back(Path(where, name), root))
+        )
         for path in (Path(where, name) for name in files if not name.startswith(".")):
-            if path.suffix.lower() in EXTENSIONS or is_image(path):
+            if path.suffix.lower() in EXTENSIONS or (not path.suffix and is_image(path)):
                 found.append(path)
             else:
                 here[path.suffix.lower() or "no suffix"] += 1
@@ -97,6 +109,12 @@ def find_images(folder: Path, others: Others | None = None) -> list[Path]:
     else:
         others.update(here)
     return sorted(found)
+
+
+def _leads_back(path: Path, root: str) -> bool:
+    """Return True for a link to a folder that is within the real path `root`, or contains it."""
+    real = os.path.realpath(path)
+    return path.is_symlink() and os.path.commonpath((real, root)) in (real, root)
 
 
 def require_regular(path: Path, what: str) -> None:

@@ -4,17 +4,19 @@ Images are uint8 until the network reads them. This takes a quarter of the memor
 device.
 """
 
+import errno
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from torch import Tensor
 
 from difflens.choices import Augmentation, Exif
@@ -26,19 +28,20 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
 )
-"""Suffixes of image files. Files with another suffix are looked into (`is_image`)."""
+"""Suffixes of image files. Files without a suffix are looked into (`is_image`)."""
 # a closed list: Pillow also opens formats that run other programs (EPS runs Ghostscript)
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 _ORIENTATION = 0x0112  # the EXIF tag; values from 5 on swap height and width
-_UNDO = {
+_TURN = {  # stored pixels to an upright image
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
+    6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
+    8: Image.Transpose.ROTATE_90,
 }
+_UNDO = {**_TURN, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 LONGEST = 50
@@ -62,6 +65,23 @@ class BadImage(DiffLensError):
 
     def __str__(self) -> str:
         return f"cannot read image {self.where}: {self.reason}"
+
+
+class StorageError(DiffLensError):
+    """Storage that fails, rather than an image: no image is left out for it."""
+
+
+# of network drives above all; Pillow's own errors about damaged files have no number
+_STORAGE_FAILS = {
+    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENOTCONN),
+    getattr(errno, "ESTALE", errno.EIO),  # unknown to Windows
+}
+
+
+def check_storage(error: Exception, where: str) -> None:
+    """Raise StorageError if `error`, which occurred at `where`, is one of the storage."""
+    if isinstance(error, OSError) and error.errno in _STORAGE_FAILS:
+        raise StorageError(f"cannot read {where}: {error.strerror}; this is no fault of the image") from error
 
 
 def read_image(path: Path, exif: Exif = "apply") -> Tensor:
@@ -179,6 +199,7 @@ def _opened(source: Path | BinaryIO, where: str) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise BadImage(where, f"not an image ({', '.join(_FORMATS)} are read)") from None
     except Exception as error:  # damaged bytes make Pillow's decoders raise nearly anything
+        check_storage(error, where)
         reason = error.strerror if isinstance(error, OSError) else None
         raise BadImage(where, reason or str(error) or type(error).__name__) from error
 
@@ -301,7 +322,17 @@ def _plain(image: Image.Image, exif: Exif) -> Image.Image:
     # Pillow may hold the 16-bit greys of these formats in 32 bits
     if image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise ValueError("32-bit pixels have no defined range: store 8 or 16 bits")
+    tags: dict[int, Any] = getattr(image, "tag_v2", {}) if image.mode.startswith("I") else {}  # of TIFF files
+    bits = tags.get(BITSPERSAMPLE, [16])[0]
+    if bits != 16:
+        raise ValueError(f"{bits} bits a pixel: store 8 or 16")
+    inverted = tags.get(PHOTOMETRIC_INTERPRETATION) == 0  # 0 is white
+    opaque = image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
     image = eight_bit(_turned(image, exif))
+    if inverted:
+        image = ImageOps.invert(image)
+    if opaque:  # as many programs write BMP files of 32 bits
+        image = image.convert("RGB")
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
@@ -315,12 +346,12 @@ def _orientation(image: Image.Image) -> int:
 
 def _turned(image: Image.Image, exif: Exif) -> Image.Image:
     """Return an image upright by its EXIF orientation, or with `exif` "ignore" as its pixels are stored."""
-    if exif == "apply":
-        return ImageOps.exif_transpose(image)
     stored = _orientation(image)
     image.load()
     # Pillow itself turns the pixels of TIFF files when it loads them
-    return image.transpose(_UNDO[stored]) if image.format == "TIFF" and stored in _UNDO else image
+    steps = _UNDO if exif == "ignore" else _TURN
+    turns = stored in steps and (image.format == "TIFF") == (exif == "ignore")
+    return image.transpose(steps[stored]) if turns else image
 
 
 def _check_shape(width: int, height: int) -> None:

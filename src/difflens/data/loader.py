@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from difflens.choices import Augmentation, OnBadImage
 from difflens.data import images as image_ops
-from difflens.data.images import BadImage
+from difflens.data.images import BadImage, StorageError
 from difflens.data.split import ImageSplit
 from difflens.errors import DiffLensError
 from difflens.noise import Stream, random_order
@@ -93,7 +93,7 @@ def iterate(
 
 
 def read_batches(
-    batches: "Dataset[T | BadImage]",
+    batches: "Dataset[T | DiffLensError]",
     keys: Callable[[], Iterator[Any]],
     images: int,
     workers: int | None,
@@ -102,15 +102,14 @@ def read_batches(
     """Yield `batches[key]`, a whole batch, for each key in order; worker processes read them.
 
     Args:
-        batches: gives a batch, or a BadImage, which is raised here: DataLoader would wrap an exception.
+        batches: gives a batch, or an error, which is raised here: DataLoader would wrap an exception.
         keys: makes the keys one after another, as a long training reads millions of images.
         images: the number of images that are read in all.
         workers: decoding processes; 0: this process; None: chosen by the machine and the number of images.
         pin_memory: pin the memory of tensors, for copies to a GPU.
 
     Raises:
-        BadImage: the first that `batches` gives.
-        DiffLensError: there is too little shared memory.
+        DiffLensError: the first that `batches` gives; or there is too little shared memory.
     """
     if workers is None:
         workers = 0 if images < _FEW_IMAGES else min(8, usable_cores())
@@ -193,7 +192,7 @@ def share_of(n: int, rank: int, world: int) -> Tensor:
 
 
 @dataclass
-class _Prepare(Dataset[tuple[Tensor, list[int], list[tuple[int, BadImage]]]]):
+class _Prepare(Dataset["_Decoded | StorageError"]):
     """Turns rows of a split into images of the network's shape. As a data set, its items are decoded
     batches."""
 
@@ -209,7 +208,7 @@ class _Prepare(Dataset[tuple[Tensor, list[int], list[tuple[int, BadImage]]]]):
         draws = image_ops.augmentation_draws(index, self.seed, self.epoch)
         return image_ops.augment(images, self.kind, self.channels, self.side, draws)
 
-    def __getitem__(self, rows: list[int]) -> tuple[Tensor, list[int], list[tuple[int, BadImage]]]:
+    def __getitem__(self, rows: list[int]) -> "_Decoded | StorageError":
         images, readable, failures = [], [], []
         for first in rows:
             for row in self._candidates(first):
@@ -217,6 +216,8 @@ class _Prepare(Dataset[tuple[Tensor, list[int], list[tuple[int, BadImage]]]]):
                     image = self.split.image(row)
                 except BadImage as error:  # as a value, because DataLoader would wrap the exception
                     failures.append((row, error))
+                except StorageError as error:
+                    return error
                 else:
                     images.append(self(image[None], self.split.noise_index[row : row + 1]))
                     readable.append(row)
@@ -233,6 +234,10 @@ class _Prepare(Dataset[tuple[Tensor, list[int], list[tuple[int, BadImage]]]]):
         count = len(self.split)
         tries = min(_BAD_IN_A_ROW, count) if self.replace else 1
         return ((row + k) % count for k in range(tries))
+
+
+_Decoded = tuple[Tensor, list[int], list[tuple[int, BadImage]]]
+"""Images, uint8 (B, C, S, S); their rows; and the rows that cannot be decoded, with the reason."""
 
 
 def _resident(prepare: _Prepare, rows: Tensor, batch_size: int, device: torch.device) -> Iterator[Batch]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from difflens.choices import Exif
 from difflens.data.content import content_digest
-from difflens.data.images import BadImage, decode_image, from_pil, image_shape, read_image
+from difflens.data.images import BadImage, check_storage, decode_image, from_pil, image_shape, read_image
 from difflens.errors import DiffLensError, counted
 from difflens.noise import TEST_IMAGES, Stream, random_order
 from difflens.run.console import note
@@ -219,6 +219,7 @@ class LibrarySplit(ImageSplit):
             if not isinstance(entry, dict):
                 return from_pil(entry)
         except Exception as error:  # the library opens the file, and Pillow raises nearly anything
+            check_storage(error, self.ids[i])
             raise BadImage(self.ids[i], str(error) or type(error).__name__) from error
         source = Path(entry["path"]) if entry["bytes"] is None else BytesIO(entry["bytes"])
         return decode_image(source, f"{self.ids[i]} ({entry['path']})" if entry["path"] else self.ids[i])
@@ -367,9 +368,17 @@ def numbered(name: str, count: int) -> list[str]:
 
 def hold_out(split: ImageSplit, every: int = 5) -> tuple[ImageSplit, ImageSplit]:
     """Split a source without a test split into (train, test): every fifth image of each class is for
-    testing."""
+    testing.
+
+    Raises:
+        DiffLensError: no class has two images.
+    """
     labels = torch.zeros(len(split)) if split.labels is None else split.labels
     held_out = every_nth(labels, every)
+    if not held_out.any():
+        raise DiffLensError(
+            f"{split.name}: no test images are given, and none can be held out: no class has two images"
+        )
     train, test = split.subset((~held_out).nonzero()[:, 0]), split.subset(held_out.nonzero()[:, 0])
     train.name, test.name = "train", "held-out"
     note(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from safetensors import SafetensorError
 
@@ -55,6 +56,18 @@ def replace_with(target: Path, writer: Callable[[Path], object]) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def check_writable(target: Path) -> None:
+    """Make the folder of a file that is written at the end of long work, and write there for a moment.
+
+    Raises:
+        DiffLensError: the file could not be written.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=target.parent):
+            pass
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,19 +24,20 @@ from difflens.opening import open_run
 from difflens.processes.base import in_words
 from difflens.results.extract import VectorsResult
 from difflens.run.console import progress_bar
-from difflens.run.files import write_bytes, write_text
+from difflens.run.files import check_writable, write_bytes, write_text
 from difflens.run.memory import require_memory
 from difflens.run.text import csv_text, on_disk
 from difflens.version import __version__
 
 
 def check_file_of_vectors(config: ExtractConfig) -> None:
-    """Raise DiffLensError if the file, or the one of names beside it, exists or cannot be of its format."""
+    """Raise DiffLensError if the file, or the one of names beside it, exists or cannot be written."""
     for path in dict.fromkeys((config.out, _names_file(config.out))):
         if path.exists():
             raise DiffLensError(f"{path} exists already: choose another name, or remove it")
     if config.out.suffix.lower() == ".parquet":
         _pyarrow()
+    check_writable(config.out)
 
 
 def extract_vectors(

@@ -79,6 +79,12 @@ def test_what_cannot_be_split_is_refused(
         load_data(str(tree(counts)), val_fraction=fraction)
 
 
+@pytest.mark.parametrize("counts", [{"test/a": 2, "val/a": 2}, {"Training/a": 2, "Validation/a": 1}])
+def test_validation_images_are_not_read_as_images_without_labels(tree: Tree, counts: dict[str, int]) -> None:
+    with pytest.raises(DiffLensError, match="seems to have a split of its own"):
+        load_unlabelled(str(tree(counts)))
+
+
 def test_data_with_a_split_takes_no_fraction() -> None:
     with pytest.raises(DiffLensError, match="fashion has a split of its own: leave out --val-fraction"):
         load_data("fashion", val_fraction=0.2)
@@ -108,6 +114,12 @@ def test_a_table_names_images_labels_and_splits(tree: Tree) -> None:
     assert data.test.labels.tolist() == [1, 0]
     assert data.test.image(0).shape == data.test.image(1).shape
     assert load_unlabelled(f"csv:{file}").ids == data.train.ids
+
+
+def test_a_quoted_cell_may_hold_a_line_end(tree: Tree) -> None:
+    root = tree({"some": 2})
+    data = load_data(table(root, "path,label,split", 'some/0.png,"a\nb",train', 'some/1.png,"a\nb",test'))
+    assert data.classes == ("a\nb",)
 
 
 def test_labels_of_rows_that_are_left_out_are_no_classes(tree: Tree) -> None:

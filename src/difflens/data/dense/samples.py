@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from difflens.data.images import BadImage, with_channels
+from difflens.data.images import BadImage, StorageError, with_channels
 from difflens.data.loader import chunks, epoch_order, read_batches
+from difflens.errors import DiffLensError
 from difflens.run.seeding import seeded
 
 GREY = 127
@@ -102,7 +103,7 @@ def _nearest(masks: Tensor, size: list[int]) -> Tensor:
 
 
 @dataclass
-class Samples(Dataset["_Packed | BadImage"]):
+class Samples(Dataset["_Packed | DiffLensError"]):
     """Images of a split with their labels.
 
     Attributes:
@@ -126,10 +127,10 @@ class Samples(Dataset["_Packed | BadImage"]):
     def __len__(self) -> int:
         return len(self.split) if self.rows is None else len(self.rows)
 
-    def __getitem__(self, keys: Any) -> "_Packed | BadImage":
+    def __getitem__(self, keys: Any) -> "_Packed | DiffLensError":
         try:
             samples = [self._sample(row, draw) for row, draw in keys]
-        except BadImage as error:  # as a value, because DataLoader would wrap the exception
+        except (BadImage, StorageError) as error:  # as a value, because DataLoader would wrap the exception
             return error
         packed = {key: _packed([labels[key] for _, labels in samples]) for key in samples[0][1]}
         return [row for row, _ in keys], _packed([image for image, _ in samples]), packed

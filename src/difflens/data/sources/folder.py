@@ -70,13 +70,16 @@ def load_folder_unlabelled(root: Path, val_fraction: float | None = None) -> Ima
         val_fraction: leave out the images that `load_folder` holds out.
 
     Raises:
-        DiffLensError: there is no such folder, or no image in it.
+        DiffLensError: there is no such folder, or no image in it; or it has the folders of a split, and none
+            is train/.
     """
     require_folder(root)
     refuse_batches(root)
     if val_fraction is not None:
         return _held_out(root, "", False, val_fraction).train
     train = root / "train"
+    if not train.is_dir() and (folders := _subfolders(root)) and folders == _split_folders(root):
+        raise _other_names(root)
     paths = find_images(train if train.is_dir() else root)
     return FileSplit("train", _names(root, paths), root=root)
 
@@ -149,7 +152,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _labelled(root: Path, split: Path, classes: list[str], others: Others) -> FileSplit:
-    by_class = [_names(root, find_images(split / name, others)) for name in classes]
+    by_class = [_names(root, find_images(split / name, others, split)) for name in classes]
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(names) for names in by_class]))
     return FileSplit(split.name, [name for names in by_class for name in names], labels, root)
 

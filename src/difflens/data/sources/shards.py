@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from difflens.data.content import content_digest
-from difflens.data.images import BadImage, decode_image
+from difflens.data.images import BadImage, check_storage, decode_image
 from difflens.data.split import ImageData, ImageSplit, hold_out
 from difflens.errors import DiffLensError, counted, expanded, listing
 from difflens.run.text import on_disk
@@ -67,6 +67,7 @@ class ShardSplit(ImageSplit):
                 file.seek(start)
                 content = file.read(size)
         except OSError as error:
+            check_storage(error, where)
             raise BadImage(where, error.strerror or str(error)) from error
         if not content:
             raise BadImage(where, "the file is empty")

@@ -156,7 +156,8 @@ def _read(file: Path, labels: bool) -> tuple[list[_Row], bool]:
 
     All rows have a split, or none.
     """
-    reader = csv.reader(read_lines(file, _WHAT, files=True), strict=True)
+    # with line ends, as a quoted cell may hold some
+    reader = csv.reader((f"{line}\n" for line in read_lines(file, _WHAT, files=True)), strict=True)
     header = _header(file, reader, labels)
     several = "labels" in header and "label" not in header
     rows: list[_Row] = []

@@ -11,7 +11,7 @@ from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError
 from difflens.models.saved import MultiLabelModel, TrainedModel, model_task
 from difflens.results.predict import ClassPredictResult, MultiLabelPrediction, Prediction, line_of
-from difflens.run.files import write_text
+from difflens.run.files import check_writable, write_text
 from difflens.run.processes import accelerator
 from difflens.tasks.predict import Announce, check_draws
 
@@ -31,6 +31,7 @@ def predict_classes(config: PredictConfig, announce: Announce | None = None) -> 
             raise DiffLensError("--out is the file of classes as csv or json: add --format csv or json")
         if out.exists():
             raise DiffLensError(f"{out} exists: name another file with --out")
+        check_writable(out)
         announce = None
     device = accelerator(config.device).device
     several = model_task(config.model) == MultiLabelModel.task
