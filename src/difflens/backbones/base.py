@@ -369,6 +369,11 @@ class DiffusionBackbone(Backbone):
         return self.out_channels in (channels, 2 * channels) and self.in_channels in (1, 3)
 
     @property
+    def launch_bound(self) -> bool:
+        """True for a network so small that a GPU takes longer to launch its kernels than to run them."""
+        return sum(parameter.numel() for parameter in self.network.parameters()) < _LAUNCH_BOUND
+
+    @property
     def out_channels(self) -> int:
         """Channels of the output for x_t: as many as x_t has, or twice as many with a learned variance."""
         return int(self.network.config.get("out_channels") or self.input_shape[0])
@@ -498,8 +503,7 @@ class DiffusionBackbone(Backbone):
         if not compiled:
             return function(*inputs)
         if self._graphs is None:
-            small = sum(parameter.numel() for parameter in self.network.parameters()) < _LAUNCH_BOUND
-            self._graphs = CompiledGraphs(small if self.cuda_graphs is None else self.cuda_graphs)
+            self._graphs = CompiledGraphs(self.launch_bound if self.cuda_graphs is None else self.cuda_graphs)
             with torch.inference_mode(False), torch.no_grad():  # weights of a later training
                 self.network.to(memory_format=torch.channels_last)
         return self._graphs(name, (key, self.dtype), function, *inputs)
