@@ -57,6 +57,10 @@ def pretrain(**options: Any) -> PretrainConfig:
         (probe(data=5), "data is 5; it must be text"),
         (probe(grid=1), "grid is 1; it must be True or False"),
         (pretrain(preset="huge"), "no preset 'huge'; there are tiny"),
+        (
+            probe(head="diffeed", precision="float16"),
+            "float16 rounds small gradients to 0: choose --precision",
+        ),
     ],
 )
 def test_what_cannot_be_right_is_named(config: Options, message: str) -> None:

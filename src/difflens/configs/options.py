@@ -473,6 +473,14 @@ class ExtractorOptions(PrecisionOptions, PlaceOptions):
         yield from super().without_effect()
         yield from options_without_effect(self.chosen("extractor", "frozen"))
 
+    def check(self) -> None:
+        super().check()
+        if self.chosen("extractor", "frozen") == "feedback" and self.precision == "float16":
+            raise DiffLensError(
+                "feedback is trained through the backbone, where float16 rounds small gradients to 0: choose "
+                "--precision bfloat16 or float32"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserOptions(Options):

@@ -1,5 +1,6 @@
 """The content of files: one digest of many, which is kept in a small file while none of them changes."""
 
+import os
 import stat
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from difflens.data.files import cache_folder
 from difflens.errors import DiffLensError
+from difflens.run.console import progress_bar
 from difflens.run.files import checksum, write_bytes
 
 # the clock of a file system is coarse: a change soon after another may leave all times as they are
@@ -35,10 +37,13 @@ def content_digest(paths: Sequence[Path]) -> str:
         if len(bytes.fromhex(known)) == 32:
             return known
     digest = sha256()
-    with ThreadPoolExecutor(_THREADS) as pool:
+    first = int(os.environ.get("RANK", 0)) == 0
+    with progress_bar(first and len(paths) > _CHUNK) as bar, ThreadPoolExecutor(_THREADS) as pool:
+        task = bar.add_task("checksums of the images", total=len(paths), note="")
         for start in range(0, len(paths), _CHUNK):
             for each in pool.map(_checksum, paths[start : start + _CHUNK]):
                 digest.update(each.encode())
+                bar.update(task, advance=1)
     changes = (when / 1e9 for state in states if state for when in state[2:])
     if all(abs(now - when) > _SETTLED_SECONDS for when in changes):
         with suppress(DiffLensError):  # without a cache the files are read again
