@@ -104,6 +104,11 @@ class MaskSplit(FileSplit):
         """Return the class of each pixel of image `i`, uint8 (H, W); `IGNORED` where there is none."""
         return torch.from_numpy(self.values[read_mask(self.masks[i], self.exif)])
 
+    def class_values(self) -> list[int]:
+        """Return the value of each class in the mask files, in the order of the classes."""
+        values: list[int] = np.flatnonzero(self.values < _UNKNOWN).tolist()
+        return values
+
     def former_fingerprint(self) -> str:
         return sha256(f"{super().former_fingerprint()}{self.digest}".encode()).hexdigest()
 
@@ -213,14 +218,21 @@ def read_mask(path: Path, exif: Exif = "apply") -> NDArray[np.uint8]:
     return pixels.astype(np.uint8)
 
 
-def to_palette_image(mask: NDArray[np.uint8], classes: Sequence[str] = (BACKGROUND,)) -> Image.Image:
-    """Return a mask, (H, W), as a palette image: its values are the classes, its colours tell them apart.
+def to_palette_image(
+    mask: NDArray[np.uint8], classes: Sequence[str] = (BACKGROUND,), values: Sequence[int] = ()
+) -> Image.Image:
+    """Return a mask, (H, W), as a palette image, whose colours tell the classes apart.
 
     Args:
-        classes: their names, in the order of the values.
+        mask: the number of the class at each pixel, or `IGNORED`.
+        classes: their names, in the order of the numbers.
+        values: the value in the image of each class, 0 to 254; none: its number.
     """
-    image = Image.fromarray(mask, "P")
-    image.putpalette(class_palette(classes).flatten().tolist())
+    written, colours = np.arange(256, dtype=np.uint8), class_palette(classes)
+    written[: len(values)] = values
+    colours[[*values]] = colours[: len(values)].copy()
+    image = Image.fromarray(written[mask], "P")
+    image.putpalette(colours.flatten().tolist())
     return image
 
 
