@@ -400,6 +400,7 @@ MASKS = DensePredictResult(
             overlay="a.overlay.png",
             mask="a.mask.png",
             classes={"sky": 0.75, "sea": 0.25},
+            values={"0": "sky", "1": "sea"},
         ),
     ),
     skipped_images=(),

@@ -198,7 +198,7 @@ def test_predictions_are_records() -> None:
         "probabilities": {"cat": 0.75, "dog": 0.25},
     }
     (mask,) = made.MASKS.records()
-    assert list(mask) == ["image", "width", "height", "overlay", "mask", "classes"]
+    assert list(mask) == ["image", "width", "height", "overlay", "mask", "classes", "values"]
     first, _ = made.OBJECTS.records()
     assert list(first) == ["image", "width", "height", "overlay", "objects"]
     assert first["objects"] == [

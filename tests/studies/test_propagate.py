@@ -15,6 +15,7 @@ from difflens import DiffLensError, PropagateConfig, presets, propagate
 from difflens.configs.options import resolve
 from difflens.data.dense.masks import read_mask
 from difflens.data.sequences import load_sequences
+from difflens.studies.propagate import to_mask
 from tests.helpers.cli import run as cli
 
 FRAMES = 5
@@ -137,6 +138,20 @@ def test_what_cannot_work_says_so(davis: Path, tmp_path: Path, capsys: pytest.Ca
     (masks / "slow" / "00000.png").unlink()
     with pytest.raises(DiffLensError, match=r"has no mask of the first frame, 00000\.png"):
         propagate(config(tmp_path / "run", davis, frames=frames / "slow", masks=masks / "slow"))
+
+
+def test_shares_are_stretched_before_they_are_compared() -> None:
+    """Otherwise an object that is small beside its cells is lost to the background."""
+    shares = torch.zeros(3, 8, 8)
+    shares[0], shares[:2, 3, 3:5] = 1, torch.tensor([[0.55], [0.45]])
+    assert shares.argmax(0).sum() == 0
+    found = to_mask(shares, [0, 4, 7], (64, 64))
+    assert {*np.unique(found)} == {0, 4}
+    assert (found[26:30, 26:38] == 4).all()
+    # shares that are the same everywhere, but for rounding
+    shares = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
+    shares[1, ::2] -= 1e-7
+    assert (to_mask(shares, [0, 4], (64, 64)) == 4).all()
 
 
 def test_frames_are_in_the_order_of_their_numbers(davis: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from torch import Tensor
 
@@ -125,6 +125,28 @@ def open_picture(path: Path) -> Image.Image:
     """
     with _opened(path, str(path)) as image:
         return _plain(image, "apply")
+
+
+def altered(path: Path) -> str:
+    """Return why Pillow decodes other values than an image file of one channel was made of, from the file's
+    header alone; "" if it does not.
+
+    Raises:
+        BadImage: for the reasons of `read_image`, if the header shows them.
+    """
+    with _opened(path, str(path)) as image:
+        assert isinstance(image, ImageFile.ImageFile), "from a file"
+        args: Any = image.tile[0].args
+        raw, *rest = args if isinstance(args, tuple) else (args,)
+        if image.format == "GIF":
+            return "a GIF file, whose writer numbers the values anew"
+        if image.format == "PPM" and raw == "1;I":
+            return "a PBM file, whose value 1 is black and is read as 0"
+        if image.format == "PPM" and len(rest) == 1 and rest[0] != 255:
+            return f"a PGM file of the largest value {rest[0]}, and grey is scaled to 255"
+        if raw in ("L;2", "L;4"):
+            return f"a {image.format} file of {raw[2]} bits, and grey is scaled to 255"
+    return ""
 
 
 def is_image(path: Path) -> bool:

@@ -19,6 +19,7 @@ from difflens.backbones.load import resolved
 from difflens.backbones.runs import read_backbone
 from difflens.backbones.text import save_condition
 from difflens.choices import Exif
+from difflens.data.dense.base import IGNORED
 from difflens.data.images import check_shape, in_range
 from difflens.errors import DiffLensError, counted, expanded, require
 from difflens.extractors.base import Extractor, evaluating
@@ -181,7 +182,10 @@ class SavedModel(ABC):
             f"noise steps {list(self.extractor.noise_steps)}",
             "head": f"{self.head.name}, {counted(self.probe.trainable_parameters, 'trainable parameter')}",
             "classes": f"{len(self.classes)}",
-            **{key.replace("_", " "): markdown(value) for key, value in self.info.items()},
+            **{
+                key.replace("_", " "): markdown(value if isinstance(value, str) else short(value))
+                for key, value in self.info.items()
+            },
             "difflens": config["difflens"],
         }
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
@@ -259,6 +263,20 @@ class SegmentationModel(SavedModel):
     def make(cls, extractor: Extractor, head: SegmentationHeadConfig, num_classes: int) -> DenseProbe:
         shapes = extractor.shapes(head.side)
         return DenseProbe(extractor, _dense(partial(SegmentationHead, head, shapes, num_classes)))
+
+    @property
+    def mask_values(self) -> tuple[int, ...]:
+        """The value of each class in the masks that the model was trained on, 0 to 254; its number if none is
+        stored.
+
+        Raises:
+            FieldError: they are not one value a class.
+        """
+        stored = self.info.get("mask_values", [*range(len(self.classes))])
+        values = checked(tuple[int, ...], stored, "mask_values")
+        if len({*values} & {*range(IGNORED)}) != len(values) or len(values) != len(self.classes):
+            raise FieldError(f"mask_values is {short(stored)}; it must have one value, 0 to 254, a class")
+        return values
 
 
 @dataclass

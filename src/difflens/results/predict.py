@@ -125,12 +125,14 @@ class SegmentedImage(DensePrediction):
     """The class of every pixel of one image.
 
     Attributes:
-        mask: name of the file whose pixel values are the classes.
+        mask: name of the file whose pixel values are those of the training masks.
         classes: share of the pixels by class, in [0, 1], the largest first.
+        values: the class of each value that the mask shows; the value 255 is no class.
     """
 
     mask: str
     classes: Mapping[str, float]
+    values: Mapping[str, str]
 
     @property
     def named(self) -> list[str]:

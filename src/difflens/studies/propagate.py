@@ -29,10 +29,14 @@ from difflens.run.directory import FINISHED, RunDirectory
 from difflens.studies.whole_pictures import WholePictures
 
 _SHOWN = 4  # sequences in the report, and frames of each
+_ROUNDING = 1e-5  # shares that differ by less are the same
 
 
 def propagate(config: PropagateConfig) -> PropagateResult:
     """Carry masks through sequences, and write a mask of every frame and a report.
+
+    As in DINO's protocol for DAVIS, which DIFT takes over, the shares of each label are stretched to [0, 1]
+    over a frame before they are compared. They are carried on as they are.
 
     Raises:
         DiffLensError: an option is out of range, the sequences have another layout, a frame or a mask cannot
@@ -77,7 +81,8 @@ def _write(opened: OpenedRun[SequenceSet], reader: WholePictures, run: RunDirect
         f"A position takes its label from its {config.neighbours} most similar "
         f"{plural('position', given(config.neighbours))} {near} in the first "
         f"frame and in the {config.context} before the present one, weighted by the softmax of cosine / "
-        f"{config.temperature:g}."
+        f"{config.temperature:g}. Before the largest share gives the label of a pixel, the shares of each "
+        "label are stretched to [0, 1] over the frame."
     )
     report = propagate_report(
         result=result,
@@ -195,7 +200,13 @@ def one_hot(mask: np.ndarray, values: list[int], features: Tensor) -> Tensor:
 
 
 def to_mask(labels: Tensor, values: list[int], size: tuple[int, ...]) -> np.ndarray:
-    """Return the value of the largest share at each pixel, uint8 (H, W), from shares, (K, h, w)."""
+    """Return the value of the largest share at each pixel, uint8 (H, W), from shares, (K, h, w), in [0, 1].
+
+    The shares of each label are stretched to [0, 1] over the frame before, unless they are all the same.
+    """
     grown = F.interpolate(labels[None], tuple(size), mode="bilinear", align_corners=False)[0]
-    found = grown.argmax(0).cpu().numpy()
+    low, high = grown.amin((1, 2), keepdim=True), grown.amax((1, 2), keepdim=True)
+    # sums of weights differ from 1 by rounding
+    stretched = torch.where(high - low > _ROUNDING, (grown - low) / (high - low), grown)
+    found = stretched.argmax(0).cpu().numpy()
     return np.asarray(values, np.uint8)[found]

@@ -189,6 +189,10 @@ class DenseTask(ABC, Generic[C, S, M]):
     def loss(self, module: nn.Module) -> Loss:
         """Return the loss of the module to train, which accelerate has wrapped."""
 
+    def facts(self, data: DenseData[S]) -> dict[str, Any]:
+        """Return what the saved model has to know about the data besides its classes."""
+        return {}
+
     @abstractmethod
     def evaluate(
         self,
@@ -306,6 +310,7 @@ def _train_and_evaluate(
         "iterations": config.iterations,
         "seed": config.seed,
         **({} if config.exif == "apply" else {"exif": config.exif}),
+        **task.facts(data),
     }
     run.trackers.results({f"val/{key}": metrics.get(key) for key in task.scores})
     run.write_folder("model", model.save)

@@ -197,6 +197,25 @@ def test_boxes_alone(tmp_path: Path) -> None:
     assert set(data.train.target(0, masks=False)) == {"boxes", "labels"}
 
 
+def test_boxes_are_read_whatever_the_masks_are(tmp_path: Path) -> None:
+    record = miniature()
+    del record["annotations"][0]["segmentation"]
+    record["annotations"][1]["segmentation"] = [[10.5, 1, 18.5]]
+    root = write(tmp_path / "mini", record)
+    with pytest.raises(DiffLensError, match="segmentation is polygons"):
+        load_coco(root)
+    record["annotations"][1]["segmentation"] = miniature()["annotations"][1]["segmentation"]
+    with pytest.raises(DiffLensError, match="id 1: has no mask, and others have; --head faster-rcnn reads"):
+        load_coco(write(tmp_path / "mixed", record))
+    boxes = load_coco(root, masks=False)
+    assert not boxes.train.has_masks
+    assert boxes.bad == boxes.notes == ()
+    assert boxes.train.target(0, masks=False)["boxes"].tolist() == [[3, 2, 9, 6], [10.5, 1, 18.5, 8]]
+    # runs of earlier versions know annotations that all have masks
+    whole = write(tmp_path / "whole", miniature())
+    assert load_coco(whole, masks=False).fingerprint() == load_coco(whole).fingerprint()
+
+
 def test_masks_that_are_not_used_are_told(tmp_path: Path) -> None:
     record, boxes = miniature(), miniature()
     for each in (*record["annotations"][1:3], *boxes["annotations"]):

@@ -1,5 +1,7 @@
 """The readers of semantic masks on a miniature of each layout, and their messages about bad masks."""
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from difflens.data.dense.masks import (
     load_masks,
     load_pairs,
     palette,
+    read_mask,
     to_palette_image,
 )
 from difflens.reports.overlays import mask_overlay
@@ -135,6 +138,48 @@ def test_a_bad_mask_is_named_or_skipped_and_counted(
     assert len(data.bad) == 1
     assert len(data.train) == 2
     assert [Path(name).stem for name in data.train.ids] == ["0", "2"]
+
+
+def test_files_that_change_the_values_of_masks_are_refused(tmp_path: Path) -> None:
+    values = np.array([[0, 1], [1, 0]], np.uint8)
+    grey = Image.fromarray(values)
+    grey.save(tmp_path / "a.gif")
+    Image.fromarray(values > 0).save(tmp_path / "a.pbm")
+    (tmp_path / "plain.pbm").write_text("P1\n2 2\n0 1 1 0")
+    (tmp_path / "a.pgm").write_bytes(b"P5\n2 2\n3\n" + values.tobytes())
+    (tmp_path / "plain.pgm").write_text("P2\n2 2\n3\n0 1 1 0")
+    for bits in (2, 4):
+        rows = [bytes([0, *(int(row[0]) << 8 - bits | int(row[1]) << 8 - 2 * bits,)]) for row in values]
+        (tmp_path / f"{bits}.png").write_bytes(png(2, 2, bits, b"".join(rows)))
+    for name, message in (
+        ("a.gif", "a GIF file, whose writer"),
+        ("a.pbm", "a PBM file, whose value 1 is black"),
+        ("plain.pbm", "a PBM file"),
+        ("a.pgm", "a PGM file of the largest value 3"),
+        ("plain.pgm", "a PGM file of the largest value 3"),
+        ("2.png", "a PNG file of 2 bits"),
+        ("4.png", "a PNG file of 4 bits"),
+    ):
+        with pytest.raises(DiffLensError, match=f"{name}: .*{message}.* save it as 8-bit PNG"):
+            read_mask(tmp_path / name)
+    # these keep them
+    Image.fromarray(values > 0).save(tmp_path / "1.png")
+    for name in ("8.png", "b.pgm", "a.tif", "a.bmp"):
+        grey.save(tmp_path / name)
+    few = to_palette_image(values)
+    few.putpalette([0, 0, 0, 255, 0, 0])
+    few.save(tmp_path / "few.png")  # in one bit a pixel
+    (tmp_path / "plain.pgm").write_text("P2\n2 2\n255\n0 1 1 0")
+    for name in ("1.png", "8.png", "b.pgm", "plain.pgm", "a.tif", "a.bmp", "few.png"):
+        assert np.array_equal(read_mask(tmp_path / name), values), name
+
+
+def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
+    """A grey PNG of `bits` bits a pixel; each row begins with 0."""
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    parts = (struct.pack(">I", len(x)) + k + x + struct.pack(">I", zlib.crc32(k + x)) for k, x in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def two(root: Path, values: list[list[int]], classes: str = "ground\ntree\n") -> Path:

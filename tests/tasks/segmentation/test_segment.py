@@ -448,6 +448,42 @@ def test_prediction_writes_overlays_masks_and_json(trained: Path, scene_folder: 
         predict_classes(PredictConfig(model=trained, images=(images,)))
 
 
+def test_a_predicted_mask_has_the_values_of_the_training_masks(
+    backbone_folder: Path, scene_folder: Path, tmp_path: Path
+) -> None:
+    """Values 2, 4 and 6 for the three classes; 0 is ignored, as in ADE20K."""
+    folder, out = tmp_path / "scenes", tmp_path / "found"
+    shutil.copytree(scene_folder, folder)
+    for path in (folder / "masks").glob("*/*"):
+        Image.fromarray(2 * read_mask(path) + 2).save(path)
+    names = ("void", "a", "background", "b", "bar", "c", "disc")
+    (folder / "classes.txt").write_text("\n".join(names))
+    run = tmp_path / "run"
+    result = segment(config(backbone_folder, folder, run, ignore=(0, 1, 3, 5)))
+    assert result.model.mask_values == (2, 4, 6)
+    asked = PredictConfig(model=run, images=(folder / "images" / "val" / "00000.png",), out=out)
+    (record,) = predict(asked).records()
+    written, (numbers,) = Image.open(out / record["mask"]), load_model(run)(record["image"])
+    assert np.array_equal(np.asarray(written), 2 * numbers.numpy() + 2)
+    assert record["values"] == {str(k): names[k] for k in np.unique(np.asarray(written))}
+    # the colours are those of overlays
+    plain = to_palette_image(numbers.numpy(), result.model.classes)
+    assert np.array_equal(np.asarray(written.convert("RGB")), np.asarray(plain.convert("RGB")))
+    # a pixel of no class keeps its value
+    sure = replace(asked, threshold=1.0)
+    assert {*np.unique(read_mask(out / predict(sure).records()[0]["mask"]))} <= {2, 4, 6, IGNORED}
+    # a model of an earlier version says nothing of values
+    description = run / "model" / "config.json"
+    stored = json.loads(description.read_text())
+    assert stored["info"].pop("mask_values") == [2, 4, 6]
+    description.write_text(json.dumps(stored))
+    assert np.array_equal(read_mask(out / predict(asked).records()[0]["mask"]), numbers.numpy())
+    stored["info"]["mask_values"] = [2, 4]
+    description.write_text(json.dumps(stored))
+    with pytest.raises(DiffLensError, match=r"mask_values is .*; it must have one value, 0 to 254, a class"):
+        predict(asked)
+
+
 def test_the_legend_of_an_overlay_has_as_many_rows_as_its_names_need() -> None:
     classes = ("background", *(f"class number {k}" for k in range(1, 9)))
     picture = Image.new("RGB", (320, 100), "#010203")

@@ -100,7 +100,9 @@ class _Annotation(_Entry):
     ] = None
 
 
-def load_coco(root: Path, on_bad: OnBadAnnotation = "error", exif: Exif = "apply") -> DenseData[ObjectSplit]:
+def load_coco(
+    root: Path, on_bad: OnBadAnnotation = "error", exif: Exif = "apply", masks: bool = True
+) -> DenseData[ObjectSplit]:
     """Load a data set in COCO's layout: annotations/instances_NAME.json, images in NAME/, images/NAME/ or
     images/.
 
@@ -110,7 +112,7 @@ def load_coco(root: Path, on_bad: OnBadAnnotation = "error", exif: Exif = "apply
     if not root.is_dir():
         raise DiffLensError(f"no such folder: {root}; expected {_LAYOUT}")
     train, val = (_find(root, split) for split in ("train", "val"))
-    return load_annotations(train, val, on_bad, exif, folder_name(root))
+    return load_annotations(train, val, on_bad, exif, folder_name(root), masks)
 
 
 def load_annotations(
@@ -119,6 +121,7 @@ def load_annotations(
     on_bad: OnBadAnnotation = "error",
     exif: Exif = "apply",
     name: str | None = None,
+    masks: bool = True,
 ) -> DenseData[ObjectSplit]:
     """Load objects in images from a folder of images and a JSON file for each split.
 
@@ -128,6 +131,7 @@ def load_annotations(
     Args:
         exif: "apply" turns images upright by their EXIF orientation, on which boxes and masks are then drawn;
             "ignore" leaves both as stored.
+        masks: False reads boxes alone; masks are then neither checked nor kept.
 
     Raises:
         DiffLensError: a file is missing, is no JSON, is too large or is not in COCO's format, or the splits
@@ -151,11 +155,11 @@ def load_annotations(
         oriented += count
         # entries are dropped where they are read: as Python objects they are much larger
         annotations = _checked_annotations(
-            record.pop("annotations"), images, labels, path, problems, _digest(images, folder)
+            record.pop("annotations"), images, labels, path, problems, _digest(images, folder), masks
         )
         parts.append((images, annotations))
     masked = sum(int(annotations.masked().sum()) for _, annotations in parts)
-    masks = _checked_masks([annotations for _, annotations in parts], (train[1], val[1]), problems)
+    with_masks = _checked_masks([annotations for _, annotations in parts], (train[1], val[1]), problems)
     problems.settle()
     splits = []
     for split, (images, annotations), (folder, path) in zip(
@@ -166,7 +170,7 @@ def load_annotations(
         for identity, title in titles.items():
             annotations.digest.update(repr({"id": identity, "name": title}).encode())
         for image, found in zip(images.values(), table.counts().tolist(), strict=True):
-            if masks and found * image["height"] * image["width"] > _MOST_MASK_BYTES:
+            if with_masks and found * image["height"] * image["width"] > _MOST_MASK_BYTES:
                 raise DiffLensError(
                     f"{path}, image {image['file_name']}: {counted(found, 'mask')} of {image['width']} x "
                     f"{image['height']} pixels take more than {_MOST_MASK_BYTES:,} bytes; cut it into "
@@ -181,7 +185,7 @@ def load_annotations(
                 torch.tensor([(image["height"], image["width"]) for image in images.values()]),
                 table,
                 titles,
-                masks,
+                with_masks,
                 annotations.digest.hexdigest(),
                 exif,
             )
@@ -191,7 +195,7 @@ def load_annotations(
         *turned(oriented, exif),
         *repeated(*splits),
         *_unseen(splits, titles),
-        *(unused if masked and not masks else ()),
+        *(unused if masked and not with_masks else ()),
     )
     return DenseData(
         name or train[1].stem, tuple(titles.values()), splits[0], splits[1], tuple(problems.lines), notes
@@ -358,19 +362,22 @@ def _checked_annotations(
     path: Path,
     problems: Problems,
     digest: Any,
+    masks: bool,
 ) -> _Annotations:
     """Return the annotations that are right, with their area and "iscrowd" filled in.
 
     Args:
         labels: the class of each category id, from 1.
         digest: of the images; it goes on with the annotations.
+        masks: False leaves masks out, of all but the digest.
     """
     positions = {identity: k for k, identity in enumerate(images)}
     usable = _Annotations(np.zeros(len(entries), ANNOTATION), bytearray(), digest, digest.copy())
     seen: set[int] = set()
     for number, entry in enumerate(entries):
-        wrong = _wrong_entry(_Annotation, entry)
-        shape, mask, covered = entry.get("segmentation"), b"", 0
+        read = entry if masks else {key: value for key, value in entry.items() if key != "segmentation"}
+        wrong = _wrong_entry(_Annotation, read)
+        shape, mask, covered = read.get("segmentation"), b"", 0
         if not wrong and entry["image_id"] not in images:
             wrong = f"there is no usable image with id {entry['image_id']}"
         elif not wrong:
@@ -475,6 +482,7 @@ def _checked_masks(parts: Sequence[_Annotations], paths: Sequence[Path], problem
     for part, path in zip(parts, paths, strict=True):
         masked = part.masked()
         for identity in part.rows["id"][~masked]:
-            problems.add(f"{path}, annotation with id {identity}", "has no mask, and others have")
+            reason = "has no mask, and others have; --head faster-rcnn reads boxes alone"
+            problems.add(f"{path}, annotation with id {identity}", reason)
         part.rows, part.digest = part.rows[masked], part.masked_digest
     return True

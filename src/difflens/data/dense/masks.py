@@ -34,7 +34,7 @@ from difflens.data.dense.base import (
     turned,
 )
 from difflens.data.files import Others, find_images, folder_name, read_lines
-from difflens.data.images import BadImage, image_size, open_image, orientation
+from difflens.data.images import BadImage, altered, image_size, open_image, orientation
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, counted, listing
 from difflens.run.console import progress_bar
@@ -103,6 +103,11 @@ class MaskSplit(FileSplit):
     def mask(self, i: int) -> Tensor:
         """Return the class of each pixel of image `i`, uint8 (H, W); `IGNORED` where there is none."""
         return torch.from_numpy(self.values[read_mask(self.masks[i], self.exif)])
+
+    def class_values(self) -> list[int]:
+        """Return the value of each class in the mask files, in the order of the classes."""
+        values: list[int] = np.flatnonzero(self.values < _UNKNOWN).tolist()
+        return values
 
     def former_fingerprint(self) -> str:
         return sha256(f"{super().former_fingerprint()}{self.digest}".encode()).hexdigest()
@@ -203,24 +208,36 @@ def read_mask(path: Path, exif: Exif = "apply") -> NDArray[np.uint8]:
     """Return the values of a mask file, uint8 (H, W).
 
     Raises:
-        BadImage: the file cannot be read, or has colours instead of one value a pixel.
+        BadImage: the file cannot be read, has colours instead of one value a pixel, or is of a format whose
+            values change when it is decoded.
     """
     image = open_image(path, exif)
     if image.mode not in ("L", "P", "1"):
         reason = f"a mask has one byte a pixel, its class (grey or palette), not Pillow's mode {image.mode}"
         raise BadImage(str(path), reason)
+    if change := altered(path):
+        raise BadImage(
+            str(path), f"a mask keeps its values as they are, but this is {change}: save it as 8-bit PNG"
+        )
     pixels = np.asarray(image)
     return pixels.astype(np.uint8)
 
 
-def to_palette_image(mask: NDArray[np.uint8], classes: Sequence[str] = (BACKGROUND,)) -> Image.Image:
-    """Return a mask, (H, W), as a palette image: its values are the classes, its colours tell them apart.
+def to_palette_image(
+    mask: NDArray[np.uint8], classes: Sequence[str] = (BACKGROUND,), values: Sequence[int] = ()
+) -> Image.Image:
+    """Return a mask, (H, W), as a palette image, whose colours tell the classes apart.
 
     Args:
-        classes: their names, in the order of the values.
+        mask: the number of the class at each pixel, or `IGNORED`.
+        classes: their names, in the order of the numbers.
+        values: the value in the image of each class, 0 to 254; none: its number.
     """
-    image = Image.fromarray(mask, "P")
-    image.putpalette(class_palette(classes).flatten().tolist())
+    written, colours = np.arange(256, dtype=np.uint8), class_palette(classes)
+    written[: len(values)] = values
+    colours[[*values]] = colours[: len(values)].copy()
+    image = Image.fromarray(written[mask], "P")
+    image.putpalette(colours.flatten().tolist())
     return image
 
 

@@ -59,11 +59,15 @@ class Detection(DenseTask[DetectConfig, ObjectSplit, DetectionModel]):
 
     def load(self) -> DenseData[ObjectSplit]:
         config = self.config
-        reading = config.on_bad_annotation, config.exif
+        reading: dict[str, Any] = {
+            "on_bad": config.on_bad_annotation,
+            "exif": config.exif,
+            "masks": config.head != "faster-rcnn",
+        }
         if config.data is not None:
-            data = load_coco(expanded(config.data), *reading)
+            data = load_coco(expanded(config.data), **reading)
         else:
-            data = load_annotations(given(config.train), given(config.val), *reading)
+            data = load_annotations(given(config.train), given(config.val), **reading)
         for split in (data.train, data.val):
             if not len(split.table.order):
                 raise DiffLensError(f"the {split.name} images of {data.name} show no objects")

@@ -36,8 +36,8 @@ def mask_of(model: SegmentationModel, image: Tensor, draws: int = 1, threshold: 
 
 
 def predict_masks(config: PredictConfig, announce: Announce | None = None) -> DensePredictResult:
-    """Segment images, and write NAME.overlay.png with a legend, NAME.mask.png with the classes as values, and
-    predictions.json.
+    """Segment images, and write NAME.overlay.png with a legend, NAME.mask.png with the values of the training
+    masks, and predictions.json.
 
     The prediction for an image does not depend on the other images.
 
@@ -49,6 +49,7 @@ def predict_masks(config: PredictConfig, announce: Announce | None = None) -> De
     device = accelerator(config.device).device
     model = SegmentationModel.load(config.model, config.backbone, device)
     check_draws(config, model.probe.extractor.backbone)
+    values = model.mask_values
 
     def answer(image: Tensor) -> Answer:
         mask = mask_of(model, image, config.draws, config.threshold or 0.0)
@@ -59,9 +60,10 @@ def predict_masks(config: PredictConfig, announce: Announce | None = None) -> De
         legend = legend_of(mask.unique().tolist(), model.classes)
         pictures = {
             "overlay": with_legend(mask_overlay(image, mask, model.classes), legend),
-            "mask": to_palette_image(mask.numpy(), model.classes),
+            "mask": to_palette_image(mask.numpy(), model.classes, values),
         }
-        return {"classes": shares}, pictures
+        shown = {str(values[k]): model.classes[k] for k in known.unique().tolist()}
+        return {"classes": shares, "values": shown}, pictures
 
     def check(height: int, width: int) -> None:
         if device.type == "cpu":

@@ -82,6 +82,12 @@ class Segmentation(DenseTask[SegmentConfig, MaskSplit, SegmentationModel]):
 
         return loss
 
+    def facts(self, data: DenseData[MaskSplit]) -> dict[str, Any]:
+        values = data.train.class_values()
+        # a class with the value of no class cannot be told from it
+        stored = values != [*range(len(values))] and IGNORED not in values
+        return {"mask_values": values} if stored else {}
+
     def evaluate(
         self,
         model: SegmentationModel,
