@@ -228,11 +228,15 @@ def test_a_comparison_of_many_trials_fits_a_narrow_terminal() -> None:
             made.probed(made.seed(skipped_images=("b: x", "a: x")), made.seed(1, skipped_images=("a: x",))),
             "skipped 2 unreadable images: a: x, b: x",
         ),
+        (
+            replace(made.CLASSES, skipped_images=tuple(f"{k}.png: broken" for k in range(6))),
+            "\n  ".join(["skipped 6 unreadable images:", *(f"{k}.png: broken" for k in range(6))]),
+        ),
         (made.DETECT, ""),
         (made.COMPARE, ""),
     ],
 )
-def test_what_was_left_out_is_one_line(result: Result, line: str) -> None:
+def test_everything_that_was_left_out_is_named(result: Result, line: str) -> None:
     assert result.left_out() == line
 
 

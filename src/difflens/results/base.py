@@ -26,7 +26,7 @@ class Result(ABC):
         return self.summary()
 
     def left_out(self) -> str:
-        """One line about the images or annotations that the command left out; empty if there are none."""
+        """The images or annotations that the command left out, in words; empty if there are none."""
         return ""
 
 
@@ -63,14 +63,17 @@ def stopped(done: int, planned: int) -> str:
 
 
 def skipped(images: Sequence[str]) -> str:
-    """Return the line about images that could not be read; empty for none."""
-    return f"skipped {counted(len(images), 'unreadable image')}: {listing(images, 5)}" if images else ""
+    """Return what is said about images that could not be read; empty for none."""
+    return _named(f"skipped {counted(len(images), 'unreadable image')}", images)
 
 
 def bad(annotations: Sequence[str]) -> str:
-    """Return the line about annotations that are invalid; empty for none."""
-    return (
-        f"left out {counted(len(annotations), 'bad annotation')}: {listing(annotations, 5)}"
-        if annotations
-        else ""
-    )
+    """Return what is said about annotations that are invalid; empty for none."""
+    return _named(f"left out {counted(len(annotations), 'bad annotation')}", annotations)
+
+
+def _named(what: str, each: Sequence[str]) -> str:
+    """Return one line for up to five, and a line for each of more."""
+    if len(each) > 5:
+        return "\n  ".join([f"{what}:", *each])
+    return f"{what}: {listing(each)}" if each else ""
