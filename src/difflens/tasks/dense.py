@@ -189,6 +189,13 @@ class DenseTask(ABC, Generic[C, S, M]):
     def loss(self, module: nn.Module) -> Loss:
         """Return the loss of the module to train, which accelerate has wrapped."""
 
+    def require_memory(self, head: Any, data: DenseData[S]) -> None:
+        """Raise DiffLensError if main memory does not hold what the evaluation of an image takes.
+
+        Args:
+            head: the configuration of the head.
+        """
+
     def facts(self, data: DenseData[S]) -> dict[str, Any]:
         """Return what the saved model has to know about the data besides its classes."""
         return {}
@@ -241,6 +248,8 @@ def run_dense(
         opened.backbone.require_memory(batch, plan.extractor.blocks, plan.side)
     say_changes(data.train, opened.backbone.spec, opened.backbone.in_channels, plan.side, task.whole)
     head = task.head(plan, data)
+    if process.device.type == "cpu":
+        task.require_memory(head, data)
     torch.manual_seed(config.seed)
     extractor = plan.extractor.build(opened.backbone)
     probe = task.model_kind.make(extractor, head, len(data.classes))

@@ -526,6 +526,20 @@ def test_a_picture_that_is_too_large_is_refused_before_any_file_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_validation_image_that_is_too_large_is_refused_before_the_training(
+    backbone_folder: Path, scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "scenes"
+    shutil.copytree(scene_folder, folder)
+    Image.new("RGB", (6000, 5000)).save(folder / "images" / "val" / "00003.png")
+    to_palette_image(np.zeros((5000, 6000), np.uint8)).save(folder / "masks" / "val" / "00003.png")
+    # the probabilities of three classes take 360 million bytes
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * 10**8))
+    with pytest.raises(DiffLensError, match=r"3 classes at 6000 x 5000 pixels takes at least 0\.4 GB"):
+        segment(config(backbone_folder, folder, tmp_path / "run", device="cpu"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_prediction_skips_or_stops_at_a_bad_image(trained: Path, scene_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "broken.png").write_bytes(b"?")

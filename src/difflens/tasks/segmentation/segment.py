@@ -28,7 +28,12 @@ from difflens.tasks.dense import (
     spread,
 )
 from difflens.tasks.objectives import Loss
-from difflens.tasks.segmentation.inference import Sliding, evaluate_segmentation, predictions
+from difflens.tasks.segmentation.inference import (
+    Sliding,
+    evaluate_segmentation,
+    predictions,
+    require_probabilities,
+)
 
 
 def segment(config: SegmentConfig) -> SegmentResult:
@@ -81,6 +86,11 @@ class Segmentation(DenseTask[SegmentConfig, MaskSplit, SegmentationModel]):
             return {"pixels": total / (masks != IGNORED).sum().clamp(min=1)}
 
         return loss
+
+    def require_memory(self, head: SegmentationHeadConfig, data: DenseData[MaskSplit]) -> None:
+        sliding = Sliding(head.side, self.config.eval_scales, self.config.eval_flip)
+        for height, width in {data.val.shape(row)[1:] for row in range(len(data.val))}:
+            require_probabilities(len(data.classes), height, width, sliding)
 
     def facts(self, data: DenseData[MaskSplit]) -> dict[str, Any]:
         values = data.train.class_values()
