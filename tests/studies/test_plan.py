@@ -1,6 +1,7 @@
 """A dry run says what the command would do, and does nothing."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,33 @@ def test_a_plan_of_a_dense_task_has_the_parameters_of_its_mix(
     assert mixed.trainable_parameters < plain.trainable_parameters
     command: Any = segment if kind is SegmentConfig else detect
     assert command(replace(options, mix=True)).trainable_parameters == mixed.trainable_parameters
+
+
+def test_a_plan_of_a_dense_task_is_of_what_runs(
+    backbone_folder: Path, scene_folder: Path, tmp_path: Path
+) -> None:
+    boxes = tmp_path / "boxes"
+    shutil.copytree(scene_folder, boxes)
+    for file in (boxes / "annotations").glob("*.json"):
+        record = json.loads(file.read_text())
+        for each in record["annotations"]:
+            del each["segmentation"]
+        file.write_text(json.dumps(record))
+    common: dict[str, Any] = {"backbone": str(backbone_folder), "out": tmp_path / "run", "side": 32}
+    options = DetectConfig(data=boxes, proposals=8, iterations=1, batch_size=2, workers=0, **common)
+    planned = plan(options)
+    assert "faster-rcnn" in planned.reads
+    assert planned.trainable_parameters == detect(options).trainable_parameters
+    for wrong, message in (
+        (replace(options, head="mask-rcnn"), "take --head faster-rcnn"),
+        (replace(options, accumulate=3, batch_size=8), "batch-size 8 is not a multiple of 3"),
+        (
+            SegmentConfig(data=scene_folder, batch_size=1, head="upernet", **common),
+            "give --batch-size 2 or more",
+        ),
+    ):
+        with pytest.raises(DiffLensError, match=message):
+            plan(wrong)
 
 
 def test_a_plan_of_a_generator_in_one_pass(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from difflens.backbones.unet import UNetBackbone
 from difflens.choices import Precision
 from difflens.configs.cka import CkaConfig
 from difflens.configs.dense import DenseConfig
-from difflens.configs.detect import DetectConfig
 from difflens.configs.fidelity import FidelityConfig
 from difflens.configs.generate import GenerateConfig
 from difflens.configs.options import Options, PrecisionOptions, given, resolve
@@ -67,7 +66,7 @@ from difflens.tasks.classification.probe import (
 )
 from difflens.tasks.dense import chosen_rows, make_plan
 from difflens.tasks.detection.detect import Detection
-from difflens.tasks.segmentation.segment import Segmentation
+from difflens.tasks.segmentation.segment import Segmentation, check_batch
 from difflens.training.objectives import micro_batch
 
 FID_IMAGES = 50_000
@@ -155,31 +154,23 @@ def _plan_probe(config: ProbeConfig) -> PlanResult:
 
 
 def _plan_dense(config: DenseConfig) -> PlanResult:
-    data = _dense_data(config)
+    if isinstance(config, SegmentConfig):
+        check_batch(config, processes=1)
+    task: Any = Segmentation(config) if isinstance(config, SegmentConfig) else Detection(config)  # type: ignore[arg-type]
+    data, loaded = _dense_data(task)
+    batch, iterations = given(config.batch_size), given(config.iterations)
+    micro = micro_batch(batch, 1, config.accumulate)
     source, backbone = _backbone(config, data.channels)
     with _META:
         made = make_plan(config, backbone)
         extractor = made.extractor.build(backbone)
         shapes = extractor.shapes(made.side)
-        head: nn.Module
-        name: str
-        if isinstance(config, SegmentConfig):
-            kind = SegmentationHeadConfig(config.head, made.side, made.strides, made.width, mix=config.mix)
-            head, name = SegmentationHead(kind, shapes, data.classes), config.head
-        else:
-            assert isinstance(config, DetectConfig)
-            detector = DetectionHeadConfig(
-                config.head or "mask-rcnn",
-                made.side,
-                made.strides,
-                made.width,
-                given(config.proposals),
-                config.mix,
-            )
-            name = detector.name
-            head = DetectionHead(detector, shapes, data.classes)
-    batch, iterations = given(config.batch_size), given(config.iterations)
-    micro = batch // config.accumulate
+        kind: SegmentationHeadConfig | DetectionHeadConfig = task.head(made, loaded)
+        head: nn.Module = (
+            SegmentationHead(kind, shapes, data.classes)
+            if isinstance(kind, SegmentationHeadConfig)
+            else DetectionHead(kind, shapes, data.classes)
+        )
     read = _reading_cost(source, made.extractor, made.side, micro)
     cost = _head_cost(head, shapes, micro, extractor.trainable, made.side)
     squares = f"squares of {made.side} pixels"
@@ -193,7 +184,7 @@ def _plan_dense(config: DenseConfig) -> PlanResult:
         backbone=_described(backbone, config.decided_precision),
         images={"train": data.train, "validation": data.test},
         data=data.source,
-        reads=f"{_places(extractor, made.extractor.name, name)}, {squares}",
+        reads=f"{_places(extractor, made.extractor.name, kind.name)}, {squares}",
         steps=iterations,
         schedule=f"batch {batch}",
         trainable_parameters=sum(each.numel() for each in _trainable(head, extractor)),
@@ -435,14 +426,15 @@ def _unlabelled_data(spec: str, val_fraction: float | None) -> _Sizes:
     return _Sizes(len(split), 0, 0, channels_of(split), spec)
 
 
-def _dense_data(config: DenseConfig) -> _Sizes:
-    known = None if config.data is None else _known(str(config.data))
+def _dense_data(task: Any) -> tuple[_Sizes, Any]:
+    """Return the sizes of a dense task's data, and the data; None for a published set that is not here."""
+    config: DenseConfig = task.config
+    known, data = None if config.data is None else _known(str(config.data)), None
     if known is None:
-        task: Any = Segmentation(config) if isinstance(config, SegmentConfig) else Detection(config)  # type: ignore[arg-type]
         data = task.load()
         known = _Sizes(len(data.train), len(data.val), len(data.classes), channels_of(data.train), data.name)
     rows = chosen_rows(config, known.train)
-    return known if rows is None else replace(known, train=len(rows))
+    return known if rows is None else replace(known, train=len(rows)), data
 
 
 def _probed(config: ProbeConfig, store: FeatureStore | None, data: _Sizes) -> tuple[int, int]:

@@ -177,8 +177,12 @@ class DenseTask(ABC, Generic[C, S, M]):
         """Load the data to train and to evaluate on."""
 
     @abstractmethod
-    def head(self, plan: Plan, data: DenseData[S]) -> Any:
-        """Return the configuration of the head; raise DiffLensError if plan or data do not suit it."""
+    def head(self, plan: Plan, data: DenseData[S] | None) -> Any:
+        """Return the configuration of the head; raise DiffLensError if plan or data do not suit it.
+
+        Args:
+            data: None for a published set that is not on this machine, whose labels suit every head.
+        """
 
     @abstractmethod
     def labels(self, model: M, split: S, train: bool) -> Callable[[int], Labels]:

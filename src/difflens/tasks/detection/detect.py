@@ -73,14 +73,14 @@ class Detection(DenseTask[DetectConfig, ObjectSplit, DetectionModel]):
                 raise DiffLensError(f"the {split.name} images of {data.name} show no objects")
         return data
 
-    def head(self, plan: Plan, data: DenseData[ObjectSplit]) -> DetectionHeadConfig:
+    def head(self, plan: Plan, data: DenseData[ObjectSplit] | None) -> DetectionHeadConfig:
         if plan.side % plan.strides[-1]:
             raise DiffLensError(
                 f"side {plan.side} is no multiple of {plan.strides[-1]}, the stride of the coarsest level "
                 "that the head reads: take --side "
                 f"{max(1, round(plan.side / plan.strides[-1])) * plan.strides[-1]}"
             )
-        both = data.train.has_masks and data.val.has_masks
+        both = data is None or (data.train.has_masks and data.val.has_masks)
         if self.config.head == "mask-rcnn" and not both:
             raise DiffLensError(
                 "Mask R-CNN learns from masks, and the objects have none: take --head faster-rcnn"

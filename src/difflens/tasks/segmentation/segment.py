@@ -45,13 +45,18 @@ def segment(config: SegmentConfig) -> SegmentResult:
     """
     config = resolve(config)
     process = accelerator(config.device)
-    least = 2 * process.num_processes * config.accumulate
+    check_batch(config, process.num_processes)
+    return run_dense(Segmentation(config), process, SegmentResult.from_metrics)
+
+
+def check_batch(config: SegmentConfig, processes: int) -> None:
+    """Raise DiffLensError if UPerNet would normalise over a single image."""
+    least = 2 * processes * config.accumulate
     if config.head == "upernet" and given(config.batch_size) < least:
         raise DiffLensError(
             f"UPerNet normalises over the images of a forward pass: give --batch-size {least} or more, or "
             "--head linear"
         )
-    return run_dense(Segmentation(config), process, SegmentResult.from_metrics)
 
 
 class Segmentation(DenseTask[SegmentConfig, MaskSplit, SegmentationModel]):
@@ -69,7 +74,7 @@ class Segmentation(DenseTask[SegmentConfig, MaskSplit, SegmentationModel]):
             return load_masks(expanded(config.data), *reading)
         return load_pairs(given(config.train), given(config.val), given(config.classes), *reading)
 
-    def head(self, plan: Plan, data: DenseData[MaskSplit]) -> SegmentationHeadConfig:
+    def head(self, plan: Plan, data: DenseData[MaskSplit] | None) -> SegmentationHeadConfig:
         return SegmentationHeadConfig(
             self.config.head, plan.side, plan.strides, plan.width, mix=self.config.mix
         )
