@@ -113,8 +113,10 @@ def find_images(folder: Path, others: Others | None = None, whole: Path | None =
 
 def _leads_back(path: Path, root: str) -> bool:
     """Return True for a link to a folder that is within the real path `root`, or contains it."""
+    if not path.is_symlink():
+        return False
     real = os.path.realpath(path)
-    return path.is_symlink() and os.path.commonpath((real, root)) in (real, root)
+    return os.path.commonpath((real, root)) in (real, root)
 
 
 def require_regular(path: Path, what: str) -> None:

@@ -117,6 +117,17 @@ def open_image(path: Path, exif: Exif = "apply") -> Image.Image:
         return _turned(image, exif).copy()
 
 
+def open_mask(path: Path, exif: Exif = "apply") -> tuple[Image.Image, str]:
+    """Return an image file as `open_image` does, and why its values are not those it was made of, or "".
+
+    Raises:
+        BadImage: for the reasons of `read_image`.
+    """
+    with _opened(path, str(path)) as image:
+        change = _altered(image)
+        return _turned(image, exif).copy(), change
+
+
 def open_picture(path: Path) -> Image.Image:
     """Return an image file as a Pillow image of mode L or RGB, by the rules of `read_image`.
 
@@ -125,28 +136,6 @@ def open_picture(path: Path) -> Image.Image:
     """
     with _opened(path, str(path)) as image:
         return _plain(image, "apply")
-
-
-def altered(path: Path) -> str:
-    """Return why Pillow decodes other values than an image file of one channel was made of, from the file's
-    header alone; "" if it does not.
-
-    Raises:
-        BadImage: for the reasons of `read_image`, if the header shows them.
-    """
-    with _opened(path, str(path)) as image:
-        assert isinstance(image, ImageFile.ImageFile), "from a file"
-        args: Any = image.tile[0].args
-        raw, *rest = args if isinstance(args, tuple) else (args,)
-        if image.format == "GIF":
-            return "a GIF file, whose writer numbers the values anew"
-        if image.format == "PPM" and raw == "1;I":
-            return "a PBM file, whose value 1 is black and is read as 0"
-        if image.format == "PPM" and len(rest) == 1 and rest[0] != 255:
-            return f"a PGM file of the largest value {rest[0]}, and grey is scaled to 255"
-        if raw in ("L;2", "L;4"):
-            return f"a {image.format} file of {raw[2]} bits, and grey is scaled to 255"
-    return ""
 
 
 def is_image(path: Path) -> bool:
@@ -359,6 +348,25 @@ def _plain(image: Image.Image, exif: Exif) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _altered(image: Image.Image) -> str:
+    """Return why Pillow will decode other values than an image of one channel was made of; "" if it does
+    not."""
+    assert isinstance(image, ImageFile.ImageFile), "from a file"
+    if image.format == "GIF":
+        return "a GIF file, whose writer numbers the values anew"
+    if not image.tile:  # WebP and AVIF, which have colours
+        return ""
+    args: Any = image.tile[0].args
+    raw, *rest = args if isinstance(args, tuple) else (args,)
+    if image.format == "PPM" and raw == "1;I":
+        return "a PBM file, whose value 1 is black and is read as 0"
+    if image.format == "PPM" and len(rest) == 1 and rest[0] != 255:
+        return f"a PGM file of the largest value {rest[0]}, and grey is scaled to 255"
+    if raw in ("L;2", "L;4"):
+        return f"a {image.format} file of {raw[2]} bits, and grey is scaled to 255"
+    return ""
 
 
 def _orientation(image: Image.Image) -> int:

@@ -34,7 +34,7 @@ from difflens.data.dense.base import (
     turned,
 )
 from difflens.data.files import Others, find_images, folder_name, read_lines
-from difflens.data.images import BadImage, altered, image_size, open_image, orientation
+from difflens.data.images import BadImage, image_size, open_mask, orientation
 from difflens.data.split import FileSplit
 from difflens.errors import DiffLensError, counted, listing
 from difflens.run.console import progress_bar
@@ -211,11 +211,11 @@ def read_mask(path: Path, exif: Exif = "apply") -> NDArray[np.uint8]:
         BadImage: the file cannot be read, has colours instead of one value a pixel, or is of a format whose
             values change when it is decoded.
     """
-    image = open_image(path, exif)
+    image, change = open_mask(path, exif)
     if image.mode not in ("L", "P", "1"):
         reason = f"a mask has one byte a pixel, its class (grey or palette), not Pillow's mode {image.mode}"
         raise BadImage(str(path), reason)
-    if change := altered(path):
+    if change:
         raise BadImage(
             str(path), f"a mask keeps its values as they are, but this is {change}: save it as 8-bit PNG"
         )
