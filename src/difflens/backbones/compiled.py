@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from difflens.run.console import console, warn
+from difflens.run.console import console, first_process, warn
 from difflens.run.processes import float32_products
 
 TOLERANCE = 0.02
@@ -135,5 +135,5 @@ def _difference(compiled: Any, plain: Any) -> float:
 
 
 def _say(line: str) -> None:
-    if "DIFFLENS_QUIET" not in os.environ and int(os.environ.get("RANK", 0)) == 0:
+    if "DIFFLENS_QUIET" not in os.environ and first_process():
         console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,5 @@
 """The content of files: one digest of many, which is kept in a small file while none of them changes."""
 
-import os
 import stat
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from difflens.data.files import cache_folder
 from difflens.errors import DiffLensError
-from difflens.run.console import progress_bar
+from difflens.run.console import first_process, progress_bar
 from difflens.run.files import checksum, write_bytes
 
 # the clock of a file system is coarse: a change soon after another may leave all times as they are
@@ -37,8 +36,7 @@ def content_digest(paths: Sequence[Path]) -> str:
         if len(bytes.fromhex(known)) == 32:
             return known
     digest = sha256()
-    first = int(os.environ.get("RANK", 0)) == 0
-    with progress_bar(first and len(paths) > _CHUNK) as bar, ThreadPoolExecutor(_THREADS) as pool:
+    with progress_bar(first_process() and len(paths) > _CHUNK) as bar, ThreadPoolExecutor(_THREADS) as pool:
         task = bar.add_task("checksums of the images", total=len(paths), note="")
         for start in range(0, len(paths), _CHUNK):
             for each in pool.map(_checksum, paths[start : start + _CHUNK]):

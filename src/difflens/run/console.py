@@ -36,6 +36,11 @@ class _Plain(Console):
 console = _Plain(stderr=True)
 
 
+def first_process() -> bool:
+    """Return True on the process that prints, of those that `torchrun` started."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def warn(problem: str) -> None:
     """Print a warning of one line on standard error, above any progress bar."""
     console.print(f"warning: {problem}", style="yellow", soft_wrap=True)
@@ -44,7 +49,7 @@ def warn(problem: str) -> None:
 @cache
 def note(line: str) -> None:
     """Print a line on standard error, above any progress bar: once, however many runs a command holds."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if first_process():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -87,13 +87,6 @@ def averaged(module: nn.Module, process: Accelerator, some_unused: bool = False)
     return DistributedDataParallel(module, find_unused_parameters=some_unused)
 
 
-@contextmanager
-def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Give back the state of the generators of the CPU and of `device`."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
 def leave_together() -> None:
     """Wait for all processes and close their communication; an end before that can abort the others."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

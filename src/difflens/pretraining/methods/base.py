@@ -31,8 +31,8 @@ from difflens.pretraining.export import Card
 from difflens.pretraining.online_probe import OnlineProbe, scalars
 from difflens.pretraining.precision import usual_precision
 from difflens.run.console import note
-from difflens.run.processes import random_state_kept
 from difflens.run.reading import checked
+from difflens.run.seeding import random_state_kept
 from difflens.training.batch_norm import steady_batch_norms
 from difflens.training.objectives import Look, Objective
 from difflens.training.optimisers import ParameterGroup, check_moments, make_optimizer, make_schedule

@@ -11,6 +11,7 @@ from difflens.data.images import augmentation_draws, to_float
 from difflens.data.loader import Batch
 from difflens.data.split import ImageSplit
 from difflens.pretraining.methods.base import EncoderMethod
+from difflens.run.seeding import seeded
 
 TEMPERATURE = 0.5
 """The temperature of the paper for CIFAR-10 (appendix B.9)."""
@@ -57,9 +58,8 @@ class SimCLRMethod(EncoderMethod):
         draws = augmentation_draws(batch.index.cpu(), self.config.seed, self.epoch)
         seeds = (draws[:, 0] << 31 | draws[:, 1] >> 1).tolist()
         first, second = [], []
-        with torch.random.fork_rng(devices=[]):
-            for image, seed in zip(batch.images.cpu(), seeds, strict=True):
-                torch.default_generator.manual_seed(seed)
+        for image, seed in zip(batch.images.cpu(), seeds, strict=True):
+            with seeded(seed):
                 first.append(self.views(image))
                 second.append(self.views(image))
         return to_float(torch.stack(first + second).to(self.device))

@@ -25,7 +25,8 @@ from difflens.metrics.multi_label import MultiLabelEvaluation
 from difflens.models.probe import MultiLabelProbe, Probe
 from difflens.run.console import note, progress_bar
 from difflens.run.directory import RunDirectory
-from difflens.run.processes import averaged, processes_for, random_state_kept
+from difflens.run.processes import averaged, processes_for
+from difflens.run.seeding import random_state_kept
 from difflens.tasks.objectives import ProbeObjective
 from difflens.training.loop import TrainingLoop
 from difflens.training.objectives import Look
