@@ -19,6 +19,8 @@ from difflens.choices import Precision
 from difflens.configs.earlier import upgraded
 from difflens.configs.options import Options, PrecisionOptions, changeable, changeable_values, recorded
 from difflens.data.changes import channels_of, say_changes
+from difflens.data.copies import say_copies
+from difflens.data.dense.base import DenseData
 from difflens.data.sources.arrays import ARRAYS
 from difflens.data.split import ImageData, ImageSplit
 from difflens.errors import DiffLensError
@@ -59,6 +61,7 @@ class OpenedRun(Generic[D]):
         loaded: the backbone; None for a command that reads none.
         fingerprints: digests of backbone and data, computed before weights are converted or trained.
         changes: what reading does to the images, in words; empty for dense data, which `tasks.dense` opens.
+        copies: how many test images are copies of training images, in words; empty if none is known.
     """
 
     config: Any
@@ -68,6 +71,7 @@ class OpenedRun(Generic[D]):
     loaded: Backbone | None
     fingerprints: dict[str, str]
     changes: str = ""
+    copies: str = ""
 
     @property
     def backbone(self) -> Backbone:
@@ -144,6 +148,8 @@ class OpenedRun(Generic[D]):
             rows["Data"] = f"{self.data.name}, fingerprint {self.fingerprints['data_fingerprint'][:12]}"
         if self.changes:
             rows["Images as read"] = self.changes
+        if self.copies:
+            rows["Copies"] = self.copies
         return {**rows, **environment(self.process.device)}
 
 
@@ -244,7 +250,12 @@ def open_run(
     found = ""
     if loaded is not None and isinstance(images, ImageSplit) and len(images):
         found = say_changes(images, loaded.spec, loaded.in_channels, loaded.image_size)
-    return OpenedRun(config, process, data, source, loaded, fingerprints, found)
+    copies = ""
+    if isinstance(data, ImageData):
+        copies = say_copies(data.train, data.test)
+    elif isinstance(data, DenseData):
+        copies = say_copies(data.train, data.val)
+    return OpenedRun(config, process, data, source, loaded, fingerprints, found, copies)
 
 
 def _data_fingerprint(options: Any, data: DataSet) -> str:

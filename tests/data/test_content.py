@@ -64,8 +64,8 @@ def test_a_cache_that_is_damaged_or_cannot_be_written(
     monkeypatch.setattr(content, "_SETTLED_SECONDS", 0.0)
     monkeypatch.setenv("DIFFLENS_CACHE", str(tmp_path / "cache"))
     before = content_digest(files)
-    (kept,) = (tmp_path / "cache" / "content").iterdir()
-    for damaged in (b"", b"\xff\xfe", before[:20].encode()):
+    (kept,) = (tmp_path / "cache" / "checksums").iterdir()
+    for damaged in (b"", b"\xff\xfe", kept.read_bytes()[:20]):
         kept.write_bytes(damaged)
         assert content_digest(files) == before
     monkeypatch.setenv("DIFFLENS_CACHE", str(files[0] / "below a file"))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from difflens.choices import Exif
-from difflens.data.content import content_digest
+from difflens.data.content import checksums, content_digest
 from difflens.data.images import BadImage, check_storage, decode_image, from_pil, image_shape, read_image
 from difflens.errors import DiffLensError, counted
 from difflens.noise import TEST_IMAGES, Stream, random_order
@@ -155,6 +155,15 @@ class ImageSplit(ABC):
         """Return a digest of the images at `rows`; None if they are in memory or only decoded."""
         return None
 
+    def checksums(self, rows: Sequence[int]) -> list[bytes] | None:
+        """Return a digest of each image at `rows`, all zero where it cannot be read.
+
+        Equal digests mean equal files, or equal pixels in memory. None if images are known only decoded.
+        """
+        if self.pixels is None:
+            return None
+        return [sha256(self.pixels[row].numpy().tobytes()).digest() for row in rows]
+
     def former_fingerprint(self) -> str:
         """Return the fingerprint of version 0.1: of names, labels, positions, and pixels or file sizes."""
         digest = sha256("\n".join(self.ids).encode(errors="surrogateescape"))
@@ -200,6 +209,9 @@ class FileSplit(ImageSplit):
 
     def content(self, rows: Sequence[int]) -> str | None:
         return content_digest([self.root / self.ids[row] for row in rows])
+
+    def checksums(self, rows: Sequence[int]) -> list[bytes] | None:
+        return checksums([self.root / self.ids[row] for row in rows])
 
     def former_fingerprint(self) -> str:
         sizes = ",".join(str(_size(self.root / name)) for name in self.ids)
@@ -291,6 +303,9 @@ class _Subset(ImageSplit):
 
     def content(self, rows: Sequence[int]) -> str | None:
         return self.full.content(self.rows[torch.tensor(rows, dtype=torch.long)].tolist())
+
+    def checksums(self, rows: Sequence[int]) -> list[bytes] | None:
+        return self.full.checksums(self.rows[torch.tensor(rows, dtype=torch.long)].tolist())
 
 
 class _Mirrored(ImageSplit):

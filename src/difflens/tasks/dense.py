@@ -15,6 +15,7 @@ from difflens.configs.command_line import shown_command
 from difflens.configs.dense import DenseConfig
 from difflens.configs.options import given
 from difflens.data.changes import changes, say_changes
+from difflens.data.copies import copies
 from difflens.data.dense.base import DenseData
 from difflens.data.dense.samples import DenseAugmentation, Labels, Samples
 from difflens.data.split import FileSplit
@@ -354,6 +355,7 @@ def provenance(
     steps = in_words(extractor.backbone.process.by_noise(extractor.noise_steps))
     whole = isinstance(model, DetectionModel)
     found = changes(data.train, extractor.backbone.in_channels, model.head.side, whole)
+    known = copies(data.train, data.val)
     return {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
         **report_of(config.out, BACKBONE_REPORT, given(config.backbone)),
@@ -367,6 +369,7 @@ def provenance(
         f"{counted(len(data.bad), 'bad annotation')} left "
         "out",
         **({"Images as read": found} if found else {}),
+        **({"Copies": known} if known else {}),
         "Seed": config.seed,
         **environment(process.device),
     }

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from difflens import DiffLensError
+from difflens.data.copies import copies
 from difflens.data.dense.masks import (
     VOC_CLASSES,
     class_palette,
@@ -207,10 +208,13 @@ def test_masks_of_0_and_255_are_refused_by_their_values(tmp_path: Path) -> None:
 def test_images_of_both_splits_are_named(tmp_path: Path) -> None:
     root = two(tmp_path / "mini", [[0, 1]])
     pair, other = ((root / "images" / split, root / "masks" / split) for split in ("train", "val"))
-    assert load_pairs(pair, other, root / "classes.txt").notes == ()
-    (note,) = load_pairs(pair, pair, root / "classes.txt").notes
-    image = next((root / "images" / "train").iterdir())
-    assert note == f"images of both train and val: {image}; they make the figures too high"
+    save(root / "images" / "val" / "0.png", [[9, 9]], "image")
+    data = load_pairs(pair, other, root / "classes.txt")
+    assert copies(data.train, data.val) == ""
+    data = load_pairs(pair, pair, root / "classes.txt")
+    (image,) = (root / "images" / "train").iterdir()
+    said = f"copies of training images: 1 of 1 val image; the first is {image.name}, of {image.name}"
+    assert copies(data.train, data.val) == said
 
 
 def test_classes_that_do_not_occur_are_named(tmp_path: Path) -> None:

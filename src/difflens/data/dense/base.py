@@ -128,16 +128,6 @@ def turned(count: int, exif: Exif) -> tuple[str, ...]:
     return (f"images with an EXIF orientation: {count:,}, {rule} (--exif {exif})",)
 
 
-def repeated(train: FileSplit, val: FileSplit) -> tuple[str, ...]:
-    """Return the line about images that are in both splits; none if no image is."""
-    roots = [split.root.resolve() for split in (train, val)]
-    files = [{root / name for name in split.ids} for root, split in zip(roots, (train, val), strict=True)]
-    both = sorted(files[0] & files[1])
-    if not both:
-        return ()
-    return (f"images of both train and val: {listing(both, 3)}; they make the figures too high",)
-
-
 def require_entries(split: str, ids: Iterable[object], where: object, problems: Problems) -> None:
     """Raise DiffLensError if `ids` is empty, so no image of the split is left.
 

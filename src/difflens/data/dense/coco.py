@@ -21,7 +21,6 @@ from difflens.data.dense.base import (
     Problems,
     distinct,
     misfit,
-    repeated,
     require_entries,
     turned,
 )
@@ -193,7 +192,6 @@ def load_annotations(
     unused = [f"{counted(masked, 'object')} with a mask: most have none, so masks are not used"]
     notes = (
         *turned(oriented, exif),
-        *repeated(*splits),
         *_unseen(splits, titles),
         *(unused if masked and not with_masks else ()),
     )

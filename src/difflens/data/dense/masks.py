@@ -29,7 +29,6 @@ from difflens.data.dense.base import (
     Problems,
     distinct,
     misfit,
-    repeated,
     require_entries,
     turned,
 )
@@ -369,7 +368,7 @@ def _assemble(
         digest = sha256("".join(each.digest for each in usable).encode()).hexdigest()
         masks = [each.mask for each in usable]
         splits.append(MaskSplit(split, ids, root, masks, meaning.values, digest, exif))
-    lines = (*turned(oriented, exif), *repeated(*splits), *notes)
+    lines = (*turned(oriented, exif), *notes)
     return DenseData(name, meaning.classes, splits[0], splits[1], tuple(problems.lines), lines)
 
 

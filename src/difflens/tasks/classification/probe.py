@@ -19,6 +19,7 @@ from difflens.configs.command_line import shown_command
 from difflens.configs.options import given, resolve
 from difflens.configs.probe import ProbeConfig
 from difflens.data.changes import changes
+from difflens.data.copies import copies
 from difflens.data.images import fit as fit_images
 from difflens.data.labels import label_fraction, label_list, limited, say_few
 from difflens.data.load import load_data
@@ -536,6 +537,7 @@ def _report(
         else "all"
     )
     found = changes(data.train, backbone.in_channels, backbone.image_size)
+    known = copies(data.train, data.test)
     provenance: dict[str, object] = {
         "Backbone": f"{config.backbone}, fingerprint {model.fingerprint[:12]}",
         **report_of(config.out, BACKBONE_REPORT, given(config.backbone)),
@@ -545,6 +547,7 @@ def _report(
         **backbone.facts(),
         "Data": f"{data.name}, fingerprint {data.fingerprint()[:12]}",
         **({"Images as read": found} if found else {}),
+        **({"Copies": known} if known else {}),
         "Labels used": f"{train_images:,}: {labels}",
         "Seeds": listing([each.seed for each in result.seeds]),
         **environment(process.device),
