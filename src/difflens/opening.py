@@ -244,18 +244,24 @@ def open_run(
             source = replace(source, condition_file=str(kept))
         loaded = source.load()
         fingerprints["backbone_fingerprint"] = loaded.fingerprint()
+    copies = ""
     if data is not None:
-        fingerprints["data_fingerprint"] = _data_fingerprint(options, data)
+        # the other processes of a machine find the checksums that its first one keeps
+        with process.local_main_process_first():
+            fingerprints["data_fingerprint"] = _data_fingerprint(options, data)
+            copies = _copies(data)
     images = data.train if isinstance(data, ImageData) else data
     found = ""
     if loaded is not None and isinstance(images, ImageSplit) and len(images):
         found = say_changes(images, loaded.spec, loaded.in_channels, loaded.image_size)
-    copies = ""
-    if isinstance(data, ImageData):
-        copies = say_copies(data.train, data.test)
-    elif isinstance(data, DenseData):
-        copies = say_copies(data.train, data.val)
     return OpenedRun(config, process, data, source, loaded, fingerprints, found, copies)
+
+
+def _copies(data: DataSet) -> str:
+    """Return how many images to test on are copies of training images, in words, and say it."""
+    if isinstance(data, ImageData):
+        return say_copies(data.train, data.test)
+    return say_copies(data.train, data.val) if isinstance(data, DenseData) else ""
 
 
 def _data_fingerprint(options: Any, data: DataSet) -> str:

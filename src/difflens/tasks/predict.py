@@ -2,6 +2,7 @@
 predictions."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from difflens.run.files import replace_with, write_text
 from difflens.run.reading import read_json
 
 _RECORD = "predictions.json"
+_LONGEST_STEM = 200  # bytes
 _MOST = 2**30  # bytes; the masks of many objects in many images
 
 Announce = Callable[[str], object]
@@ -160,14 +162,20 @@ def _readable(
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """Return a name for each path: its stem, with a number if an earlier path has the same stem."""
+    """Return a name for each path: its stem, with a number if an earlier path has the same stem.
+
+    Stems are cut at `_LONGEST_STEM`, as a file system takes names of 255 bytes and pictures add to them.
+    """
     numbers: dict[str, int] = {}  # the last number of each name; insertion keeps the order
     names: dict[str, None] = {}
     for path in paths:
-        name, number = path.stem, numbers.get(path.stem, 1)
+        stem = path.stem
+        if len(os.fsencode(stem)) > _LONGEST_STEM:
+            stem = os.fsencode(stem)[:_LONGEST_STEM].decode(errors="ignore")
+        name, number = stem, numbers.get(stem, 1)
         while name in names:
             number += 1
-            name = f"{path.stem}-{number}"
-        numbers[path.stem] = number
+            name = f"{stem}-{number}"
+        numbers[stem] = number
         names[name] = None
     return [*names]
