@@ -138,23 +138,23 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
     path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
     if path is None:
         raise DiffLensError(f"{folder} has neither {name}.gz nor {name}, which MNIST-style data consists of")
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DiffLensError(f"{path} cannot be read as a gzip file: {error}") from error
-    header = 4 + 4 * dimensions
     magic = bytes((0, 0, 8, dimensions))
-    if content[:4] != magic:
-        raise DiffLensError(
-            f"{path} is not an IDX file of bytes in {counted(dimensions, 'dimension')}: "
-            f"it begins with 0x{content[:4].hex()} instead of 0x{magic.hex()}"
-        )
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
-    if len(content) < header or len(content) - header != prod(shape):
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(4)
+            if start != magic:
+                raise DiffLensError(
+                    f"{path} is not an IDX file of bytes in {counted(dimensions, 'dimension')}: "
+                    f"it begins with 0x{start.hex()} instead of 0x{magic.hex()}"
+                )
+            header, content = file.read(4 * dimensions), file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        kind = "as a gzip file" if path.suffix == ".gz" else "from the disk"
+        raise DiffLensError(f"{path} cannot be read {kind}: {error}") from error
+    shape = [int.from_bytes(header[i : i + 4], "big") for i in range(0, 4 * dimensions, 4)]
+    if len(header) < 4 * dimensions or len(content) != prod(shape):
         raise DiffLensError(
             f"{path} is truncated or damaged: its header promises {' x '.join(map(str, shape))} bytes, "
-            f"{max(len(content) - header, 0)} follow"
+            f"{len(content)} follow"
         )
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
+    return torch.from_numpy(np.frombuffer(bytearray(content), np.uint8).reshape(shape))
