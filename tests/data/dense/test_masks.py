@@ -244,6 +244,12 @@ def test_values_of_no_class_can_be_named(tmp_path: Path, classes: str) -> None:
         load_masks(root, ignore=(1, 2, 3) if named else (1, 2))
 
 
+def test_a_class_of_a_value_that_masks_cannot_hold_is_refused(tmp_path: Path) -> None:
+    many = two(tmp_path / "mini", [[0, 1]], "".join(f"class {value}\n" for value in range(300)))
+    with pytest.raises(DiffLensError, match="'class 299' has the value 299; masks hold 0 to 255"):
+        load_masks(many, ignore=range(2, 200))
+
+
 def test_two_classes_of_one_name_stay_two(tmp_path: Path) -> None:
     root = ade20k(tmp_path / "mini")
     info = root / "objectInfo150.txt"

@@ -280,7 +280,7 @@ class _Meaning:
         """Return the meaning of values with these names, without those of no class; `path` lists the names.
 
         Raises:
-            DiffLensError: fewer than two classes, or more than masks hold, are left.
+            DiffLensError: fewer than two classes, or more than masks hold, are left, or a value is above 255.
         """
         kept = {value: name for value, name in names.items() if value not in ignore}
         if not 2 <= len(kept) <= _UNKNOWN:
@@ -288,6 +288,9 @@ class _Meaning:
             raise DiffLensError(
                 f"{path} names {counted(len(names), 'class')}{left}; masks hold 2 to {_UNKNOWN}"
             )
+        largest = max(kept)
+        if largest > 255:
+            raise DiffLensError(f"{path}: {kept[largest]!r} has the value {largest}; masks hold 0 to 255")
         values = np.full(256, _UNKNOWN, np.uint8)
         values[list(ignore)] = IGNORED
         values[list(kept)] = np.arange(len(kept))
