@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
@@ -72,7 +73,7 @@ def adm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_command_of_the_readme(adm_file: Path) -> None:
     golden = load_file(GOLDEN)
-    features = load_backbone(str(adm_file), num_head_channels=16).features(
+    features = load_backbone(str(adm_file), num_head_channels=16, image_size=16).features(
         golden["x_t"], golden["t"], blocks=(1, 5), feedback=None
     )
     assert sorted(features) == [1, 5]
@@ -87,6 +88,27 @@ def test_another_schedule_for_a_checkpoint(adm_file: Path) -> None:
     )
     assert linear.fingerprint() != cosine.fingerprint()
     assert linear.image_size == 32
+
+
+def test_what_a_checkpoint_file_does_not_show_is_asked_for(adm_file: Path) -> None:
+    with pytest.raises(DiffLensError, match="the side of its images is not known: give --image-size"):
+        load_backbone(str(adm_file), num_head_channels=16)
+    with pytest.raises(DiffLensError, match="give --num-heads or --num-head-channels"):
+        load_backbone(str(adm_file), num_head_channels=16, num_heads=2, image_size=16)
+
+
+def test_raw_and_averaged_weights_in_one_file(adm_file: Path, tmp_path: Path) -> None:
+    raw = torch.load(adm_file, weights_only=True)
+    averaged = {name: tensor + 1 for name, tensor in raw.items()}
+    torch.save({"model": raw, "ema": averaged, "opt": {"lr": 1}}, tmp_path / "both.pt")
+    torch.save(averaged, tmp_path / "averaged.pt")
+    read = partial(load_backbone, num_head_channels=16, image_size=16)
+    expected = {"raw": read(str(adm_file)).fingerprint(), "ema": read(tmp_path / "averaged.pt").fingerprint()}
+    both = tmp_path / "both.pt"
+    assert {name: read(both, weights=name).fingerprint() for name in expected} == expected
+    assert read(both).fingerprint() == expected["ema"]
+    with pytest.raises(DiffLensError, match="does not hold raw and averaged weights: leave out --weights"):
+        read(adm_file, weights="ema")
 
 
 def test_random_keeps_architecture_and_schedule_but_no_weights(backbone_folder: Path) -> None:
@@ -254,6 +276,35 @@ def test_only_weights_that_are_read_come_from_the_hub(monkeypatch: pytest.Monkey
     with pytest.raises(DiffLensError, match="stopped here"):
         load_backbone("owner/name")
     assert asked == read
+
+
+def test_parts_without_safetensors_come_from_the_hub_as_bin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = ["unet/config.json", "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.bin"]
+    held += ["vae/config.json", "vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.bin"]
+    held += [f"text_encoder/{name}" for name in ("config.json", "pytorch_model-00001-of-00002.bin")]
+
+    def download(spec: str, allow_patterns: list[str]) -> str:
+        for name in huggingface_hub.utils.filter_repo_objects(held, allow_patterns=allow_patterns):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("{}")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(DiffLensError):  # these files hold no network
+        load_backbone("owner/name")
+    read = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert {*held} - read == {"unet/diffusion_pytorch_model.fp16.bin", "vae/diffusion_pytorch_model.bin"}
+
+
+def test_weights_beside_another_variant_in_another_format(backbone_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(backbone_folder, tmp_path / "copy")
+    expected = load_backbone(tmp_path / "copy").fingerprint()
+    whole = tmp_path / "copy" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(whole), whole.with_suffix(".bin"))
+    whole.rename(whole.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert load_backbone(tmp_path / "copy").fingerprint() == expected
 
 
 def test_a_folder_may_begin_with_pixels(

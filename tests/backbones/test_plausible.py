@@ -70,6 +70,12 @@ def test_flags_beside_the_checkpoint(tmp_path: Path) -> None:
         DiffLensError, match=r"model.json says num_head_channels 16, and --num-head-channels says 32"
     ):
         load_backbone(str(path), image_size=16, num_head_channels=32)
+    (tmp_path / "model.json").write_text(json.dumps({**flags, "image_size": 16}))
+    assert load_backbone(str(path)).image_size == 16
+    assert load_backbone(str(path), image_size=32).image_size == 32
+    (tmp_path / "model.json").write_text(json.dumps({**flags, "predict_xstart": True}))
+    with pytest.raises(DiffLensError, match="says predict_xstart: difflens reads networks that predict the"):
+        load_backbone(str(path), image_size=16)
     (tmp_path / "model.json").write_text(json.dumps({**flags, "diffusion_steps": 4000}))
     with pytest.raises(DiffLensError, match="says diffusion_steps 4,000: difflens reads 1,000"):
         load_backbone(str(path), image_size=16)

@@ -16,7 +16,9 @@ from difflens.backbones.adm import unet_from_adm
 from difflens.backbones.autoencoder import Autoencoder
 from difflens.backbones.base import DiffusionBackbone
 from difflens.backbones.conditions import class_condition, dit_condition
+from difflens.backbones.config import BackboneConfig
 from difflens.backbones.dit import transformer_from_dit
+from difflens.backbones.load import _schedule as chosen_schedule
 from difflens.backbones.transformer import TransformerBackbone
 from difflens.backbones.unet import UNetBackbone
 from difflens.processes.base import NoiseProcess
@@ -389,6 +391,19 @@ def test_adm(name: str) -> None:
     assert round(facts.parameters / 1e6) == millions
     costs = block_costs(backbone.to("meta"))
     assert sum(costs.values()) == pytest.approx(1)
+
+
+def test_settings_that_are_given_win_over_those_of_a_release() -> None:
+    adm, conditional, *_ = ADM["128x128_diffusion.pt"]
+    state: dict[str, Tensor] = adm.meta_state()
+    assert conditional
+    state["label_emb.weight"] = torch.empty(1000, 4 * adm.model_channels, device="meta")
+    unet = unet_from_adm(state, 64)
+    widths = {(part.inner_dim, part.heads) for part in unet.modules() if isinstance(part, Attention)}
+    assert widths == {(width, width // 64) for width in (512, 768, 1024)}
+    config = BackboneConfig("own.pt", noise_schedule="squaredcos_cap_v2")
+    assert chosen_schedule(config, unet, {"noise_schedule"}) == "squaredcos_cap_v2"
+    assert chosen_schedule(config, unet, set()) == "linear"
 
 
 XL = {1: (1152, 16), 28: (1152, 16)}

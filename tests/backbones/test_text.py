@@ -18,7 +18,6 @@ from transformers import CLIPTextModel, T5EncoderModel
 from difflens import DiffLensError
 from difflens.backbones.text import (
     empty_prompt,
-    flux_image_ids,
     image_conditions,
     load_condition,
     save_condition,
@@ -56,7 +55,6 @@ SHAPES = {
         "pooled_projections": (1, 16),
         "txt_ids": (512, 3),
         "guidance": (1,),
-        "img_ids": (64 * 64, 3),
     },
 }
 
@@ -104,7 +102,7 @@ def recorded(
         for name, value in (kwargs.get("added_cond_kwargs") or {}).items():
             if value is not None:
                 flat[f"added_cond_kwargs.{name}"] = value
-        for name in ("hidden_states", "timestep"):
+        for name in ("hidden_states", "timestep", "img_ids"):  # what follows from x_t
             flat.pop(name, None)
         seen.update({name: value.clone() for name, value in flat.items()})
         if stop:
@@ -188,20 +186,11 @@ def test_sdxl_encodes_the_empty_string(sdxl: Path) -> None:
 
 
 def test_image_conditions_are_those_of_empty_prompt(written: Callable[[str], Path]) -> None:
-    for name in ("sdxl", "flux", "sd"):
+    for name in ("sdxl", "sd"):
         folder = written(name)
         whole = empty_prompt(folder, 64)
         assert_equal({**empty_prompt(folder, 32), **image_conditions(folder, 64)}, whole)
-    assert image_conditions(written("sd")) == {}
-
-
-def test_flux_image_ids() -> None:
-    ids = flux_image_ids(4)
-    assert ids.tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
-    assert torch.equal(ids, FluxPipeline._prepare_latent_image_ids(1, 2, 2, "cpu", torch.float32))
-    for side in (0, 3, -2):
-        with pytest.raises(DiffLensError, match="even"):
-            flux_image_ids(side)
+    assert image_conditions(written("sd")) == image_conditions(written("flux")) == {}
 
 
 def test_twice_the_same_whatever_the_random_state(sd: Path) -> None:
@@ -404,8 +393,6 @@ def test_pickled_code_is_not_run(sd: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_sides_that_do_not_fit(written: Callable[[str], Path], sdxl: Path) -> None:
-    with pytest.raises(DiffLensError, match=r"image-side is 34; .* multiple of 4"):
-        empty_prompt(written("flux"), 34)
     with pytest.raises(DiffLensError, match="image-side is 0"):
         empty_prompt(written("sd"), 0)
     for side in (None, [16, 32]):

@@ -114,6 +114,20 @@ def test_weights_of_a_torch_checkpoint(tmp_path: Path, weights: dict[str, Path])
     assert stored.fingerprint() != load_backbone("random:timm:test_resnet").fingerprint()
 
 
+def test_files_of_moco_and_swav_hold_more_than_the_encoder(tmp_path: Path, weights: dict[str, Path]) -> None:
+    expected = load_backbone(f"timm:test_resnet@{weights['test_resnet']}").fingerprint()
+    encoder = timm.create_model("test_resnet", checkpoint_path=str(weights["test_resnet"])).state_dict()
+    encoder = {name: value for name, value in encoder.items() if not name.startswith("fc.")}
+    other = torch.ones(2)
+    moco = {f"module.encoder_{which}.{name}": value for which in "qk" for name, value in encoder.items()}
+    moco |= {"module.encoder_q.fc.0.weight": other, "module.queue": other, "module.queue_ptr": other}
+    swav = {f"module.{name}": value for name, value in encoder.items()}
+    swav |= {"module.projection_head.0.weight": other, "module.prototypes.weight": other}
+    for name, content in (("moco", {"epoch": 1, "state_dict": moco}), ("swav", swav)):
+        torch.save(content, tmp_path / f"{name}.pth")
+        assert load_backbone(f"timm:test_resnet@{tmp_path / name}.pth").fingerprint() == expected, name
+
+
 def test_files_that_are_not_the_weights(tmp_path: Path, weights: dict[str, Path]) -> None:
     with pytest.raises(DiffLensError, match=r"no weights: there is no file .*missing"):
         load_backbone(f"timm:test_resnet@{tmp_path / 'missing.pth'}")

@@ -196,7 +196,13 @@ def test_a_second_checkpoint_is_read_with_the_options_of_both(tmp_path: Path) ->
     second = asked.second(str(tmp_path / "sit.pt"))
     assert (second.family, second.attention_order, second.num_heads) == ("sit", "new", 4)
     assert second.image_size is None
-    assert asked.second("timm:resnet18").family is None
+    timm = asked.second("random:timm:test_resnet")
+    assert timm.family is None
+    assert timm.load().in_channels == 3
+    (tmp_path / "folder").mkdir()
+    asked = replace(asked, tap="adaln", noise_schedule="squaredcos_cap_v2")
+    folder = asked.second(str(tmp_path / "folder"))
+    assert (folder.tap, folder.noise_schedule, folder.image_size) == ("adaln", "linear", None)
 
 
 def test_results_repeat(backbone_folder: Path, images: Path, tmp_path: Path) -> None:

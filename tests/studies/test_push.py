@@ -20,6 +20,7 @@ from difflens import (
     ProbeConfig,
     PushConfig,
     TrainedModel,
+    load_backbone,
     pretrain,
     probe,
     push,
@@ -28,6 +29,7 @@ from difflens.studies import load_model
 from tests.helpers import families
 from tests.helpers.adm import Adm
 from tests.helpers.cli import run
+from tests.helpers.dit import Dit
 
 
 class Hub(ThreadingHTTPServer):
@@ -127,7 +129,8 @@ def test_a_model_is_uploaded_with_its_card(
     assert run("push", trained, "me/clothes", "--with-backbone") == 0
     assert "Uploaded: http://127.0.0.1" in capsys.readouterr().out
     assert hub.files["model.safetensors"] == (trained / "model/model.safetensors").read_bytes()
-    assert b"library_name: difflens" in hub.files["README.md"] or b"---" in hub.files["README.md"]
+    assert b"./backbone" in hub.files["README.md"]
+    assert str(trained).encode() not in hub.files["README.md"]
     assert json.loads(hub.files["config.json"])["backbone"]["spec"] == "./backbone"
 
 
@@ -185,6 +188,33 @@ def test_what_a_network_needs_is_packed_with_it(trained: Path, tmp_path: Path) -
     probe(again)
     with pytest.raises(DiffLensError, match="which reads another backbone: train on that one to pack it"):
         push(PushConfig(model=again.out, with_backbone=True, out=tmp_path / "packed"))
+
+
+@pytest.mark.parametrize("vae", ["vae", "./vae"])
+def test_a_relative_autoencoder_is_found_from_anywhere_and_packed(
+    vae: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    families.write_autoencoder(Path("vae"))
+    torch.save(Dit().random_state(), "net.pt")
+    latents = {"family": "sit", "num_head_channels": 8, "autoencoder": vae}
+    common = {"data": str(trained.parent / "images"), "head": "linear", "epochs": 1, "device": "cpu"}
+    out = tmp_path / "run"
+    probe(ProbeConfig(backbone="net.pt", out=out, workers=0, **latents, **common))
+    monkeypatch.chdir(tmp_path.parent)
+    model = TrainedModel.load(out)
+    side = model.probe.extractor.backbone.image_size
+    images = torch.rand(1, 3, side, side) * 2 - 1
+    push(PushConfig(model=out, with_backbone=True, out=tmp_path / "packed"))
+    card = (tmp_path / "packed" / "README.md").read_text()
+    assert str(tmp_path) not in card
+    (tmp_path / "vae").rename(tmp_path / "moved")
+    packed = TrainedModel.load(tmp_path / "packed")
+    assert torch.equal(packed.probabilities(images), model.probabilities(images))
+    read = load_backbone(tmp_path / "packed")
+    assert read.fingerprint() == packed.probe.extractor.backbone.fingerprint()
+    with pytest.raises(DiffLensError, match=f"Its autoencoder was {tmp_path / 'vae'}, as .*config.json says"):
+        TrainedModel.load(out)
 
 
 @pytest.mark.parametrize(

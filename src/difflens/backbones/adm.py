@@ -72,7 +72,7 @@ _LAYERS = {
 
 def unet_from_adm(
     state: Mapping[str, Tensor],
-    num_head_channels: int = 64,
+    num_head_channels: int | None = None,
     source: str = "the state dict",
     *,
     num_heads: int | None = None,
@@ -91,10 +91,10 @@ def unet_from_adm(
 
     Args:
         state: parameters by guided-diffusion's names.
-        num_head_channels: channels of one attention head, 64 in most of OpenAI's released models.
+        num_head_channels: channels of one attention head. None: 64, as in most of OpenAI's released models,
+            but for 128x128_diffusion.pt, which is known by its widths and has 4 heads.
         source: the name of `state` in error messages, usually the file.
-        num_heads: heads of every attention, in place of `num_head_channels`. None: 4 for OpenAI's
-            128x128_diffusion.pt, which is known by its widths.
+        num_heads: heads of every attention, in place of `num_head_channels`.
         order: the rows of query, key and value: legacy, (heads, 3, channels), or new, (3, heads, channels).
             None: new for OpenAI's 64x64_diffusion.pt, known by its widths, else legacy.
 
@@ -112,7 +112,7 @@ def unet_from_adm(
             "EDM: their noise process is x_0 + sigma noise. Name a folder in diffusers format, as "
             "openai/diffusers-cd_bedroom256_l2 is"
         )
-    config = _config(state, num_head_channels, num_heads, source)
+    config = _config(state, 64 if num_head_channels is None else num_head_channels, num_heads, source)
     # The meta device allocates nothing: only the weights of `state` take memory.
     with torch.device("meta"):
         try:
@@ -123,10 +123,11 @@ def unet_from_adm(
         if model_channels != config["block_out_channels"][0]:
             unet.time_proj = Timesteps(model_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
             unet.time_embedding = TimestepEmbedding(model_channels, config["time_embedding_dim"])
-    released = known_release(unet) if num_head_channels == 64 else None
+    released = known_release(unet) if num_head_channels in (None, 64) else None
     if released is not None:
-        num_heads = num_heads or released.num_heads
         order = order or released.order
+        if num_head_channels is None:
+            num_heads = num_heads or released.num_heads
     if num_heads is not None:
         for module in unet.modules():
             if isinstance(module, Attention):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from difflens.backbones.config import BackboneConfig
-from difflens.choices import ScheduleName
+from difflens.choices import ScheduleName, WeightsName
 from difflens.errors import DiffLensError, listing
-from difflens.ranges import Range
+from difflens.ranges import Pixels, Range
 from difflens.run.reading import read_tensors, read_yaml
 
 
@@ -30,15 +30,19 @@ class Checkpoint(NamedTuple):
     arguments: Mapping[str, Any]
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, weights: WeightsName | None = None) -> Checkpoint:
     """Read a state dict in a `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt` file.
 
-    A training checkpoint may hold the tensors one level down, under "ema", "state_dict" or "model"; the first
-    of these is taken. A "module." before every name is dropped. Large files are mapped, not copied.
+    A training checkpoint may hold the tensors one level down, under "ema", "state_dict" or "model". A
+    "module." before every name is dropped. Large files are mapped, not copied.
+
+    Args:
+        weights: raw or ema, for a file that holds both; None: the averaged ones if there are any.
 
     Raises:
-        DiffLensError: the file does not exist, is no checkpoint, is truncated, or is a pickle that needs code
-            to load. Such a pickle is refused, and nothing in it is run.
+        DiffLensError: the file does not exist, is no checkpoint, is truncated, does not hold the `weights`
+            beside others, or is a pickle that needs code to load. Such a pickle is refused, and nothing in it
+            is run.
     """
     path = Path(path)
     if path.is_dir():
@@ -55,12 +59,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         quantised = "quantised weights, and difflens reads float ones; " * (path.suffix == ".gguf")
         raise DiffLensError(f"{path} is not a checkpoint: {quantised}expected {', '.join(CHECKPOINTS)}")
     entries = content if isinstance(content, Mapping) else {}
-    state = next(filter(_is_state_dict, (content, *map(entries.get, ("ema", "state_dict", "model")))), None)
+    averaged = entries.get("ema")
+    raw = next(filter(_is_state_dict, map(entries.get, ("state_dict", "model"))), None)
+    if weights is not None and (raw is None or not _is_state_dict(averaged)):
+        raise DiffLensError(f"{path} does not hold raw and averaged weights: leave out --weights")
+    held = (raw, averaged) if weights == "raw" else (averaged, raw)
+    state = next(filter(_is_state_dict, (content, *held)), None)
     if state is None:
-        held = [f"{key!r} ({type(value).__name__})" for key, value in entries.items()]
+        found = [f"{key!r} ({type(value).__name__})" for key, value in entries.items()]
         raise DiffLensError(
             f"{path} is not a state dict, that is a dict of tensors by parameter name: it holds "
-            f"{listing(held) or f'one {type(content).__name__}'}"
+            f"{listing(found) or f'one {type(content).__name__}'}"
         )
     prefix = "module." if all(name.startswith("module.") for name in state) else ""
     arguments = entries.get("args")
@@ -113,29 +122,47 @@ class _Flags:
 
     num_head_channels: Annotated[int, Range(-1, 2**16)] = -1
     num_heads: Annotated[int, Range(-1, 2**16)] = -1
+    image_size: Pixels | None = None
     use_new_attention_order: bool | None = None
     noise_schedule: ScheduleName | Literal["cosine"] | None = None
     diffusion_steps: int = 1000
+    predict_xstart: bool = False
 
 
-def with_flags(config: BackboneConfig, path: Path) -> BackboneConfig:
+class Flagged(NamedTuple):
+    """The configuration of a checkpoint with the flags beside it.
+
+    Attributes:
+        config: the options, and the flags that are options.
+        stated: the names of the options that the flags state.
+        side: the side of the images of its training, in pixels; None if the flags do not state it.
+    """
+
+    config: BackboneConfig
+    stated: frozenset[str] = frozenset()
+    side: int | None = None
+
+
+def with_flags(config: BackboneConfig, path: Path) -> Flagged:
     """Return `config` with the flags of guided-diffusion in a file beside the checkpoint.
 
     The file has the checkpoint's name with the ending .json, .yaml or .yml, and guided-diffusion's names:
-    `num_heads`, `num_head_channels`, `use_new_attention_order`, `noise_schedule` and `diffusion_steps`.
-    Without such a file, `config` is returned.
+    `image_size`, `num_heads`, `num_head_channels`, `use_new_attention_order`, `noise_schedule`,
+    `diffusion_steps` and `predict_xstart`. Without such a file, `config` is returned.
 
     Raises:
         DiffLensError: the file cannot be read, it contradicts an option that was given, or it states another
-            number of noise steps than 1,000.
+            number of noise steps than 1,000, or a network that predicts the image.
     """
     files = [path.with_suffix(ending) for ending in FLAGS]
     file = next((each for each in files if each.exists()), None)
     if file is None:
-        return config
+        return Flagged(config)
     flags = read_yaml(file, _Flags)  # JSON is YAML
     if flags.diffusion_steps != 1000:
         raise DiffLensError(f"{file} says diffusion_steps {flags.diffusion_steps:,}: difflens reads 1,000")
+    if flags.predict_xstart:
+        raise DiffLensError(f"{file} says predict_xstart: difflens reads networks that predict the noise")
     usual = BackboneConfig(config.spec)
     stated: dict[str, Any] = {}
     if flags.num_head_channels > 0:  # guided-diffusion: -1 means a fixed number of heads
@@ -152,7 +179,7 @@ def with_flags(config: BackboneConfig, path: Path) -> BackboneConfig:
         if given not in (getattr(usual, name), value):
             option = f"--{name.replace('_', '-')}"
             raise DiffLensError(f"{file} says {name} {value!r}, and {option} says {given!r}")
-    return replace(config, **stated)
+    return Flagged(replace(config, **stated), frozenset(stated), flags.image_size)
 
 
 def _is_state_dict(entry: object) -> bool:

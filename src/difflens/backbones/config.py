@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from difflens.choices import AttentionOrder, FamilyName, ScheduleName, TapName, WeightsName
@@ -97,6 +97,20 @@ class BackboneConfig:
         """Return the configuration of the backbone `spec` with a command's options."""
         values = {name: getattr(options, name) for name in BACKBONE_OPTIONS}
         return cls(spec, **values)
+
+    @classmethod
+    def shared(cls, options: BackboneOptions, spec: str) -> "BackboneConfig":
+        """Return the configuration of one of a command's several backbones, with the options that it reads.
+
+        A checkpoint file reads all, a network in a folder or on the hub all but those of a checkpoint file,
+        and any other backbone the side of the images alone.
+        """
+        asked = cls.of(options, spec)
+        if is_checkpoint(spec):
+            return asked
+        unread = FILE_OPTIONS if names_files(spec) else set(BACKBONE_OPTIONS) - {"image_size"}
+        usual = cls(spec)
+        return replace(asked, **{name: getattr(usual, name) for name in unread})
 
     def stored(self) -> dict[str, Any]:
         """Return the arguments as plain values for a file.

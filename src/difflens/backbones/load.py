@@ -1,6 +1,6 @@
 """`load_backbone`: a backbone from its name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -33,7 +33,7 @@ from difflens.presets import ADM_256, ADM_256_URL
 from difflens.processes.base import NoiseProcess
 from difflens.processes.interpolant import LinearInterpolant
 from difflens.processes.schedulers import process_of
-from difflens.run.console import note, warn
+from difflens.run.console import note
 from difflens.run.reading import reason
 from difflens.run.seeding import seeded
 
@@ -50,19 +50,20 @@ BUNDLED = tuple(sorted(card.parent.name for card in _ASSETS.glob("*/model_index.
 
 # Whole names: repositories also hold variants (fp16, non_ema), other formats and parts that are never read.
 _DESCRIBED = ("*.json", "*.txt", "*.model", "README.md")
-_PARTS = ("", "unet/", "transformer/", "vae/", "vqvae/")
-_SAFE = (
-    *(
-        f"{home}{name}{shard}.safetensors"
-        for homes, name in ((_PARTS, "diffusion_pytorch_model"), (("", "text_encoder*/"), "model"))
-        for home in homes
-        for shard in ("", "-?????-of-?????")
-    ),
+_SHARDS = ("", "-?????-of-?????")
+_PARTS = ("", "unet/", "unet_ema/", "transformer/", "transformer_ema/", "vae/", "vqvae/")
+_ENCODERS = ("text_encoder/", "text_encoder_2/", "text_encoder_3/")
+_SAFE = tuple(
+    f"{home}{name}{shard}.safetensors"
+    for homes, name in ((_PARTS, "diffusion_pytorch_model"), (("", *_ENCODERS), "model"))
+    for home in homes
+    for shard in _SHARDS
 )
-_PICKLED = (
-    *(f"{home}diffusion_pytorch_model.bin" for home in _PARTS),
-    "text_encoder*/pytorch_model.bin",
-)
+_PICKLED = {
+    home: tuple(f"{home}{name}{shard}.bin" for shard in _SHARDS)
+    for homes, name in ((_PARTS, "diffusion_pytorch_model"), (_ENCODERS, "pytorch_model"))
+    for home in homes
+}
 _KNOWN = (
     f"{', '.join(BUNDLED)}, a diffusers folder, a run directory of pretrain or probe, a checkpoint of "
     "guided-diffusion, DiT, SiT or REPA (.pt, .safetensors), a hub id (OWNER/NAME), timm:NAME, pixels, or "
@@ -275,19 +276,32 @@ def _from_checkpoint(config: BackboneConfig, path: Path, meta: bool) -> Diffusio
 
     For `meta`, only the names and shapes of the file are read.
     """
-    (state, arguments), source, spec = read_checkpoint(path), str(path), config.spec
+    (state, arguments), source, spec = read_checkpoint(path, config.weights), str(path), config.spec
     refuse_others(state, source)
-    if config.weights is not None:
-        raise DiffLensError(f"{spec} is one file of weights: leave out --weights")
-    config = with_flags(config, path)
     if meta:
         state = {name: tensor.to("meta") for name, tensor in state.items()}
+    usual = BackboneConfig(spec)
     if not is_dit(state):
-        heads = config.num_heads, config.attention_order
-        unet = unet_from_adm(state, config.num_head_channels, source, num_heads=heads[0], order=heads[1])
         if config.family is not None or config.tap is not None or config.autoencoder is not None:
             raise DiffLensError(
                 f"{spec} is a guided-diffusion checkpoint: leave out --family, --tap and --autoencoder"
+            )
+        flagged = with_flags(config, path)
+        config = flagged.config
+        given = {name for name in FILE_OPTIONS if getattr(config, name) != getattr(usual, name)}
+        given |= flagged.stated
+        if {"num_heads", "num_head_channels"} <= given:
+            raise DiffLensError(
+                f"{spec} has heads of equal number or of equal width: give --num-heads or --num-head-channels"
+            )
+        width = config.num_head_channels if "num_head_channels" in given else None
+        unet = unet_from_adm(state, width, source, num_heads=config.num_heads, order=config.attention_order)
+        if flagged.side is not None:
+            unet.register_to_config(sample_size=flagged.side)
+        if unet.config.sample_size is None and config.image_size is None:
+            raise DiffLensError(
+                f"{source} has other widths than OpenAI's models, so the side of its images is not known: "
+                "give --image-size"
             )
         if unet.config.in_channels not in (1, 3):
             raise DiffLensError(
@@ -295,11 +309,13 @@ def _from_checkpoint(config: BackboneConfig, path: Path, meta: bool) -> Diffusio
                 "guided-diffusion checkpoints of 1 or 3. An upsampler is also fed a small image"
             )
         check_channels(unet.config.in_channels, unet.config.out_channels, None, source)
-        schedule = process_of({"beta_schedule": _schedule(config, unet)})
+        schedule = process_of({"beta_schedule": _schedule(config, unet, given)})
         condition = class_condition(unet, config.condition, spec)
         return UNetBackbone(unet, schedule, spec, config.image_size, condition=condition)
     _check_arguments(arguments, config.family, source)
     process = _process_of_family(config, has_projectors(state), source)
+    if config.noise_schedule != usual.noise_schedule and isinstance(process, LinearInterpolant):
+        raise DiffLensError(f"{source} is read as flow matching: --noise-schedule is of the family dit")
     if config.num_heads is not None or config.attention_order is not None:
         raise DiffLensError(f"{source} has DiT's layout: leave out --num-heads and --attention-order")
     channels = None if config.num_head_channels == 64 else config.num_head_channels
@@ -308,21 +324,33 @@ def _from_checkpoint(config: BackboneConfig, path: Path, meta: bool) -> Diffusio
         raise DiffLensError(
             f"{source} takes {counted(network.config.in_channels, 'channel')}, which are latents: name the "
             "folder of "
-            "its autoencoder with --autoencoder (stabilityai/sd-vae-ft-ema for the released models)"
+            "its autoencoder with --autoencoder (a download of stabilityai/sd-vae-ft-ema for the released "
+            "models)"
         )
     autoencoder = Autoencoder.from_folder(expanded(config.autoencoder), meta=meta)
     condition = dit_condition(network, config.condition, spec)
-    given = process, spec, config.image_size, None, autoencoder, condition
-    return TransformerBackbone(network, *given, tap=config.tap or "raw")
+    parts = process, spec, config.image_size, None, autoencoder, condition
+    return TransformerBackbone(network, *parts, tap=config.tap or "raw")
 
 
-def _schedule(config: BackboneConfig, unet: UNet2DModel) -> ScheduleName:
-    """Return the noise schedule of a guided-diffusion checkpoint: the option's, or that of a known model."""
+def _schedule(config: BackboneConfig, unet: UNet2DModel, given: Set[str]) -> ScheduleName:
+    """Return the noise schedule of a guided-diffusion checkpoint: the one that is given, or that of a known
+    model, whose settings are said.
+
+    Args:
+        given: the options of a checkpoint file that are given, on the command line or in a file of flags.
+    """
     released = known_release(unet)
-    if released is None or config.noise_schedule == released.noise_schedule:
+    if released is None:
         return config.noise_schedule
-    warn(f"{config.spec} looks like OpenAI's {released.file}: its schedule is {released.noise_schedule}")
-    return released.noise_schedule
+    chosen = config.noise_schedule if "noise_schedule" in given else released.noise_schedule
+    heads = unet.config.get("num_attention_heads")
+    told = f", {heads} heads" if heads is not None and "num_heads" not in given else ""
+    note(
+        f"{config.spec} has the widths of OpenAI's {released.file}: noise schedule {chosen}{told}. A file of "
+        "flags beside it can say otherwise"
+    )
+    return chosen
 
 
 def _process_of_family(config: BackboneConfig, projectors: bool, source: str) -> NoiseProcess:
@@ -380,10 +408,16 @@ def _download(spec: str) -> Path:
 
     try:
         folder = Path(snapshot_download(spec, allow_patterns=[*_DESCRIBED, *_SAFE]))
-        if any(folder.rglob("*.safetensors")):
+        # parts of before safetensors
+        pickled = [
+            name
+            for home, names in _PICKLED.items()
+            if (folder / home / "config.json").is_file() and not any((folder / home).glob("*.safetensors"))
+            for name in names
+        ]
+        if not pickled:
             return folder
-        # repositories of before safetensors
-        return Path(snapshot_download(spec, allow_patterns=[*_DESCRIBED, *_PICKLED]))
+        return Path(snapshot_download(spec, allow_patterns=[*_DESCRIBED, *_SAFE, *pickled]))
     except Exception as error:  # no network, no such repository, no permission
         raise DiffLensError(
             f"no backbone {spec!r}: it is no file or folder here, and the hub does not give it "

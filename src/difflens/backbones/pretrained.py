@@ -111,11 +111,12 @@ def read_network(
         with seeded():
             return kind.from_config(config)
     _check_names(folder)
+    variant = variant_of(folder)
     try:
         network, info = kind.from_pretrained(
             folder,
-            variant=variant_of(folder),
-            use_safetensors=any(folder.glob("*.safetensors")),
+            variant=variant,
+            use_safetensors=_has_safetensors(folder, variant),
             torch_dtype=torch.float32,
             output_loading_info=True,
             low_cpu_mem_usage=False,
@@ -264,6 +265,15 @@ def variant_of(folder: Path) -> str | None:
             warn(f"{folder} holds weights in {title} only: they are read as float32, rounded as they are")
             return variant
     return None
+
+
+def _has_safetensors(folder: Path, variant: str | None) -> bool:
+    """Return True if a folder holds safetensors files of this variant, in one file or in shards."""
+    middle = "" if variant is None else rf"\.{variant}"
+    whole = (
+        rf"diffusion_pytorch_model({middle}(-\d{{5}}-of-\d{{5}})?|-\d{{5}}-of-\d{{5}}{middle})\.safetensors"
+    )
+    return any(re.fullmatch(whole, path.name) for path in folder.glob("*.safetensors"))
 
 
 def digest_of(network: nn.Module, *described: bytes) -> str:

@@ -1,6 +1,6 @@
 """Run directories as backbones: the network that a run has trained, or the frozen one that its head reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,22 @@ class ReadBackbone:
     fingerprint: str
 
 
-def read_backbone(description: dict[str, Any]) -> ReadBackbone:
-    """Return the backbone in a saved model's config.json; raise FieldError if a field is wrong."""
-    backbone = dict(field_in(description, "backbone", dict[str, Any]))
-    fingerprint = checked(str, backbone.pop("fingerprint", None), "backbone.fingerprint")
-    return ReadBackbone(checked(BackboneConfig, backbone, "backbone"), fingerprint)
+def read_backbone(description: dict[str, Any], folder: Path) -> ReadBackbone:
+    """Return the backbone in a saved model's config.json; raise FieldError if a field is wrong.
+
+    Paths that begin with ./, as a packed model has them, are taken from `folder`, which is the model's.
+    """
+
+    def anchored(spec: str) -> str:
+        fresh = "random:" * spec.startswith("random:")
+        place = spec.removeprefix(fresh)
+        return f"{fresh}{folder / place}" if place.startswith("./") else spec
+
+    fields = dict(field_in(description, "backbone", dict[str, Any]))
+    fingerprint = checked(str, fields.pop("fingerprint", None), "backbone.fingerprint")
+    stored = checked(BackboneConfig, fields, "backbone")
+    autoencoder = None if stored.autoencoder is None else anchored(stored.autoencoder)
+    return ReadBackbone(replace(stored, spec=anchored(stored.spec), autoencoder=autoencoder), fingerprint)
 
 
 def network_folder(folder: Path) -> Path:
@@ -65,7 +76,7 @@ def backbone_beneath(folder: Path) -> ReadBackbone | None:
         if "difflens" not in description or "backbone" not in description:
             return None
         extractor = field_in(description, "extractor", dict[str, Any])
-        return read_backbone(description), checked(str, extractor.get("name"), "extractor.name")
+        return read_backbone(description, folder), checked(str, extractor.get("name"), "extractor.name")
 
     found = read_json(path, parse)
     if found is None:
@@ -79,6 +90,4 @@ def backbone_beneath(folder: Path) -> ReadBackbone | None:
         )
     kept = folder / CONDITION_FILE
     condition = str(kept) if kept.is_file() else None
-    return ReadBackbone(
-        BackboneConfig(**{**vars(read.config), "condition_file": condition}), read.fingerprint
-    )
+    return ReadBackbone(replace(read.config, condition_file=condition), read.fingerprint)

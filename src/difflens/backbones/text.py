@@ -32,7 +32,6 @@ from difflens.run.text import a
 _TABLE = dict[str, Any]
 _LONGEST_PROMPT = 2**16  # tokens
 _INSTALL = 'pip install "difflens[text]"'
-_FLUX_LATENT_SIDE = 128  # FluxPipeline's own, whatever its network is
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,6 @@ def image_conditions(folder: Path, image_side: int | None = None) -> dict[str, T
           top and left of the crop, height and width of the image as it is.
         - `added_cond_kwargs.resolution` and `.aspect_ratio`, PixArt-alpha with latents of 128: (1, 2), height
           and width, and (1, 1), their ratio.
-        - `img_ids`, Flux: see `flux_image_ids`.
 
     Raises:
         DiffLensError: the pipeline is of another class, a configuration is missing or damaged, or the side
@@ -190,34 +188,7 @@ def image_conditions(folder: Path, image_side: int | None = None) -> dict[str, T
             "added_cond_kwargs.resolution": torch.tensor([[side, side]]).float(),
             "added_cond_kwargs.aspect_ratio": torch.ones(1, 1),
         }
-    if name == "FluxPipeline":
-        scale = _scale(folder)
-        side = image_side or _FLUX_LATENT_SIDE * scale
-        if side % (2 * scale):
-            raise DiffLensError(
-                f"image-side is {side}; {folder} packs 2x2 latents, so it must be a multiple of {2 * scale}"
-            )
-        return {"img_ids": flux_image_ids(side // scale)}
     return {}
-
-
-def flux_image_ids(latent_side: int) -> Tensor:
-    """Return Flux's `img_ids` (N, 3) of latents of an even side, N = (latent_side / 2)²: 0, row, column.
-
-    Source: `FluxPipeline._prepare_latent_image_ids` of diffusers.
-
-    Raises:
-        DiffLensError: the side is odd or below 2.
-    """
-    if latent_side < 2 or latent_side % 2:
-        raise DiffLensError(
-            f"latent-side is {latent_side}; Flux packs 2x2 latents, so it must be even and positive"
-        )
-    from diffusers import FluxPipeline
-
-    half = latent_side // 2
-    ids: Tensor = FluxPipeline._prepare_latent_image_ids(1, half, half, torch.device("cpu"), torch.float32)
-    return ids
 
 
 def save_condition(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -24,6 +24,7 @@ from difflens.errors import DiffLensError, expanded, listing
 from difflens.run.reading import reason
 from difflens.run.seeding import seeded
 
+_SWAV_HEADS = ("projection_head.", "prototypes.")
 _SUGGESTIONS = 5  # most model names that an error message suggests
 
 
@@ -227,6 +228,8 @@ def _check_name(name: str, spec: str, models: set[str]) -> None:
 def _load_file(network: Any, path: Path) -> None:
     """Load all weights of `network` from a checkpoint in timm's format or that of the model's authors.
 
+    Of MoCo's files the query encoder is read, and of SwAV's neither projection head nor prototypes are.
+
     Raises:
         DiffLensError: there is no such file, it is damaged, or its weights are not those of the model.
     """
@@ -236,7 +239,7 @@ def _load_file(network: Any, path: Path) -> None:
         raise DiffLensError(f"no weights: there is no file {path}")
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     try:
-        state = load_state_dict(str(path), weights_only=True)
+        state = _encoder_in(load_state_dict(str(path), weights_only=True))
         keys = network.load_state_dict(state if convert is None else convert(state, network), strict=False)
     except Exception as error:  # damaged files, other formats, weights of other shapes
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
@@ -250,3 +253,11 @@ def _load_file(network: Any, path: Path) -> None:
             f"{path} does not hold weights of this model: {len(wrong)} are missing or left over, "
             f"{listing(wrong, 1)}"
         )
+
+
+def _encoder_in(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the weights of the encoder in a file of MoCo or SwAV, and those of any other file unchanged."""
+    query = "encoder_q."
+    if any(name.startswith(query) for name in state):
+        return {name.removeprefix(query): value for name, value in state.items() if name.startswith(query)}
+    return {name: value for name, value in state.items() if not name.startswith(_SWAV_HEADS)}

@@ -129,14 +129,14 @@ class UNetBackbone(DiffusionBackbone):
         unet: a `UNet2DModel` or `UNet2DConditionModel`; it is frozen and set to evaluation mode.
         process: the forward process of its training.
         spec: the user's name of the backbone.
-        image_size: side of the images, in pixels; None: that of the network's configuration, else 256.
+        image_size: side of the images, in pixels; None: that of the network's configuration.
         defaults: the places that probes read by default; None: the paper's, at the same relative depth.
         autoencoder: of a network that reads latents.
         condition: further arguments of a conditional network.
 
     Raises:
-        DiffLensError: the network lacks its condition, the autoencoder does not fit, or the network has
-            blocks that the walk does not support.
+        DiffLensError: the network lacks its condition, the autoencoder does not fit, the network has blocks
+            that the walk does not support, or neither it nor `image_size` states the side of the images.
     """
 
     def __init__(
@@ -149,7 +149,9 @@ class UNetBackbone(DiffusionBackbone):
         autoencoder: Autoencoder | None = None,
         condition: Condition | None = None,
     ):
-        size = unet.config.sample_size or 256
+        size = unet.config.sample_size or image_size
+        if size is None:
+            raise DiffLensError(f"{spec} does not state the side of its images: give --image-size")
         super().__init__(
             process,
             spec,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from difflens.backbones.config import BackboneConfig, is_checkpoint
+from difflens.backbones.config import BackboneConfig
 from difflens.configs.options import (
     BackboneOptions,
     Count,
@@ -43,11 +43,8 @@ class CkaConfig(
     size."""
 
     def second(self, spec: str) -> BackboneConfig:
-        """Return the configuration of the second backbone; a checkpoint file takes all options but the side
-        of the images."""
-        if is_checkpoint(spec):
-            return replace(BackboneConfig.of(self, spec), image_size=None)
-        return BackboneConfig(spec, self.num_head_channels, self.noise_schedule)
+        """Return the configuration of the second backbone, which is read at its own side."""
+        return replace(BackboneConfig.shared(self, spec), image_size=None)
 
     def check(self) -> None:
         if not self.pool:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import quote
@@ -166,11 +166,7 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
 
     def backbone(self, spec: str) -> BackboneConfig:
         """Return the configuration of the backbone `spec`."""
-        if is_checkpoint(spec):
-            return BackboneConfig.of(self, spec)
-        unread = FILE_OPTIONS if names_files(spec) else set(BACKBONE_OPTIONS) - {"image_size"}
-        usual = BackboneConfig(spec)
-        return replace(BackboneConfig.of(self, spec), **{name: getattr(usual, name) for name in unread})
+        return BackboneConfig.shared(self, spec)
 
     def _common(self, spec: str) -> dict[str, Any]:
         """Return the options of all runs on the backbone `spec`."""

@@ -37,8 +37,8 @@ def pack(model: Path, target: Path, with_backbone: bool) -> None:
         path = folder / place if place.startswith("./") else Path(place)
         if place.startswith("timm:") and "@" in place:
             raise DiffLensError(f"the {name} of {model} is {place}: weights of timm in a file are not packed")
-        if not spec or not (path.is_absolute() or place.startswith("./")):
-            continue  # a name, which every machine knows
+        if not spec or not (path.is_absolute() or place.startswith("./") or key == "autoencoder"):
+            continue  # a name, which every machine knows; an autoencoder is always a folder
         if not with_backbone:
             raise DiffLensError(
                 f"the {name} of {model} lies on this machine, at {path}: add --with-backbone to copy it"

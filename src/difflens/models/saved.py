@@ -97,8 +97,10 @@ class SavedModel(ABC):
         folder = expanded(folder)
         state = {name: value.detach().cpu().contiguous() for name, value in self.probe.own_state().items()}
         save_file(state, folder / "model.safetensors")
-        # an absolute path, so that the model can be used from any working directory
+        # absolute paths, so that the model can be used from any working directory
         backbone = self.backbone.stored() | {"spec": resolved(self.backbone.spec)}
+        if self.backbone.autoencoder is not None:
+            backbone["autoencoder"] = str(expanded(self.backbone.autoencoder).resolve())
         condition = getattr(self.probe.extractor.backbone, "condition", None)
         if condition is not None and condition.computed:
             save_condition(folder / CONDITION_FILE, condition.tensors)
@@ -141,10 +143,14 @@ class SavedModel(ABC):
         try:
             network = backbone_config.load(device)
         except DiffLensError as error:
-            raise DiffLensError(
-                f"the backbone of {folder} cannot be loaded: {error}. "
-                "If it has moved, name it with --backbone"
-            ) from error
+            encoder = stored.backbone.autoencoder
+            gone = encoder is not None and not Path(encoder).is_dir()
+            remedy = (
+                f"Its autoencoder was {encoder}, as {config_path} says"
+                if gone
+                else "If it has moved, name it with --backbone"
+            )
+            raise DiffLensError(f"the backbone of {folder} cannot be loaded: {error}. {remedy}") from error
         if network.fingerprint() != stored.fingerprint:
             raise DiffLensError(
                 f"the backbone {backbone_config.spec} has changed since {folder} was trained on it: the "
@@ -177,7 +183,7 @@ class SavedModel(ABC):
     def _card(self, config: dict[str, Any]) -> str:
         """Return the model card, in Markdown."""
         rows = {
-            "backbone": markdown_code(self.backbone.spec),
+            "backbone": markdown_code(config["backbone"]["spec"]),
             "extractor": f"{self.extractor.name}, blocks {list(self.extractor.blocks)}, "
             f"noise steps {list(self.extractor.noise_steps)}",
             "head": f"{self.head.name}, {counted(self.probe.trainable_parameters, 'trainable parameter')}",
@@ -346,18 +352,6 @@ def model_task(folder: Path | str) -> str:
     return task
 
 
-def _anchored(backbone: BackboneConfig, folder: Path) -> BackboneConfig:
-    """Return the configuration with paths that begin with ./ taken from the folder of the model."""
-
-    def anchored(spec: str) -> str:
-        fresh = "random:" * spec.startswith("random:")
-        place = spec.removeprefix(fresh)
-        return f"{fresh}{folder / place}" if place.startswith("./") else spec
-
-    autoencoder = None if backbone.autoencoder is None else anchored(backbone.autoencoder)
-    return replace(backbone, spec=anchored(backbone.spec), autoencoder=autoencoder)
-
-
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
     """The content of a model's config.json, without version and task."""
@@ -378,14 +372,16 @@ def stored_model(folder: Path, kind: type[SavedModel]) -> StoredModel:
             not known to this version.
     """
 
+    home = model_folder(folder)
+
     def parse(config: dict[str, Any]) -> StoredModel:
-        backbone = read_backbone(config)
+        backbone = read_backbone(config, home)
         classes = field_in(config, "classes", tuple[str, ...])
         if not classes:
             raise FieldError("classes is empty")
         return StoredModel(
             fingerprint=backbone.fingerprint,
-            backbone=_anchored(backbone.config, model_folder(folder)),
+            backbone=backbone.config,
             extractor=field_in(config, "extractor", ExtractorConfig),
             head=field_in(config, "head", kind.head_kind),
             classes=classes,
@@ -395,4 +391,4 @@ def stored_model(folder: Path, kind: type[SavedModel]) -> StoredModel:
     task = model_task(folder)
     if task != kind.task:
         raise DiffLensError(f"{folder} is a model of {task}, not of {kind.task}")
-    return read_json(model_folder(folder) / "config.json", parse)
+    return read_json(home / "config.json", parse)
