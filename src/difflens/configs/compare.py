@@ -165,7 +165,9 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
         return tuple(trials)
 
     def backbone(self, spec: str) -> BackboneConfig:
-        """Return the configuration of the backbone `spec`."""
+        """Return the configuration of the backbone `spec`; inception, the feature space, has no options."""
+        if spec == "inception":
+            return BackboneConfig(spec)
         if is_checkpoint(spec):
             return BackboneConfig.of(self, spec)
         unread = FILE_OPTIONS if names_files(spec) else set(BACKBONE_OPTIONS) - {"image_size"}

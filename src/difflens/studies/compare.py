@@ -28,7 +28,7 @@ from difflens.extractors.base import Extractor
 from difflens.extractors.cache import READ_BATCH, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.shared import SharedFeatures
-from difflens.generation.fidelity import fidelity
+from difflens.generation.fidelity import check_inception, fidelity
 from difflens.generation.generate import generate
 from difflens.metrics.cka import LEAST_IMAGES
 from difflens.metrics.cknna import cknna
@@ -104,7 +104,11 @@ def _compare(config: CompareConfig, announce: Callable[[str], object]) -> Compar
     candidates = [_candidate(config, spec) for spec in config.backbones]
     if config.samples and any(candidate.sampler for candidate in candidates):
         # a feature space that cannot be loaded is an error before hours of probes, too
-        FeatureSpace.load(config.backbone(config.space), None, None, config.seed, process.device)
+        if config.space == "inception":
+            measured = resolve(config.fidelity(config.backbones[0]))
+            check_inception(measured, config.samples, min(config.samples, len(data.test)))
+        else:
+            FeatureSpace.load(config.backbone(config.space), None, None, config.seed, process.device)
     with opened.directory(growing="backbones") as run:
         run.grow()
         for candidate in candidates:
