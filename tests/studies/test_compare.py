@@ -317,6 +317,16 @@ def test_a_store_is_read_by_all_protocols(
     assert yaml.safe_load((folder / "attention" / "config.yaml").read_text())["pool"] == 4
 
 
+def test_a_store_keeps_whole_maps_where_pooling_twice_is_not_pooling_once(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    asked = {"protocols": ("knn", "attention"), "store": True, "token_side": 3}
+    run = config(tmp_path / "run", image_tree, backbone_folder, **asked)
+    assert set(compare(run).backbones[0].scores) == {"knn", "attention"}
+    manifest = run.folder(str(backbone_folder)) / "store" / "manifest.json"
+    assert json.loads(manifest.read_text())["pool"] == 0
+
+
 def test_a_feature_space_that_is_not_there_is_found_out_first(
     backbone_folder: Path, image_tree: Path, tmp_path: Path
 ) -> None:

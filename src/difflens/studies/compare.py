@@ -1,7 +1,7 @@
 """`difflens compare`: several backbones on the same images by the same protocols."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,7 +50,7 @@ from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.text import csv_text
 from difflens.studies.extract import extract
 from difflens.studies.sweep import sweep
-from difflens.tasks.classification.probe import places_and_head, probe
+from difflens.tasks.classification.probe import places_and_head, pools_alike, probe
 
 _TIMINGS = 3  # readings; the fastest one counts
 _RANKED = 2000  # training images that measure the effective rank, or all
@@ -119,11 +119,11 @@ def _compare(config: CompareConfig, announce: Callable[[str], object]) -> Compar
                 chosen = candidate.place = (best.block, best.noise_step)
                 level = in_words(candidate.process.by_noise((best.noise_step,)))
                 announce(f"{candidate.spec} is read at block {best.block}, t = {level}")
-            if config.store:
-                extract(config.extract(candidate.spec, candidate.place))
-                run.keep()
             probes = {trial: config.probe(candidate.spec, trial, chosen) for trial in config.trials}
-            sides = (_side(config, candidate, each) for each in probes.values())
+            sides = [_side(config, candidate, each) for each in probes.values()]
+            if config.store:
+                extract(config.extract(candidate.spec, candidate.place, _pool(config, candidate, sides)))
+                run.keep()
             with closing(SharedFeatures(sides, config.folder(candidate.spec) / "cache")) as features:
                 # all labels first: few labels need a part of these images
                 for trial in sorted(probes, key=lambda trial: -(trial.label_fraction or 1)):
@@ -175,6 +175,17 @@ def _side(config: CompareConfig, candidate: _Candidate, run: ProbeConfig) -> int
     defaults = config.backbone(candidate.spec).load().defaults
     _, head = places_and_head(resolve(run), defaults, None)
     return head.side
+
+
+def _pool(config: CompareConfig, candidate: _Candidate, sides: Iterable[int | None]) -> int:
+    """Return the side that a store pools larger maps to; 0, whole maps, if it would change what a head reads.
+
+    Args:
+        sides: those that the heads pool to; None: whole maps.
+    """
+    backbone, pool = config.backbone(candidate.spec).load(), config.token_side or 0
+    width = backbone.image_size // backbone.block(candidate.place[0]).stride
+    return pool if pool and all(pools_alike(width, pool, side) for side in sides) else 0
 
 
 def _extractor(config: CompareConfig, candidate: _Candidate, device: torch.device) -> Extractor:
