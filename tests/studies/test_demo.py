@@ -74,9 +74,7 @@ def test_a_backbone_that_lacks_a_part_is_refused_first(image_tree: Path, tmp_pat
     student = families.write_student(tmp_path / "student")
     dit = families.write_dit(tmp_path / "dit")
     for backbone, message in ((student, "does not generate"), (dit, "needs a decoder, and .*dit has none")):
-        config = DemoConfig(
-            out=tmp_path / "demo", data=str(image_tree), backbone=str(backbone), device="cpu"
-        )
+        config = DemoConfig(out=tmp_path / "demo", data=str(image_tree), backbone=str(backbone), device="cpu")
         with pytest.raises(DiffLensError, match=message):
             demo(config)
         assert not config.out.exists()
