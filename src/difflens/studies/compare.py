@@ -1,5 +1,6 @@
 """`difflens compare`: several backbones on the same images by the same protocols."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
@@ -241,9 +242,9 @@ def _features(
 def _geometry(features: _Features, first: _Features) -> dict[str, float | None]:
     """Return the measures of `GEOMETRY`; `first` are the features of the first backbone."""
     means, views = features.means.double(), features.views
-    near = finite(cknna(means, first.means)) if len(means) >= LEAST_IMAGES else None
+    near = cknna(means, first.means) if len(means) >= LEAST_IMAGES else math.nan
     measured = effective_rank(means.T @ means), views.alignment, views.uniformity, near
-    return dict(zip(GEOMETRY, measured, strict=True))
+    return dict(zip(GEOMETRY, map(finite, measured), strict=True))
 
 
 def _images_per_second(
