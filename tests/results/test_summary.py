@@ -10,6 +10,7 @@ import pytest
 from difflens import MatchedPoint, Result, Score
 from difflens.cli import COMMANDS
 from difflens.parsing import parse
+from difflens.results.predict import line_of
 from tests.helpers import made
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +204,12 @@ def test_lines(result: Result, summary: str) -> None:
 def test_tables(result: Result, shown: list[str]) -> None:
     printed = words(result)
     assert [text for text in shown if text not in printed] == []
+
+
+def test_without_a_label_all_candidates_are_listed() -> None:
+    unsure = replace(made.CLASSES.predictions[0], threshold=0.9)
+    assert unsure.in_words(top=2) == ("no class", "", "cat 75.0 %, dog 25.0 %")
+    assert line_of(unsure, "table", 2, first=True) == "a.png: no class, then cat 75.0 %, dog 25.0 %"
 
 
 def test_a_comparison_of_many_trials_fits_a_narrow_terminal() -> None:
