@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from difflens import MatchedPoint, Result, Score
+from difflens import MatchedPoint, Prediction, Result, Score
 from difflens.cli import COMMANDS
 from difflens.parsing import parse
-from difflens.results.predict import line_of
+from difflens.results.predict import csv_line, line_of
 from tests.helpers import made
 
 ROOT = Path(__file__).parents[2]
@@ -210,6 +210,11 @@ def test_without_a_label_all_candidates_are_listed() -> None:
     unsure = replace(made.CLASSES.predictions[0], threshold=0.9)
     assert unsure.in_words(top=2) == ("no class", "", "cat 75.0 %, dog 25.0 %")
     assert line_of(unsure, "table", 2, first=True) == "a.png: no class, then cat 75.0 %, dog 25.0 %"
+
+
+def test_no_two_columns_of_predictions_have_one_name() -> None:
+    line = csv_line(Prediction("a.png", {"label": 0.75, "labels": 0.25}), first=True)
+    assert line == "image,label,probability,p(label),labels\na.png,label,0.750000,0.750000,0.250000"
 
 
 def test_a_comparison_of_many_trials_fits_a_narrow_terminal() -> None:

@@ -295,5 +295,7 @@ def csv_line(prediction: Prediction, first: bool) -> str:
     """Return the line of an image in a CSV file, without its end, and for the first one the header."""
     classes = sorted(prediction.probabilities)
     shares = [f"{value:.6f}" for value in map(prediction.probabilities.get, classes)]
-    rows = [[*prediction.COLUMNS, *classes], [*prediction.cells(), *shares]]
+    # no two columns have one name
+    names = [f"p({name})" if name in prediction.COLUMNS else name for name in classes]
+    rows = [[*prediction.COLUMNS, *names], [*prediction.cells(), *shares]]
     return csv_text(rows if first else rows[1:]).removesuffix("\n")
