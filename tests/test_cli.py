@@ -167,7 +167,7 @@ def test_below_the_threshold_there_is_no_class(
     ]
     assert sum(answer["label"] is None for answer in answers) == 7
     assert run(*words) == 0
-    assert capsys.readouterr().out.count(": no class ") == 7
+    assert capsys.readouterr().out.count(": no class, then ") == 7
 
 
 def test_predict_skips_or_stops_at_a_bad_image(

@@ -20,6 +20,7 @@ from difflens import (
 )
 from difflens.generation import fidelity as module
 from difflens.models.feature_space import FeatureSpace
+from tests.helpers.networks import write_inception
 
 
 def config(samples: Path, images: Path, backbone: Path, /, **changes: object) -> FidelityConfig:
@@ -206,15 +207,7 @@ def test_samples_of_mixed_size_or_mode_are_refused(
 
 def test_inception_with_weights_at_random(image_tree: Path, tmp_path: Path) -> None:
     """Run torch-fidelity with random weights: the real ones are a download of 95 MB."""
-    inception = pytest.importorskip(
-        "torch_fidelity.feature_extractor_inceptionv3", reason="an optional extra"
-    )
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        weights = inception.FeatureExtractorInceptionV3("inception", ["2048"]).state_dict()
-    torch.save(weights, tmp_path / "weights.pth")
+    write_inception(tmp_path / "weights.pth")
     red, green = (image_tree / "val" / colour for colour in ("red", "green"))
     run = config(red, green, Path("inception"), inception_weights=tmp_path / "weights.pth", kid_subsets=2)
     result = fidelity(run)

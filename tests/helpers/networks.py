@@ -1,5 +1,8 @@
 """Small backbones with random weights."""
 
+from pathlib import Path
+
+import pytest
 import torch
 from diffusers import UNet2DModel
 
@@ -30,3 +33,16 @@ def bigan(seed: int = 5) -> BiGANBackbone:
     torch.manual_seed(seed)
     config = networks.encoder_config("tiny", "resnet")
     return BiGANBackbone(config.build(), config, Generator(GeneratorConfig(8, (16, 8, 4), 3, 16)))
+
+
+def write_inception(path: Path) -> None:
+    """Write Inception's weights at random, or skip the test without torch-fidelity."""
+    inception = pytest.importorskip(
+        "torch_fidelity.feature_extractor_inceptionv3", reason="an optional extra"
+    )
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        weights = inception.FeatureExtractorInceptionV3("inception", ["2048"]).state_dict()
+    torch.save(weights, path)

@@ -1,6 +1,7 @@
 """Every result reads the metrics.json that it wrote, and that of version 0.1."""
 
 import json
+import math
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from difflens import (
     CompareResult,
@@ -16,6 +18,7 @@ from difflens import (
     ExtractResult,
     FidelityResult,
     GenerateResult,
+    Mirrors,
     MultiLabelSeedResult,
     ProbeResult,
     ScenesResult,
@@ -176,6 +179,22 @@ def test_what_a_head_tried_is_kept_where_it_tried_something() -> None:
     }
     assert metrics["neighbours"][0] == {"k": 5, "validation_top1": 0.5, "chosen": False, "top1": 0.25}
     assert read_seeds(metrics) == (tried,)
+
+
+def test_features_that_do_not_vary_are_null() -> None:
+    unknown = math.nan, math.nan
+    comparison, still = made.CKA.comparisons[0], torch.tensor([[1, math.nan], [math.nan, math.nan]])
+    result = replace(
+        made.CKA,
+        comparisons=(replace(comparison, values=still, cknna=still),),
+        geometry=(replace(made.CKA.geometry[0], rank=math.nan),),
+        mirrors={5: Mirrors({0: unknown, 1: (0.25, 0.125)}, unknown, 4, 0, 0)},
+    )
+    metrics = json.loads(json.dumps(result.metrics(), allow_nan=False))
+    assert metrics["cka"]["blocks-t5"] == metrics["cknna"]["blocks-t5"] == [[1, None], [None, None]]
+    assert metrics["geometry"][0]["rank"] is None
+    assert metrics["mirrors"]["5"]["lead_of_mirrors"] == [None, None]
+    assert metrics["mirrors"]["5"]["cka_by_distance"] == {"0": [None, None], "1": [0.25, 0.125]}
 
 
 def test_boxes_alone_have_no_masks() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from difflens import MatchedPoint, Result, Score
+from difflens import MatchedPoint, Prediction, Result, Score
 from difflens.cli import COMMANDS
 from difflens.parsing import parse
+from difflens.results.predict import csv_line, line_of
 from tests.helpers import made
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +204,17 @@ def test_lines(result: Result, summary: str) -> None:
 def test_tables(result: Result, shown: list[str]) -> None:
     printed = words(result)
     assert [text for text in shown if text not in printed] == []
+
+
+def test_without_a_label_all_candidates_are_listed() -> None:
+    unsure = replace(made.CLASSES.predictions[0], threshold=0.9)
+    assert unsure.in_words(top=2) == ("no class", "", "cat 75.0 %, dog 25.0 %")
+    assert line_of(unsure, "table", 2, first=True) == "a.png: no class, then cat 75.0 %, dog 25.0 %"
+
+
+def test_no_two_columns_of_predictions_have_one_name() -> None:
+    line = csv_line(Prediction("a.png", {"label": 0.75, "labels": 0.25}), first=True)
+    assert line == "image,label,probability,p(label),labels\na.png,label,0.750000,0.750000,0.250000"
 
 
 def test_a_comparison_of_many_trials_fits_a_narrow_terminal() -> None:

@@ -32,10 +32,11 @@ from difflens import (
 from difflens.data.images import fit, to_float
 from difflens.extractors.cache import FeatureCache
 from difflens.extractors.shared import SharedFeatures
+from difflens.generation.fidelity import INCEPTION_URL
 from tests.helpers.browser import open_in_browser
 from tests.helpers.cli import run as cli
 from tests.helpers.html import linked
-from tests.helpers.networks import bigan
+from tests.helpers.networks import bigan, write_inception
 
 
 def config(out: Path, images: Path, *backbones: object, **changes: object) -> CompareConfig:
@@ -316,12 +317,39 @@ def test_a_store_is_read_by_all_protocols(
     assert yaml.safe_load((folder / "attention" / "config.yaml").read_text())["pool"] == 4
 
 
+def test_a_store_keeps_whole_maps_where_pooling_twice_is_not_pooling_once(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path
+) -> None:
+    asked = {"protocols": ("knn", "attention"), "store": True, "token_side": 3}
+    run = config(tmp_path / "run", image_tree, backbone_folder, **asked)
+    assert set(compare(run).backbones[0].scores) == {"knn", "attention"}
+    manifest = run.folder(str(backbone_folder)) / "store" / "manifest.json"
+    assert json.loads(manifest.read_text())["pool"] == 0
+
+
 def test_a_feature_space_that_is_not_there_is_found_out_first(
     backbone_folder: Path, image_tree: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DiffLensError, match="no backbone 'missing'"):
         compare(config(tmp_path / "run", image_tree, backbone_folder, samples=6, features="missing"))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_features_of_inception_measure_samples(
+    backbone_folder: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    weights = tmp_path / "checkpoints" / INCEPTION_URL.rpartition("/")[2]
+    weights.parent.mkdir()
+    write_inception(weights)
+    asked = {"protocols": ("knn",), "features": "inception", "image_size": 16}
+    run = config(tmp_path / "run", image_tree, backbone_folder, **asked)
+    with pytest.raises(DiffLensError, match="3 samples and 3 real images: precision"):
+        compare(replace(run, samples=3))
+    assert not run.out.exists()
+    result = compare(replace(run, samples=4))
+    assert result.feature_space == "Inception (FID)"
+    assert result.backbones[0].frechet
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from difflens import DemoConfig, DiffLensError, TrainedModel, demo
 from difflens.pretraining.export import card_fact
 from difflens.reports.demo import TITLES
+from tests.helpers import families
 from tests.helpers.html import linked
 
 KEYS = {"pixels", "random_backbone", "linear", "mlp", "cnn", "attention", "difformer", "diffeed"}
@@ -67,6 +68,30 @@ def test_the_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert len((config.out / "log.jsonl").read_text().splitlines()) == len(KEYS)
     assert {path.name for path in (config.out / "heads").iterdir()} == KEYS
     assert (config.out / "explore" / "explore.html").exists()
+
+
+def test_a_backbone_that_lacks_a_part_is_refused_first(image_tree: Path, tmp_path: Path) -> None:
+    student = families.write_student(tmp_path / "student")
+    dit = families.write_dit(tmp_path / "dit")
+    for backbone, message in ((student, "does not generate"), (dit, "needs a decoder, and .*dit has none")):
+        config = DemoConfig(out=tmp_path / "demo", data=str(image_tree), backbone=str(backbone), device="cpu")
+        with pytest.raises(DiffLensError, match=message):
+            demo(config)
+        assert not config.out.exists()
+
+
+def test_the_report_names_the_sampler_of_the_backbone(image_tree: Path, tmp_path: Path) -> None:
+    config = DemoConfig(
+        out=tmp_path / "demo",
+        data=str(image_tree),
+        backbone=str(families.write_flow(tmp_path / "flow")),
+        effort=1e-3,
+        samples=2,
+        sampling_steps=2,
+        device="cpu",
+    )
+    demo(config)
+    assert "Sampler: own, steps: 2." in (config.out / "report.html").read_text()
 
 
 def test_the_model_card_states_the_distance(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from difflens import (
     CkaConfig,
@@ -68,6 +69,18 @@ def test_a_plan_of_probe_is_what_probe_does(
         return
     assert planned.trainable_parameters == metrics["trainable_parameters"]
     assert planned.steps == metrics["epochs"] * -(-metrics["train_images"] // min(8, metrics["train_images"]))
+
+
+def test_a_plan_of_a_grid_counts_its_heads(backbone_folder: Path, image_tree: Path, tmp_path: Path) -> None:
+    plain = replace(config(backbone_folder, image_tree, tmp_path / "run"), head="linear", epochs=2)
+    planned, alone = plan(replace(plain, grid=True)), plan(plain)
+    steps: list[int] = []
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    probe(replace(plain, grid=True))
+    hook.remove()
+    assert planned.steps == len(steps) > alone.steps
+    assert planned.operations["grid"] == 15 * alone.operations["head"] * 30 / 36
+    assert planned.gigabytes > alone.gigabytes
 
 
 def test_a_plan_of_a_store_counts_the_images_in_it(

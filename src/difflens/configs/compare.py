@@ -96,8 +96,8 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
     width: Width | None = None
     """attention: width of the head. None: chosen by the channels of the backbone."""
     token_side: Side | None = None
-    """Side, in cells, that larger maps are pooled to for the attention head, and in a store. None: chosen by
-    the backbone, and whole maps in a store."""
+    """Side, in cells, that larger maps are pooled to for the attention head, and in a store where every head
+    reads the same from such maps. None: chosen by the backbone, and whole maps in a store."""
     normalise: NormaliseName = "standard"
     """linear, knn and few: the normalisation of features, as for `probe`. Whitening needs as many training
     images as the widest backbone has channels."""
@@ -165,8 +165,8 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
         return tuple(trials)
 
     def backbone(self, spec: str) -> BackboneConfig:
-        """Return the configuration of the backbone `spec`."""
-        return BackboneConfig.shared(self, spec)
+        """Return the configuration of the backbone `spec`; inception, the feature space, has no options."""
+        return BackboneConfig(spec) if spec == "inception" else BackboneConfig.shared(self, spec)
 
     def _common(self, spec: str) -> dict[str, Any]:
         """Return the options of all runs on the backbone `spec`."""
@@ -228,14 +228,18 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
             **self._reading(self.space),
         )
 
-    def extract(self, spec: str, place: tuple[int, int | float]) -> ExtractConfig:
-        """Return the run of `extract` that writes a backbone's store, at one place."""
+    def extract(self, spec: str, place: tuple[int, int | float], pool: int = 0) -> ExtractConfig:
+        """Return the run of `extract` that writes a backbone's store, at one place.
+
+        Args:
+            pool: the side that larger maps are pooled to; 0: whole maps.
+        """
         return ExtractConfig(
             out=self.folder(spec) / "store",
             backbone=spec,
             blocks=place[:1],
             noise_steps=place[1:],
-            pool=self.token_side or 0,
+            pool=pool,
             limit=self.limit,
             resume=True,
             **self._reading(spec),

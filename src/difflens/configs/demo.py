@@ -34,4 +34,4 @@ class DemoConfig(DataOptions, BackboneOptions, LogOptions, ResumeOptions):
     samples: Annotated[int, Range(1, 10**4)] = 36
     """Number of images to generate."""
     sampling_steps: Times = 30
-    """DDIM steps for each generated image."""
+    """Sampling steps for each generated image: of DDIM, or of the sampler that the backbone needs."""

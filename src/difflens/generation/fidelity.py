@@ -231,21 +231,9 @@ def _inception(
     other: ImageSplit | None,
     source: SampleSource | None,
 ) -> FidelityResult:
-    if config.reference_distances:
-        raise DiffLensError(
-            "reference distances are for feature spaces of your own; "
-            "leave out --reference-distances or --features inception"
-        )
-    try:
-        import torch_fidelity
-    except ImportError as error:
-        raise DiffLensError('features of Inception need `pip install "difflens[fidelity]"`') from error
-    if min(len(samples), len(real)) <= _PRC_NEIGHBOURS:
-        raise DiffLensError(
-            f"{len(samples):,} samples and {len(real):,} real images: precision and recall compare an image "
-            f"with {_PRC_NEIGHBOURS} others, so they need {_PRC_NEIGHBOURS + 1} of each or more"
-        )
-    weights = _inception_weights(config)
+    weights = check_inception(config, len(samples), len(real))
+    import torch_fidelity
+
     count, side = min(len(samples), len(real)), min(samples.image(0).shape[-2:])
     metrics = torch_fidelity.calculate_metrics(
         input1=_Images(samples, side),
@@ -287,6 +275,33 @@ def _inception(
         source=source,
         inception=figures,
     )
+
+
+def check_inception(config: FidelityConfig, samples: int, real: int) -> Path:
+    """Return the file of Inception's weights.
+
+    Args:
+        samples, real: numbers of generated and of real images.
+
+    Raises:
+        DiffLensError: torch-fidelity or the weights are missing, there are too few images, or the options do
+            not fit.
+    """
+    if config.reference_distances:
+        raise DiffLensError(
+            "reference distances are for feature spaces of your own; "
+            "leave out --reference-distances or --features inception"
+        )
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError as error:
+        raise DiffLensError('features of Inception need `pip install "difflens[fidelity]"`') from error
+    if min(samples, real) <= _PRC_NEIGHBOURS:
+        raise DiffLensError(
+            f"{samples:,} samples and {real:,} real images: precision and recall compare an image "
+            f"with {_PRC_NEIGHBOURS} others, so they need {_PRC_NEIGHBOURS + 1} of each or more"
+        )
+    return _inception_weights(config)
 
 
 def _inception_weights(config: FidelityConfig) -> Path:

@@ -177,7 +177,10 @@ def joined(parts: Sequence[E]) -> E:
 def paired_difference(a: Evaluation, b: Evaluation) -> tuple[float, float]:
     """Return top-1 of `a` minus top-1 of `b` on the same images, and the half-width of its 95 % interval.
 
-    The images are paired: only images on which one is right and the other wrong add to the uncertainty.
+    The images are paired: only images on which one is right and the other wrong add to the uncertainty. One
+    image says nothing about it: the interval then holds every difference.
     """
     difference = a.correct.double() - b.correct.double()
+    if len(difference) < 2:
+        return float(difference.mean()), 2.0
     return float(difference.mean()), float(Z95 * difference.std() / len(difference) ** 0.5)

@@ -41,6 +41,16 @@ def plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
+def without_nan(value: Any) -> Any:
+    """Return a value as `plain` does, with None in place of each NaN, which JSON does not have."""
+    value = plain(value)
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if value != value else value
+
+
 def fields_in(kind: type, metrics: Mapping[str, Any], *others: str) -> dict[str, Any]:
     """Return the fields of the dataclass `kind` from the JSON value `metrics`, checked against their types.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from difflens.errors import counted
 from difflens.processes.base import Level, in_words
-from difflens.results.base import Result, plain, skipped
+from difflens.results.base import Result, plain, skipped, without_nan
 
 
 @dataclass(frozen=True, order=True)
@@ -100,10 +100,10 @@ class Mirrors:
     nearly: int
 
     def metrics(self) -> dict[str, Any]:
-        """Plain values for metrics.json."""
+        """Plain values for metrics.json; None where features do not vary."""
         return {
-            "cka_by_distance": plain(self.by_distance),
-            "lead_of_mirrors": list(self.lead),
+            "cka_by_distance": without_nan(self.by_distance),
+            "lead_of_mirrors": without_nan(self.lead),
             "decoder_blocks": self.decoder_blocks,
             "nearest_is_mirror": self.nearest,
             "nearest_is_mirror_or_next": self.nearly,
@@ -173,7 +173,7 @@ class CkaResult(Result):
         return self.values[down][:, across], self.cknna[down][:, across]
 
     def metrics(self) -> dict[str, Any]:
-        """Plain values for metrics.json."""
+        """Plain values for metrics.json; None where features do not vary."""
         return {
             "images": self.images,
             "minibatches": self.minibatches,
@@ -184,10 +184,10 @@ class CkaResult(Result):
             "mirrors": {
                 str(t): mirrors.metrics() for t, mirrors in self.mirrors.items() if mirrors is not None
             },
-            "cka": {comparison.name: plain(comparison.values) for comparison in self.comparisons},
-            "cknna": {comparison.name: plain(comparison.cknna) for comparison in self.comparisons},
+            "cka": {comparison.name: without_nan(comparison.values) for comparison in self.comparisons},
+            "cknna": {comparison.name: without_nan(comparison.cknna) for comparison in self.comparisons},
             "neighbours": self.neighbours,
-            "geometry": plain(self.geometry),
+            "geometry": without_nan(self.geometry),
             "largest_half_width_95": self.largest_half_width,
             "skipped_images": plain(self.skipped_images),
         }

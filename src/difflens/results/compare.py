@@ -51,7 +51,8 @@ class BackboneScores:
         log_snr: natural logarithm of signal^2 / noise^2 at the place's noise step; None where it is infinite,
             or not known because the run is of an earlier version.
         effective_rank: effective rank (RankMe, Garrido et al., 2023) of the place's maps, averaged over
-            positions, from 1 to the number of channels; None for a run of an earlier version.
+            positions, from 1 to the number of channels; None where all maps are 0, and for a run of an
+            earlier version.
         alignment, uniformity: of the same maps (Wang and Isola, 2020); lower is better. None for a run of an
             earlier version.
         cknna: alignment of nearest neighbours (CKNNA, Huh et al., 2024) of the same maps with those of the

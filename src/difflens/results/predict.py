@@ -61,7 +61,9 @@ class Prediction:
 
     def in_words(self, top: int) -> tuple[str, ...]:
         """Return the cells of `HEADERS`: the last has the next of the `top` most probable classes."""
-        return self.label or "no class", f"{100 * self.probability:.1f} %", self._ranked(1, top)
+        if self.label is None:
+            return "no class", "", self._ranked(0, top)
+        return self.label, f"{100 * self.probability:.1f} %", self._ranked(1, top)
 
     def _ranked(self, first: int, end: int) -> str:
         """Return some classes in words, by their rank."""
@@ -286,12 +288,14 @@ def line_of(
     if form == "csv":
         return csv_line(prediction, first)
     *found, then = prediction.in_words(top)
-    return f"{prediction.image}: {' '.join(found)}" + (f", then {then}" if then else "")
+    return f"{prediction.image}: {' '.join(filter(None, found))}" + (f", then {then}" if then else "")
 
 
 def csv_line(prediction: Prediction, first: bool) -> str:
     """Return the line of an image in a CSV file, without its end, and for the first one the header."""
     classes = sorted(prediction.probabilities)
     shares = [f"{value:.6f}" for value in map(prediction.probabilities.get, classes)]
-    rows = [[*prediction.COLUMNS, *classes], [*prediction.cells(), *shares]]
+    # no two columns have one name
+    names = [f"p({name})" if name in prediction.COLUMNS else name for name in classes]
+    rows = [[*prediction.COLUMNS, *names], [*prediction.cells(), *shares]]
     return csv_text(rows if first else rows[1:]).removesuffix("\n")

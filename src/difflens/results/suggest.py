@@ -13,7 +13,7 @@ from difflens.errors import counted, listing
 from difflens.metrics.suggestion import Suggestion
 from difflens.processes.base import Level, in_words
 from difflens.ranges import Natural
-from difflens.results.base import Result, fields_in, plain, skipped
+from difflens.results.base import Result, fields_in, plain, skipped, without_nan
 from difflens.run.reading import field_in
 
 
@@ -70,7 +70,7 @@ class SuggestResult(Result):
     def metrics(self) -> dict[str, Any]:
         """Plain values for metrics.json; None where a statistic does not exist."""
         return {
-            "statistics": {name: _without_nan(values) for name, values in self.statistics.items()},
+            "statistics": without_nan(self.statistics),
             "score": plain(self.score),
             "blocks": plain(self.blocks),
             "noise_steps": plain(self.noise_steps),
@@ -107,10 +107,6 @@ class SuggestResult(Result):
 
     def left_out(self) -> str:
         return skipped(self.skipped_images)
-
-
-def _without_nan(values: Tensor) -> list[list[float | None]]:
-    return [[None if value != value else value for value in row] for row in values.tolist()]
 
 
 def _with_nan(rows: list[list[float | None]]) -> Tensor:

@@ -1,7 +1,8 @@
 """`difflens compare`: several backbones on the same images by the same protocols."""
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +29,7 @@ from difflens.extractors.base import Extractor
 from difflens.extractors.cache import READ_BATCH, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
 from difflens.extractors.shared import SharedFeatures
-from difflens.generation.fidelity import fidelity
+from difflens.generation.fidelity import check_inception, fidelity
 from difflens.generation.generate import generate
 from difflens.metrics.cka import LEAST_IMAGES
 from difflens.metrics.cknna import cknna
@@ -50,7 +51,7 @@ from difflens.run.directory import FINISHED, RunDirectory
 from difflens.run.text import csv_text
 from difflens.studies.extract import extract
 from difflens.studies.sweep import sweep
-from difflens.tasks.classification.probe import places_and_head, probe
+from difflens.tasks.classification.probe import places_and_head, pools_alike, probe
 
 _TIMINGS = 3  # readings; the fastest one counts
 _RANKED = 2000  # training images that measure the effective rank, or all
@@ -104,7 +105,11 @@ def _compare(config: CompareConfig, announce: Callable[[str], object]) -> Compar
     candidates = [_candidate(config, spec) for spec in config.backbones]
     if config.samples and any(candidate.sampler for candidate in candidates):
         # a feature space that cannot be loaded is an error before hours of probes, too
-        FeatureSpace.load(config.backbone(config.space), None, None, config.seed, process.device)
+        if config.space == "inception":
+            measured = resolve(config.fidelity(config.backbones[0]))
+            check_inception(measured, config.samples, min(config.samples, len(data.test)))
+        else:
+            FeatureSpace.load(config.backbone(config.space), None, None, config.seed, process.device)
     with opened.directory(growing="backbones") as run:
         run.grow()
         for candidate in candidates:
@@ -115,11 +120,11 @@ def _compare(config: CompareConfig, announce: Callable[[str], object]) -> Compar
                 chosen = candidate.place = (best.block, best.noise_step)
                 level = in_words(candidate.process.by_noise((best.noise_step,)))
                 announce(f"{candidate.spec} is read at block {best.block}, t = {level}")
-            if config.store:
-                extract(config.extract(candidate.spec, candidate.place))
-                run.keep()
             probes = {trial: config.probe(candidate.spec, trial, chosen) for trial in config.trials}
-            sides = (_side(config, candidate, each) for each in probes.values())
+            sides = [_side(config, candidate, each) for each in probes.values()]
+            if config.store:
+                extract(config.extract(candidate.spec, candidate.place, _pool(config, candidate, sides)))
+                run.keep()
             with closing(SharedFeatures(sides, config.folder(candidate.spec) / "cache")) as features:
                 # all labels first: few labels need a part of these images
                 for trial in sorted(probes, key=lambda trial: -(trial.label_fraction or 1)):
@@ -171,6 +176,17 @@ def _side(config: CompareConfig, candidate: _Candidate, run: ProbeConfig) -> int
     defaults = config.backbone(candidate.spec).load().defaults
     _, head = places_and_head(resolve(run), defaults, None)
     return head.side
+
+
+def _pool(config: CompareConfig, candidate: _Candidate, sides: Iterable[int | None]) -> int:
+    """Return the side that a store pools larger maps to; 0, whole maps, if it would change what a head reads.
+
+    Args:
+        sides: those that the heads pool to; None: whole maps.
+    """
+    backbone, pool = config.backbone(candidate.spec).load(), config.token_side or 0
+    width = backbone.image_size // backbone.block(candidate.place[0]).stride
+    return pool if pool and all(pools_alike(width, pool, side) for side in sides) else 0
 
 
 def _extractor(config: CompareConfig, candidate: _Candidate, device: torch.device) -> Extractor:
@@ -226,9 +242,9 @@ def _features(
 def _geometry(features: _Features, first: _Features) -> dict[str, float | None]:
     """Return the measures of `GEOMETRY`; `first` are the features of the first backbone."""
     means, views = features.means.double(), features.views
-    near = finite(cknna(means, first.means)) if len(means) >= LEAST_IMAGES else None
+    near = cknna(means, first.means) if len(means) >= LEAST_IMAGES else math.nan
     measured = effective_rank(means.T @ means), views.alignment, views.uniformity, near
-    return dict(zip(GEOMETRY, measured, strict=True))
+    return dict(zip(GEOMETRY, map(finite, measured), strict=True))
 
 
 def _images_per_second(

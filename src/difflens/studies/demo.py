@@ -31,7 +31,7 @@ from difflens.extractors.frozen import FrozenExtractor
 from difflens.extractors.store import FeatureStore
 from difflens.generation.fidelity import at_random
 from difflens.generation.grid import image_grid, to_picture
-from difflens.generation.samplers import sample
+from difflens.generation.samplers import make_sampler, sample
 from difflens.metrics.classification import Evaluation
 from difflens.metrics.memorisation import UNSEEN, Seen, find_nearest
 from difflens.models.feature_space import FeatureSpace
@@ -63,8 +63,8 @@ def demo(config: DemoConfig, announce: Callable[[str], object] = lambda line: No
         announce: receives a line on the accuracy of each head as soon as it is known.
 
     Raises:
-        DiffLensError: the folder holds another run, the backbone is not a diffusion network, or backbone or
-            data cannot be loaded.
+        DiffLensError: the folder holds another run, the backbone is not a diffusion network that generates
+            and has a decoder, or backbone or data cannot be loaded.
     """
     config = resolve(config)
     data = load_data(config.data, val_fraction=config.val_fraction)
@@ -75,6 +75,13 @@ def demo(config: DemoConfig, announce: Callable[[str], object] = lambda line: No
     backbone = opened.backbone
     if not isinstance(backbone, DiffusionBackbone):
         raise DiffLensError(f"the demo needs a diffusion backbone, and {config.backbone} is none")
+    if not backbone.generates:
+        raise DiffLensError(f"the demo shows samples, and {config.backbone} does not generate")
+    if not backbone.defaults.feedback_blocks:
+        raise DiffLensError(
+            f"DifFeed, a head of the demo, needs a decoder, and {config.backbone} has none; `difflens probe` "
+            "trains the other heads"
+        )
     with opened.directory() as run:
         if run.finished:
             return run.read_json(FINISHED, lambda metrics: DemoResult.from_metrics(metrics, config.out))
@@ -241,6 +248,7 @@ class _Demo:
         reader = FrozenExtractor(backbone, blocks, (defaults.noise_step,), config.seed)
         reader.compiled = False  # reading one batch takes less time than compiling
         samples = sample(backbone, config.samples, config.sampling_steps, config.seed)
+        sampler = make_sampler(backbone, steps=config.sampling_steps)
         distance = card_fact(given(config.backbone), "Fréchet distance")
         # the model card's figure, because a distance of a few dozen samples would say nothing
         stated = "" if distance is None else f" The network's model card states: Fréchet distance {distance}."
@@ -259,7 +267,7 @@ class _Demo:
             blocks=backbone.describe_blocks().capitalize(),
             samples=image_grid(samples),
             stated=stated,
-            sampled=f"Number of samples: {config.samples}. Sampler: DDIM, steps: {config.sampling_steps}.",
+            sampled=f"Number of samples: {config.samples}. Sampler: {sampler.name}, steps: {sampler.steps}.",
             memorisation=self._memorisation(to_uint8(samples)),
             provenance=self._provenance(result),
         )

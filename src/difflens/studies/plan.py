@@ -32,7 +32,7 @@ from difflens.data.changes import channels_of
 from difflens.data.files import list_images
 from difflens.data.load import load_data, load_unlabelled, without_split
 from difflens.data.published import LABEL_LISTS, PublishedSet, published_set
-from difflens.data.split import ImageData
+from difflens.data.split import ImageData, every_nth
 from difflens.errors import DiffLensError, counted, expanded, listing, named, plural
 from difflens.extractors.base import Extractor
 from difflens.extractors.cache import READ_BATCH
@@ -64,6 +64,7 @@ from difflens.tasks.classification.probe import (
     with_store,
     within_store,
 )
+from difflens.tasks.classification.selection import GRID
 from difflens.tasks.dense import chosen_rows, make_plan
 from difflens.tasks.detection.detect import Detection
 from difflens.tasks.segmentation.segment import Segmentation, check_batch
@@ -137,14 +138,22 @@ def _plan_probe(config: ProbeConfig) -> PlanResult:
         memory["activations of the head"] = cost.peak
         memory |= _trained(head, extractor, config.optimizer == "sgd")
     trained = sum(each.numel() for each in _trainable(head, extractor)) if trains else 0
+    steps, schedule = epochs * math.ceil(train / batch), _schedule(epochs, batch, config.seeds)
+    if config.grid:
+        heads, images = math.prod(map(len, GRID[given(config.optimizer)])), _in_grid(config, store, data)
+        steps += epochs * math.ceil(images / batch)
+        schedule += f", after as many epochs of a grid of {heads} heads on {counted(images, 'image')}"
+        operations["grid"] = heads * operations["head"] * images / train
+        (size,) = _trained(head, extractor, config.optimizer == "sgd").values()
+        memory["heads of the grid"] = heads * size
     return PlanResult(
         command="probe",
         backbone=_described(backbone, config.decided_precision),
         images={"train": train, "test": test},
         data=data.source,
         reads=_places(extractor, extractor_config.name, head_config.name),
-        steps=config.seeds * epochs * math.ceil(train / batch) if trains else 0,
-        schedule=_schedule(epochs, batch, config.seeds),
+        steps=config.seeds * steps if trains else 0,
+        schedule=schedule,
         trainable_parameters=trained,
         memory=memory,
         stored=stored,
@@ -452,6 +461,16 @@ def _probed(config: ProbeConfig, store: FeatureStore | None, data: _Sizes) -> tu
     if path.name not in LABEL_LISTS:
         raise DiffLensError(f"no such file: {path}")
     return LABEL_LISTS[path.name], data.test
+
+
+def _in_grid(config: ProbeConfig, store: FeatureStore | None, data: _Sizes) -> int:
+    """Return on how many of the training images the heads of a grid train; the others choose one of them."""
+    if data.loaded is None:
+        train, _ = _probed(config, store, data)
+        return train - train // 5
+    labels = training_images(config, store, data.loaded).labels
+    assert labels is not None
+    return int((~every_nth(labels, 5)).sum())
 
 
 def _backbone(options: Any, channels: int, spec: str | None = None) -> tuple[BackboneConfig, Backbone]:

@@ -321,6 +321,13 @@ def test_paired_difference_counts_disagreements_only() -> None:
     assert half == pytest.approx(1.96 * (0.1 * 0.9 / 99) ** 0.5, rel=1e-3)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_paired_difference_on_one_image_is_sure_of_nothing() -> None:
+    row, right, wrong = torch.zeros(1, dtype=torch.long), torch.tensor([[0]]), torch.tensor([[1]])
+    first, second = (Evaluation(row, row, ranked, torch.ones(1), ("a", "b")) for ranked in (right, wrong))
+    assert paired_difference(first, second) == (1.0, 2.0)
+
+
 def test_bundled_data_by_default() -> None:
     resolved = resolve(ProbeConfig(out=Path("x")))
     assert (resolved.data, resolved.head) == ("fashion", "attention")

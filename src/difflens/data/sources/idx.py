@@ -140,7 +140,7 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
         raise DiffLensError(f"{folder} has neither {name}.gz nor {name}, which MNIST-style data consists of")
     magic = bytes((0, 0, 8, dimensions))
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             start = file.read(4)
             if start != magic:
                 raise DiffLensError(

@@ -333,7 +333,7 @@ def _check_store(
         )
     kept = manifest.pool
     widths = {max(shape[1:]) for shape in extractor.shapes().values()}
-    if kept and any(not _pools_alike(width, kept, side) for width in widths):
+    if kept and any(not pools_alike(width, kept, side) for width in widths):
         wanted = "whole maps" if side is None else f"maps of side {side}"
         different.append(
             f"its maps are pooled to side {kept}, and the head reads {wanted}: give --pool {kept}"
@@ -342,7 +342,7 @@ def _check_store(
         raise DiffLensError(f"{store.path} does not fit: {'; '.join(different)}")
 
 
-def _pools_alike(width: int, kept: int, side: int | None) -> bool:
+def pools_alike(width: int, kept: int, side: int | None) -> bool:
     """Return True if pooling to `kept` and then to `side` equals pooling to `side` at once."""
     if width <= kept or side == kept:
         return True
