@@ -1,9 +1,11 @@
 """`difflens generate`: images from a backbone's own weights, written to a folder."""
 
+import json
 import re
 import time
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -18,9 +20,10 @@ from difflens.generation.base import Sampler
 from difflens.generation.grid import image_grid, to_picture
 from difflens.generation.samplers import make_sampler
 from difflens.opening import open_run, with_backbone
+from difflens.processes.base import NoiseProcess
 from difflens.results.generate import GenerateResult
 from difflens.run.console import progress_bar
-from difflens.run.directory import FINISHED, RunDirectory
+from difflens.run.directory import CONFIG, FINISHED, RunDirectory, read_record
 from difflens.run.files import replace_with
 
 GRID_IMAGES = 64
@@ -53,8 +56,22 @@ def generate(config: GenerateConfig) -> GenerateResult:
     if process.device.type == "cpu":
         backbone.require_memory(given(config.batch_size))
     backbone.convert(getattr(torch, config.decided_precision))
-    with opened.directory({"sampler": sampler.name}) as run:
+    with opened.directory({"sampler": sampler.name, **_scheduler(config, backbone.process)}) as run:
         return _Generation(config, sampler, run, process).run_all()
+
+
+def _scheduler(config: GenerateConfig, process: NoiseProcess) -> dict[str, str]:
+    """Return a digest of what a sampler reads of the backbone besides its network, for a run to record.
+
+    The fingerprint of the backbone is that of its features, on which most of this has no effect. A run of an
+    earlier version recorded no digest, and goes on without one.
+    """
+    kept = config.out / CONFIG
+    if config.resume and kept.exists() and "scheduler_fingerprint" not in read_record(config.out):
+        return {}
+    fields = {name: value for name, value in process.config.items() if name != "_diffusers_version"}
+    read = json.dumps([process.prediction, fields], sort_keys=True, default=str)
+    return {"scheduler_fingerprint": sha256(read.encode()).hexdigest()}
 
 
 class _Generation:
