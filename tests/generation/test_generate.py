@@ -267,12 +267,18 @@ def test_a_generator_without_steps(tmp_path: Path) -> None:
     folder = tmp_path / "bigan"
     folder.mkdir()
     bigan().save(folder)
-    run = config(tmp_path / "run", folder, n=2, sampler="ddim", steps=None)
+    run = config(tmp_path / "run", folder, n=2, sampler=None, steps=None)
     generate(run)
-    result = generate(replace(run, n=7, resume=True))
+    # earlier versions took this word, and left it without effect
+    result = generate(replace(run, n=7, resume=True, sampler="ddim"))
     assert result.metrics() == {"images": 7, "sampler": "one pass", "steps": 1}
     expected = to_uint8(sample(load_backbone(str(folder)), 7))
     assert (images(run.out).int() - expected.int()).abs().max() <= 1
-    with pytest.raises(DiffLensError, match="in one pass"):
-        generate(replace(run, out=tmp_path / "other", steps=20))
+    for changes, message in (
+        ({"steps": 20}, "in one pass"),
+        ({"sampler": "ddim"}, "in one pass"),
+        ({"image_size": 32}, "draws images of side 16 alone: leave out --image-size 32"),
+    ):
+        with pytest.raises(DiffLensError, match=message):
+            generate(replace(run, out=tmp_path / "other", **changes))
     assert not (tmp_path / "other").exists()

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from difflens.backbones.bigan import BiGANBackbone
 from difflens.configs.generate import GenerateConfig
 from difflens.configs.options import given, resolve
 from difflens.data.images import read_image, to_float, to_uint8
@@ -45,7 +46,10 @@ def generate(config: GenerateConfig) -> GenerateResult:
     opened = open_run(config, None)
     backbone, process = opened.backbone, opened.process
     compiled = process.device.type == "cuda"
-    sampler = make_sampler(backbone, config.sampler, config.steps, config.eta, config.seed, compiled)
+    named = config.sampler
+    if config.resume and named == "ddim" and isinstance(backbone, BiGANBackbone):
+        named = None  # earlier versions took this word for a generator, and `compare` says it
+    sampler = make_sampler(backbone, named, config.steps, config.eta, config.seed, compiled)
     if backbone.in_channels not in (1, 3):
         raise DiffLensError(
             f"{backbone.spec} has {counted(backbone.in_channels, 'channel')}: no grey or RGB images"
