@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 
 from difflens import (
     DiffLensError,
@@ -142,6 +143,25 @@ def test_two_processes_measure_the_same(probed: PretrainConfig, tmp_path: Path) 
     one = replace(probed, out=tmp_path / "one", epochs=1, learning_rate=0.0)
     pretrain(one)
     assert probes(tmp_path / "two") == probes(one.out)
+
+
+def test_features_that_overflow_leave_the_record_without_a_probe(
+    probed: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network normalises its output, so the training goes on."""
+    initial = tmp_path / "initial"
+    shutil.copytree(probed.out / "model", initial)
+    unet = UNet2DModel.from_pretrained(initial / "unet", torch_dtype=torch.float32)
+    weight = unet.conv_in.weight.data
+    weight.mul_(6e4 / weight.abs().max())
+    unet.half().save_pretrained(initial / "unet")
+    run = replace(probed, out=tmp_path / "run", epochs=2, probe_every=1, init_from=str(initial), log=())
+    pretrain(run)
+    assert [record["epoch"] for record in records(run.out)] == [1, 2]
+    assert probes(run.out) == {}
+    warned = " ".join(capsys.readouterr().err.split())
+    assert warned.count("the probe measures nothing, and the training goes on: the features of block") == 1
+    assert "probe.png" not in (run.out / "model" / "README.md").read_text()
 
 
 def test_folders_without_a_split(probed: PretrainConfig, tmp_path: Path) -> None:
