@@ -21,6 +21,9 @@ from difflens import (
     pretrain,
     sweep,
 )
+from difflens.configs.options import resolve
+from difflens.pretraining.online_probe import OnlineProbe
+from difflens.run.processes import accelerator
 from tests.helpers.images import make_image_tree
 from tests.helpers.pretraining import checkpoint, config, curve
 from tests.helpers.processes import run_two
@@ -143,6 +146,19 @@ def test_two_processes_measure_the_same(probed: PretrainConfig, tmp_path: Path) 
     one = replace(probed, out=tmp_path / "one", epochs=1, learning_rate=0.0)
     pretrain(one)
     assert probes(tmp_path / "two") == probes(one.out)
+
+
+def test_two_processes_measure_the_network_that_is_saved(probed: PretrainConfig, tmp_path: Path) -> None:
+    """Batch normalisation has other statistics in each process."""
+    options = {"data": probed.data, "probe-data": probed.data, "epochs": 1, "batch-size": 8, "device": "cpu"}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    run_two("pretrain", "--preset", "tiny", "--method", "simclr", *words, "--out", tmp_path / "two")
+    saved = load_backbone(str(tmp_path / "two" / "model"))
+    run = resolve(replace(probed, out=tmp_path / "one", method="simclr"))
+    probe = OnlineProbe(run, saved.in_channels, saved.image_size, accelerator("cpu"))
+    (found,) = probes(tmp_path / "two").values()
+    for place, expected in zip(found, probe.measure(saved)["probe"], strict=True):
+        assert place == pytest.approx(expected, rel=1e-3)
 
 
 def test_features_that_overflow_leave_the_record_without_a_probe(

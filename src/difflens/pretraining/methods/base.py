@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -202,6 +203,10 @@ class PretrainingMethod(Objective):
         assert self.probe is not None
         with random_state_kept(self.device):
             backbone = self.backbone()
+            if self.process.num_processes > 1:
+                # batch normalisation keeps statistics in each process, and those of the first one are saved
+                for buffer in backbone.buffers():
+                    broadcast(buffer)
             try:
                 return self.probe.measure(backbone)
             except DiffLensError as error:
