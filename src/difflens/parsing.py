@@ -26,6 +26,7 @@ _REGISTRY = tyro.constructors.ConstructorRegistry()
 # what config.yaml holds besides options: it identifies the content that the run read
 _IDENTITY = {
     *("command", "backbone_fingerprint", "backbone_fingerprints", "data_fingerprint"),
+    "scheduler_fingerprint",
     *("noise_seed", "labels_sha256", "limit_keeps", "places", "other_places", "normalised"),
 }
 # options of a run's place and its continuation, which another run does not take over

@@ -138,8 +138,8 @@ def test_numbers_of_numpy_are_those_of_python() -> None:
             "inception has one feature space: leave out --image-size",
         ),
         (
-            FidelityConfig(samples=Path("x"), features="inception", on_bad_image="skip"),
-            "inception reads every image: leave out --on-bad-image",
+            FidelityConfig(samples=Path("x"), features="inception", on_bad_image="skip", workers=2),
+            "inception reads every image, in this process: leave out --on-bad-image, --workers",
         ),
     ],
 )

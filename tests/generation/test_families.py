@@ -420,6 +420,28 @@ class _Refused:
         return write_unet(folder, EulerAncestralDiscreteScheduler())
 
     @staticmethod
+    def of_images(folder: Path) -> Path:
+        return write_unet(folder, diffusers.KDPM2DiscreteScheduler(prediction_type="sample"))
+
+    @staticmethod
+    def growing(folder: Path) -> Path:
+        return write_unet(folder, diffusers.FlowMatchLCMScheduler(scale_factors=[0.5, 1.0]))
+
+    @staticmethod
+    def of_whole_steps(folder: Path) -> Path:
+        learned = {"time_embedding_type": "learned", "num_train_timesteps": 1000}
+        return write_unet(folder, diffusers.EulerDiscreteScheduler(), **learned)
+
+    @staticmethod
+    def runge_kutta(folder: Path) -> Path:
+        return write_unet(folder, diffusers.PNDMScheduler())
+
+    @staticmethod
+    def from_pure_noise(folder: Path) -> Path:
+        zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        return write_unet(folder, diffusers.DDIMScheduler(**zero))
+
+    @staticmethod
     def three_channels(folder: Path) -> Path:
         return write_edm(folder, out_channels=5)
 
@@ -445,6 +467,11 @@ class _Refused:
             "names a scheduler .*: choose ddim, ddpm or dpm-solver",
         ),
         (_Refused.without_variance, {"sampler": "own"}, "the network predicts none: choose ddim"),
+        (_Refused.of_images, {"sampler": "own"}, "takes no network that predicts the image .*: choose ddim"),
+        (_Refused.growing, {}, "changes the size of the image between its steps"),
+        (_Refused.of_whole_steps, {"sampler": "own"}, "fractions of steps, and the network knows whole ones"),
+        (_Refused.runge_kutta, {"sampler": "own", "steps": 3}, "3 sampling steps: the schedule allows 4 to"),
+        (_Refused.from_pure_noise, {"sampler": "own"}, "its last step is pure noise"),
         (_Refused.three_channels, {}, "takes 3 channels and gives 5: that is no prediction for x_t"),
     ],
 )
@@ -453,6 +480,15 @@ def test_what_cannot_be_drawn(
 ) -> None:
     with pytest.raises(DiffLensError, match=message):
         sample(load_backbone(str(write(tmp_path))), 1, **{"steps": 2, **settings})
+
+
+def test_a_step_that_fails_names_its_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise NotImplementedError("not so")
+
+    monkeypatch.setattr(DDIMScheduler, "step", fail)
+    with pytest.raises(DiffLensError, match=r"DDIMScheduler of .* with 2 steps: not so"):
+        sample(load(write_unet(tmp_path, DDIMScheduler())), 1, 2, sampler="own")
 
 
 def test_latents_and_images_that_are_not_finite(tmp_path: Path) -> None:

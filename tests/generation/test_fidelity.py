@@ -38,7 +38,7 @@ def config(samples: Path, images: Path, backbone: Path, /, **changes: object) ->
     # inception and a trained model have one space
     if asked.features == "inception" or Path(asked.features, "model").is_dir():
         asked = replace(asked, block=None, noise_step=None)
-    return asked
+    return replace(asked, workers=None) if asked.features == "inception" else asked
 
 
 def test_reference_distances_order_what_is_further_away(
@@ -68,6 +68,14 @@ def test_reference_distances_order_what_is_further_away(
     assert [distance.images for distance in alone.distances[1:]] == [
         f"the same images + noise {s:g}" for s in module.NOISE_STRENGTHS
     ]
+
+
+def test_another_split_that_is_smaller_than_the_samples_says_so(
+    backbone_folder: Path, image_tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = config(image_tree / "train", image_tree, backbone_folder, split="train", reference_distances=True)
+    assert [distance.count for distance in fidelity(run).distances[:2]] == [36, 15]
+    assert "the val split has 15 images for 36 samples" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_space_of_a_trained_model_and_its_classes(

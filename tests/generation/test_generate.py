@@ -1,18 +1,20 @@
 """`generate` end to end: the same files after any stop, for any n, from one or two processes; the grid."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel
 from PIL import Image
 
 from difflens import DiffLensError, GenerateConfig, cli, generate, load_backbone, sample
 from difflens.data.images import read_image, to_uint8
 from difflens.generation import generate as generation
 from difflens.generation.grid import image_grid
+from tests.helpers.families import write_unet
 from tests.helpers.files import contents
 from tests.helpers.networks import bigan
 from tests.helpers.processes import run_two
@@ -101,6 +103,23 @@ def test_resuming_after_any_image_ends_with_the_same_files(
     generate(replace(stopped, resume=True))
     assert contents(stopped.out) == contents(whole.out)
     assert {path: path.stat().st_mtime_ns for path in written} == times
+
+
+def test_a_run_keeps_the_scheduler_that_it_began_with(tmp_path: Path) -> None:
+    """The fingerprint of the features does not show it."""
+    folder = write_unet(tmp_path / "net", DDIMScheduler())
+    run = config(tmp_path / "run", folder, n=1, sampler="ddim", steps=1, batch_size=1)
+    generate(run)
+    more = replace(run, n=2, resume=True)
+    DDIMScheduler(prediction_type="v_prediction").save_pretrained(folder)
+    with pytest.raises(DiffLensError, match="holds another run: scheduler_fingerprint was"):
+        generate(more)
+    # an earlier version recorded no fingerprint
+    stored = run.out / "config.yaml"
+    stored.write_text(re.sub("scheduler_fingerprint: .*\n", "", stored.read_text()))
+    assert generate(more).images == 2
+    assert generate(replace(more, n=3)).images == 3
+    assert "scheduler_fingerprint" not in stored.read_text()
 
 
 def test_two_processes_write_what_one_writes(backbone_folder: Path, tmp_path: Path) -> None:
@@ -248,12 +267,18 @@ def test_a_generator_without_steps(tmp_path: Path) -> None:
     folder = tmp_path / "bigan"
     folder.mkdir()
     bigan().save(folder)
-    run = config(tmp_path / "run", folder, n=2, sampler="ddim", steps=None)
+    run = config(tmp_path / "run", folder, n=2, sampler=None, steps=None)
     generate(run)
-    result = generate(replace(run, n=7, resume=True))
+    # earlier versions took this word, and left it without effect
+    result = generate(replace(run, n=7, resume=True, sampler="ddim"))
     assert result.metrics() == {"images": 7, "sampler": "one pass", "steps": 1}
     expected = to_uint8(sample(load_backbone(str(folder)), 7))
     assert (images(run.out).int() - expected.int()).abs().max() <= 1
-    with pytest.raises(DiffLensError, match="in one pass"):
-        generate(replace(run, out=tmp_path / "other", steps=20))
+    for changes, message in (
+        ({"steps": 20}, "in one pass"),
+        ({"sampler": "ddim"}, "in one pass"),
+        ({"image_size": 32}, "draws images of side 16 alone: leave out --image-size 32"),
+    ):
+        with pytest.raises(DiffLensError, match=message):
+            generate(replace(run, out=tmp_path / "other", **changes))
     assert not (tmp_path / "other").exists()

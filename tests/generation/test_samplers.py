@@ -293,7 +293,7 @@ def test_steps_if_none_are_named() -> None:
         (tiny, {"count": 2.5}, "count is 2.5: it must be a whole number"),
         (lambda: load_backbone("pixels"), {}, "pixels:3x32 cannot generate"),
         (lambda: tiny(prediction_type="flow"), {}, "unknown prediction_type 'flow'"),
-        (lambda: tiny(5), {"steps": 1}, "it makes 5 channels out of 3"),
+        (lambda: tiny(5), {"steps": 1}, "it makes 5 x 8 x 8 out of 3 x 8 x 8"),
         (lambda: tiny(6, variance_type="learned"), {"sampler": "ddpm"}, "predicts its variance itself"),
         (lambda: tiny(variance_type="learned_range"), {"sampler": "ddpm"}, "predicts no variance, and its"),
         (lambda: tiny(variance_type="huge"), {"sampler": "ddpm"}, "its variance_type is huge"),
@@ -337,7 +337,7 @@ def test_a_generator_draws_in_one_pass() -> None:
     torch.testing.assert_close(sample(backbone, 5, seed=1, batch_size=2), together)
     torch.testing.assert_close(sample(backbone, 2, seed=1), together[:2])
     assert not torch.allclose(sample(backbone, 2, seed=2), together[:2], atol=0.01)
-    for settings in ({"steps": 1}, {"sampler": "ddpm"}, {"eta": 0.5}):
+    for settings in ({"steps": 1}, {"sampler": "ddpm"}, {"sampler": "ddim"}, {"eta": 0.5}):
         with pytest.raises(DiffLensError, match="makes an image in one pass: leave out --sampler, --steps"):
             sample(backbone, 1, **settings)
     backbone.generator.layers[0].weight.data.fill_(torch.nan)

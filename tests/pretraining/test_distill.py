@@ -169,6 +169,10 @@ def test_images_that_are_held_out_teach_nothing(
     assert steps == [5, 4]
 
 
+def test_the_card_names_the_teacher_as_code(distilled: DistillConfig, student: str) -> None:
+    assert f"from `{distilled.backbone}`, without labels" in (Path(student) / "README.md").read_text()
+
+
 def test_it_generates_nothing(student: str, tmp_path: Path) -> None:
     with pytest.raises(DiffLensError, match="cannot generate: it was distilled to read clean images"):
         generate(GenerateConfig(backbone=student, n=1, out=tmp_path / "run", device="cpu"))

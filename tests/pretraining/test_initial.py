@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
-from difflens import DiffLensError, PretrainConfig, load_backbone, pretrain
+from difflens import DiffLensError, PretrainConfig, load_backbone, pretrain, process_of
 from difflens.configs.options import resolve
 from difflens.data.load import load_unlabelled
 from difflens.pretraining.export import images_seen
+from difflens.pretraining.initial import load_initial
 from difflens.pretraining.methods.diffusion import DiffusionMethod
+from difflens.pretraining.networks import unet_config
 from difflens.run.processes import accelerator
+from tests.helpers.adm import Adm
 from tests.helpers.images import make_image_tree
 from tests.helpers.pretraining import checkpoint, config, curve
 
@@ -127,6 +130,45 @@ def test_weights_that_do_not_fit_are_refused(
     with pytest.raises(DiffLensError, match=message):
         pretrain(run)
     assert not (tmp_path / "run").exists()
+
+
+def network(learned_variance: bool) -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(**unet_config("tiny", learned_variance))
+
+
+@pytest.mark.parametrize("variance", [None, "learned"])
+def test_the_output_tells_a_learned_variance(tmp_path: Path, variance: str | None) -> None:
+    """DDIM's scheduler has no such field, and checkpoint files have no scheduler."""
+    stored, unet = network(learned_variance=True), network(learned_variance=True)
+    stored.conv_out.bias.data.fill_(0.5)
+    stored.save_pretrained(tmp_path)
+    scheduler = DDPMScheduler(variance_type=variance) if variance else DDIMScheduler()
+    scheduler.save_pretrained(tmp_path)
+    schedule = process_of({"variance_type": "learned_range"})
+    if variance:
+        with pytest.raises(DiffLensError, match="its variance is learned, not as a share, not learned"):
+            load_initial(str(tmp_path), unet, schedule)
+    else:
+        load_initial(str(tmp_path), unet, schedule)
+        assert torch.equal(unet.conv_out.bias, stored.conv_out.bias)
+
+
+def test_a_checkpoint_file_has_the_schedule_of_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.pt"
+    torch.save(Adm(64, (1,), 1, (1,), 64).random_state(), file)
+    backbone: Any = load_backbone(str(file))
+    unet = UNet2DModel.from_config(backbone.unet.config)
+    cosine = process_of({"beta_schedule": "squaredcos_cap_v2"})
+    load_initial(str(file), unet, cosine)
+    assert torch.equal(unet.conv_out.weight, backbone.unet.conv_out.weight)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "does not hold its noise schedule; it is taken to be squaredcos_cap_v2, as in this run" in said
+    file.with_suffix(".json").write_text('{"noise_schedule": "linear"}')
+    with pytest.raises(DiffLensError, match=r"its noise process is .* linear betas"):
+        load_initial(str(file), unet, cosine)
 
 
 def test_images_of_another_side(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 
 from difflens import (
     DiffLensError,
@@ -20,6 +21,9 @@ from difflens import (
     pretrain,
     sweep,
 )
+from difflens.configs.options import resolve
+from difflens.pretraining.online_probe import OnlineProbe
+from difflens.run.processes import accelerator
 from tests.helpers.images import make_image_tree
 from tests.helpers.pretraining import checkpoint, config, curve
 from tests.helpers.processes import run_two
@@ -142,6 +146,38 @@ def test_two_processes_measure_the_same(probed: PretrainConfig, tmp_path: Path) 
     one = replace(probed, out=tmp_path / "one", epochs=1, learning_rate=0.0)
     pretrain(one)
     assert probes(tmp_path / "two") == probes(one.out)
+
+
+def test_two_processes_measure_the_network_that_is_saved(probed: PretrainConfig, tmp_path: Path) -> None:
+    """Batch normalisation has other statistics in each process."""
+    options = {"data": probed.data, "probe-data": probed.data, "epochs": 1, "batch-size": 8, "device": "cpu"}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    run_two("pretrain", "--preset", "tiny", "--method", "simclr", *words, "--out", tmp_path / "two")
+    saved = load_backbone(str(tmp_path / "two" / "model"))
+    run = resolve(replace(probed, out=tmp_path / "one", method="simclr"))
+    probe = OnlineProbe(run, saved.in_channels, saved.image_size, accelerator("cpu"))
+    (found,) = probes(tmp_path / "two").values()
+    for place, expected in zip(found, probe.measure(saved)["probe"], strict=True):
+        assert place == pytest.approx(expected, rel=1e-3)
+
+
+def test_features_that_overflow_leave_the_record_without_a_probe(
+    probed: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network normalises its output, so the training goes on."""
+    initial = tmp_path / "initial"
+    shutil.copytree(probed.out / "model", initial)
+    unet = UNet2DModel.from_pretrained(initial / "unet", torch_dtype=torch.float32)
+    weight = unet.conv_in.weight.data
+    weight.mul_(6e4 / weight.abs().max())
+    unet.half().save_pretrained(initial / "unet")
+    run = replace(probed, out=tmp_path / "run", epochs=2, probe_every=1, init_from=str(initial), log=())
+    pretrain(run)
+    assert [record["epoch"] for record in records(run.out)] == [1, 2]
+    assert probes(run.out) == {}
+    warned = " ".join(capsys.readouterr().err.split())
+    assert warned.count("the probe measures nothing, and the training goes on: the features of block") == 1
+    assert "probe.png" not in (run.out / "model" / "README.md").read_text()
 
 
 def test_folders_without_a_split(probed: PretrainConfig, tmp_path: Path) -> None:

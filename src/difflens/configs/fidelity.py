@@ -42,8 +42,8 @@ class FidelityConfig(DataOptions, DryRunOptions, ReadingOptions, CheckpointOptio
     """Noise level at which the block is read, in the unit of the backbone's noise process. None: chosen by
     the backbone."""
     reference_distances: Annotated[bool, tyro.conf.arg(aliases=("--ruler",))] = False
-    """Also measure the reference distances: those of as many images of the other split, without and with a
-    little noise. For data without a split: those of the same images with a little noise."""
+    """Also measure the reference distances: those of at most as many images of the other split, without and
+    with a little noise. For data without a split: those of the same images with a little noise."""
     limit: Annotated[int, Range(2, 10**9)] | None = None
     """The most images of each set, drawn by the seed. None: all."""
     kid_subsets: Annotated[int, Range(1, 10**5)] = 100
@@ -61,6 +61,6 @@ class FidelityConfig(DataOptions, DryRunOptions, ReadingOptions, CheckpointOptio
         yield from super().without_effect()
         if self.features == "inception":
             yield "inception has one feature space", ("block", "noise_step", *BACKBONE_OPTIONS)
-            yield "inception reads every image", ("on_bad_image",)
+            yield "inception reads every image, in this process", ("on_bad_image", "workers")
         else:
             yield "only --features inception reads it", ("inception_weights",)

@@ -35,7 +35,7 @@ class GenerateConfig(DryRunOptions, PrecisionOptions, BackboneOptions, ResumeOpt
     """ddpm, ddim or dpm-solver (DPM-Solver++ 2M), for variance-preserving networks; or own: the scheduler in
     the backbone's folder, as its pipeline uses it, and Euler steps for SiT and REPA. None: ddim for
     variance-preserving networks, own for others (EDM, consistency models, VE, flows). A BiGAN's generator
-    needs one pass and no sampler, --steps or --eta."""
+    needs one pass and no sampler, --steps, --eta or --image-size."""
     steps: Times | None = None
     """Steps of the sampler. None: 50 for ddim, 20 for dpm-solver, the whole schedule for ddpm. For own: the
     whole schedule for DDPM and VE, 1 for consistency models, 4 for LCM and TCD, else 50."""

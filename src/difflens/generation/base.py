@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from difflens.backbones.base import Backbone, DiffusionBackbone
-from difflens.errors import DiffLensError, counted
+from difflens.errors import DiffLensError
 from difflens.noise import Stream, seeded_noise
+from difflens.processes.variance_preserving import VariancePreserving
 
 
 def not_finite(backbone: Backbone) -> DiffLensError:
@@ -92,14 +93,12 @@ class DiffusionSampler(Sampler):
         """Return the network's output in float32.
 
         Raises:
-            DiffLensError: it has neither as many channels as x_t nor twice as many.
+            DiffLensError: it has neither as many channels as x_t nor twice as many, or another size.
         """
         channels = self.shape[0]
         if output.shape[1] not in (channels, 2 * channels) or output.shape[2:] != self.shape[1:]:
-            raise DiffLensError(
-                f"{self.backbone.spec} cannot generate: it makes {counted(output.shape[1], 'channel')} out "
-                f"of {channels}"
-            )
+            made, fed = (" x ".join(map(str, shape)) for shape in (output.shape[1:], self.shape))
+            raise DiffLensError(f"{self.backbone.spec} cannot generate: it makes {made} out of {fed}")
         return output.float()
 
 
@@ -107,3 +106,15 @@ def refuse_eta(eta: float, name: str) -> None:
     """Raise a DiffLensError if `eta` is not 0: only ddim has one."""
     if eta:
         raise DiffLensError(f"eta is {eta:g}, and {name} has none: it is for the sampler ddim")
+
+
+def refuse_pure_noise(backbone: DiffusionBackbone) -> None:
+    """Raise a DiffLensError if no image follows from what the network predicts at the last step."""
+    process = backbone.process
+    if not isinstance(process, VariancePreserving) or process.prediction != "epsilon":
+        return
+    if not float(process.alphas_cumprod[-1]):
+        raise DiffLensError(
+            f"{backbone.spec} predicts noise, and its last step is pure noise (zero terminal SNR): no "
+            "image follows from it"
+        )

@@ -23,7 +23,7 @@ from difflens.data.files import list_images
 from difflens.data.images import fit
 from difflens.data.load import load_data, load_unlabelled, without_split
 from difflens.data.split import FileSplit, ImageSplit
-from difflens.errors import DiffLensError
+from difflens.errors import DiffLensError, counted
 from difflens.extractors.cache import Reading
 from difflens.metrics.distances import frechet_distance, kernel_distance
 from difflens.metrics.moments import Moments
@@ -31,6 +31,7 @@ from difflens.models.feature_space import FeatureSpace
 from difflens.noise import Stream, random_order
 from difflens.opening import bundled_backbone, open_run
 from difflens.results.fidelity import Distance, FidelityResult, InceptionFigures, SampleSource
+from difflens.run.console import note
 from difflens.run.directory import CONFIG, FINISHED, read_record
 from difflens.run.processes import accelerator
 from difflens.run.reading import check_regular, read_yaml, reason, short
@@ -194,6 +195,11 @@ def _in_space(
     if config.reference_distances:
         near, name = (real, "the same images") if other is None else (other, f"{other.name} images")
         if other is not None:
+            if len(other) < len(samples):
+                note(
+                    f"reference distances: the {other.name} split has {counted(len(other), 'image')} for "
+                    f"{counted(len(samples), 'sample')}, and distances of fewer images are larger"
+                )
             sets.append((name, _Set(config, space, near, reading)))
         sets += [(f"{name} + noise {s:g}", _Set(config, space, near, reading, s)) for s in NOISE_STRENGTHS]
     shares, votes = None, generated.votes

@@ -1,15 +1,18 @@
 """`difflens generate`: images from a backbone's own weights, written to a folder."""
 
+import json
 import re
 import time
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from difflens.backbones.bigan import BiGANBackbone
 from difflens.configs.generate import GenerateConfig
 from difflens.configs.options import given, resolve
 from difflens.data.images import read_image, to_float, to_uint8
@@ -18,9 +21,10 @@ from difflens.generation.base import Sampler
 from difflens.generation.grid import image_grid, to_picture
 from difflens.generation.samplers import make_sampler
 from difflens.opening import open_run, with_backbone
+from difflens.processes.base import NoiseProcess
 from difflens.results.generate import GenerateResult
 from difflens.run.console import progress_bar
-from difflens.run.directory import FINISHED, RunDirectory
+from difflens.run.directory import CONFIG, FINISHED, RunDirectory, read_record
 from difflens.run.files import replace_with
 
 GRID_IMAGES = 64
@@ -42,7 +46,10 @@ def generate(config: GenerateConfig) -> GenerateResult:
     opened = open_run(config, None)
     backbone, process = opened.backbone, opened.process
     compiled = process.device.type == "cuda"
-    sampler = make_sampler(backbone, config.sampler, config.steps, config.eta, config.seed, compiled)
+    named = config.sampler
+    if config.resume and named == "ddim" and isinstance(backbone, BiGANBackbone):
+        named = None  # earlier versions took this word for a generator, and `compare` says it
+    sampler = make_sampler(backbone, named, config.steps, config.eta, config.seed, compiled)
     if backbone.in_channels not in (1, 3):
         raise DiffLensError(
             f"{backbone.spec} has {counted(backbone.in_channels, 'channel')}: no grey or RGB images"
@@ -53,8 +60,22 @@ def generate(config: GenerateConfig) -> GenerateResult:
     if process.device.type == "cpu":
         backbone.require_memory(given(config.batch_size))
     backbone.convert(getattr(torch, config.decided_precision))
-    with opened.directory({"sampler": sampler.name}) as run:
+    with opened.directory({"sampler": sampler.name, **_scheduler(config, backbone.process)}) as run:
         return _Generation(config, sampler, run, process).run_all()
+
+
+def _scheduler(config: GenerateConfig, process: NoiseProcess) -> dict[str, str]:
+    """Return a digest of what a sampler reads of the backbone besides its network, for a run to record.
+
+    The fingerprint of the backbone is that of its features, on which most of this has no effect. A run of an
+    earlier version recorded no digest, and goes on without one.
+    """
+    kept = config.out / CONFIG
+    if config.resume and kept.exists() and "scheduler_fingerprint" not in read_record(config.out):
+        return {}
+    fields = {name: value for name, value in process.config.items() if name != "_diffusers_version"}
+    read = json.dumps([process.prediction, fields], sort_keys=True, default=str)
+    return {"scheduler_fingerprint": sha256(read.encode()).hexdigest()}
 
 
 class _Generation:

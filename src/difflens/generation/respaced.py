@@ -15,7 +15,7 @@ from torch import Tensor
 from difflens.backbones.base import DiffusionBackbone
 from difflens.choices import SamplerName
 from difflens.errors import DiffLensError, counted, listing, require
-from difflens.generation.base import DiffusionSampler, refuse_eta
+from difflens.generation.base import DiffusionSampler, refuse_eta, refuse_pure_noise
 from difflens.noise import Stream, seeded_noise
 from difflens.processes.variance_preserving import VariancePreserving
 
@@ -70,11 +70,7 @@ class RespacedSampler(DiffusionSampler):
         require(eta=(eta, 0, 1))
         if name != "ddim":
             refuse_eta(eta, name)
-        if backbone.process.prediction == "epsilon" and not float(backbone.process.alphas_cumprod[-1]):
-            raise DiffLensError(
-                f"{backbone.spec} predicts noise, and its last step is pure noise (zero terminal SNR): no "
-                "image follows from it"
-            )
+        refuse_pure_noise(backbone)
         if name == "ddpm" and backbone.process.config.get("variance_type") == "learned":
             raise DiffLensError(
                 f"{backbone.spec} predicts its variance itself, not a share of a range: "

@@ -46,9 +46,15 @@ def make_sampler(
     """
     require(eta=(eta, 0, 1))
     if isinstance(backbone, BiGANBackbone):
-        if steps is not None or name not in (None, "ddim") or eta:
+        if steps is not None or name is not None or eta:
             raise DiffLensError(
                 f"{backbone.spec} makes an image in one pass: leave out --sampler, --steps and --eta"
+            )
+        side = backbone.generator.config.side
+        if backbone.image_size != side:
+            raise DiffLensError(
+                f"the generator of {backbone.spec} draws images of side {side} alone: leave out --image-size "
+                f"{backbone.image_size}"
             )
         return OnePassSampler(backbone, seed)
     if not isinstance(backbone, DiffusionBackbone):

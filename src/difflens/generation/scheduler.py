@@ -1,7 +1,8 @@
 """The sampler `own`: a walk of the folder's own diffusers scheduler, step by step as in its pipeline."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from difflens.backbones.base import DiffusionBackbone
 from difflens.errors import DiffLensError, counted
-from difflens.generation.base import DiffusionSampler
+from difflens.generation.base import DiffusionSampler, refuse_pure_noise
 from difflens.noise import Stream, draws
 
 # Steps if none are named, by a part of the scheduler's name; others take 50.
@@ -22,6 +23,16 @@ _LEARN_VARIANCE = ("DDPMParallelScheduler", "DDPMScheduler")
 
 # How schedulers fail at numbers of steps or fields that they cannot take.
 _FAILURES = (ArithmeticError, AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+
+# These take no network that predicts the image.
+_NO_IMAGES = (
+    "EulerAncestralDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "PNDMScheduler",
+)
+
+_OTHERS = "ddim, ddpm or dpm-solver"
 
 # Networks whose pipeline shifts a flow's levels by the number of tokens.
 _SHIFTED = ("FluxTransformer2DModel", "SD3Transformer2DModel")
@@ -45,7 +56,8 @@ class SchedulerSampler(DiffusionSampler):
 
     Raises:
         DiffLensError: no scheduler belongs to the backbone; its scheduler goes from images to noise, draws
-            what cannot be seeded by image, or needs what its pipeline does not tell; or `steps` does not fit.
+            what cannot be seeded by image, needs what its pipeline does not tell, or cannot step with what
+            the network predicts; or `steps` does not fit.
     """
 
     name = "own"
@@ -59,25 +71,48 @@ class SchedulerSampler(DiffusionSampler):
         self._check_kind()
         self.steps = self._default_steps() if steps is None else steps
         total = self.config["num_train_timesteps"] if backbone.process.unit == "step" else None
-        if self.steps < 1 or (total is not None and self.steps > total):
-            allowed = "it takes at least 1" if total is None else f"the schedule allows 1 to {total}"
+        # the first steps of PNDM are Runge-Kutta's
+        least = 4 if self.kind == "PNDMScheduler" and not self.config.get("skip_prk_steps") else 1
+        if self.steps < least or (total is not None and self.steps > total):
+            allowed = f"it takes at least {least}"
+            if total is not None:
+                allowed = f"the schedule allows {least} to {total}"
             raise DiffLensError(f"{counted(self.steps, 'sampling step')}: {allowed}")
+        with self._failures_named():
+            times = self._new_scheduler().timesteps
+            self.calls = len(times)
+        self._check_times(times)
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Return a context in which a failure of the scheduler becomes a DiffLensError that names it."""
         try:
-            self.calls = len(self._new_scheduler().timesteps)
+            yield
+        except torch.OutOfMemoryError:
+            raise
         except _FAILURES as error:
             raise DiffLensError(
-                f"{self.kind} of {backbone.spec} with {counted(self.steps, 'step')}: {error}"
+                f"{self.kind} of {self.backbone.spec} with {counted(self.steps, 'step')}: {error}"
             ) from error
 
     def _check_kind(self) -> None:
         """Raise a DiffLensError for schedulers that give no images, or not by image."""
         spec, kind = self.backbone.spec, self.kind
-        others = "ddim, ddpm or dpm-solver"
         if not kind:
-            other = f": choose {others}" if self.backbone.process.unit == "step" else ""
+            other = f": choose {_OTHERS}" if self.backbone.process.unit == "step" else ""
             raise DiffLensError(f"no file of {spec} names a scheduler for the sampler own{other}")
         if "Inverse" in kind:
-            raise DiffLensError(f"{kind} of {spec} goes from images to noise: choose {others}")
+            raise DiffLensError(f"{kind} of {spec} goes from images to noise: choose {_OTHERS}")
+        if kind in _NO_IMAGES and self.backbone.process.prediction == "sample":
+            raise DiffLensError(
+                f"{kind} of {spec} takes no network that predicts the image (prediction_type sample): "
+                f"choose {_OTHERS}"
+            )
+        if kind == "FlowMatchLCMScheduler" and self.config.get("scale_factors"):
+            raise DiffLensError(
+                f"{kind} of {spec} changes the size of the image between its steps (scale_factors), and no "
+                "sampler draws from it"
+            )
         if self.config.get("stochastic_sampling"):
             raise DiffLensError(
                 f"{kind} of {spec} draws its noise for whole batches (stochastic_sampling): an image would "
@@ -91,8 +126,20 @@ class SchedulerSampler(DiffusionSampler):
         if self._learns_variance and self.backbone.out_channels != 2 * self.shape[0]:
             raise DiffLensError(
                 f"{kind} of {spec} wants a learned variance (variance_type {self.config['variance_type']}), "
-                f"and the network predicts none: choose {others}"
+                f"and the network predicts none: choose {_OTHERS}"
             )
+
+    def _check_times(self, times: Tensor) -> None:
+        """Raise a DiffLensError for times of the scheduler of which the network says nothing."""
+        backbone, kind = self.backbone, self.kind
+        learned = getattr(backbone.network.config, "time_embedding_type", None) == "learned"
+        if learned and times.is_floating_point():
+            raise DiffLensError(
+                f"{kind} of {backbone.spec} tells fractions of steps, and the network knows whole ones "
+                f"(time_embedding_type learned): choose {_OTHERS}"
+            )
+        if times.max() == backbone.process.bounds[1]:
+            refuse_pure_noise(backbone)
 
     @property
     def _network(self) -> str:
@@ -148,7 +195,8 @@ class SchedulerSampler(DiffusionSampler):
         given = {name: value for name, value in usual.items() if name in parameters}
         for t in scheduler.timesteps:
             output = self._predict(scaled(x, t), t)
-            x = scheduler.step(output, t, x, **given).prev_sample
+            with self._failures_named():
+                x = scheduler.step(output, t, x, **given).prev_sample
             watch()
         return x
 

@@ -21,6 +21,7 @@ from difflens.data.load import load_data, same_data, without_test
 from difflens.data.loader import iterate
 from difflens.data.split import ImageSplit, MemorySplit, every_nth
 from difflens.errors import DiffLensError, counted
+from difflens.extractors.base import Extractor
 from difflens.extractors.cache import FeatureCache, Reading, read_features
 from difflens.extractors.config import ExtractorConfig
 from difflens.metrics.geometry import effective_rank
@@ -83,15 +84,16 @@ class OnlineProbe:
 
         The accuracies are those of `sweep` on the same weights and images. The random state of the training
         stays as it is.
+
+        Raises:
+            DiffLensError: a feature is not finite or overflows float16.
         """
         began = time.monotonic()
         places = probed_places(backbone)
         blocks, levels = (tuple(sorted(set(values))) for values in zip(*places, strict=True))
         extractor = ExtractorConfig("frozen", blocks, levels, self.config.seed).build(backbone)
         extractor.compiled = False  # compiling takes longer than reading once
-        cache = self._whole(
-            read_features(extractor, POOL, self.images, self.process, Reading(0, "error", []), show=False)
-        )
+        cache = self._read(extractor)
         measured = measure_places(
             cache, places, self.held_out, CLASSIFIERS, self.classes, self.process.device
         )
@@ -104,16 +106,30 @@ class OnlineProbe:
             )
         return {"probe": records, "probe_seconds": round(time.monotonic() - began, 2)}
 
-    def _whole(self, share: FeatureCache) -> FeatureCache:
-        """Return the features of all processes, in the order of the images."""
-        if self.process.num_processes == 1:
-            return share
-        shares: list[FeatureCache] = gather_object([share])
+    def _read(self, extractor: Extractor) -> FeatureCache:
+        """Return the features of all images, in their order; each process reads its share.
+
+        Raises:
+            DiffLensError: the features of one process cannot be kept; all processes raise it.
+        """
+        own: FeatureCache | DiffLensError
+        try:
+            own = read_features(
+                extractor, POOL, self.images, self.process, Reading(0, "error", []), show=False
+            )
+        except DiffLensError as error:
+            own = error
+        read = [own] if self.process.num_processes == 1 else gather_object([own])
+        if failures := [each for each in read if isinstance(each, DiffLensError)]:
+            raise failures[0]
+        shares = [each for each in read if isinstance(each, FeatureCache)]
+        if len(shares) == 1:
+            return shares[0]
         rows = torch.cat([each.rows for each in shares])
         order = rows.argsort()
         maps = {
             place: torch.cat([each.maps[place][torch.arange(len(each))] for each in shares])[order]
-            for place in share.maps
+            for place in shares[0].maps
         }
         return FeatureCache(maps, torch.cat([each.labels for each in shares])[order], rows[order])
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -25,12 +26,12 @@ from difflens.configs.pretrain import PretrainConfig
 from difflens.data.images import BadImage
 from difflens.data.loader import Batch, epoch_order, iterate
 from difflens.data.split import ImageSplit
-from difflens.errors import counted
+from difflens.errors import DiffLensError, counted
 from difflens.pretraining import networks
 from difflens.pretraining.export import Card
 from difflens.pretraining.online_probe import OnlineProbe, scalars
 from difflens.pretraining.precision import usual_precision
-from difflens.run.console import note
+from difflens.run.console import note, warn
 from difflens.run.reading import checked
 from difflens.run.seeding import random_state_kept
 from difflens.training.batch_norm import steady_batch_norms
@@ -118,6 +119,7 @@ class PretrainingMethod(Objective):
         self.losses: list[float] = []
         self.skipped: list[str] = []
         self.probe: OnlineProbe | None = None
+        self.probe_failed = False
 
     def start_epoch(self, epoch: int) -> None:
         """Set the epoch of the next steps."""
@@ -197,10 +199,21 @@ class PretrainingMethod(Objective):
         return {**super().curves(look, record), **scalars(record or {})}
 
     def _probed(self) -> dict[str, Any]:
-        """Measure a copy of the network, and leave the random state as it is."""
+        """Measure a copy of the network, and leave the random state as it is; {} if its features overflow."""
         assert self.probe is not None
         with random_state_kept(self.device):
-            return self.probe.measure(self.backbone())
+            backbone = self.backbone()
+            if self.process.num_processes > 1:
+                # batch normalisation keeps statistics in each process, and those of the first one are saved
+                for buffer in backbone.buffers():
+                    broadcast(buffer)
+            try:
+                return self.probe.measure(backbone)
+            except DiffLensError as error:
+                if not self.probe_failed and self.process.is_main_process:
+                    warn(f"the probe measures nothing, and the training goes on: {error}")
+                self.probe_failed = True
+                return {}
 
     @abstractmethod
     def backbone(self) -> Backbone:

@@ -29,6 +29,7 @@ from difflens.pretraining.export import Card, images_seen
 from difflens.pretraining.methods.base import PretrainingMethod
 from difflens.processes.clean import Clean
 from difflens.processes.variance_preserving import VariancePreserving
+from difflens.run.text import markdown_code
 from difflens.training.optimisers import ParameterGroup, epoch_seed, make_optimizer
 
 TIME = 0
@@ -175,10 +176,11 @@ class Distillation(PretrainingMethod):
         write_distilled(folder, Clean(TIME))
 
     def card(self) -> Card:
+        teacher = markdown_code(given(self.config.backbone))
         return Card(
             title="U-Net without noise",
-            introduction=f"Distilled by difflens from {self.config.backbone}, without labels: it reads clean "
-            "images in one pass, and generates none. "
+            introduction=f"Distilled by difflens from {teacher}, without labels: it reads clean images in "
+            "one pass, and generates none. "
             f"{counted(self.student.unet.num_parameters(), 'parameter')}, float16.",
             library="difflens",
             tags=("image-feature-extraction", "difflens"),
