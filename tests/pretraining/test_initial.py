@@ -159,8 +159,8 @@ def test_a_checkpoint_file_has_the_schedule_of_the_training(
 ) -> None:
     file = tmp_path / "own.pt"
     torch.save(Adm(64, (1,), 1, (1,), 64).random_state(), file)
-    backbone: Any = load_backbone(str(file))
-    unet = UNet2DModel.from_config(backbone.unet.config)
+    backbone: Any = load_backbone(str(file), image_size=16)
+    unet = UNet2DModel.from_config(backbone.unet.config, sample_size=16)
     cosine = process_of({"beta_schedule": "squaredcos_cap_v2"})
     load_initial(str(file), unet, cosine)
     assert torch.equal(unet.conv_out.weight, backbone.unet.conv_out.weight)

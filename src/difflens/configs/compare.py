@@ -221,11 +221,14 @@ class CompareConfig(DataOptions, ReadingOptions, CheckpointOptions, LogOptions, 
 
     def fidelity(self, spec: str) -> FidelityConfig:
         """Return the run of `fidelity` that measures a backbone's samples."""
+        reading = self._reading(self.space)
+        if self.space == "inception":
+            del reading["workers"]  # it reads images by itself
         return FidelityConfig(
             samples=self.samples_of(spec),
             features=self.space,
             limit=self.samples,
-            **self._reading(self.space),
+            **reading,
         )
 
     def extract(self, spec: str, place: tuple[int, int | float], pool: int = 0) -> ExtractConfig:

@@ -36,7 +36,8 @@ def load_initial(spec: str, unet: UNet2DModel, schedule: VariancePreserving) -> 
     """
     if spec.startswith("random:"):
         raise DiffLensError(f"--init-from {spec} is untrained: leave it out to start from fresh weights")
-    backbone = load_backbone(spec)
+    # the weights of a checkpoint file need not show a side
+    backbone = load_backbone(spec, image_size=unet.config.sample_size if is_checkpoint(spec) else None)
     if not isinstance(backbone, UNetBackbone) or not isinstance(backbone.unet, UNet2DModel):
         raise DiffLensError(f"--init-from {spec} is no UNet2DModel, which diffusion pre-training trains")
     if backbone.autoencoder is not None:
@@ -53,7 +54,7 @@ def load_initial(spec: str, unet: UNet2DModel, schedule: VariancePreserving) -> 
     if differences:
         raise DiffLensError(f"--init-from {spec} does not fit this pre-training: {'; '.join(differences)}")
     sides = backbone.unet.config.sample_size, unet.config.sample_size
-    if sides[0] != sides[1]:
+    if sides[0] is not None and sides[0] != sides[1]:
         note(f"init-from: {spec} was trained on images of side {sides[0]}, and goes on with side {sides[1]}")
     unet.load_state_dict(backbone.unet.state_dict())
     return images_seen(spec)
