@@ -269,11 +269,8 @@ def variant_of(folder: Path) -> str | None:
 
 def _has_safetensors(folder: Path, variant: str | None) -> bool:
     """Return True if a folder holds safetensors files of this variant, in one file or in shards."""
-    middle = "" if variant is None else rf"\.{variant}"
-    whole = (
-        rf"diffusion_pytorch_model({middle}(-\d{{5}}-of-\d{{5}})?|-\d{{5}}-of-\d{{5}}{middle})\.safetensors"
-    )
-    return any(re.fullmatch(whole, path.name) for path in folder.glob("*.safetensors"))
+    matches = (re.fullmatch(_WEIGHTS, path.name) for path in folder.glob("*.safetensors"))
+    return any(match and (match[2] or match[5]) == variant for match in matches)
 
 
 def digest_of(network: nn.Module, *described: bytes) -> str:
