@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from difflens import ProbeConfig
+
 Tree = Callable[..., Path]
 
 
@@ -24,3 +26,16 @@ def tree(tmp_path: Path) -> Tree:
         return root
 
     return make
+
+
+@pytest.fixture
+def knn_run(image_tree: Path, tmp_path: Path) -> ProbeConfig:
+    """The fastest probe of `image_tree`: k-NN on pixels."""
+    return ProbeConfig(
+        out=tmp_path / "run",
+        backbone="pixels:3x16",
+        data=str(image_tree),
+        head="knn",
+        device="cpu",
+        workers=0,
+    )

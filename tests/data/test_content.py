@@ -110,22 +110,14 @@ def test_the_fingerprint_does_not_depend_on_the_place(image_tree: Path, tmp_path
 
 
 def test_a_run_of_other_content_is_refused_and_an_earlier_one_goes_on(
-    image_tree: Path, tmp_path: Path
+    image_tree: Path, knn_run: ProbeConfig
 ) -> None:
-    run = ProbeConfig(
-        out=tmp_path / "run",
-        backbone="pixels:3x16",
-        data=str(image_tree),
-        head="knn",
-        device="cpu",
-        workers=0,
-    )
-    probe(run)
+    probe(knn_run)
     flip(image_tree / "train" / "red" / "0.png")
     with pytest.raises(DiffLensError, match="data_fingerprint was"):
-        probe(replace(run, resume=True))
-    config = run.out / "config.yaml"
+        probe(replace(knn_run, resume=True))
+    config = knn_run.out / "config.yaml"
     record = yaml.safe_load(config.read_text())
     former = load_data(str(image_tree)).former_fingerprint()
     config.write_text(yaml.safe_dump({**record, "data_fingerprint": former}))
-    probe(replace(run, resume=True))
+    probe(replace(knn_run, resume=True))

@@ -58,18 +58,10 @@ def test_images_that_a_library_decodes_are_not_compared() -> None:
 
 
 def test_a_command_says_it_and_its_report_keeps_it(
-    image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_tree: Path, knn_run: ProbeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy_into_test(image_tree)
-    run = ProbeConfig(
-        out=tmp_path / "run",
-        backbone="pixels:3x16",
-        data=str(image_tree),
-        head="knn",
-        device="cpu",
-        workers=0,
-    )
-    probe(run)
+    probe(knn_run)
     said = "val images; the first is val/red/again.png, of train/red/0.png"
     assert said in capsys.readouterr().err
-    assert said in (run.out / "report.html").read_text(encoding="utf-8")
+    assert said in (knn_run.out / "report.html").read_text(encoding="utf-8")
